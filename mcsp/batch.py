@@ -1,0 +1,131 @@
+"""Batches of windows as tensors, for any mixture of montages, sampling rates and missing modalities.
+
+Each modality holds only the rows that have it; ``sample_B`` says which sample of the batch each row belongs to.
+Padding is zero and masked; no result may depend on it.
+
+Shape letters: N samples of the batch, B rows of one modality, C channels, T time samples.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mcsp.schema import MODALITIES, Modality, Window, text_key
+
+
+@dataclass(frozen=True)
+class Signal:
+    """The windows of one modality in a batch."""
+
+    x_BCT: Tensor  # float32, uV or percent; zero where not valid
+    sfreq_B: Tensor  # float32 Hz
+    channel_valid_BC: Tensor  # bool
+    time_valid_BT: Tensor  # bool
+    position_BC3: Tensor  # float32 mm; zero where unknown
+    position_valid_BC: Tensor  # bool; False where the position is unknown (implies nothing about the channel)
+    sample_B: Tensor  # int64, row -> sample of the batch
+    key_B: Tensor  # int64, randomness key of the row's sample
+
+    def __len__(self) -> int:
+        return self.x_BCT.shape[0]
+
+    def to(self, device: torch.device | str) -> "Signal":
+        """Copy every tensor to ``device``."""
+        return replace(self, **{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)})
+
+    def replace(self, **changes: Tensor) -> "Signal":
+        """A copy with some tensors replaced."""
+        return replace(self, **changes)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """N samples; a modality that no sample has is absent from ``signals``."""
+
+    signals: dict[Modality, Signal]
+    subject_N: Tensor  # int64; equal where the subject is
+    site_N: Tensor  # int64; equal where the site is
+    keys: tuple[str, ...]  # sample keys, length N
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """Copy every tensor to ``device``."""
+        signals = {modality: signal.to(device) for modality, signal in self.signals.items()}
+        return Batch(signals, self.subject_N.to(device), self.site_N.to(device), self.keys)
+
+    def pin_memory(self) -> "Batch":
+        """Page-locked copy; the hook that ``torch.utils.data.DataLoader(pin_memory=True)`` calls."""
+        signals = {
+            m: replace(s, **{f.name: getattr(s, f.name).pin_memory() for f in fields(s)}) for m, s in self.signals.items()
+        }
+        return Batch(signals, self.subject_N.pin_memory(), self.site_N.pin_memory(), self.keys)
+
+
+def collate_signal(windows: Sequence[Window], sample_indices: Sequence[int], sample_keys: Sequence[int]) -> Signal:
+    """Pad windows of one modality into one :class:`Signal`.
+
+    ``sample_indices`` and ``sample_keys`` (63-bit integers) have one entry per window. Channels marked bad in the
+    recording and non-finite values are masked.
+    """
+    n_channels = max(w.x_TC.shape[1] for w in windows)
+    n_samples = max(w.x_TC.shape[0] for w in windows)
+    rows = len(windows)
+    x_BCT = np.zeros((rows, n_channels, n_samples), dtype=np.float32)
+    channel_valid = np.zeros((rows, n_channels), dtype=bool)
+    time_valid = np.zeros((rows, n_samples), dtype=bool)
+    position = np.zeros((rows, n_channels, 3), dtype=np.float32)
+    position_valid = np.zeros((rows, n_channels), dtype=bool)
+    for b, window in enumerate(windows):
+        t, c = window.x_TC.shape
+        finite_C = np.isfinite(window.x_TC).all(axis=0)
+        good_C = np.asarray(window.recording.channel_good, dtype=bool) & finite_C
+        x_BCT[b, :c, :t] = np.where(good_C[:, None], window.x_TC.T, 0.0)
+        channel_valid[b, :c] = good_C
+        time_valid[b, :t] = True
+        known_C = np.isfinite(window.recording.positions_C3).all(axis=1)
+        position[b, :c] = np.where(known_C[:, None], window.recording.positions_C3, 0.0)
+        position_valid[b, :c] = known_C & good_C
+    return Signal(
+        x_BCT=torch.from_numpy(x_BCT),
+        sfreq_B=torch.tensor([w.recording.sfreq for w in windows], dtype=torch.float32),
+        channel_valid_BC=torch.from_numpy(channel_valid),
+        time_valid_BT=torch.from_numpy(time_valid),
+        position_BC3=torch.from_numpy(position),
+        position_valid_BC=torch.from_numpy(position_valid),
+        sample_B=torch.tensor(list(sample_indices), dtype=torch.int64),
+        key_B=torch.tensor(list(sample_keys), dtype=torch.int64),
+    )
+
+
+def collate(samples: Sequence[Sequence[Window]], keys: Sequence[int] | None = None) -> Batch:
+    """Pad and stack samples into a batch.
+
+    Args:
+        samples: for each of N samples its windows (at most one per modality).
+        keys: N randomness keys (63-bit); 0 where omitted, which is right when nothing random follows.
+
+    Raises:
+        ValueError: an empty batch, a sample without windows, or two windows of one modality in a sample.
+    """
+    if not samples or any(not windows for windows in samples):
+        raise ValueError(f"collate: expected samples with at least one window each, found {[len(s) for s in samples]}")
+    keys = keys if keys is not None else [0] * len(samples)
+    signals: dict[Modality, Signal] = {}
+    for modality in MODALITIES:
+        rows = [(i, w) for i, windows in enumerate(samples) for w in windows if w.recording.modality == modality]
+        if len({i for i, _ in rows}) < len(rows):
+            raise ValueError(f"collate: a sample has two {modality} windows, at most one is expected")
+        if rows:
+            signals[modality] = collate_signal([w for _, w in rows], [i for i, _ in rows], [keys[i] for i, _ in rows])
+    first = [windows[0].recording for windows in samples]
+    return Batch(
+        signals=signals,
+        subject_N=torch.tensor([text_key(f"{r.site}/{r.subject}") for r in first], dtype=torch.int64),
+        site_N=torch.tensor([text_key(r.site) for r in first], dtype=torch.int64),
+        keys=tuple(r.key for r in first),
+    )

@@ -1,0 +1,136 @@
+"""What one recording, one sample and one corpus are: the facts that every part of MCSP agrees on.
+
+The corpus (see ``docs/corpus-format.md``) is a folder::
+
+    index.json            schema version, resolved config, software versions, shards, totals, rejections
+    recordings.parquet    one row per recording: the fields of :class:`Recording`
+    shards/<split>-<number>.tar        members <key>.<modality>-<n>.npy and <key>.json
+    shards/<split>-<number>.crc.npy    one CRC-32 (uint32) per block of each recording
+
+Shape letters: T time samples, C channels.
+"""
+
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+SCHEMA_VERSION = 1
+
+Modality = Literal["fmri", "eeg"]
+Domain = Literal["spatial", "temporal", "spectral"]
+Split = Literal["train", "validation", "test"]
+MODALITIES: tuple[Modality, ...] = get_args(Modality)
+DOMAINS: tuple[Domain, ...] = get_args(Domain)
+SPLITS: tuple[Split, ...] = get_args(Split)
+
+# Units in which values reach a model. fp16 holds 6e-8..65504, so volts would drown in its subnormals.
+UNITS: dict[Modality, str] = {"eeg": "uV", "fmri": "percent"}
+
+# Length of one CRC block in samples of time: about 10 s of EEG at 200 Hz, 100 volumes of BOLD.
+BLOCK_SAMPLES: dict[Modality, int] = {"eeg": 2000, "fmri": 100}
+
+
+@dataclass(frozen=True)
+class Recording:
+    """One stored recording: a row of ``recordings.parquet``.
+
+    The array lies time-major ``(n_samples, n_channels)``, C-contiguous, little-endian, without compression
+    at ``byte_offset`` of the shard, so that a window is one contiguous byte range. A physical value is
+    ``stored * scale`` in ``unit``.
+    """
+
+    key: str  # sample key, "<site>_<subject>[_<session>]", unique in the corpus
+    shard: str  # file name below shards/
+    member: str  # tar member name, "<key>.<modality>-<n>.npy"
+    modality: Modality
+    site: str
+    subject: str  # keyed hash, never the original id
+    session: str  # "" where the site has none
+    task: str  # "" where unknown
+    run: str  # "" where unknown
+    split: Split
+    sfreq: float  # Hz; 1 / t_r for fMRI
+    unit: str  # "uV" | "percent"
+    scale: float  # physical = stored * scale
+    n_samples: int
+    n_channels: int
+    dtype: str  # numpy name, "float16"
+    byte_offset: int  # of the first array element, from the start of the tar
+    crc_offset: int  # index of this recording's first block in the shard's .crc.npy
+    block_samples: int  # time samples per CRC block; the last block may be shorter
+    simulated: bool
+    onset_seconds: float  # start on the clock shared by the sample's recordings; NaN if there is none
+    channels: list[str] = field(default_factory=list)  # names, length C
+    positions_mm: list[float] = field(default_factory=list)  # x,y,z of each channel (head or MNI), length 3C, NaN if unknown
+    channel_good: list[bool] = field(default_factory=list)  # length C
+    valid_spans: list[int] = field(default_factory=list)  # start, stop, start, stop ... in samples
+    participant: str = "{}"  # JSON object of the allowed participants.tsv columns
+
+    @property
+    def seconds(self) -> float:
+        """Duration [s]."""
+        return self.n_samples / self.sfreq
+
+    @property
+    def positions_C3(self) -> np.ndarray:
+        """Channel positions [mm], float32 ``(C, 3)``; rows of NaN where unknown."""
+        return np.asarray(self.positions_mm, dtype=np.float32).reshape(self.n_channels, 3)
+
+    @classmethod
+    def from_row(cls, row: dict[str, Any]) -> "Recording":
+        """Make a recording from one row of the table; raise ``ValueError`` naming missing columns."""
+        missing = [f.name for f in fields(cls) if f.name not in row]
+        if missing:
+            raise ValueError(f"recordings.parquet: missing columns {missing}")
+        return cls(**{f.name: row[f.name] for f in fields(cls)})
+
+
+@dataclass(frozen=True)
+class Window:
+    """A cut of one recording in physical units, before it joins a batch."""
+
+    x_TC: np.ndarray  # float32, recording.unit
+    recording: Recording
+    start: int  # first time sample within the recording
+
+    @property
+    def stop(self) -> int:
+        """One past the last time sample within the recording."""
+        return self.start + len(self.x_TC)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Counter-based randomness. Every random draw of a run is a function of integers (seed, step, position,
+# purpose), never of a generator's state, so nothing has to be saved to resume and no draw depends on the
+# number of ranks or workers. mcsp.augmentations.random has the same function for tensors.
+
+_MASK = (1 << 64) - 1
+
+
+def mix64(value: int) -> int:
+    """SplitMix64 finaliser (Steele et al., OOPSLA 2014): a bijection of 64-bit integers that looks random."""
+    value = (value + 0x9E3779B97F4A7C15) & _MASK
+    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK
+    return value ^ (value >> 31)
+
+
+def random_key(*parts: int) -> int:
+    """Fold integers into one 64-bit key; the order of ``parts`` matters."""
+    key = 0
+    for part in parts:
+        key = mix64(key ^ (part & _MASK))
+    return key
+
+
+def unit_interval(key: int) -> float:
+    """A float in [0, 1) with 53 random bits taken from ``key``."""
+    return (mix64(key) >> 11) * 2.0**-53
+
+
+def text_key(text: str) -> int:
+    """A 63-bit integer that stands for ``text`` (BLAKE2b), the same in every process."""
+    from hashlib import blake2b
+
+    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
