@@ -1,0 +1,11 @@
+"""Spectra of windows with any sampling rate and length; ``reference`` is the definition."""
+
+from mcsp.kernels.spectral.reference import (
+    BOLD_BANDS_HZ,
+    EEG_BANDS_HZ,
+    imaginary_coherence,
+    log_power,
+    log_power_frames,
+)
+
+__all__ = ["BOLD_BANDS_HZ", "EEG_BANDS_HZ", "imaginary_coherence", "log_power", "log_power_frames"]
