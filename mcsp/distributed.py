@@ -1,0 +1,71 @@
+"""Ranks, and collectives that gradients pass through. Without a process group everything is one rank."""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def _grouped() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def rank() -> int:
+    """Number of this process, 0 without a process group."""
+    return dist.get_rank() if _grouped() else 0
+
+
+def world_size() -> int:
+    """Number of processes, 1 without a process group."""
+    return dist.get_world_size() if _grouped() else 1
+
+
+def is_main() -> bool:
+    """True on the one rank that prints and writes files."""
+    return rank() == 0
+
+
+class _GatherRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, dim: int) -> Tensor:
+        ctx.dim, ctx.rows = dim, x.shape[dim]
+        return _all_gather(x, dim)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        total = grads[0].contiguous().clone()
+        dist.all_reduce(total)
+        return total.narrow(ctx.dim, rank() * ctx.rows, ctx.rows), None
+
+
+def _all_gather(x: Tensor, dim: int) -> Tensor:
+    rows_first = x.movedim(dim, 0).contiguous()
+    out = rows_first.new_empty((world_size() * rows_first.shape[0], *rows_first.shape[1:]))
+    dist.all_gather_into_tensor(out, rows_first)
+    return out.movedim(0, dim).contiguous()
+
+
+def gather_rows(x: Tensor, dim: int = 0) -> Tensor:
+    """Concatenate the rows of all ranks along ``dim``, in order of rank; differentiable where ``x`` needs gradients.
+
+    Every rank must hold as many rows as every other (the schedule gives all ranks the same composition) and must call
+    this and its backward equally often: it is a collective in both directions. The gradient of a rank's rows is the
+    sum over all ranks of what their losses say about them, so local losses must be *shares* that sum to the whole loss.
+    Without a process group, or with one rank, ``x`` itself is returned.
+    """
+    if world_size() == 1:
+        return x
+    if not (torch.is_grad_enabled() and x.requires_grad):
+        return _all_gather(x.detach(), dim)
+    gathered: Tensor = _GatherRows.apply(x, dim)
+    return gathered
+
+
+@torch.no_grad()
+def sum_over_ranks(x: Tensor) -> Tensor:
+    """The sum of ``x`` over all ranks, on every rank, without gradient; ``x`` is left as it is."""
+    total = x.detach().clone()
+    if world_size() > 1:
+        dist.all_reduce(total)
+    return total
