@@ -155,10 +155,9 @@ def imaginary_coherence(
         power = ((re.square() + im.square()) * keep).sum(2, keepdim=True)
         level = (level_bCP[..., None] * keep).sum(2, keepdim=True)
         gain = keep * torch.rsqrt(power + eps * level + FLAT_POWER)
+        sizes = [len(band) for band in bins]
         bands = []
-        for re_band, im_band in zip(
-            (re * gain).split([len(b) for b in bins], -1), (im * gain).split([len(b) for b in bins], -1), strict=True
-        ):
+        for re_band, im_band in zip((re * gain).split(sizes, -1), (im * gain).split(sizes, -1), strict=True):
             with torch.autocast(x.device.type, enabled=False):
                 half = im_band.flatten(2) @ re_band.flatten(2).transpose(1, 2)
             bands.append((half - half.transpose(1, 2)).abs() / max(1, re_band.shape[-1]))
