@@ -6,7 +6,7 @@ Padding is zero and masked; no result may depend on it.
 Shape letters: N samples of the batch, B rows of one modality, C channels, T time samples.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -66,14 +66,19 @@ class Batch:
         return Batch(signals, self.subject_N.pin_memory(), self.site_N.pin_memory(), self.keys)
 
 
-def collate_signal(windows: Sequence[Window], sample_indices: Sequence[int], sample_keys: Sequence[int]) -> Signal:
-    """Pad windows of one modality into one :class:`Signal`.
+def collate_signal(
+    windows: Sequence[Window],
+    sample_indices: Sequence[int],
+    sample_keys: Sequence[int],
+    shape_CT: tuple[int, int] = (0, 0),
+) -> Signal:
+    """Pad windows of one modality into one :class:`Signal`, at least to ``shape_CT`` channels and time samples.
 
     ``sample_indices`` and ``sample_keys`` (63-bit integers) have one entry per window. Channels marked bad in the
     recording and non-finite values are masked.
     """
-    n_channels = max(w.x_TC.shape[1] for w in windows)
-    n_samples = max(w.x_TC.shape[0] for w in windows)
+    n_channels = max(shape_CT[0], *(w.x_TC.shape[1] for w in windows))
+    n_samples = max(shape_CT[1], *(w.x_TC.shape[0] for w in windows))
     rows = len(windows)
     x_BCT = np.zeros((rows, n_channels, n_samples), dtype=np.float32)
     channel_valid = np.zeros((rows, n_channels), dtype=bool)
@@ -102,12 +107,18 @@ def collate_signal(windows: Sequence[Window], sample_indices: Sequence[int], sam
     )
 
 
-def collate(samples: Sequence[Sequence[Window]], keys: Sequence[int] | None = None) -> Batch:
+def collate(
+    samples: Sequence[Sequence[Window]],
+    keys: Sequence[int] | None = None,
+    shapes: Mapping[Modality, tuple[int, int]] | None = None,
+) -> Batch:
     """Pad and stack samples into a batch.
 
     Args:
         samples: for each of N samples its windows (at most one per modality).
         keys: N randomness keys (63-bit); 0 where omitted, which is right when nothing random follows.
+        shapes: least (channels, time samples) per modality. A run pads to the same shape in every step, so that what is
+            computed on a row does not depend on its neighbours.
 
     Raises:
         ValueError: an empty batch, a sample without windows, or two windows of one modality in a sample.
@@ -121,7 +132,12 @@ def collate(samples: Sequence[Sequence[Window]], keys: Sequence[int] | None = No
         if len({i for i, _ in rows}) < len(rows):
             raise ValueError(f"collate: a sample has two {modality} windows, at most one is expected")
         if rows:
-            signals[modality] = collate_signal([w for _, w in rows], [i for i, _ in rows], [keys[i] for i, _ in rows])
+            signals[modality] = collate_signal(
+                [w for _, w in rows],
+                [i for i, _ in rows],
+                [keys[i] for i, _ in rows],
+                (shapes or {}).get(modality, (0, 0)),
+            )
     first = [windows[0].recording for windows in samples]
     return Batch(
         signals=signals,

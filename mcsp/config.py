@@ -165,7 +165,7 @@ class ModelConfig(Config):
     domains: tuple[Domain, ...] = Field(DOMAINS, min_length=1)
     projection_dim: int = Field(128, ge=8)
     eeg_grid_hz: float = Field(200.0, gt=0, description="EEG is interpolated to this rate before patching")
-    fmri_grid_hz: float = Field(0.5, gt=0, description="BOLD is interpolated to this rate before patching")
+    fmri_grid_hz: float = Field(1.0, gt=0, description="BOLD is interpolated to this rate before patching")
     eeg_patch_seconds: float = Field(1.0, gt=0, description="1 s as in LaBraM")
     fmri_patch_seconds: float = Field(4.0, gt=0)
     eeg_anchors: int = Field(32, ge=4)

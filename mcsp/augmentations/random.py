@@ -1,0 +1,62 @@
+"""Counter-based randomness for tensors: a draw is a function of (key of the row, purpose, element index) alone.
+
+So a view does not depend on the device, on padding, on which rank holds the row, or on what was drawn before. The
+integer function is SplitMix64, the same as :func:`mcsp.schema.mix64`.
+
+Shape letters: B rows, C channels, T time samples.
+"""
+
+import functools
+import math
+
+import torch
+from torch import Tensor
+
+
+def _signed(value: int) -> int:
+    """The int64 with the same bits as an unsigned 64-bit integer (torch has no wrapping uint64 arithmetic)."""
+    return value - (1 << 64) if value >= 1 << 63 else value
+
+
+def _shift_right(x: Tensor, bits: int) -> Tensor:
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def mix64(x: Tensor) -> Tensor:
+    """SplitMix64 finaliser on int64 tensors, bit for bit :func:`mcsp.schema.mix64`."""
+    x = x + _signed(0x9E3779B97F4A7C15)
+    x = (x ^ _shift_right(x, 30)) * _signed(0xBF58476D1CE4E5B9)
+    x = (x ^ _shift_right(x, 27)) * _signed(0x94D049BB133111EB)
+    return x ^ _shift_right(x, 31)
+
+
+def uniform(key_B: Tensor, purpose: int, *shape: int) -> Tensor:
+    """Floats in [0, 1), float32 ``(B, *shape)``. Element (b, i, j ...) depends on key, purpose, i, j ... only."""
+    bits = mix64(key_B ^ purpose)
+    for size in shape:
+        bits = mix64(bits[..., None] ^ torch.arange(size, device=key_B.device))
+    return _shift_right(mix64(bits), 40).float() * 2.0**-24
+
+
+def normal(key_B: Tensor, purpose: int, *shape: int) -> Tensor:
+    """Standard normal numbers, float32 ``(B, *shape)`` (Box and Muller, 1958)."""
+    u, v = uniform(key_B, 2 * purpose + 1, *shape), uniform(key_B, 2 * purpose + 2, *shape)
+    return torch.sqrt(-2 * torch.log(1 - u)) * torch.cos(2 * math.pi * v)
+
+
+@functools.cache
+def _noise_table(device: torch.device) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(1 << 20, generator=generator).to(device)
+
+
+def white_noise(key_B: Tensor, purpose: int, channels: int, samples: int) -> Tensor:
+    """Standard normal noise ``(B, C, T)``: each channel reads a fixed table of 2^20 numbers from a random place.
+
+    One hash per channel instead of one per value: hashing every sample of an EEG batch costs more than the model's
+    first layer.
+    """
+    table = _noise_table(key_B.device)
+    start_BC = (uniform(key_B, purpose, channels) * len(table)).long()
+    index_BCT = (start_BC[..., None] + torch.arange(samples, device=key_B.device)) & (len(table) - 1)
+    return table[index_BCT]

@@ -1,0 +1,43 @@
+"""Views in the temporal domain. Pure functions of (signal, strengths, key).
+
+Shape letters: B rows, C channels, T time samples.
+"""
+
+import torch
+from torch import Tensor
+
+from mcsp.augmentations.random import normal, uniform, white_noise
+from mcsp.batch import Signal
+
+
+def mask_time(signal: Signal, largest_fraction: float, key_B: Tensor) -> Signal:
+    """Mark one span, up to ``largest_fraction`` of each row's valid samples, as not valid."""
+    samples = signal.x_BCT.shape[-1]
+    length_B = signal.time_valid_BT.sum(1)
+    span_B = (uniform(key_B, 201) * largest_fraction * length_B).long()
+    start_B = (uniform(key_B, 202) * (length_B - span_B + 1)).long()
+    time_T = torch.arange(samples, device=key_B.device)
+    hidden_BT = (time_T >= start_B[:, None]) & (time_T < (start_B + span_B)[:, None])
+    valid_BT = signal.time_valid_BT & ~hidden_BT
+    return signal.replace(x_BCT=signal.x_BCT * valid_BT[:, None], time_valid_BT=valid_BT)
+
+
+def scale_amplitude(signal: Signal, sd_log: float, key_B: Tensor) -> Signal:
+    """Multiply each row by a log-normal gain: impedance and scanner gain vary."""
+    return signal.replace(x_BCT=signal.x_BCT * torch.exp(normal(key_B, 203) * sd_log)[:, None, None])
+
+
+def add_noise(signal: Signal, relative_sd: float, key_B: Tensor) -> Signal:
+    """Add white noise relative to each channel's standard deviation over valid time."""
+    valid = signal.time_valid_BT[:, None] & signal.channel_valid_BC[..., None]
+    count = valid.sum(-1, keepdim=True).clamp_min(1)
+    mean = (signal.x_BCT * valid).sum(-1, keepdim=True) / count
+    sd = (((signal.x_BCT - mean) * valid).square().sum(-1, keepdim=True) / count).sqrt()
+    noise = white_noise(key_B, 204, *signal.x_BCT.shape[1:]) * (sd * relative_sd)
+    return signal.replace(x_BCT=signal.x_BCT + noise * valid)
+
+
+def flip_polarity(signal: Signal, key_B: Tensor) -> Signal:
+    """Change the sign of half of the rows: the sign of EEG depends on the reference."""
+    sign_B = torch.where(uniform(key_B, 205) < 0.5, -1.0, 1.0)
+    return signal.replace(x_BCT=signal.x_BCT * sign_B[:, None, None])

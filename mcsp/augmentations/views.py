@@ -1,0 +1,23 @@
+"""Two views of every window for every domain: each domain is augmented in its own way."""
+
+from mcsp.augmentations.random import mix64
+from mcsp.augmentations.spatial import drop_channels, jitter_positions
+from mcsp.augmentations.spectral import reshape_spectrum
+from mcsp.augmentations.temporal import add_noise, flip_polarity, mask_time, scale_amplitude
+from mcsp.batch import Signal
+from mcsp.config import AugmentationConfig
+from mcsp.schema import DOMAINS, Domain, Modality
+
+HIGHEST_HZ: dict[Modality, float] = {"eeg": 45.0, "fmri": 0.25}  # the range the spectral encoder reads
+
+
+def view(signal: Signal, modality: Modality, domain: Domain, index: int, config: AugmentationConfig) -> Signal:
+    """View number ``index`` (0 or 1) of a window for one domain; a function of ``signal.key_B`` and the arguments."""
+    key_B = mix64(signal.key_B ^ (1000 + 2 * DOMAINS.index(domain) + index))
+    if domain == "spatial":
+        return jitter_positions(drop_channels(signal, config.channel_dropout, key_B), config.position_jitter_mm, key_B)
+    if domain == "temporal":
+        signal = scale_amplitude(mask_time(signal, config.time_mask, key_B), config.amplitude_jitter, key_B)
+        signal = add_noise(signal, config.noise, key_B)
+        return flip_polarity(signal, key_B) if modality == "eeg" else signal
+    return reshape_spectrum(signal, config.band_mask, config.tilt, HIGHEST_HZ[modality], key_B)

@@ -1,0 +1,186 @@
+"""Layers that all six domain encoders share.
+
+Shape letters: B rows, C channels, A anchors, T time samples, P tokens, D width, H heads, E head width.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from mcsp.batch import Signal
+from mcsp.schema import Modality
+
+# width, depth of each of the six encoders, heads, features per channel before the anchors.
+SIZES: dict[str, tuple[int, int, int, int]] = {
+    "nano": (96, 2, 4, 8),
+    "small": (320, 3, 5, 16),
+    "base": (512, 5, 8, 24),
+    "large": (768, 7, 12, 32),
+    "huge": (1280, 8, 20, 48),
+}
+
+# Log-power below this (in uV^2/Hz or percent^2/Hz) says "nothing here": flat and masked channels have a floor of -20,
+# which would drown everything else in a linear layer.
+LOWEST_LOG_POWER = -6.0
+
+# Region that anchors fill: half axes and centre [mm]. Head: the scalp sphere of MNE's standard_1005 montage;
+# MNI: an ellipsoid around the cerebrum of the MNI152 template. Width of the Gaussian: about the distance between
+# neighbouring anchors.
+_SCALP_RADIUS_MM, _SCALP_LOWEST = 95.0, -0.3
+_BRAIN_HALF_AXES_MM, _BRAIN_CENTRE_MM = (66.0, 82.0, 56.0), (0.0, -18.0, 16.0)
+_ANCHOR_SIGMA_MM: dict[Modality, float] = {"eeg": 25.0, "fmri": 12.0}
+
+
+def anchor_positions_mm(modality: Modality, count: int) -> Tensor:
+    """Fixed, mirror-symmetric anchor positions, float64 ``(count, 3)``, in head (EEG) or MNI (fMRI) millimetres.
+
+    Points of the additive R-sequence (M. Roberts, 2018: "The unreasonable effectiveness of quasirandom
+    sequences"): evenly spread, deterministic, any even count; half of them lie at x > 0, the others mirror them.
+    """
+    if count % 2:
+        raise ValueError(f"anchors: expected an even number (left and right mirror each other), found {count}")
+    golden = 1.2207440846057596  # the real root of x^4 = x + 1
+    points: list[tuple[float, float, float]] = []
+    n = 0
+    while len(points) < count // 2:
+        n += 1
+        u, v, w = ((0.5 + n * golden**-k) % 1.0 for k in (1, 2, 3))
+        if modality == "eeg":
+            z = _SCALP_LOWEST + (1 - _SCALP_LOWEST) * u
+            radius, angle = math.sqrt(1 - z * z), math.pi * (v - 0.5)
+            points.append(tuple(_SCALP_RADIUS_MM * s for s in (radius * math.cos(angle), radius * math.sin(angle), z)))  # type: ignore[arg-type]
+        else:
+            x, y, z = u, 2 * v - 1, 2 * w - 1
+            if x * x + y * y + z * z <= 1:
+                unit = zip((x, y, z), _BRAIN_HALF_AXES_MM, _BRAIN_CENTRE_MM, strict=True)
+                points.append(tuple(centre + axis * s for s, axis, centre in unit))  # type: ignore[arg-type]
+    half = torch.tensor(points, dtype=torch.float64)
+    return torch.cat([half, half * torch.tensor([-1.0, 1.0, 1.0], dtype=torch.float64)])
+
+
+class AnchorWeights(nn.Module):
+    """Gaussian weights from a recording's channels to fixed anchor positions.
+
+    This is how any montage and any parcellation reach one shape; no parameter belongs to a channel name. Rows sum to
+    one over channels, so an anchor far from every channel takes the nearest ones. Channels without a position are
+    left out; where no channel of a row has one, all count equally.
+    """
+
+    anchors_um_A3: Tensor
+
+    def __init__(self, modality: Modality, count: int) -> None:
+        super().__init__()
+        self.sigma_mm = _ANCHOR_SIGMA_MM[modality]
+        # Integers, because a cast of the model to bf16 would round floating-point buffers by up to half a millimetre.
+        micrometres = (anchor_positions_mm(modality, count) * 1000).round().to(torch.int32)
+        self.register_buffer("anchors_um_A3", micrometres, persistent=False)
+
+    def forward(self, signal: Signal) -> Tensor:
+        """Weights ``(B, A, C)``, float32."""
+        anchors = self.anchors_um_A3.float() / 1000
+        distance2_BAC = (anchors[None, :, None] - signal.position_BC3[:, None]).square().sum(-1)
+        placed_BC = signal.position_valid_BC & signal.channel_valid_BC
+        any_placed_B1 = placed_BC.any(1, keepdim=True)
+        usable_BC = torch.where(any_placed_B1, placed_BC, signal.channel_valid_BC)
+        logits = torch.where(any_placed_B1[:, :, None], -distance2_BAC / (2 * self.sigma_mm**2), 0.0)
+        # A large finite number keeps rows without any valid channel finite (uniform over padding, which is zero).
+        return logits.masked_fill(~usable_BC[:, None], -1e9).softmax(-1)
+
+
+def to_grid(signal: Signal, grid_hz: float) -> tuple[Tensor, Tensor]:
+    """Interpolate linearly onto a common rate: ``(x_BCT, valid_BT)``; the identity where a row has that rate already.
+
+    A grid point is valid if both of its neighbours are. Band-limiting is the corpus's business: rates far above
+    ``grid_hz`` alias.
+    """
+    rates = signal.sfreq_B
+    if bool((rates == grid_hz).all()):
+        return signal.x_BCT, signal.time_valid_BT
+    n_samples = signal.x_BCT.shape[-1]
+    length = max(1, math.floor((n_samples - 1) / float(rates.min()) * grid_hz + 1e-4) + 1)
+    place_BT = torch.arange(length, device=rates.device, dtype=torch.float64) * (rates.double() / grid_hz)[:, None]
+    low_BT = (place_BT + 1e-6).floor().long()
+    fraction_BT = (place_BT - low_BT).clamp_min(0).to(signal.x_BCT.dtype)
+    high_BT = low_BT + (fraction_BT > 1e-5)
+    inside_BT = high_BT < n_samples
+    low_BT, high_BT = low_BT.clamp_max(n_samples - 1), high_BT.clamp_max(n_samples - 1)
+    valid_BT = inside_BT & signal.time_valid_BT.gather(1, low_BT) & signal.time_valid_BT.gather(1, high_BT)
+
+    def at(index_BT: Tensor) -> Tensor:
+        return signal.x_BCT.gather(2, index_BT[:, None].expand(-1, signal.x_BCT.shape[1], -1))
+
+    x_BCT = torch.lerp(at(low_BT), at(high_BT), fraction_BT[:, None])
+    return x_BCT * valid_BT[:, None], valid_BT
+
+
+def standardise(x_BCT: Tensor, valid_BT: Tensor) -> tuple[Tensor, Tensor]:
+    """Demean and scale each channel over valid time; returns ``(x_BCT, log10 standard deviation BC)``.
+
+    The logarithm travels beside the standardised signal, so amplitude is not lost. Flat channels give zeros.
+    """
+    valid = valid_BT[:, None].to(x_BCT.dtype)
+    count = valid.sum(-1, keepdim=True).clamp_min(1)
+    centred = (x_BCT - (x_BCT * valid).sum(-1, keepdim=True) / count) * valid
+    variance = centred.square().sum(-1, keepdim=True) / count
+    log_std_BC = 0.5 * torch.log10(variance.squeeze(-1) + 1e-6)
+    return centred * torch.rsqrt(variance + 1e-12), log_std_BC
+
+
+def sinusoids(position_P: Tensor, width: int, shortest: float, longest: float) -> Tensor:
+    """Sine and cosine features of a physical position (s, Hz), wavelengths from ``shortest`` to ``longest``: ``(P, D)``."""
+    count = width // 2
+    steps = torch.linspace(0, 1, count, device=position_P.device, dtype=torch.float32)
+    wavelength = shortest * (longest / shortest) ** steps
+    phase_PK = 2 * math.pi * position_P.float()[:, None] / wavelength
+    return F.pad(torch.cat([phase_PK.sin(), phase_PK.cos()], -1), (0, width - 2 * count))
+
+
+class Block(nn.Module):
+    """Pre-norm attention and MLP with scaled residual branches that start near the identity (LayerScale,
+    arXiv 2103.17239), because what a linear classifier reads from the input must survive the depth."""
+
+    def __init__(self, width: int, heads: int, residual_scale: float = 0.3) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm_attention, self.norm_mlp = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        self.scale_attention = nn.Parameter(torch.full((width,), residual_scale))
+        self.scale_mlp = nn.Parameter(torch.full((width,), residual_scale))
+
+    def forward(self, x_BPD: Tensor, valid_BP: Tensor) -> Tensor:
+        """Attend over the valid tokens; a row without any attends to all of them (they are zero)."""
+        q, k, v = rearrange(self.qkv(self.norm_attention(x_BPD)), "b p (n h e) -> n b h p e", n=3, h=self.heads)
+        mask = (valid_BP | ~valid_BP.any(1, keepdim=True))[:, None, None]
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        x_BPD = x_BPD + self.scale_attention * self.out(rearrange(attended, "b h p e -> b p (h e)"))
+        return x_BPD + self.scale_mlp * self.down(F.gelu(self.up(self.norm_mlp(x_BPD))))
+
+
+class TokenEncoder(nn.Module):
+    """Blocks over tokens and a read-out that keeps every token's place: ``(B, P, D) -> h_BD`` for a fixed P.
+
+    No mean pooling: tokens are narrowed one by one and read together.
+    """
+
+    def __init__(self, size: str, n_tokens: int) -> None:
+        super().__init__()
+        width, depth, heads, _ = SIZES[size]
+        narrow = max(8, width // 8)
+        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
+        self.norm = nn.LayerNorm(width)
+        self.narrow = nn.Linear(width, narrow)
+        self.read = nn.Linear(n_tokens * narrow, width)
+
+    def attend(self, x_BPD: Tensor, valid_BP: Tensor) -> Tensor:
+        """The blocks alone, ``(B, P, D)``; invalid tokens come out as zero."""
+        for block in self.blocks:
+            x_BPD = block(x_BPD, valid_BP)
+        return self.norm(x_BPD) * valid_BP[..., None]
+
+    def forward(self, x_BPD: Tensor, valid_BP: Tensor) -> Tensor:
+        """Encode P tokens into ``h_BD``."""
+        return self.read(rearrange(self.narrow(self.attend(x_BPD, valid_BP)), "b p k -> b (p k)"))

@@ -1,0 +1,97 @@
+"""Temporal domain: patches of the time course, attention over time.
+
+Channels reach the anchors *before* attention (not after, as in channel-independent encoders such as CBraMod, arXiv
+2412.07236): attention then costs P^2 instead of (C P)^2, and the tokens stay resolved by place.
+
+Shape letters: B rows, C channels, A anchors, T time samples, P patches, L samples per patch, F frequency bins,
+J time bins, W features per channel, D width.
+"""
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from mcsp.batch import Signal
+from mcsp.config import ModelConfig
+from mcsp.kernels.spectral import log_power_frames
+from mcsp.model.layers import LOWEST_LOG_POWER, SIZES, AnchorWeights, TokenEncoder, sinusoids, standardise, to_grid
+from mcsp.schema import Modality
+
+TIME_BINS = 12  # the read-out sees this many equal parts of the window, whatever its length
+
+
+class TemporalEncoder(nn.Module):
+    """``Signal -> h_BD`` from the course of the signal in time."""
+
+    def __init__(self, config: ModelConfig, modality: Modality) -> None:
+        super().__init__()
+        width, _, _, features = SIZES[config.size]
+        self.modality = modality
+        self.grid_hz = config.eeg_grid_hz if modality == "eeg" else config.fmri_grid_hz
+        self.patch_seconds = config.eeg_patch_seconds if modality == "eeg" else config.fmri_patch_seconds
+        self.patch_samples = max(1, round(self.grid_hz * self.patch_seconds))
+        anchors = config.eeg_anchors if modality == "eeg" else config.fmri_anchors
+        self.anchors = AnchorWeights(modality, anchors)
+        self.wave = nn.Linear(self.patch_samples, features)
+        # A patch's own power spectrum beside its waveform, as in CBraMod: the phase of an oscillation differs from
+        # patch to patch, its power is what lasts. BOLD patches are too short to have one.
+        self.n_bins = 45 if modality == "eeg" else 0
+        self.spectrum = nn.Linear(self.n_bins, features) if self.n_bins else None
+        self.amplitude = nn.Linear(1, features)
+        self.embed = nn.Linear(anchors * features, width)
+        self.encoder = TokenEncoder(config.size, TIME_BINS)
+
+    def forward(self, signal: Signal) -> Tensor:
+        """Encode the windows of one modality."""
+        weights_BAC = self.anchors(signal)
+        x_BCT, valid_BT = to_grid(signal, self.grid_hz)
+        short = self.patch_samples - x_BCT.shape[-1]
+        if short > 0:  # shorter than one patch: pad, and let its only patch count
+            x_BCT, valid_BT = F.pad(x_BCT, (0, short)), F.pad(valid_BT, (0, short))
+        n_patches = x_BCT.shape[-1] // self.patch_samples
+        x_BCT, valid_BT = x_BCT[..., : n_patches * self.patch_samples], valid_BT[:, : n_patches * self.patch_samples]
+        valid_BP = rearrange(valid_BT, "b (p l) -> b p l", p=n_patches).all(-1)
+        tokens_BPD = self.embed(self._patch_features(x_BCT, valid_BT, weights_BAC, n_patches))
+        centre_P = (torch.arange(n_patches, device=x_BCT.device) + 0.5) * self.patch_seconds
+        tokens_BPD = tokens_BPD + sinusoids(centre_P, tokens_BPD.shape[-1], 2 * self.patch_seconds, 600.0).to(tokens_BPD)
+        attended_BPD = self.encoder.attend(tokens_BPD * valid_BP[..., None], valid_BP)
+        binned_BJD = self._bin_time(attended_BPD, valid_BP, valid_BT)
+        return self.encoder.read(rearrange(self.encoder.narrow(binned_BJD), "b j k -> b (j k)"))
+
+    def _patch_features(self, x_BCT: Tensor, valid_BT: Tensor, weights_BAC: Tensor, n_patches: int) -> Tensor:
+        """``(B, P, A * W)``: nonlinear features of each channel's patch, carried to the anchors."""
+        dtype = self.embed.weight.dtype
+        unit_BCT, log_std_BC = standardise(x_BCT, valid_BT)
+        features = self.wave(rearrange(unit_BCT, "b c (p l) -> b c p l", p=n_patches).to(dtype))
+        features = features + self.amplitude(log_std_BC[..., None, None].to(dtype))
+        if self.spectrum is not None:
+            rows = x_BCT.shape[0]
+            power_BCPF, _ = log_power_frames(
+                x_BCT,
+                torch.full((rows,), self.grid_hz, device=x_BCT.device),
+                torch.arange(1, self.n_bins + 1, device=x_BCT.device, dtype=torch.float32),
+                frame_seconds=self.patch_seconds,
+                hop_seconds=self.patch_seconds,
+                time_valid_BT=valid_BT,
+            )
+            features = features + self.spectrum(power_BCPF.clamp_min(LOWEST_LOG_POWER).to(dtype))
+        anchored = torch.einsum("bac,bcpw->bpaw", weights_BAC.to(dtype), F.gelu(features))
+        return rearrange(anchored, "b p a w -> b p (a w)")
+
+    @staticmethod
+    def _bin_time(x_BPD: Tensor, valid_BP: Tensor, valid_BT: Tensor) -> Tensor:
+        """Average tokens into TIME_BINS equal parts of each row's own window: ``(B, J, D)``.
+
+        Windows with fewer patches than bins share a patch between neighbouring bins (linear weights).
+        """
+        n_patches = x_BPD.shape[1]
+        last_B = valid_BT.shape[1] - valid_BT.flip(1).int().argmax(1)  # one past the last valid sample
+        patches_B = (last_B / (valid_BT.shape[1] / n_patches)).clamp_min(1)
+        place_BP = (torch.arange(n_patches, device=x_BPD.device) + 0.5) / patches_B[:, None] * TIME_BINS
+        bin_J = torch.arange(TIME_BINS, device=x_BPD.device) + 0.5
+        reach_B = (TIME_BINS / patches_B).clamp_min(1.0)
+        weights = (1 - (place_BP[:, None] - bin_J[:, None]).abs() / reach_B[:, None, None]).clamp_min(0)
+        weights = weights * valid_BP[:, None]
+        weights = weights / weights.sum(-1, keepdim=True).clamp_min(1e-6)
+        return weights.to(x_BPD.dtype) @ x_BPD

@@ -1,0 +1,161 @@
+"""DeepSpeed, and every detail of it that the project depends on. No other file imports it.
+
+Facts about DeepSpeed 0.19 that are worked around here, each with a test in ``tests/training/test_engine.py``:
+the CPU accelerator compiles a shared-memory extension at start; gradients are averaged over ranks, so shares of a loss
+are multiplied by the number of ranks; ``gradient_clipping`` defaults to 1; at stage 0 in fp32 no gradient norm is kept.
+"""
+
+import ctypes
+import json
+import logging
+import os
+import signal
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+
+import deepspeed  # noqa: E402
+import deepspeed.ops  # noqa: E402
+from deepspeed.utils import zero_to_fp32  # noqa: E402
+
+from mcsp.config import PretrainConfig  # noqa: E402
+
+_INJECTED = {
+    "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping",
+    "optimizer", "scheduler", "bf16", "fp16", "steps_per_print",
+}  # fmt: skip
+_PR_SET_PDEATHSIG = 1
+
+
+def start_process_group() -> None:
+    """Join the process group that the launcher describes, or make one of a single process. Idempotent."""
+    # kill -9 of the launcher would leave its ranks running.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if torch.distributed.is_initialized():
+        return
+    # Compiling the shared-memory collectives takes 26-60 s and a C++ compiler, for no gain at two ranks.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if "WORLD_SIZE" not in os.environ:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        alone = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0}
+        os.environ.update({name: str(value) for name, value in alone.items()})
+    on_gpu = os.environ["DS_ACCELERATOR"] == "cuda"
+    deepspeed.init_distributed(dist_backend="nccl" if on_gpu else "gloo", auto_mpi_discovery=False, verbose=False)
+
+
+def stop_process_group() -> None:
+    """Leave the process group in order."""
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+
+
+def device() -> torch.device:
+    """The device of this rank."""
+    if os.environ["DS_ACCELERATOR"] == "cuda":
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    return torch.device("cpu")
+
+
+def deepspeed_config(config: PretrainConfig, world_size: int, global_batch: int) -> dict[str, Any]:
+    """The DeepSpeed JSON with what our own config says put in.
+
+    Raises:
+        ValueError: an unreadable file, or one that repeats a value that belongs to the pretraining config.
+    """
+    try:
+        values = json.loads(config.deepspeed.read_text())
+    except OSError as error:
+        raise ValueError(f"{config.deepspeed}: cannot read the DeepSpeed config ({error.strerror})") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{config.deepspeed}: not valid JSON ({error})") from None
+    repeated = sorted(_INJECTED & set(values))
+    if repeated:
+        raise ValueError(f"{config.deepspeed}: {repeated} come from the pretraining config; remove them here")
+    on_gpu = os.environ["DS_ACCELERATOR"] == "cuda"
+    bf16 = config.precision == "bf16" or (config.precision == "auto" and on_gpu and torch.cuda.is_bf16_supported())
+    return {
+        **values,
+        "train_micro_batch_size_per_gpu": global_batch // world_size,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": config.gradient_clipping,
+        "bf16": {"enabled": bf16},
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 10**9,
+    }
+
+
+class Engine:
+    """One module trained by DeepSpeed with AdamW; weight decay on matrices only."""
+
+    def __init__(self, module: nn.Module, config: PretrainConfig, world_size: int, global_batch: int) -> None:
+        matrices = [p for p in module.parameters() if p.ndim >= 2]
+        others = [p for p in module.parameters() if p.ndim < 2]
+        groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98))
+        values = deepspeed_config(config, world_size, global_batch)
+        self.zero_stage: int = values.get("zero_optimization", {}).get("stage", 0)
+        self.world_size = world_size
+        self._engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=values)
+
+    def __call__(self, *inputs: Any) -> Any:
+        """Forward pass of the module."""
+        return self._engine(*inputs)
+
+    def backward(self, share: Tensor) -> None:
+        """Backward pass of this rank's share of the loss (shares sum to the loss; DeepSpeed averages gradients)."""
+        self._engine.backward(share * self.world_size)
+
+    def step(self, learning_rate: float) -> float:
+        """Clip, update, clear gradients; returns the norm of the whole gradient before clipping."""
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = learning_rate
+        norm = self._stage0_norm() if self.zero_stage == 0 else None
+        self._engine.step()
+        return float(norm if norm is not None else self._engine.get_global_grad_norm() or 0.0)
+
+    def _stage0_norm(self) -> Tensor | None:
+        gradients = [p.grad for p in self._engine.module.parameters() if p.grad is not None]
+        return torch.nn.utils.get_total_norm(gradients) if gradients else None
+
+    def save(self, folder: Path) -> None:
+        """Write weights and optimizer state; every rank calls it."""
+        self._engine.save_checkpoint(str(folder), tag="state", save_latest=False)
+
+    def load(self, folder: Path) -> None:
+        """Read what :meth:`save` wrote with the same number of ranks and ZeRO stage; every rank calls it.
+
+        Raises:
+            ValueError: DeepSpeed found nothing to load.
+        """
+        path, _ = self._engine.load_checkpoint(str(folder), tag="state")
+        if path is None:
+            raise ValueError(f"{folder}: expected a DeepSpeed checkpoint, DeepSpeed found none")
+
+    def gradients(self) -> dict[str, Tensor]:
+        """Whole fp32 gradients by parameter name, between backward and step; every rank calls it."""
+        read: Callable[[nn.Parameter], Tensor | None] = deepspeed.utils.safe_get_full_grad
+        return {name: g.detach().clone() for name, p in self._engine.module.named_parameters() if (g := read(p)) is not None}
+
+
+def consolidate_weights(checkpoint_dir: Path) -> dict[str, Tensor]:
+    """Whole fp32 weights of the model in a checkpoint of any ZeRO stage, under the names of ``MCSP.state_dict()``.
+
+    Needs no GPU and no process group. DeepSpeed's files are pickles: only use it on your own checkpoints.
+    """
+    folder = checkpoint_dir / "state"
+    if any(folder.glob("*_optim_states.pt")):
+        weights = zero_to_fp32.get_fp32_state_dict_from_zero_checkpoint(str(checkpoint_dir), tag="state")
+    else:  # stage 0 has no partitioned state
+        weights = torch.load(folder / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=False)["module"]
+    prefix = "model."
+    return {n.removeprefix(prefix): w.float().clone() for n, w in weights.items() if n.startswith(prefix)}

@@ -1,0 +1,59 @@
+"""Batches of a step, read by byte range. Workers hold no state: they are told a step and return its batch."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from mcsp.batch import Batch, collate
+from mcsp.data_sharding.reader import Corpus
+from mcsp.schema import MODALITIES, Modality
+from mcsp.training.schedule import Schedule
+
+
+class StepDataset(Dataset[Batch]):
+    """Maps a step to this rank's batch."""
+
+    def __init__(self, corpus: Corpus, schedule: Schedule, rank: int, world_size: int) -> None:
+        self.corpus, self.schedule = corpus, schedule
+        self.rank, self.world_size = rank, world_size
+        self.shapes = padded_shapes(schedule)
+
+    def __getitem__(self, step: int) -> Batch:
+        draws = list(self.schedule.draws(step, self.rank, self.world_size))
+        windows = [[self.corpus.read_window(c.recording, c.start, c.n_samples) for c in draw.cuts] for draw in draws]
+        return collate(windows, [draw.key for draw in draws], self.shapes)
+
+
+def padded_shapes(schedule: Schedule) -> dict[Modality, tuple[int, int]]:
+    """Most channels and time samples of any window of the run: the one shape that every batch is padded to."""
+    shapes: dict[Modality, tuple[int, int]] = {}
+    recordings = [r for stream in schedule.streams for sample in stream.samples for r in sample]
+    for modality in MODALITIES:
+        mine = [r for r in recordings if r.modality == modality]
+        if mine:
+            shapes[modality] = (max(r.n_channels for r in mine), max(schedule.samples_of(r) for r in mine))
+    return shapes
+
+
+def _same(batch: Any) -> Any:
+    return batch
+
+
+def batches(dataset: StepDataset, first_step: int, last_step: int, workers: int, pin_memory: bool) -> Iterator[Batch]:
+    """Batches of steps ``first_step`` to ``last_step - 1``, in order, whatever the number of workers."""
+    loader = DataLoader(
+        dataset,
+        batch_size=None,
+        sampler=range(first_step, last_step),
+        num_workers=workers,
+        collate_fn=_same,
+        pin_memory=pin_memory,
+        # fork would copy DeepSpeed's and gloo's threads in an undefined state.
+        multiprocessing_context="spawn" if workers else None,
+        prefetch_factor=4 if workers else None,
+    )
+    # A private generator: DataLoader would otherwise draw its base seed from the global one.
+    loader.generator = torch.Generator().manual_seed(0)
+    return iter(loader)

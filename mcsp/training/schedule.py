@@ -1,0 +1,161 @@
+"""What each step reads: a pure function of (index hash, seed, step), whatever the ranks and workers.
+
+Samples fall into streams: those with both modalities and those with one. Each step takes a fixed quota of every
+stream; rank r takes the r-th slice of every quota, so all ranks have the same composition and touch the same
+parameters. The data state of a run is one integer, the step.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from mcsp.config import BatchConfig
+from mcsp.schema import Modality, Recording, mix64, random_key, text_key, unit_interval
+
+
+class Permutation:
+    """A keyed permutation of range(n) with random access and no memory: a Feistel network with cycle walking
+    (Black and Rogaway, CT-RSA 2002)."""
+
+    ROUNDS = 6
+
+    def __init__(self, n: int, key: int) -> None:
+        self.n, self.key = n, key
+        self.half_bits = max(1, ((n - 1).bit_length() + 1) // 2)
+
+    def __call__(self, index: int) -> int:
+        """The image of ``index``."""
+        mask = (1 << self.half_bits) - 1
+        while True:
+            left, right = index >> self.half_bits, index & mask
+            for round_ in range(self.ROUNDS):
+                left, right = right, left ^ (mix64(self.key ^ (right << 8 | round_)) & mask)
+            index = left << self.half_bits | right
+            if index < self.n:
+                return index
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Samples of one composition, sorted by key."""
+
+    name: str  # "paired" | "eeg" | "fmri"
+    samples: tuple[tuple[Recording, ...], ...]
+    quota: int  # per global batch
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A window to read."""
+
+    recording: Recording
+    start: int
+    n_samples: int
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One sample of a global batch: its windows and its randomness key."""
+
+    cuts: tuple[Cut, ...]
+    key: int  # 63 bits
+
+
+class Schedule:
+    """Random access to the global batches of a run."""
+
+    def __init__(
+        self,
+        samples: dict[str, list[Recording]],
+        *,
+        index_hash: str,
+        seed: int,
+        quota: BatchConfig,
+        window_seconds: dict[Modality, float],
+        delay_seconds: float,
+    ) -> None:
+        """Sort samples into streams.
+
+        Raises:
+            ValueError: a stream with a quota but without samples whose recordings are long enough, or no quota at all.
+        """
+        self.key = random_key(text_key(index_hash), seed)
+        self.window_seconds, self.delay_seconds = window_seconds, delay_seconds
+        usable = {key: [r for r in recordings if self._long_enough(r)] for key, recordings in sorted(samples.items())}
+        groups: dict[str, list[tuple[Recording, ...]]] = {"paired": [], "eeg": [], "fmri": []}
+        for recordings in usable.values():
+            modalities = sorted({r.modality for r in recordings})
+            if modalities:
+                groups["paired" if len(modalities) == 2 else modalities[0]].append(tuple(recordings))
+        self.streams = [Stream(n, tuple(groups[n]), getattr(quota, n)) for n in groups if getattr(quota, n)]
+        if not self.streams:
+            raise ValueError("batch: expected a quota above 0 for paired, eeg or fmri, found none")
+        for stream in self.streams:
+            if not stream.samples:
+                have = {name: len(group) for name, group in groups.items()}
+                raise ValueError(
+                    f"batch.{stream.name}={stream.quota}, but the training split has no such sample with recordings of at "
+                    f"least {window_seconds} s; found {have}. Set batch.{stream.name}=0 or shorten window_seconds"
+                )
+
+    @property
+    def global_batch(self) -> int:
+        """Samples per step over all ranks."""
+        return sum(stream.quota for stream in self.streams)
+
+    def check_world(self, world_size: int) -> None:
+        """Raise ``ValueError`` with the legal world sizes unless every quota divides evenly among ranks."""
+        quotas = {stream.name: stream.quota for stream in self.streams}
+        if any(q % world_size for q in quotas.values()):
+            legal = [w for w in range(1, max(quotas.values()) + 1) if not any(q % w for q in quotas.values())]
+            raise ValueError(f"{world_size} ranks cannot share the batch {quotas} evenly; legal numbers of ranks: {legal}")
+
+    def draws(self, step: int, rank: int = 0, world_size: int = 1) -> Iterator[Draw]:
+        """The draws of one rank in one step: its slice of every stream, in order."""
+        for number, stream in enumerate(self.streams):
+            share = stream.quota // world_size
+            for position in range(step * stream.quota + rank * share, step * stream.quota + (rank + 1) * share):
+                yield self._draw(number, stream, position)
+
+    def _draw(self, number: int, stream: Stream, position: int) -> Draw:
+        pass_, index = divmod(position, len(stream.samples))
+        recordings = stream.samples[Permutation(len(stream.samples), random_key(self.key, number, pass_))(index)]
+        key = random_key(self.key, number, position, 1) >> 1
+        return Draw(tuple(self._cut(recordings, key)), key)
+
+    def _cut(self, recordings: tuple[Recording, ...], key: int) -> Iterator[Cut]:
+        """One window per modality; aligned in time where the recordings share a clock."""
+        chosen: dict[Modality, Recording] = {}
+        for modality in ("eeg", "fmri"):
+            candidates = [r for r in recordings if r.modality == modality]
+            if candidates:
+                chosen[modality] = candidates[int(unit_interval(random_key(key, 2)) * len(candidates))]
+        draw = unit_interval(random_key(key, 3))
+        together = self._shared_range(chosen)
+        for number, (modality, recording) in enumerate(chosen.items()):
+            length = self.samples_of(recording)
+            if together is not None:
+                start_seconds = together[0] + draw * (together[1] - together[0]) - recording.onset_seconds
+                start = round((start_seconds + (self.delay_seconds if modality == "fmri" else 0.0)) * recording.sfreq)
+            else:
+                start = int(unit_interval(random_key(key, 4, number)) * (recording.n_samples - length + 1))
+            yield Cut(recording, min(max(start, 0), recording.n_samples - length), length)
+
+    def _shared_range(self, chosen: dict[Modality, Recording]) -> tuple[float, float] | None:
+        """First and last common start [s on the shared clock] of an EEG window and its delayed BOLD window."""
+        if len(chosen) < 2 or any(r.onset_seconds != r.onset_seconds for r in chosen.values()):
+            return None
+        eeg, fmri = chosen["eeg"], chosen["fmri"]
+        fmri_onset = fmri.onset_seconds - self.delay_seconds
+        first = max(eeg.onset_seconds, fmri_onset)
+        last = min(
+            eeg.onset_seconds + eeg.seconds - self.window_seconds["eeg"],
+            fmri_onset + fmri.seconds - self.window_seconds["fmri"],
+        )
+        return (first, last) if last >= first else None
+
+    def samples_of(self, recording: Recording) -> int:
+        """Length of a window of this recording in its own time samples."""
+        return max(1, round(self.window_seconds[recording.modality] * recording.sfreq))
+
+    def _long_enough(self, recording: Recording) -> bool:
+        return recording.modality in self.window_seconds and recording.n_samples >= self.samples_of(recording)

@@ -1,0 +1,187 @@
+"""The pretraining loop: batch, views, embeddings, objective, step; log, save, resume."""
+
+import json
+import math
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mcsp import distributed
+from mcsp.batch import Batch
+from mcsp.config import PretrainConfig
+from mcsp.data_sharding.reader import Corpus
+from mcsp.losses.objective import objective
+from mcsp.training import checkpoint, engine
+from mcsp.training.loader import StepDataset, batches
+from mcsp.training.metrics import Metrics
+from mcsp.training.pretrainer import Pretrainer
+from mcsp.training.schedule import Schedule
+
+
+def learning_rate(config: PretrainConfig, applied_steps: int) -> float:
+    """Linear warm-up, then a half cosine from the peak to a tenth of it; a function of applied steps."""
+    if applied_steps < config.warmup_steps:
+        return config.learning_rate * (applied_steps + 1) / config.warmup_steps
+    progress = (applied_steps - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
+    return config.learning_rate * (0.55 + 0.45 * math.cos(math.pi * min(1.0, progress)))
+
+
+def for_corpus(config: PretrainConfig, corpus: Corpus) -> PretrainConfig:
+    """The config with the model's modalities reduced to those that the batch quotas ask for.
+
+    Raises:
+        ValueError: no quota asks for any modality of the model.
+    """
+    asked = {"eeg": config.batch.paired + config.batch.eeg, "fmri": config.batch.paired + config.batch.fmri}
+    modalities = tuple(m for m in config.model.modalities if asked[m])
+    if not modalities:
+        raise ValueError(f"batch {config.batch.dump()} asks for none of the model's modalities {config.model.modalities}")
+    return config.model_copy(update={"model": config.model.model_copy(update={"modalities": modalities})})
+
+
+class Trainer:
+    """One run. Every rank makes one and calls the same methods."""
+
+    def __init__(self, config: PretrainConfig) -> None:
+        """Open the corpus, build the model, and resume if there is something to resume.
+
+        Raises:
+            ValueError: a corpus, batch, checkpoint or number of ranks that does not fit, in one line.
+        """
+        corpus = Corpus(config.corpus_dir)
+        self.config = for_corpus(config, corpus)
+        engine.start_process_group()
+        self.rank, self.world_size = distributed.rank(), distributed.world_size()
+        schedule = Schedule(
+            corpus.samples("train"),
+            index_hash=corpus.index_hash,
+            seed=config.seed,
+            quota=config.batch,
+            window_seconds=config.window_seconds,
+            delay_seconds=config.hemodynamic_delay_seconds,
+        )
+        schedule.check_world(self.world_size)
+        self.global_batch = schedule.global_batch
+        self.dataset = StepDataset(corpus, schedule, self.rank, self.world_size)
+        torch.manual_seed(config.seed)
+        self.module = Pretrainer(self.config.model, config.objective, config.augmentation)
+        self.engine = engine.Engine(self.module, config, self.world_size, schedule.global_batch)
+        self.step = self.skipped_steps = 0
+        self.facts = {
+            "index_hash": corpus.index_hash,
+            "world_size": self.world_size,
+            "zero_stage": self.engine.zero_stage,
+            "config": self.config.dump(),
+            "model_config": self.config.model.dump(),
+        }
+        self._resume()
+
+    def _resume(self) -> None:
+        run_dir = self.config.run_dir
+        # One rank looks and tells the others: they must not choose differently.
+        found: list[Any] = [None]
+        if self.rank == 0:
+            checkpoint.clear_incomplete(run_dir)
+            found = [checkpoint.latest_checkpoint(run_dir)]
+        torch.distributed.broadcast_object_list(found)
+        path: Path | None = found[0]
+        if path is not None and self.config.resume == "never":
+            raise ValueError(f"{run_dir}: resume=never, but it holds checkpoint {path.name}; use another run_dir")
+        if path is None and self.config.resume == "must":
+            raise ValueError(f"{run_dir}: resume=must, but it holds no valid checkpoint")
+        if path is None:
+            return
+        manifest = json.loads((path / "manifest.json").read_text())
+        checkpoint.check_continues(path, manifest, self.facts)
+        self.engine.load(path)
+        self.step, self.skipped_steps = manifest["step"], manifest["skipped_steps"]
+
+    def run(self) -> None:
+        """Train until ``config.steps`` and save; returns at once where the run is already finished."""
+        if self.rank == 0:
+            self.config.run_dir.mkdir(parents=True, exist_ok=True)
+            (self.config.run_dir / "config.json").write_text(json.dumps(self.config.dump(), indent=1))
+        metrics = Metrics(self.config.run_dir, self.step, self.config.steps) if self.rank == 0 else None
+        device = engine.device()
+        stream = batches(self.dataset, self.step, self.config.steps, self.config.workers, device.type == "cuda")
+        try:
+            self._loop(stream, device, metrics)
+        finally:
+            if metrics:
+                metrics.close()
+
+    def _loop(self, stream: Any, device: torch.device, metrics: Metrics | None) -> None:
+        begin = time.perf_counter()
+        for batch in stream:
+            waited = time.perf_counter() - begin
+            values = self.train_step(batch.to(device))
+            self.step += 1
+            seconds = time.perf_counter() - begin
+            if metrics and (self.step % self.config.log_every == 0 or self.step == self.config.steps):
+                speed = {
+                    "samples_per_second": self.global_batch / seconds,
+                    "seconds_per_step": seconds,
+                    "data_wait_fraction": waited / seconds,
+                    "skipped_steps": float(self.skipped_steps),
+                }
+                metrics.write(self.step, {**values, **speed})
+            if metrics:
+                metrics.advance()
+            if self.step % self.config.checkpoint_every == 0 or self.step == self.config.steps:
+                self.save()
+            begin = time.perf_counter()
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """This rank's share of the loss and of every term, on the views of ``batch``."""
+        z_MnK, valid_Mn, scale_P = self.engine(batch)
+        return objective(
+            z_MnK,
+            valid_Mn,
+            scale_P,
+            batch.subject_N,
+            batch.site_N,
+            self.config.objective,
+            self.module.slots,
+        )
+
+    def train_step(self, batch: Batch) -> dict[str, float]:
+        """One optimizer step; a loss that is not finite on any rank is counted and changes nothing."""
+        share, terms = self.loss(batch)
+        names = list(terms)
+        totals = distributed.sum_over_ranks(torch.stack([share, *terms.values()])).tolist()
+        values = {"loss": totals[0], **dict(zip(names, totals[1:], strict=True))}
+        rate = learning_rate(self.config, self.step - self.skipped_steps)
+        if math.isfinite(totals[0]):
+            self.engine.backward(share)
+            values["gradient_norm"] = self.engine.step(rate)
+        else:
+            self.skipped_steps += 1
+            values["gradient_norm"] = 0.0
+        return {**values, "learning_rate": rate}
+
+    def save(self) -> None:
+        """Write a checkpoint of the current step; every rank calls it."""
+        path = checkpoint.checkpoint_path(self.config.run_dir, self.step)
+        aside = checkpoint.aside_path(path)
+        if self.rank == 0:
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir(parents=True)
+        torch.distributed.barrier()
+        self.engine.save(aside)
+        torch.distributed.barrier()
+        if self.rank == 0:
+            facts = {**self.facts, "step": self.step, "skipped_steps": self.skipped_steps}
+            checkpoint.seal(path, facts, self.config.keep_checkpoints)
+        torch.distributed.barrier()
+
+
+def pretrain(config: PretrainConfig) -> Path:
+    """Run or continue a pretraining run; returns its folder."""
+    trainer = Trainer(config)
+    trainer.run()
+    engine.stop_process_group()
+    return config.run_dir

@@ -1,0 +1,165 @@
+import pytest
+import torch
+
+from mcsp.batch import Signal
+from mcsp.config import ModelConfig
+from mcsp.model.layers import SIZES, anchor_positions_mm, to_grid
+from mcsp.model.mcsp import MCSP
+from mcsp.schema import DOMAINS, MODALITIES
+
+RATE = {"eeg": 200.0, "fmri": 0.5}
+
+
+def make_signal(modality: str, rows: int = 3, channels: int = 9, seconds: float = 20.0, seed: int = 0) -> Signal:
+    generator = torch.Generator().manual_seed(seed)
+    seconds = seconds if modality == "eeg" else 4 * seconds
+    samples = round(seconds * RATE[modality])
+    noise = torch.randn(rows, channels, samples, generator=generator)
+    mixing = torch.randn(rows, channels, channels, generator=generator)
+    return Signal(
+        x_BCT=mixing @ noise * (5.0 if modality == "eeg" else 0.5),
+        sfreq_B=torch.full((rows,), RATE[modality]),
+        channel_valid_BC=torch.ones(rows, channels, dtype=torch.bool),
+        time_valid_BT=torch.ones(rows, samples, dtype=torch.bool),
+        position_BC3=torch.nn.functional.normalize(torch.randn(rows, channels, 3, generator=generator), dim=-1) * 80,
+        position_valid_BC=torch.ones(rows, channels, dtype=torch.bool),
+        sample_B=torch.arange(rows),
+        key_B=torch.arange(rows),
+    )
+
+
+def with_padding(signal: Signal, channels: int, samples: int) -> Signal:
+    grow = torch.nn.functional.pad
+    return signal.replace(
+        x_BCT=grow(signal.x_BCT, (0, samples, 0, channels)),
+        time_valid_BT=grow(signal.time_valid_BT, (0, samples)),
+        channel_valid_BC=grow(signal.channel_valid_BC, (0, channels)),
+        position_BC3=grow(signal.position_BC3, (0, 0, 0, channels)),
+        position_valid_BC=grow(signal.position_valid_BC, (0, channels)),
+    )
+
+
+@pytest.fixture(scope="module")
+def model() -> MCSP:
+    torch.manual_seed(3)
+    return MCSP(ModelConfig()).eval()
+
+
+def compare(model: MCSP, modality: str, one: Signal, other: Signal, bound: float) -> None:
+    with torch.no_grad():
+        a, b = model.encode({modality: one})[modality], model.encode({modality: other})[modality]
+    for domain in DOMAINS:
+        error = float((a[domain] - b[domain]).abs().max())
+        assert error < bound, f"{modality}/{domain}: {error}"
+
+
+@pytest.mark.parametrize("modality", MODALITIES)
+@pytest.mark.parametrize(("channels", "samples"), [(5, 0), (0, 37), (4, 230)])
+def test_masked_channels_and_time_change_nothing(model, modality, channels, samples) -> None:
+    signal = make_signal(modality)
+    compare(model, modality, signal, with_padding(signal, channels, samples), 1e-5)
+
+
+@pytest.mark.parametrize("modality", MODALITIES)
+def test_order_of_channels_does_not_matter(model, modality) -> None:
+    signal = make_signal(modality)
+    order = torch.randperm(9, generator=torch.Generator().manual_seed(1))
+    shuffled = signal.replace(x_BCT=signal.x_BCT[:, order], position_BC3=signal.position_BC3[:, order])
+    compare(model, modality, signal, shuffled, 1e-5)
+
+
+@pytest.mark.parametrize("modality", MODALITIES)
+def test_rows_do_not_see_each_other(model, modality) -> None:
+    both = make_signal(modality, rows=4)
+    alone = Signal(**{n: getattr(both, n)[2:3] for n in Signal.__dataclass_fields__})
+    with torch.no_grad():
+        whole, part = model.encode({modality: both})[modality], model.encode({modality: alone})[modality]
+    for domain in DOMAINS:
+        torch.testing.assert_close(whole[domain][2:3], part[domain], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("modality", MODALITIES)
+@pytest.mark.parametrize(("channels", "seconds", "rate"), [(1, 3.0, 1.0), (64, 11.0, 1.37), (6, 0.5, 0.5), (256, 8.0, 2.0)])
+def test_any_montage_length_and_rate_gives_finite_features_of_one_shape(model, modality, channels, seconds, rate) -> None:
+    signal = make_signal(modality, 2, channels, seconds)
+    signal = signal.replace(sfreq_B=torch.tensor([1.0, rate]) * RATE[modality])
+    with torch.no_grad():
+        features = model.features({modality: signal})[modality]
+    expected = 3 * SIZES["nano"][0] + {"eeg": 32 * 31 // 2, "fmri": 100 * 99 // 2}[modality]
+    assert features.shape == (2, expected)
+    assert features.isfinite().all()
+
+
+@pytest.mark.parametrize("modality", MODALITIES)
+def test_channels_without_positions_and_dead_rows_stay_finite_with_gradients(model, modality) -> None:
+    signal = make_signal(modality)
+    valid = signal.channel_valid_BC.clone()
+    valid[1] = False
+    valid[2, 1:] = False
+    signal = signal.replace(
+        position_valid_BC=torch.zeros_like(valid), channel_valid_BC=valid, x_BCT=signal.x_BCT * valid[..., None]
+    )
+    model.zero_grad()
+    h = model.encode({modality: signal})[modality]
+    sum(v.square().sum() for v in h.values()).backward()
+    assert all(v.isfinite().all() for v in h.values())
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+def test_every_parameter_gets_a_gradient(model) -> None:
+    model.zero_grad()
+    total = torch.zeros(())
+    for modality in MODALITIES:
+        for domain, h in model.encode({modality: make_signal(modality)})[modality].items():
+            z = model.project(modality, domain, h)
+            torch.testing.assert_close(z.norm(dim=-1), torch.ones(3))
+            total = total + (z * torch.linspace(-1, 1, z.shape[-1])).sum()
+    total.backward()
+    silent = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().any()]
+    assert not silent
+
+
+def test_amplitude_reaches_every_domain(model) -> None:
+    for modality in MODALITIES:
+        signal = make_signal(modality)
+        with torch.no_grad():
+            quiet, loud = (model.encode({modality: s})[modality] for s in (signal, signal.replace(x_BCT=3 * signal.x_BCT)))
+        for domain in DOMAINS:
+            assert float((quiet[domain] - loud[domain]).abs().max()) > 1e-3, f"{modality}/{domain}"
+
+
+def test_grid_is_linear_interpolation_and_identity_at_its_own_rate() -> None:
+    signal = make_signal("fmri", rows=2, channels=2)
+    same, valid = to_grid(signal, 0.5)
+    assert same is signal.x_BCT and valid is signal.time_valid_BT
+    ramp = torch.arange(40.0).expand(2, 2, 40)
+    short = torch.arange(40) < torch.tensor([[40], [31]])
+    signal = signal.replace(x_BCT=ramp, sfreq_B=torch.tensor([0.5, 0.8]), time_valid_BT=short)
+    x, valid = to_grid(signal, 1.0)
+    seconds = torch.arange(x.shape[-1])
+    torch.testing.assert_close(x[0, 0][valid[0]], (seconds * 0.5)[valid[0]])
+    torch.testing.assert_close(x[1, 1][valid[1]], (seconds * 0.8)[valid[1]], rtol=1e-5, atol=1e-5)
+    assert valid[0].sum() == 79 and valid[1].sum() == int(30 / 0.8) + 1
+
+
+@pytest.mark.parametrize("modality", MODALITIES)
+def test_anchors_mirror_each_other_and_are_spread(modality) -> None:
+    points = anchor_positions_mm(modality, 100)
+    torch.testing.assert_close(points[:50] * torch.tensor([-1.0, 1, 1], dtype=points.dtype), points[50:])
+    distance = torch.cdist(points, points).fill_diagonal_(1e9).amin(1)
+    assert float(distance.median()) > 8
+    with pytest.raises(ValueError, match="even number"):
+        anchor_positions_mm(modality, 33)
+
+
+def test_a_modality_the_model_was_not_built_for_is_refused() -> None:
+    model = MCSP(ModelConfig(modalities=("fmri",)))
+    with pytest.raises(ValueError, match=r"encodes \['fmri'\], found a batch with \['eeg'\]"):
+        model.encode({"eeg": make_signal("eeg")})
+
+
+@pytest.mark.parametrize(("size", "millions"), [("nano", 1.9), ("small", 26), ("base", 104), ("large", 319), ("huge", 1001)])
+def test_sizes(size, millions) -> None:
+    with torch.device("meta"):
+        parameters = sum(p.numel() for p in MCSP(ModelConfig(size=size)).parameters())
+    assert abs(parameters / 1e6 - millions) < 0.03 * millions
