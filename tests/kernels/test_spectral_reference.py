@@ -1,0 +1,253 @@
+"""Spectra against SciPy, float64 and their own invariances."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.signal import csd, periodogram, welch
+
+from mcsp.kernels.spectral import EEG_BANDS_HZ, imaginary_coherence, log_power, log_power_frames
+
+LENGTHS = (7, 118, 295, 421, 1190)
+
+
+def signal(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> torch.Tensor:
+    """EEG-like: 20 uV noise, a drift and an offset."""
+    draw = torch.Generator().manual_seed(seed)
+    noise = torch.randn(*shape, generator=draw, dtype=torch.float64)
+    return (20 * noise + noise.cumsum(-1) + 50).to(dtype)
+
+
+def rates(rows: int, sfreq: float) -> torch.Tensor:
+    return torch.full((rows,), sfreq, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize("sfreq", [200.0, 1 / 0.72])
+def test_one_frame_is_scipys_periodogram(length: int, sfreq: float) -> None:
+    x = signal(2, 3, length)
+    freqs, density = periodogram(x.numpy(), fs=sfreq, window="hann", detrend="constant")
+    ours = log_power(x, rates(2, sfreq), freqs, eps=0.0)
+    np.testing.assert_allclose(ours.numpy(), np.log10(density), atol=1e-9)
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_float32_is_as_good_as_an_fft_in_float32(length: int) -> None:
+    x = signal(4, 8, length)
+    freqs = torch.arange(1, length // 2 + 1, dtype=torch.float64) * 200 / length
+    exact = log_power(x, rates(4, 200.0), freqs)
+    ours = log_power(x.float(), rates(4, 200.0), freqs)
+    window = torch.hann_window(length)
+    x32 = x.float()
+    x32 = x32 - x32.mean(-1, keepdim=True)
+    density = torch.fft.rfft(x32 * window).abs().square()[..., 1:] * 2 / (200 * window.square().sum())
+    if length % 2 == 0:
+        density[..., -1] /= 2
+    fft = torch.log10(density + 1e-6 * x32.square().mean(-1, keepdim=True) / 100)
+    assert ours.dtype == torch.float32
+    rms = (ours - exact).square().mean().sqrt()
+    assert rms <= 2 * (fft - exact).square().mean().sqrt() + 1e-6
+    assert (ours - exact).abs().max() < 2e-3
+
+
+def test_frames_are_scipys_welch() -> None:
+    x = signal(2, 3, 1190)
+    freqs, density = welch(x.numpy(), fs=200.0, window="hann", nperseg=200, noverlap=130, detrend="constant")
+    ours = log_power(x, rates(2, 200.0), freqs, frame_seconds=1.0, hop_seconds=0.35, eps=0.0)
+    np.testing.assert_allclose(ours.numpy(), np.log10(density), atol=1e-9)
+
+
+def test_a_sine_between_bins_has_the_power_of_its_amplitude() -> None:
+    sfreq, hz, amplitude, length = 250.0, 10.3, 30.0, 1190
+    x = amplitude * torch.sin(2 * math.pi * hz * torch.arange(length, dtype=torch.float64) / sfreq)
+    density = 10 ** log_power(x[None, None], rates(1, sfreq), [hz]).item()
+    noise_bandwidth = 1.5 * sfreq / length  # of a Hann window (Harris 1978)
+    assert density * noise_bandwidth == pytest.approx(amplitude**2 / 2, rel=1e-3)
+
+
+def test_rows_of_mixed_rates_equal_separate_calls() -> None:
+    x = signal(4, 3, 421)
+    sfreq = torch.tensor([200.0, 128.0, 200.0, 0.5], dtype=torch.float64)
+    freqs = [0.1, 4.0, 10.0, 30.0]
+    mixed = log_power(x, sfreq, freqs)
+    for b in range(4):
+        torch.testing.assert_close(mixed[b], log_power(x[b : b + 1], sfreq[b : b + 1], freqs)[0], rtol=0, atol=1e-12)
+
+
+def test_frequencies_above_nyquist_hold_the_floor_instead_of_aliases() -> None:
+    x = signal(1, 1, 500)
+    out = log_power(x, rates(1, 100.0), [40.0, 60.0, 90.0])
+    floor = math.log10(1e-6 * x.var(unbiased=False).item() / 50)
+    assert out[0, 0, 0] > floor + 2
+    np.testing.assert_allclose(out[0, 0, 1:].numpy(), floor, atol=1e-9)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    length=st.integers(40, 300),
+    padding=st.integers(0, 90),
+    framed=st.booleans(),
+    content=st.sampled_from([0.0, 1e6, math.nan, math.inf]),
+)
+def test_padding_changes_nothing(length: int, padding: int, framed: bool, content: float) -> None:
+    x = signal(2, 2, length, seed=length)
+    padded = torch.cat([x, torch.full((2, 2, padding), content, dtype=torch.float64)], -1)
+    padded = torch.cat([padded, torch.zeros(2, 1, length + padding, dtype=torch.float64)], 1)
+    valid = (torch.arange(length + padding) < length).expand(2, -1)
+    frame = 0.2 if framed else None
+    plain = log_power(x, rates(2, 200.0), [8.0, 20.0], frame_seconds=frame)
+    other = log_power(padded, rates(2, 200.0), [8.0, 20.0], frame_seconds=frame, time_valid_BT=valid)
+    torch.testing.assert_close(other[:, :2], plain, rtol=0, atol=1e-9)
+
+
+def test_rows_of_ragged_length_equal_separate_calls() -> None:
+    lengths = [118, 295, 421]
+    x = torch.zeros(3, 2, 421)
+    valid = torch.zeros(3, 421, dtype=torch.bool)
+    for b, length in enumerate(lengths):
+        x[b, :, :length], valid[b, :length] = signal(2, length, dtype=torch.float32, seed=b), True
+    bands = [(8.0, 13.0)]
+    for frame in (None, 0.5):
+        out = log_power(x, rates(3, 200.0), [6.0, 12.0], time_valid_BT=valid, frame_seconds=frame)
+        for b, length in enumerate(lengths):
+            alone = log_power(x[b : b + 1, :, :length], rates(1, 200.0), [6.0, 12.0], frame_seconds=frame)
+            torch.testing.assert_close(out[b], alone[0], rtol=0, atol=1e-5)
+    out = imaginary_coherence(x, rates(3, 200.0), bands, time_valid_BT=valid, frame_seconds=0.25)
+    for b, length in enumerate(lengths):
+        alone = imaginary_coherence(x[b : b + 1, :, :length], rates(1, 200.0), bands, frame_seconds=0.25)
+        torch.testing.assert_close(out[b], alone[0], rtol=0, atol=1e-6)
+
+
+def test_frames_are_marked_where_a_sample_is_missing() -> None:
+    x = signal(2, 3, 500)
+    valid = torch.ones(2, 500, dtype=torch.bool)
+    valid[0, 210] = False
+    value, mask = log_power_frames(
+        x,
+        torch.tensor([100.0, 50.0]),
+        [10.0],
+        frame_seconds=1.0,
+        hop_seconds=1.0,
+        time_valid_BT=valid,
+    )
+    assert value.shape == (2, 3, 10, 1)
+    assert mask[0].tolist() == [True, True, False, True, True] + [False] * 5
+    assert mask[1].all()
+    _, density = periodogram(x[0, :, 300:400].numpy(), fs=100.0, window="hann", detrend="constant")
+    np.testing.assert_allclose(value[0, :, 3, 0].numpy(), np.log10(density[:, 10]), atol=1e-3)
+    mean = log_power(x, torch.tensor([100.0, 50.0]), [10.0], frame_seconds=1.0, hop_seconds=1.0, time_valid_BT=valid)
+    np.testing.assert_allclose((10 ** value[0, :, mask[0]]).mean(1).numpy(), 10 ** mean[0].numpy(), rtol=1e-9)
+    assert (value.permute(0, 2, 1, 3)[~mask] == -20).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("frame", [None, 0.3])
+def test_flat_channels_are_finite_without_gradient(dtype: torch.dtype, frame: float | None) -> None:
+    x = signal(1, 4, 133, dtype=dtype)
+    x[0, 0], x[0, 1], x[0, 2] = 0.0, 123.456, 1e4 / 3
+    x.requires_grad_()
+    out = log_power(x, rates(1, 100.0), [0.0, 5.0, 50.0], frame_seconds=frame)
+    bands = imaginary_coherence(x, rates(1, 100.0), [(4.0, 30.0)], frame_seconds=0.3)
+    (out.sum() + bands.sum()).backward()
+    assert x.grad is not None
+    assert out.isfinite().all()
+    assert (out[0, :3] == -20).all()
+    assert (bands[0, 0, :3] == 0).all()
+    assert (x.grad[0, :3] == 0).all()
+    assert x.grad[0, 3].isfinite().all()
+    assert x.grad[0, 3].abs().max() > 0
+
+
+def test_a_row_without_a_valid_sample_is_finite() -> None:
+    x = signal(2, 2, 64, dtype=torch.float32).requires_grad_()
+    valid = torch.ones(2, 64, dtype=torch.bool)
+    valid[1] = False
+    for frame in (None, 0.2):
+        out = log_power(x, rates(2, 100.0), [10.0], time_valid_BT=valid, frame_seconds=frame)
+        (grad,) = torch.autograd.grad(out.sum(), x)
+        assert (out[1] == -20).all()
+        assert grad.isfinite().all()
+        assert (grad[1] == 0).all()
+
+
+@pytest.mark.parametrize("frame", [None, 0.3])
+def test_gradients(frame: float | None) -> None:
+    x = signal(2, 2, 23).requires_grad_()
+    valid = torch.arange(23) < torch.tensor([[23], [18]])
+    sfreq = torch.tensor([30.0, 25.0], dtype=torch.float64)
+
+    def power(x: torch.Tensor) -> torch.Tensor:
+        return log_power(x, sfreq, [2.0, 7.5], time_valid_BT=valid, frame_seconds=frame)
+
+    def coherence(x: torch.Tensor) -> torch.Tensor:
+        return imaginary_coherence(x, sfreq, [(3.0, 11.0)], time_valid_BT=valid, frame_seconds=0.3)
+
+    assert torch.autograd.gradcheck(power, (x,))
+    assert torch.autograd.gradcheck(coherence, (x,))
+
+
+def test_lower_precision_inputs_and_autocast_do_not_lower_the_arithmetic() -> None:
+    x = signal(2, 3, 300, dtype=torch.bfloat16)
+    expected = log_power(x.float(), rates(2, 200.0), [5.0, 11.0], frame_seconds=0.5)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(log_power(x, rates(2, 200.0), [5.0, 11.0], frame_seconds=0.5), expected)
+
+
+def test_imaginary_coherence_is_scipys() -> None:
+    x = signal(1, 3, 1190)
+    ours = imaginary_coherence(x, rates(1, 200.0), [(8.0, 13.0)], frame_seconds=0.5, eps=0.0)[0, 0]
+    for i in range(3):
+        for j in range(3):
+            freqs, cross = csd(x[0, i], x[0, j], fs=200.0, nperseg=100, noverlap=50)
+            powers = [welch(x[0, k], fs=200.0, nperseg=100, noverlap=50)[1] for k in (i, j)]
+            coherency = cross / np.sqrt(powers[0] * powers[1])
+            band = (freqs >= 8) & (freqs < 13)
+            assert ours[i, j].item() == pytest.approx(abs(coherency[band].imag.mean()), abs=1e-9)
+
+
+def test_imaginary_coherence_ignores_mixing_and_sees_lag() -> None:
+    source = torch.randn(1, 1, 12_000, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    noise = torch.randn(1, 3, 12_000, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    delayed = source.roll(4, -1)  # 20 ms, a quarter of a cycle at 12.5 Hz
+    x = torch.cat([source, 0.5 * source, delayed], 1) + 0.2 * noise
+    out = imaginary_coherence(x, rates(1, 200.0), list(EEG_BANDS_HZ.values()), frame_seconds=1.0)[0]
+    assert out.shape == (5, 3, 3)
+    torch.testing.assert_close(out, out.transpose(1, 2))
+    assert (out.diagonal(dim1=1, dim2=2) == 0).all()
+    assert out.min() >= 0
+    assert out.max() <= 1
+    assert out[2, 0, 1] < 0.05
+    assert out[2, 0, 2] > 0.8
+
+
+def test_a_band_above_nyquist_has_no_coherence() -> None:
+    out = imaginary_coherence(signal(1, 2, 300), rates(1, 50.0), [(30.0, 45.0)], frame_seconds=1.0)
+    assert torch.equal(out, torch.zeros(1, 1, 2, 2, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"x_BCT": torch.zeros(3, 9)}, r"x_BCT: expected a floating tensor \(B, C, T\), found torch.float32 \(3, 9\)"),
+        ({"x_BCT": torch.zeros(1, 3, 9, dtype=torch.int64)}, "x_BCT: expected a floating"),
+        ({"sfreq_B": torch.ones(2)}, r"sfreq_B: expected shape \(1,\), found \(2,\)"),
+        ({"sfreq_B": torch.zeros(1)}, "sfreq_B: expected positive rates in Hz"),
+        ({"freqs_hz_F": [-1.0]}, "freqs_hz_F: expected a non-empty list of frequencies >= 0 Hz"),
+        ({"freqs_hz_F": [math.nan]}, "freqs_hz_F"),
+        ({"time_valid_BT": torch.ones(1, 8, dtype=torch.bool)}, r"time_valid_BT: expected bool \(1, 9\)"),
+        ({"frame_seconds": 1.0}, "frame_seconds: expected between 2 and T=9 samples at 10 Hz, found 1.0 s"),
+        ({"frame_seconds": 0.5, "hop_seconds": 0.0}, "hop_seconds: expected more than 0 s"),
+    ],
+)
+def test_errors_say_what_was_found(change: dict, message: str) -> None:
+    arguments = {"x_BCT": torch.zeros(1, 3, 9), "sfreq_B": torch.tensor([10.0]), "freqs_hz_F": [1.0]} | change
+    with pytest.raises(ValueError, match=message):
+        log_power(**arguments)
+
+
+def test_a_band_narrower_than_the_resolution_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"bands_hz: expected bands that hold a multiple of 4 Hz, found \(5.0, 7.0\)"):
+        imaginary_coherence(signal(1, 2, 300), rates(1, 200.0), [(5.0, 7.0)], frame_seconds=0.25)
