@@ -180,7 +180,7 @@ def retrieval_accuracy(
         anchor_PnD, _, columns_PND = rows.sides(left, right)
         similarity_PnN = _similarities(anchor_PnD, columns_PND)
         own_n = torch.arange(row_offset, row_offset + z_MnD.shape[1], device=z_MnD.device)
-        # Taken from the same product as its competitors, so that equal embeddings are equal to the last bit.
+        # Taken from the same product as its competitors, so that rounding does not tell equal embeddings apart.
         own_Pn = similarity_PnN.gather(2, own_n.expand(len(left), -1)[..., None])[..., 0]
         keep_PnN = rows.other_nN & rows.valid_MN[right][:, None]
         hits.append(own_Pn > similarity_PnN.masked_fill(~keep_PnN, -torch.inf).amax(-1))
