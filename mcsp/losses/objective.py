@@ -26,8 +26,9 @@ from torch import Tensor
 
 from mcsp.config import ObjectiveConfig
 from mcsp.distributed import rank
-from mcsp.kernels.contrastive import contrastive_loss, relational_distillation, retrieval_accuracy
+from mcsp.kernels.contrastive import contrastive_loss, retrieval_accuracy
 from mcsp.losses.contrastive import gather_columns
+from mcsp.losses.cross_modal import convergence, distillation
 from mcsp.schema import DOMAINS, MODALITIES, Domain, Modality
 
 VIEWS = (0, 1)
@@ -115,7 +116,7 @@ def objective(
         ValueError: shapes that do not fit.
     """
     columns = gather_columns(z_MnK, valid_Mn, subject_n, site_n)
-    row_offset = rank() * z_MnK.shape[1]
+    offset = rank() * z_MnK.shape[1]
     pairs = [(term.a, term.b) for term in terms]
     contrast_P = contrastive_loss(
         z_MnK,
@@ -126,50 +127,23 @@ def objective(
         site_n=site_n,
         negatives=config.negatives,
         columns=columns,
-        row_offset=row_offset,
+        row_offset=offset,
     )
-    loss = (contrast_P * contrast_P.new_tensor([term.weight for term in terms])).sum()
-    logged = {term.name: value for term, value in zip(terms, contrast_P.detach(), strict=True)}
+    parts = {term.name: (term.weight, value) for term, value in zip(terms, contrast_P, strict=True)}
     crossing = [term for term in terms if term.cross_modal]
     cross_pairs = [(term.a, term.b) for term in crossing]
     if crossing and config.alpha * config.beta > 0:
-        distillation_Q = relational_distillation(
-            z_MnK,
-            cross_pairs,
-            contrast_P.new_full((len(crossing),), 1 / config.distillation_temperature),
-            valid_Mn=valid_Mn,
-            subject_n=subject_n,
-            site_n=site_n,
-            negatives=config.negatives,
-            columns=columns,
-            row_offset=row_offset,
-        )
-        loss = loss + config.alpha * config.beta * distillation_Q.sum()
-        logged |= {f"distillation/{term.name}": v for term, v in zip(crossing, distillation_Q.detach(), strict=True)}
+        shares = distillation(z_MnK, cross_pairs, valid_Mn, subject_n, site_n, columns, offset, config)
+        weight = config.alpha * config.beta
+        parts |= {f"distillation/{term.name}": (weight, share) for term, share in zip(crossing, shares, strict=True)}
     if crossing and config.alpha * config.gamma > 0:
-        assert columns.valid_MN is not None
-        convergence_Q = convergence(z_MnK, cross_pairs, valid_Mn, columns.valid_MN)
-        loss = loss + config.alpha * config.gamma * convergence_Q.sum()
-        logged |= {f"convergence/{term.name}": v for term, v in zip(crossing, convergence_Q.detach(), strict=True)}
+        shares = convergence(z_MnK, cross_pairs, valid_Mn, columns)
+        weight = config.alpha * config.gamma
+        parts |= {f"convergence/{term.name}": (weight, share) for term, share in zip(crossing, shares, strict=True)}
+    loss = torch.stack([weight * value for weight, value in parts.values()]).sum()
+    logged = {name: value.detach() for name, (_, value) in parts.items()}
     top1_P = retrieval_accuracy(
-        z_MnK, pairs, valid_Mn=valid_Mn, subject_n=subject_n, columns=columns, row_offset=row_offset
+        z_MnK, pairs, valid_Mn=valid_Mn, subject_n=subject_n, columns=columns, row_offset=offset
     )
     logged |= {f"top1/{term.name}": value for term, value in zip(terms, top1_P, strict=True)}
     return loss, logged
-
-
-def convergence(z_MnK: Tensor, pairs: Sequence[tuple[int, int]], valid_Mn: Tensor, valid_MN: Tensor) -> Tensor:
-    """Mean of 1 - cos(z_a, z_b) over rows valid in both, this rank's share of it per pair; between 0 and 2.
-
-    The alignment term of Wang and Isola (arXiv 2005.10242), halved, taken across modalities. ``valid_MN`` are the rows
-    of all ranks, whose anchors are the divisor; a pair without an anchor is 0.
-    """
-    z_MnK = z_MnK if z_MnK.dtype == torch.float64 else z_MnK.float()
-    shares: list[Tensor] = []
-    for a, b in pairs:
-        both_n = valid_Mn[a] & valid_Mn[b]
-        left, right = (z_MnK[i].masked_fill(~both_n[:, None], 0) for i in (a, b))
-        distance_n = 1 - torch.nn.functional.cosine_similarity(left, right, dim=-1)
-        anchors = (valid_MN[a] & valid_MN[b]).sum().clamp(min=1)
-        shares.append(torch.where(both_n, distance_n, 0).sum() / anchors)
-    return torch.stack(shares)
