@@ -1,0 +1,175 @@
+"""The objective on one process against a second formulation of the design's formula."""
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, kl_div, normalize
+
+from mcsp.config import ObjectiveConfig
+from mcsp.losses import objective, pair_terms, slots
+from mcsp.schema import DOMAINS, MODALITIES
+
+CONFIG = ObjectiveConfig(alpha=0.7, beta=0.3, gamma=0.4, cross_domain=1.3, distillation_temperature=0.2)
+STACK = slots(MODALITIES, DOMAINS)
+TERMS = pair_terms(STACK, CONFIG)
+
+
+def batch(n: int = 14, seed: int = 0) -> dict[str, Tensor]:
+    """Rows of all kinds: both modalities, one of them, two windows of a subject, several sites."""
+    draw = torch.Generator().manual_seed(seed)
+    has = torch.ones(2, n, dtype=torch.bool)
+    has[0, :3] = has[1, 3:5] = False
+    subject = torch.arange(n)
+    subject[-2:] = subject[-3]
+    return {
+        "z_MnK": normalize(torch.randn(12, n, 6, generator=draw, dtype=torch.float64), dim=-1),
+        "valid_Mn": has.repeat_interleave(6, 0),
+        "scale_P": 5 + 10 * torch.rand(len(TERMS), generator=draw, dtype=torch.float64),
+        "subject_n": subject,
+        "site_n": subject % 2,
+    }
+
+
+def masked_logits(left: Tensor, right: Tensor, scale: Tensor | float, drop: Tensor) -> Tensor:
+    return (scale * left @ right.T).masked_fill(drop, -1e9)
+
+
+def expected_terms(b: dict[str, Tensor], within_site: bool) -> dict[str, Tensor]:
+    """Cross-entropy over the rows that have both sides, the usual way to write a symmetric InfoNCE."""
+    z = {(s.modality, s.domain, s.view): b["z_MnK"][i] for i, s in enumerate(STACK)}
+    valid = {s.modality: b["valid_Mn"][i] for i, s in enumerate(STACK)}
+    same = b["subject_n"][:, None] == b["subject_n"]
+    if within_site:
+        same = same | (b["site_n"][:, None] != b["site_n"])
+    drop = same & ~torch.eye(len(same), dtype=torch.bool)
+    out: dict[str, Tensor] = {}
+    for term in TERMS:
+        left, right = STACK[term.a], STACK[term.b]
+        za, zb = (z[s.modality, s.domain, s.view] for s in (left, right))
+        both = valid[left.modality] & valid[right.modality]
+        scale = b["scale_P"][TERMS.index(term)]
+        sides = []
+        for x, y, columns in ((za, zb, valid[right.modality]), (zb, za, valid[left.modality])):
+            logits = masked_logits(x, y, scale, drop | ~columns)
+            sides.append(cross_entropy(logits[both], torch.arange(len(both))[both]))
+        out[term.name] = (sides[0] + sides[1]) / 2
+        if left.modality != right.modality:
+            eye = torch.eye(len(both), dtype=torch.bool)
+            keep = (both[:, None] & both)[both][:, both]
+            unrelated = ~(same | eye)[both][:, both] & keep
+            logs = [torch.log_softmax((5 * x[both] @ x[both].T).masked_fill(~unrelated, -1e9), -1) for x in (za, zb)]
+            forth = kl_div(logs[1], logs[0].detach(), log_target=True, reduction="batchmean")
+            back = kl_div(logs[0], logs[1].detach(), log_target=True, reduction="batchmean")
+            out[f"distillation/{term.name}"] = (forth + back) / 2
+            out[f"convergence/{term.name}"] = 1 - (za * zb).sum(-1)[both].mean()
+    return out
+
+
+def weight_of(name: str) -> float:
+    if name.startswith("distillation/"):
+        return 0.7 * 0.3
+    if name.startswith("convergence/"):
+        return 0.7 * 0.4
+    if name.startswith("fmri-eeg/"):
+        return 0.7
+    return 1.3 if "-" in name else 1.0
+
+
+@pytest.mark.parametrize("negatives", ["all", "within_site"])
+def test_is_the_formula_of_the_design(negatives: str) -> None:
+    b = batch()
+    z, scale = b["z_MnK"].requires_grad_(), b["scale_P"].requires_grad_()
+    loss, terms = objective(**b, config=CONFIG.model_copy(update={"negatives": negatives}), terms=TERMS)
+    expected = expected_terms(b, negatives == "within_site")
+    assert {name for name in terms if not name.startswith("top1/")} == set(expected)
+    for name, value in expected.items():
+        torch.testing.assert_close(terms[name], value.detach(), rtol=1e-10, atol=1e-12)
+    total = torch.stack([weight_of(name) * value for name, value in expected.items()]).sum()
+    torch.testing.assert_close(loss, total, rtol=1e-10, atol=1e-12)
+    # Convergence by cosine has no gradient along z, where the plain product has; the projection makes z a unit vector.
+    grads = torch.autograd.grad(loss, (z, scale))
+    wanted = torch.autograd.grad(total, (z, scale))
+    tangent = [g - (g * z).sum(-1, keepdim=True) * z for g in (grads[0], wanted[0])]
+    torch.testing.assert_close(tangent[0], tangent[1], rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(grads[1], wanted[1], rtol=1e-9, atol=1e-12)
+
+
+def test_names_say_what_is_contrasted() -> None:
+    assert len(STACK) == 12
+    assert len(TERMS) == 15
+    names = {term.name for term in TERMS}
+    assert {"fmri/spatial", "eeg/spectral", "eeg/spatial-temporal", "fmri-eeg/temporal"} <= names
+    assert len(names) == 15
+    for term in TERMS:
+        a, b = STACK[term.a], STACK[term.b]
+        two_views = (a.modality, a.domain) == (b.modality, b.domain)
+        assert (a.view, b.view) == ((0, 1) if two_views else (0, 0))
+        assert term.cross_modal == (a.modality != b.modality)
+
+
+def test_order_of_the_arguments_does_not_move_temperatures() -> None:
+    assert slots(("eeg", "fmri"), ("spectral", "spatial")) == slots(("fmri", "eeg"), ("spatial", "spectral"))
+
+
+@pytest.mark.parametrize("modality", MODALITIES)
+def test_one_modality_has_no_cross_modal_terms(modality: str) -> None:
+    stack = slots((modality,), DOMAINS)
+    terms = pair_terms(stack, CONFIG)
+    assert len(terms) == 6
+    b = batch()
+    rows = slice(0, 6) if modality == "fmri" else slice(6, 12)
+    mine = b | {"z_MnK": b["z_MnK"][rows], "valid_Mn": b["valid_Mn"][rows], "scale_P": torch.full((6,), 10.0)}
+    loss, logged = objective(**mine, config=CONFIG, terms=terms)
+    assert set(logged) == {t.name for t in terms} | {f"top1/{t.name}" for t in terms}
+    assert loss.isfinite()
+
+
+def test_a_batch_without_pairs_trains_each_modality_alone() -> None:
+    b = batch()
+    b["valid_Mn"][:6, :7], b["valid_Mn"][6:, 7:] = False, False
+    b["z_MnK"].requires_grad_()
+    loss, terms = objective(**b, config=CONFIG, terms=TERMS)
+    (grad,) = torch.autograd.grad(loss, b["z_MnK"])
+    assert grad.isfinite().all()
+    for name, value in terms.items():
+        if not name.startswith("top1/"):
+            assert (value == 0) == ("fmri-eeg" in name), name
+
+
+def test_better_alignment_lowers_every_cross_modal_term() -> None:
+    b = batch()
+    _, before = objective(**b, config=CONFIG, terms=TERMS)
+    b["z_MnK"] = normalize(b["z_MnK"] + 2 * b["z_MnK"][:1], dim=-1)
+    _, after = objective(**b, config=CONFIG, terms=TERMS)
+    for name in before:
+        if "fmri-eeg" in name:
+            assert after[name] > before[name] if name.startswith("top1/") else after[name] < before[name], name
+
+
+def test_weights_of_zero_drop_their_terms() -> None:
+    config = ObjectiveConfig(beta=0, gamma=0)
+    _, terms = objective(**batch(), config=config, terms=pair_terms(STACK, config))
+    assert not [name for name in terms if name.startswith(("distillation/", "convergence/"))]
+
+
+def test_bf16_embeddings_give_a_float32_loss() -> None:
+    b = batch()
+    half = b | {"z_MnK": b["z_MnK"].bfloat16(), "scale_P": b["scale_P"].float()}
+    loss, _ = objective(**half, config=CONFIG, terms=TERMS)
+    exact, _ = objective(**(half | {"z_MnK": half["z_MnK"].double()}), config=CONFIG, terms=TERMS)
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(exact.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"valid_Mn": torch.ones(12, 13, dtype=torch.bool)}, r"expected \(M, n, K\) and bool \(M, n\), found \(12, 14"),
+        ({"subject_n": torch.arange(13)}, r"subject_n: expected int64 \(14,\), found torch.int64 \(13,\)"),
+        ({"site_n": torch.zeros(14)}, r"site_n: expected int64 \(14,\), found torch.float32"),
+        ({"scale_P": torch.ones(3)}, r"scale_P: expected shape \(15,\), one per pair, found \(3,\)"),
+    ],
+)
+def test_errors_say_what_was_found(change: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        objective(**(batch() | change), config=CONFIG, terms=TERMS)
