@@ -69,11 +69,11 @@ def from_pretrained(path: str | Path) -> PretrainedMCSP:
 
 
 def write_pretrained(model: MCSP, out_dir: str | Path, preprocessing: dict[str, Any]) -> None:
-    """Write ``model`` as an export into the folder ``out_dir``, which may exist; the counterpart of :func:`from_pretrained`.
+    """Write ``model`` as an export into the folder ``out_dir``; the counterpart of :func:`from_pretrained`.
 
     Args:
         model: any :class:`MCSP`; its weights are stored as they are.
-        out_dir: the folder.
+        out_dir: the folder, which may exist.
         preprocessing: JSON types; comes back as ``.preprocessing``.
     """
     from mcsp import __version__

@@ -1,0 +1,156 @@
+"""Turn the weights of a run into an export: written aside, loaded again, compared bit for bit, then renamed.
+
+Shape letters: B rows, C channels, T time samples.
+"""
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mcsp.batch import Signal
+from mcsp.config import ModelConfig
+from mcsp.data_sharding.reader import Corpus
+from mcsp.downstream.card import model_card
+from mcsp.model.mcsp import MCSP
+from mcsp.model.pretrained import CONFIG_FILE, WEIGHTS_FILE, from_pretrained, load_weights, write_pretrained, write_sums
+from mcsp.schema import MODALITIES, UNITS, Modality
+
+SUBJECTS_FILE = "pretraining_subjects.txt"
+
+
+def write_export(
+    weights: dict[str, Tensor], manifest: dict[str, Any], metrics: dict[str, float], corpus: Corpus, out_dir: Path
+) -> None:
+    """Write an export of ``weights`` to ``out_dir``, replacing an earlier export there.
+
+    Args:
+        weights: float32, under the names of ``MCSP.state_dict()``.
+        manifest: of the checkpoint: ``step``, ``config``, ``model_config``, ``index_hash``.
+        metrics: the last logged step, for the model card.
+        corpus: the one that the run was trained on.
+        out_dir: the folder.
+
+    Raises:
+        ValueError: ``out_dir`` holds something else, another corpus than the checkpoint's, weights that do not match,
+            or an export that does not give back the same numbers.
+    """
+    check_out_dir(out_dir)
+    if corpus.index_hash != manifest["index_hash"]:
+        raise ValueError(
+            f"{corpus.path}: the checkpoint belongs to another corpus: expected index hash "
+            f"{manifest['index_hash'][:12]}, found {corpus.index_hash[:12]}"
+        )
+    model = MCSP(ModelConfig.parse(manifest["model_config"], "manifest.json: model_config"))
+    load_weights(model, weights, "checkpoint")
+    model.eval()
+    out_dir.parent.mkdir(parents=True, exist_ok=True)
+    aside = out_dir.with_name(f".{out_dir.name}.{os.getpid()}.partial")
+    try:
+        write_pretrained(model, aside, preprocessing_of(manifest, corpus))
+        subjects = pretraining_subjects(corpus)
+        (aside / SUBJECTS_FILE).write_text("".join(f"{subject}\n" for subject in subjects))
+        (aside / "README.md").write_text(model_card(model, manifest, metrics, corpus, len(subjects)))
+        write_sums(aside)
+        check_same(model, from_pretrained(aside))
+        _replace(aside, out_dir)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def check_out_dir(out_dir: Path) -> None:
+    """Raise ``ValueError`` if ``out_dir`` exists and is neither an export nor an empty folder."""
+    is_export = (out_dir / CONFIG_FILE).is_file() and (out_dir / WEIGHTS_FILE).is_file()
+    if out_dir.exists() and not is_export and not (out_dir.is_dir() and not any(out_dir.iterdir())):
+        raise ValueError(f"{out_dir}: expected a new folder or an earlier export to replace, found something else")
+
+
+def preprocessing_of(manifest: Mapping[str, Any], corpus: Corpus) -> dict[str, Any]:
+    """What was done to the recordings before the model saw them, without any path of the machine."""
+    config, run = corpus.index["config"], manifest["config"]
+    modalities: tuple[Modality, ...] = tuple(run["model"]["modalities"])
+    cleaning = {
+        "eeg": {
+            **config["eeg"],
+            "reference": "average of the good channels",
+            "notch": "PowerLineFrequency of the sidecar, where it lies below lowpass_hz",
+            "position_frame": "MNE head frame, mm",
+        },
+        "fmri": {
+            **{k: v for k, v in config["fmri"].items() if k != "label_image"},
+            "baseline": "percent signal change relative to the mean of each parcel",
+            "position_frame": "MNI, mm",
+        },
+    }
+    return {
+        "units": {m: UNITS[m] for m in modalities},
+        "scaling": "none: the model takes values in these units (stored value * scale of the recording)",
+        "sfreq_hz": {
+            m: sorted({round(r.sfreq, 6) for r in corpus.recordings if r.modality == m and r.split == "train"})
+            for m in modalities
+        },
+        "window_seconds": {m: run["window_seconds"][m] for m in modalities},
+        "hemodynamic_delay_seconds": run["hemodynamic_delay_seconds"],
+        "cleaning": {m: cleaning[m] for m in modalities},
+        "corpus_index_hash": corpus.index_hash,
+        "software": {**corpus.index.get("software", {}), "torch": str(torch.__version__)},
+    }
+
+
+def pretraining_subjects(corpus: Corpus) -> list[str]:
+    """``site/subject`` of every subject in the training split, sorted; subjects are keyed hashes."""
+    return sorted({f"{r.site}/{r.subject}" for r in corpus.recordings if r.split == "train"})
+
+
+def fixed_signals(modalities: tuple[Modality, ...]) -> dict[Modality, Signal]:
+    """The same random windows for every call: two rows per modality, one of them with padded channels and time."""
+    generator = torch.Generator().manual_seed(0)
+    signals: dict[Modality, Signal] = {}
+    for modality in (m for m in MODALITIES if m in modalities):
+        c, t, sfreq = (6, 2000, 200.0) if modality == "eeg" else (10, 40, 0.5)
+        channel_valid = torch.ones(2, c, dtype=torch.bool)
+        time_valid = torch.ones(2, t, dtype=torch.bool)
+        channel_valid[1, c // 2 :] = False
+        time_valid[1, t // 2 :] = False
+        x_BCT = 10 * torch.randn(2, c, t, generator=generator)
+        signals[modality] = Signal(
+            x_BCT=x_BCT * channel_valid[..., None] * time_valid[:, None],
+            sfreq_B=torch.full((2,), sfreq),
+            channel_valid_BC=channel_valid,
+            time_valid_BT=time_valid,
+            position_BC3=60 * torch.randn(2, c, 3, generator=generator) * channel_valid[..., None],
+            position_valid_BC=channel_valid,
+            sample_B=torch.arange(2),
+            key_B=torch.zeros(2, dtype=torch.int64),
+        )
+    return signals
+
+
+def check_same(model: MCSP, other: MCSP) -> None:
+    """Raise ``ValueError`` unless both give bit-identical features, h and z on :func:`fixed_signals`."""
+    signals = fixed_signals(model.config.modalities)
+    with torch.inference_mode():
+        for name, (a, b) in {m: (_outputs(model, signals, m), _outputs(other, signals, m)) for m in signals}.items():
+            if not (torch.isfinite(a).all() and torch.equal(a, b)):
+                raise ValueError(
+                    f"export: the {name} outputs of the reloaded model differ from those of the checkpoint"
+                )
+
+
+def _outputs(model: MCSP, signals: dict[Modality, Signal], modality: Modality) -> Tensor:
+    encoded = model.encode(signals)[modality]
+    z = [model.project(modality, domain, h_BD) for domain, h_BD in encoded.items()]
+    return torch.cat([model.features(signals)[modality], *(h.float() for h in encoded.values()), *z], dim=-1)
+
+
+def _replace(aside: Path, out_dir: Path) -> None:
+    """Rename ``aside`` to ``out_dir``; an earlier export is moved away first and deleted last."""
+    old = out_dir.with_name(f".{out_dir.name}.{os.getpid()}.old")
+    if out_dir.exists():
+        out_dir.rename(old)
+    aside.rename(out_dir)
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,122 @@
+"""Frozen features of whole samples: windows are cut evenly from each recording, encoded and averaged.
+
+Shape letters: B rows, T time samples, C channels, F features.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from mcsp.batch import collate
+from mcsp.config import EvaluateConfig
+from mcsp.data_sharding.reader import Corpus
+from mcsp.model.mcsp import MCSP
+from mcsp.schema import Modality, Recording, Window
+
+
+def window_starts(recording: Recording, n_samples: int, count: int) -> list[int]:
+    """First time samples of up to ``count`` windows, evenly spaced over the valid spans that hold a whole window.
+
+    Windows may overlap where the recording is short. Where no span is long enough the whole recording is the span;
+    a recording shorter than the window gives one window at 0.
+    """
+    spans = list(zip(recording.valid_spans[::2], recording.valid_spans[1::2], strict=True))
+    spans = [(a, b) for a, b in spans if b - a >= n_samples] or [(0, recording.n_samples)]
+    room = [max(b - a - n_samples, 0) + 1 for a, b in spans]
+    starts = []
+    for place in np.unique(np.linspace(0, sum(room) - 1, count).round().astype(int)):
+        for (first, _), places in zip(spans, room, strict=True):
+            if place < places:
+                starts.append(int(first + place))
+                break
+            place -= places
+    return starts
+
+
+def read_windows(
+    corpus: Corpus, keys: Sequence[str], modality: Modality, config: EvaluateConfig, title: str
+) -> Iterator[tuple[int, Window]]:
+    """Every window of one modality as ``(index into keys, window)``, with a progress bar over recordings.
+
+    Raises:
+        ValueError: a damaged shard (from the reader), or no ``window_seconds`` for the modality.
+    """
+    seconds = (config.window_seconds or {}).get(modality)
+    if seconds is None:
+        raise ValueError(f"window_seconds: expected a length for {modality}, found {config.window_seconds}")
+    samples = corpus.samples()
+    recordings = [(i, r) for i, key in enumerate(keys) for r in samples[key] if r.modality == modality]
+    for i, recording in tqdm(recordings, desc=f"{title}, {modality}", unit="recording", leave=False):
+        length = min(max(1, round(seconds * recording.sfreq)), recording.n_samples)
+        for start in window_starts(recording, length, config.windows_per_recording):
+            yield i, corpus.read_window(recording, start, length)
+
+
+class SampleMean:
+    """The mean vector of each sample over its windows; NaN where a sample has none."""
+
+    def __init__(self, n_samples: int) -> None:
+        self.count = np.zeros(n_samples)
+        self.sum: np.ndarray | None = None
+
+    def add(self, index: int, vector_F: np.ndarray) -> None:
+        """Add one window of sample ``index``."""
+        if self.sum is None:
+            self.sum = np.zeros((len(self.count), len(vector_F)))
+        self.sum[index] += vector_F
+        self.count[index] += 1
+
+    def mean(self) -> np.ndarray | None:
+        """``(n_samples, F)`` float64, or None if nothing was added."""
+        if self.sum is None:
+            return None
+        return np.where(self.count[:, None] > 0, self.sum / np.maximum(self.count, 1)[:, None], np.nan)
+
+
+def sample_features(
+    model: MCSP, corpus: Corpus, keys: Sequence[str], config: EvaluateConfig, title: str = "features"
+) -> dict[Modality, np.ndarray]:
+    """Features of the samples ``keys``: ``model.features`` averaged over windows.
+
+    Args:
+        model: in evaluation mode, on any device.
+        corpus: where the samples lie.
+        keys: sample keys; a row of the result each.
+        config: ``window_seconds`` (set), ``windows_per_recording``, ``batch_size``.
+        title: shown on the progress bar.
+
+    Returns:
+        For every modality that the model knows and any sample has: float64 ``(len(keys), F)``, NaN rows where missing.
+
+    Raises:
+        ValueError: features that are not finite, naming the sample.
+    """
+    device = next(model.parameters()).device
+    features: dict[Modality, np.ndarray] = {}
+    for modality in model.config.modalities:
+        means = SampleMean(len(keys))
+        for batch in _batched(read_windows(corpus, keys, modality, config, title), config.batch_size):
+            signals = collate([[window] for _, window in batch]).to(device).signals
+            with torch.inference_mode():
+                x_BF = model.features(signals)[modality].double().cpu().numpy()
+            for (i, _), vector_F in zip(batch, x_BF, strict=True):
+                if not np.isfinite(vector_F).all():
+                    raise ValueError(f"sample {keys[i]}: expected finite {modality} features, found NaN or infinity")
+                means.add(i, vector_F)
+        mean = means.mean()
+        if mean is not None:
+            features[modality] = mean
+    return features
+
+
+def _batched(items: Iterator[tuple[int, Window]], size: int) -> Iterator[list[tuple[int, Window]]]:
+    batch = []
+    for item in items:
+        batch.append(item)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
