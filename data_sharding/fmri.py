@@ -9,6 +9,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pandas as pd
+from nibabel.affines import apply_affine
 from scipy import ndimage
 
 from mcsp.config import FmriConfig
@@ -185,7 +186,7 @@ def _image_parcels(labels_image: nibabel.Nifti1Image, label_file: Path, ref: Rec
     for label in labels:
         name, xyz = rows.get(label, (f"{prefix}-{label}", (np.nan,) * 3))
         if np.isnan(xyz).any() and label in centres:
-            xyz = tuple(nibabel.affines.apply_affine(labels_image.affine, centres[label]))
+            xyz = tuple(apply_affine(labels_image.affine, centres[label]))
         names.append(name)
         positions.append(xyz)
     return Parcels(names, labels, np.array(positions, dtype=np.float64))

@@ -117,7 +117,10 @@ class EegConfig(Config):
 class FmriConfig(Config):
     """BOLD cleaning; values become percent signal change."""
 
-    label_image: Path | None = Field(None, description="integer NIfTI parcellation for 4-D BOLD images without their own")
+    label_image: Path | None = Field(
+        None, description="integer NIfTI parcellation for 4-D BOLD images without their own"
+    )
+    parcellation: str | None = Field(None, description="seg- of the time series to read; null: the first by name")
     detrend: bool = True
 
 
@@ -132,13 +135,18 @@ class SiteConfig(Config):
 class CorpusConfig(Config):
     """``launchers/build_corpus.py``."""
 
-    bids_root: Path | None = Field(None, description="folder whose BIDS sub-folders are the sites, unless `sites` lists them")
+    bids_root: Path | None = Field(
+        None, description="folder whose BIDS sub-folders are the sites, unless `sites` lists them"
+    )
     out_dir: Path = Field(description="where the corpus is written")
     sites: dict[str, SiteConfig] = Field({}, description="site name -> {path, simulated, label_image}")
     participants_columns: list[str] = Field([], description="columns of participants.tsv that go along")
+    family_column: str | None = Field(None, description="column of participants.tsv whose values stay in one split")
     eeg: EegConfig = Field(EegConfig(), description="EEG cleaning")
     fmri: FmriConfig = Field(FmriConfig(), description="BOLD cleaning")
-    min_seconds: dict[Modality, float] = Field({"eeg": 10.0, "fmri": 30.0}, description="shorter recordings are rejected")
+    min_seconds: dict[Modality, float] = Field(
+        {"eeg": 10.0, "fmri": 30.0}, description="shorter recordings are rejected"
+    )
     samples_per_shard: int = Field(64, ge=1, description="samples (subject-sessions) per tar")
     split_fractions: tuple[float, float, float] = Field((0.8, 0.1, 0.1), description="train, validation, test")
     seed: int = Field(0, description="of the split")
@@ -217,7 +225,9 @@ class PretrainConfig(Config):
     seed: int = Field(0, description="of weights, order and augmentation")
     batch: BatchConfig = Field(BatchConfig(), description="global batch: paired, eeg, fmri samples")
     window_seconds: dict[Modality, float] = Field({"eeg": 30.0, "fmri": 60.0}, description="length of a window")
-    hemodynamic_delay_seconds: float = Field(5.0, description="BOLD windows start this much after the EEG of a simultaneous pair")
+    hemodynamic_delay_seconds: float = Field(
+        5.0, description="BOLD windows start this much after the EEG of a simultaneous pair"
+    )
     model: ModelConfig = Field(ModelConfig(), description="architecture")
     objective: ObjectiveConfig = Field(ObjectiveConfig(), description="weights of the loss terms")
     augmentation: AugmentationConfig = Field(AugmentationConfig(), description="strengths of the views")
@@ -226,12 +236,16 @@ class PretrainConfig(Config):
     weight_decay: float = Field(0.05, ge=0, description="on matrices only")
     gradient_clipping: float = Field(1.0, ge=0, description="0 switches it off")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 on GPUs that have it, else fp32")
-    deepspeed: Path = Field(Path("configs/deepspeed/zero1.json"), description="ZeRO stage and nothing that is said here")
+    deepspeed: Path = Field(
+        Path("configs/deepspeed/zero1.json"), description="ZeRO stage and nothing that is said here"
+    )
     workers: int = Field(0, ge=0, description="loader processes per rank; 0 reads in the training process")
     checkpoint_every: int = Field(100, ge=1, description="steps")
     keep_checkpoints: int = Field(3, ge=1, description="older ones are deleted")
     log_every: int = Field(1, ge=1, description="steps per line of metrics.jsonl")
-    resume: Literal["auto", "never", "must"] = Field("auto", description="auto: continue where run_dir has a checkpoint")
+    resume: Literal["auto", "never", "must"] = Field(
+        "auto", description="auto: continue where run_dir has a checkpoint"
+    )
 
 
 class EvaluateConfig(Config):

@@ -1,0 +1,102 @@
+"""Read all recordings of one subject-session and put them on one clock, or say why not."""
+
+import math
+import os
+import struct
+import zlib
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
+
+from mcsp.config import CorpusConfig
+from mcsp.data_sharding.bids import RecordingRef, read_tsv
+from mcsp.data_sharding.eeg import read_eeg
+from mcsp.data_sharding.fmri import read_fmri
+from mcsp.data_sharding.index import Rejection
+from mcsp.data_sharding.plan import PlannedSample
+from mcsp.data_sharding.recording import CleanRecording, RecordingError, valid_seconds
+
+_DETAIL_LENGTH = 200
+# What MNE, nibabel, pandas and the codecs below them raise on damaged files.
+_READ_ERRORS = (
+    OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, ArithmeticError, EOFError,
+    struct.error, zlib.error, ImageFileError, HeaderDataError,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class SampleRecording:
+    """A recording that can be stored."""
+
+    ref: RecordingRef
+    clean: CleanRecording
+    onset_seconds: float  # on the clock of the sample; NaN where nothing is simultaneous
+
+
+def read_sample(sample: PlannedSample, config: CorpusConfig) -> tuple[list[SampleRecording], list[Rejection]]:
+    """Read every recording of a sample; one that fails is listed and does not disturb the others."""
+    clean: list[tuple[RecordingRef, CleanRecording]] = []
+    rejected: list[Rejection] = []
+    for ref in sample.recordings:
+        try:
+            clean.append((ref, read_recording(ref, config)))
+        except RecordingError as error:
+            rejected.append(Rejection(sample.site.name, ref.file, ref.modality, error.reason, str(error)))
+    onsets = onset_seconds([(ref, len(c.x_TC) / c.sfreq) for ref, c in clean])
+    return [SampleRecording(ref, c, onset) for (ref, c), onset in zip(clean, onsets, strict=True)], rejected
+
+
+def read_recording(ref: RecordingRef, config: CorpusConfig) -> CleanRecording:
+    """Read and clean one recording; raise :class:`RecordingError` with the reason, whatever is wrong with the file."""
+    min_seconds = config.min_seconds.get(ref.modality, 0.0)
+    try:
+        if ref.modality == "eeg":
+            clean = read_eeg(ref, config.eeg, min_seconds)
+        else:
+            clean = read_fmri(ref, config.fmri, min_seconds)
+    except RecordingError:
+        raise
+    except _READ_ERRORS as error:
+        # The path would make the index depend on the machine.
+        detail = " ".join(str(error).split()).replace(f"{ref.site.root}{os.sep}", "")
+        raise RecordingError("unreadable", f"{type(error).__name__}: {detail}"[:_DETAIL_LENGTH]) from None
+    if valid_seconds(clean) < min_seconds:
+        detail = f"{valid_seconds(clean):.1f} s outside of bad spans, expected at least {min_seconds:g} s"
+        raise RecordingError("too-short", detail)
+    return clean
+
+
+def onset_seconds(recordings: list[tuple[RecordingRef, float]]) -> list[float]:
+    """Start of each recording on the clock of the sample [s], from ``acq_time`` of ``*_scans.tsv``.
+
+    Takes recordings with their durations [s]. Only recordings that overlap one of the other modality have an onset,
+    relative to the first of these; the others get NaN. No time of day leaves this function.
+    """
+    times = [(ref.modality, _acquisition_time(ref), seconds) for ref, seconds in recordings]
+
+    def simultaneous(modality: str, start: float, seconds: float) -> bool:
+        # Comparisons with NaN, an unknown start, are false.
+        return any(m != modality and start < s + length and s < start + seconds for m, s, length in times)
+
+    shared = [start if simultaneous(m, start, seconds) else math.nan for m, start, seconds in times]
+    first = min((start for start in shared if not math.isnan(start)), default=math.nan)
+    return [round(start - first, 6) for start in shared]
+
+
+def _acquisition_time(ref: RecordingRef) -> float:
+    """Seconds since 1970 by the scanner's clock, or NaN where no table says."""
+    for table in reversed(ref.companions.get("scans.tsv", ())):
+        try:
+            rows = read_tsv(table)
+        except ValueError:  # costs the pairing, not the recordings
+            continue
+        for row in rows:
+            if "acq_time" in row and table.parent / row.get("filename", "") == ref.path:
+                try:
+                    time = datetime.fromisoformat(row["acq_time"])
+                except ValueError:
+                    return math.nan
+                return (time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp()
+    return math.nan

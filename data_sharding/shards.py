@@ -1,0 +1,201 @@
+"""Write the tar of one planned shard: complete or absent, and the same bytes every time.
+
+Shape letters: T time samples, C channels.
+"""
+
+import io
+import json
+import math
+import os
+import tarfile
+import zlib
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import webdataset
+
+from mcsp.config import CorpusConfig
+from mcsp.data_sharding.index import SHARDS_NAME, Rejection, block_bounds, sha256_file, write_atomic
+from mcsp.data_sharding.plan import PlannedSample, PlannedShard, without_dates
+from mcsp.data_sharding.reader import crc_name
+from mcsp.data_sharding.samples import SampleRecording, read_sample
+from mcsp.schema import BLOCK_SAMPLES, SCHEMA_VERSION, UNITS, Recording
+
+STORED_DTYPE = np.dtype("<f2")
+# The largest good value is stored as 5,000..10,000: values down to a billionth of it keep fp16's 11 bits, and bad
+# channels have room above.
+_TARGET_PEAK = 1e4
+_FP16_MAX = 65504.0
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What came of one shard; JSON beside the shards until the corpus is finished with."""
+
+    digest: str  # of the planned shard
+    shard: dict[str, Any] | None  # name, sha256, bytes, samples, recordings; None where nothing survived
+    recordings: list[dict[str, Any]]  # fields of mcsp.schema.Recording
+    rejected: list[dict[str, str]]  # fields of index.Rejection
+
+
+def build_shard(planned: PlannedShard, config: CorpusConfig) -> Receipt:
+    """Read, clean and store every recording of a shard.
+
+    Writing goes to a temporary name; the tar is read back and compared before it gets its own. A sample of which
+    nothing survives is left out, and so is a shard without samples.
+
+    Raises:
+        OSError: the disk is full or failing.
+        ValueError: what was read back differs from what was written.
+    """
+    folder = config.out_dir / SHARDS_NAME
+    temporary = folder / f".{planned.name}.{os.getpid()}.tmp"
+    recordings: list[Recording] = []
+    rejected: list[Rejection] = []
+    crcs: list[int] = []
+    with open(temporary, "wb") as file:
+        writer = webdataset.TarWriter(file, user="mcsp", group="mcsp", mode=0o444, encoder=False, mtime=0)
+        for sample in planned.samples:
+            survivors, failures = read_sample(sample, config)
+            rows, members = _encode_sample(sample, survivors, planned.name, crcs)
+            recordings += rows
+            rejected += failures
+            if rows:
+                writer.write({"__key__": sample.key, **members})
+        writer.close()
+        file.flush()
+        os.fsync(file.fileno())
+    shard = None
+    if recordings:
+        recordings = _locate(temporary, recordings, crcs)
+        sink = io.BytesIO()
+        np.save(sink, np.array(crcs, dtype="<u4"), allow_pickle=False)
+        write_atomic(folder / crc_name(planned.name), sink.getvalue())
+        shard = {
+            "name": planned.name,
+            "sha256": sha256_file(temporary),
+            "bytes": temporary.stat().st_size,
+            "samples": len({r.key for r in recordings}),
+            "recordings": len(recordings),
+        }
+        os.replace(temporary, folder / planned.name)
+    else:
+        temporary.unlink()
+    return Receipt(planned.digest, shard, [asdict(r) for r in recordings], [asdict(r) for r in rejected])
+
+
+def encode(x_TC: np.ndarray, good_C: np.ndarray) -> tuple[np.ndarray, float]:
+    """Store physical values as little-endian float16 ``(T, C)``; physical = stored * scale.
+
+    The scale is a power of two, so that scaling rounds nothing; it is set by the good channels, and what bad ones
+    have beyond the range of float16 is clipped.
+    """
+    peak = float(np.abs(x_TC[:, good_C]).max(initial=0.0))
+    scale = 2.0 ** math.ceil(math.log2(peak / _TARGET_PEAK)) if peak > 0 else 1.0
+    return np.clip(x_TC / np.float32(scale), -_FP16_MAX, _FP16_MAX).astype(STORED_DTYPE), scale
+
+
+def _encode_sample(
+    sample: PlannedSample, survivors: list[SampleRecording], shard: str, crcs: list[int]
+) -> tuple[list[Recording], dict[str, bytes]]:
+    """Rows (without byte offsets) and tar members of one sample; appends to ``crcs``."""
+    rows: list[Recording] = []
+    members: dict[str, bytes] = {}
+    for survivor in survivors:
+        modality = survivor.ref.modality
+        extension = f"{modality}-{sum(row.modality == modality for row in rows)}.npy"
+        stored_TC, scale = encode(survivor.clean.x_TC, survivor.clean.channel_good_C)
+        row = _row(sample, survivor, shard, f"{sample.key}.{extension}", scale, len(crcs))
+        crcs += [
+            zlib.crc32(stored_TC[a:b].tobytes()) for a, b in pairwise(block_bounds(row.n_samples, row.block_samples))
+        ]
+        sink = io.BytesIO()
+        np.lib.format.write_array(sink, stored_TC, version=(1, 0), allow_pickle=False)
+        members[extension] = sink.getvalue()
+        rows.append(row)
+    if rows:
+        members["json"] = _metadata(sample, rows)
+    return rows, members
+
+
+def _row(
+    sample: PlannedSample, survivor: SampleRecording, shard: str, member: str, scale: float, crc_offset: int
+) -> Recording:
+    ref, clean = survivor.ref, survivor.clean
+    n_samples, n_channels = clean.x_TC.shape
+    return Recording(
+        key=sample.key,
+        shard=shard,
+        member=member,
+        modality=ref.modality,
+        site=sample.site.name,
+        subject=sample.subject,
+        session=sample.session,
+        task=without_dates(ref.entities.get("task", "")),
+        run=without_dates(ref.entities.get("run", "")),
+        split=sample.split,
+        sfreq=clean.sfreq,
+        unit=UNITS[ref.modality],
+        scale=scale,
+        n_samples=n_samples,
+        n_channels=n_channels,
+        dtype=STORED_DTYPE.name,
+        byte_offset=-1,
+        crc_offset=crc_offset,
+        block_samples=BLOCK_SAMPLES[ref.modality],
+        simulated=sample.site.simulated,
+        onset_seconds=survivor.onset_seconds,
+        channels=clean.channels,
+        positions_mm=[round(float(value), 3) for value in clean.positions_C3.ravel()],
+        channel_good=[bool(good) for good in clean.channel_good_C],
+        valid_spans=clean.valid_spans,
+        participant=sample.participant,
+    )
+
+
+def _metadata(sample: PlannedSample, rows: list[Recording]) -> bytes:
+    """The ``<key>.json`` member: all that a reader of the tar alone needs; unknown numbers are null."""
+    names = [
+        "member", "modality", "task", "run", "sfreq", "unit", "scale", "n_samples", "n_channels", "channels",
+        "channel_good", "valid_spans",
+    ]  # fmt: skip
+    recordings = []
+    for row in rows:
+        values = {name: getattr(row, name) for name in names}
+        values["onset_seconds"] = None if math.isnan(row.onset_seconds) else row.onset_seconds
+        values["positions_mm"] = [None if math.isnan(v) else v for v in row.positions_mm]
+        recordings.append(values)
+    content = {
+        "schema_version": SCHEMA_VERSION,
+        "key": sample.key,
+        "site": sample.site.name,
+        "subject": sample.subject,
+        "session": sample.session,
+        "split": sample.split,
+        "simulated": sample.site.simulated,
+        "participant": json.loads(sample.participant),
+        "recordings": recordings,
+    }
+    return json.dumps(content, sort_keys=True, allow_nan=False).encode()
+
+
+def _locate(tar: Path, rows: list[Recording], crcs: list[int]) -> list[Recording]:
+    """Read a tar back: find each array's byte offset and compare its blocks with the checksums made in memory."""
+    located = []
+    with tarfile.open(tar, "r:") as archive, open(tar, "rb") as file:
+        for row in rows:
+            file.seek(archive.getmember(row.member).offset_data)
+            np.lib.format.read_magic(file)
+            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+            offset = file.tell()
+            bounds = block_bounds(row.n_samples, row.block_samples)
+            row_bytes = row.n_channels * dtype.itemsize
+            found = [zlib.crc32(file.read((b - a) * row_bytes)) for a, b in pairwise(bounds)]
+            expected = crcs[row.crc_offset : row.crc_offset + len(found)]
+            if shape != (row.n_samples, row.n_channels) or found != expected:
+                raise ValueError(f"{tar}: {row.member} read back differs from what was written")
+            located.append(replace(row, byte_offset=offset))
+    return located
