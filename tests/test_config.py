@@ -1,0 +1,173 @@
+"""Configuration: files and overrides end in the values that were meant, and mistakes in one clear line."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mcsp.config import Config, CorpusConfig, EvaluateConfig, ModelConfig, PretrainConfig, parse_command_line
+
+ROOT = Path(__file__).resolve().parents[1]
+MODELS: dict[str, type[Config]] = {"corpus": CorpusConfig, "pretrain": PretrainConfig, "evaluate": EvaluateConfig}
+FOLDERS: dict[str, list[str]] = {  # what every command line has to give
+    "corpus": ["bids_root=bids", "out_dir=out"],
+    "pretrain": ["corpus_dir=corpus", "run_dir=run"],
+    "evaluate": ["model_dir=model", "corpus_dir=corpus", "out_dir=out"],
+}
+
+
+def written(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*/*.yaml")), ids=lambda p: f"{p.parent.name}/{p.name}")
+def test_every_shipped_config_loads_and_its_values_arrive(path: Path) -> None:
+    kind = path.parent.name
+    config = MODELS[kind].load(path, FOLDERS[kind])
+    default = MODELS[kind].load(None, FOLDERS[kind])
+    folders = {override.split("=")[0] for override in FOLDERS[kind]}
+    written = set(yaml.safe_load(path.read_text())) - folders
+    assert {name for name in type(config).model_fields if getattr(config, name) != getattr(default, name)} <= written
+
+
+def test_there_are_configs_for_all_launchers() -> None:
+    assert {p.parent.name for p in (ROOT / "configs").glob("*/demo.yaml")} == set(MODELS)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs/deepspeed").glob("*.json")), ids=lambda p: p.name)
+def test_deepspeed_files_repeat_nothing_that_our_config_says(path: Path) -> None:
+    ours = {"train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping"}
+    assert not (ours | {"bf16", "fp16", "optimizer", "scheduler"}) & set(json.loads(path.read_text()))
+
+
+def test_overrides_take_precedence_and_reach_sections(tmp_path: Path) -> None:
+    path = written(tmp_path, "corpus_dir: a\nrun_dir: b\nsteps: 5\nmodel: {size: small}\n")
+    config = PretrainConfig.load(path, ["steps=7", "model.projection_dim=64", "batch.paired=4", "objective.beta=0.25"])
+    assert (config.steps, config.model.projection_dim, config.batch.paired, config.objective.beta) == (7, 64, 4, 0.25)
+    assert config.model.size == "small", "an override of one key of a section must keep the others of the file"
+    assert config.batch.eeg == PretrainConfig.load(path).batch.eeg
+
+
+def test_override_values_are_yaml(tmp_path: Path) -> None:
+    path = written(tmp_path, "bids_root: a\nout_dir: b\n")
+    overrides = ["participants_columns=[age, sex]", "workers=null", "eeg.sfreq=100", "out_dir=x=y"]
+    config = CorpusConfig.load(path, overrides)
+    assert config.participants_columns == ["age", "sex"]
+    assert config.workers is None
+    assert config.eeg.sfreq == 100.0
+    assert config.out_dir == Path("x=y")
+
+
+def test_the_dump_is_json_and_loads_back_to_the_same_values() -> None:
+    config = PretrainConfig.load(None, ["corpus_dir=a", "run_dir=b", "model.domains=[spatial, spectral]"])
+    assert PretrainConfig.parse(json.loads(json.dumps(config.dump())), "dump") == config
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("setps: 3\n", ["unknown key 'setps'", "known keys: ", "steps", "learning_rate"]),
+        ("model: {szie: nano}\n", ["unknown key 'model.szie'", "size", "projection_dim"]),
+        ("steps: many\n", ["steps", "integer", "'many'"]),
+        ("- 1\n- 2\n", ["mapping", "list"]),
+        ("steps: [3\n", ["not valid YAML"]),
+    ],
+)
+def test_a_mistake_in_a_file_is_one_line_that_names_it(tmp_path: Path, text: str, expected: list[str]) -> None:
+    path = written(tmp_path, text)
+    with pytest.raises(ValueError, match=r".") as caught:
+        PretrainConfig.load(path)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: ")
+    assert "\n" not in message
+    assert [part for part in expected if part not in message] == []
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("objective.temprature=1", ["unknown key 'objective.temprature'", "temperature"]),
+        ("steps=0", ["steps", "greater than or equal to 1", "0"]),
+        ("model.size=giant", ["model.size", "'nano'", "'giant'"]),
+        ("model.domains=[spatial, colour]", ["model.domains.1", "'spectral'", "'colour'"]),
+        ("model.domains=[]", ["model.domains", "at least 1"]),
+        ("steps", ["'steps'", "key=value"]),
+        ("corpus_dir.more=1", ["'corpus_dir'", "not a section"]),
+        ("steps=[", ["steps=[", "YAML"]),
+    ],
+)
+def test_a_mistake_in_an_override_is_one_line(override: str, expected: list[str]) -> None:
+    with pytest.raises(ValueError, match=r".") as caught:
+        PretrainConfig.load(None, ["corpus_dir=a", "run_dir=b", override])
+    message = str(caught.value)
+    assert "\n" not in message
+    assert [part for part in expected if part not in message] == []
+
+
+def test_the_file_is_named_also_when_it_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"absent\.yaml: cannot read the config file \(No such file"):
+        PretrainConfig.load(tmp_path / "absent.yaml")
+    binary = tmp_path / "binary.yaml"
+    binary.write_bytes(b"\xff\xfe\x00steps")
+    with pytest.raises(ValueError, match=r"binary\.yaml: "):
+        PretrainConfig.load(binary)
+
+
+def test_all_missing_and_unknown_keys_are_reported_at_once() -> None:
+    with pytest.raises(ValueError, match=r".") as caught:
+        PretrainConfig.load(None, ["setps=3", "bacth.paired=3"])
+    assert all(part in str(caught.value) for part in ("corpus_dir", "run_dir", "'setps'", "'bacth'"))
+
+
+def test_a_key_of_a_listed_site_is_checked_too() -> None:
+    with pytest.raises(ValueError, match=r"unknown key 'sites\.berlin\.folder'; known keys: .*path"):
+        CorpusConfig.load(None, ["out_dir=o", "sites={berlin: {path: b, folder: c}}"])
+
+
+@pytest.mark.parametrize("fractions", ["[0.5, 0.1, 0.1]", "[1.2, -0.1, -0.1]"])
+def test_split_fractions_sum_to_one(fractions: str) -> None:
+    with pytest.raises(ValueError, match="split_fractions"):
+        CorpusConfig.load(None, ["bids_root=b", "out_dir=o", f"split_fractions={fractions}"])
+
+
+def test_a_corpus_needs_a_root_or_sites() -> None:
+    with pytest.raises(ValueError, match="bids_root=DIR or a list of sites"):
+        CorpusConfig.load(None, ["out_dir=o"])
+
+
+def test_setting_one_modality_keeps_the_default_of_the_other() -> None:
+    config = PretrainConfig.load(None, ["corpus_dir=a", "run_dir=b", "window_seconds.eeg=4"])
+    default = PretrainConfig.load(None, ["corpus_dir=a", "run_dir=b"])
+    assert config.window_seconds == {"eeg": 4.0, "fmri": default.window_seconds["fmri"]}
+
+
+def test_values_cannot_change_after_loading() -> None:
+    config = ModelConfig()
+    with pytest.raises(ValueError, match="frozen"):
+        config.size = "small"  # type: ignore[misc]
+
+
+def test_the_command_line_prints_one_line_and_exits_2(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = written(tmp_path, "corpus_dir: a\n")
+    config, arguments = parse_command_line(PretrainConfig, "x", ["--config", str(path), "run_dir=b", "steps=3"])
+    assert (config.steps, config.run_dir, arguments.address) == (3, Path("b"), None)
+    with pytest.raises(SystemExit) as caught:
+        parse_command_line(PretrainConfig, "x", ["--config", str(path), "run_dir=b", "setps=3"])
+    error = capsys.readouterr().err
+    assert caught.value.code == 2
+    assert error.startswith(f"error: {path}: unknown key 'setps'")
+    assert error.count("\n") == 1
+
+
+def test_a_launcher_reports_an_unknown_key_without_a_stack_trace_in_a_moment() -> None:
+    """The whole process, since what is imported before the config decides how long a typing mistake takes to show."""
+    command = [sys.executable, "launchers/pretrain.py", "corpus_dir=a", "run_dir=b", "setps=3"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
+    assert result.returncode == 2, result.stderr
+    assert "error: command line: unknown key 'setps'; known keys:" in result.stderr
+    assert "Traceback" not in result.stderr
