@@ -25,6 +25,7 @@ from mcsp.schema import SCHEMA_VERSION, SPLITS, Split
 KEY_VARIABLE = "MCSP_SUBJECT_KEY"
 _MIN_KEY_LENGTH = 16
 _PACKAGES = ("mne", "nibabel", "nilearn", "numpy", "pandas", "pyarrow", "scipy", "webdataset")
+_RECIPE_MODULES = ("bids", "eeg", "fmri", "index", "plan", "recording", "samples", "shards")
 _IDENTIFYING = {"participant_id", "name", "first_name", "last_name", "date_of_birth", "birth_date", "dob", "acq_time"}
 # Labels with this many digits in a row may be dates or hospital numbers.
 _NUMBER = re.compile(r"\d{6,}")
@@ -229,9 +230,9 @@ def _sample_inputs(sample: PlannedSample) -> list[Any]:
 
 
 def _code_digest() -> str:
-    """SHA-256 of this package's source, so that a changed recipe never continues an older build."""
+    """SHA-256 of the modules that decide a corpus's bytes, so that a changed recipe never continues an older build."""
     folder = Path(mcsp.__file__).parent
-    files = [*sorted((folder / "data_sharding").glob("*.py")), folder / "schema.py"]
+    files = [folder / "schema.py", *(folder / "data_sharding" / f"{module}.py" for module in _RECIPE_MODULES)]
     return _sha256([hashlib.sha256(file.read_bytes()).hexdigest() for file in files])
 
 

@@ -1,0 +1,183 @@
+"""Re-read a whole corpus and list everything in it that is not as its index says."""
+
+import json
+import math
+import re
+import tarfile
+import zlib
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from mcsp.data_sharding.index import INDEX_NAME, RECORDINGS_NAME, SHARDS_NAME, Rejection, block_bounds, sha256_file
+from mcsp.data_sharding.index import index_hash as hash_of
+from mcsp.data_sharding.index import totals as totals_of
+from mcsp.data_sharding.reader import Corpus, crc_name
+from mcsp.data_sharding.recording import REASONS
+from mcsp.schema import BLOCK_SAMPLES, MODALITIES, SPLITS, UNITS, Recording
+
+_SUBJECT = re.compile(r"[0-9a-f]{16}")
+
+
+def lint_corpus(path: Path) -> list[str]:
+    """Check every byte of the corpus in ``path``; one line per lie, none where it is sound.
+
+    Checks the totals, rejections and hash of the index; each row's fields; that no subject is in two splits; each
+    shard's size and SHA-256; its members against the rows; offsets, block checksums and values of every array.
+
+    Raises:
+        ValueError: there is no corpus of this schema version at all.
+    """
+    corpus = Corpus(path)
+    lies = [*_index_lies(corpus), *_row_lies(corpus.recordings)]
+    by_shard: dict[str, list[Recording]] = {shard["name"]: [] for shard in corpus.index["shards"]}
+    for recording in corpus.recordings:
+        by_shard.setdefault(recording.shard, []).append(recording)
+    described = {shard["name"]: shard for shard in corpus.index["shards"]}
+    for name in tqdm(sorted(by_shard), desc="lint", unit="shard", mininterval=0.5):
+        if name not in described:
+            lies.append(f"{RECORDINGS_NAME}: rows of {name}, which {INDEX_NAME} does not list")
+        else:
+            lies += _shard_lies(path / SHARDS_NAME / name, described[name], by_shard[name])
+    expected = {file for name in described for file in (name, crc_name(name))}
+    lies += [
+        f"{SHARDS_NAME}/{f.name}: not in the index"
+        for f in sorted((path / SHARDS_NAME).glob("[!.]*"))
+        if f.name not in expected
+    ]
+    return lies
+
+
+def _index_lies(corpus: Corpus) -> Iterator[str]:
+    index = corpus.index
+    if index["index_hash"] != hash_of(index["shards"]):
+        yield f"{INDEX_NAME}: index_hash does not follow from the shards"
+    simulated = {name: site["simulated"] for name, site in index["totals"]["sites"].items()}
+    rejected = [Rejection(**row) for row in index["rejected"]]
+    for section, counts in totals_of(simulated, corpus.recordings, rejected).items():
+        if index["totals"].get(section) != counts:
+            yield f"{INDEX_NAME}: totals.{section} is {index['totals'].get(section)}, the recordings give {counts}"
+    counted = {reason: sum(r.reason == reason for r in rejected) for reason in {r.reason for r in rejected}}
+    if index.get("reasons") != counted:
+        yield f"{INDEX_NAME}: reasons is {index.get('reasons')}, the rejected recordings give {counted}"
+    for rejection in rejected:
+        if rejection.reason not in REASONS or rejection.site not in simulated:
+            yield f"{INDEX_NAME}: {rejection.file}: unknown reason {rejection.reason!r} or site {rejection.site!r}"
+
+
+def _row_lies(recordings: list[Recording]) -> Iterator[str]:
+    split_of: dict[tuple[str, str], str] = {}
+    members = [r.member for r in recordings]
+    if len(set(members)) < len(members) or members != sorted(members):
+        yield f"{RECORDINGS_NAME}: members are not unique and sorted"
+    for r in recordings:
+        other = split_of.setdefault((r.site, r.subject), r.split)
+        if other != r.split:
+            yield f"{r.member}: subject {r.subject} of {r.site} is in two splits, {other} and {r.split}"
+        if r.modality not in MODALITIES or r.split not in SPLITS:
+            yield f"{r.member}: modality {r.modality!r} or split {r.split!r} is unknown"
+            continue
+        spans = np.asarray(r.valid_spans)
+        edges = np.concatenate([[0], spans, [r.n_samples]])
+        sound = {
+            "subject": _SUBJECT.fullmatch(r.subject) is not None,
+            "key": r.key == "_".join(filter(None, (r.site, r.subject, r.session))),
+            "member": re.fullmatch(rf"{re.escape(r.key)}\.{r.modality}-\d+\.npy", r.member) is not None,
+            "shard": r.shard.startswith(f"{r.split}-"),
+            "unit": r.unit == UNITS[r.modality],
+            "block_samples": r.block_samples == BLOCK_SAMPLES[r.modality],
+            "dtype": r.dtype == "float16",
+            "scale": math.isfinite(r.scale) and r.scale > 0,
+            "sfreq": math.isfinite(r.sfreq) and r.sfreq > 0,
+            "channels": len(r.channels) == len(r.channel_good) == r.n_channels and any(r.channel_good),
+            "positions_mm": len(r.positions_mm) == 3 * r.n_channels,
+            "valid_spans": len(spans) > 0 and len(spans) % 2 == 0 and bool((np.diff(edges) >= 0).all()),
+            "onset_seconds": math.isnan(r.onset_seconds) or 0 <= r.onset_seconds < math.inf,
+        }
+        yield from (
+            f"{r.member}: field {name} is wrong, found {getattr(r, name)!r:.80}" for name, ok in sound.items() if not ok
+        )
+
+
+def _shard_lies(tar: Path, described: dict[str, Any], rows: list[Recording]) -> Iterator[str]:
+    where = f"{SHARDS_NAME}/{tar.name}"
+    if not tar.is_file():
+        yield f"{where}: missing"
+        return
+    size = tar.stat().st_size
+    if size != described["bytes"] or sha256_file(tar) != described["sha256"]:
+        yield f"{where}: SHA-256 or size differs from the index ({size} bytes, expected {described['bytes']})"
+    keys = {r.key for r in rows}
+    counts = {"recordings": len(rows), "samples": len(keys)}
+    if any(described[name] != count for name, count in counts.items()):
+        yield f"{where}: the table has {counts}, the index { ({name: described[name] for name in counts}) }"
+    try:
+        crcs = np.load(tar.with_name(crc_name(tar.name)), allow_pickle=False)
+    except (OSError, ValueError) as error:
+        yield f"{SHARDS_NAME}/{crc_name(tar.name)}: cannot be read ({error})"
+        return
+    blocks = sum(len(block_bounds(r.n_samples, r.block_samples)) - 1 for r in rows)
+    if crcs.dtype != np.uint32 or crcs.shape != (blocks,):
+        yield f"{SHARDS_NAME}/{crc_name(tar.name)}: {crcs.dtype} {crcs.shape}, expected uint32 ({blocks},)"
+        return
+    try:
+        with tarfile.open(tar, "r:") as archive, open(tar, "rb") as file:
+            members = {member.name: member for member in archive.getmembers()}
+            expected = {r.member for r in rows} | {f"{key}.json" for key in keys}
+            if set(members) != expected:
+                yield f"{where}: members {sorted(set(members) ^ expected)[:4]} are only in the tar or only in the table"
+            for row in rows:
+                if row.member in members:
+                    yield from _array_lies(file, members[row.member], row, crcs)
+            for key in sorted(keys & {name.removesuffix(".json") for name in members}):
+                content = archive.extractfile(members[f"{key}.json"])
+                yield from _metadata_lies(content.read() if content else b"", key, [r for r in rows if r.key == key])
+    except (tarfile.TarError, OSError, ValueError) as error:
+        yield f"{where}: cannot be read to its end ({' '.join(str(error).split())})"
+
+
+def _array_lies(file: Any, member: tarfile.TarInfo, r: Recording, crcs: np.ndarray) -> Iterator[str]:
+    file.seek(member.offset_data)
+    version = np.lib.format.read_magic(file)
+    shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+    found = (version, shape, fortran, dtype, file.tell(), member.offset_data + member.size)
+    dtype_expected = np.dtype(r.dtype).newbyteorder("<")
+    stop = r.byte_offset + r.n_samples * r.n_channels * dtype_expected.itemsize
+    expected = ((1, 0), (r.n_samples, r.n_channels), False, dtype_expected, r.byte_offset, stop)
+    if found != expected:
+        yield f"{r.member}: header, offset or size is {found}, expected {expected}"
+        return
+    for block, (a, b) in enumerate(pairwise(block_bounds(r.n_samples, r.block_samples))):
+        content = file.read((b - a) * r.n_channels * dtype.itemsize)
+        if zlib.crc32(content) != crcs[r.crc_offset + block]:
+            yield f"{r.member}: block {block} does not match its CRC-32"
+        elif not np.isfinite(np.frombuffer(content, dtype)).all():
+            yield f"{r.member}: block {block} holds values that are not finite"
+
+
+def _metadata_lies(content: bytes, key: str, rows: list[Recording]) -> Iterator[str]:
+    """The JSON member must say what the table says."""
+    try:
+        metadata = json.loads(content)
+        recordings = {values["member"]: values for values in metadata["recordings"]}
+    except (ValueError, LookupError, TypeError) as error:
+        yield f"{key}.json: not the metadata of a sample ({error!r})"
+        return
+    shared: dict[str, Any] = {"key": key, "site": rows[0].site, "subject": rows[0].subject, "session": rows[0].session}
+    shared |= {"split": rows[0].split, "simulated": rows[0].simulated, "participant": json.loads(rows[0].participant)}
+    differing = [name for name, value in shared.items() if metadata.get(name) != value]
+    for r in rows:
+        values = recordings.get(r.member, {})
+        own = {**vars(r), "onset_seconds": _known(r.onset_seconds), "positions_mm": [_known(v) for v in r.positions_mm]}
+        differing += [f"{r.member}.{name}" for name, value in values.items() if own.get(name) != value]
+        differing += [] if values else [r.member]
+    if differing:
+        yield f"{key}.json: {differing[:4]} differ from {RECORDINGS_NAME}"
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else value
