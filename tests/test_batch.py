@@ -1,0 +1,167 @@
+"""Batches: windows of any montage, rate and length side by side, with everything that is not data masked."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mcsp.batch import Batch, collate
+from mcsp.schema import UNITS, Modality, Recording, Window, text_key
+
+
+def window(
+    modality: Modality = "eeg",
+    n_samples: int = 20,
+    n_channels: int = 3,
+    subject: str = "s1",
+    site: str = "a",
+    sfreq: float = 200.0,
+    seed: int = 0,
+    bad: tuple[int, ...] = (),
+    unknown: tuple[int, ...] = (),
+) -> Window:
+    """A window of noise; channels in ``bad`` are marked so in the recording, those in ``unknown`` have no position."""
+    random = np.random.default_rng(seed)
+    positions = random.normal(0, 60, (n_channels, 3))
+    positions[list(unknown)] = math.nan
+    recording = Recording(
+        key=f"{site}_{subject}",
+        shard="train-000000.tar",
+        member=f"{site}_{subject}.{modality}-0.npy",
+        modality=modality,
+        site=site,
+        subject=subject,
+        session="",
+        task="rest",
+        run="",
+        split="train",
+        sfreq=sfreq,
+        unit=UNITS[modality],
+        scale=1.0,
+        n_samples=n_samples,
+        n_channels=n_channels,
+        dtype="float16",
+        byte_offset=0,
+        crc_offset=0,
+        block_samples=2000,
+        simulated=True,
+        onset_seconds=math.nan,
+        channels=[f"c{i}" for i in range(n_channels)],
+        positions_mm=positions.ravel().tolist(),
+        channel_good=[i not in bad for i in range(n_channels)],
+        valid_spans=[0, n_samples],
+    )
+    return Window(random.normal(0, 10, (n_samples, n_channels)).astype(np.float32), recording, 0)
+
+
+def test_windows_of_different_shapes_are_padded_with_masked_zeros() -> None:
+    small, large = window(n_samples=20, n_channels=3), window(n_samples=31, n_channels=5, sfreq=250.0, seed=1)
+    signal = collate([[small], [large]]).signals["eeg"]
+    assert signal.x_BCT.shape == (2, 5, 31)
+    np.testing.assert_array_equal(signal.x_BCT[0, :3, :20].numpy(), small.x_TC.T)
+    np.testing.assert_array_equal(signal.x_BCT[1].numpy(), large.x_TC.T)
+    assert float(signal.x_BCT[0].abs().sum()) == pytest.approx(float(np.abs(small.x_TC).sum()), rel=1e-6)
+    assert signal.channel_valid_BC.tolist() == [[True] * 3 + [False] * 2, [True] * 5]
+    assert signal.time_valid_BT.sum(1).tolist() == [20, 31]
+    assert signal.time_valid_BT[0, :20].all()
+    assert signal.sfreq_B.tolist() == [200.0, 250.0]
+
+
+def test_a_run_can_fix_the_padded_shape() -> None:
+    least: dict[Modality, tuple[int, int]] = {"eeg": (8, 40)}
+    fixed, free = collate([[window()]], shapes=least).signals["eeg"], collate([[window()]]).signals["eeg"]
+    assert fixed.x_BCT.shape == (1, 8, 40)
+    assert torch.equal(fixed.x_BCT[:, :3, :20], free.x_BCT)
+    assert fixed.channel_valid_BC.sum() == 3
+    assert fixed.time_valid_BT.sum() == 20
+    larger: dict[Modality, tuple[int, int]] = {"eeg": (2, 10)}
+    assert collate([[window()]], shapes=larger).signals["eeg"].x_BCT.shape == (1, 3, 20)
+
+
+def test_rows_know_their_sample_when_modalities_are_missing() -> None:
+    eeg, fmri = window("eeg", subject="s1"), window("fmri", 10, 4, subject="s2", site="b", sfreq=0.5)
+    both = [window("fmri", 12, 4, subject="s3", sfreq=0.5), window("eeg", subject="s3")]
+    batch = collate([[eeg], [fmri], both], keys=[11, 12, 13])
+    assert len(batch) == 3
+    assert batch.keys == ("a_s1", "b_s2", "a_s3")
+    assert batch.signals["eeg"].sample_B.tolist() == [0, 2]
+    assert batch.signals["eeg"].key_B.tolist() == [11, 13]
+    assert batch.signals["fmri"].sample_B.tolist() == [1, 2]
+    assert batch.signals["fmri"].key_B.tolist() == [12, 13]
+    assert batch.site_N.tolist() == [text_key("a"), text_key("b"), text_key("a")]
+
+
+def test_a_modality_that_no_sample_has_is_absent() -> None:
+    assert set(collate([[window("fmri", sfreq=0.5)]]).signals) == {"fmri"}
+
+
+def test_subjects_of_different_sites_with_one_name_are_different() -> None:
+    batch = collate([[window(site="a")], [window(site="b")], [window(site="a", seed=3)]])
+    assert batch.subject_N[0] == batch.subject_N[2]
+    assert batch.subject_N[0] != batch.subject_N[1]
+
+
+def test_bad_channels_and_non_finite_values_are_masked_to_zero() -> None:
+    cut = window(n_channels=4, bad=(1,))
+    cut.x_TC[7, 2] = np.nan
+    cut.x_TC[3, 3] = np.inf
+    signal = collate([[cut]]).signals["eeg"]
+    assert signal.channel_valid_BC.tolist() == [[True, False, False, False]]
+    assert (signal.x_BCT[0, 1:] == 0).all()
+    assert not signal.position_valid_BC[0, 1:].any()
+
+
+def test_an_unknown_position_is_zero_and_masked_while_its_channel_stays() -> None:
+    signal = collate([[window(n_channels=3, unknown=(2,))]]).signals["eeg"]
+    assert signal.channel_valid_BC.all()
+    assert signal.position_valid_BC.tolist() == [[True, True, False]]
+    assert signal.position_BC3[0, 2].tolist() == [0, 0, 0]
+    assert torch.isfinite(signal.position_BC3).all()
+
+
+@given(
+    shapes=st.lists(st.tuples(st.integers(1, 30), st.integers(1, 6)), min_size=1, max_size=5),
+    data=st.data(),
+)
+@settings(max_examples=30, deadline=None)
+def test_a_row_does_not_depend_on_its_neighbours(shapes: list[tuple[int, int]], data: st.DataObject) -> None:
+    cuts = [window(n_samples=t, n_channels=c, subject=f"s{i}", seed=i) for i, (t, c) in enumerate(shapes)]
+    i = data.draw(st.integers(0, len(cuts) - 1))
+    t, c = shapes[i]
+    together, alone = collate([[cut] for cut in cuts]).signals["eeg"], collate([[cuts[i]]]).signals["eeg"]
+    assert torch.equal(together.x_BCT[i, :c, :t], alone.x_BCT[0])
+    assert torch.equal(together.position_BC3[i, :c], alone.position_BC3[0])
+    outside = together.x_BCT[i] * ~(together.channel_valid_BC[i][:, None] & together.time_valid_BT[i])
+    assert not outside.any()
+
+
+@pytest.mark.parametrize("samples", [[], [[]], [[window()], []]], ids=["no sample", "no window", "one without window"])
+def test_samples_without_windows_are_refused(samples: list[list[Window]]) -> None:
+    with pytest.raises(ValueError, match="expected samples with at least one window each, found"):
+        collate(samples)
+
+
+def test_two_windows_of_one_modality_in_a_sample_are_refused() -> None:
+    with pytest.raises(ValueError, match="two eeg windows, at most one is expected"):
+        collate([[window(), window(seed=1)]])
+
+
+def test_moving_a_batch_moves_every_tensor_and_keeps_the_rest() -> None:
+    batch: Batch = collate([[window(), window("fmri", 10, 4, sfreq=0.5)], [window(subject="s2")]], keys=[1, 2])
+    moved = batch.to("meta")
+    tensors = [moved.subject_N, moved.site_N]
+    tensors += [value for signal in moved.signals.values() for value in vars(signal).values()]
+    assert {tensor.device.type for tensor in tensors} == {"meta"}
+    assert moved.keys == batch.keys
+    assert moved.signals["eeg"].x_BCT.shape == batch.signals["eeg"].x_BCT.shape
+
+
+def test_replacing_a_tensor_leaves_the_original_alone() -> None:
+    signal = collate([[window()]]).signals["eeg"]
+    doubled = signal.replace(x_BCT=signal.x_BCT * 2)
+    assert torch.equal(doubled.x_BCT, signal.x_BCT * 2)
+    assert doubled.sfreq_B is signal.sfreq_B
+    assert len(doubled) == len(signal) == 1
