@@ -1,0 +1,105 @@
+"""What someone with a fresh machine sees: a clone, an empty home, `make demo`, `make test`; times and exit codes.
+
+python benchmarks/fresh_machine.py [--out FILE]     writes benchmarks/results/fresh_machine.json
+
+Only committed files are measured. pip's settings on the machine (a mirror, a proxy) stay as they are; its cache does not,
+since it lies in the home folder.
+"""
+
+import argparse
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+STAGES = {"demo": ["make", "demo"], "test": ["make", "test"], "demo_again": ["make", "demo"]}
+PACKAGES = ("torch", "deepspeed", "ray", "webdataset", "mne", "nilearn", "numpy")
+
+
+def hardware() -> dict[str, object]:
+    """CPU model, usable cores, memory [GiB] and CUDA devices of this machine."""
+    cpu = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    memory = re.search(r"^MemTotal:\s*(\d+) kB$", Path("/proc/meminfo").read_text(), re.MULTILINE)
+    gpus = subprocess.run(["sh", "-c", "nvidia-smi -L 2>/dev/null"], capture_output=True, text=True, check=False).stdout
+    return {
+        "cpu": cpu.group(1) if cpu else platform.machine(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gib": round(int(memory.group(1)) / 2**20, 1) if memory else None,
+        "gpus": [re.sub(r" \(UUID.*", "", line) for line in gpus.splitlines()],
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+    }
+
+
+def versions(python: Path) -> dict[str, str]:
+    """Versions of the packages that the clone's own environment holds; empty if it has none."""
+    if not python.exists():
+        return {}
+    code = (
+        f"from importlib.metadata import version; import json; print(json.dumps({{p: version(p) for p in {PACKAGES}}}))"
+    )
+    result = subprocess.run([str(python), "-c", code], capture_output=True, text=True, check=False)
+    return dict(json.loads(result.stdout)) if result.returncode == 0 else {}
+
+
+def run(command: list[str], clone: Path, environment: dict[str, str], log: Path) -> dict[str, object]:
+    """Run one command in the clone, showing its output and keeping it in ``log``; seconds, exit code, closing lines."""
+    start = time.monotonic()
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            command, cwd=clone, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        assert process.stdout is not None
+        for line in process.stdout:
+            sys.stdout.write(line)
+            file.write(line)
+        code = process.wait()
+    seconds = round(time.monotonic() - start, 1)
+    stages = re.findall(r"^\s+(\d+) s  (\d/\d \w+)", log.read_text(), re.MULTILINE)
+    summary = re.findall(r"^=* ?(\d+ (?:passed|failed).*?) ?=*$", log.read_text(), re.MULTILINE)
+    result: dict[str, object] = {"command": " ".join(command), "exit_code": code, "seconds": seconds}
+    if stages:
+        result["stage_seconds"] = {name: int(took) for took, name in stages}
+    if summary:
+        result["summary"] = summary[-1]
+    return result
+
+
+def main() -> int:
+    """Clone, run, write the result file; status 1 if a command failed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/fresh_machine.json")
+    arguments = parser.parse_args()
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
+    with tempfile.TemporaryDirectory(prefix="fresh_machine_") as folder:
+        clone, home = Path(folder) / "clone", Path(folder) / "home"
+        home.mkdir()
+        subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
+        kept = {
+            k: v for k, v in os.environ.items() if not k.startswith(("MCSP_", "PYTHON", "VIRTUAL_ENV", "XDG_CACHE"))
+        }
+        environment = {**kept, "HOME": str(home)}
+        runs = {}
+        for name, command in STAGES.items():
+            runs[name] = run(command, clone, environment, Path(folder) / f"{name}.log")
+        result = {
+            "commit": commit.stdout.strip(),
+            "hardware": hardware(),
+            "versions": versions(clone / ".venv/bin/python"),
+            "note": "demo includes set-up of .venv; demo_again shows what a second call re-uses",
+            "runs": runs,
+        }
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps(result, indent=2) + "\n")
+    print(json.dumps(result, indent=2))
+    return int(any(r["exit_code"] != 0 for r in runs.values()))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
