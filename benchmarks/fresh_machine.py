@@ -2,8 +2,8 @@
 
 python benchmarks/fresh_machine.py [--out FILE]     writes benchmarks/results/fresh_machine.json
 
-Only committed files are measured. pip's settings on the machine (a mirror, a proxy) stay as they are; its cache does not,
-since it lies in the home folder.
+Only committed files are measured. pip's settings on the machine (a mirror, a proxy) stay as they are; its cache does
+not, since it lies in the home folder.
 """
 
 import argparse
