@@ -149,15 +149,16 @@ def _read_image(ref: RecordingRef, t_r: float) -> tuple[np.ndarray, Parcels]:
     labels_image = nibabel.load(label_file)
     parcels = _image_parcels(labels_image, label_file, ref)
     masker = NiftiLabelsMasker(labels_image, standardize=None, resampling_target="data", reports=False)
-    found_TP = masker.fit_transform(image)
+    try:
+        found_TP = masker.fit_transform(image)
+    except ValueError as error:  # labels and image do not fit, for example in no voxel
+        raise RecordingError("no-label-image", f"{label_file.name}: {' '.join(str(error).split())}") from None
     # Parcels outside the image's field of view are dropped by the masker and must keep their place here.
     column = {int(label): i for i, label in masker.region_ids_.items() if i != "background"}
     x_TP = np.full((len(found_TP), len(parcels.labels)), np.nan)
     for p, label in enumerate(parcels.labels):
         if label in column:
             x_TP[:, p] = found_TP[:, column[label]]
-    if np.isnan(x_TP).all():
-        raise RecordingError("no-label-image", f"{label_file.name} does not overlap the image")
     return x_TP, parcels
 
 
