@@ -19,7 +19,7 @@ from mcsp import __version__
 from mcsp.config import EvaluateConfig
 from mcsp.data_sharding.reader import Corpus
 from mcsp.downstream.baselines import classical_features
-from mcsp.downstream.features import sample_features
+from mcsp.downstream.features import feature_blocks, sample_features
 from mcsp.downstream.probe import BOOTSTRAP_SEED, make_folds, probe
 from mcsp.downstream.report import write_report
 from mcsp.downstream.retrieval import RETRIEVAL_SEED, find_pairs, similarities, top1
@@ -27,9 +27,22 @@ from mcsp.model.mcsp import MCSP
 from mcsp.model.pretrained import PretrainedMCSP, from_pretrained
 from mcsp.schema import MODALITIES, Modality, Split
 
-Features = dict[Modality, np.ndarray]
 PRETRAINED, UNTRAINED, CLASSICAL = "pretrained", "random initialisation", "classical"
 UNTRAINED_SEED = 0
+
+
+@dataclass(frozen=True)
+class FeatureSet:
+    """One description of all labelled samples."""
+
+    x: dict[Modality, np.ndarray]  # (N, F) per modality, NaN rows where missing
+    blocks: dict[Modality, list[int]]  # sizes of the parts that get equal weight in a probe
+
+    def joint(self, modalities: Sequence[Modality]) -> tuple[np.ndarray, list[int]] | None:
+        """Features of the modalities side by side ``(N, F)``, and their blocks; None where one is absent."""
+        if any(m not in self.x for m in modalities):
+            return None
+        return np.concatenate([self.x[m] for m in modalities], axis=1), [b for m in modalities for b in self.blocks[m]]
 
 
 @dataclass(frozen=True)
@@ -98,11 +111,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     model = model.to("cuda" if torch.cuda.is_available() else "cpu")
     untrained = untrained_like(model)
     seen = read_seen(config.model_dir)
-    features: dict[str, Features] = {
-        PRETRAINED: sample_features(model, corpus, labelled.keys, config, PRETRAINED),
-        UNTRAINED: sample_features(untrained, corpus, labelled.keys, config, UNTRAINED),
-        CLASSICAL: classical_features(corpus, labelled.keys, config),
-    }
+    features = describe(model, untrained, corpus, labelled.keys, config)
     probes, splits, notes = run_probes(features, labelled, config, seen)
     retrieval, more_notes = run_retrieval({PRETRAINED: model, UNTRAINED: untrained}, corpus, config)
     results = {
@@ -132,8 +141,21 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     config.out_dir.mkdir(parents=True, exist_ok=True)
     (config.out_dir / "results.json").write_text(json.dumps(results, indent=2) + "\n")
     report = config.out_dir / "report.html"
-    write_report(report, results, features[PRETRAINED], labelled.y_N, labelled.sites, config.run_dir)
+    write_report(report, results, features[PRETRAINED].x, labelled.y_N, labelled.sites, config.run_dir)
     return results
+
+
+def describe(
+    model: MCSP, untrained: MCSP, corpus: Corpus, keys: Sequence[str], config: EvaluateConfig
+) -> dict[str, FeatureSet]:
+    """The three feature sets that are compared, from the same windows."""
+    sets = {}
+    for kind, encoder in ((PRETRAINED, model), (UNTRAINED, untrained)):
+        x = sample_features(encoder, corpus, keys, config, kind)
+        sets[kind] = FeatureSet(x, {m: feature_blocks(encoder, x_NF.shape[1]) for m, x_NF in x.items()})
+    x = classical_features(corpus, keys, config)
+    sets[CLASSICAL] = FeatureSet(x, {m: [x_NF.shape[1]] for m, x_NF in x.items()})
+    return sets
 
 
 def with_windows(config: EvaluateConfig, model: PretrainedMCSP) -> EvaluateConfig:
@@ -155,15 +177,8 @@ def read_seen(model_dir: Path) -> frozenset[str]:
     return frozenset(path.read_text().splitlines()) if path.is_file() else frozenset()
 
 
-def _joint(features: Features, modalities: Sequence[Modality]) -> np.ndarray | None:
-    """Features of the modalities side by side ``(N, F)``; None where one is absent."""
-    if any(m not in features for m in modalities):
-        return None
-    return np.concatenate([features[m] for m in modalities], axis=1)
-
-
 def run_probes(
-    features: dict[str, Features], labelled: Labelled, config: EvaluateConfig, seen: frozenset[str]
+    features: dict[str, FeatureSet], labelled: Labelled, config: EvaluateConfig, seen: frozenset[str]
 ) -> tuple[list[dict[str, Any]], dict[str, str], list[str]]:
     """One probe per feature set for EEG, fMRI and both; within each of these all feature sets share samples and folds.
 
@@ -172,11 +187,11 @@ def run_probes(
     """
     scores, splits, notes = [], {}, []
     for name, modalities in (("eeg", ("eeg",)), ("fmri", ("fmri",)), ("both", MODALITIES)):
-        joint = {kind: x for kind, f in features.items() if (x := _joint(f, modalities)) is not None}
+        joint = {kind: x for kind, f in features.items() if (x := f.joint(modalities)) is not None}
         if CLASSICAL not in joint:
             notes.append(f"No probe on {name}: no labelled sample has the recordings for it.")
             continue
-        rows = np.flatnonzero(np.all([np.isfinite(x).all(axis=1) for x in joint.values()], axis=0))
+        rows = np.flatnonzero(np.all([np.isfinite(x_NF).all(axis=1) for x_NF, _ in joint.values()], axis=0))
         y_N, subjects = labelled.y_N[rows], [labelled.subjects[i] for i in rows]
         try:
             folds = make_folds([labelled.keys[i] for i in rows], y_N, subjects, config.folds, config.seeds)
@@ -184,23 +199,27 @@ def run_probes(
             notes.append(f"No probe on {name}: {error}.")
             continue
         splits[name] = folds.sha256
-        for kind, x_NF in tqdm(joint.items(), desc=f"probes, {name}", unit="probe", leave=False):
-            score = probe(x_NF[rows], y_N, subjects, folds, seen)
+        for kind, (x_NF, blocks) in tqdm(joint.items(), desc=f"probes, {name}", unit="probe", leave=False):
+            score = probe(x_NF[rows], y_N, subjects, folds, blocks, seen)
             scores.append({"modalities": name, "features": kind, **score.dump()})
     return scores, splits, notes
 
 
-def run_site_probes(features: dict[str, Features], labelled: Labelled, config: EvaluateConfig) -> list[dict[str, Any]]:
+def run_site_probes(
+    features: dict[str, FeatureSet], labelled: Labelled, config: EvaluateConfig
+) -> list[dict[str, Any]]:
     """How well the site can be told from the same features: AUROC of one site against the rest, mean over sites.
 
     Sites with fewer subjects than folds are left out; empty where fewer than two remain.
     """
     scores = []
     for modality in MODALITIES:
-        for kind, by_modality in features.items():
-            if modality not in by_modality:
+        for kind, described in features.items():
+            joint = described.joint([modality])
+            if joint is None:
                 continue
-            rows = np.flatnonzero(np.isfinite(by_modality[modality]).all(axis=1))
+            x_NF, blocks = joint
+            rows = np.flatnonzero(np.isfinite(x_NF).all(axis=1))
             by_site = {s: {labelled.subjects[i] for i in rows if labelled.sites[i] == s} for s in set(labelled.sites)}
             sites = sorted(s for s, subjects in by_site.items() if len(subjects) >= config.folds)
             rows = np.array([i for i in rows if labelled.sites[i] in sites], dtype=int)
@@ -209,7 +228,7 @@ def run_site_probes(features: dict[str, Features], labelled: Labelled, config: E
             for site in sites[: 1 if len(sites) == 2 else None] if len(sites) > 1 else []:
                 y_N = np.array([int(labelled.sites[i] == site) for i in rows])
                 folds = make_folds(keys, y_N, subjects, config.folds, 1)
-                values.append(probe(by_modality[modality][rows], y_N, subjects, folds).auroc)
+                values.append(probe(x_NF[rows], y_N, subjects, folds, blocks).auroc)
             if values:
                 auroc = float(np.mean(values))
                 scores.append({"modalities": modality, "features": kind, "auroc": auroc, "sites": sites})
@@ -235,10 +254,10 @@ def run_retrieval(
             notes.append(f"No cross-modal retrieval on {group} subjects: {len(cuts)} simultaneous windows found.")
             continue
         simulated = {cut.eeg.site: cut.eeg.simulated for cut in cuts}
-        for kind, model in models.items():
-            pairs = similarities(model, corpus, cuts, config, f"retrieval, {group}, {kind}")
-            for within_site in (False, True):
-                score = top1(pairs, config.retrieval_size, config.retrieval_draws, within_site)
+        pairs = {k: similarities(m, corpus, cuts, config, f"retrieval, {group}, {k}") for k, m in models.items()}
+        for within_site in (False, True):
+            for kind in models:
+                score = top1(pairs[kind], config.retrieval_size, config.retrieval_draws, within_site)
                 scope = "one site" if within_site else "all sites"
                 row = {"subjects_of": group, "candidates_from": scope, "model": kind, "simulated": simulated}
                 rows.append({**row, **score})

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from mcsp.batch import collate
 from mcsp.config import EvaluateConfig
 from mcsp.data_sharding.reader import Corpus
+from mcsp.model.layers import SIZES
 from mcsp.model.mcsp import MCSP
 from mcsp.schema import Modality, Recording, Window
 
@@ -109,6 +110,13 @@ def sample_features(
         if mean is not None:
             features[modality] = mean
     return features
+
+
+def feature_blocks(model: MCSP, n_features: int) -> list[int]:
+    """Sizes of the parts of ``model.features``: h of every domain, then the connectivity skip where there is one."""
+    blocks = [SIZES[model.config.size][0]] * len(model.config.domains)
+    rest = n_features - sum(blocks)
+    return blocks + [rest] * (rest > 0)
 
 
 def _batched(items: Iterator[tuple[int, Window]], size: int) -> Iterator[list[tuple[int, Window]]]:

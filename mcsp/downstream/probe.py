@@ -15,9 +15,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
-C_GRID = tuple(10.0**k for k in range(-5, 2))  # inverse strengths of the L2 penalty
+C_GRID = tuple(10.0**k for k in range(-3, 4))  # inverse strengths of the L2 penalty, for features of variance about 1
 INNER_FOLDS = 3
 BOOTSTRAP_DRAWS = 1000
 BOOTSTRAP_SEED = 0
@@ -79,7 +79,12 @@ def make_folds(keys: Sequence[str], y_N: np.ndarray, subjects: Sequence[str], fo
 
 
 def probe(
-    x_NF: np.ndarray, y_N: np.ndarray, subjects: Sequence[str], folds: Folds, seen: frozenset[str] = frozenset()
+    x_NF: np.ndarray,
+    y_N: np.ndarray,
+    subjects: Sequence[str],
+    folds: Folds,
+    blocks: Sequence[int] | None = None,
+    seen: frozenset[str] = frozenset(),
 ) -> ProbeScore:
     """Fit and test a logistic probe on every fold; features stay as they are, only the probe is fitted.
 
@@ -88,13 +93,20 @@ def probe(
         y_N: labels 0 or 1.
         subjects: subject of each sample.
         folds: from :func:`make_folds` for the same samples.
+        blocks: numbers of neighbouring features that form one block each; every block gets the same total variance, so
+            that a long one does not drown a short one. None: one block.
         seen: subjects whose recordings (not labels) were used in pretraining.
 
     Raises:
-        ValueError: features that are not finite, or no fold whose test part has both classes.
+        ValueError: features that are not finite, blocks that do not add up, or no fold whose test part has both
+            classes.
     """
     if not np.isfinite(x_NF).all():
         raise ValueError(f"features: expected finite values, found {int((~np.isfinite(x_NF)).sum())} that are not")
+    blocks = blocks or [x_NF.shape[1]]
+    if sum(blocks) != x_NF.shape[1]:
+        raise ValueError(f"blocks: expected sizes that sum to {x_NF.shape[1]} features, found {list(blocks)}")
+    weight_F = np.repeat(np.asarray(blocks, dtype=float) ** -0.5, blocks)
     groups = np.unique(np.asarray(subjects), return_inverse=True)[1]
     draws = np.random.default_rng(BOOTSTRAP_SEED).integers(0, groups.max() + 1, (BOOTSTRAP_DRAWS, groups.max() + 1))
     weight_RG = np.stack([np.bincount(d, minlength=groups.max() + 1) for d in draws]).astype(float)
@@ -103,7 +115,7 @@ def probe(
     for train, test in folds.splits:
         if len(set(y_N[test])) < 2:
             continue
-        model, rotate = _fit(x_NF[train], y_N[train], groups[train])
+        model, rotate = _fit(x_NF[train], y_N[train], groups[train], weight_F)
         score_N = model.decision_function(rotate.transform(x_NF[test]))
         scores.append(float(_auroc(score_N, y_N[test], np.ones((1, len(test))))[0]))
         resampled.append(_auroc(score_N, y_N[test], weight_RG[:, groups[test]]))
@@ -125,7 +137,9 @@ def probe(
     )
 
 
-def _fit(x_NF: np.ndarray, y_N: np.ndarray, groups_N: np.ndarray) -> tuple[LogisticRegression, Pipeline]:
+def _fit(
+    x_NF: np.ndarray, y_N: np.ndarray, groups_N: np.ndarray, weight_F: np.ndarray
+) -> tuple[LogisticRegression, Pipeline]:
     """A logistic regression whose penalty is chosen on inner folds of the training subjects, and its input pipeline."""
     n_inner = min(INNER_FOLDS, *(len(set(groups_N[y_N == c])) for c in (0, 1)))
     loss = np.zeros(len(C_GRID))
@@ -134,26 +148,31 @@ def _fit(x_NF: np.ndarray, y_N: np.ndarray, groups_N: np.ndarray) -> tuple[Logis
         for train, test in inner:
             if len(set(y_N[train])) < 2:
                 continue
-            rotate = _rotation().fit(x_NF[train])
+            rotate = _rotation(weight_F).fit(x_NF[train])
             a_NF, b_NF = rotate.transform(x_NF[train]), rotate.transform(x_NF[test])
             for k, c in enumerate(C_GRID):
                 predicted = _logistic(c).fit(a_NF, y_N[train]).predict_proba(b_NF)
                 loss[k] += log_loss(y_N[test], predicted, labels=[0, 1]) * len(test)
-    rotate = _rotation().fit(x_NF)
+    rotate = _rotation(weight_F).fit(x_NF)
     return _logistic(C_GRID[int(loss.argmin())]).fit(rotate.transform(x_NF), y_N), rotate
 
 
-def _rotation() -> Pipeline:
-    """Standardise, then rotate onto the span of the training samples.
+def _weigh(x_NF: np.ndarray, weight_F: np.ndarray) -> np.ndarray:
+    return x_NF * weight_F
 
-    An L2-penalised solution lies in that span, so the result is exactly that of the standardised features, at the
-    price of N instead of F coefficients.
+
+def _rotation(weight_F: np.ndarray) -> Pipeline:
+    """Standardise, weigh, then rotate onto the span of the training samples.
+
+    An L2-penalised solution lies in that span, so the result is exactly that without the rotation, at the price
+    of N instead of F coefficients.
     """
-    return make_pipeline(StandardScaler(), PCA(svd_solver="full"))
+    weigh = FunctionTransformer(_weigh, kw_args={"weight_F": weight_F})
+    return make_pipeline(StandardScaler(), weigh, PCA(svd_solver="full"))
 
 
 def _logistic(c: float) -> LogisticRegression:
-    return LogisticRegression(C=c, max_iter=500)
+    return LogisticRegression(C=c, solver="newton-cholesky", max_iter=100)
 
 
 def _auroc(score_N: np.ndarray, y_N: np.ndarray, weight_RN: np.ndarray) -> np.ndarray:

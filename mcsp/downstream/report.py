@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from sklearn.decomposition import PCA
@@ -26,7 +27,7 @@ body {{ font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 62rem; mar
 h1 {{ font-size: 1.6rem; margin-bottom: .2rem; }} h2 {{ font-size: 1.15rem; margin: 2.2rem 0 .5rem; }}
 table {{ border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: .93rem; }}
 th, td {{ text-align: left; padding: .35rem .7rem; border-bottom: 1px solid #e3e3e3; vertical-align: top; }}
-th {{ font-weight: 600; background: #f6f7f9; }} td.n, th.n {{ text-align: right; }}
+th {{ font-weight: 600; background: #f6f7f9; }} td.n, th.n {{ text-align: right; white-space: nowrap; }}
 tr.first td {{ border-top: 2px solid #c9ced6; }}
 img {{ max-width: 100%; }} p.small, footer {{ color: #666; font-size: .87rem; }}
 .notice {{ background: #fff6dd; border-left: 4px solid #e0a800; padding: .6rem 1rem; }}
@@ -42,17 +43,19 @@ _PROBE_TEXT = """
 <p>Logistic regression on frozen features, {folds} folds grouped by subject, {seeds} seeds, the same folds for every
 row of a block; the penalty is chosen inside the training folds. The interval is a bootstrap over subjects; it does
 not hold the spread that another pretraining run would add. Pretraining used no labels, but {seen} of the {subjects}
-subjects were in its training split; “unseen subjects” scores the others only. “Site AUROC” is the same probe asked
-for the site instead of the label: near 1 means that the features carry the scanner, so groups must not differ by
-site.</p>
+subjects were in its training split; “unseen subjects” scores the {unseen} others only. “Site AUROC” is the same probe
+asked for the site instead of the label: near 1 means that the features carry the scanner, so groups must not differ
+by site.</p>
 <p>A gain over <i>random initialisation</i> is what pretraining adds; a gain over <i>classical</i> (connectivity of
-BOLD, band power of EEG) is what makes it worth having. Where the intervals overlap widely, these data do not
-decide.</p>
+BOLD, band power of EEG) is what makes it worth having. Where the intervals overlap widely, these data do not decide.
+The model's features hold connectivity that needs no weights, so random initialisation is a strong baseline
+already.</p>
 """
 _RETRIEVAL_TEXT = """
 <p>Each EEG window ranks the BOLD windows of its draw by cosine similarity, mean over domains; sites: {sites}. Windows
 of one subject do not overlap in time and may be candidates together. “Same subject” counts a hit on any window of the
-right subject. With candidates from all sites a model can gain by knowing the site; “one site” takes that away.</p>
+right subject. With candidates from all sites a model can gain by knowing the site; “one site” takes that away.
+“Before” is the same architecture with random weights.</p>
 """
 
 
@@ -130,7 +133,9 @@ def _probe_section(results: dict[str, Any]) -> str:
     return (
         "<h2>Classification from frozen features</h2>"
         + _table(head, rows, n_text=2)
-        + _PROBE_TEXT.format(folds=config["folds"], seeds=config["seeds"], seen=seen, subjects=subjects)
+        + _PROBE_TEXT.format(
+            folds=config["folds"], seeds=config["seeds"], seen=seen, unseen=subjects - seen, subjects=subjects
+        )
     )
 
 
@@ -142,7 +147,7 @@ def _retrieval_section(results: dict[str, Any]) -> str:
         block = (r["subjects_of"], r["candidates_from"])
         cells = [
             *block,
-            "after pretraining" if r["model"] == "pretrained" else "before (random initialisation)",
+            "after pretraining" if r["model"] == "pretrained" else "before",
             f"{r['top1']:.3f} ± {r['sd']:.3f}",
             f"{r['chance']:.3f}",
             f"{r['top1_subject']:.3f}",
@@ -201,19 +206,21 @@ def read_curves(run_dir: Path) -> list[dict[str, float]]:
 
 def draw_curves(curves: Sequence[dict[str, float]]) -> Figure:
     """Loss, the contrast of each pair, and the retrieval within the batch, by step."""
-    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    figure = Figure(figsize=(13, 3.6), layout="constrained")
     steps = [line["step"] for line in curves]
-    names = sorted({name for line in curves for name in line if "/" in name})
+    names = sorted({name for line in curves for name in line})
+    contrast = [n for n in names if n.startswith("loss/") and n.count("/") == 2]
     top1 = [n for n in names if n.startswith("top1/") and "-" in n.split("/")[1]]
-    contrast = [n for n in names if n.count("/") == 1 and not n.startswith(("top1/", "distillation/", "convergence/"))]
     panels = (("loss", ["loss"]), ("contrast per pair", contrast), ("top-1 across modalities, in the batch", top1))
     for axes, (title, shown) in zip(figure.subplots(1, 3), panels, strict=True):
+        axes.set_prop_cycle(color=colormaps["tab20"](np.arange(20)))
         for name in shown:
-            axes.plot(steps, [line.get(name, np.nan) for line in curves], lw=1, label=name.removeprefix("top1/"))
+            values = [line.get(name, np.nan) for line in curves]
+            axes.plot(steps, values, lw=1, label=name.split("/", 1)[-1])
         axes.set(title=title, xlabel="step")
         axes.spines[["top", "right"]].set_visible(False)
         if len(shown) > 1:
-            axes.legend(fontsize=6, frameon=False, ncols=2 if len(shown) > 8 else 1)
+            axes.legend(fontsize=6, frameon=False, ncols=1, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
 
 
@@ -257,10 +264,10 @@ def terminal_table(results: dict[str, Any]) -> str:
         for p in results["probes"]
     ]
     if results["retrieval"]:
-        lines += ["", f"{'retrieval of':<12}{'candidates':<18}{'model':<26}{'top-1':>7}{'chance':>8}"]
+        lines += ["", f"{'retrieval of':<14}{'candidates':<18}{'model':<26}{'top-1':>7}{'chance':>8}"]
     for r in results["retrieval"]:
         candidates = f"{r['candidates']} of {r['candidates_from']}"
-        lines.append(f"{r['subjects_of']:<12}{candidates:<18}{r['model']:<26}{r['top1']:>7.3f}{r['chance']:>8.3f}")
+        lines.append(f"{r['subjects_of']:<14}{candidates:<18}{r['model']:<26}{r['top1']:>7.3f}{r['chance']:>8.3f}")
     if simulated:
         lines += ["", f"simulated sites: {', '.join(simulated)}"]
     return "\n".join(lines + [f"note: {note}" for note in results["notes"]])

@@ -85,6 +85,7 @@ def write_pretrained(model: MCSP, out_dir: str | Path, preprocessing: dict[str, 
     (out_dir / PREPROCESSING_FILE).write_text(json.dumps(preprocessing, indent=2, sort_keys=True) + "\n")
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     save_file(weights, out_dir / WEIGHTS_FILE, metadata={"format": "pt"})
+    (out_dir / WEIGHTS_FILE).chmod(0o644)  # safetensors leaves it readable by its owner alone
     write_sums(out_dir)
 
 

@@ -1,0 +1,170 @@
+"""The whole evaluation on a small corpus: numbers, report, determinism, and labels that cannot be used."""
+
+import json
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mcsp.config import EvaluateConfig, ModelConfig
+from mcsp.data_sharding.reader import Corpus
+from mcsp.downstream.evaluate import evaluate, read_labels, run_retrieval, untrained_like, with_windows
+from mcsp.downstream.export import pretraining_subjects
+from mcsp.downstream.report import read_curves, terminal_table
+from mcsp.model.mcsp import MCSP
+from mcsp.model.pretrained import from_pretrained, write_pretrained
+
+PREPROCESSING = {"window_seconds": {"eeg": 10.0, "fmri": 30.0}, "hemodynamic_delay_seconds": 5.0}
+
+
+@pytest.fixture(scope="module")
+def config(corpus_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> EvaluateConfig:
+    """An export of a model that never saw the corpus, and a run folder with five logged steps."""
+    folder = tmp_path_factory.mktemp("evaluation")
+    torch.manual_seed(7)
+    write_pretrained(MCSP(ModelConfig()), folder / "model", PREPROCESSING)
+    subjects = "\n".join(pretraining_subjects(Corpus(corpus_dir)))
+    (folder / "model" / "pretraining_subjects.txt").write_text(subjects + "\n")
+    (folder / "run").mkdir()
+    lines = [{"step": k, "loss": 9.0 - k, "loss/eeg/spatial": 1.0, "top1/fmri-eeg/spatial": 0.1 * k} for k in range(5)]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (folder / "run" / "metrics.jsonl").write_text(text + '{"step": 5, "lo')
+    return EvaluateConfig(
+        model_dir=folder / "model",
+        corpus_dir=corpus_dir,
+        out_dir=folder / "out",
+        run_dir=folder / "run",
+        windows_per_recording=1,
+        folds=2,
+        seeds=1,
+        retrieval_size=8,
+        retrieval_draws=4,
+    )
+
+
+@pytest.fixture(scope="module")
+def results(config: EvaluateConfig) -> dict:
+    return evaluate(config)
+
+
+def test_every_feature_set_is_scored_on_the_same_folds(results: dict) -> None:
+    scored = {(p["modalities"], p["features"]) for p in results["probes"]}
+    kinds = ("pretrained", "random initialisation", "classical")
+    assert scored == {(m, k) for m in ("eeg", "fmri", "both") for k in kinds}
+    assert all(p["n_subjects"] == 32 and p["n_folds"] == 2 and 0 <= p["auroc"] <= 1 for p in results["probes"])
+    assert all(re.fullmatch("[0-9a-f]{64}", digest) for digest in results["splits_sha256"].values())
+    # Montage and parcellation differ between the sites, so the site must be easy to tell.
+    assert max(s["auroc"] for s in results["site_probes"]) > 0.9
+
+
+def test_simulated_sites_and_overlap_are_declared(results: dict) -> None:
+    assert {site: v["simulated"] for site, v in results["sites"].items()} == {"simulated-a": True, "simulated-b": True}
+    assert (results["subjects"], results["subjects_seen_in_pretraining"]) == (32, 24)
+    assert results["label"]["classes"] == ["case", "control"]
+    assert all(set(r["simulated"].values()) == {True} for r in results["retrieval"])
+
+
+def test_retrieval_has_before_and_after_for_held_out_and_training(results: dict) -> None:
+    rows = {(r["subjects_of"], r["candidates_from"], r["model"]) for r in results["retrieval"]}
+    assert len(rows) == len(results["retrieval"]) == 8
+    assert all(r["chance"] == 1 / 8 for r in results["retrieval"])
+
+
+class Page(HTMLParser):
+    """Collects tags that stay open, images and links to elsewhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.images: list[str] = []
+        self.elsewhere: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        if tag == "img":
+            self.images.append(values["src"] or "")
+        self.elsewhere += [v for k in ("href", "src") if (v := values.get(k)) and not v.startswith("data:")]
+        if tag not in ("img", "meta", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_the_report_is_one_well_formed_file_with_every_score(config: EvaluateConfig, results: dict) -> None:
+    text = (config.out_dir / "report.html").read_text()
+    page = Page()
+    page.feed(text)
+    assert page.open == []
+    assert page.elsewhere == []
+    assert len(page.images) == 2
+    assert all(image.startswith("data:image/png;base64,iVBOR") for image in page.images)
+    for p in results["probes"]:
+        assert f"{p['auroc']:.3f} ± {p['sd']:.3f}" in text
+    assert "All labelled samples are simulated" in text
+    assert "24 of the 32" in " ".join(text.split())
+    table = terminal_table(results)
+    assert "random initialisation" in table
+    assert "simulated sites: simulated-a, simulated-b" in table
+
+
+def test_the_same_input_gives_the_same_files(config: EvaluateConfig, results: dict, tmp_path: Path) -> None:
+    again = evaluate(config.model_copy(update={"out_dir": tmp_path}))
+    same = {k: v for k, v in again.items() if k != "config"}
+    assert same == {k: v for k, v in results.items() if k != "config"}
+    assert json.loads((tmp_path / "results.json").read_text()) == again
+    assert (tmp_path / "report.html").read_bytes() == (config.out_dir / "report.html").read_bytes()
+
+
+def test_curves_stop_at_a_line_cut_off_by_a_crash(config: EvaluateConfig) -> None:
+    assert config.run_dir is not None
+    assert [line["step"] for line in read_curves(config.run_dir)] == [0, 1, 2, 3, 4]
+    assert read_curves(config.out_dir / "nowhere") == []
+
+
+def test_the_untrained_model_is_always_the_same_and_not_the_trained_one(config: EvaluateConfig) -> None:
+    model = from_pretrained(config.model_dir)
+    first, second = untrained_like(model).state_dict(), untrained_like(model).state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not all(torch.equal(first[name], weight) for name, weight in model.state_dict().items())
+
+
+def test_a_model_of_one_modality_is_evaluated_without_retrieval(config: EvaluateConfig, tmp_path: Path) -> None:
+    write_pretrained(MCSP(ModelConfig(modalities=("fmri",))), tmp_path, {"window_seconds": {"fmri": 30.0}})
+    model = from_pretrained(tmp_path)
+    assert with_windows(config, model).window_seconds == {"fmri": 30.0, "eeg": 30.0}
+    rows, notes = run_retrieval({"pretrained": model}, Corpus(config.corpus_dir), config)
+    assert rows == []
+    assert notes == ["No cross-modal retrieval: the model knows fmri only."]
+
+
+def test_a_missing_label_column_is_named_with_those_there_are(config: EvaluateConfig) -> None:
+    with pytest.raises(ValueError, match=r"no sample has the label 'handedness'; found the columns \['diagnosis'\]"):
+        evaluate(config.model_copy(update={"label": "handedness"}))
+
+
+def test_labels_of_one_or_three_classes_are_refused_and_unknown_values_left_out(corpus_dir: Path) -> None:
+    corpus = Corpus(corpus_dir)
+    everyone = list(corpus.recordings)
+    corpus.recordings = [r for r in everyone if "case" in r.participant]
+    with pytest.raises(ValueError, match=r"expected two classes, found 1: \['case'\]"):
+        read_labels(corpus, "diagnosis")
+    values = ["case", "control", "other", "n/a"]
+    keys = sorted({r.key for r in everyone})
+    of_key = {key: values[i % 4] for i, key in enumerate(keys)}
+    corpus.recordings = [replace(r, participant=json.dumps({"diagnosis": of_key[r.key]})) for r in everyone]
+    with pytest.raises(ValueError, match="expected two classes, found 3"):
+        read_labels(corpus, "diagnosis")
+    corpus.recordings = [r for r in corpus.recordings if of_key[r.key] != "other"]
+    labelled = read_labels(corpus, "diagnosis")
+    assert labelled.keys == [key for key in keys if of_key[key] in ("case", "control")]
+    assert np.bincount(labelled.y_N).tolist() == [8, 8]
+
+
+def test_more_folds_than_subjects_are_refused_before_anything_slow(config: EvaluateConfig) -> None:
+    with pytest.raises(ValueError, match="at least that many subjects in each class, found 16 and 16"):
+        evaluate(config.model_copy(update={"folds": 20}))

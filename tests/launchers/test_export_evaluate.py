@@ -1,0 +1,144 @@
+"""Run, export, evaluate through the launchers, as a user does; bad input gets one line."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import mcsp
+from mcsp.data_sharding.reader import Corpus
+from mcsp.training.checkpoint import latest_checkpoint
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def launch(name: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "launchers" / name), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
+
+
+def one_line_error(done: subprocess.CompletedProcess[str]) -> str:
+    """The error line of a launcher that refused its input."""
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+@pytest.fixture(scope="module")
+def run_dir(corpus_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two steps."""
+    run = tmp_path_factory.mktemp("pretrained") / "run"
+    done = launch(
+        "pretrain.py", f"corpus_dir={corpus_dir}", f"run_dir={run}", "steps=2", "batch={paired: 4, eeg: 0, fmri: 0}",
+        "window_seconds={eeg: 10, fmri: 30}", "warmup_steps=1",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return run
+
+
+@pytest.fixture(scope="module")
+def export(run_dir: Path) -> Path:
+    out = run_dir.parent / "model"
+    done = launch("export.py", run_dir, out)
+    assert done.returncode == 0, done.stderr
+    assert str(out) in done.stdout
+    return out
+
+
+def test_the_export_is_complete_and_says_what_it_is(export: Path, run_dir: Path, corpus_dir: Path) -> None:
+    from mcsp.training.engine import consolidate_weights
+
+    corpus = Corpus(corpus_dir)
+    model = mcsp.from_pretrained(export)
+    checkpoint = latest_checkpoint(run_dir)
+    assert checkpoint is not None
+    weights = consolidate_weights(checkpoint)
+    assert weights.keys() == model.state_dict().keys()
+    assert all(torch.equal(weights[name], w) for name, w in model.state_dict().items())
+    assert model.preprocessing["window_seconds"] == {"eeg": 10.0, "fmri": 30.0}
+    assert model.preprocessing["units"] == {"eeg": "uV", "fmri": "percent"}
+    assert model.preprocessing["cleaning"]["eeg"]["sfreq"] == 200.0
+    assert model.preprocessing["corpus_index_hash"] == corpus.index_hash
+    card = (export / "README.md").read_text()
+    assert "Simulated sites: simulated-a, simulated-b" in card
+    assert "for 2 steps" in card
+    subjects = (export / "pretraining_subjects.txt").read_text().split()
+    assert set(subjects) == {f"{r.site}/{r.subject}" for r in corpus.recordings if r.split == "train"}
+    for file in export.iterdir():
+        if file.suffix in (".md", ".json", ".txt"):
+            assert str(run_dir.parent) not in file.read_text()
+            assert str(corpus_dir) not in file.read_text()
+
+
+def test_sha256sum_agrees(export: Path) -> None:
+    done = subprocess.run(["sha256sum", "-c", "SHA256SUMS"], cwd=export, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    assert len(done.stdout.splitlines()) == len(list(export.iterdir())) - 1
+
+
+def test_exporting_again_replaces_the_export_and_leaves_nothing_beside_it(export: Path, run_dir: Path) -> None:
+    before = {p.name: p.read_bytes() for p in export.iterdir()}
+    beside = sorted(export.parent.iterdir())
+    assert launch("export.py", run_dir, export).returncode == 0
+    assert {p.name: p.read_bytes() for p in export.iterdir()} == before
+    assert sorted(export.parent.iterdir()) == beside
+
+
+def test_evaluate_prints_the_table_and_the_paths(export: Path, run_dir: Path, corpus_dir: Path, tmp_path: Path) -> None:
+    done = launch(
+        "evaluate.py", "--config", ROOT / "configs" / "evaluate" / "demo.yaml", f"model_dir={export}",
+        f"corpus_dir={corpus_dir}", f"out_dir={tmp_path}", f"run_dir={run_dir}", "folds=2", "seeds=1",
+        "windows_per_recording=1", "retrieval_size=8", "retrieval_draws=2",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert str(tmp_path / "report.html") in done.stdout
+    results = json.loads((tmp_path / "results.json").read_text())
+    for p in results["probes"]:
+        assert f"{p['auroc']:.3f}" in done.stdout
+    assert (tmp_path / "report.html").stat().st_size > 20_000
+
+
+def test_a_run_without_a_checkpoint(tmp_path: Path) -> None:
+    error = one_line_error(launch("export.py", tmp_path, tmp_path / "model"))
+    assert f"{tmp_path}: expected a pretraining run with a checkpoint, found none" in error
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_folder_that_is_no_export_is_not_replaced(run_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    error = one_line_error(launch("export.py", run_dir, tmp_path))
+    assert "expected a new folder or an earlier export to replace" in error
+    assert (tmp_path / "thesis.txt").exists()
+
+
+def test_another_corpus_than_the_checkpoints(run_dir: Path, corpus_dir: Path, tmp_path: Path) -> None:
+    other = tmp_path / "corpus"
+    other.mkdir()
+    for file in corpus_dir.iterdir():
+        if file.name != "index.json":
+            (other / file.name).symlink_to(file)
+    index = json.loads((corpus_dir / "index.json").read_text())
+    (other / "index.json").write_text(json.dumps({**index, "index_hash": "0" * 64}))
+    error = one_line_error(launch("export.py", run_dir, tmp_path / "model", "--corpus", other))
+    assert "the checkpoint belongs to another corpus" in error
+    assert "found 000000000000" in error
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ("model_dir=nowhere", "nowhere: expected an exported model, a folder with config.json"),
+        ("corpus_dir=nowhere", "nowhere/index.json: cannot read the index"),
+        ("label=handedness", "no sample has the label 'handedness'"),
+        ("fold=3", "unknown key 'fold'; known keys: batch_size, corpus_dir, folds"),
+    ],
+)
+def test_evaluate_refuses_bad_input(export: Path, corpus_dir: Path, tmp_path: Path, change: str, expected: str) -> None:
+    arguments = [f"model_dir={export}", f"corpus_dir={corpus_dir}", f"out_dir={tmp_path / 'out'}", change]
+    assert expected in one_line_error(launch("evaluate.py", *arguments))
+    assert not (tmp_path / "out").exists()
