@@ -61,7 +61,8 @@ class Batch:
     def pin_memory(self) -> "Batch":
         """Page-locked copy; the hook that ``torch.utils.data.DataLoader(pin_memory=True)`` calls."""
         signals = {
-            m: replace(s, **{f.name: getattr(s, f.name).pin_memory() for f in fields(s)}) for m, s in self.signals.items()
+            m: replace(s, **{f.name: getattr(s, f.name).pin_memory() for f in fields(s)})
+            for m, s in self.signals.items()
         }
         return Batch(signals, self.subject_N.pin_memory(), self.site_N.pin_memory(), self.keys)
 

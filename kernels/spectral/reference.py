@@ -190,14 +190,21 @@ def _spectra(
         total = x_bCT.new_full((1, 1, 1, 1), length)
         frames_valid_bP = valid_bT.unfold(-1, length, hop).all(-1)
         window = _hann_over_valid(valid_bT.new_ones(1, length)).to(x_bCT.dtype)[:, None, None]
-    centred = (frames - frames.sum(-1, keepdim=True) / total) * counted
+    mean = frames.sum(-1, keepdim=True) / total
+    centred = frames - mean if frame_seconds is not None else (frames - mean) * counted
     # What is left of a constant after rounding must count as nothing, or its logarithm has a huge gradient.
-    noise = 8 * torch.finfo(x_bCT.dtype).eps * frames.detach().abs().amax(-1, keepdim=True)
-    flat = centred.detach().abs().amax(-1, keepdim=True) <= noise
-    centred = centred.masked_fill(flat, 0)
-    level_bCP = centred.square().sum(-1) / total[..., 0] * (2 / sfreq)
+    low, high = torch.aminmax(frames.detach(), dim=-1)
+    left_low, left_high = torch.aminmax(centred.detach(), dim=-1)
+    noise = 8 * torch.finfo(x_bCT.dtype).eps * torch.maximum(-low, high)
+    lively_bCP = torch.maximum(-left_low, left_high) > noise
+    level_bCP = torch.linalg.vector_norm(centred, dim=-1).square() * lively_bCP / total[..., 0] * (2 / sfreq)
+    basis = _basis(frames.shape[-1], sfreq, freqs_F).to(x_bCT)
     with torch.autocast(x_bCT.device.type, enabled=False):
-        spectrum = (centred * window) @ _basis(frames.shape[-1], sfreq, freqs_F).to(x_bCT)
+        if len(window) == 1:  # one window for all rows: a pass over the frames less
+            spectrum = centred @ (basis * window.reshape(-1, 1))
+        else:
+            spectrum = (centred * window) @ basis
+    spectrum = spectrum * lively_bCP[..., None]
     energy = window.square().sum(-1, keepdim=True).clamp(min=torch.finfo(x_bCT.dtype).tiny)
     re, im = (spectrum * torch.rsqrt(energy * sfreq)).chunk(2, dim=-1)
     return re, im, level_bCP, frames_valid_bP

@@ -116,6 +116,14 @@ def to_grid(signal: Signal, grid_hz: float) -> tuple[Tensor, Tensor]:
     return x_BCT * valid_BT[:, None], valid_BT
 
 
+def at_least(signal: Signal, seconds: float) -> Signal:
+    """Pad with invalid time where the batch is shorter than ``seconds``, so that a frame of that length fits."""
+    short = math.ceil(seconds * float(signal.sfreq_B.max())) + 1 - signal.x_BCT.shape[-1]
+    if short <= 0:
+        return signal
+    return signal.replace(x_BCT=F.pad(signal.x_BCT, (0, short)), time_valid_BT=F.pad(signal.time_valid_BT, (0, short)))
+
+
 def standardise(x_BCT: Tensor, valid_BT: Tensor) -> tuple[Tensor, Tensor]:
     """Demean and scale each channel over valid time; returns ``(x_BCT, log10 standard deviation BC)``.
 

@@ -81,4 +81,3 @@ class MCSP(nn.Module):
         unknown = [m for m in signals if m not in self.config.modalities]
         if unknown:
             raise ValueError(f"the model encodes {list(self.config.modalities)}, found a batch with {unknown}")
-

@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from mcsp.batch import Signal
 from mcsp.config import ModelConfig
 from mcsp.kernels.spectral import EEG_BANDS_HZ, imaginary_coherence
-from mcsp.model.layers import SIZES, AnchorWeights, TokenEncoder, standardise
+from mcsp.model.layers import SIZES, AnchorWeights, TokenEncoder, at_least, standardise
 from mcsp.schema import Modality
+
+COHERENCE_FRAME_SECONDS = 2.0  # half a hertz of resolution: two bins and more in the narrowest band
 
 
 def pearson(x_BCT: Tensor, time_valid_BT: Tensor) -> tuple[Tensor, Tensor]:
@@ -50,12 +52,14 @@ class SpatialEncoder(nn.Module):
         correlation_BCC, log_std_BC = pearson(x_BCT, signal.time_valid_BT)
         measures = correlation_BCC[:, None]
         if self.modality == "eeg":
+            framed = at_least(signal, COHERENCE_FRAME_SECONDS)
             coherence_BKCC = imaginary_coherence(
-                x_BCT,
-                signal.sfreq_B,
+                framed.x_BCT * framed.channel_valid_BC[..., None],
+                framed.sfreq_B,
                 list(EEG_BANDS_HZ.values()),
-                time_valid_BT=signal.time_valid_BT,
-                frame_seconds=2.0,
+                time_valid_BT=framed.time_valid_BT,
+                frame_seconds=COHERENCE_FRAME_SECONDS,
+                hop_seconds=COHERENCE_FRAME_SECONDS,
             )
             measures = torch.cat([measures, coherence_BKCC.to(measures.dtype)], 1)
         anchored_BKAA = torch.einsum("bac,bkcd,bed->bkae", weights_BAC, measures, weights_BAC)

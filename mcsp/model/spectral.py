@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mcsp.batch import Signal
 from mcsp.config import ModelConfig
 from mcsp.kernels.spectral import log_power
-from mcsp.model.layers import LOWEST_LOG_POWER, SIZES, AnchorWeights, TokenEncoder, sinusoids
+from mcsp.model.layers import LOWEST_LOG_POWER, SIZES, AnchorWeights, TokenEncoder, at_least, sinusoids
 from mcsp.schema import Modality
 
 BINS_PER_PATCH = 5
@@ -39,6 +39,7 @@ class SpectralEncoder(nn.Module):
         step = _STEP_HZ[self.modality]
         freqs_F = torch.arange(1, _BINS[self.modality] + 1, device=signal.x_BCT.device, dtype=torch.float32) * step
         frame = _FRAME_SECONDS[self.modality]
+        signal = at_least(signal, frame or 0.0)
         power_BCF = log_power(
             signal.x_BCT,
             signal.sfreq_B,

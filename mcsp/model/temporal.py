@@ -50,20 +50,22 @@ class TemporalEncoder(nn.Module):
         if short > 0:  # shorter than one patch: pad, and let its only patch count
             x_BCT, valid_BT = F.pad(x_BCT, (0, short)), F.pad(valid_BT, (0, short))
         n_patches = x_BCT.shape[-1] // self.patch_samples
-        x_BCT, valid_BT = x_BCT[..., : n_patches * self.patch_samples], valid_BT[:, : n_patches * self.patch_samples]
-        valid_BP = rearrange(valid_BT, "b (p l) -> b p l", p=n_patches).all(-1)
+        valid_BP = rearrange(valid_BT[:, : n_patches * self.patch_samples], "b (p l) -> b p l", p=n_patches).all(-1)
         tokens_BPD = self.embed(self._patch_features(x_BCT, valid_BT, weights_BAC, n_patches))
         centre_P = (torch.arange(n_patches, device=x_BCT.device) + 0.5) * self.patch_seconds
-        tokens_BPD = tokens_BPD + sinusoids(centre_P, tokens_BPD.shape[-1], 2 * self.patch_seconds, 600.0).to(tokens_BPD)
+        tokens_BPD = tokens_BPD + sinusoids(centre_P, tokens_BPD.shape[-1], 2 * self.patch_seconds, 600.0).to(
+            tokens_BPD
+        )
         attended_BPD = self.encoder.attend(tokens_BPD * valid_BP[..., None], valid_BP)
-        binned_BJD = self._bin_time(attended_BPD, valid_BP, valid_BT)
+        binned_BJD = self._bin_time(attended_BPD, valid_BP)
         return self.encoder.read(rearrange(self.encoder.narrow(binned_BJD), "b j k -> b (j k)"))
 
     def _patch_features(self, x_BCT: Tensor, valid_BT: Tensor, weights_BAC: Tensor, n_patches: int) -> Tensor:
         """``(B, P, A * W)``: nonlinear features of each channel's patch, carried to the anchors."""
         dtype = self.embed.weight.dtype
         unit_BCT, log_std_BC = standardise(x_BCT, valid_BT)
-        features = self.wave(rearrange(unit_BCT, "b c (p l) -> b c p l", p=n_patches).to(dtype))
+        whole_BCT = unit_BCT[..., : n_patches * self.patch_samples]  # a last part of a patch is left out
+        features = self.wave(rearrange(whole_BCT, "b c (p l) -> b c p l", p=n_patches).to(dtype))
         features = features + self.amplitude(log_std_BC[..., None, None].to(dtype))
         if self.spectrum is not None:
             rows = x_BCT.shape[0]
@@ -80,14 +82,13 @@ class TemporalEncoder(nn.Module):
         return rearrange(anchored, "b p a w -> b p (a w)")
 
     @staticmethod
-    def _bin_time(x_BPD: Tensor, valid_BP: Tensor, valid_BT: Tensor) -> Tensor:
+    def _bin_time(x_BPD: Tensor, valid_BP: Tensor) -> Tensor:
         """Average tokens into TIME_BINS equal parts of each row's own window: ``(B, J, D)``.
 
         Windows with fewer patches than bins share a patch between neighbouring bins (linear weights).
         """
         n_patches = x_BPD.shape[1]
-        last_B = valid_BT.shape[1] - valid_BT.flip(1).int().argmax(1)  # one past the last valid sample
-        patches_B = (last_B / (valid_BT.shape[1] / n_patches)).clamp_min(1)
+        patches_B = n_patches - valid_BP.flip(1).int().argmax(1)  # one past the last valid patch
         place_BP = (torch.arange(n_patches, device=x_BPD.device) + 0.5) / patches_B[:, None] * TIME_BINS
         bin_J = torch.arange(TIME_BINS, device=x_BPD.device) + 0.5
         reach_B = (TIME_BINS / patches_B).clamp_min(1.0)

@@ -83,7 +83,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 
 def latest_checkpoint(run_dir: Path) -> Path | None:
-    """The newest checkpoint whose files are all as they were written; damaged ones are named on stderr and passed over."""
+    """The newest checkpoint whose files are all as written; damaged ones are named on stderr and passed over."""
     for path in reversed(_complete(run_dir)):
         try:
             read_manifest(path)
@@ -107,7 +107,9 @@ def check_continues(path: Path, manifest: dict[str, Any], facts: dict[str, Any])
         )
     for name in ("world_size", "zero_stage"):
         if manifest[name] != facts[name]:
-            raise ValueError(f"{path}: saved with {name} {manifest[name]}, this run has {facts[name]}; start it with the same")
+            raise ValueError(
+                f"{path}: saved with {name} {manifest[name]}, this run has {facts[name]}; start it with the same"
+            )
     old, new = manifest["config"], facts["config"]
     changed = [k for k in sorted(set(old) | set(new)) - _FREE if old.get(k) != new.get(k)]
     if changed:

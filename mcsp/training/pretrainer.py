@@ -9,9 +9,9 @@ from dataclasses import fields
 import torch
 from torch import Tensor, nn
 
+from mcsp.augmentations.views import view
 from mcsp.batch import Batch, Signal
 from mcsp.config import AugmentationConfig, ModelConfig, ObjectiveConfig
-from mcsp.augmentations.views import view
 from mcsp.losses.objective import pair_terms, slots
 from mcsp.model.mcsp import MCSP
 

@@ -93,8 +93,8 @@ class Schedule:
             if not stream.samples:
                 have = {name: len(group) for name, group in groups.items()}
                 raise ValueError(
-                    f"batch.{stream.name}={stream.quota}, but the training split has no such sample with recordings of at "
-                    f"least {window_seconds} s; found {have}. Set batch.{stream.name}=0 or shorten window_seconds"
+                    f"batch.{stream.name}={stream.quota}, but the training split has no such sample with recordings of "
+                    f"at least {window_seconds} s; found {have}. Set batch.{stream.name}=0 or shorten window_seconds"
                 )
 
     @property
@@ -107,7 +107,9 @@ class Schedule:
         quotas = {stream.name: stream.quota for stream in self.streams}
         if any(q % world_size for q in quotas.values()):
             legal = [w for w in range(1, max(quotas.values()) + 1) if not any(q % w for q in quotas.values())]
-            raise ValueError(f"{world_size} ranks cannot share the batch {quotas} evenly; legal numbers of ranks: {legal}")
+            raise ValueError(
+                f"{world_size} ranks cannot share the batch {quotas} evenly; legal numbers of ranks: {legal}"
+            )
 
     def draws(self, step: int, rank: int = 0, world_size: int = 1) -> Iterator[Draw]:
         """The draws of one rank in one step: its slice of every stream, in order."""

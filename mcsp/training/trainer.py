@@ -39,7 +39,9 @@ def for_corpus(config: PretrainConfig, corpus: Corpus) -> PretrainConfig:
     asked = {"eeg": config.batch.paired + config.batch.eeg, "fmri": config.batch.paired + config.batch.fmri}
     modalities = tuple(m for m in config.model.modalities if asked[m])
     if not modalities:
-        raise ValueError(f"batch {config.batch.dump()} asks for none of the model's modalities {config.model.modalities}")
+        raise ValueError(
+            f"batch {config.batch.dump()} asks for none of the model's modalities {config.model.modalities}"
+        )
     return config.model_copy(update={"model": config.model.model_copy(update={"modalities": modalities})})
 
 
@@ -145,13 +147,13 @@ class Trainer:
             batch.subject_N,
             batch.site_N,
             self.config.objective,
-            self.module.slots,
+            self.module.terms,
         )
 
     def train_step(self, batch: Batch) -> dict[str, float]:
         """One optimizer step; a loss that is not finite on any rank is counted and changes nothing."""
         share, terms = self.loss(batch)
-        names = list(terms)
+        names = [name if name.startswith("top1/") else f"loss/{name}" for name in terms]
         totals = distributed.sum_over_ranks(torch.stack([share, *terms.values()])).tolist()
         values = {"loss": totals[0], **dict(zip(names, totals[1:], strict=True))}
         rate = learning_rate(self.config, self.step - self.skipped_steps)

@@ -79,8 +79,12 @@ def test_rows_do_not_see_each_other(model, modality) -> None:
 
 
 @pytest.mark.parametrize("modality", MODALITIES)
-@pytest.mark.parametrize(("channels", "seconds", "rate"), [(1, 3.0, 1.0), (64, 11.0, 1.37), (6, 0.5, 0.5), (256, 8.0, 2.0)])
-def test_any_montage_length_and_rate_gives_finite_features_of_one_shape(model, modality, channels, seconds, rate) -> None:
+@pytest.mark.parametrize(
+    ("channels", "seconds", "rate"), [(1, 3.0, 1.0), (64, 11.0, 1.37), (6, 0.5, 0.5), (256, 8.0, 2.0)]
+)
+def test_any_montage_length_and_rate_gives_finite_features_of_one_shape(
+    model, modality, channels, seconds, rate
+) -> None:
     signal = make_signal(modality, 2, channels, seconds)
     signal = signal.replace(sfreq_B=torch.tensor([1.0, rate]) * RATE[modality])
     with torch.no_grad():
@@ -123,7 +127,9 @@ def test_amplitude_reaches_every_domain(model) -> None:
     for modality in MODALITIES:
         signal = make_signal(modality)
         with torch.no_grad():
-            quiet, loud = (model.encode({modality: s})[modality] for s in (signal, signal.replace(x_BCT=3 * signal.x_BCT)))
+            quiet, loud = (
+                model.encode({modality: s})[modality] for s in (signal, signal.replace(x_BCT=3 * signal.x_BCT))
+            )
         for domain in DOMAINS:
             assert float((quiet[domain] - loud[domain]).abs().max()) > 1e-3, f"{modality}/{domain}"
 
@@ -158,7 +164,9 @@ def test_a_modality_the_model_was_not_built_for_is_refused() -> None:
         model.encode({"eeg": make_signal("eeg")})
 
 
-@pytest.mark.parametrize(("size", "millions"), [("nano", 1.9), ("small", 26), ("base", 104), ("large", 319), ("huge", 1001)])
+@pytest.mark.parametrize(
+    ("size", "millions"), [("nano", 1.9), ("small", 26), ("base", 104), ("large", 319), ("huge", 1001)]
+)
 def test_sizes(size, millions) -> None:
     with torch.device("meta"):
         parameters = sum(p.numel() for p in MCSP(ModelConfig(size=size)).parameters())

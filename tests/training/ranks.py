@@ -1,0 +1,47 @@
+"""Starts the ranks of a distributed program as processes of this machine, as a launcher would."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def environment(rank: int = 0, world: int = 1, port: int | None = None) -> dict[str, str]:
+    env = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")}
+    env |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+    if port is not None:
+        env |= {"RANK": f"{rank}", "LOCAL_RANK": f"{rank}", "WORLD_SIZE": f"{world}"}
+        env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{port}"}
+    return env
+
+
+def start_ranks(world: int, script: Path, *arguments: str) -> list[subprocess.Popen[str]]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    return [
+        subprocess.Popen(
+            [sys.executable, str(script), *arguments],
+            env=environment(rank, world, port),
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(world)
+    ]
+
+
+def run_ranks(world: int, script: Path, *arguments: str, seconds: float = 240) -> None:
+    """Run to the end; raise with the output of a rank that failed."""
+    processes = start_ranks(world, script, *arguments)
+    try:
+        outputs = [process.communicate(timeout=seconds)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    for rank, (process, output) in enumerate(zip(processes, outputs, strict=True)):
+        assert process.returncode == 0, f"rank {rank} exited with {process.returncode}:\n{output[-3000:]}"

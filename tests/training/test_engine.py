@@ -1,0 +1,85 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from mcsp.config import PretrainConfig
+from mcsp.data_sharding.reader import Corpus
+from mcsp.losses.objective import objective
+from mcsp.training import engine
+from mcsp.training.loader import StepDataset
+from mcsp.training.pretrainer import Pretrainer
+from mcsp.training.schedule import Schedule
+from tests.training.ranks import run_ranks
+
+PROGRAM = Path(__file__).with_name("parity_program.py")
+
+
+def flat(gradients: dict[str, torch.Tensor]) -> torch.Tensor:
+    return torch.cat([gradients[name].double().flatten() for name in sorted(gradients)])
+
+
+def plain_torch(config: PretrainConfig) -> dict:
+    """The same batch without DeepSpeed and without ranks."""
+    corpus = Corpus(config.corpus_dir)
+    schedule = Schedule(
+        corpus.samples("train"),
+        index_hash=corpus.index_hash,
+        seed=config.seed,
+        quota=config.batch,
+        window_seconds=config.window_seconds,
+        delay_seconds=config.hemodynamic_delay_seconds,
+    )
+    batch = StepDataset(corpus, schedule, 0, 1)[0]
+    torch.manual_seed(config.seed)
+    module = Pretrainer(config.model, config.objective, config.augmentation)
+    loss, terms = objective(*module(batch), batch.subject_N, batch.site_N, config.objective, module.terms)
+    loss.backward()
+    gradients = {n: p.grad for n, p in module.named_parameters() if p.grad is not None}
+    return {"total": torch.stack([loss.detach(), *terms.values()]), "gradients": gradients}
+
+
+@pytest.mark.multirank
+def test_two_ranks_and_every_zero_stage_equal_plain_torch(pretrain_overrides, tmp_path) -> None:
+    reference = plain_torch(PretrainConfig.load(None, pretrain_overrides))
+    found = {}
+    for world in (1, 2):
+        out = tmp_path / f"world{world}.pt"
+        run_ranks(world, PROGRAM, str(out), *pretrain_overrides)
+        found[world] = torch.load(out, weights_only=True)
+    for world, stages in found.items():
+        for stage, values in stages.items():
+            where = f"{world} ranks, ZeRO-{stage}"
+            torch.testing.assert_close(values["total"], reference["total"], rtol=1e-6, atol=1e-6, msg=where)
+            assert values["gradients"].keys() == reference["gradients"].keys(), where
+            whole, reference_whole = flat(values["gradients"]), flat(reference["gradients"])
+            error = float((whole - reference_whole).norm() / reference_whole.norm())
+            assert error < 1e-6, f"{where}: the gradient differs by {error:.1e}"
+            # A single wrong parameter, a temperature say, must not hide behind the others.
+            for name, gradient in reference["gradients"].items():
+                difference = values["gradients"][name].reshape(gradient.shape) - gradient
+                assert difference.norm() < 1e-4 * gradient.norm() + 1e-7 * reference_whole.norm(), f"{where}: {name}"
+            assert abs(values["norm"] / float(reference_whole.norm()) - 1) < 1e-5, where
+            for name, weight in values["weights"].items():
+                # Not to the bit: stages add up the norm for clipping in their own order.
+                torch.testing.assert_close(weight, stages[1]["weights"][name], rtol=1e-6, atol=1e-6, msg=where)
+        assert set(stages[1]["weights"]) == {n.removeprefix("model.") for n in reference["gradients"]} - {"log_scale_P"}
+
+
+def config_with(tmp_path: Path, deepspeed: dict, *overrides: str) -> PretrainConfig:
+    (tmp_path / "ds.json").write_text(json.dumps(deepspeed))
+    return PretrainConfig.load(None, ["corpus_dir=c", "run_dir=r", f"deepspeed={tmp_path / 'ds.json'}", *overrides])
+
+
+def test_values_of_our_config_reach_deepspeed_and_may_not_be_repeated(tmp_path) -> None:
+    values = engine.deepspeed_config(config_with(tmp_path, {"zero_optimization": {"stage": 2}}), 2, 48)
+    assert values["train_micro_batch_size_per_gpu"] == 24
+    assert values["gradient_clipping"] == 1.0
+    assert values["bf16"] == {"enabled": False}
+    with pytest.raises(ValueError, match=r"ds.json: \['gradient_clipping'\] come from the pretraining config"):
+        engine.deepspeed_config(config_with(tmp_path, {"gradient_clipping": 0.5}), 2, 48)
+    (tmp_path / "ds.json").write_text("{")
+    broken = PretrainConfig.load(None, ["corpus_dir=c", "run_dir=r", f"deepspeed={tmp_path / 'ds.json'}"])
+    with pytest.raises(ValueError, match=r"ds.json: not valid JSON"):
+        engine.deepspeed_config(broken, 1, 4)
