@@ -75,7 +75,7 @@ demo: $(STAMP) ## recordings -> corpus -> pretraining -> export -> evaluation (D
 	stage "3/6 lint: read the corpus back and compare" \
 	  python launchers/lint_corpus.py "$(DEMO_DIR)/corpus"
 	stage "4/6 pretraining: DeepSpeed, $$ranks" \
-	  deepspeed $$ranks launchers/pretrain.py --config configs/pretrain/demo.yaml \
+	  deepspeed --log_level error $$ranks launchers/pretrain.py --config configs/pretrain/demo.yaml \
 	  corpus_dir="$(DEMO_DIR)/corpus" run_dir="$(DEMO_DIR)/run" steps=$(STEPS) $(PRETRAIN_OPTIONS)
 	stage "5/6 export: checkpoint to safetensors" \
 	  python launchers/export.py "$(DEMO_DIR)/run" "$(DEMO_DIR)/model"
