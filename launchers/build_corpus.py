@@ -7,13 +7,15 @@ import sys
 from collections.abc import Sequence
 
 from mcsp.config import CorpusConfig, parse_command_line
-from mcsp.data_sharding.corpus import build_corpus
 from mcsp.data_sharding.report import index_table
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Build, and print what was found, stored and rejected per site; status 2 and one line on bad input."""
     config, arguments = parse_command_line(CorpusConfig, "Build a corpus from BIDS datasets.", argv)
+    # Ray, MNE and nilearn take seconds to import; a mistake in the configuration is told before.
+    from mcsp.data_sharding.corpus import build_corpus
+
     try:
         index, was_there = build_corpus(config, arguments.address)
     except ValueError as error:

@@ -1,0 +1,89 @@
+"""Encoding of values, and the clock of simultaneous recordings."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mcsp.config import CorpusConfig
+from mcsp.data_sharding.bids import RecordingRef, Site
+from mcsp.data_sharding.bids_write import write_tsv
+from mcsp.data_sharding.index import SHARDS_NAME
+from mcsp.data_sharding.plan import make_plan
+from mcsp.data_sharding.samples import onset_seconds
+from mcsp.data_sharding.shards import build_shard, encode
+from mcsp.schema import Modality
+
+FP16_RELATIVE = 2.0**-11  # half a unit in the last place
+
+
+@given(st.integers(-9, 9), st.integers(0, 2**31))
+def test_physical_units_come_back_to_fp16_precision(exponent: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    x_TC = (rng.standard_normal((300, 4)) * np.array([1, 1e-3, 30, 1e-5]) * 10.0**exponent).astype(np.float32)
+    stored_TC, scale = encode(x_TC, np.ones(4, dtype=bool))
+    assert stored_TC.dtype == np.dtype("<f2") and stored_TC.flags.c_contiguous
+    restored = stored_TC.astype(np.float64) * scale
+    smallest_normal = scale * 2.0**-14  # below, fp16 has fewer bits; that is a fifty millionth of the peak at most
+    assert np.abs(x_TC).max() > 5e7 * smallest_normal
+    np.testing.assert_allclose(restored, x_TC, rtol=FP16_RELATIVE, atol=FP16_RELATIVE * smallest_normal)
+
+
+def test_a_bad_channel_neither_sets_the_scale_nor_overflows() -> None:
+    x_TC = np.ones((10, 2), dtype=np.float32)
+    x_TC[:, 1] = 1e9
+    stored_TC, scale = encode(x_TC, np.array([True, False]))
+    assert np.isfinite(stored_TC).all()
+    assert stored_TC[0, 0] * scale == 1.0
+
+
+def refs(root: Path, starts: dict[str, str]) -> list[tuple[RecordingRef, float]]:
+    """Recordings of a minute; ``starts`` maps ``eeg-1`` and the like to an acquisition time."""
+    table = root / "sub-1_scans.tsv"
+    write_tsv(table, ("filename", "acq_time"), starts.items())
+    site = Site("s", root, False, None)
+    modalities: dict[str, Modality] = {"eeg": "eeg", "fmri": "fmri"}
+    return [
+        (RecordingRef(site, root / name, modalities[name.split("-")[0]], {}, {"scans.tsv": (table,)}), 60.0)
+        for name in starts
+    ]
+
+
+@pytest.mark.parametrize(
+    ("starts", "expected"),
+    [
+        ({"eeg-1": "2020-01-01T10:00:00", "fmri-1": "2020-01-01T10:00:05.5"}, [0.0, 5.5]),
+        ({"eeg-1": "2020-01-01T10:00:30Z", "fmri-1": "2020-01-01T11:00:00+01:00"}, [30.0, 0.0]),
+        ({"eeg-1": "2020-01-01T10:00:00", "fmri-1": "2020-01-01T10:01:00"}, [np.nan, np.nan]),
+        ({"eeg-1": "2020-01-01T10:00:00", "eeg-2": "2020-01-01T10:00:00"}, [np.nan, np.nan]),
+        ({"eeg-1": "n/a", "fmri-1": "2020-01-01T10:00:00"}, [np.nan, np.nan]),
+        ({"eeg-1": "this morning", "fmri-1": "2020-01-01T10:00:00"}, [np.nan, np.nan]),
+        (
+            {"eeg-1": "2020-01-01T09:00:00", "eeg-2": "2020-01-01T10:00:10", "fmri-1": "2020-01-01T10:00:00",
+             "eeg-3": "2020-01-01T11:00:07", "fmri-2": "2020-01-01T11:00:00"},
+            [np.nan, 10.0, 0.0, 3607.0, 3600.0],
+        ),
+    ],
+)  # fmt: skip
+def test_only_overlapping_recordings_of_both_modalities_share_a_clock(
+    tmp_path: Path, starts: dict[str, str], expected: list[float]
+) -> None:
+    np.testing.assert_array_equal(onset_seconds(refs(tmp_path, starts)), expected)
+
+
+def test_an_unreadable_scans_table_costs_the_pairing_alone(tmp_path: Path) -> None:
+    recordings = refs(tmp_path, {"eeg-1": "2020-01-01T10:00:00", "fmri-1": "2020-01-01T10:00:00"})
+    (tmp_path / "sub-1_scans.tsv").write_bytes(b"filename\tacq_time\n\xff\xff\n")
+    assert np.isnan(onset_seconds(recordings)).all()
+
+
+def test_a_shard_of_which_nothing_survives_is_not_written(config: CorpusConfig) -> None:
+    (config.out_dir / SHARDS_NAME).mkdir(parents=True)
+    plan = make_plan(config.model_copy(update={"samples_per_shard": 1}), b"some key for this test")
+    (shard,) = [s for s in plan.shards if s.samples[0].recordings[0].file.startswith("sub-05")]
+    receipt = build_shard(shard, config)
+    assert receipt.shard is None and receipt.recordings == []
+    assert [r["reason"] for r in receipt.rejected] == ["flat"]
+    assert list((config.out_dir / SHARDS_NAME).iterdir()) == []

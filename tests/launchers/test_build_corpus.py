@@ -1,0 +1,94 @@
+"""The command lines of the corpus: one clear line on bad input, never a stack trace."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mcsp.data_sharding.bids_write import write_eeg, write_json, write_parcellated_bold
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def call(
+    launcher: str, *arguments: object, key: str | None = "a key for tests alone"
+) -> subprocess.CompletedProcess[str]:
+    environment = {k: v for k, v in os.environ.items() if k != "MCSP_SUBJECT_KEY"} | {"OMP_NUM_THREADS": "1"}
+    if key is not None:
+        environment["MCSP_SUBJECT_KEY"] = key
+    command = [sys.executable, str(ROOT / "launchers" / launcher), *map(str, arguments)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+
+
+def assert_one_line(result: subprocess.CompletedProcess[str], *parts: str) -> None:
+    assert result.returncode == 2, result
+    assert "Traceback" not in result.stderr + result.stdout
+    (line,) = result.stderr.strip().splitlines()
+    assert line.startswith("error: ")
+    for part in parts:
+        assert part in line
+
+
+def write_site(root: Path) -> None:
+    """Two sound recordings, an unreadable EDF and a sidecar without RepetitionTime."""
+    rng = np.random.default_rng(0)
+    write_json(root / "dataset_description.json", {"Name": "x", "BIDSVersion": "1.10.0"})
+    sidecar = {"SamplingFrequency": 200}
+    for subject in ("01", "02"):
+        path = write_eeg(root, subject, "rest", rng.normal(0, 20, (4, 4000)), ["Fp1", "Fp2", "O1", "O2"], sidecar)
+    path.write_bytes(b"not an EDF")
+    bold = 1000 + rng.normal(0, 10, (3, 50))
+    write_parcellated_bold(root, "01", "S", list("abc"), bold, {"RepetitionTime": 2.0})
+    write_parcellated_bold(root, "03", "S", list("abc"), bold, {})
+
+
+def test_build_reports_what_it_rejected_and_lint_agrees(tmp_path: Path) -> None:
+    write_site(tmp_path / "bids" / "clinic")
+    out = tmp_path / "corpus"
+    arguments = ("build_corpus.py", f"bids_root={tmp_path / 'bids'}", f"out_dir={out}", "workers=1")
+    built = call(*arguments)
+    assert built.returncode == 0, built.stderr
+    assert built.stdout.splitlines()[1].split() == ["clinic", "4", "2", "2", "1", "0.03"]
+    assert "rejected 1 x unreadable" in built.stdout and "rejected 1 x missing-t_r" in built.stdout
+    assert "4/4" in built.stderr  # the progress bar
+
+    again = call(*arguments)
+    assert again.returncode == 0 and f"already complete: {out}" in again.stdout
+
+    linted = call("lint_corpus.py", out)
+    assert linted.returncode == 0 and linted.stdout.strip() == f"{out}: sound (1 samples, 2 recordings, 0.03 h)"
+    shard = next((out / "shards").glob("*.tar"))
+    shard.chmod(0o644)
+    content = bytearray(shard.read_bytes())
+    content[2000] ^= 1
+    shard.write_bytes(content)
+    linted = call("lint_corpus.py", out)
+    assert linted.returncode == 1 and "does not match its CRC-32" in linted.stdout
+
+    (out / "index.json").write_text(
+        (out / "index.json").read_text().replace('"schema_version": 1', '"schema_version": 7')
+    )
+    assert_one_line(call("lint_corpus.py", out), "index.json", "schema version 7", "reads version 1")
+
+
+@pytest.mark.parametrize("launcher", ["build_corpus.py", "lint_corpus.py"])
+def test_help_says_what_it_does(launcher: str) -> None:
+    result = call(launcher, "--help")
+    assert result.returncode == 0 and "corpus" in result.stdout
+
+
+def test_bad_input_gives_one_line_and_status_2(tmp_path: Path) -> None:
+    write_site(tmp_path / "bids" / "clinic")
+    root, out = f"bids_root={tmp_path / 'bids'}", f"out_dir={tmp_path / 'out'}"
+    missing = f"bids_root={tmp_path / 'nowhere'}"
+    assert_one_line(call("build_corpus.py", missing, out), "nowhere: no such folder")
+    assert_one_line(call("build_corpus.py", root, out, key=None), "MCSP_SUBJECT_KEY", "openssl rand -hex 32")
+    assert_one_line(
+        call("build_corpus.py", root, out, "samples_per_shards=3"), "samples_per_shards", "known keys", "seed"
+    )
+    assert_one_line(call("build_corpus.py", root, f"out_dir={ROOT / 'launchers'}"), "not empty and no unfinished build")
+    assert_one_line(call("lint_corpus.py", tmp_path / "nowhere"), "index.json: cannot read the index")
+    assert not (tmp_path / "out").exists()
