@@ -1,10 +1,13 @@
 """Run, export, evaluate through the launchers, as a user does; bad input gets one line."""
 
 import json
+import runpy
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -20,13 +23,21 @@ def launch(name: str, *arguments: str | Path) -> subprocess.CompletedProcess[str
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
 
 
-def one_line_error(done: subprocess.CompletedProcess[str]) -> str:
-    """The error line of a launcher that refused its input."""
-    assert done.returncode == 2, done.stderr
-    assert "Traceback" not in done.stderr
-    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1
-    return lines[0]
+@pytest.fixture
+def refuse(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Call a launcher that must refuse its input, in this process; returns the error line."""
+
+    def call(name: str, *arguments: str | Path) -> str:
+        path = str(ROOT / "launchers" / name)
+        monkeypatch.setattr(sys, "argv", [path, *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            runpy.run_path(path, run_name="__main__")
+        assert stop.value.code == 2
+        lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+        assert len(lines) == 1
+        return lines[0]
+
+    return call
 
 
 @pytest.fixture(scope="module")
@@ -103,20 +114,22 @@ def test_evaluate_prints_the_table_and_the_paths(export: Path, run_dir: Path, co
     assert (tmp_path / "report.html").stat().st_size > 20_000
 
 
-def test_a_run_without_a_checkpoint(tmp_path: Path) -> None:
-    error = one_line_error(launch("export.py", tmp_path, tmp_path / "model"))
+def test_a_run_without_a_checkpoint(refuse: Callable[..., str], tmp_path: Path) -> None:
+    error = refuse("export.py", tmp_path, tmp_path / "model")
     assert f"{tmp_path}: expected a pretraining run with a checkpoint, found none" in error
     assert not (tmp_path / "model").exists()
 
 
-def test_a_folder_that_is_no_export_is_not_replaced(run_dir: Path, tmp_path: Path) -> None:
+def test_a_folder_that_is_no_export_is_not_replaced(refuse: Callable[..., str], run_dir: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
-    error = one_line_error(launch("export.py", run_dir, tmp_path))
+    error = refuse("export.py", run_dir, tmp_path)
     assert "expected a new folder or an earlier export to replace" in error
     assert (tmp_path / "thesis.txt").exists()
 
 
-def test_another_corpus_than_the_checkpoints(run_dir: Path, corpus_dir: Path, tmp_path: Path) -> None:
+def test_another_corpus_than_the_checkpoints(
+    refuse: Callable[..., str], run_dir: Path, corpus_dir: Path, tmp_path: Path
+) -> None:
     other = tmp_path / "corpus"
     other.mkdir()
     for file in corpus_dir.iterdir():
@@ -124,7 +137,7 @@ def test_another_corpus_than_the_checkpoints(run_dir: Path, corpus_dir: Path, tm
             (other / file.name).symlink_to(file)
     index = json.loads((corpus_dir / "index.json").read_text())
     (other / "index.json").write_text(json.dumps({**index, "index_hash": "0" * 64}))
-    error = one_line_error(launch("export.py", run_dir, tmp_path / "model", "--corpus", other))
+    error = refuse("export.py", run_dir, tmp_path / "model", "--corpus", other)
     assert "the checkpoint belongs to another corpus" in error
     assert "found 000000000000" in error
 
@@ -138,7 +151,28 @@ def test_another_corpus_than_the_checkpoints(run_dir: Path, corpus_dir: Path, tm
         ("fold=3", "unknown key 'fold'; known keys: batch_size, corpus_dir, folds"),
     ],
 )
-def test_evaluate_refuses_bad_input(export: Path, corpus_dir: Path, tmp_path: Path, change: str, expected: str) -> None:
+def test_evaluate_refuses_bad_input(
+    refuse: Callable[..., str], export: Path, corpus_dir: Path, tmp_path: Path, change: str, expected: str
+) -> None:
     arguments = [f"model_dir={export}", f"corpus_dir={corpus_dir}", f"out_dir={tmp_path / 'out'}", change]
-    assert expected in one_line_error(launch("evaluate.py", *arguments))
+    assert expected in refuse("evaluate.py", *arguments)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_refusal_is_one_line_and_no_stack_trace(tmp_path: Path) -> None:
+    done = launch("export.py", tmp_path / "nowhere", tmp_path / "model")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_the_example_encodes_a_recording_of_other_channels_and_rate(export: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    positions = 90 * (unit := rng.normal(size=(5, 3))) / np.linalg.norm(unit, axis=1, keepdims=True)
+    positions[3] = np.nan
+    np.savez(tmp_path / "rec.npz", x_CT=20 * rng.normal(size=(5, 8000)), sfreq=256.0, positions_mm=positions)
+    command = [sys.executable, str(ROOT / "examples" / "encode_recording.py"), str(export), str(tmp_path / "rec.npz")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("3 windows of 10 s")
+    assert "nan" not in done.stdout
