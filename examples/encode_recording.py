@@ -3,7 +3,8 @@
 python examples/encode_recording.py MODEL_DIR RECORDING.npz
 
 The file holds ``x_CT`` (channels x time, microvolts, cleaned as the model's preprocessing.json says), ``sfreq`` [Hz]
-and ``positions_mm`` (channels x 3; MNE's head frame, NaN where unknown). From MNE, after filtering and average reference::
+and ``positions_mm`` (channels x 3; MNE's head frame, NaN where unknown). From MNE, after filtering and
+average reference::
 
     np.savez("rec.npz", x_CT=raw.get_data("eeg") * 1e6, sfreq=raw.info["sfreq"],
              positions_mm=np.array([ch["loc"][:3] for ch in raw.info["chs"]]) * 1e3)

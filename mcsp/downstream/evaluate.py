@@ -21,7 +21,7 @@ from mcsp.data_sharding.reader import Corpus
 from mcsp.downstream.baselines import classical_features
 from mcsp.downstream.features import feature_blocks, sample_features
 from mcsp.downstream.probe import BOOTSTRAP_SEED, make_folds, probe
-from mcsp.downstream.report import write_report
+from mcsp.downstream.report import read_curves, write_report
 from mcsp.downstream.retrieval import RETRIEVAL_SEED, find_pairs, similarities, top1
 from mcsp.model.mcsp import MCSP
 from mcsp.model.pretrained import PretrainedMCSP, from_pretrained
@@ -108,6 +108,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     config = with_windows(config, model)
     labelled = read_labels(corpus, config.label)
     make_folds(labelled.keys, labelled.y_N, labelled.subjects, config.folds, 1)  # fails before the slow part
+    if config.run_dir is not None and not read_curves(config.run_dir):
+        raise ValueError(f"{config.run_dir}: expected a pretraining run with metrics.jsonl, found none")
     model = model.to("cuda" if torch.cuda.is_available() else "cpu")
     untrained = untrained_like(model)
     seen = read_seen(config.model_dir)

@@ -168,3 +168,8 @@ def test_labels_of_one_or_three_classes_are_refused_and_unknown_values_left_out(
 def test_more_folds_than_subjects_are_refused_before_anything_slow(config: EvaluateConfig) -> None:
     with pytest.raises(ValueError, match="at least that many subjects in each class, found 16 and 16"):
         evaluate(config.model_copy(update={"folds": 20}))
+
+
+def test_a_run_without_metrics_is_refused(config: EvaluateConfig, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"expected a pretraining run with metrics\.jsonl, found none"):
+        evaluate(config.model_copy(update={"run_dir": tmp_path}))
