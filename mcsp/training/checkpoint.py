@@ -111,7 +111,7 @@ def check_continues(path: Path, manifest: dict[str, Any], facts: dict[str, Any])
                 f"{path}: saved with {name} {manifest[name]}, this run has {facts[name]}; start it with the same"
             )
     old, new = manifest["config"], facts["config"]
-    changed = [k for k in sorted(set(old) | set(new)) - _FREE if old.get(k) != new.get(k)]
+    changed = [k for k in sorted((set(old) | set(new)) - _FREE) if old.get(k) != new.get(k)]
     if changed:
         found = "; ".join(f"{k}: {old.get(k)} -> {new.get(k)}" for k in changed)
         raise ValueError(f"{path}: the config differs from the saved one ({found}); restore it or use another run_dir")
