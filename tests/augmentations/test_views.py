@@ -49,7 +49,7 @@ def test_tensor_hash_is_the_integer_hash() -> None:
 def test_draws_look_uniform_and_normal() -> None:
     keys = torch.arange(2000)
     u, n = counter.uniform(keys, 5, 50), counter.normal(keys, 6, 50)
-    assert 0 <= u.min() and u.max() < 1
+    assert u.min() >= 0 and u.max() < 1
     assert abs(float(u.mean()) - 0.5) < 0.005 and abs(float(u.std()) - 12**-0.5) < 0.003
     assert abs(float(n.mean())) < 0.02 and abs(float(n.std()) - 1) < 0.01
     neighbours = torch.corrcoef(torch.stack([u[:-1, 0], u[1:, 0], u[:-1, 1]]))
