@@ -12,6 +12,7 @@ from mcsp.data_sharding.bids import RecordingRef, Site
 from mcsp.data_sharding.bids_write import write_tsv
 from mcsp.data_sharding.index import SHARDS_NAME
 from mcsp.data_sharding.plan import make_plan
+from mcsp.data_sharding.recording import REASONS
 from mcsp.data_sharding.samples import onset_seconds
 from mcsp.data_sharding.shards import build_shard, encode
 from mcsp.schema import Modality
@@ -87,3 +88,9 @@ def test_a_shard_of_which_nothing_survives_is_not_written(config: CorpusConfig) 
     assert receipt.shard is None and receipt.recordings == []
     assert [r["reason"] for r in receipt.rejected] == ["flat"]
     assert list((config.out_dir / SHARDS_NAME).iterdir()) == []
+
+
+def test_the_format_page_lists_every_reason() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "corpus-format.md").read_text()
+    listed = page.split("| reason | meaning |")[1].split("\n\n")[0]
+    assert [line.split("|")[1].strip() for line in listed.splitlines()[2:]] == list(REASONS)
