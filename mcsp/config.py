@@ -1,4 +1,4 @@
-"""Configuration: pydantic models are the schema, YAML files the values, ``--config FILE key.sub=value`` the command line.
+"""Configuration: pydantic models are the schema, YAML the values, ``--config FILE key.sub=value`` the command line.
 
 A YAML file holds only what differs from the defaults below. Unknown keys are refused with the list of known ones.
 Numbers without a source beside them are choices of ours.
@@ -21,6 +21,15 @@ class Config(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _complete(cls, values: Any) -> Any:
+        """A mapping keeps the defaults that it does not name: ``window_seconds.eeg=4`` leaves fMRI as it was."""
+        for name, known in cls.model_fields.items():
+            if isinstance(values, dict) and isinstance(known.default, dict) and isinstance(values.get(name), dict):
+                values = {**values, name: {**known.default, **values[name]}}
+        return values
+
     @classmethod
     def parse(cls, values: dict[str, Any], source: str) -> Self:
         """Validate ``values``; raise ``ValueError`` with one line that names ``source`` and what was expected."""
@@ -38,7 +47,7 @@ class Config(BaseModel):
                 values = yaml.safe_load(Path(path).read_text()) or {}
             except OSError as error:
                 raise ValueError(f"{path}: cannot read the config file ({error.strerror})") from None
-            except yaml.YAMLError as error:
+            except (yaml.YAMLError, UnicodeDecodeError) as error:
                 raise ValueError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
             if not isinstance(values, dict):
                 raise ValueError(f"{path}: expected a mapping of keys to values, found {type(values).__name__}")
@@ -46,7 +55,10 @@ class Config(BaseModel):
             key, equals, value = override.partition("=")
             if not equals:
                 raise ValueError(f"override {override!r}: expected key=value or key.sub=value")
-            _set(values, key.split("."), yaml.safe_load(value), override)
+            try:
+                _set(values, key.split("."), yaml.safe_load(value), override)
+            except yaml.YAMLError as error:
+                raise ValueError(f"override {override!r}: not valid YAML ({' '.join(str(error).split())})") from None
         return cls.parse(values, str(path) if path is not None else "command line")
 
     def dump(self) -> dict[str, Any]:
@@ -105,7 +117,7 @@ def parse_command_line(
 
 
 class EegConfig(Config):
-    """EEG cleaning. 0.5-75 Hz at 200 Hz is the convention of LaBraM (arXiv 2405.18765) and CBraMod (arXiv 2412.07236)."""
+    """EEG cleaning; 0.5-75 Hz at 200 Hz as in LaBraM (arXiv 2405.18765) and CBraMod (arXiv 2412.07236)."""
 
     sfreq: float = Field(200.0, gt=0, description="Hz after resampling")
     highpass_hz: float = Field(0.5, ge=0)

@@ -200,10 +200,9 @@ def _spectra(
     level_bCP = torch.linalg.vector_norm(centred, dim=-1).square() * lively_bCP / total[..., 0] * (2 / sfreq)
     basis = _basis(frames.shape[-1], sfreq, freqs_F).to(x_bCT)
     with torch.autocast(x_bCT.device.type, enabled=False):
-        if len(window) == 1:  # one window for all rows: a pass over the frames less
-            spectrum = centred @ (basis * window.reshape(-1, 1))
-        else:
-            spectrum = (centred * window) @ basis
+        # One window for all rows goes into the basis: a pass over the frames less.
+        one = len(window) == 1
+        spectrum = centred @ (basis * window.reshape(-1, 1)) if one else (centred * window) @ basis
     spectrum = spectrum * lively_bCP[..., None]
     energy = window.square().sum(-1, keepdim=True).clamp(min=torch.finfo(x_bCT.dtype).tiny)
     re, im = (spectrum * torch.rsqrt(energy * sfreq)).chunk(2, dim=-1)

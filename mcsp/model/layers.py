@@ -138,7 +138,7 @@ def standardise(x_BCT: Tensor, valid_BT: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def sinusoids(position_P: Tensor, width: int, shortest: float, longest: float) -> Tensor:
-    """Sine and cosine features of a physical position (s, Hz), wavelengths from ``shortest`` to ``longest``: ``(P, D)``."""
+    """Sines and cosines of a position, wavelengths from ``shortest`` to ``longest`` in its unit: ``(P, D)``."""
     count = width // 2
     steps = torch.linspace(0, 1, count, device=position_P.device, dtype=torch.float32)
     wavelength = shortest * (longest / shortest) ** steps

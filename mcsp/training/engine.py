@@ -5,12 +5,15 @@ the CPU accelerator compiles a shared-memory extension at start; gradients are a
 are multiplied by the number of ranks; ``gradient_clipping`` defaults to 1; at stage 0 in fp32 no gradient norm is kept.
 """
 
+import contextlib
 import ctypes
+import io
 import json
 import logging
 import os
 import signal
 import socket
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,8 @@ from torch import Tensor, nn
 
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
 logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+# torch 2.13 renames collectives that DeepSpeed 0.19 and we (torch 2.11 knows no other name) call by their old names.
+warnings.filterwarnings("ignore", category=FutureWarning, message=".*all_gather_into_tensor.*")
 
 import deepspeed  # noqa: E402
 import deepspeed.ops  # noqa: E402
@@ -161,7 +166,8 @@ def consolidate_weights(checkpoint_dir: Path) -> dict[str, Tensor]:
     """
     folder = checkpoint_dir / "state"
     if any(folder.glob("*_optim_states.pt")):
-        weights = zero_to_fp32.get_fp32_state_dict_from_zero_checkpoint(str(checkpoint_dir), tag="state")
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # it talks a lot
+            weights = zero_to_fp32.get_fp32_state_dict_from_zero_checkpoint(str(checkpoint_dir), tag="state")
     else:  # stage 0 has no partitioned state
         weights = torch.load(folder / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=False)["module"]
     prefix = "model."
