@@ -67,6 +67,15 @@ class Batch:
         return Batch(signals, self.subject_N.pin_memory(), self.site_N.pin_memory(), self.keys)
 
 
+def valid_times(window: Window) -> np.ndarray:
+    """Which time samples of a window lie in the recording's valid spans, bool ``(T,)``; all where it names none."""
+    spans = window.recording.valid_spans or [0, window.recording.n_samples]
+    valid_T = np.zeros(len(window.x_TC), dtype=bool)
+    for first, stop in zip(spans[::2], spans[1::2], strict=True):
+        valid_T[max(first - window.start, 0) : max(stop - window.start, 0)] = True
+    return valid_T
+
+
 def collate_signal(
     windows: Sequence[Window],
     sample_indices: Sequence[int],
@@ -76,7 +85,7 @@ def collate_signal(
     """Pad windows of one modality into one :class:`Signal`, at least to ``shape_CT`` channels and time samples.
 
     ``sample_indices`` and ``sample_keys`` (63-bit integers) have one entry per window. Channels marked bad in the
-    recording and non-finite values are masked.
+    recording, channels with values that are not finite, and time outside the recording's valid spans are masked.
     """
     n_channels = max(shape_CT[0], *(w.x_TC.shape[1] for w in windows))
     n_samples = max(shape_CT[1], *(w.x_TC.shape[0] for w in windows))
@@ -90,9 +99,10 @@ def collate_signal(
         t, c = window.x_TC.shape
         finite_C = np.isfinite(window.x_TC).all(axis=0)
         good_C = np.asarray(window.recording.channel_good, dtype=bool) & finite_C
-        x_BCT[b, :c, :t] = np.where(good_C[:, None], window.x_TC.T, 0.0)
+        valid_T = valid_times(window)
+        x_BCT[b, :c, :t] = np.where(good_C[:, None] & valid_T, window.x_TC.T, 0.0)
         channel_valid[b, :c] = good_C
-        time_valid[b, :t] = True
+        time_valid[b, :t] = valid_T
         known_C = np.isfinite(window.recording.positions_C3).all(axis=1)
         position[b, :c] = np.where(known_C[:, None], window.recording.positions_C3, 0.0)
         position_valid[b, :c] = known_C & good_C

@@ -1,6 +1,7 @@
 """Batches: windows of any montage, rate and length side by side, with everything that is not data masked."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -112,6 +113,16 @@ def test_bad_channels_and_non_finite_values_are_masked_to_zero() -> None:
     assert signal.channel_valid_BC.tolist() == [[True, False, False, False]]
     assert (signal.x_BCT[0, 1:] == 0).all()
     assert not signal.position_valid_BC[0, 1:].any()
+
+
+def test_time_outside_the_valid_spans_is_masked_to_zero() -> None:
+    whole = window(n_samples=50)
+    recording = replace(whole.recording, valid_spans=[0, 12, 20, 33])
+    cut = Window(whole.x_TC[10:40], recording, 10)
+    signal = collate([[cut]]).signals["eeg"]
+    assert signal.time_valid_BT[0].nonzero().flatten().tolist() == [0, 1, *range(10, 23)]
+    assert (signal.x_BCT[0][:, ~signal.time_valid_BT[0]] == 0).all()
+    np.testing.assert_array_equal(signal.x_BCT[0, :, 10:23].numpy(), whole.x_TC[20:33].T)
 
 
 def test_an_unknown_position_is_zero_and_masked_while_its_channel_stays() -> None:
