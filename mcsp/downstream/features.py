@@ -14,7 +14,7 @@ from mcsp.config import EvaluateConfig
 from mcsp.data_sharding.reader import Corpus
 from mcsp.model.layers import SIZES
 from mcsp.model.mcsp import MCSP
-from mcsp.schema import Modality, Recording, Window
+from mcsp.schema import Modality, Recording, Window, window_samples
 
 
 def window_starts(recording: Recording, n_samples: int, count: int) -> list[int]:
@@ -50,7 +50,7 @@ def read_windows(
     samples = corpus.samples()
     recordings = [(i, r) for i, key in enumerate(keys) for r in samples[key] if r.modality == modality]
     for i, recording in tqdm(recordings, desc=f"{title}, {modality}", unit="recording", leave=False):
-        length = min(max(1, round(seconds * recording.sfreq)), recording.n_samples)
+        length = min(window_samples(recording, seconds), recording.n_samples)
         for start in window_starts(recording, length, config.windows_per_recording):
             yield i, corpus.read_window(recording, start, length)
 

@@ -15,7 +15,7 @@ from mcsp.batch import collate
 from mcsp.config import EvaluateConfig
 from mcsp.data_sharding.reader import Corpus
 from mcsp.model.mcsp import MCSP
-from mcsp.schema import MODALITIES, Recording, Split
+from mcsp.schema import MODALITIES, Recording, Split, common_starts, window_samples, window_start
 
 RETRIEVAL_SEED = 0
 
@@ -55,26 +55,13 @@ def find_pairs(
             if not timed["eeg"] or not timed["fmri"]:
                 continue
             eeg, fmri = timed["eeg"][0], timed["fmri"][0]
-            start = max(eeg.onset_seconds, fmri.onset_seconds - delay_seconds)
-            stop = min(
-                eeg.onset_seconds + eeg.seconds - length["eeg"],
-                fmri.onset_seconds + fmri.seconds - delay_seconds - length["fmri"],
-            )
-            for t in np.arange(start, stop + 1e-6, max(length.values())):
-                cuts.append(
-                    PairedCut(
-                        eeg,
-                        _start(eeg, t, length["eeg"]),
-                        fmri,
-                        _start(fmri, t + delay_seconds, length["fmri"]),
-                    )
-                )
+            together = common_starts(eeg, fmri, window_seconds, delay_seconds)
+            if together is None:
+                continue
+            for t in np.arange(together[0], together[1] + 1e-6, max(length.values())):
+                eeg_start = window_start(eeg, t, length["eeg"])
+                cuts.append(PairedCut(eeg, eeg_start, fmri, window_start(fmri, t + delay_seconds, length["fmri"])))
     return cuts
-
-
-def _start(recording: Recording, clock_seconds: float, seconds: float) -> int:
-    start = round((clock_seconds - recording.onset_seconds) * recording.sfreq)
-    return min(max(start, 0), recording.n_samples - round(seconds * recording.sfreq))
 
 
 def similarities(model: MCSP, corpus: Corpus, cuts: Sequence[PairedCut], config: EvaluateConfig, title: str) -> Pairs:
@@ -86,8 +73,8 @@ def similarities(model: MCSP, corpus: Corpus, cuts: Sequence[PairedCut], config:
     for first in tqdm(range(0, len(cuts), config.batch_size), desc=title, unit="batch", leave=False):
         samples = [
             [
-                corpus.read_window(c.eeg, c.eeg_start, round(seconds["eeg"] * c.eeg.sfreq)),
-                corpus.read_window(c.fmri, c.fmri_start, round(seconds["fmri"] * c.fmri.sfreq)),
+                corpus.read_window(c.eeg, c.eeg_start, window_samples(c.eeg, seconds["eeg"])),
+                corpus.read_window(c.fmri, c.fmri_start, window_samples(c.fmri, seconds["fmri"])),
             ]
             for c in cuts[first : first + config.batch_size]
         ]

@@ -9,7 +9,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from mcsp.config import BatchConfig
-from mcsp.schema import Modality, Recording, mix64, random_key, text_key, unit_interval
+from mcsp.schema import (
+    Modality,
+    Recording,
+    common_starts,
+    mix64,
+    random_key,
+    text_key,
+    unit_interval,
+    window_samples,
+    window_start,
+)
 
 
 class Permutation:
@@ -132,32 +142,23 @@ class Schedule:
             if candidates:
                 chosen[modality] = candidates[int(unit_interval(random_key(key, 2)) * len(candidates))]
         draw = unit_interval(random_key(key, 3))
-        together = self._shared_range(chosen)
+        paired = len(chosen) == 2
+        together = (
+            common_starts(chosen["eeg"], chosen["fmri"], self.window_seconds, self.delay_seconds) if paired else None
+        )
         for number, (modality, recording) in enumerate(chosen.items()):
             length = self.samples_of(recording)
             if together is not None:
-                start_seconds = together[0] + draw * (together[1] - together[0]) - recording.onset_seconds
-                start = round((start_seconds + (self.delay_seconds if modality == "fmri" else 0.0)) * recording.sfreq)
+                instant = together[0] + draw * (together[1] - together[0])
+                delay = self.delay_seconds if modality == "fmri" else 0.0
+                start = window_start(recording, instant + delay, self.window_seconds[modality])
             else:
                 start = int(unit_interval(random_key(key, 4, number)) * (recording.n_samples - length + 1))
-            yield Cut(recording, min(max(start, 0), recording.n_samples - length), length)
-
-    def _shared_range(self, chosen: dict[Modality, Recording]) -> tuple[float, float] | None:
-        """First and last common start [s on the shared clock] of an EEG window and its delayed BOLD window."""
-        if len(chosen) < 2 or any(r.onset_seconds != r.onset_seconds for r in chosen.values()):
-            return None
-        eeg, fmri = chosen["eeg"], chosen["fmri"]
-        fmri_onset = fmri.onset_seconds - self.delay_seconds
-        first = max(eeg.onset_seconds, fmri_onset)
-        last = min(
-            eeg.onset_seconds + eeg.seconds - self.window_seconds["eeg"],
-            fmri_onset + fmri.seconds - self.window_seconds["fmri"],
-        )
-        return (first, last) if last >= first else None
+            yield Cut(recording, start, length)
 
     def samples_of(self, recording: Recording) -> int:
         """Length of a window of this recording in its own time samples."""
-        return max(1, round(self.window_seconds[recording.modality] * recording.sfreq))
+        return window_samples(recording, self.window_seconds[recording.modality])
 
     def _long_enough(self, recording: Recording) -> bool:
         return recording.modality in self.window_seconds and recording.n_samples >= self.samples_of(recording)
