@@ -6,6 +6,7 @@ says what is done. So an interrupted build goes on where it stopped.
 
 import json
 import os
+import socket
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,6 +36,7 @@ from mcsp.schema import Recording
 # State of a build; not part of the corpus, and free to be deleted once the build is finished.
 BUILD_NAME = ".build"
 _TASK_RETRIES = 3
+_CONNECT_SECONDS = 10
 # Results of BLAS and FFT may depend on the number of threads; one also suits one task per core.
 _ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
 
@@ -84,6 +86,7 @@ def ray_session(workers: int | None = None, address: str | None = None) -> Itera
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # its default only warns
     address = address or os.environ.get("RAY_ADDRESS")  # set by `ray job submit`
+    _check_reachable(address)
     try:
         if address:
             ray.init(address=address, runtime_env={"env_vars": _ONE_THREAD}, log_to_driver=False)
@@ -104,6 +107,16 @@ def ray_session(workers: int | None = None, address: str | None = None) -> Itera
         yield
     finally:
         ray.shutdown()
+
+
+def _check_reachable(address: str | None) -> None:
+    """Raise ``ValueError`` where nothing listens at ``host:port``; Ray itself would try for minutes."""
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        try:
+            socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
+        except (OSError, OverflowError) as error:
+            raise ValueError(f"Ray at {address}: cannot connect ({error})") from None
 
 
 def _claim(out_dir: Path, plan: Plan) -> None:
@@ -146,8 +159,8 @@ def _run(plan: Plan, config: CorpusConfig, address: str | None) -> list[Receipt]
     done: Counter[str] = Counter()
     total = sum(shard.n_recordings for shard in plan.shards)
     with (
-        tqdm(total=total, unit="recording", desc="corpus", mininterval=0.5, dynamic_ncols=True) as bar,
         ray_session(config.workers, address),
+        tqdm(total=total, unit="recording", desc="corpus", mininterval=0.5, dynamic_ncols=True) as bar,
     ):
         config_ref = ray.put(config)
         task = ray.remote(num_cpus=1, max_retries=_TASK_RETRIES)(_build_or_keep)

@@ -92,3 +92,4 @@ def test_bad_input_gives_one_line_and_status_2(tmp_path: Path) -> None:
     assert_one_line(call("build_corpus.py", root, f"out_dir={ROOT / 'launchers'}"), "not empty and no unfinished build")
     assert_one_line(call("lint_corpus.py", tmp_path / "nowhere"), "index.json: cannot read the index")
     assert not (tmp_path / "out").exists()
+    assert_one_line(call("build_corpus.py", root, out, "--address", "127.0.0.1:1"), "Ray at 127.0.0.1:1: cannot")
