@@ -26,10 +26,10 @@ SIZES: dict[str, tuple[int, int, int, int]] = {
 # which would drown everything else in a linear layer.
 LOWEST_LOG_POWER = -6.0
 
-# Region that anchors fill: half axes and centre [mm]. Head: the scalp sphere of MNE's standard_1005 montage;
-# MNI: an ellipsoid around the cerebrum of the MNI152 template. Width of the Gaussian: about the distance between
-# neighbouring anchors.
-_SCALP_RADIUS_MM, _SCALP_LOWEST = 95.0, -0.3
+# Region that anchors fill: half axes and centre [mm]. Head: the sphere that fits the 10-20 positions of MNE's
+# standard_1005 montage best in head coordinates, whose origin lies between the ears. MNI: an ellipsoid around the
+# cerebrum of the MNI152 template. Width of the Gaussian: about the distance between neighbouring anchors.
+_SCALP_RADIUS_MM, _SCALP_CENTRE_MM, _SCALP_LOWEST = 97.0, (0.0, 16.0, 45.0), -0.3
 _BRAIN_HALF_AXES_MM, _BRAIN_CENTRE_MM = (66.0, 82.0, 56.0), (0.0, -18.0, 16.0)
 _ANCHOR_SIGMA_MM: dict[Modality, float] = {"eeg": 25.0, "fmri": 12.0}
 
@@ -37,26 +37,44 @@ _ANCHOR_SIGMA_MM: dict[Modality, float] = {"eeg": 25.0, "fmri": 12.0}
 def anchor_positions_mm(modality: Modality, count: int) -> Tensor:
     """Fixed, mirror-symmetric anchor positions, float64 ``(count, 3)``, in head (EEG) or MNI (fMRI) millimetres.
 
-    Points of the additive R-sequence (M. Roberts, 2018: "The unreasonable effectiveness of quasirandom
-    sequences"): evenly spread, deterministic, any even count; half of them lie at x > 0, the others mirror them.
+    EEG: rings around the vertex, with points in proportion to their length. fMRI: points of the additive R-sequence in
+    the right half of the brain (M. Roberts, 2018: "The unreasonable effectiveness of quasirandom sequences"), and their
+    mirror images. ``count`` is even.
     """
     if count % 2:
         raise ValueError(f"anchors: expected an even number (left and right mirror each other), found {count}")
-    golden = 1.2207440846057596  # the real root of x^4 = x + 1
-    points: list[tuple[float, float, float]] = []
+    return _scalp_anchors(count) if modality == "eeg" else _brain_anchors(count)
+
+
+def _scalp_anchors(count: int) -> Tensor:
+    widest = math.acos(_SCALP_LOWEST)
+    rings = max(1, round(widest / math.sqrt(2 * math.pi * (1 - _SCALP_LOWEST) / count)))
+    polar = [(i + 0.5) / rings * widest for i in range(rings)]
+    # Rounded cumulative shares, so that the rings hold `count` points together.
+    share = [sum(math.sin(p) for p in polar[: i + 1]) / sum(math.sin(p) for p in polar) for i in range(rings)]
+    bounds = [0, *(round(s * count) for s in share)]
+    points = []
+    for i, p in enumerate(polar):
+        on_ring = bounds[i + 1] - bounds[i]
+        for k in range(on_ring):
+            # From the nose, so that each ring mirrors itself; every other ring is turned by half a step.
+            angle = 2 * math.pi * (k + 0.5 * (i % 2)) / on_ring
+            points.append((math.sin(p) * math.sin(angle), math.sin(p) * math.cos(angle), math.cos(p)))
+    centre = torch.tensor(_SCALP_CENTRE_MM, dtype=torch.float64)
+    return centre + _SCALP_RADIUS_MM * torch.tensor(points, dtype=torch.float64)
+
+
+def _brain_anchors(count: int) -> Tensor:
+    golden = 1.22074408460575947536  # the real root of x^4 = x + 1
+    points: list[tuple[float, ...]] = []
     n = 0
     while len(points) < count // 2:
         n += 1
         u, v, w = ((0.5 + n * golden**-k) % 1.0 for k in (1, 2, 3))
-        if modality == "eeg":
-            z = _SCALP_LOWEST + (1 - _SCALP_LOWEST) * u
-            radius, angle = math.sqrt(1 - z * z), math.pi * (v - 0.5)
-            points.append(tuple(_SCALP_RADIUS_MM * s for s in (radius * math.cos(angle), radius * math.sin(angle), z)))  # type: ignore[arg-type]
-        else:
-            x, y, z = u, 2 * v - 1, 2 * w - 1
-            if x * x + y * y + z * z <= 1:
-                unit = zip((x, y, z), _BRAIN_HALF_AXES_MM, _BRAIN_CENTRE_MM, strict=True)
-                points.append(tuple(centre + axis * s for s, axis, centre in unit))  # type: ignore[arg-type]
+        x, y, z = u, 2 * v - 1, 2 * w - 1
+        if x * x + y * y + z * z <= 1:
+            unit = zip((x, y, z), _BRAIN_HALF_AXES_MM, _BRAIN_CENTRE_MM, strict=True)
+            points.append(tuple(centre + axis * s for s, axis, centre in unit))
     half = torch.tensor(points, dtype=torch.float64)
     return torch.cat([half, half * torch.tensor([-1.0, 1.0, 1.0], dtype=torch.float64)])
 

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 
@@ -151,11 +152,23 @@ def test_grid_is_linear_interpolation_and_identity_at_its_own_rate() -> None:
 @pytest.mark.parametrize("modality", MODALITIES)
 def test_anchors_mirror_each_other_and_are_spread(modality) -> None:
     points = anchor_positions_mm(modality, 100)
-    torch.testing.assert_close(points[:50] * torch.tensor([-1.0, 1, 1], dtype=points.dtype), points[50:])
+    assert points.shape == (100, 3)
+    mirrored = points * torch.tensor([-1.0, 1, 1], dtype=points.dtype)
+    assert float(torch.cdist(mirrored, points).amin(1).max()) < 1e-4
     distance = torch.cdist(points, points).fill_diagonal_(1e9).amin(1)
     assert float(distance.median()) > 8
     with pytest.raises(ValueError, match="even number"):
         anchor_positions_mm(modality, 33)
+
+
+def test_every_electrode_and_lobe_has_an_anchor_nearby() -> None:
+    from mcsp.data_sharding.eeg import standard_positions_mm
+
+    names = ("Fp1", "Fz", "F7", "C3", "Cz", "T8", "P4", "Pz", "O1", "Oz")
+    electrodes = torch.tensor(np.stack([standard_positions_mm()[name.lower()][1] for name in names]))
+    assert float(torch.cdist(electrodes.double(), anchor_positions_mm("eeg", 32)).amin(1).max()) < 35
+    lobes = torch.tensor([[-20.0, 50, 10], [45, -20, 50], [-50, -10, -20], [10, -90, 0], [0, -60, 40]]).double()
+    assert float(torch.cdist(lobes, anchor_positions_mm("fmri", 100)).amin(1).max()) < 25
 
 
 def test_a_modality_the_model_was_not_built_for_is_refused() -> None:
