@@ -1,0 +1,211 @@
+"""Checks, frames and transforms that the spectral functions share.
+
+Shape letters: B rows of a batch, b rows of one block, C channels, T time samples, P frames, L samples per frame,
+F frequencies, K bands.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+# Floor of a channel without any variation, in unit^2/Hz; far below the noise of any amplifier, in uV or in V.
+FLAT_POWER = 1e-20
+
+DETRENDS = ("constant", "linear")
+# Samples in a block of rows on a CPU: 2 MiB of float32, so that the passes over a block find it in the cache.
+_BLOCK_SAMPLES = 2**19
+# Frequencies from which a CPU's FFT, which computes all bins, is faster than a product for the wanted ones alone; on a
+# GPU the frame's length decides. Both count only where the frequencies are bins of the frame.
+_FFT_FREQS_CPU, _FFT_LENGTH_GPU = 24, 1000
+_SAME = 1e-6  # relative difference of frequencies that count as one: float32 rates carry no more
+
+
+class Block(NamedTuple):
+    """Rows that share a sampling rate, and where they stand in the batch."""
+
+    rows: list[int]
+    x_bCT: Tensor
+    valid_bT: Tensor
+    sfreq: float
+    length: int  # samples per frame, or from the first valid sample to the last
+    hop: int  # samples between frames; 0 where a row is one frame
+
+
+class Spectra(NamedTuple):
+    """Spectra of a block: ``re^2 + im^2`` is a one-sided density."""
+
+    re_bCPF: Tensor
+    im_bCPF: Tensor
+    level_bCP: Tensor  # a channel's mean density over 0 .. sfreq / 2
+    frames_valid_bP: Tensor
+
+    def density(self) -> Tensor:
+        """``(b, C, P, F)`` in unit^2/Hz."""
+        return self.re_bCPF.square() + self.im_bCPF.square()
+
+
+def blocks(
+    x_BCT: Tensor,
+    sfreq_B: Tensor,
+    time_valid_BT: Tensor | None,
+    frame_seconds: float | None,
+    hop_seconds: float | None,
+    by_span: bool = False,
+) -> Iterator[Block]:
+    """Check the inputs and yield blocks of rows with one rate each (``by_span``: and with one valid length each)."""
+    if x_BCT.ndim != 3 or min(x_BCT.shape) < 1 or not x_BCT.is_floating_point():
+        raise ValueError(f"x_BCT: expected a floating tensor (B, C, T), found {x_BCT.dtype} {tuple(x_BCT.shape)}")
+    rows, channels, n_times = x_BCT.shape
+    if time_valid_BT is None:
+        time_valid_BT = torch.ones(rows, n_times, dtype=torch.bool, device=x_BCT.device)
+    if time_valid_BT.shape != (rows, n_times) or time_valid_BT.dtype != torch.bool:
+        found = f"{time_valid_BT.dtype} {tuple(time_valid_BT.shape)}"
+        raise ValueError(f"time_valid_BT: expected bool {(rows, n_times)}, found {found}")
+    if sfreq_B.shape != (rows,):
+        raise ValueError(f"sfreq_B: expected shape ({rows},), found {tuple(sfreq_B.shape)}")
+    rates: list[float] = sfreq_B.tolist()
+    if any(not (rate > 0 and math.isfinite(rate)) for rate in rates):
+        raise ValueError(f"sfreq_B: expected positive rates in Hz, found {rates}")
+    x_BCT = x_BCT if x_BCT.dtype == torch.float64 else x_BCT.float()
+    spans = [n_times] * rows
+    if by_span and frame_seconds is None:
+        first_B, last_B = valid_ends(time_valid_BT)
+        spans = (last_B - first_B + 1).int().tolist()
+    most = max(1, _BLOCK_SAMPLES // (channels * n_times)) if x_BCT.device.type == "cpu" else rows
+    for rate, span in sorted(set(zip(rates, spans, strict=True))):
+        length, hop = (span, 0)
+        if frame_seconds is not None:
+            length, hop = frame_samples(n_times, rate, frame_seconds, hop_seconds)
+        chosen = [b for b in range(rows) if (rates[b], spans[b]) == (rate, span)]
+        whole = len(chosen) == rows
+        # Split and not sliced: the gradient of a slice is a tensor of the whole batch's size.
+        x_parts = (x_BCT if whole else x_BCT[chosen]).split(most)
+        valid_parts = (time_valid_BT if whole else time_valid_BT[chosen]).split(most)
+        for i, (x, valid) in enumerate(zip(x_parts, valid_parts, strict=True)):
+            yield Block(chosen[i * most : (i + 1) * most], x, valid, rate, length, hop)
+
+
+def in_order(parts: list[Tensor], order: list[int]) -> Tensor:
+    """Concatenate the blocks and put their rows back where they came from."""
+    whole = torch.cat(parts)
+    if order == sorted(order):
+        return whole
+    return whole[sorted(range(len(order)), key=order.__getitem__)]
+
+
+def spectra(block: Block, freqs_F: Tensor, detrend: str) -> Spectra:
+    """Demean or detrend each frame, weight it with a Hann window and project it onto ``freqs_F`` [Hz]."""
+    x_bCT = block.x_bCT.masked_fill(~block.valid_bT[:, None], 0)
+    if block.hop == 0:
+        frames = x_bCT[:, :, None]
+        counted_bL = block.valid_bT.to(x_bCT.dtype)
+        frames_valid_bP = (block.valid_bT.sum(1) >= 2)[:, None]
+        window_bL = hann_over_valid(block.valid_bT).to(x_bCT.dtype)
+    else:
+        frames = x_bCT.unfold(-1, block.length, block.hop)
+        counted_bL = x_bCT.new_ones(1, block.length)
+        frames_valid_bP = block.valid_bT.unfold(-1, block.length, block.hop).all(-1)
+        window_bL = hann_over_valid(block.valid_bT.new_ones(1, block.length)).to(x_bCT.dtype)
+    centred, removed, total = _centred(frames, counted_bL[:, None, None], block.hop > 0, detrend)
+    norm = torch.linalg.vector_norm(centred, dim=-1, keepdim=True)
+    # What is left of a constant after rounding must count as nothing, or its logarithm has a huge gradient.
+    lively = norm.detach() > 8 * torch.finfo(norm.dtype).eps * removed.sqrt()
+    level_bCP = (norm.square() * lively / total * (2 / block.sfreq))[..., 0]
+    energy = window_bL.square().sum(-1).clamp(min=torch.finfo(norm.dtype).tiny)
+    scale = lively * torch.rsqrt(energy * block.sfreq)[:, None, None, None]
+    re, im = _transform(centred, window_bL[:, None, None], scale, block.sfreq, freqs_F)
+    return Spectra(re, im, level_bCP, frames_valid_bP)
+
+
+def _centred(frames: Tensor, counted: Tensor, whole: bool, detrend: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Frames without their mean (and line), the energy of what was removed, and the number of counted samples."""
+    total = counted.sum(-1, keepdim=True).clamp(min=1)
+    mean = frames.sum(-1, keepdim=True) / total
+    removed = mean.detach().square() * total
+    centred = frames - mean if whole else (frames - mean) * counted
+    if detrend == "linear":
+        time = torch.arange(frames.shape[-1], device=frames.device, dtype=torch.float64)
+        time = (time - (time * counted).sum(-1, keepdim=True) / total.double()) * counted
+        time = (time / torch.linalg.vector_norm(time, dim=-1, keepdim=True).clamp(min=1e-9)).to(frames.dtype)
+        slope = (centred * time).sum(-1, keepdim=True)
+        removed = removed + slope.detach().square()
+        centred = centred - slope * time
+    return centred, removed, total
+
+
+def _transform(centred: Tensor, window: Tensor, scale: Tensor, sfreq: float, freqs_F: Tensor) -> tuple[Tensor, Tensor]:
+    """Scaled real and imaginary parts ``(b, C, P, F)``, by FFT where that is faster and has the frequencies."""
+    length = centred.shape[-1]
+    nyquist = sfreq / 2
+    edge = (freqs_F == 0) | ((freqs_F - nyquist).abs() <= _SAME * nyquist)
+    one_sided_F = (2.0 - edge.double()).sqrt() * (freqs_F <= nyquist * (1 + _SAME))
+    cycles_F = freqs_F * (length / sfreq)
+    bins_F = cycles_F.round().clamp(max=length // 2)
+    # A bin that is off by d turns the phase by 2 pi d over the frame; beyond Nyquist the value does not matter.
+    on_bins = bool((((cycles_F - bins_F).abs() < 1e-9 * length) | (one_sided_F == 0)).all())
+    long = len(freqs_F) >= _FFT_FREQS_CPU if centred.device.type == "cpu" else length >= _FFT_LENGTH_GPU
+    if on_bins and long:
+        spectrum = _take(torch.fft.rfft(centred * window), bins_F.int().tolist())
+        weight = scale * one_sided_F.to(scale)
+        return spectrum.real * weight, spectrum.imag * weight
+    turns = torch.arange(length, dtype=torch.float64)[:, None] * (freqs_F / sfreq)
+    angle = 2 * math.pi * (turns - turns.floor())
+    basis = torch.cat([angle.cos() * one_sided_F, angle.sin() * one_sided_F], dim=1).to(centred)
+    with torch.autocast(centred.device.type, enabled=False):
+        # One window for all rows goes into the basis: a pass over the frames less.
+        one = len(window) == 1
+        spectrum = centred @ (basis * window.reshape(-1, 1)) if one else (centred * window) @ basis
+    re, im = (spectrum * scale).chunk(2, dim=-1)
+    return re, im
+
+
+def _take(spectrum: Tensor, bins: list[int]) -> Tensor:
+    """The wanted bins; evenly spaced ones as a view, because indexing copies."""
+    step = bins[1] - bins[0] if len(bins) > 1 else 1
+    if step > 0 and bins == list(range(bins[0], bins[-1] + 1, step)):
+        return spectrum[..., bins[0] : bins[-1] + 1 : step]
+    return spectrum[..., bins]
+
+
+def valid_ends(valid_bT: Tensor) -> tuple[Tensor, Tensor]:
+    """Places of each row's first and last valid sample, float64 (b,); 0 and -1 where there is none."""
+    time = torch.arange(valid_bT.shape[1], device=valid_bT.device, dtype=torch.float64)
+    first = torch.where(valid_bT, time, math.inf).amin(1).nan_to_num(posinf=0.0)
+    return first, torch.where(valid_bT, time, -1.0).amax(1)
+
+
+def hann_over_valid(valid_bT: Tensor) -> Tensor:
+    """Periodic Hann window from each row's first valid sample to its last, zero elsewhere; (b, T) float64."""
+    first, last = valid_ends(valid_bT)
+    time = torch.arange(valid_bT.shape[1], device=valid_bT.device, dtype=torch.float64)
+    phase = (time - first[:, None]) / (last - first + 1).clamp(min=1)[:, None]
+    return (0.5 - 0.5 * torch.cos(2 * math.pi * phase)) * valid_bT
+
+
+def frame_samples(n_times: int, sfreq: float, frame_seconds: float, hop_seconds: float | None) -> tuple[int, int]:
+    """Length of a frame and distance between frames, in whole samples."""
+    length = round(frame_seconds * sfreq)
+    if not 2 <= length <= n_times:
+        raise ValueError(
+            f"frame_seconds: expected between 2 and T={n_times} samples at {sfreq:g} Hz, found {frame_seconds} s"
+        )
+    hop = length / sfreq / 2 if hop_seconds is None else hop_seconds
+    if hop <= 0:
+        raise ValueError(f"hop_seconds: expected more than 0 s, found {hop_seconds}")
+    return length, max(1, round(hop * sfreq))
+
+
+def band_bins(bands_hz: Sequence[tuple[float, float]], sfreq: float, length: int) -> list[list[float]]:
+    """Per band, the frequencies low <= f < high among the bins of a frame; none for a band above ``sfreq / 2``."""
+    chosen = []
+    for low, high in bands_hz:
+        lowest = math.ceil(low * length / sfreq * (1 - _SAME))
+        end = math.ceil(min(high * length / sfreq * (1 - _SAME), length // 2 + 1))
+        if end <= lowest and low < sfreq / 2 and length > 1:
+            step = f"{sfreq / length:g} Hz"
+            raise ValueError(f"bands_hz: expected bands that hold a multiple of {step}, found {(low, high)}")
+        chosen.append([k * sfreq / length for k in range(lowest, end)])
+    return chosen
