@@ -24,7 +24,7 @@ from torch import Tensor, nn
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
 logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
 # torch 2.13 renames collectives that DeepSpeed 0.19 and we (torch 2.11 knows no other name) call by their old names.
-warnings.filterwarnings("ignore", category=FutureWarning, message=".*all_gather_into_tensor.*")
+warnings.filterwarnings("ignore", category=FutureWarning, message=".*torch.distributed.* is deprecated.*")
 
 import deepspeed  # noqa: E402
 import deepspeed.ops  # noqa: E402

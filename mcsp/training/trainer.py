@@ -20,6 +20,7 @@ from mcsp.training.loader import StepDataset, batches
 from mcsp.training.metrics import Metrics
 from mcsp.training.pretrainer import Pretrainer
 from mcsp.training.schedule import Schedule
+from mcsp.training.stopping import StopRequest, write_exit
 
 
 def learning_rate(config: PretrainConfig, applied_steps: int) -> float:
@@ -45,6 +46,18 @@ def for_corpus(config: PretrainConfig, corpus: Corpus) -> PretrainConfig:
     return config.model_copy(update={"model": config.model.model_copy(update={"modalities": modalities})})
 
 
+def schedule_of(config: PretrainConfig, corpus: Corpus) -> Schedule:
+    """What the steps of a run read from the training split."""
+    return Schedule(
+        corpus.samples("train"),
+        index_hash=corpus.index_hash,
+        seed=config.seed,
+        quota=config.batch,
+        window_seconds=config.window_seconds,
+        delay_seconds=config.hemodynamic_delay_seconds,
+    )
+
+
 class Trainer:
     """One run. Every rank makes one and calls the same methods."""
 
@@ -58,14 +71,7 @@ class Trainer:
         self.config = for_corpus(config, corpus)
         engine.start_process_group()
         self.rank, self.world_size = distributed.rank(), distributed.world_size()
-        schedule = Schedule(
-            corpus.samples("train"),
-            index_hash=corpus.index_hash,
-            seed=config.seed,
-            quota=config.batch,
-            window_seconds=config.window_seconds,
-            delay_seconds=config.hemodynamic_delay_seconds,
-        )
+        schedule = schedule_of(config, corpus)
         schedule.check_world(self.world_size)
         self.global_batch = schedule.global_batch
         self.dataset = StepDataset(corpus, schedule, self.rank, self.world_size)
@@ -73,6 +79,8 @@ class Trainer:
         self.module = Pretrainer(self.config.model, config.objective, config.augmentation)
         self.engine = engine.Engine(self.module, config, self.world_size, schedule.global_batch)
         self.step = self.skipped_steps = 0
+        self.stop = StopRequest()
+        self.stopping = False  # some rank was asked to stop; the same on all ranks
         self.facts = {
             "index_hash": corpus.index_hash,
             "world_size": self.world_size,
@@ -115,6 +123,9 @@ class Trainer:
         finally:
             if metrics:
                 metrics.close()
+        if self.rank == 0:
+            reason = "asked to stop" if self.step < self.config.steps else "finished"
+            write_exit(self.config.run_dir, reason, self.step)
 
     def _loop(self, stream: Any, device: torch.device, metrics: Metrics | None) -> None:
         begin = time.perf_counter()
@@ -133,8 +144,10 @@ class Trainer:
                 metrics.write(self.step, {**values, **speed})
             if metrics:
                 metrics.advance()
-            if self.step % self.config.checkpoint_every == 0 or self.step == self.config.steps:
+            if self.stopping or self.step % self.config.checkpoint_every == 0 or self.step == self.config.steps:
                 self.save()
+            if self.stopping:
+                return
             begin = time.perf_counter()
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -154,7 +167,10 @@ class Trainer:
         """One optimizer step; a loss that is not finite on any rank is counted and changes nothing."""
         share, terms = self.loss(batch)
         names = [name if name.startswith("top1/") else f"loss/{name}" for name in terms]
-        totals = distributed.sum_over_ranks(torch.stack([share, *terms.values()])).tolist()
+        asked = torch.full_like(share.detach(), float(self.stop.number > 0))
+        # One collective for everything that all ranks must know.
+        *totals, stopping = distributed.sum_over_ranks(torch.stack([share, *terms.values(), asked])).tolist()
+        self.stopping = stopping > 0
         values = {"loss": totals[0], **dict(zip(names, totals[1:], strict=True))}
         rate = learning_rate(self.config, self.step - self.skipped_steps)
         if math.isfinite(totals[0]):
@@ -182,7 +198,7 @@ class Trainer:
 
 
 def pretrain(config: PretrainConfig) -> Path:
-    """Run or continue a pretraining run; returns its folder."""
+    """Run or continue a pretraining run; returns its folder. ``exit.json`` in it says why the run ended."""
     trainer = Trainer(config)
     trainer.run()
     engine.stop_process_group()

@@ -10,7 +10,7 @@ from mcsp.losses.objective import objective
 from mcsp.training import engine
 from mcsp.training.loader import StepDataset
 from mcsp.training.pretrainer import Pretrainer
-from mcsp.training.schedule import Schedule
+from mcsp.training.trainer import schedule_of
 from tests.training.ranks import run_ranks
 
 PROGRAM = Path(__file__).with_name("parity_program.py")
@@ -23,15 +23,7 @@ def flat(gradients: dict[str, torch.Tensor]) -> torch.Tensor:
 def plain_torch(config: PretrainConfig) -> dict:
     """The same batch without DeepSpeed and without ranks."""
     corpus = Corpus(config.corpus_dir)
-    schedule = Schedule(
-        corpus.samples("train"),
-        index_hash=corpus.index_hash,
-        seed=config.seed,
-        quota=config.batch,
-        window_seconds=config.window_seconds,
-        delay_seconds=config.hemodynamic_delay_seconds,
-    )
-    batch = StepDataset(corpus, schedule, 0, 1)[0]
+    batch = StepDataset(corpus, schedule_of(config, corpus), 0, 1)[0]
     torch.manual_seed(config.seed)
     module = Pretrainer(config.model, config.objective, config.augmentation)
     loss, terms = objective(*module(batch), batch.subject_N, batch.site_N, config.objective, module.terms)

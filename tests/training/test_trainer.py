@@ -88,6 +88,31 @@ def test_kill_and_restart_ends_with_the_weights_of_an_uninterrupted_run(finished
 
 
 @pytest.mark.multirank
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_to_one_rank_saves_and_ends_all(finished_run, tmp_path, number) -> None:
+    reference, overrides = finished_run
+    run_dir = tmp_path / "run"
+    ranks = start_ranks(2, LAUNCHER, f"run_dir={run_dir}", *overrides, "checkpoint_every=1000")
+    try:
+        deadline = time.monotonic() + 120
+        while last_step(run_dir) < 3:
+            assert time.monotonic() < deadline and ranks[1].poll() is None, ranks[1].communicate()[0]
+            time.sleep(0.02)
+        ranks[1].send_signal(number)
+        assert [process.wait(timeout=60) for process in ranks] == [0, 0]
+    finally:
+        for process in ranks:
+            process.kill()
+    stopped = json.loads((run_dir / "exit.json").read_text())
+    assert stopped["reason"] == "asked to stop" and 3 <= stopped["step"] < 20
+    assert [p.name for p in (run_dir / "checkpoints").iterdir()] == [f"step-{stopped['step']:08d}"]
+    if number == signal.SIGTERM:
+        deepspeed(f"run_dir={run_dir}", *overrides).wait(timeout=240)
+        assert same(weights(run_dir, 20), weights(reference, 20))
+        assert json.loads((run_dir / "exit.json").read_text()) == {"reason": "finished", "step": 20}
+
+
+@pytest.mark.multirank
 def test_two_ranks_follow_one_rank(finished_run, tmp_path) -> None:
     reference, overrides = finished_run
     pretrain(f"run_dir={tmp_path / 'run'}", *overrides)
@@ -118,6 +143,22 @@ def test_a_finished_run_ends_at_once_and_changes_nothing(finished_run, tmp_path)
     ranks = start_ranks(2, LAUNCHER, f"run_dir={run_dir}", *overrides)
     assert [process.wait(timeout=120) for process in ranks] == [0, 0]
     assert (run_dir / "metrics.jsonl").read_bytes() == before
+
+
+def test_bf16_follows_fp32(pretrain_overrides, tmp_path) -> None:
+    for precision in ("fp32", "bf16"):
+        pretrain(*pretrain_overrides, f"run_dir={tmp_path / precision}", f"precision={precision}", "steps=3")
+    fp32, bf16 = (read_metrics(tmp_path / precision) for precision in ("fp32", "bf16"))
+    assert bf16[0]["loss"] != fp32[0]["loss"]
+    assert all(abs(a["loss"] / b["loss"] - 1) < 0.03 for a, b in zip(bf16, fp32, strict=True))
+
+
+def test_a_loss_that_is_not_finite_is_skipped_and_counted(pretrain_overrides, tmp_path) -> None:
+    pretrain(*pretrain_overrides, "learning_rate=1e30", "gradient_clipping=0")
+    lines = read_metrics(tmp_path / "run")
+    assert [line["step"] for line in lines] == list(range(1, 7))
+    assert lines[0]["skipped_steps"] == 0
+    assert lines[-1]["skipped_steps"] >= 3
 
 
 def test_loader_processes_change_nothing(pretrain_overrides, tmp_path) -> None:
