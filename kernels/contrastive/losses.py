@@ -1,0 +1,146 @@
+"""The public losses over pairs of embeddings: what they compute, and which implementation does.
+
+All functions take this process's rows and compare them with *columns*: the rows of all processes, or, where
+``columns`` is omitted, the same rows. Given columns, a result is this process's **share**: the sum over its own
+anchors divided by the number of anchors of all processes, so that shares sum to the one-process value, and so do
+their gradients. Nothing here knows a process group.
+
+Arithmetic is float64 for float64 embeddings and float32 for all others; ``precision`` says how far the products of
+embeddings may fall below that, and only ``impl="triton"`` makes use of it.
+
+Shape letters: M embeddings, n rows of this process, N rows of all processes, D width, P pairs.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from mcsp.kernels.contrastive import chunked, chunked_distillation, reference
+from mcsp.kernels.contrastive.problem import Columns, Negatives, checked, checked_scale
+from mcsp.kernels.dispatch import Impl, Precision, choose
+
+# Similarities (n N) above which chunks are used on a CPU: where they began to be the faster of the two, forward and
+# backward (benchmarks/results/contrastive_cpu_202611.json); their smaller memory is free from there on.
+DENSE_SIMILARITIES = 512 * 512
+# Rows of similarities that retrieval looks at together.
+RETRIEVAL_SIMILARITIES = 2**22
+
+
+def contrastive_loss(
+    z_MnD: Tensor,
+    pairs_P2: Tensor | Sequence[tuple[int, int]],
+    scale_P: Tensor,
+    *,
+    valid_Mn: Tensor | None = None,
+    subject_n: Tensor | None = None,
+    site_n: Tensor | None = None,
+    negatives: Negatives = "all",
+    columns: Columns | None = None,
+    row_offset: int = 0,
+    precision: Precision = "fp32",
+    impl: Impl = "auto",
+) -> Tensor:
+    """Symmetric InfoNCE (arXiv 1807.03748, 2103.00020) of each pair (a, b) of embeddings, masked.
+
+    For an anchor i (valid in a and in b) and the direction a -> b, with similarities s_ij = scale <a_i, b_j>::
+
+        l_i = -log( exp s_ii / (exp s_ii + sum_j exp s_ij) ),   j valid in b, of another subject [, of the same site]
+
+    and the loss is the mean of l_i over anchors and over both directions. It is computed as
+    softplus(logsumexp_j s_ij - s_ii), which keeps its relative accuracy when the positive dominates.
+    A row without a negative contributes 0, and a pair without an anchor is 0.
+
+    Args:
+        z_MnD: embeddings, L2-normalised by the caller; values of invalid rows do not matter.
+        pairs_P2: indices (a, b) into M.
+        scale_P: inverse temperatures; differentiable.
+        valid_Mn: bool, default all True.
+        subject_n: int64; rows of one subject are never negatives of each other. Default: all differ.
+        site_n: int64, needed for ``negatives="within_site"``.
+        negatives: "all", or "within_site" to keep the scanner's signature from telling rows apart.
+        columns: rows of all processes; the result is then this process's share (see the module).
+        row_offset: position of this process's first row within the columns.
+        precision: the least that products of embeddings are made with on a GPU, kernels/README.md has the table.
+        impl: "reference" (dense), "chunked" (O(N D) memory, any device), "triton" (CUDA), or "auto".
+
+    Returns:
+        (P,) losses or shares, float32 or float64.
+
+    Raises:
+        ValueError: shapes that do not fit, a pair index out of range, within_site without sites, or an ``impl`` that
+            cannot run here, with the reason.
+    """
+    problem = checked(z_MnD, pairs_P2, valid_Mn, subject_n, site_n, negatives, columns, row_offset)
+    scale_P = checked_scale(scale_P, problem)
+    dense = problem.z_MnD.shape[1] * problem.z_MND.shape[1] <= DENSE_SIMILARITIES
+    if choose("contrastive_loss", impl, precision, dense, "not yet") == "reference":
+        return reference.contrast(problem, scale_P)
+    return chunked.contrast(problem, scale_P)
+
+
+def relational_distillation(
+    z_MnD: Tensor,
+    pairs_P2: Tensor | Sequence[tuple[int, int]],
+    scale_P: Tensor,
+    *,
+    valid_Mn: Tensor | None = None,
+    subject_n: Tensor | None = None,
+    site_n: Tensor | None = None,
+    negatives: Negatives = "all",
+    columns: Columns | None = None,
+    row_offset: int = 0,
+    impl: Impl = "auto",
+) -> Tensor:
+    """Each embedding's similarities within the batch teach those of the other embedding of its pair.
+
+    For a row i valid in both embeddings of (a, b) and the columns j valid in both and kept as in
+    :func:`contrastive_loss` (never i itself or its subject)::
+
+        t = softmax_j(scale <a_i, a_j>),  s = softmax_j(scale <b_i, b_j>),  l_i = KL(t || s),  no gradient through t
+
+    and the loss is the mean over such rows and over both choices of the teacher; a row without columns contributes 0.
+    Distillation by similarity structure follows Relational Knowledge Distillation (arXiv 1904.05068) and SEED
+    (arXiv 2101.04731); taking each modality as the other's teacher is our choice. Arguments, result and errors are
+    those of :func:`contrastive_loss`; ``scale_P`` is the inverse distillation temperature, and there is no Triton
+    implementation.
+    """
+    problem = checked(z_MnD, pairs_P2, valid_Mn, subject_n, site_n, negatives, columns, row_offset)
+    scale_P = checked_scale(scale_P, problem)
+    dense = problem.z_MnD.shape[1] * problem.z_MND.shape[1] <= DENSE_SIMILARITIES
+    if choose("relational_distillation", impl, "fp32", dense, "it has no Triton implementation") == "reference":
+        return reference.distillation(problem, scale_P)
+    return chunked_distillation.distillation(problem, scale_P)
+
+
+def retrieval_accuracy(
+    z_MnD: Tensor,
+    pairs_P2: Tensor | Sequence[tuple[int, int]],
+    *,
+    valid_Mn: Tensor | None = None,
+    subject_n: Tensor | None = None,
+    columns: Columns | None = None,
+    row_offset: int = 0,
+) -> Tensor:
+    """Top-1 accuracy of finding a row's own b among other subjects' b by its a, and the other way round; (P,).
+
+    The mean over anchors and both directions, or this process's share of it. A tie is a miss, so that collapsed
+    embeddings score 0; a row without a competitor is a hit. Arguments and errors as in :func:`contrastive_loss`.
+    Whole rows of similarities are looked at, as many as fit into a fixed memory.
+    """
+    problem = checked(z_MnD, pairs_P2, valid_Mn, subject_n, None, "all", columns, row_offset)
+    n, total = problem.z_MnD.shape[1], problem.z_MND.shape[1]
+    step = max(1, RETRIEVAL_SIMILARITIES // (total * len(problem.a)))
+    shares: list[Tensor] = []
+    for start in range(0, n, step):
+        rows = slice(start, start + step)
+        part = replace(
+            problem,
+            z_MnD=problem.z_MnD[:, rows],
+            valid_Mn=problem.valid_Mn[:, rows],
+            subject_n=problem.subject_n[rows],
+            row_offset=row_offset + start,
+        )
+        shares.append(reference.retrieval(part))
+    return torch.stack(shares).sum(0)

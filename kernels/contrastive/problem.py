@@ -1,0 +1,164 @@
+"""What the losses over pairs compare with what: their checked inputs, the same for every implementation.
+
+Shape letters: M embeddings, n rows of this process, N rows of all processes, D width, P pairs.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Negatives = Literal["all", "within_site"]
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The rows of all processes, in order of rank; rows ``row_offset : row_offset + n`` are this process's own."""
+
+    z_MND: Tensor
+    valid_MN: Tensor | None = None  # bool; None: all valid
+    subject_N: Tensor | None = None  # int64; None: every row is a subject of its own
+    site_N: Tensor | None = None  # int64
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Checked inputs. Invalid rows hold zeros, so whatever they held stays out of results and gradients."""
+
+    a: list[int]
+    b: list[int]
+    z_MnD: Tensor
+    z_MND: Tensor  # the very same tensor as z_MnD where ``own`` is True
+    own: bool  # the columns are this process's rows
+    valid_Mn: Tensor
+    valid_MN: Tensor
+    subject_n: Tensor
+    subject_N: Tensor
+    site_n: Tensor | None  # None: every site's rows are compared
+    site_N: Tensor | None
+    row_offset: int
+
+    def other(self, rows: slice = slice(None), columns: slice = slice(None)) -> Tensor:
+        """Bool, True where the column is another subject's (and of the same site, if asked)."""
+        other = self.subject_n[rows, None] != self.subject_N[None, columns]
+        if self.site_n is not None and self.site_N is not None:
+            other &= self.site_n[rows, None] == self.site_N[None, columns]
+        return other
+
+    def anchors(self) -> Tensor:
+        """Bool (P, n): this process's rows that are valid in both embeddings."""
+        return self.valid_Mn[self.a] & self.valid_Mn[self.b]
+
+    def weights(self) -> Tensor:
+        """(P, n): at anchors one over the number of all processes' anchors, elsewhere 0."""
+        anchors_P = (self.valid_MN[self.a] & self.valid_MN[self.b]).sum(1).clamp(min=1)
+        return self.anchors().to(self.z_MnD.dtype) / anchors_P[:, None]
+
+    def some(self, valid_XN: Tensor) -> Tensor:
+        """Bool (X, n): True where ``valid_XN`` admits any column that the row may be compared with; O(N log N)."""
+        if self.site_n is None or self.site_N is None:
+            return valid_XN.sum(1, keepdim=True) > _members(self.subject_n, self.subject_N, valid_XN)
+        total = self.site_N.numel()
+        site_n, site_N = _ranks(self.site_n, self.site_N), _ranks(self.site_N, self.site_N)
+        both_n = site_n * total + _ranks(self.subject_n, self.subject_N)
+        both_N = site_N * total + _ranks(self.subject_N, self.subject_N)
+        return _members(site_n, site_N, valid_XN) > _members(both_n, both_N, valid_XN)
+
+
+def _ranks(key_n: Tensor, key_N: Tensor) -> Tensor:
+    """How many of ``key_N`` are smaller: equal where keys are, and below N."""
+    return torch.searchsorted(key_N.sort().values, key_n)
+
+
+def _members(key_n: Tensor, key_N: Tensor, valid_XN: Tensor) -> Tensor:
+    """(X, n): how many valid columns hold the row's key."""
+    ordered, order = key_N.sort()
+    counts = torch.nn.functional.pad(valid_XN[:, order].cumsum(1), (1, 0))
+    return counts[:, torch.searchsorted(ordered, key_n, right=True)] - counts[:, torch.searchsorted(ordered, key_n)]
+
+
+def checked(
+    z_MnD: Tensor,
+    pairs_P2: Tensor | Sequence[tuple[int, int]],
+    valid_Mn: Tensor | None,
+    subject_n: Tensor | None,
+    site_n: Tensor | None,
+    negatives: Negatives,
+    columns: Columns | None,
+    row_offset: int,
+) -> Problem:
+    """Check shapes and fill in defaults; embeddings become float64 if they are, else float32.
+
+    Raises:
+        ValueError: shapes that do not fit, a pair index out of range, or within_site without sites.
+    """
+    if z_MnD.ndim != 3 or min(z_MnD.shape) < 1 or not z_MnD.is_floating_point():
+        raise ValueError(f"z_MnD: expected a floating tensor (M, n, D), found {z_MnD.dtype} {tuple(z_MnD.shape)}")
+    stack, n, width = z_MnD.shape
+    pairs = [(int(a), int(b)) for a, b in (pairs_P2.tolist() if isinstance(pairs_P2, Tensor) else pairs_P2)]
+    if not pairs or any(not 0 <= i < stack for pair in pairs for i in pair):
+        raise ValueError(f"pairs_P2: expected at least one pair of indices from 0 to {stack - 1}, found {pairs}")
+    columns = columns or Columns(z_MnD, valid_Mn, subject_n, site_n)
+    total = columns.z_MND.shape[1]
+    _expect("columns.z_MND", columns.z_MND, (stack, total, width))
+    if not 0 <= row_offset <= total - n:
+        raise ValueError(f"row_offset: expected 0 to {total - n} ({n} rows of {total} columns), found {row_offset}")
+    if (subject_n is None) != (columns.subject_N is None):
+        raise ValueError("columns.subject_N: expected exactly where subject_n is given")
+    if subject_n is None or columns.subject_N is None:
+        subject_N = torch.arange(total, device=z_MnD.device)
+        subject_n = subject_N[row_offset : row_offset + n]
+    else:
+        _expect("subject_n", subject_n, (n,))
+        subject_N = _expect("columns.subject_N", columns.subject_N, (total,))
+    site_N = columns.site_N
+    if negatives == "within_site":
+        if site_n is None or site_N is None:
+            raise ValueError("negatives='within_site': expected site_n (and columns.site_N), found None")
+        _expect("site_n", site_n, (n,))
+        _expect("columns.site_N", site_N, (total,))
+    elif negatives == "all":
+        site_n = site_N = None
+    else:
+        raise ValueError(f"negatives: expected 'all' or 'within_site', found {negatives!r}")
+    valid_Mn = _mask("valid_Mn", valid_Mn, z_MnD)
+    valid_MN = _mask("columns.valid_MN", columns.valid_MN, columns.z_MND)
+    own = columns.z_MND is z_MnD
+    z_MnD = _zeroed(z_MnD, valid_Mn)
+    z_MND = z_MnD if own else _zeroed(columns.z_MND, valid_MN)
+    a, b = [a for a, _ in pairs], [b for _, b in pairs]
+    keys = (subject_n, subject_N, site_n, site_N)
+    return Problem(a, b, z_MnD, z_MND, own, valid_Mn, valid_MN, *keys, row_offset)
+
+
+def checked_scale(scale_P: Tensor, problem: Problem) -> Tensor:
+    """One scale per pair, in the arithmetic of the embeddings.
+
+    Raises:
+        ValueError: another number of scales.
+    """
+    pairs = len(problem.a)
+    if scale_P.shape != (pairs,):
+        raise ValueError(f"scale_P: expected shape ({pairs},), one per pair, found {tuple(scale_P.shape)}")
+    return scale_P.to(problem.z_MnD)
+
+
+def _zeroed(z: Tensor, valid: Tensor) -> Tensor:
+    dtype = torch.float64 if z.dtype == torch.float64 else torch.float32
+    return z.to(dtype).masked_fill(~valid[..., None], 0)
+
+
+def _mask(name: str, valid: Tensor | None, z: Tensor) -> Tensor:
+    if valid is None:
+        return torch.ones(z.shape[:2], dtype=torch.bool, device=z.device)
+    if valid.dtype != torch.bool:
+        raise ValueError(f"{name}: expected bool, found {valid.dtype}")
+    return _expect(name, valid, tuple(z.shape[:2]))
+
+
+def _expect(name: str, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
+    if tuple(tensor.shape) != shape:
+        raise ValueError(f"{name}: expected shape {shape}, found {tuple(tensor.shape)}")
+    return tensor
