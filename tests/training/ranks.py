@@ -6,7 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch
+
+from mcsp.training.engine import consolidate_weights
+
 ROOT = Path(__file__).resolve().parents[2]
+LAUNCHER = ROOT / "launchers" / "pretrain.py"
 
 
 def environment(rank: int = 0, world: int = 1, port: int | None = None) -> dict[str, str]:
@@ -45,3 +50,23 @@ def run_ranks(world: int, script: Path, *arguments: str, seconds: float = 240) -
             process.kill()
     for rank, (process, output) in enumerate(zip(processes, outputs, strict=True)):
         assert process.returncode == 0, f"rank {rank} exited with {process.returncode}:\n{output[-3000:]}"
+
+
+def deepspeed(*overrides: str) -> subprocess.Popen[bytes]:
+    """The command that users type, on two CPU ranks."""
+    command = [str(Path(sys.executable).with_name("deepspeed")), "--num_accelerators", "2", str(LAUNCHER), *overrides]
+    env = environment() | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    return subprocess.Popen(command, env=env, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def last_step(run_dir: Path) -> int:
+    path = run_dir / "metrics.jsonl"
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+def weights(run_dir: Path, step: int) -> dict[str, torch.Tensor]:
+    return consolidate_weights(run_dir / "checkpoints" / f"step-{step:08d}")
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)

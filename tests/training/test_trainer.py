@@ -1,23 +1,17 @@
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
-import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mcsp.config import PretrainConfig
-from mcsp.training.engine import consolidate_weights
 from mcsp.training.metrics import read_metrics
 from mcsp.training.trainer import learning_rate
-from tests.training.ranks import ROOT, environment, start_ranks
-
-LAUNCHER = ROOT / "launchers" / "pretrain.py"
+from tests.training.ranks import LAUNCHER, ROOT, deepspeed, environment, last_step, same, start_ranks, weights
 
 
 def pretrain(*overrides: str, expect: int = 0) -> str:
@@ -28,39 +22,6 @@ def pretrain(*overrides: str, expect: int = 0) -> str:
     )  # fmt: skip
     assert done.returncode == expect, done.stdout + done.stderr
     return done.stdout + done.stderr
-
-
-def weights(run_dir: Path, step: int) -> dict[str, torch.Tensor]:
-    return consolidate_weights(run_dir / "checkpoints" / f"step-{step:08d}")
-
-
-def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-
-
-def last_step(run_dir: Path) -> int:
-    path = run_dir / "metrics.jsonl"
-    return len(path.read_text().splitlines()) if path.exists() else 0
-
-
-@pytest.fixture(scope="module")
-def finished_run(corpus_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
-    """Two ranks, ZeRO-1, 20 steps, started by the deepspeed launcher and never interrupted; and its overrides."""
-    run_dir = tmp_path_factory.mktemp("finished") / "run"
-    overrides = [
-        f"corpus_dir={corpus_dir}", "steps=20", "batch={paired: 4, eeg: 0, fmri: 0}",
-        "window_seconds={eeg: 10, fmri: 30}", "checkpoint_every=4", "warmup_steps=2", "keep_checkpoints=2",
-    ]  # fmt: skip
-    deepspeed(f"run_dir={run_dir}", *overrides).wait(timeout=240)
-    assert last_step(run_dir) == 20
-    return run_dir, overrides
-
-
-def deepspeed(*overrides: str) -> subprocess.Popen[bytes]:
-    """The command that users type, on two CPU ranks."""
-    command = [str(Path(sys.executable).with_name("deepspeed")), "--num_accelerators", "2", str(LAUNCHER), *overrides]
-    env = environment() | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    return subprocess.Popen(command, env=env, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 @pytest.mark.multirank
