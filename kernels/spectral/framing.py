@@ -47,18 +47,21 @@ class Spectra(NamedTuple):
         return self.re_bCPF.square() + self.im_bCPF.square()
 
 
-def blocks(
+def planned_rows(
     x_BCT: Tensor,
     sfreq_B: Tensor,
     time_valid_BT: Tensor | None,
     frame_seconds: float | None,
     hop_seconds: float | None,
-    by_span: bool = False,
-) -> Iterator[Block]:
-    """Check the inputs and yield blocks of rows with one rate each (``by_span``: and with one valid length each)."""
+    by_span: bool,
+) -> tuple[Tensor, list[tuple[float, int, int]]]:
+    """Check the inputs; which samples count, and each row's (rate [Hz], samples per frame, samples between frames).
+
+    A row that is one frame has hop 0, and as length its T or, ``by_span``, that from first to last valid sample.
+    """
     if x_BCT.ndim != 3 or min(x_BCT.shape) < 1 or not x_BCT.is_floating_point():
         raise ValueError(f"x_BCT: expected a floating tensor (B, C, T), found {x_BCT.dtype} {tuple(x_BCT.shape)}")
-    rows, channels, n_times = x_BCT.shape
+    rows, _, n_times = x_BCT.shape
     if time_valid_BT is None:
         time_valid_BT = torch.ones(rows, n_times, dtype=torch.bool, device=x_BCT.device)
     if time_valid_BT.shape != (rows, n_times) or time_valid_BT.dtype != torch.bool:
@@ -69,23 +72,37 @@ def blocks(
     rates: list[float] = sfreq_B.tolist()
     if any(not (rate > 0 and math.isfinite(rate)) for rate in rates):
         raise ValueError(f"sfreq_B: expected positive rates in Hz, found {rates}")
-    x_BCT = x_BCT if x_BCT.dtype == torch.float64 else x_BCT.float()
+    if frame_seconds is not None:
+        plan = {rate: frame_samples(n_times, rate, frame_seconds, hop_seconds) for rate in sorted(set(rates))}
+        return time_valid_BT, [(rate, *plan[rate]) for rate in rates]
     spans = [n_times] * rows
-    if by_span and frame_seconds is None:
+    if by_span:
         first_B, last_B = valid_ends(time_valid_BT)
         spans = (last_B - first_B + 1).int().tolist()
+    return time_valid_BT, [(rate, span, 0) for rate, span in zip(rates, spans, strict=True)]
+
+
+def blocks(
+    x_BCT: Tensor,
+    sfreq_B: Tensor,
+    time_valid_BT: Tensor | None,
+    frame_seconds: float | None,
+    hop_seconds: float | None,
+    by_span: bool = False,
+) -> Iterator[Block]:
+    """Check the inputs and yield blocks of rows with one rate each (``by_span``: and with one valid length each)."""
+    valid_BT, plan = planned_rows(x_BCT, sfreq_B, time_valid_BT, frame_seconds, hop_seconds, by_span)
+    rows, channels, n_times = x_BCT.shape
+    x_BCT = x_BCT if x_BCT.dtype == torch.float64 else x_BCT.float()
     most = max(1, _BLOCK_SAMPLES // (channels * n_times)) if x_BCT.device.type == "cpu" else rows
-    for rate, span in sorted(set(zip(rates, spans, strict=True))):
-        length, hop = (span, 0)
-        if frame_seconds is not None:
-            length, hop = frame_samples(n_times, rate, frame_seconds, hop_seconds)
-        chosen = [b for b in range(rows) if (rates[b], spans[b]) == (rate, span)]
+    for kind in sorted(set(plan)):
+        chosen = [b for b in range(rows) if plan[b] == kind]
         whole = len(chosen) == rows
         # Split and not sliced: the gradient of a slice is a tensor of the whole batch's size.
         x_parts = (x_BCT if whole else x_BCT[chosen]).split(most)
-        valid_parts = (time_valid_BT if whole else time_valid_BT[chosen]).split(most)
+        valid_parts = (valid_BT if whole else valid_BT[chosen]).split(most)
         for i, (x, valid) in enumerate(zip(x_parts, valid_parts, strict=True)):
-            yield Block(chosen[i * most : (i + 1) * most], x, valid, rate, length, hop)
+            yield Block(chosen[i * most : (i + 1) * most], x, valid, *kind)
 
 
 def in_order(parts: list[Tensor], order: list[int]) -> Tensor:
@@ -127,9 +144,7 @@ def _centred(frames: Tensor, counted: Tensor, whole: bool, detrend: str) -> tupl
     removed = mean.detach().square() * total
     centred = frames - mean if whole else (frames - mean) * counted
     if detrend == "linear":
-        time = torch.arange(frames.shape[-1], device=frames.device, dtype=torch.float64)
-        time = (time - (time * counted).sum(-1, keepdim=True) / total.double()) * counted
-        time = (time / torch.linalg.vector_norm(time, dim=-1, keepdim=True).clamp(min=1e-9)).to(frames.dtype)
+        time = unit_line(counted).to(frames.dtype)
         slope = (centred * time).sum(-1, keepdim=True)
         removed = removed + slope.detach().square()
         centred = centred - slope * time
@@ -139,9 +154,7 @@ def _centred(frames: Tensor, counted: Tensor, whole: bool, detrend: str) -> tupl
 def _transform(centred: Tensor, window: Tensor, scale: Tensor, sfreq: float, freqs_F: Tensor) -> tuple[Tensor, Tensor]:
     """Scaled real and imaginary parts ``(b, C, P, F)``, by FFT where that is faster and has the frequencies."""
     length = centred.shape[-1]
-    nyquist = sfreq / 2
-    edge = (freqs_F == 0) | ((freqs_F - nyquist).abs() <= _SAME * nyquist)
-    one_sided_F = (2.0 - edge.double()).sqrt() * (freqs_F <= nyquist * (1 + _SAME))
+    one_sided_F = _one_sided(freqs_F, sfreq)
     cycles_F = freqs_F * (length / sfreq)
     bins_F = cycles_F.round().clamp(max=length // 2)
     # A bin that is off by d turns the phase by 2 pi d over the frame; beyond Nyquist the value does not matter.
@@ -151,15 +164,36 @@ def _transform(centred: Tensor, window: Tensor, scale: Tensor, sfreq: float, fre
         spectrum = _take(torch.fft.rfft(centred * window), bins_F.int().tolist())
         weight = scale * one_sided_F.to(scale)
         return spectrum.real * weight, spectrum.imag * weight
-    turns = torch.arange(length, dtype=torch.float64)[:, None] * (freqs_F / sfreq)
-    angle = 2 * math.pi * (turns - turns.floor())
-    basis = torch.cat([angle.cos() * one_sided_F, angle.sin() * one_sided_F], dim=1).to(centred)
+    basis = fourier_basis(length, sfreq, freqs_F).to(centred)
     with torch.autocast(centred.device.type, enabled=False):
         # One window for all rows goes into the basis: a pass over the frames less.
         one = len(window) == 1
         spectrum = centred @ (basis * window.reshape(-1, 1)) if one else (centred * window) @ basis
     re, im = (spectrum * scale).chunk(2, dim=-1)
     return re, im
+
+
+def fourier_basis(length: int, sfreq: float, freqs_F: Tensor) -> Tensor:
+    """Cosines then sines, (L, 2F), float64, one-sided; zero above ``sfreq / 2``."""
+    turns = torch.arange(length, dtype=torch.float64)[:, None] * (freqs_F / sfreq)
+    angle = 2 * math.pi * (turns - turns.floor())
+    one_sided_F = _one_sided(freqs_F, sfreq)
+    return torch.cat([angle.cos() * one_sided_F, angle.sin() * one_sided_F], dim=1)
+
+
+def _one_sided(freqs_F: Tensor, sfreq: float) -> Tensor:
+    """sqrt(2), except at 0 and ``sfreq / 2``, where it is 1, and above, where it is 0; float64."""
+    nyquist = sfreq / 2
+    edge = (freqs_F == 0) | ((freqs_F - nyquist).abs() <= _SAME * nyquist)
+    return (2.0 - edge.double()).sqrt() * (freqs_F <= nyquist * (1 + _SAME))
+
+
+def unit_line(counted: Tensor) -> Tensor:
+    """A line over the counted samples with mean 0 and norm 1, 0 elsewhere; float64, (..., L) as ``counted``."""
+    time = torch.arange(counted.shape[-1], device=counted.device, dtype=torch.float64)
+    total = counted.double().sum(-1, keepdim=True).clamp(min=1)
+    time = (time - (time * counted).sum(-1, keepdim=True) / total) * counted
+    return time / torch.linalg.vector_norm(time, dim=-1, keepdim=True).clamp(min=1e-9)
 
 
 def _take(spectrum: Tensor, bins: list[int]) -> Tensor:

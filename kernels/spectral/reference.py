@@ -75,7 +75,7 @@ def log_power(
         ValueError: shapes that do not fit, sfreq that is not positive, a negative frequency, a frame that is longer
             than T or shorter than two samples, a band without a bin, or both or neither of frequencies and bands.
     """
-    freqs = _checked_freqs(freqs_hz_F, bands_hz, detrend)
+    freqs = checked_freqs(freqs_hz_F, bands_hz, detrend)
     parts: list[Tensor] = []
     order: list[int] = []
     for block in blocks(x_BCT, sfreq_B, time_valid_BT, frame_seconds, hop_seconds, by_span=bands_hz is not None):
@@ -108,7 +108,7 @@ def log_power_frames(
         (B, C, P, F) log-power, -20 where a frame is not valid, and (B, P) bool, True where all samples of a frame
         are valid. K bands take the place of F frequencies where those are asked for.
     """
-    freqs = _checked_freqs(freqs_hz_F, bands_hz, detrend)
+    freqs = checked_freqs(freqs_hz_F, bands_hz, detrend)
     values: list[Tensor] = []
     masks: list[Tensor] = []
     order: list[int] = []
@@ -188,7 +188,7 @@ def _density(
     return torch.stack(pooled, -1), found.level_bCP, found.frames_valid_bP
 
 
-def _checked_freqs(freqs_hz_F: Tensor | Sequence[float] | None, bands_hz: Bands | None, detrend: str) -> Tensor | None:
+def checked_freqs(freqs_hz_F: Tensor | Sequence[float] | None, bands_hz: Bands | None, detrend: str) -> Tensor | None:
     """The frequencies as float64 on the CPU, or None where bands are asked for."""
     if detrend not in DETRENDS:
         raise ValueError(f"detrend: expected one of {', '.join(DETRENDS)}, found {detrend!r}")

@@ -1,0 +1,212 @@
+# mypy: allow-untyped-defs
+"""Log-power in Triton: frames are read straight from the signal, transformed as a matrix product, and only the result
+is written. Meant for frames of up to about 1,000 samples; beyond, an FFT needs fewer operations.
+
+One launch serves rows of any sampling rate: each has its frame length, hop, window and basis in tables. The mean (and
+line) is removed in float32 before the product rounds anything. The backward pass keeps the signal and the result only:
+one kernel transforms each frame again and writes the gradient at its frequencies, a second one gathers, for every
+sample, the frames that cover it, so nothing is added atomically and the same input gives the same bits.
+
+Shape letters: B rows, C channels, T time samples, P frames, L samples per frame, F frequencies, W windows, G bases.
+"""
+
+import triton
+import triton.language as tl
+
+INTERPRETED = bool(triton.knobs.runtime.interpret)
+
+
+@triton.jit
+def _load(x_ptr, valid_ptr, start, n, length, channels_ok, stride_c, c):
+    """A tile of a frame in float32 and which of its samples count; others are never read."""
+    good = tl.load(valid_ptr + start + n, mask=(n >= 0) & (n < length), other=0) != 0
+    place = c.to(tl.int64)[:, None] * stride_c + (start + n)[None, :]
+    return tl.load(x_ptr + place, mask=channels_ok[:, None] & good[None, :], other=0.0).to(tl.float32), good
+
+
+@triton.jit
+def _transform(
+    x_ptr, valid_ptr, window_ptr, line_ptr, basis_ptr, sums_ptr, start, length, count, stride_c, c, channels_ok, f,
+    FP: tl.constexpr, LP: tl.constexpr, BC: tl.constexpr, BF: tl.constexpr, BT: tl.constexpr,
+    LINEAR: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Cosine and sine parts of a frame of BC channels, its mean, slope, energy, and 0 for a flat channel."""
+    mean = tl.zeros((BC,), tl.float32)
+    slope = tl.zeros((BC,), tl.float32)
+    rest = tl.zeros((BC,), tl.float32)
+    norm2 = tl.zeros((BC,), tl.float32)
+    re = tl.zeros((BC, BF), tl.float32)
+    im = tl.zeros((BC, BF), tl.float32)
+    for i in range(LP // BT):
+        x, _ = _load(x_ptr, valid_ptr, start, i * BT + tl.arange(0, BT), length, channels_ok, stride_c, c)
+        mean += tl.sum(x, 1)
+    mean = mean / tl.maximum(count, 1.0)
+    if LINEAR:
+        for i in range(LP // BT):
+            n = i * BT + tl.arange(0, BT)
+            x, good = _load(x_ptr, valid_ptr, start, n, length, channels_ok, stride_c, c)
+            slope += tl.sum(tl.where(good[None, :], x - mean[:, None], 0.0) * tl.load(line_ptr + n)[None, :], 1)
+    for i in range(LP // BT):
+        n = i * BT + tl.arange(0, BT)
+        x, good = _load(x_ptr, valid_ptr, start, n, length, channels_ok, stride_c, c)
+        x = x - mean[:, None]
+        if LINEAR:
+            x = x - slope[:, None] * tl.load(line_ptr + n)[None, :]
+        x = tl.where(good[None, :], x, 0.0)
+        rest += tl.sum(x, 1)
+        norm2 += tl.sum(x * x, 1)
+        x = x * tl.load(window_ptr + n)[None, :]
+        place = n[:, None] * (2 * FP) + f[None, :]
+        re = tl.dot(x, tl.load(basis_ptr + place), re, input_precision=PRECISION)
+        im = tl.dot(x, tl.load(basis_ptr + place + FP), im, input_precision=PRECISION)
+    # What rounding left of the mean, whose transform is known, would show at 0 Hz.
+    rest = rest / tl.maximum(count, 1.0)
+    re -= rest[:, None] * tl.load(sums_ptr + f)[None, :]
+    im -= rest[:, None] * tl.load(sums_ptr + FP + f)[None, :]
+    mean += rest
+    rounding: tl.constexpr = 8 * 1.1920929e-07
+    lively = (norm2 > rounding * rounding * (mean * mean * count + slope * slope)).to(tl.float32)
+    return re, im, mean, slope, norm2, lively
+
+
+@triton.jit
+def forward_kernel(
+    x_ptr, valid_ptr, rows_ptr, count_ptr, share_ptr, level_ptr, window_ptr, line_ptr, basis_ptr, sums_ptr, out_ptr,
+    C, T, stride_b, stride_c, eps, flat,
+    P: tl.constexpr, FRAMES: tl.constexpr, F: tl.constexpr, FP: tl.constexpr, LP: tl.constexpr, BC: tl.constexpr,
+    BF: tl.constexpr, BT: tl.constexpr, LINEAR: tl.constexpr, LOG: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Density plus its floor, (B, C, P / FRAMES, F): the mean over FRAMES frames that count; LOG takes log10."""
+    b = tl.program_id(0).to(tl.int64)
+    c = tl.program_id(1) * BC + tl.arange(0, BC)
+    block = tl.program_id(2)
+    f = (block % (FP // BF)) * BF + tl.arange(0, BF)
+    group = block // (FP // BF)
+    w, g = tl.load(rows_ptr + b * 4).to(tl.int64), tl.load(rows_ptr + b * 4 + 1).to(tl.int64)
+    length, hop = tl.load(rows_ptr + b * 4 + 2), tl.load(rows_ptr + b * 4 + 3)
+    per_sample = tl.load(level_ptr + b)
+    channels_ok = c < C
+    total = tl.zeros((BC, BF), tl.float32)
+    for j in range(FRAMES):
+        p = group * FRAMES + j
+        count, share = tl.load(count_ptr + b * P + p), tl.load(share_ptr + b * P + p)
+        re, im, _, _, norm2, lively = _transform(
+            x_ptr + b * stride_b, valid_ptr + b * T, window_ptr + w * LP, line_ptr + w * LP,
+            basis_ptr + g * (LP * 2 * FP), sums_ptr + w * (4 * FP), p * hop, tl.where(share > 0, length, 0), count,
+            stride_c, c, channels_ok, f, FP, LP, BC, BF, BT, LINEAR, PRECISION,
+        )  # fmt: skip
+        floor = norm2 * (eps * per_sample / tl.maximum(count, 1.0))
+        total += ((re * re + im * im) + floor[:, None]) * (lively * share)[:, None]
+    if LOG:
+        total = tl.log2(total + flat) * 0.3010299956639812
+    place = ((b * C + c.to(tl.int64)) * (P // FRAMES) + group)[:, None] * F + f[None, :]
+    tl.store(out_ptr + place, total, mask=channels_ok[:, None] & (f < F)[None, :])
+
+
+@triton.jit
+def frequency_gradient_kernel(
+    x_ptr, valid_ptr, rows_ptr, count_ptr, share_ptr, level_ptr, window_ptr, line_ptr, basis_ptr, sums_ptr,
+    out_ptr, grad_ptr, work_ptr, stats_ptr,
+    C, T, stride_b, stride_c, eps,
+    P: tl.constexpr, FRAMES: tl.constexpr, F: tl.constexpr, FP: tl.constexpr, LP: tl.constexpr, BC: tl.constexpr,
+    BF: tl.constexpr, BT: tl.constexpr, LINEAR: tl.constexpr, LOG: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Per frame: gradients of the cosine and sine parts, and the numbers that the gather needs beside them.
+
+    ``stats``: mean, slope, factor of the centred sample, then the mean and slope of the windowed gradient.
+    """
+    b = tl.program_id(0).to(tl.int64)
+    c = tl.program_id(1) * BC + tl.arange(0, BC)
+    p = tl.program_id(2)
+    w, g = tl.load(rows_ptr + b * 4).to(tl.int64), tl.load(rows_ptr + b * 4 + 1).to(tl.int64)
+    length, hop = tl.load(rows_ptr + b * 4 + 2), tl.load(rows_ptr + b * 4 + 3)
+    per_sample = tl.load(level_ptr + b)
+    count, share = tl.load(count_ptr + b * P + p), tl.load(share_ptr + b * P + p)
+    channels_ok = c < C
+    signal = b * C + c.to(tl.int64)
+    frame = (signal * P + p)[:, None]
+    mean = tl.zeros((BC,), tl.float32)
+    slope = tl.zeros((BC,), tl.float32)
+    factor = tl.zeros((BC,), tl.float32)
+    grad_mean = tl.zeros((BC,), tl.float32)
+    grad_slope = tl.zeros((BC,), tl.float32)
+    for i in range(FP // BF):
+        f = i * BF + tl.arange(0, BF)
+        re, im, mean, slope, _, lively = _transform(
+            x_ptr + b * stride_b, valid_ptr + b * T, window_ptr + w * LP, line_ptr + w * LP,
+            basis_ptr + g * (LP * 2 * FP), sums_ptr + w * (4 * FP), p * hop, tl.where(share > 0, length, 0), count,
+            stride_c, c, channels_ok, f, FP, LP, BC, BF, BT, LINEAR, PRECISION,
+        )  # fmt: skip
+        known = channels_ok[:, None] & (f < F)[None, :]
+        place = (signal * (P // FRAMES) + p // FRAMES)[:, None] * F + f[None, :]
+        grad = tl.load(grad_ptr + place, mask=known, other=0.0).to(tl.float32) * (lively * share)[:, None]
+        if LOG:
+            grad = grad * tl.exp2(tl.load(out_ptr + place, mask=known, other=0.0) * -3.321928094887362) * 0.4342944819
+        factor += tl.sum(grad, 1) * (2.0 * eps * per_sample / tl.maximum(count, 1.0))
+        grad_re, grad_im = 2.0 * grad * re, 2.0 * grad * im
+        tl.store(work_ptr + frame * (2 * FP) + f[None, :], grad_re, mask=channels_ok[:, None])
+        tl.store(work_ptr + frame * (2 * FP) + FP + f[None, :], grad_im, mask=channels_ok[:, None])
+        sums = sums_ptr + w * (4 * FP) + f
+        grad_mean += tl.sum(grad_re * tl.load(sums)[None, :] + grad_im * tl.load(sums + FP)[None, :], 1)
+        if LINEAR:
+            tilts = sums + 2 * FP
+            grad_slope += tl.sum(grad_re * tl.load(tilts)[None, :] + grad_im * tl.load(tilts + FP)[None, :], 1)
+    stats = stats_ptr + (signal * P + p) * 5
+    tl.store(stats, mean, mask=channels_ok)
+    tl.store(stats + 1, slope, mask=channels_ok)
+    tl.store(stats + 2, factor, mask=channels_ok)
+    tl.store(stats + 3, grad_mean / tl.maximum(count, 1.0), mask=channels_ok)
+    tl.store(stats + 4, grad_slope, mask=channels_ok)
+
+
+@triton.jit
+def sample_gradient_kernel(
+    x_ptr, valid_ptr, rows_ptr, share_ptr, window_ptr, line_ptr, basis_ptr, work_ptr, stats_ptr, grad_x_ptr,
+    C, T, stride_b, stride_c,
+    P: tl.constexpr, COVER: tl.constexpr, FP: tl.constexpr, LP: tl.constexpr, BC: tl.constexpr, BF: tl.constexpr,
+    BT: tl.constexpr, LINEAR: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Gradient of BT samples, gathered from the at most COVER frames that hold one of them."""
+    b = tl.program_id(0).to(tl.int64)
+    c = tl.program_id(1) * BC + tl.arange(0, BC)
+    first = tl.program_id(2) * BT
+    t = first + tl.arange(0, BT)
+    w, g = tl.load(rows_ptr + b * 4).to(tl.int64), tl.load(rows_ptr + b * 4 + 1).to(tl.int64)
+    length, hop = tl.load(rows_ptr + b * 4 + 2), tl.load(rows_ptr + b * 4 + 3)
+    channels_ok = c < C
+    signal = b * C + c.to(tl.int64)
+    x, good = _load(x_ptr + b * stride_b, valid_ptr + b * T, 0, t, T, channels_ok, stride_c, c)
+    total = tl.zeros((BC, BT), tl.float32)
+    # The first frame that ends after the tile begins; frames before it do not reach the tile.
+    earliest = tl.maximum(first - length + hop, 0) // hop
+    for j in range(COVER):
+        p = earliest + j
+        n = t - p * hop
+        there = tl.minimum(p, P - 1)
+        share = tl.load(share_ptr + b * P + there) * (p < P).to(tl.float32)
+        inside = (n >= 0) & (n < tl.where(share > 0, length, 0))
+        frame = signal * P + there
+        part = tl.zeros((BC, BT), tl.float32)
+        for i in range(FP // BF):
+            f = i * BF + tl.arange(0, BF)
+            place = n[None, :] * (2 * FP) + f[:, None]
+            basis = basis_ptr + g * (LP * 2 * FP) + place
+            work = work_ptr + frame[:, None] * (2 * FP) + f[None, :]
+            grad_re = tl.load(work, mask=channels_ok[:, None], other=0.0)
+            grad_im = tl.load(work + FP, mask=channels_ok[:, None], other=0.0)
+            cosine = tl.load(basis, mask=inside[None, :], other=0.0)
+            part = tl.dot(grad_re, cosine, part, input_precision=PRECISION)
+            sine = tl.load(basis + FP, mask=inside[None, :], other=0.0)
+            part = tl.dot(grad_im, sine, part, input_precision=PRECISION)
+        stats = stats_ptr + frame * 5
+        centred = x - tl.load(stats, mask=channels_ok, other=0.0)[:, None]
+        part = part * tl.load(window_ptr + w * LP + n, mask=inside, other=0.0)[None, :]
+        part -= tl.load(stats + 3, mask=channels_ok, other=0.0)[:, None]
+        if LINEAR:
+            line = tl.load(line_ptr + w * LP + n, mask=inside, other=0.0)[None, :]
+            centred -= tl.load(stats + 1, mask=channels_ok, other=0.0)[:, None] * line
+            part -= tl.load(stats + 4, mask=channels_ok, other=0.0)[:, None] * line
+        part += tl.load(stats + 2, mask=channels_ok, other=0.0)[:, None] * centred
+        total += tl.where((inside & good)[None, :], part, 0.0)
+    place = signal[:, None] * T + t[None, :]
+    tl.store(grad_x_ptr + place, total, mask=channels_ok[:, None] & (t < T)[None, :])

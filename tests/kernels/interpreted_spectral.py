@@ -1,0 +1,148 @@
+"""The fused spectral kernels against float64: run by test_spectral_fused.py in a process of its own.
+
+Under TRITON_INTERPRET=1 the kernels run on the CPU, otherwise on the GPU.
+"""
+
+import math
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from mcsp.kernels.spectral import BOLD_BANDS_HZ, EEG_BANDS_HZ, log_power, log_power_frames
+
+DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory() -> Iterator[None]:
+    """Memory that a kernel leaves unwritten holds NaN."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def signal(*shape: int, seed: int = 0) -> torch.Tensor:
+    """EEG-like: 20 uV noise, a drift and an offset."""
+    noise = torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+    return (20 * noise + noise.cumsum(-1) + 50).to(DEVICE)
+
+
+def outcome(x: torch.Tensor, sfreq: torch.Tensor, weight: torch.Tensor | None, options: dict[str, Any]) -> Any:
+    """Value, gradient and the weight of its loss; frames where they are asked for, else their mean."""
+    x = x.clone().requires_grad_()
+    options = dict(options)
+    call = log_power_frames if options.pop("frames", False) else log_power
+    out = call(x, sfreq, **options)
+    value = out[0] if isinstance(out, tuple) else out
+    if weight is None:
+        weight = torch.randn(value.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(DEVICE)
+    (grad,) = torch.autograd.grad((value * weight).sum(), x)
+    return value.detach(), grad, weight, out[1] if isinstance(out, tuple) else None
+
+
+def check(x: torch.Tensor, rates: list[float], **options: Any) -> None:
+    """Value and gradient are as close to float64 as those of the reference in float32."""
+    sfreq = torch.tensor(rates, dtype=torch.float64, device=DEVICE)
+    exact, exact_grad, weight, exact_mask = outcome(x.double(), sfreq, None, options)
+    plain, plain_grad, _, _ = outcome(x, sfreq, weight, options | {"impl": "reference"})
+    value, grad, _, mask = outcome(x, sfreq, weight, options | {"impl": "triton"})
+    assert value.dtype == torch.float32
+    assert grad.dtype == x.dtype
+    assert mask is None or torch.equal(mask, exact_mask)
+
+    def rms(error: torch.Tensor) -> float:
+        return error.double().square().mean().sqrt().item()
+
+    assert rms(value - exact) <= 1.5 * rms(plain - exact) + 1e-6
+    assert (value - exact).abs().max() < 1e-3
+    assert rms(grad - exact_grad) <= 1.5 * rms(plain_grad - exact_grad) + 1e-6 * rms(exact_grad)
+
+
+@pytest.mark.parametrize("length", [7, 118, 295, 421, 1190])
+@pytest.mark.parametrize("detrend", ["constant", "linear"])
+def test_one_frame_of_any_length(length: int, detrend: str) -> None:
+    check(signal(1, 3, length), [200.0], freqs_hz_F=[0.0, 3.3, 40.0, 100.0, 120.0], detrend=detrend)
+
+
+@pytest.mark.parametrize("channels", [1, 17, 33])
+def test_channels_that_fit_no_block(channels: int) -> None:
+    check(signal(2, channels, 60), [200.0, 90.0], freqs_hz_F=[float(f) for f in range(1, 70)])
+
+
+@pytest.mark.parametrize("frames", [False, True])
+@pytest.mark.parametrize(("seconds", "hop"), [(0.5, 0.5), (0.5, 0.11), (0.3, 0.7)])
+def test_frames_of_mixed_rates_with_gaps(frames: bool, seconds: float, hop: float) -> None:
+    x = signal(3, 2, 130)
+    valid = torch.ones(3, 130, dtype=torch.bool, device=DEVICE)
+    valid[0, 60] = False
+    valid[1, 90:] = False
+    valid[2] = False
+    options = {"frame_seconds": seconds, "hop_seconds": hop, "time_valid_BT": valid}
+    check(x, [100.0, 70.0, 50.0], freqs_hz_F=[5.0, 11.0, 30.0], detrend="linear", frames=frames, **options)
+
+
+def test_what_does_not_count_is_never_read() -> None:
+    x = signal(2, 2, 100)
+    valid = torch.arange(100, device=DEVICE) < torch.tensor([[100], [61]], device=DEVICE)
+    dirty = x.masked_fill(~valid[:, None], math.nan)
+    for options in ({}, {"frame_seconds": 0.2}):
+        sfreq = torch.tensor([100.0, 80.0], device=DEVICE)
+        whole = {"freqs_hz_F": [9.0], "time_valid_BT": valid, "impl": "triton"} | options
+        value, grad, weight, _ = outcome(dirty, sfreq, None, whole)
+        expected, expected_grad, _, _ = outcome(x, sfreq, weight, whole)
+        assert torch.equal(value, expected)
+        assert torch.equal(grad, expected_grad)
+        assert (grad[1, :, 61:] == 0).all()
+
+
+def test_bands_follow_each_rows_rate_and_length() -> None:
+    valid = torch.arange(300, device=DEVICE) < torch.tensor([[300], [300], [211]], device=DEVICE)
+    bands = list(BOLD_BANDS_HZ.values())
+    check(signal(3, 1, 300), [0.5, 1 / 0.72, 0.3], bands_hz=bands, time_valid_BT=valid, detrend="linear")
+    check(signal(2, 1, 210), [200.0, 64.0], bands_hz=list(EEG_BANDS_HZ.values()), frame_seconds=1.0, frames=True)
+
+
+def test_flat_channels_hold_the_floor_without_gradient() -> None:
+    x = signal(1, 3, 133)
+    x[0, 0], x[0, 1] = 0.0, 123.456
+    sfreq = torch.tensor([100.0], device=DEVICE)
+    value, grad, _, _ = outcome(x, sfreq, None, {"freqs_hz_F": [0.0, 5.0], "impl": "triton"})
+    assert (value[0, :2] == -20).all()
+    assert (grad[0, :2] == 0).all()
+    assert grad[0, 2].abs().max() > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_read_and_not_computed_with(dtype: torch.dtype) -> None:
+    # A product of bfloat16 numbers is wrong by orders of magnitude in Triton's interpreter; this fails if there is one.
+    x = signal(1, 3, 118).to(dtype)
+    sfreq = torch.tensor([100.0], device=DEVICE)
+    freqs = [2.0, 5.5]
+    with torch.autocast(DEVICE, torch.bfloat16):
+        value, grad, weight, _ = outcome(x, sfreq, None, {"freqs_hz_F": freqs, "impl": "triton"})
+    expected, expected_grad, _, _ = outcome(x.float(), sfreq, weight, {"freqs_hz_F": freqs, "impl": "triton"})
+    assert torch.equal(value, expected)
+    torch.testing.assert_close(grad.float(), expected_grad, rtol=2**-7, atol=1e-7)
+
+
+def test_the_same_input_gives_the_same_bits_from_any_layout() -> None:
+    x = signal(2, 4, 90)
+    sfreq = torch.tensor([100.0, 90.0], device=DEVICE)
+    options = {"freqs_hz_F": [5.0, 20.0], "frame_seconds": 0.4, "impl": "triton"}
+    value, grad, weight, _ = outcome(x, sfreq, None, options)
+    for other in (x, x.transpose(0, 1).contiguous().transpose(0, 1), x.transpose(1, 2).contiguous().transpose(1, 2)):
+        again, grad_again, _, _ = outcome(other, sfreq, weight, options)
+        assert torch.equal(value, again)
+        assert torch.equal(grad, grad_again)
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="the interpreter multiplies in float32 whatever is asked for")
+@pytest.mark.parametrize(("precision", "most"), [("bf16x3", 2e-3), ("tf32", 0.1)])
+def test_lower_precision_is_no_worse_than_the_table_says(precision: str, most: float) -> None:
+    x, sfreq = signal(2, 5, 200), torch.tensor([200.0, 200.0], device=DEVICE)
+    freqs = [float(f) for f in range(1, 46)]
+    exact = log_power(x.double(), sfreq, freqs, impl="reference")
+    assert (log_power(x, sfreq, freqs, impl="triton", precision=precision) - exact).abs().median() < most
