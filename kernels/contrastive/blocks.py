@@ -27,6 +27,14 @@ class Job(NamedTuple):
     both: bool
 
 
+def jobs_of(problem: Problem) -> list[Job]:
+    """One product per pair serves both directions where the columns are this process's own rows, else two do."""
+    pairs = list(enumerate(zip(problem.a, problem.b, strict=True)))
+    if problem.own:
+        return [Job(p, a, b, True) for p, (a, b) in pairs]
+    return [Job(p, *side, False) for p, (a, b) in pairs for side in ((a, b), (b, a))]
+
+
 class Blocks:
     """Walks over blocks of rows and columns, with memory for ``planes`` blocks that every step uses again."""
 
@@ -60,10 +68,10 @@ def reference_of(scale: float) -> float:
 
 
 def unsafe(sum_Xn: Tensor, active_Xn: Tensor) -> Tensor:
-    """True per first index where an active sum may have lost small terms to underflow, or is not finite."""
+    """True per first index where an active sum may have lost small terms to underflow, or any sum is not finite."""
     limits = torch.finfo(sum_Xn.dtype)
-    fine_Xn = (sum_Xn > limits.tiny * 1e14) & (sum_Xn < limits.max)
-    return (active_Xn & ~fine_Xn).flatten(1).any(1)
+    lost_Xn = active_Xn & (sum_Xn < limits.tiny * 1e14)
+    return (lost_Xn | ~(sum_Xn < limits.max)).flatten(1).any(1)
 
 
 class Gradients:

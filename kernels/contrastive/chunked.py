@@ -15,16 +15,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mcsp.kernels.contrastive.blocks import Blocks, Gradients, Job, reference_of, unsafe
+from mcsp.kernels.contrastive.blocks import Blocks, Gradients, Job, jobs_of, reference_of, unsafe
 from mcsp.kernels.contrastive.problem import Problem
-
-
-def jobs_of(problem: Problem) -> list[Job]:
-    """One product per pair serves both directions where the columns are this process's own rows, else two do."""
-    pairs = list(enumerate(zip(problem.a, problem.b, strict=True)))
-    if problem.own:
-        return [Job(p, a, b, True) for p, (a, b) in pairs]
-    return [Job(p, *side, False) for p, (a, b) in pairs for side in ((a, b), (b, a))]
 
 
 class _Contrast(torch.autograd.Function):

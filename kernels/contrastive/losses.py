@@ -18,12 +18,13 @@ import torch
 from torch import Tensor
 
 from mcsp.kernels.contrastive import chunked, chunked_distillation, reference
-from mcsp.kernels.contrastive.problem import Columns, Negatives, checked, checked_scale
+from mcsp.kernels.contrastive.problem import Columns, Negatives, Problem, checked, checked_scale
 from mcsp.kernels.dispatch import Impl, Precision, choose
 
-# Similarities (n N) above which chunks are used on a CPU: where they began to be the faster of the two, forward and
-# backward (benchmarks/results/contrastive_cpu_202611.json); their smaller memory is free from there on.
-DENSE_SIMILARITIES = 512 * 512
+# Similarities (n N) up to which the dense definition is the faster one on a CPU, with 15 pairs about 90 rows.
+DENSE_SIMILARITIES = 2**13
+# The kernels have been interpreted and compiled, but no GPU has run them: until one has, they are there on request.
+TRITON_BY_DEFAULT = False
 # Rows of similarities that retrieval looks at together.
 RETRIEVAL_SIMILARITIES = 2**22
 
@@ -74,10 +75,28 @@ def contrastive_loss(
     """
     problem = checked(z_MnD, pairs_P2, valid_Mn, subject_n, site_n, negatives, columns, row_offset)
     scale_P = checked_scale(scale_P, problem)
-    dense = problem.z_MnD.shape[1] * problem.z_MND.shape[1] <= DENSE_SIMILARITIES
-    if choose("contrastive_loss", impl, precision, dense, "not yet") == "reference":
-        return reference.contrast(problem, scale_P)
-    return chunked.contrast(problem, scale_P)
+    small = problem.z_MnD.shape[1] * problem.z_MND.shape[1] <= DENSE_SIMILARITIES
+    chosen = choose("contrastive_loss", impl, precision, small, _no_triton(problem, impl))
+    if chosen == "triton":
+        from mcsp.kernels.contrastive import launch
+
+        return launch.contrast(problem, scale_P, precision)
+    return (reference if chosen == "reference" else chunked).contrast(problem, scale_P)
+
+
+def _no_triton(problem: Problem, impl: str) -> str | None:
+    """Why Triton cannot run; None where it can. A Triton that is there and broken is an error, not a reason."""
+    if impl == "auto" and not TRITON_BY_DEFAULT:
+        return "it has not been run on a GPU"
+    if impl in ("auto", "triton"):
+        try:
+            from mcsp.kernels.contrastive.launch import unavailable
+        except ModuleNotFoundError as error:
+            if error.name != "triton":
+                raise
+            return "triton is not installed"
+        return unavailable(problem)
+    return None
 
 
 def relational_distillation(
@@ -108,8 +127,8 @@ def relational_distillation(
     """
     problem = checked(z_MnD, pairs_P2, valid_Mn, subject_n, site_n, negatives, columns, row_offset)
     scale_P = checked_scale(scale_P, problem)
-    dense = problem.z_MnD.shape[1] * problem.z_MND.shape[1] <= DENSE_SIMILARITIES
-    if choose("relational_distillation", impl, "fp32", dense, "it has no Triton implementation") == "reference":
+    small = problem.z_MnD.shape[1] * problem.z_MND.shape[1] <= DENSE_SIMILARITIES
+    if choose("relational_distillation", impl, "fp32", small, "it has no Triton implementation") == "reference":
         return reference.distillation(problem, scale_P)
     return chunked_distillation.distillation(problem, scale_P)
 

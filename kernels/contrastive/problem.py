@@ -49,11 +49,11 @@ class Problem:
 
     def anchors(self) -> Tensor:
         """Bool (P, n): this process's rows that are valid in both embeddings."""
-        return self.valid_Mn[self.a] & self.valid_Mn[self.b]
+        return pick(self.valid_Mn, self.a) & pick(self.valid_Mn, self.b)
 
     def weights(self) -> Tensor:
         """(P, n): at anchors one over the number of all processes' anchors, elsewhere 0."""
-        anchors_P = (self.valid_MN[self.a] & self.valid_MN[self.b]).sum(1).clamp(min=1)
+        anchors_P = (pick(self.valid_MN, self.a) & pick(self.valid_MN, self.b)).sum(1).clamp(min=1)
         return self.anchors().to(self.z_MnD.dtype) / anchors_P[:, None]
 
     def some(self, valid_XN: Tensor) -> Tensor:
@@ -61,13 +61,18 @@ class Problem:
         if self.site_n is None or self.site_N is None:
             return valid_XN.sum(1, keepdim=True) > _members(self.subject_n, self.subject_N, valid_XN)
         total = self.site_N.numel()
-        site_n, site_N = _ranks(self.site_n, self.site_N), _ranks(self.site_N, self.site_N)
-        both_n = site_n * total + _ranks(self.subject_n, self.subject_N)
-        both_N = site_N * total + _ranks(self.subject_N, self.subject_N)
+        site_n, site_N = ranks(self.site_n, self.site_N), ranks(self.site_N, self.site_N)
+        both_n = site_n * total + ranks(self.subject_n, self.subject_N)
+        both_N = site_N * total + ranks(self.subject_N, self.subject_N)
         return _members(site_n, site_N, valid_XN) > _members(both_n, both_N, valid_XN)
 
 
-def _ranks(key_n: Tensor, key_N: Tensor) -> Tensor:
+def pick(x: Tensor, indices: list[int]) -> Tensor:
+    """Rows of ``x`` by number, without copying the numbers to a device."""
+    return torch.stack([x[i] for i in indices])
+
+
+def ranks(key_n: Tensor, key_N: Tensor) -> Tensor:
     """How many of ``key_N`` are smaller: equal where keys are, and below N."""
     return torch.searchsorted(key_N.sort().values, key_n)
 
