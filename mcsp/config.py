@@ -236,6 +236,7 @@ class PretrainConfig(Config):
     steps: int = Field(1000, ge=1, description="optimizer steps")
     seed: int = Field(0, description="of weights, order and augmentation")
     batch: BatchConfig = Field(BatchConfig(), description="global batch: paired, eeg, fmri samples")
+    micro_batches: int = Field(1, ge=1, description="forward passes per rank and step; more of them save memory only")
     window_seconds: dict[Modality, float] = Field({"eeg": 30.0, "fmri": 60.0}, description="length of a window")
     hemodynamic_delay_seconds: float = Field(
         5.0, description="BOLD windows start this much after the EEG of a simultaneous pair"

@@ -52,8 +52,9 @@ class MCSP(nn.Module):
         return out if isinstance(out, tuple) else (out, None)
 
     def project(self, modality: Modality, domain: Domain, h_BD: Tensor) -> Tensor:
-        """``z_BK``, L2-normalised in float32."""
-        return F.normalize(self.projections[_name(modality, domain)](h_BD).float(), dim=-1)
+        """``z_BK``, L2-normalised in float32 at least."""
+        z_BK = self.projections[_name(modality, domain)](h_BD)
+        return F.normalize(z_BK if z_BK.dtype == torch.float64 else z_BK.float(), dim=-1)
 
     def encode(self, signals: dict[Modality, Signal]) -> dict[Modality, dict[Domain, Tensor]]:
         """``h_BD`` for each modality present and each domain.

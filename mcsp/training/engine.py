@@ -121,8 +121,13 @@ class Engine:
         """Forward pass of the module."""
         return self._engine(*inputs)
 
-    def backward(self, share: Tensor) -> None:
-        """Backward pass of this rank's share of the loss (shares sum to the loss; DeepSpeed averages gradients)."""
+    def backward(self, share: Tensor, last: bool = True) -> None:
+        """Backward pass of this rank's share of the loss (shares sum to the loss; DeepSpeed averages gradients).
+
+        Gradients add up over calls until one that is ``last`` before a step; without this ZeRO-1 and 2 keep only the
+        gradients of the final call.
+        """
+        self._engine.set_gradient_accumulation_boundary(last)
         self._engine.backward(share * self.world_size)
 
     def step(self, learning_rate: float) -> float:

@@ -12,16 +12,23 @@ from mcsp.schema import MODALITIES, Modality
 from mcsp.training.schedule import Schedule
 
 
-class StepDataset(Dataset[Batch]):
-    """Maps a step to this rank's batch."""
+class StepDataset(Dataset[list[Batch]]):
+    """Maps a step to this rank's micro-batches, which all have the same composition."""
 
-    def __init__(self, corpus: Corpus, schedule: Schedule, rank: int, world_size: int) -> None:
+    def __init__(self, corpus: Corpus, schedule: Schedule, rank: int, world_size: int, micro_batches: int = 1) -> None:
         self.corpus, self.schedule = corpus, schedule
-        self.rank, self.world_size = rank, world_size
+        self.first_share, self.shares, self.micro_batches = (
+            rank * micro_batches,
+            world_size * micro_batches,
+            micro_batches,
+        )
         self.shapes = padded_shapes(schedule)
 
-    def __getitem__(self, step: int) -> Batch:
-        draws = list(self.schedule.draws(step, self.rank, self.world_size))
+    def __getitem__(self, step: int) -> list[Batch]:
+        return [self._share(step, self.first_share + i) for i in range(self.micro_batches)]
+
+    def _share(self, step: int, share: int) -> Batch:
+        draws = list(self.schedule.draws(step, share, self.shares))
         windows = [[self.corpus.read_window(c.recording, c.start, c.n_samples) for c in draw.cuts] for draw in draws]
         return collate(windows, [draw.key for draw in draws], self.shapes)
 
@@ -41,8 +48,10 @@ def _same(batch: Any) -> Any:
     return batch
 
 
-def batches(dataset: StepDataset, first_step: int, last_step: int, workers: int, pin_memory: bool) -> Iterator[Batch]:
-    """Batches of steps ``first_step`` to ``last_step - 1``, in order, whatever the number of workers."""
+def batches(
+    dataset: StepDataset, first_step: int, last_step: int, workers: int, pin_memory: bool
+) -> Iterator[list[Batch]]:
+    """Micro-batches of steps ``first_step`` to ``last_step - 1``, in order, whatever the number of workers."""
     loader = DataLoader(
         dataset,
         batch_size=None,

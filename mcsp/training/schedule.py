@@ -112,13 +112,15 @@ class Schedule:
         """Samples per step over all ranks."""
         return sum(stream.quota for stream in self.streams)
 
-    def check_world(self, world_size: int) -> None:
-        """Raise ``ValueError`` with the legal world sizes unless every quota divides evenly among ranks."""
+    def check_shares(self, world_size: int, micro_batches: int) -> None:
+        """Raise ``ValueError`` with the legal products unless every quota divides evenly among ranks and passes."""
         quotas = {stream.name: stream.quota for stream in self.streams}
-        if any(q % world_size for q in quotas.values()):
-            legal = [w for w in range(1, max(quotas.values()) + 1) if not any(q % w for q in quotas.values())]
+        shares = world_size * micro_batches
+        if any(q % shares for q in quotas.values()):
+            legal = [n for n in range(1, max(quotas.values()) + 1) if not any(q % n for q in quotas.values())]
             raise ValueError(
-                f"{world_size} ranks cannot share the batch {quotas} evenly; legal numbers of ranks: {legal}"
+                f"{world_size} ranks x {micro_batches} micro_batches cannot share the batch {quotas} evenly; "
+                f"legal products: {legal}"
             )
 
     def draws(self, step: int, rank: int = 0, world_size: int = 1) -> Iterator[Draw]:

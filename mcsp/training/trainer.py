@@ -4,8 +4,9 @@ import json
 import math
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -46,6 +47,16 @@ def for_corpus(config: PretrainConfig, corpus: Corpus) -> PretrainConfig:
     return config.model_copy(update={"model": config.model.model_copy(update={"modalities": modalities})})
 
 
+class Embedded(NamedTuple):
+    """What the objective compares, of this rank."""
+
+    z_MnK: Tensor
+    valid_Mn: Tensor
+    scale_P: Tensor
+    subject_n: Tensor
+    site_n: Tensor
+
+
 def schedule_of(config: PretrainConfig, corpus: Corpus) -> Schedule:
     """What the steps of a run read from the training split."""
     return Schedule(
@@ -72,9 +83,9 @@ class Trainer:
         engine.start_process_group()
         self.rank, self.world_size = distributed.rank(), distributed.world_size()
         schedule = schedule_of(config, corpus)
-        schedule.check_world(self.world_size)
+        schedule.check_shares(self.world_size, config.micro_batches)
         self.global_batch = schedule.global_batch
-        self.dataset = StepDataset(corpus, schedule, self.rank, self.world_size)
+        self.dataset = StepDataset(corpus, schedule, self.rank, self.world_size, config.micro_batches)
         torch.manual_seed(config.seed)
         self.module = Pretrainer(self.config.model, config.objective, config.augmentation)
         self.engine = engine.Engine(self.module, config, self.world_size, schedule.global_batch)
@@ -129,9 +140,9 @@ class Trainer:
 
     def _loop(self, stream: Any, device: torch.device, metrics: Metrics | None) -> None:
         begin = time.perf_counter()
-        for batch in stream:
+        for micro_batches in stream:
             waited = time.perf_counter() - begin
-            values = self.train_step(batch.to(device))
+            values = self.train_step([batch.to(device) for batch in micro_batches])
             self.step += 1
             seconds = time.perf_counter() - begin
             if metrics and (self.step % self.config.log_every == 0 or self.step == self.config.steps):
@@ -150,22 +161,40 @@ class Trainer:
                 return
             begin = time.perf_counter()
 
-    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """This rank's share of the loss and of every term, on the views of ``batch``."""
-        z_MnK, valid_Mn, scale_P = self.engine(batch)
-        return objective(
-            z_MnK,
-            valid_Mn,
-            scale_P,
-            batch.subject_N,
-            batch.site_N,
-            self.config.objective,
-            self.module.terms,
-        )
+    def embed(self, batches: Sequence[Batch]) -> Embedded:
+        """Embeddings of this rank's micro-batches; of more than one without a graph, to be made again in backward."""
+        if len(batches) == 1:
+            z_MnK, valid_Mn, scale_P = self.engine(batches[0])
+        else:
+            with torch.no_grad():
+                z_parts, valid_parts, scale_parts = zip(*(self.engine(batch) for batch in batches), strict=True)
+            z_MnK, valid_Mn = torch.cat(z_parts, 1).requires_grad_(), torch.cat(valid_parts, 1)
+            scale_P = scale_parts[0].clone().requires_grad_()
+        subject_n, site_n = torch.cat([b.subject_N for b in batches]), torch.cat([b.site_N for b in batches])
+        return Embedded(z_MnK, valid_Mn, scale_P, subject_n, site_n)
 
-    def train_step(self, batch: Batch) -> dict[str, float]:
+    def loss(self, embedded: Embedded) -> tuple[Tensor, dict[str, Tensor]]:
+        """This rank's share of the loss and of every term, over the batch of all ranks and micro-batches."""
+        return objective(*embedded, self.config.objective, self.module.terms)
+
+    def backward(self, share: Tensor, embedded: Embedded, batches: Sequence[Batch]) -> None:
+        """Gradients of the parameters, one micro-batch after the other (GradCache, arXiv 2101.06983).
+
+        The views of a micro-batch are a function of its keys, so the second pass embeds what the first one did.
+        """
+        if len(batches) == 1:
+            self.engine.backward(share)
+            return
+        grad_MnK, grad_P = torch.autograd.grad(share, (embedded.z_MnK, embedded.scale_P))
+        for i, (batch, part_MnK) in enumerate(zip(batches, grad_MnK.chunk(len(batches), dim=1), strict=True)):
+            z_MnK, _, scale_P = self.engine(batch)
+            stand_in = (z_MnK * part_MnK).sum() + (scale_P * grad_P).sum() * float(i == 0)
+            self.engine.backward(stand_in, last=i == len(batches) - 1)
+
+    def train_step(self, batches: Sequence[Batch]) -> dict[str, float]:
         """One optimizer step; a loss that is not finite on any rank is counted and changes nothing."""
-        share, terms = self.loss(batch)
+        embedded = self.embed(batches)
+        share, terms = self.loss(embedded)
         names = [name if name.startswith("top1/") else f"loss/{name}" for name in terms]
         asked = torch.full_like(share.detach(), float(self.stop.number > 0))
         # One collective for everything that all ranks must know.
@@ -174,7 +203,7 @@ class Trainer:
         values = {"loss": totals[0], **dict(zip(names, totals[1:], strict=True))}
         rate = learning_rate(self.config, self.step - self.skipped_steps)
         if math.isfinite(totals[0]):
-            self.engine.backward(share)
+            self.backward(share, embedded, batches)
             values["gradient_norm"] = self.engine.step(rate)
         else:
             self.skipped_steps += 1

@@ -100,8 +100,9 @@ def test_seed_and_corpus_change_the_order() -> None:
 
 def test_illegal_world_sizes_are_refused_with_the_legal_ones() -> None:
     plan = schedule(corpus(9, 9, 9))
-    with pytest.raises(ValueError, match=r"4 ranks cannot share .*legal numbers of ranks: \[1, 2, 3, 6\]"):
-        plan.check_world(4)
+    plan.check_shares(3, 2)
+    with pytest.raises(ValueError, match=r"2 ranks x 2 micro_batches cannot share .*legal products: \[1, 2, 3, 6\]"):
+        plan.check_shares(2, 2)
 
 
 def test_a_stream_without_samples_is_refused_and_says_what_there_is() -> None:
