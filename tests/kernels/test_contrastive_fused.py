@@ -23,7 +23,7 @@ CASES = Path(__file__).with_name("interpreted_contrastive.py")
 def test_triton_equals_dense_autograd(interpret: str) -> None:
     pytest.importorskip("triton")
     environment = os.environ | {"TRITON_INTERPRET": interpret}
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", str(CASES)]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", str(CASES)]
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-1000:]
     assert re.search(r"\b\d\d passed", result.stdout), result.stdout[-500:]
