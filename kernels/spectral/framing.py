@@ -35,16 +35,17 @@ class Block(NamedTuple):
 
 
 class Spectra(NamedTuple):
-    """Spectra of a block: ``re^2 + im^2`` is a one-sided density."""
+    """Spectra of a block: ``(re^2 + im^2) * scale^2`` is a one-sided density."""
 
     re_bCPF: Tensor
     im_bCPF: Tensor
+    scale_bCPF: Tensor  # 0 for a channel without variation; broadcasts
     level_bCP: Tensor  # a channel's mean density over 0 .. sfreq / 2
     frames_valid_bP: Tensor
 
     def density(self) -> Tensor:
         """``(b, C, P, F)`` in unit^2/Hz."""
-        return self.re_bCPF.square() + self.im_bCPF.square()
+        return (self.re_bCPF.square() + self.im_bCPF.square()) * self.scale_bCPF.square()
 
 
 def planned_rows(
@@ -115,7 +116,10 @@ def in_order(parts: list[Tensor], order: list[int]) -> Tensor:
 
 def spectra(block: Block, freqs_F: Tensor, detrend: str) -> Spectra:
     """Demean or detrend each frame, weight it with a Hann window and project it onto ``freqs_F`` [Hz]."""
-    x_bCT = block.x_bCT.masked_fill(~block.valid_bT[:, None], 0)
+    x_bCT = block.x_bCT
+    # On a CPU a look at the mask is cheaper than a copy of the signal; on a GPU it would wait for the device.
+    if x_bCT.device.type != "cpu" or not bool(block.valid_bT.all()):
+        x_bCT = x_bCT.masked_fill(~block.valid_bT[:, None], 0)
     if block.hop == 0:
         frames = x_bCT[:, :, None]
         counted_bL = block.valid_bT.to(x_bCT.dtype)
@@ -133,8 +137,8 @@ def spectra(block: Block, freqs_F: Tensor, detrend: str) -> Spectra:
     level_bCP = (norm.square() * lively / total * (2 / block.sfreq))[..., 0]
     energy = window_bL.square().sum(-1).clamp(min=torch.finfo(norm.dtype).tiny)
     scale = lively * torch.rsqrt(energy * block.sfreq)[:, None, None, None]
-    re, im = _transform(centred, window_bL[:, None, None], scale, block.sfreq, freqs_F)
-    return Spectra(re, im, level_bCP, frames_valid_bP)
+    re, im, one_sided_F = _transform(centred, window_bL[:, None, None], block.sfreq, freqs_F)
+    return Spectra(re, im, scale * one_sided_F.to(scale), level_bCP, frames_valid_bP)
 
 
 def _centred(frames: Tensor, counted: Tensor, whole: bool, detrend: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -151,8 +155,11 @@ def _centred(frames: Tensor, counted: Tensor, whole: bool, detrend: str) -> tupl
     return centred, removed, total
 
 
-def _transform(centred: Tensor, window: Tensor, scale: Tensor, sfreq: float, freqs_F: Tensor) -> tuple[Tensor, Tensor]:
-    """Scaled real and imaginary parts ``(b, C, P, F)``, by FFT where that is faster and has the frequencies."""
+def _transform(centred: Tensor, window: Tensor, sfreq: float, freqs_F: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Real and imaginary parts ``(b, C, P, F)``, by FFT where that is faster and has the frequencies.
+
+    What they are still to be multiplied with, ``(F)`` or ``()``, comes third.
+    """
     length = centred.shape[-1]
     one_sided_F = _one_sided(freqs_F, sfreq)
     cycles_F = freqs_F * (length / sfreq)
@@ -162,15 +169,14 @@ def _transform(centred: Tensor, window: Tensor, scale: Tensor, sfreq: float, fre
     long = len(freqs_F) >= _FFT_FREQS_CPU if centred.device.type == "cpu" else length >= _FFT_LENGTH_GPU
     if on_bins and long:
         spectrum = _take(torch.fft.rfft(centred * window), bins_F.int().tolist())
-        weight = scale * one_sided_F.to(scale)
-        return spectrum.real * weight, spectrum.imag * weight
+        return spectrum.real, spectrum.imag, one_sided_F
     basis = fourier_basis(length, sfreq, freqs_F).to(centred)
     with torch.autocast(centred.device.type, enabled=False):
         # One window for all rows goes into the basis: a pass over the frames less.
         one = len(window) == 1
         spectrum = centred @ (basis * window.reshape(-1, 1)) if one else (centred * window) @ basis
-    re, im = (spectrum * scale).chunk(2, dim=-1)
-    return re, im
+    re, im = spectrum.chunk(2, dim=-1)
+    return re, im, torch.ones(())
 
 
 def fourier_basis(length: int, sfreq: float, freqs_F: Tensor) -> Tensor:

@@ -80,9 +80,14 @@ def log_power(
     order: list[int] = []
     for block in blocks(x_BCT, sfreq_B, time_valid_BT, frame_seconds, hop_seconds, by_span=bands_hz is not None):
         density_bCPF, level_bCP, frames_valid_bP = _density(block, freqs, bands_hz, detrend)
-        density_bCPF = (density_bCPF + eps * level_bCP[..., None]) * frames_valid_bP[:, None, :, None]
-        count_b = frames_valid_bP.sum(1).clamp(min=1)[:, None, None]
-        parts.append(torch.log10(density_bCPF.sum(2) / count_b + FLAT_POWER))
+        density_bCPF = density_bCPF + eps * level_bCP[..., None]
+        if frames_valid_bP.shape[1] > 1:
+            share_bP = frames_valid_bP.to(level_bCP)
+            share_bP = share_bP / share_bP.sum(1, keepdim=True).clamp(min=1)
+            density_bCF = (density_bCPF * share_bP[:, None, :, None]).sum(2)
+        else:
+            density_bCF = density_bCPF[:, :, 0] * frames_valid_bP[:, :, None]
+        parts.append(torch.log10(density_bCF + FLAT_POWER))
         order += block.rows
     return in_order(parts, order)
 
@@ -162,7 +167,7 @@ def imaginary_coherence(
         keep = found.frames_valid_bP[:, None, :, None]
         power = (found.density() * keep).sum(2, keepdim=True)
         level = (found.level_bCP[..., None] * keep).sum(2, keepdim=True)
-        gain = keep * torch.rsqrt(power + eps * level + FLAT_POWER)
+        gain = keep * torch.rsqrt(power + eps * level + FLAT_POWER) * found.scale_bCPF
         sizes = [len(band) for band in bins]
         bands = []
         re, im = (found.re_bCPF * gain).split(sizes, -1), (found.im_bCPF * gain).split(sizes, -1)
