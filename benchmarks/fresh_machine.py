@@ -1,6 +1,7 @@
 """What someone with a fresh machine sees: a clone, an empty home, `make demo`, `make test`; times and exit codes.
 
 python benchmarks/fresh_machine.py [--out FILE]     writes benchmarks/results/fresh_machine.json
+python benchmarks/fresh_machine.py --table          prints that file as the README shows it
 
 Only committed files are measured. pip's settings on the machine (a mirror, a proxy) stay as they are; its cache does
 not, since it lies in the home folder.
@@ -16,6 +17,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 STAGES = {"demo": ["make", "demo"], "test": ["make", "test"], "demo_again": ["make", "demo"]}
@@ -71,11 +73,53 @@ def run(command: list[str], clone: Path, environment: dict[str, str], log: Path)
     return result
 
 
+def demo_results(clone: Path) -> dict[str, object]:
+    """Scores and retrieval of the demo's evaluation, and the last step's rates."""
+    folder = clone / "demo_output"
+    try:
+        results = json.loads((folder / "evaluation/results.json").read_text())
+        last = json.loads((folder / "run/metrics.jsonl").read_text().splitlines()[-1])
+    except OSError:
+        return {}
+    kept = ("step", "loss", "samples_per_second", "seconds_per_step", "data_wait_fraction", "skipped_steps")
+    return {"last_step": {k: last[k] for k in kept}, **{k: results[k] for k in ("probes", "retrieval")}}
+
+
+def table(result: dict[str, Any]) -> str:
+    """The measured numbers as Markdown."""
+    demo = result["demo_results"]
+    lines = [
+        "| EEG window finds its own BOLD window among 64 | before pretraining | after | chance |",
+        "|---|---|---|---|",
+    ]
+    rows = {(r["subjects_of"], r["candidates_from"], r["model"]): r for r in demo["retrieval"]}
+    for subjects, scope in dict.fromkeys((s, c) for s, c, _ in rows):
+        before, after = (rows[subjects, scope, model] for model in ("random initialisation", "pretrained"))
+        shown = [f"{r['top1']:.3f} ± {r['sd']:.3f}" for r in (before, after)]
+        lines.append(f"| {subjects} subjects, {scope} | {shown[0]} | {shown[1]} | {after['chance']:.3f} |")
+    lines += [
+        "",
+        "| AUROC of the simulated diagnosis | pretrained | same model, untrained | classical features |",
+        "|---|---|---|---|",
+    ]
+    for modality in dict.fromkeys(p["modalities"] for p in demo["probes"]):
+        scores = {p["features"]: p for p in demo["probes"] if p["modalities"] == modality}
+        cells = [f"{p['auroc']:.3f} ({p['ci_low']:.2f}-{p['ci_high']:.2f})" for p in scores.values()]
+        lines.append(f"| {modality} | {' | '.join(cells)} |")
+    seconds = {name: run["seconds"] for name, run in result["runs"].items()}
+    lines += ["", f"`make demo` {seconds['demo']:.0f} s (set-up included), `make test` {seconds['test']:.0f} s"]
+    return "\n".join(lines)
+
+
 def main() -> int:
     """Clone, run, write the result file; status 1 if a command failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/fresh_machine.json")
+    parser.add_argument("--table", action="store_true", help="print the result file as Markdown; run nothing")
     arguments = parser.parse_args()
+    if arguments.table:
+        print(table(json.loads(arguments.out.read_text())))
+        return 0
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
     with tempfile.TemporaryDirectory(prefix="fresh_machine_") as folder:
         clone, home = Path(folder) / "clone", Path(folder) / "home"
@@ -94,6 +138,7 @@ def main() -> int:
             "versions": versions(clone / ".venv/bin/python"),
             "note": "demo includes set-up of .venv; demo_again shows what a second call re-uses",
             "runs": runs,
+            "demo_results": demo_results(clone),
         }
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(result, indent=2) + "\n")
