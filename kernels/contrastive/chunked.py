@@ -41,14 +41,15 @@ class _Contrast(torch.autograd.Function):
             loss_P[job.pair] += (weight_n * loss_n).sum()
             # Divided by an infinite sum, rows that push nothing away have no weight.
             saved += [excess_Xn, (log_Xn if exact[-1] else sum_Xn).masked_fill(~active_Xn, torch.inf)]
-        ctx.save_for_backward(scale_P, *saved)
+        ctx.save_for_backward(scale_P, z_MnD, z_MND, *saved)
         ctx.problem, ctx.exact, ctx.weight_Pn = problem, exact, weight_Pn
         return loss_P
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_P: Tensor) -> tuple[Tensor, Tensor | None, Tensor, None]:
-        scale_P, *saved = ctx.saved_tensors
+        # The embeddings of the problem are these; asking for them finds out whether they were changed since.
+        scale_P, _, _, *saved = ctx.saved_tensors
         problem: Problem = ctx.problem
         weight_Pn, z_MnD = ctx.weight_Pn * grad_P[:, None], problem.z_MnD
         grads, pulls = Gradients(problem, scale_P), []

@@ -33,14 +33,15 @@ class _Distillation(torch.autograd.Function):
         mean_P2n = torch.where(active_Pn[:, None], difference_P2n / sum_P2n, 0)
         # Against an infinite reference, rows that teach nothing have zero softmaxes.
         reference_P2n.masked_fill_(~active_Pn[:, None], torch.inf)
-        ctx.save_for_backward(scale_P, reference_P2n, torch.where(active_Pn[:, None], 1 / sum_P2n, 0))
+        share_P2n = torch.where(active_Pn[:, None], 1 / sum_P2n, 0)
+        ctx.save_for_backward(scale_P, z_MnD, z_MND, reference_P2n, share_P2n)
         ctx.problem, ctx.weight_Pn = problem, weight_Pn
         return (weight_Pn * (mean_P2n[:, 0] - mean_P2n[:, 1])).sum(1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_P: Tensor) -> tuple[Tensor, Tensor | None, Tensor, None]:
-        scale_P, reference_P2n, share_P2n = ctx.saved_tensors
+        scale_P, _, _, reference_P2n, share_P2n = ctx.saved_tensors
         problem: Problem = ctx.problem
         weight_Pn, scales = ctx.weight_Pn * grad_P[:, None], scale_P.tolist()
         grads, blocks = Gradients(problem, scale_P), Blocks(problem, 2)

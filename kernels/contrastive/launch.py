@@ -71,14 +71,14 @@ class _Fused(torch.autograd.Function):
         # The weight of exp(logit - base): 1 / sum with base m, or 1 with the sum's logarithm as base; 0 if inactive.
         share_JXn = torch.where(exact_J11, 1, 1 / sum_JXn).masked_fill(~active_JXn, 0)
         base_JXn = torch.where(exact_J11, log_JXn.masked_fill(~active_JXn, torch.inf), reference_J[:, None, None])
-        ctx.save_for_backward(scale_P, weight_Jn, excess_JXn, share_JXn, base_JXn, exact_J)
+        ctx.save_for_backward(z_MnD, z_MND, scale_P, weight_Jn, excess_JXn, share_JXn, base_JXn, exact_J)
         ctx.problem, ctx.precision = problem, precision
         return loss_JXn.sum((1, 2)).view(len(problem.a), -1).sum(1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_P: Tensor) -> tuple[Tensor, Tensor | None, Tensor, None, None]:
-        scale_P, weight_Jn, excess_JXn, share_JXn, base_JXn, exact_J = ctx.saved_tensors
+        _, _, scale_P, weight_Jn, excess_JXn, share_JXn, base_JXn, exact_J = ctx.saved_tensors
         problem, precision = ctx.problem, ctx.precision
         jobs, operands = jobs_of(problem), _operands(problem, precision)
         pairs, width = [job.pair for job in jobs], problem.z_MnD.shape[2]

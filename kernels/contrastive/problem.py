@@ -128,14 +128,14 @@ def checked(
         site_n = site_N = None
     else:
         raise ValueError(f"negatives: expected 'all' or 'within_site', found {negatives!r}")
-    valid_Mn = _mask("valid_Mn", valid_Mn, z_MnD)
-    valid_MN = _mask("columns.valid_MN", columns.valid_MN, columns.z_MND)
-    own = columns.z_MND is z_MnD
+    own = columns.z_MND is z_MnD and (columns.valid_MN is None) == (valid_Mn is None)
+    mask_Mn = _mask("valid_Mn", valid_Mn, z_MnD)
+    mask_MN = _mask("columns.valid_MN", columns.valid_MN, columns.z_MND)
     z_MnD = _zeroed(z_MnD, valid_Mn)
-    z_MND = z_MnD if own else _zeroed(columns.z_MND, valid_MN)
+    z_MND = z_MnD if own else _zeroed(columns.z_MND, columns.valid_MN)
     a, b = [a for a, _ in pairs], [b for _, b in pairs]
     keys = (subject_n, subject_N, site_n, site_N)
-    return Problem(a, b, z_MnD, z_MND, own, valid_Mn, valid_MN, *keys, row_offset)
+    return Problem(a, b, z_MnD, z_MND, own, mask_Mn, mask_MN, *keys, row_offset)
 
 
 def checked_scale(scale_P: Tensor, problem: Problem) -> Tensor:
@@ -150,9 +150,10 @@ def checked_scale(scale_P: Tensor, problem: Problem) -> Tensor:
     return scale_P.to(problem.z_MnD)
 
 
-def _zeroed(z: Tensor, valid: Tensor) -> Tensor:
-    dtype = torch.float64 if z.dtype == torch.float64 else torch.float32
-    return z.to(dtype).masked_fill(~valid[..., None], 0)
+def _zeroed(z: Tensor, valid: Tensor | None) -> Tensor:
+    """Embeddings in their arithmetic, 0 where not valid; the caller's own memory where neither changes anything."""
+    z = z.to(torch.float64 if z.dtype == torch.float64 else torch.float32)
+    return z if valid is None else z.masked_fill(~valid[..., None], 0)
 
 
 def _mask(name: str, valid: Tensor | None, z: Tensor) -> Tensor:

@@ -206,6 +206,17 @@ def test_bfloat16_embeddings_under_autocast_are_multiplied_in_float32() -> None:
     assert all(torch.equal(x, y) for x, y in zip(found, expected, strict=True))
 
 
+@pytest.mark.parametrize("loss", LOSSES)
+def test_embeddings_changed_before_the_backward_pass_are_noticed(loss: Any) -> None:
+    p = problem(12, 8, valid_Mn=None)
+    z = p["z_MnD"].requires_grad_() * 1
+    out = loss(**(p | {"z_MnD": z}), impl="chunked").sum()
+    with torch.no_grad():
+        z.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.backward()
+
+
 def test_retrieval_in_parts_is_retrieval_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     p = problem(90, 6)
     p = {name: p[name] for name in ("z_MnD", "pairs_P2", "valid_Mn", "subject_n")}
