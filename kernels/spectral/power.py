@@ -36,7 +36,7 @@ def log_power(
 
     Args:
         precision: the least that the transform's product is made with, "fp32", "bf16x3" or "tf32"; the reference
-            always computes in float32 (float64 for float64). kernels/README.md has the error of each.
+            always computes in float32 (float64 for float64). kernels/README.md has the table.
         impl: "reference" (any device), "triton" (CUDA and HIP, float32 and below), or "auto".
 
     Returns:

@@ -61,8 +61,10 @@ def check(x: torch.Tensor, rates: list[float], **options: Any) -> None:
     assert rms(grad - exact_grad) <= 1.5 * rms(plain_grad - exact_grad) + 1e-6 * rms(exact_grad)
 
 
-@pytest.mark.parametrize("length", [7, 118, 295, 421, 1190])
-@pytest.mark.parametrize("detrend", ["constant", "linear"])
+@pytest.mark.parametrize(
+    ("length", "detrend"),
+    [(7, "linear"), (118, "constant"), (295, "linear"), (421, "constant"), (421, "linear"), (1190, "constant")],
+)
 def test_one_frame_of_any_length(length: int, detrend: str) -> None:
     check(signal(1, 3, length), [200.0], freqs_hz_F=[0.0, 3.3, 40.0, 100.0, 120.0], detrend=detrend)
 
@@ -72,8 +74,9 @@ def test_channels_that_fit_no_block(channels: int) -> None:
     check(signal(2, channels, 60), [200.0, 90.0], freqs_hz_F=[float(f) for f in range(1, 70)])
 
 
-@pytest.mark.parametrize("frames", [False, True])
-@pytest.mark.parametrize(("seconds", "hop"), [(0.5, 0.5), (0.5, 0.11), (0.3, 0.7)])
+@pytest.mark.parametrize(
+    ("frames", "seconds", "hop"), [(False, 0.5, 0.5), (True, 0.5, 0.5), (False, 0.4, 0.11), (True, 0.3, 0.7)]
+)
 def test_frames_of_mixed_rates_with_gaps(frames: bool, seconds: float, hop: float) -> None:
     x = signal(3, 2, 130)
     valid = torch.ones(3, 130, dtype=torch.bool, device=DEVICE)
