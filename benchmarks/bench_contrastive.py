@@ -156,7 +156,7 @@ def where() -> dict[str, object]:
     )
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False).stdout
     changed = subprocess.run(
-        ["git", "status", "--porcelain", "kernels"], cwd=ROOT, capture_output=True, text=True, check=False
+        ["git", "status", "--porcelain", "kernels/contrastive"], cwd=ROOT, capture_output=True, text=True, check=False
     )
     return found | {
         "cpu": cpu.strip(),
