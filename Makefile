@@ -32,6 +32,9 @@ endif
 # simulated, and everyone gets the same corpus. For a real corpus make your own (openssl rand -hex 32) and keep it.
 demo: export MCSP_SUBJECT_KEY = 6d6373702064656d6f206b65793a207075626c69632c206e6f20736563726574
 
+# Each worker builds its own small corpus, and many tests start two ranks: more workers than cores only wait.
+TEST_WORKERS ?= 2
+
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -87,7 +90,7 @@ demo: $(STAMP) ## recordings -> corpus -> pretraining -> export -> evaluation (D
 	  "$(DEMO_DIR)/model/model.safetensors" "$(DEMO_DIR)/run/metrics.jsonl" "$(BIN)/tensorboard --logdir $(DEMO_DIR)/run"
 
 test: $(STAMP) ## all tests (PYTEST_OPTIONS="-k name" for some)
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_OPTIONS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile $(PYTEST_OPTIONS)
 
 check: $(STAMP) ## lint, formatting, types
 	@echo "== ruff"

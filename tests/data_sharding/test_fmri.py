@@ -127,6 +127,7 @@ def test_the_header_is_checked_against_the_sidecar(tmp_path: Path, header_t_r: f
         assert error.value.reason == "t_r-mismatch"
 
 
+@pytest.mark.filterwarnings("ignore:The image either contains no label")
 def test_a_label_image_elsewhere_in_space_is_refused(tmp_path: Path) -> None:
     write_image(tmp_path, 800 + np.random.default_rng(0).standard_normal((6, 4, 4, 40)))
     far = np.diag([3.0, 3, 3, 1])

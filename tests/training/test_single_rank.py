@@ -1,0 +1,71 @@
+import json
+
+from mcsp.training.metrics import read_metrics
+from tests.training.ranks import pretrain, same, weights
+
+
+def one_line(output: str, message: str) -> None:
+    errors = [line for line in output.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and message in errors[0], output
+    assert "Traceback" not in output
+
+
+def test_bf16_follows_fp32(pretrain_overrides, tmp_path) -> None:
+    for precision in ("fp32", "bf16"):
+        pretrain(*pretrain_overrides, f"run_dir={tmp_path / precision}", f"precision={precision}", "steps=3")
+    fp32, bf16 = (read_metrics(tmp_path / precision) for precision in ("fp32", "bf16"))
+    assert bf16[0]["loss"] != fp32[0]["loss"]
+    assert all(abs(a["loss"] / b["loss"] - 1) < 0.03 for a, b in zip(bf16, fp32, strict=True))
+
+
+def test_a_loss_that_is_not_finite_is_skipped_and_counted(pretrain_overrides, tmp_path) -> None:
+    pretrain(*pretrain_overrides, "learning_rate=1e30", "gradient_clipping=0")
+    lines = read_metrics(tmp_path / "run")
+    assert [line["step"] for line in lines] == list(range(1, 7))
+    assert lines[0]["skipped_steps"] == 0
+    assert lines[-1]["skipped_steps"] >= 3
+
+
+def test_loader_processes_change_nothing(pretrain_overrides, tmp_path) -> None:
+    for workers in (0, 2):
+        pretrain(*pretrain_overrides, f"run_dir={tmp_path / f'workers{workers}'}", f"workers={workers}")
+    assert same(weights(tmp_path / "workers0", 6), weights(tmp_path / "workers2", 6))
+
+
+def test_damaged_checkpoints_are_passed_over_and_wrong_ones_refused(pretrain_overrides, tmp_path) -> None:
+    run_dir = tmp_path / "run"
+    pretrain(*pretrain_overrides)
+    final = weights(run_dir, 6)
+    state = run_dir / "checkpoints" / "step-00000006" / "state" / "mp_rank_00_model_states.pt"
+    content = bytearray(state.read_bytes())
+    content[len(content) // 2] ^= 1
+    state.write_bytes(content)
+    output = pretrain(*pretrain_overrides)
+    assert "damaged checkpoint passed over" in output and "mp_rank_00_model_states.pt" in output
+    assert same(weights(run_dir, 6), final)
+
+    refused = {
+        "seed=5": "the config differs from the saved one (seed: 0 -> 5)",
+        "resume=never": "resume=never, but it holds checkpoint step-00000006",
+        "deepspeed=configs/deepspeed/zero2.json": "saved with zero_stage 1, this run has 2",
+        f"run_dir={tmp_path / 'other'}": None,
+    }
+    for override, message in refused.items():
+        if message:
+            one_line(pretrain(*pretrain_overrides, override, expect=2), message)
+    one_line(pretrain(*pretrain_overrides, f"run_dir={tmp_path / 'x'}", "resume=must", expect=2), "no valid checkpoint")
+    manifest = run_dir / "checkpoints" / "step-00000006" / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"index_hash": "0" * 64}))
+    one_line(pretrain(*pretrain_overrides, expect=2), "checkpoint of another corpus")
+
+
+def test_bad_input_gets_one_line(pretrain_overrides, tmp_path) -> None:
+    def refuse(*overrides: str, message: str) -> None:
+        one_line(pretrain(*pretrain_overrides, *overrides, expect=2), message)
+
+    refuse("stepz=5", message="unknown key 'stepz'; known keys: augmentation, batch, ")
+    refuse("corpus_dir=/nowhere", message="/nowhere")
+    refuse("batch={paired: 4, eeg: 2, fmri: 0}", message="batch.eeg=2, but the training split has no such sample")
+    refuse("window_seconds={eeg: 10, fmri: 3000}", message="shorten window_seconds")
+    refuse("deepspeed=none.json", message="none.json: cannot read the DeepSpeed config")
+    one_line(pretrain("--config", "no.yaml", expect=2), "no.yaml: cannot read the config file")
