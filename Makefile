@@ -3,7 +3,7 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format bench
+.PHONY: help setup demo test test-slow check format bench
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -36,7 +36,7 @@ demo: export MCSP_SUBJECT_KEY = 6d6373702064656d6f206b65793a207075626c69632c206e
 TEST_WORKERS ?= 2
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## make .venv with the exact versions of constraints.txt
 
@@ -89,8 +89,11 @@ demo: $(STAMP) ## recordings -> corpus -> pretraining -> export -> evaluation (D
 	printf '   report       %s\n   weights      %s\n   metrics      %s\n   TensorBoard  %s\n' "$(DEMO_DIR)/evaluation/report.html" \
 	  "$(DEMO_DIR)/model/model.safetensors" "$(DEMO_DIR)/run/metrics.jsonl" "$(BIN)/tensorboard --logdir $(DEMO_DIR)/run"
 
-test: $(STAMP) ## all tests (PYTEST_OPTIONS="-k name" for some)
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile $(PYTEST_OPTIONS)
+test: $(STAMP) ## the tests, within ten minutes on two cores (PYTEST_OPTIONS="-k name" for some)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n $(TEST_WORKERS) --dist loadfile $(PYTEST_OPTIONS)
+
+test-slow: $(STAMP) ## the tests that `make test` leaves out: failures of hosts, ranks, disks and workers
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow $(PYTEST_OPTIONS)
 
 check: $(STAMP) ## lint, formatting, types
 	@echo "== ruff"

@@ -9,6 +9,7 @@ from tests.training import hosts
 from tests.training.ranks import LAUNCHER, ROOT, environment, same, weights
 
 
+@pytest.mark.slow
 @pytest.mark.multirank
 @pytest.mark.skipif(bool(hosts.missing()), reason=f"two hosts on one machine need: {hosts.missing()}")
 def test_two_hosts_end_with_the_weights_of_one(finished_run, tmp_path) -> None:

@@ -1,0 +1,22 @@
+"""Configuration: the schema of every launcher, one file per purpose; ``base`` holds the mechanism."""
+
+from mcsp.config.base import Config, parse_command_line
+from mcsp.config.corpus import CorpusConfig, EegConfig, FmriConfig, SiteConfig
+from mcsp.config.evaluate import EvaluateConfig
+from mcsp.config.model import AugmentationConfig, ModelConfig, ObjectiveConfig
+from mcsp.config.pretrain import BatchConfig, PretrainConfig
+
+__all__ = [
+    "AugmentationConfig",
+    "BatchConfig",
+    "Config",
+    "CorpusConfig",
+    "EegConfig",
+    "EvaluateConfig",
+    "FmriConfig",
+    "ModelConfig",
+    "ObjectiveConfig",
+    "PretrainConfig",
+    "SiteConfig",
+    "parse_command_line",
+]

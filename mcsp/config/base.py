@@ -1,0 +1,110 @@
+"""Configuration: pydantic models are the schema, YAML the values, ``--config FILE key.sub=value`` the command line.
+
+A YAML file holds only what differs from the defaults below. Unknown keys are refused with the list of known ones.
+Numbers without a source beside them are choices of ours.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+
+
+class Config(BaseModel):
+    """Frozen values, no unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete(cls, values: Any) -> Any:
+        """A mapping keeps the defaults that it does not name: ``window_seconds.eeg=4`` leaves fMRI as it was."""
+        for name, known in cls.model_fields.items():
+            if isinstance(values, dict) and isinstance(known.default, dict) and isinstance(values.get(name), dict):
+                values = {**values, name: {**known.default, **values[name]}}
+        return values
+
+    @classmethod
+    def parse(cls, values: dict[str, Any], source: str) -> Self:
+        """Validate ``values``; raise ``ValueError`` with one line that names ``source`` and what was expected."""
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise ValueError(f"{source}: " + "; ".join(_explain(cls, e) for e in error.errors())) from None
+
+    @classmethod
+    def load(cls, path: Path | None, overrides: Sequence[str] = ()) -> Self:
+        """Read a YAML file (or only the defaults) and apply ``key.sub=value`` overrides, values in YAML syntax."""
+        values: Any = {}
+        if path is not None:
+            try:
+                values = yaml.safe_load(Path(path).read_text()) or {}
+            except OSError as error:
+                raise ValueError(f"{path}: cannot read the config file ({error.strerror})") from None
+            except (yaml.YAMLError, UnicodeDecodeError) as error:
+                raise ValueError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
+            if not isinstance(values, dict):
+                raise ValueError(f"{path}: expected a mapping of keys to values, found {type(values).__name__}")
+        for override in overrides:
+            key, equals, value = override.partition("=")
+            if not equals:
+                raise ValueError(f"override {override!r}: expected key=value or key.sub=value")
+            try:
+                _set(values, key.split("."), yaml.safe_load(value), override)
+            except yaml.YAMLError as error:
+                raise ValueError(f"override {override!r}: not valid YAML ({' '.join(str(error).split())})") from None
+        return cls.parse(values, str(path) if path is not None else "command line")
+
+    def dump(self) -> dict[str, Any]:
+        """The resolved values as plain JSON types."""
+        return self.model_dump(mode="json")
+
+
+def _set(values: dict[str, Any], keys: list[str], value: Any, override: str) -> None:
+    for key in keys[:-1]:
+        values = values.setdefault(key, {})
+        if not isinstance(values, dict):
+            raise ValueError(f"override {override!r}: {key!r} holds a value, not a section")
+    values[keys[-1]] = value
+
+
+def _explain(model: type[BaseModel], error: Any) -> str:
+    """One clause for one pydantic error, with the known keys where a key is unknown."""
+    where = ".".join(str(part) for part in error["loc"])
+    if error["type"] != "extra_forbidden":
+        return f"{where or 'config'}: {error['msg']} (found {error.get('input')!r:.80})"
+    known: type[BaseModel] = model
+    for part in error["loc"][:-1]:
+        annotation = known.model_fields[part].annotation if part in known.model_fields else None
+        arguments = [annotation, *getattr(annotation, "__args__", ())]
+        known = next((a for a in arguments if isinstance(a, type) and issubclass(a, BaseModel)), known)
+    return f"unknown key {where!r}; known keys: {', '.join(sorted(known.model_fields))}"
+
+
+def parse_command_line(
+    model: type[Config], description: str, argv: Sequence[str] | None = None
+) -> tuple[Any, argparse.Namespace]:
+    """``--config FILE key=value ...``: the whole command line of every launcher that has a config.
+
+    Exits with status 2 and one line on bad input.
+    """
+    fields = "\n".join(f"  {name}: {field.description or ''}" for name, field in model.model_fields.items())
+    parser = argparse.ArgumentParser(
+        description=description,
+        epilog=f"keys (see mcsp/config/ for defaults):\n{fields}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config", type=Path, help="YAML file with the values that differ from the defaults")
+    parser.add_argument("--address", help="address of a running Ray cluster (corpus building only)")
+    parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)  # added by the deepspeed launcher
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="values that take precedence over the file")
+    arguments = parser.parse_args(argv)
+    try:
+        return model.load(arguments.config, arguments.overrides), arguments
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None

@@ -1,0 +1,66 @@
+"""What ``launchers/build_corpus.py`` is told."""
+
+from pathlib import Path
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from mcsp.config.base import Config
+from mcsp.schema import Modality
+
+
+class EegConfig(Config):
+    """EEG cleaning; 0.5-75 Hz at 200 Hz as in LaBraM (arXiv 2405.18765) and CBraMod (arXiv 2412.07236)."""
+
+    sfreq: float = Field(200.0, gt=0, description="Hz after resampling")
+    highpass_hz: float = Field(0.5, ge=0)
+    lowpass_hz: float = Field(75.0, gt=0)
+    max_amplitude_uv: float = Field(5000.0, gt=0, description="median channel amplitude above this means a wrong unit")
+    min_amplitude_uv: float = Field(0.1, ge=0, description="median channel amplitude below this means a wrong unit")
+
+
+class FmriConfig(Config):
+    """BOLD cleaning; values become percent signal change."""
+
+    label_image: Path | None = Field(
+        None, description="integer NIfTI parcellation for 4-D BOLD images without their own"
+    )
+    parcellation: str | None = Field(None, description="seg- of the time series to read; null: the first by name")
+    detrend: bool = True
+
+
+class SiteConfig(Config):
+    """One BIDS dataset."""
+
+    path: Path
+    simulated: bool | None = Field(None, description="null: read from dataset_description.json")
+    label_image: Path | None = Field(None, description="overrides fmri.label_image for this site")
+
+
+class CorpusConfig(Config):
+    """``launchers/build_corpus.py``."""
+
+    bids_root: Path | None = Field(
+        None, description="folder whose BIDS sub-folders are the sites, unless `sites` lists them"
+    )
+    out_dir: Path = Field(description="where the corpus is written")
+    sites: dict[str, SiteConfig] = Field({}, description="site name -> {path, simulated, label_image}")
+    participants_columns: list[str] = Field([], description="columns of participants.tsv that go along")
+    family_column: str | None = Field(None, description="column of participants.tsv whose values stay in one split")
+    eeg: EegConfig = Field(EegConfig(), description="EEG cleaning")
+    fmri: FmriConfig = Field(FmriConfig(), description="BOLD cleaning")
+    min_seconds: dict[Modality, float] = Field(
+        {"eeg": 10.0, "fmri": 30.0}, description="shorter recordings are rejected"
+    )
+    samples_per_shard: int = Field(64, ge=1, description="samples (subject-sessions) per tar")
+    split_fractions: tuple[float, float, float] = Field((0.8, 0.1, 0.1), description="train, validation, test")
+    seed: int = Field(0, description="of the split")
+    workers: int | None = Field(None, ge=1, description="Ray CPUs of a local Ray; null: all cores")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if abs(sum(self.split_fractions) - 1) > 1e-6 or min(self.split_fractions) < 0:
+            raise ValueError(f"split_fractions: expected three fractions that sum to 1, found {self.split_fractions}")
+        if self.bids_root is None and not self.sites:
+            raise ValueError("expected bids_root=DIR or a list of sites")
+        return self

@@ -1,0 +1,25 @@
+"""What ``launchers/evaluate.py`` is told."""
+
+from pathlib import Path
+
+from pydantic import Field
+
+from mcsp.config.base import Config
+from mcsp.schema import Modality
+
+
+class EvaluateConfig(Config):
+    """``launchers/evaluate.py``."""
+
+    model_dir: Path = Field(description="an export")
+    corpus_dir: Path = Field(description="a corpus that build_corpus wrote")
+    out_dir: Path = Field(description="results.json and report.html go here")
+    label: str = Field("diagnosis", description="a column that participants_columns let through, two classes")
+    run_dir: Path | None = Field(None, description="draws the loss curves of this run into the report")
+    window_seconds: dict[Modality, float] | None = Field(None, description="null: as in pretraining")
+    windows_per_recording: int = Field(4, ge=1, description="evenly spaced; features are averaged over them")
+    folds: int = Field(5, ge=2, description="grouped by subject")
+    seeds: int = Field(5, ge=1, description="repetitions of the folds")
+    retrieval_size: int = Field(64, ge=2, description="candidates of the cross-modal retrieval")
+    retrieval_draws: int = Field(20, ge=1, description="random sets of candidates")
+    batch_size: int = Field(32, ge=1, description="samples encoded at once")

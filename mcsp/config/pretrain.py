@@ -1,0 +1,51 @@
+"""What ``launchers/pretrain.py`` is told."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from mcsp.config.base import Config
+from mcsp.config.model import AugmentationConfig, ModelConfig, ObjectiveConfig
+from mcsp.schema import Modality
+
+
+class BatchConfig(Config):
+    """Quota of each stream in one global batch; a rank takes an equal slice of each."""
+
+    paired: int = Field(32, ge=0)
+    eeg: int = Field(16, ge=0)
+    fmri: int = Field(16, ge=0)
+
+
+class PretrainConfig(Config):
+    """``launchers/pretrain.py``."""
+
+    corpus_dir: Path = Field(description="a corpus that build_corpus wrote")
+    run_dir: Path = Field(description="checkpoints, metrics.jsonl and TensorBoard files go here")
+    steps: int = Field(1000, ge=1, description="optimizer steps")
+    seed: int = Field(0, description="of weights, order and augmentation")
+    batch: BatchConfig = Field(BatchConfig(), description="global batch: paired, eeg, fmri samples")
+    micro_batches: int = Field(1, ge=1, description="forward passes per rank and step; more of them save memory only")
+    window_seconds: dict[Modality, float] = Field({"eeg": 30.0, "fmri": 60.0}, description="length of a window")
+    hemodynamic_delay_seconds: float = Field(
+        5.0, description="BOLD windows start this much after the EEG of a simultaneous pair"
+    )
+    model: ModelConfig = Field(ModelConfig(), description="architecture")
+    objective: ObjectiveConfig = Field(ObjectiveConfig(), description="weights of the loss terms")
+    augmentation: AugmentationConfig = Field(AugmentationConfig(), description="strengths of the views")
+    learning_rate: float = Field(1e-3, gt=0, description="peak")
+    warmup_steps: int = Field(20, ge=0, description="linear warm-up, then cosine decay to a tenth")
+    weight_decay: float = Field(0.05, ge=0, description="on matrices only")
+    gradient_clipping: float = Field(1.0, ge=0, description="0 switches it off")
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 on GPUs that have it, else fp32")
+    deepspeed: Path = Field(
+        Path("configs/deepspeed/zero1.json"), description="ZeRO stage and nothing that is said here"
+    )
+    workers: int = Field(0, ge=0, description="loader processes per rank; 0 reads in the training process")
+    checkpoint_every: int = Field(100, ge=1, description="steps")
+    keep_checkpoints: int = Field(3, ge=1, description="older ones are deleted")
+    log_every: int = Field(1, ge=1, description="steps per line of metrics.jsonl")
+    resume: Literal["auto", "never", "must"] = Field(
+        "auto", description="auto: continue where run_dir has a checkpoint"
+    )
