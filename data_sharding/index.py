@@ -1,4 +1,4 @@
-"""The files that describe a corpus: ``index.json`` and ``recordings.parquet``.
+"""The files that describe a corpus: ``index.json`` and ``recordings.arrow``.
 
 Both are functions of the configuration and the inputs alone: no time, no host, no path of the machine is in them.
 """
@@ -8,31 +8,17 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
+from mcsp.data_sharding.table import RECORDINGS_NAME, encode_table
 from mcsp.schema import MODALITIES, SCHEMA_VERSION, SPLITS, Recording
 
 INDEX_NAME = "index.json"
-RECORDINGS_NAME = "recordings.parquet"
 SHARDS_NAME = "shards"
-
-_ARROW_TYPES: dict[Any, pa.DataType] = {
-    int: pa.int64(),
-    float: pa.float64(),
-    bool: pa.bool_(),
-    list[str]: pa.list_(pa.string()),
-    list[float]: pa.list_(pa.float64()),
-    list[bool]: pa.list_(pa.bool_()),
-    list[int]: pa.list_(pa.int64()),
-}
-# Everything else in Recording is a string or a literal of strings.
-_ARROW_SCHEMA = pa.schema([(f.name, _ARROW_TYPES.get(f.type, pa.string())) for f in fields(Recording)])
 
 
 @dataclass(frozen=True)
@@ -121,11 +107,8 @@ def _count(recordings: Sequence[Recording]) -> dict[str, Any]:
 
 
 def write_index(path: Path, index: dict[str, Any], recordings: Sequence[Recording]) -> None:
-    """Write ``recordings.parquet``, then ``index.json`` into ``path``; a corpus without the latter is unfinished."""
-    rows = [{f.name: getattr(r, f.name) for f in fields(Recording)} for r in recordings]
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist(rows, schema=_ARROW_SCHEMA), sink, compression="zstd")
-    write_atomic(path / RECORDINGS_NAME, sink.getvalue().to_pybytes())
+    """Write ``recordings.arrow``, then ``index.json`` into ``path``; a corpus without the latter is unfinished."""
+    write_atomic(path / RECORDINGS_NAME, encode_table(recordings).to_pybytes())
     write_atomic(path / INDEX_NAME, (json.dumps(index, indent=1, sort_keys=True, allow_nan=False) + "\n").encode())
 
 
@@ -153,23 +136,6 @@ def read_index(path: Path) -> dict[str, Any]:
     if missing:
         raise ValueError(f"{file}: expected the keys {sorted(missing)}, found only {sorted(index)}")
     return index
-
-
-def read_recordings(path: Path) -> list[Recording]:
-    """Read every row of ``recordings.parquet`` of the corpus in ``path``, in its order (key, member).
-
-    Raises:
-        ValueError: the file is missing, damaged, or lacks columns.
-    """
-    file = path / RECORDINGS_NAME
-    try:
-        table = pq.read_table(file)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise ValueError(f"{file}: cannot read the table of recordings ({str(error).splitlines()[0]})") from None
-    missing = [f.name for f in fields(Recording) if f.name not in table.column_names]
-    if missing:
-        raise ValueError(f"{file}: missing columns {missing}")
-    return [Recording.from_row(row) for row in table.to_pylist()]
 
 
 def block_bounds(n_samples: int, block_samples: int) -> np.ndarray:

@@ -5,7 +5,7 @@ import math
 import re
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from mcsp.data_sharding.index import INDEX_NAME, RECORDINGS_NAME, SHARDS_NAME, Rejection, block_bounds, sha256_file
+from mcsp.data_sharding.index import INDEX_NAME, SHARDS_NAME, Rejection, block_bounds, sha256_file
 from mcsp.data_sharding.index import index_hash as hash_of
 from mcsp.data_sharding.index import totals as totals_of
 from mcsp.data_sharding.reader import Corpus, crc_name
 from mcsp.data_sharding.recording import REASONS
+from mcsp.data_sharding.table import RECORDINGS_NAME
 from mcsp.schema import BLOCK_SAMPLES, MODALITIES, SPLITS, UNITS, Recording
 
 _SUBJECT = re.compile(r"[0-9a-f]{16}")
@@ -69,7 +70,7 @@ def _index_lies(corpus: Corpus) -> Iterator[str]:
             yield f"{INDEX_NAME}: {rejection.file}: unknown reason {rejection.reason!r} or site {rejection.site!r}"
 
 
-def _row_lies(recordings: list[Recording]) -> Iterator[str]:
+def _row_lies(recordings: Sequence[Recording]) -> Iterator[str]:
     split_of: dict[tuple[str, str], str] = {}
     members = [r.member for r in recordings]
     if len(set(members)) < len(members) or members != sorted(members):

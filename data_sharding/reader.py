@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from mcsp.data_sharding.index import INDEX_NAME, SHARDS_NAME, read_index, read_recordings
+from mcsp.data_sharding.index import INDEX_NAME, SHARDS_NAME, read_index
+from mcsp.data_sharding.table import RECORDINGS_NAME, Recordings, Samples
 from mcsp.schema import SPLITS, Recording, Window
 
 # Far below the usual limit of 1,024 open files per process.
@@ -26,7 +27,7 @@ class Corpus:
         path: its folder.
         index: content of ``index.json``.
         index_hash: 64 hexadecimal digits that stand for the stored data.
-        recordings: every row of ``recordings.parquet``, sorted by key and member.
+        recordings: the rows of ``recordings.arrow``, sorted by member, each made when it is asked for.
 
     Reading is safe in forked and spawned workers: ``pread`` shares no file position, and a pickled corpus opens
     its files anew.
@@ -37,7 +38,7 @@ class Corpus:
         self.path = Path(path)
         self.index: dict[str, Any] = read_index(self.path)
         self.index_hash: str = self.index["index_hash"]
-        self.recordings: list[Recording] = read_recordings(self.path)
+        self.recordings = Recordings.open(self.path / RECORDINGS_NAME)
         expected = self.index["totals"]["all"]["recordings"]
         if len(self.recordings) != expected:
             raise ValueError(
@@ -46,15 +47,11 @@ class Corpus:
         self._files: OrderedDict[str, int] = OrderedDict()
         self._crcs: dict[str, np.ndarray] = {}
 
-    def samples(self, split: str | None = None) -> dict[str, list[Recording]]:
+    def samples(self, split: str | None = None) -> Samples:
         """Recordings of each sample, by sample key in sorted order; only those of ``split`` where given."""
         if split is not None and split not in SPLITS:
             raise ValueError(f"split {split!r}: expected one of {SPLITS}")
-        found: dict[str, list[Recording]] = {}
-        for recording in self.recordings:
-            if split is None or recording.split == split:
-                found.setdefault(recording.key, []).append(recording)
-        return dict(sorted(found.items()))
+        return Samples(self.recordings, split)
 
     def participant(self, recording: Recording) -> dict[str, Any]:
         """The columns of participants.tsv that the builder let through for this recording's subject."""
@@ -141,8 +138,8 @@ class Corpus:
         while self._files:
             os.close(self._files.popitem()[1])
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_files": OrderedDict(), "_crcs": {}}
+    def __reduce__(self) -> tuple[type["Corpus"], tuple[Path]]:
+        return type(self), (self.path,)
 
     def __del__(self) -> None:
         if hasattr(self, "_files"):

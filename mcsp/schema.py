@@ -3,7 +3,7 @@
 The corpus (see ``docs/corpus-format.md``) is a folder::
 
     index.json            schema version, resolved config, software versions, shards, totals, rejections
-    recordings.parquet    one row per recording: the fields of :class:`Recording`
+    recordings.arrow    one row per recording: the fields of :class:`Recording`
     shards/<split>-<number>.tar        members <key>.<modality>-<n>.npy and <key>.json
     shards/<split>-<number>.crc.npy    one CRC-32 (uint32) per block of each recording
 
@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 Modality = Literal["fmri", "eeg"]
 Domain = Literal["spatial", "temporal", "spectral"]
@@ -34,7 +34,7 @@ BLOCK_SAMPLES: dict[Modality, int] = {"eeg": 2000, "fmri": 100}
 
 @dataclass(frozen=True)
 class Recording:
-    """One stored recording: a row of ``recordings.parquet``.
+    """One stored recording: a row of ``recordings.arrow``.
 
     The array lies time-major ``(n_samples, n_channels)``, C-contiguous, little-endian, without compression
     at ``byte_offset`` of the shard, so that a window is one contiguous byte range. A physical value is
@@ -69,6 +69,7 @@ class Recording:
     channel_good: list[bool] = field(default_factory=list)  # length C
     valid_spans: list[int] = field(default_factory=list)  # start, stop, start, stop ... in samples
     participant: str = "{}"  # JSON object of the allowed participants.tsv columns
+    quality: str = "{}"  # JSON object of numbers, see docs/corpus-format.md
 
     @property
     def seconds(self) -> float:
@@ -85,7 +86,7 @@ class Recording:
         """Make a recording from one row of the table; raise ``ValueError`` naming missing columns."""
         missing = [f.name for f in fields(cls) if f.name not in row]
         if missing:
-            raise ValueError(f"recordings.parquet: missing columns {missing}")
+            raise ValueError(f"recordings.arrow: missing columns {missing}")
         return cls(**{f.name: row[f.name] for f in fields(cls)})
 
 

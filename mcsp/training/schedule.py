@@ -5,7 +5,7 @@ stream; rank r takes the r-th slice of every quota, so all ranks have the same c
 parameters. The data state of a run is one integer, the step.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from mcsp.config import BatchConfig
@@ -75,7 +75,7 @@ class Schedule:
 
     def __init__(
         self,
-        samples: dict[str, list[Recording]],
+        samples: Mapping[str, list[Recording]],
         *,
         index_hash: str,
         seed: int,

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mcsp.data_sharding.index import SHARDS_NAME, index_hash, read_index, read_recordings, sha256_file, write_index
+from mcsp.data_sharding.index import SHARDS_NAME, index_hash, read_index, sha256_file, write_index
 from mcsp.data_sharding.lint import lint_corpus
 from mcsp.data_sharding.reader import Corpus, crc_name
 from mcsp.schema import Recording
@@ -41,7 +41,7 @@ def accept(corpus: Path) -> None:
         path = corpus / SHARDS_NAME / shard["name"]
         shard |= {"sha256": sha256_file(path), "bytes": path.stat().st_size}
     index["index_hash"] = index_hash(index["shards"])
-    write_index(corpus, index, read_recordings(corpus))
+    write_index(corpus, index, list(Corpus(corpus).recordings))
 
 
 def test_every_flipped_byte_of_a_payload_is_caught_even_under_a_forged_hash(copied: Path) -> None:
@@ -71,7 +71,7 @@ CHANGES: list[tuple[Change, str]] = [
     (lambda r: {"byte_offset": r.byte_offset + 2}, "header, offset or size"),
     (lambda r: {"n_samples": r.n_samples - 1}, "header, offset or size"),
     (lambda r: {"scale": 0.0}, "field scale is wrong"),
-    (lambda r: {"scale": r.scale * 2}, "differ from recordings.parquet"),
+    (lambda r: {"scale": r.scale * 2}, "differ from recordings.arrow"),
     (lambda r: {"subject": "sub-01"}, "field subject is wrong"),
     (lambda r: {"unit": "V"}, "field unit is wrong"),
     (lambda r: {"channels": r.channels[1:]}, "field channels is wrong"),
@@ -86,7 +86,7 @@ CHANGES: list[tuple[Change, str]] = [
 def test_a_row_that_is_not_so_is_caught(
     copied: Path, change: Callable[[Recording], dict[str, Any]], message: str
 ) -> None:
-    rows = read_recordings(copied)
+    rows = list(Corpus(copied).recordings)
     # A shard of several recordings, so that a wrong checksum position still lies inside.
     i = next(i for i, r in enumerate(rows) if r.crc_offset == 0 and r.site == "paired")
     rows[i] = replace(rows[i], **change(rows[i]))
@@ -95,7 +95,7 @@ def test_a_row_that_is_not_so_is_caught(
 
 
 def test_a_subject_in_two_splits_is_caught(copied: Path) -> None:
-    rows = read_recordings(copied)
+    rows = list(Corpus(copied).recordings)
     train, test = (next(r for r in rows if r.split == split) for split in ("train", "test"))
     rows[rows.index(test)] = replace(test, subject=train.subject, site=train.site)
     write_index(copied, read_index(copied), rows)

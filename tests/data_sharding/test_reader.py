@@ -110,7 +110,7 @@ def test_workers_read_what_the_parent_reads(built: Path, method: str) -> None:
 def test_another_schema_version_is_refused(copied: Path) -> None:
     index = json.loads((copied / "index.json").read_text())
     (copied / "index.json").write_text(json.dumps({**index, "schema_version": 99}))
-    with pytest.raises(ValueError, match=r"index\.json: corpus has schema version 99, this code reads version 1"):
+    with pytest.raises(ValueError, match=r"index\.json: corpus has schema version 99, this code reads version 2"):
         Corpus(copied)
 
 
@@ -120,9 +120,9 @@ def test_another_schema_version_is_refused(copied: Path) -> None:
         ("index.json", None, "cannot read the index of the corpus"),
         ("index.json", b"{", "not a JSON file"),
         ("index.json", b"[]", "schema version None"),
-        ("index.json", b'{"schema_version": 1}', "expected the keys"),
-        ("recordings.parquet", None, "cannot read the table of recordings"),
-        ("recordings.parquet", b"PAR1", "cannot read the table of recordings"),
+        ("index.json", b'{"schema_version": 2}', "expected the keys"),
+        ("recordings.arrow", None, "cannot read the table of recordings"),
+        ("recordings.arrow", b"ARROW1", "cannot read the table of recordings"),
     ],
 )
 def test_a_damaged_description_is_refused_in_one_line(

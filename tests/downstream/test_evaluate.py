@@ -12,6 +12,7 @@ import torch
 
 from mcsp.config import EvaluateConfig, ModelConfig
 from mcsp.data_sharding.reader import Corpus
+from mcsp.data_sharding.table import Recordings
 from mcsp.downstream.evaluate import evaluate, read_labels, run_retrieval, untrained_like, with_windows
 from mcsp.downstream.export import pretraining_subjects
 from mcsp.downstream.report import read_curves, terminal_table
@@ -150,16 +151,17 @@ def test_a_missing_label_column_is_named_with_those_there_are(config: EvaluateCo
 def test_labels_of_one_or_three_classes_are_refused_and_unknown_values_left_out(corpus_dir: Path) -> None:
     corpus = Corpus(corpus_dir)
     everyone = list(corpus.recordings)
-    corpus.recordings = [r for r in everyone if "case" in r.participant]
+    corpus.recordings = Recordings.of(r for r in everyone if "case" in r.participant)
     with pytest.raises(ValueError, match=r"expected two classes, found 1: \['case'\]"):
         read_labels(corpus, "diagnosis")
     values = ["case", "control", "other", "n/a"]
     keys = sorted({r.key for r in everyone})
     of_key = {key: values[i % 4] for i, key in enumerate(keys)}
-    corpus.recordings = [replace(r, participant=json.dumps({"diagnosis": of_key[r.key]})) for r in everyone]
+    of_all = [replace(r, participant=json.dumps({"diagnosis": of_key[r.key]})) for r in everyone]
+    corpus.recordings = Recordings.of(of_all)
     with pytest.raises(ValueError, match="expected two classes, found 3"):
         read_labels(corpus, "diagnosis")
-    corpus.recordings = [r for r in corpus.recordings if of_key[r.key] != "other"]
+    corpus.recordings = Recordings.of(r for r in of_all if of_key[r.key] != "other")
     labelled = read_labels(corpus, "diagnosis")
     assert labelled.keys == [key for key in keys if of_key[key] in ("case", "control")]
     assert np.bincount(labelled.y_N).tolist() == [8, 8]

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from mcsp.batch import collate
 from mcsp.config import EvaluateConfig, ModelConfig
 from mcsp.data_sharding.reader import Corpus
+from mcsp.data_sharding.table import Recordings
 from mcsp.downstream.baselines import (
     SCALP_REGIONS_MM,
     anchor_connectivity,
@@ -101,7 +102,7 @@ def test_features_are_the_mean_over_windows_whatever_the_batch_size(corpus_dir: 
 def test_a_missing_modality_is_a_row_of_nan(corpus_dir: Path, model: MCSP) -> None:
     corpus = Corpus(corpus_dir)
     keys = list(corpus.samples())[:3]
-    corpus.recordings = [r for r in corpus.recordings if (r.key, r.modality) != (keys[1], "fmri")]
+    corpus.recordings = Recordings.of(r for r in corpus.recordings if (r.key, r.modality) != (keys[1], "fmri"))
     for found in (
         sample_features(model, corpus, keys, config_for(corpus_dir)),
         classical_features(corpus, keys, config_for(corpus_dir)),

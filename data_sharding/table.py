@@ -1,0 +1,230 @@
+"""The table of recordings: one row per recording, read where it lies on the disk.
+
+It is an uncompressed Arrow IPC file with one record batch. A reader maps it into memory, so opening costs the same for
+ten recordings and for ten million, a row is made when it is asked for, and the processes of a machine share the
+pages. What repeats from row to row, channel names and positions above all, is stored once (dictionary encoding).
+"""
+
+import operator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute
+
+from mcsp.schema import Recording
+
+RECORDINGS_NAME = "recordings.arrow"
+
+# Every other field is text of its own for each row.
+_REPEATED_TEXT = ("shard", "modality", "site", "task", "run", "split", "unit", "dtype")
+_REPEATED_LISTS = {"channels": pa.string(), "positions_mm": pa.float64(), "channel_good": pa.bool_()}
+_NUMBERS = {int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
+# Decoded lists kept per column: a corpus has few montages, unless the positions of every subject were measured.
+_CACHED_LISTS = 512
+_ROWS_AT_ONCE = 8192
+
+
+def _arrow_type(name: str, python_type: Any) -> pa.DataType:
+    if name in _REPEATED_TEXT:
+        return pa.dictionary(pa.int32(), pa.large_string())
+    if name in _REPEATED_LISTS:
+        return pa.dictionary(pa.int32(), pa.large_list(_REPEATED_LISTS[name]))
+    if python_type == list[int]:
+        return pa.large_list(pa.int64())
+    return _NUMBERS.get(python_type, pa.large_string())
+
+
+_SCHEMA = pa.schema([pa.field(f.name, _arrow_type(f.name, f.type), nullable=False) for f in fields(Recording)])
+
+
+class _Column:
+    """Values of one field on their way into the table."""
+
+    def __init__(self, arrow_type: pa.DataType) -> None:
+        self.type, self.repeats = arrow_type, pa.types.is_dictionary(arrow_type)
+        self.codes: dict[Any, int] = {}
+        self.distinct: list[Any] = []
+        self.parts: list[pa.Array] = []
+
+    def extend(self, values: list[Any]) -> None:
+        if not self.repeats:
+            self.parts.append(pa.array(values, self.type))
+            return
+        codes = np.empty(len(values), dtype=np.int32)
+        for row, value in enumerate(values):
+            codes[row] = self.codes.setdefault(_hashable(value), len(self.codes))
+            if len(self.codes) > len(self.distinct):
+                self.distinct.append(value)
+        self.parts.append(pa.array(codes))
+
+    def array(self) -> pa.Array:
+        array = pa.concat_arrays(self.parts or [pa.array([], pa.int32() if self.repeats else self.type)])
+        if not self.repeats:
+            return array
+        return pa.DictionaryArray.from_arrays(array, pa.array(self.distinct, self.type.value_type))
+
+
+def make_batch(recordings: Iterable[Recording]) -> pa.RecordBatch:
+    """The table of ``recordings`` in their order, with a column per field of :class:`mcsp.schema.Recording`.
+
+    Of an iterator only a few thousand recordings exist at a time.
+    """
+    columns = {field.name: _Column(field.type) for field in _SCHEMA}
+    rows = iter(recordings)
+    while part := list(islice(rows, _ROWS_AT_ONCE)):
+        for name, column in columns.items():
+            column.extend([getattr(recording, name) for recording in part])
+    return pa.RecordBatch.from_arrays([column.array() for column in columns.values()], schema=_SCHEMA)
+
+
+def _hashable(value: Any) -> Any:
+    """A key that is equal where the content is; NaN does not equal itself, its bytes do."""
+    if isinstance(value, str):
+        return value
+    if value and isinstance(value[0], float):
+        return np.asarray(value, dtype=np.float64).tobytes()
+    return tuple(value)
+
+
+def encode_table(recordings: Iterable[Recording]) -> pa.Buffer:
+    """The content of ``recordings.arrow``: a function of ``recordings`` alone."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, _SCHEMA) as writer:
+        writer.write_batch(make_batch(recordings))
+    return sink.getvalue()
+
+
+class Recordings(Sequence[Recording]):
+    """Rows of the table as a sequence, made one by one when they are asked for; whole columns as numpy arrays."""
+
+    def __init__(self, batch: pa.RecordBatch) -> None:
+        """Wrap the result of :func:`make_batch` or of a mapped file."""
+        self._batch = batch
+        self._read = [(f.name, self._reader(f.name)) for f in fields(Recording)]
+
+    @classmethod
+    def of(cls, recordings: Iterable[Recording]) -> "Recordings":
+        """A table in memory."""
+        return cls(make_batch(recordings))
+
+    @classmethod
+    def open(cls, file: Path) -> "Recordings":
+        """Map a table into memory.
+
+        Raises:
+            ValueError: the file is missing, damaged, or has other columns.
+        """
+        try:
+            reader = pa.ipc.open_file(pa.memory_map(str(file)))
+            batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
+        except (OSError, pa.ArrowInvalid) as error:
+            raise ValueError(f"{file}: cannot read the table of recordings ({str(error).splitlines()[0]})") from None
+        missing = [f.name for f in _SCHEMA if f.name not in reader.schema.names]
+        if missing:
+            raise ValueError(f"{file}: missing columns {missing}")
+        if len(batches) != 1 or not reader.schema.equals(_SCHEMA):
+            other = [f.name for f in reader.schema if f.name not in _SCHEMA.names or f != _SCHEMA.field(f.name)]
+            raise ValueError(
+                f"{file}: expected one batch of the columns of this version, found {len(batches)}, {other}"
+            )
+        return cls(batches[0])
+
+    def __len__(self) -> int:
+        return self._batch.num_rows
+
+    @overload
+    def __getitem__(self, index: int) -> Recording: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Recording]: ...
+    def __getitem__(self, index: int | slice) -> Recording | list[Recording]:
+        if isinstance(index, slice):
+            return [self._row(i) for i in range(*index.indices(len(self)))]
+        i = operator.index(index)
+        if not -len(self) <= i < len(self):
+            raise IndexError(f"row {i} of {len(self)} recordings")
+        return self._row(i % len(self))
+
+    def __iter__(self) -> Iterator[Recording]:
+        return map(self._row, range(len(self)))
+
+    def _row(self, i: int) -> Recording:
+        return Recording(**{name: read(i) for name, read in self._read})
+
+    def _reader(self, name: str) -> Callable[[int], Any]:
+        """A function from a row to the value of one field, as Python's own types."""
+        array = self._batch.column(name)
+        if pa.types.is_dictionary(array.type):
+            codes, values = array.indices.to_numpy(), array.dictionary
+            value = lru_cache(_CACHED_LISTS)(lambda code: values[code].as_py())
+            return lambda i: value(codes.item(i))
+        if array.type in (pa.int64(), pa.float64()):
+            return array.to_numpy().item
+        return lambda i: array[i].as_py()
+
+    def column(self, name: str) -> np.ndarray:
+        """All values of a field: numbers without a copy, bool, or an array of ``str`` objects.
+
+        Raises:
+            ValueError: a field that holds lists.
+        """
+        if name in _REPEATED_TEXT:
+            codes, values = self.codes(name)
+            return np.array(values, dtype=object)[codes]
+        array = self._batch.column(name)
+        if pa.types.is_dictionary(array.type) or pa.types.is_large_list(array.type):
+            raise ValueError(f"column {name}: holds lists, read them row by row")
+        return array.to_numpy(zero_copy_only=array.type in (pa.int64(), pa.float64()))
+
+    def codes(self, name: str) -> tuple[np.ndarray, list[str]]:
+        """A text field that repeats: int32 codes per row, without a copy, and the text of each code.
+
+        Raises:
+            ValueError: any other field.
+        """
+        if name not in _REPEATED_TEXT:
+            raise ValueError(f"column {name}: expected one of {_REPEATED_TEXT}")
+        array = self._batch.column(name)
+        return array.indices.to_numpy(), array.dictionary.to_pylist()
+
+    def texts(self, name: str, rows: np.ndarray) -> list[str]:
+        """The values of a text field in some rows."""
+        return self._batch.column(name).take(pa.array(rows)).to_pylist()
+
+    def sample_starts(self) -> np.ndarray:
+        """First row of each sample and the number of rows, int64 ``(samples + 1,)``; a sample's rows are neighbours."""
+        keys = self._batch.column("key")
+        if len(self) == 0:
+            return np.zeros(1, dtype=np.int64)
+        changes = pa.compute.not_equal(keys.slice(1), keys.slice(0, len(self) - 1)).to_numpy(zero_copy_only=False)
+        return np.concatenate([[0], np.flatnonzero(changes) + 1, [len(self)]])
+
+
+class Samples(Mapping[str, list[Recording]]):
+    """The recordings of each sample by its key, in sorted order of keys; rows are made when they are asked for."""
+
+    def __init__(self, recordings: Recordings, split: str | None = None) -> None:
+        """Find the rows of every sample, or only of those in ``split``."""
+        self._recordings = recordings
+        starts = recordings.sample_starts()
+        stops, starts = starts[1:], starts[:-1]
+        if split is not None:
+            codes, names = recordings.codes("split")
+            inside = codes[starts] == (names.index(split) if split in names else -1)
+            starts, stops = starts[inside], stops[inside]
+        keys = recordings.texts("key", starts)
+        self._rows = dict(sorted(zip(keys, zip(starts.tolist(), stops.tolist(), strict=True), strict=True)))
+
+    def __getitem__(self, key: str) -> list[Recording]:
+        return self._recordings[slice(*self._rows[key])]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
