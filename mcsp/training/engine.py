@@ -10,6 +10,7 @@ import ctypes
 import io
 import json
 import logging
+import math
 import os
 import signal
 import socket
@@ -28,6 +29,7 @@ warnings.filterwarnings("ignore", category=FutureWarning, message=".*torch.distr
 
 import deepspeed  # noqa: E402
 import deepspeed.ops  # noqa: E402
+from deepspeed.runtime.utils import combine_grad_norm_groups  # noqa: E402
 from deepspeed.utils import zero_to_fp32  # noqa: E402
 
 from mcsp.config import PretrainConfig  # noqa: E402
@@ -116,6 +118,9 @@ class Engine:
         self.zero_stage: int = values.get("zero_optimization", {}).get("stage", 0)
         self.world_size = world_size
         self._engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=values)
+        self._norm, self._limit = 0.0, math.inf
+        if self.zero_stage:
+            self._watch_norm()
 
     def __call__(self, *inputs: Any) -> Any:
         """Forward pass of the module."""
@@ -130,17 +135,49 @@ class Engine:
         self._engine.set_gradient_accumulation_boundary(last)
         self._engine.backward(share * self.world_size)
 
-    def step(self, learning_rate: float) -> float:
-        """Clip, update, clear gradients; returns the norm of the whole gradient before clipping."""
+    def step(self, learning_rate: float, limit: float = math.inf) -> float:
+        """Clip, update, clear gradients; returns the norm of the whole gradient before clipping, alike on all ranks.
+
+        A norm that is not finite or is above ``limit`` clears the gradients and changes nothing else.
+        """
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate
-        norm = self._stage0_norm() if self.zero_stage == 0 else None
-        self._engine.step()
-        return float(norm if norm is not None else self._engine.get_global_grad_norm() or 0.0)
+        self._limit = limit
+        if self.zero_stage == 0 and self._refuses(self._stage0_norm()):
+            self._engine.optimizer.zero_grad()
+        else:
+            self._engine.step()
+        return self._norm
 
-    def _stage0_norm(self) -> Tensor | None:
-        gradients = [p.grad for p in self._engine.module.parameters() if p.grad is not None]
-        return torch.nn.utils.get_total_norm(gradients) if gradients else None
+    def _refuses(self, norm: Tensor) -> bool:
+        """Remember the norm that rank 0 found, so that no rounding makes ranks choose differently."""
+        norm = norm.detach().float().reshape(1).clone()
+        torch.distributed.broadcast(norm, src=0)
+        self._norm = float(norm)
+        return not (math.isfinite(self._norm) and self._norm <= self._limit)
+
+    def _watch_norm(self) -> None:
+        """Have DeepSpeed discard a step whose norm we refuse: it does so when it finds an infinite one."""
+        optimizer = self._engine.optimizer
+        name = "_get_norm_groups" if self.zero_stage == 3 else "scaled_global_norm"
+        found = getattr(optimizer, name)
+
+        def watched() -> Any:
+            norms = found()
+            whole = combine_grad_norm_groups(norms if isinstance(norms, list) else [norms])
+            infinite = torch.full_like(whole, math.inf)
+            if not self._refuses(whole):
+                return norms
+            return [infinite] if isinstance(norms, list) else infinite
+
+        setattr(optimizer, name, watched)
+        if self.zero_stage < 3:
+            # Without the first line a bf16 step is taken whatever its norm; the second saves a pass over gradients.
+            optimizer.check_grad_overflow = True
+            optimizer.check_overflow = lambda **_: None
+
+    def _stage0_norm(self) -> Tensor:
+        return torch.nn.utils.get_total_norm([p.grad for p in self._engine.module.parameters() if p.grad is not None])
 
     def save(self, folder: Path) -> None:
         """Write weights and optimizer state; every rank calls it."""
