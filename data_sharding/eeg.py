@@ -12,7 +12,14 @@ import numpy as np
 
 from mcsp.config import EegConfig
 from mcsp.data_sharding.bids import RecordingRef, read_json, read_sidecar, read_tsv
-from mcsp.data_sharding.recording import CleanRecording, RecordingError, require_good, robust_amplitude
+from mcsp.data_sharding.recording import (
+    CleanRecording,
+    RecordingError,
+    require_good,
+    robust_amplitude,
+    spans_of,
+    summarise,
+)
 
 _READERS = {
     ".edf": mne.io.read_raw_edf,
@@ -72,13 +79,16 @@ def read_eeg(ref: RecordingRef, config: EegConfig, min_seconds: float) -> CleanR
     if good_C.sum() >= 2:  # referenced to itself, a single channel would vanish
         x_CT = x_CT - x_CT[good_C].mean(axis=0)
     channels = [normalise_channel(name) for name in names]
+    x_TC = np.ascontiguousarray(x_CT.T, dtype=np.float32)
+    valid_T = _valid(raw, config.sfreq, len(x_TC))
     return CleanRecording(
-        x_TC=np.ascontiguousarray(x_CT.T, dtype=np.float32),
+        x_TC=x_TC,
         sfreq=config.sfreq,
         channels=channels,
         positions_C3=electrode_positions_mm(ref, names, channels),
         channel_good_C=good_C,
-        valid_spans=_valid_spans(raw, config.sfreq, x_CT.shape[1]),
+        valid_spans=spans_of(valid_T),
+        quality=summarise(robust_amplitude(x_CT), good_C, 1 - valid_T.mean()),
     )
 
 
@@ -160,16 +170,15 @@ def _plausible_amplitudes(x_CT: np.ndarray, good_C: np.ndarray, config: EegConfi
     return np.abs(log_C - centre) <= _OUTLIER_Z * spread
 
 
-def _valid_spans(raw: mne.io.BaseRaw, sfreq: float, n_samples: int) -> list[int]:
-    """Spans [samples at ``sfreq``] outside the annotations whose description begins with "bad", as MNE means it."""
+def _valid(raw: mne.io.BaseRaw, sfreq: float, n_samples: int) -> np.ndarray:
+    """Samples at ``sfreq`` outside the annotations whose description begins with "bad", as MNE means it."""
     valid = np.ones(n_samples, dtype=bool)
     for annotation in raw.annotations:
         if annotation["description"].lower().startswith("bad"):
             onset = annotation["onset"] - (raw.first_time if raw.annotations.orig_time is not None else 0.0)
             start, stop = onset * sfreq, (onset + annotation["duration"]) * sfreq
             valid[max(int(np.floor(start)), 0) : max(int(np.ceil(stop)), 0)] = False
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], valid, [False]])))
-    return [int(edge) for edge in edges]
+    return valid
 
 
 def _positive_number(value: object) -> float | None:

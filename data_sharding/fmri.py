@@ -14,7 +14,7 @@ from scipy import ndimage
 
 from mcsp.config import FmriConfig
 from mcsp.data_sharding.bids import RecordingRef, parse_name, read_sidecar, read_tsv
-from mcsp.data_sharding.recording import CleanRecording, RecordingError, require_good
+from mcsp.data_sharding.recording import CleanRecording, RecordingError, require_good, robust_amplitude, summarise
 
 # t_r outside these bounds [s] is no seconds at all: the fastest sequences need some 0.2 s, the slowest about 10 s.
 _T_R_BOUNDS = (0.05, 20.0)
@@ -68,6 +68,7 @@ def read_fmri(ref: RecordingRef, config: FmriConfig, min_seconds: float) -> Clea
         positions_C3=parcels.positions_P3,
         channel_good_C=good_P,
         valid_spans=[0, len(x_TP)],
+        quality=summarise(robust_amplitude(x_TP.T), good_P, 0.0),
     )
 
 

@@ -7,18 +7,51 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+# Why a recording was found and not stored. docs/corpus-format.md has the same table, and a test compares them.
 REASONS = {
-    "unreadable": "the file or its sidecar cannot be read",
-    "too-short": "less valid time than min_seconds",
-    "non-finite": "every channel holds NaN or infinity",
-    "flat": "every channel is constant",
+    # files
+    "unreadable": "the reader of the format fails on the file",
+    "missing-file": "a file that the recording's header names is absent",
+    "truncated": "the file ends before its header says it does",
+    "wrong-length": "the file holds more than its header, or lasts otherwise than its sidecar says",
+    "not-continuous": "the file holds pieces with gaps between them",
+    "invalid-json": "a JSON sidecar that is no JSON object",
+    "bad-encoding": "a sidecar or table that is not UTF-8",
+    "bad-table": "a table with text, gaps or too few columns where numbers are expected",
+    "too-short": "less time than min_seconds",
+    # EEG
+    "sfreq-mismatch": "SamplingFrequency of the sidecar and the file's header differ by more than 1 %",
+    "channels-mismatch": "channels.tsv speaks of other channels than the file holds",
     "no-channels": "no EEG channel or no parcel in the file",
+    "unknown-montage": "no EEG channel has a position, by its name or in electrodes.tsv",
     "wrong-unit": "EEG amplitude that microvolts cannot explain",
-    "sfreq-mismatch": "SamplingFrequency of the sidecar and the file's header differ",
+    "clipped": "too many channels sit at the limits of their range",
+    "bad-channels": "too many channels are marked bad or unlike the others",
+    "artefacts": "less than min_seconds outside of artefacts",
+    # EEG and fMRI
+    "non-finite": "too many channels hold NaN or infinity",
+    "flat": "too many channels are constant",
+    # fMRI
     "missing-t_r": "no RepetitionTime in the sidecar",
     "t_r-mismatch": "RepetitionTime is no plausible number of seconds, or the image header says otherwise",
-    "no-label-image": "a 4-D image without a usable parcellation",
+    "not-4d": "an image that is no series of volumes",
+    "no-volumes": "a time series without volumes",
+    "singular-affine": "an image whose affine maps no voxel to a place",
+    "no-label-image": "a 4-D image without a parcellation",
+    "bad-label-image": "a parcellation image that holds no integer labels",
+    "label-space-mismatch": "image and parcellation lie in different spaces",
+    "parcels-mismatch": "time series and parcellation have different numbers of parcels",
+    "parcels-missing": "too many parcels of the parcellation have no signal",
     "no-baseline": "BOLD without its mean, so percent signal change is undefined",
+    "missing-confounds": "no confounds of fMRIPrep beside the image, although the configuration asks for them",
+    "confounds-mismatch": "confounds and time series have different numbers of volumes",
+    "motion": "less than min_seconds outside of motion",
+    # what only the builder sees
+    "timeout": "reading took longer than the limit",
+    "native-crash": "the process that read the file died",
+    "out-of-memory": "reading needed more memory than the limit",
+    "duplicate": "the same content as another recording of the corpus",
+    "suspected-personal-data": "text that may identify a person would have gone along",
 }
 
 
@@ -41,6 +74,10 @@ class CleanRecording:
     positions_C3: np.ndarray  # mm, NaN where unknown
     channel_good_C: np.ndarray  # bool
     valid_spans: list[int] = field(default_factory=list)  # start, stop, start, stop ... in samples
+    # bad_channels, amplitude (median over the good channels of the robust amplitude), artefact_fraction; for fMRI with
+    # confounds also mean_fd_mm, max_fd_mm, mean_dvars.
+    quality: dict[str, float] = field(default_factory=dict)
+    repairs: tuple[str, ...] = ()  # one line for each thing that was wrong with the files and put right
 
 
 def valid_seconds(recording: CleanRecording) -> float:
@@ -49,10 +86,25 @@ def valid_seconds(recording: CleanRecording) -> float:
     return float((spans[:, 1] - spans[:, 0]).sum() / recording.sfreq)
 
 
+def spans_of(valid_T: np.ndarray) -> list[int]:
+    """Start, stop, start, stop ... of the stretches that are true."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], valid_T, [False]])))
+    return [int(edge) for edge in edges]
+
+
 def robust_amplitude(x_CT: np.ndarray) -> np.ndarray:
     """Median absolute deviation over time of each channel, scaled to the standard deviation of a Gaussian, ``(C,)``."""
     deviation_CT = np.abs(x_CT - np.median(x_CT, axis=1, keepdims=True))
     return 1.4826 * np.median(deviation_CT, axis=1)
+
+
+def summarise(amplitude_C: np.ndarray, good_C: np.ndarray, artefact_fraction: float) -> dict[str, float]:
+    """The numbers that :attr:`CleanRecording.quality` has for either modality."""
+    return {
+        "bad_channels": float((~good_C).sum()),
+        "amplitude": float(np.median(amplitude_C[good_C])),
+        "artefact_fraction": round(float(artefact_fraction), 6),
+    }
 
 
 def require_good(finite_C: np.ndarray, flat_C: np.ndarray) -> np.ndarray:
