@@ -20,7 +20,7 @@ DEMO_DIR ?= demo_output/smallest
 STEPS ?= 10
 SITES_OPTIONS := --subjects 12 --seconds 150
 PRETRAIN_OPTIONS := batch.paired=8 batch.eeg=4 batch.fmri=4 checkpoint_every=5
-EVALUATE_OPTIONS := folds=3 seeds=2 windows_per_recording=2 retrieval_size=16 retrieval_draws=5
+EVALUATE_OPTIONS := folds=3 seeds=2 'label_fractions=[0.5, 1]' windows_per_recording=2 retrieval_size=16 retrieval_draws=5
 else
 DEMO_DIR ?= demo_output
 STEPS ?= 200

@@ -82,7 +82,12 @@ def demo_results(clone: Path) -> dict[str, object]:
     except OSError:
         return {}
     kept = ("step", "loss", "samples_per_second", "seconds_per_step", "data_wait_fraction", "skipped_steps")
-    return {"last_step": {k: last[k] for k in kept}, **{k: results[k] for k in ("probes", "retrieval")}}
+    classification = [{k: v for k, v in row.items() if k != "roc"} for row in results["classification"]]
+    return {
+        "last_step": {k: last[k] for k in kept},
+        "classification": classification,
+        **{k: results[k] for k in ("label_efficiency", "site_decoding", "retrieval")},
+    }
 
 
 def table(result: dict[str, Any]) -> str:
@@ -94,18 +99,22 @@ def table(result: dict[str, Any]) -> str:
     ]
     rows = {(r["subjects_of"], r["candidates_from"], r["model"]): r for r in demo["retrieval"]}
     for subjects, scope in dict.fromkeys((s, c) for s, c, _ in rows):
-        before, after = (rows[subjects, scope, model] for model in ("random initialisation", "pretrained"))
+        before, after = (rows[subjects, scope, model] for model in ("untrained", "pretrained"))
         shown = [f"{r['top1']:.3f} ± {r['sd']:.3f}" for r in (before, after)]
         lines.append(f"| {subjects} subjects, {scope} | {shown[0]} | {shown[1]} | {after['chance']:.3f} |")
     lines += [
         "",
-        "| AUROC of the simulated diagnosis | pretrained | same model, untrained | classical features |",
+        "| AUROC of the simulated diagnosis | method | new subjects | site left out |",
         "|---|---|---|---|",
     ]
-    for modality in dict.fromkeys(p["modalities"] for p in demo["probes"]):
-        scores = {p["features"]: p for p in demo["probes"] if p["modalities"] == modality}
-        cells = [f"{p['auroc']:.3f} ({p['ci_low']:.2f}-{p['ci_high']:.2f})" for p in scores.values()]
-        lines.append(f"| {modality} | {' | '.join(cells)} |")
+    by_protocol = {(r["recordings"], r["features"], r["classifier"], r["protocol"]): r for r in demo["classification"]}
+    for recordings, features, classifier in dict.fromkeys(key[:3] for key in by_protocol):
+        shown = [by_protocol.get((recordings, features, classifier, p)) for p in ("kfold", "leave_site_out")]
+        cells = [
+            f"{r['auroc']['value']:.3f} ({r['auroc']['ci_low']:.2f}-{r['auroc']['ci_high']:.2f})" if r else "-"
+            for r in shown
+        ]
+        lines.append(f"| {recordings} | {features}, {classifier} | {' | '.join(cells)} |")
     seconds = {name: run["seconds"] for name, run in result["runs"].items()}
     lines += ["", f"`make demo` {seconds['demo']:.0f} s (set-up included), `make test` {seconds['test']:.0f} s"]
     return "\n".join(lines)

@@ -13,7 +13,7 @@ def main() -> None:
     """Parse, evaluate, print the table and where the files are."""
     config, _ = parse_command_line(EvaluateConfig, __doc__ or "")
     from mcsp.downstream.evaluate import evaluate  # after parsing: a typing error should not wait for heavy imports
-    from mcsp.downstream.report import terminal_table
+    from mcsp.downstream.tables import terminal_table
 
     try:
         results = evaluate(config)

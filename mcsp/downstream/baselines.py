@@ -6,14 +6,17 @@ Sites differ in montage and parcellation, so both are brought to a common set of
 Shape letters: T time samples, C channels, R regions, A anchors.
 """
 
+import json
 from collections.abc import Sequence
 
 import numpy as np
 from scipy.signal import welch
+from sklearn.covariance import ledoit_wolf
 
 from mcsp.config import EvaluateConfig
 from mcsp.data_sharding.reader import Corpus
-from mcsp.downstream.features import SampleMean, read_windows
+from mcsp.downstream.features import UnitMean, read_windows
+from mcsp.downstream.units import Unit
 from mcsp.kernels.spectral import EEG_BANDS_HZ
 from mcsp.schema import MODALITIES, Modality, Window
 
@@ -36,25 +39,25 @@ BRAIN_SPACING_MM = 30.0
 WELCH_SECONDS = 2.0  # 0.5 Hz resolution, enough for the delta band
 
 
-def classical_features(corpus: Corpus, keys: Sequence[str], config: EvaluateConfig) -> dict[Modality, np.ndarray]:
-    """Connectivity for BOLD and band power for EEG, averaged over the windows of each sample.
+def classical_features(corpus: Corpus, units: Sequence[Unit], config: EvaluateConfig) -> dict[Modality, np.ndarray]:
+    """Connectivity for BOLD and band power for EEG, averaged over the windows of each unit.
 
-    BOLD uses the parcels themselves where all samples share them, else :func:`anchor_connectivity`.
+    BOLD uses the parcels themselves where all units share them, else :func:`anchor_connectivity`.
 
     Args:
-        corpus: where the samples lie.
-        keys: sample keys; a row of the result each.
+        corpus: where the recordings lie.
+        units: a row of the result each.
         config: ``window_seconds`` (set) and ``windows_per_recording``.
 
     Returns:
-        For every modality that any sample has: float64 ``(len(keys), F)``, NaN rows where missing or where no position
+        For every modality that any unit has: float64 ``(len(units), F)``, NaN rows where missing or where no position
         is known.
     """
-    shared = shared_parcels(corpus, keys)
+    shared = same_channels(units, "fmri")
     features: dict[Modality, np.ndarray] = {}
     for modality in MODALITIES:
-        means = SampleMean(len(keys))
-        for i, window in read_windows(corpus, keys, modality, config, "classical features"):
+        means = UnitMean(len(units))
+        for i, window in read_windows(corpus, units, modality, config, "classical features"):
             if modality == "eeg":
                 vector = scalp_band_power(window)
             else:
@@ -67,10 +70,63 @@ def classical_features(corpus: Corpus, keys: Sequence[str], config: EvaluateConf
     return features
 
 
-def shared_parcels(corpus: Corpus, keys: Sequence[str]) -> bool:
-    """Whether all BOLD recordings of the samples have the same parcels in the same order."""
-    samples = corpus.samples()
-    return len({tuple(r.channels) for key in keys for r in samples[key] if r.modality == "fmri"}) == 1
+def covariances(corpus: Corpus, units: Sequence[Unit], config: EvaluateConfig) -> dict[Modality, np.ndarray]:
+    """Shrunk covariances, averaged over the windows of each unit: float64 ``(len(units), C, C)``, positive definite.
+
+    Ledoit and Wolf (2004). BOLD is standardised before, as nilearn's ConnectivityMeasure does; EEG keeps its amplitude.
+    Channels are the recordings' own where all units share them, else scalp regions or points of the brain lattice.
+    Arguments as in :func:`classical_features`.
+    """
+    found: dict[Modality, np.ndarray] = {}
+    for modality in MODALITIES:
+        shared = same_channels(units, modality)
+        points_R3 = np.array(list(SCALP_REGIONS_MM.values())) if modality == "eeg" else brain_lattice_mm()
+        sigma_mm = SCALP_SIGMA_MM if modality == "eeg" else BRAIN_SIGMA_MM
+        means = UnitMean(len(units))
+        for i, window in read_windows(corpus, units, modality, config, "covariance"):
+            x_TC = _all_channels(window) if shared else _at_points(window, points_R3, sigma_mm, modality == "fmri")
+            if x_TC is not None:
+                if modality == "fmri":
+                    x_TC = _standardised(x_TC)
+                means.add(i, ledoit_wolf(x_TC)[0])
+        mean = means.mean()
+        if mean is not None:
+            found[modality] = mean
+    return found
+
+
+def covariate_table(corpus: Corpus, units: Sequence[Unit], columns: Sequence[str]) -> np.ndarray | None:
+    """Numeric columns of participants.tsv or of a recording's quality, ``(len(units), columns)``; NaN where missing.
+
+    Text of exactly two values counts as 0 and 1 (sex, say). None where no column is asked for.
+
+    Raises:
+        ValueError: a column that no unit has, or text of more than two values.
+    """
+    if not columns:
+        return None
+    table = np.full((len(units), len(columns)), np.nan)
+    for k, column in enumerate(columns):
+        values = [_covariate(corpus, unit, column) for unit in units]
+        texts = sorted({v for v in values if isinstance(v, str)})
+        if all(v is None for v in values) or len(texts) not in (0, 2):
+            raise ValueError(f"covariates: {column!r}: expected numbers or two values, found {texts[:5] or 'nothing'}")
+        for i, value in enumerate(values):
+            table[i, k] = np.nan if value is None else texts.index(value) if isinstance(value, str) else value
+    return table
+
+
+def _covariate(corpus: Corpus, unit: Unit, column: str) -> float | str | None:
+    for recording in unit.recordings:
+        value = corpus.participant(recording).get(column, json.loads(recording.quality).get(column))
+        if value not in (None, "", "n/a"):
+            return value if isinstance(value, str) else float(value)
+    return None
+
+
+def same_channels(units: Sequence[Unit], modality: Modality) -> bool:
+    """Whether all recordings of one modality have the same channels in the same order."""
+    return len({tuple(r.channels) for unit in units for r in unit.of(modality)}) == 1
 
 
 def scalp_band_power(window: Window) -> np.ndarray | None:
@@ -92,8 +148,7 @@ def scalp_band_power(window: Window) -> np.ndarray | None:
 
 def parcel_connectivity(window: Window) -> np.ndarray:
     """Fisher z of the correlation of all pairs of parcels, ``(C * (C - 1) / 2,)``; 0 where a parcel is bad or flat."""
-    good_C = np.asarray(window.recording.channel_good, dtype=bool) & np.isfinite(window.x_TC).all(axis=0)
-    return _fisher_z(np.where(good_C, window.x_TC, 0.0))
+    return _fisher_z(_all_channels(window))
 
 
 def anchor_connectivity(window: Window) -> np.ndarray | None:
@@ -101,11 +156,8 @@ def anchor_connectivity(window: Window) -> np.ndarray | None:
 
     Each parcel is standardised; a point's time course is the mean of parcels with Gaussian weights of their distance.
     """
-    x_TC, position_C3 = _usable(window)
-    if x_TC.shape[1] == 0:
-        return None
-    x_TC = (x_TC - x_TC.mean(axis=0)) / x_TC.std(axis=0)
-    return _fisher_z(x_TC @ _gaussian_weights(brain_lattice_mm(), position_C3, BRAIN_SIGMA_MM).T)
+    x_TA = _at_points(window, brain_lattice_mm(), BRAIN_SIGMA_MM, standardise=True)
+    return None if x_TA is None else _fisher_z(x_TA)
 
 
 def brain_lattice_mm() -> np.ndarray:
@@ -128,6 +180,28 @@ def _usable(window: Window) -> tuple[np.ndarray, np.ndarray]:
         & np.isfinite(position_C3).all(axis=1)
     )
     return window.x_TC[:, usable_C].astype(np.float64), position_C3[usable_C].astype(np.float64)
+
+
+def _all_channels(window: Window) -> np.ndarray:
+    """``x_TC`` float64 of every channel; zero where a channel is bad."""
+    good_C = np.asarray(window.recording.channel_good, dtype=bool) & np.isfinite(window.x_TC).all(axis=0)
+    return np.where(good_C, window.x_TC, 0.0).astype(np.float64)
+
+
+def _at_points(window: Window, points_R3: np.ndarray, sigma_mm: float, standardise: bool) -> np.ndarray | None:
+    """Time courses of points as weighted means of channels, ``(T, R)``; None where no position is known."""
+    x_TC, position_C3 = _usable(window)
+    if x_TC.shape[1] == 0:
+        return None
+    x_TC = _standardised(x_TC) if standardise else x_TC
+    return x_TC @ _gaussian_weights(points_R3, position_C3, sigma_mm).T
+
+
+def _standardised(x_TC: np.ndarray) -> np.ndarray:
+    """Zero mean and unit variance of each channel; flat ones stay zero."""
+    x_TC = x_TC - x_TC.mean(axis=0)
+    std_C = x_TC.std(axis=0)
+    return x_TC / np.where(std_C > 0, std_C, 1.0)
 
 
 def _gaussian_weights(points_R3: np.ndarray, position_C3: np.ndarray, sigma_mm: float) -> np.ndarray:

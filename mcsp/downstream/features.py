@@ -1,4 +1,4 @@
-"""Frozen features of whole samples: windows are cut evenly from each recording, encoded and averaged.
+"""Frozen features of units: windows are cut evenly from each recording, encoded and averaged.
 
 Shape letters: B rows, T time samples, C channels, F features.
 """
@@ -12,6 +12,7 @@ from tqdm import tqdm
 from mcsp.batch import collate
 from mcsp.config import EvaluateConfig
 from mcsp.data_sharding.reader import Corpus
+from mcsp.downstream.units import Unit
 from mcsp.model.layers import SIZES
 from mcsp.model.mcsp import MCSP
 from mcsp.schema import Modality, Recording, Window, window_samples
@@ -37,9 +38,9 @@ def window_starts(recording: Recording, n_samples: int, count: int) -> list[int]
 
 
 def read_windows(
-    corpus: Corpus, keys: Sequence[str], modality: Modality, config: EvaluateConfig, title: str
+    corpus: Corpus, units: Sequence[Unit], modality: Modality, config: EvaluateConfig, title: str
 ) -> Iterator[tuple[int, Window]]:
-    """Every window of one modality as ``(index into keys, window)``, with a progress bar over recordings.
+    """Every window of one modality as ``(index into units, window)``, with a progress bar over recordings.
 
     Raises:
         ValueError: a damaged shard (from the reader), or no ``window_seconds`` for the modality.
@@ -47,64 +48,64 @@ def read_windows(
     seconds = (config.window_seconds or {}).get(modality)
     if seconds is None:
         raise ValueError(f"window_seconds: expected a length for {modality}, found {config.window_seconds}")
-    samples = corpus.samples()
-    recordings = [(i, r) for i, key in enumerate(keys) for r in samples[key] if r.modality == modality]
+    recordings = [(i, r) for i, unit in enumerate(units) for r in unit.of(modality)]
     for i, recording in tqdm(recordings, desc=f"{title}, {modality}", unit="recording", leave=False):
         length = min(window_samples(recording, seconds), recording.n_samples)
         for start in window_starts(recording, length, config.windows_per_recording):
             yield i, corpus.read_window(recording, start, length)
 
 
-class SampleMean:
-    """The mean vector of each sample over its windows; NaN where a sample has none."""
+class UnitMean:
+    """The mean array of each unit over its windows; NaN where a unit has none."""
 
-    def __init__(self, n_samples: int) -> None:
-        self.count = np.zeros(n_samples)
+    def __init__(self, n_units: int) -> None:
+        self.count = np.zeros(n_units)
         self.sum: np.ndarray | None = None
 
-    def add(self, index: int, vector_F: np.ndarray) -> None:
-        """Add one window of sample ``index``."""
+    def add(self, index: int, value: np.ndarray) -> None:
+        """Add one window of unit ``index``."""
         if self.sum is None:
-            self.sum = np.zeros((len(self.count), len(vector_F)))
-        self.sum[index] += vector_F
+            self.sum = np.zeros((len(self.count), *value.shape))
+        self.sum[index] += value
         self.count[index] += 1
 
     def mean(self) -> np.ndarray | None:
-        """``(n_samples, F)`` float64, or None if nothing was added."""
+        """``(n_units, ...)`` float64, or None if nothing was added."""
         if self.sum is None:
             return None
-        return np.where(self.count[:, None] > 0, self.sum / np.maximum(self.count, 1)[:, None], np.nan)
+        count = self.count.reshape(-1, *[1] * (self.sum.ndim - 1))
+        return np.where(count > 0, self.sum / np.maximum(count, 1), np.nan)
 
 
-def sample_features(
-    model: MCSP, corpus: Corpus, keys: Sequence[str], config: EvaluateConfig, title: str = "features"
+def unit_features(
+    model: MCSP, corpus: Corpus, units: Sequence[Unit], config: EvaluateConfig, title: str = "features"
 ) -> dict[Modality, np.ndarray]:
-    """Features of the samples ``keys``: ``model.features`` averaged over windows.
+    """Features of units: ``model.features`` averaged over windows.
 
     Args:
         model: in evaluation mode, on any device.
-        corpus: where the samples lie.
-        keys: sample keys; a row of the result each.
+        corpus: where the recordings lie.
+        units: a row of the result each.
         config: ``window_seconds`` (set), ``windows_per_recording``, ``batch_size``.
         title: shown on the progress bar.
 
     Returns:
-        For every modality that the model knows and any sample has: float64 ``(len(keys), F)``, NaN rows where missing.
+        For every modality that the model knows and any unit has: float64 ``(len(units), F)``, NaN rows where missing.
 
     Raises:
-        ValueError: features that are not finite, naming the sample.
+        ValueError: features that are not finite, naming the unit.
     """
     device = next(model.parameters()).device
     features: dict[Modality, np.ndarray] = {}
     for modality in model.config.modalities:
-        means = SampleMean(len(keys))
-        for batch in _batched(read_windows(corpus, keys, modality, config, title), config.batch_size):
+        means = UnitMean(len(units))
+        for batch in _batched(read_windows(corpus, units, modality, config, title), config.batch_size):
             signals = collate([[window] for _, window in batch]).to(device).signals
             with torch.inference_mode():
                 x_BF = model.features(signals)[modality].double().cpu().numpy()
             for (i, _), vector_F in zip(batch, x_BF, strict=True):
                 if not np.isfinite(vector_F).all():
-                    raise ValueError(f"sample {keys[i]}: expected finite {modality} features, found NaN or infinity")
+                    raise ValueError(f"{units[i].key}: expected finite {modality} features, found NaN or infinity")
                 means.add(i, vector_F)
         mean = means.mean()
         if mean is not None:

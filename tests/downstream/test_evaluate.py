@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -13,9 +14,11 @@ import torch
 from mcsp.config import EvaluateConfig, ModelConfig
 from mcsp.data_sharding.reader import Corpus
 from mcsp.data_sharding.table import Recordings
-from mcsp.downstream.evaluate import evaluate, read_labels, run_retrieval, untrained_like, with_windows
+from mcsp.downstream.evaluate import evaluate, run_retrieval, untrained_like, with_windows
 from mcsp.downstream.export import pretraining_subjects
-from mcsp.downstream.report import read_curves, terminal_table
+from mcsp.downstream.figures import read_curves
+from mcsp.downstream.tables import summary_lines, terminal_table
+from mcsp.downstream.units import read_labels
 from mcsp.model.mcsp import MCSP
 from mcsp.model.pretrained import from_pretrained, write_pretrained
 
@@ -42,6 +45,7 @@ def config(corpus_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Evalua
         windows_per_recording=1,
         folds=2,
         seeds=1,
+        label_fractions=(0.25, 1.0),
         retrieval_size=8,
         retrieval_draws=4,
     )
@@ -52,20 +56,52 @@ def results(config: EvaluateConfig) -> dict:
     return evaluate(config)
 
 
-def test_every_feature_set_is_scored_on_the_same_folds(results: dict) -> None:
-    scored = {(p["modalities"], p["features"]) for p in results["probes"]}
-    kinds = ("pretrained", "random initialisation", "classical")
-    assert scored == {(m, k) for m in ("eeg", "fmri", "both") for k in kinds}
-    assert all(p["n_subjects"] == 32 and p["n_folds"] == 2 and 0 <= p["auroc"] <= 1 for p in results["probes"])
+def test_every_method_is_scored_under_both_protocols_on_the_same_folds(results: dict) -> None:
+    scored = [(r["recordings"], r["protocol"], r["features"], r["classifier"]) for r in results["classification"]]
+    encoders = [("pretrained", "logistic"), ("untrained", "logistic")]
+    tangent = ("covariance", "tangent space + logistic")
+    expected = {
+        "eeg": [*encoders, ("band power", "logistic"), ("band power", "LDA"), tangent],
+        "fmri": [*encoders, ("connectivity", "logistic"), ("connectivity", "linear SVM"), tangent],
+        "both": [*encoders, ("connectivity + band power", "logistic")],
+    }
+    assert scored == [(m, p, *k) for m, kinds in expected.items() for p in ("kfold", "leave_site_out") for k in kinds]
+    for row in results["classification"]:
+        assert row["subjects"] == 32
+        assert row["auroc"]["ci_low"] <= row["auroc"]["value"] <= row["auroc"]["ci_high"]
+        assert set(row["per_site"]) == {"simulated-a", "simulated-b"}
+        assert ("pretrained_minus_this" in row) == (row["features"] != "pretrained")
+    assert set(results["splits_sha256"]) == {f"{m}/{p}" for m in expected for p in ("kfold", "leave_site_out")}
     assert all(re.fullmatch("[0-9a-f]{64}", digest) for digest in results["splits_sha256"].values())
     # Montage and parcellation differ between the sites, so the site must be easy to tell.
-    assert max(s["auroc"] for s in results["site_probes"]) > 0.9
+    assert max(s["auroc"] for s in results["site_decoding"]) > 0.9
+
+
+def test_label_efficiency_uses_fewer_units_for_smaller_fractions(results: dict) -> None:
+    curve = [p for p in results["label_efficiency"] if (p["recordings"], p["features"]) == ("fmri", "pretrained")]
+    assert [p["fraction"] for p in curve] == [0.25, 1.0]
+    assert curve[0]["training_units"] < 0.5 * curve[1]["training_units"]
+
+
+def test_one_sentence_says_what_each_block_shows(results: dict) -> None:
+    lines = summary_lines(results["classification"])
+    assert len(lines) == 6
+    assert all("pretrained AUROC" in line and "untrained" in line for line in lines)
+
+
+def test_a_permutation_test_gives_a_p_value_on_demand(config: EvaluateConfig, tmp_path: Path) -> None:
+    changes = {"permutations": 3, "out_dir": tmp_path, "protocols": ("leave_site_out",), "label_fractions": ()}
+    rows = evaluate(config.model_copy(update={**changes, "retrieval_draws": 1}))["classification"]
+    found = [r["permutation_p"] for r in rows if r["features"] == "pretrained"]
+    assert len(found) == 3
+    assert all(p in (0.25, 0.5, 0.75, 1.0) for p in found)
+    assert not any("permutation_p" in r for r in rows if r["features"] != "pretrained")
 
 
 def test_simulated_sites_and_overlap_are_declared(results: dict) -> None:
     assert {site: v["simulated"] for site, v in results["sites"].items()} == {"simulated-a": True, "simulated-b": True}
     assert (results["subjects"], results["subjects_seen_in_pretraining"]) == (32, 24)
-    assert results["label"]["classes"] == ["case", "control"]
+    assert results["label"]["classes"] == ["control", "case"]
     assert all(set(r["simulated"].values()) == {True} for r in results["retrieval"])
 
 
@@ -102,14 +138,15 @@ def test_the_report_is_one_well_formed_file_with_every_score(config: EvaluateCon
     page.feed(text)
     assert page.open == []
     assert page.elsewhere == []
-    assert len(page.images) == 2
+    assert len(page.images) == 4
     assert all(image.startswith("data:image/png;base64,iVBOR") for image in page.images)
-    for p in results["probes"]:
-        assert f"{p['auroc']:.3f} ± {p['sd']:.3f}" in text
-    assert "All labelled samples are simulated" in text
-    assert "24 of the 32" in " ".join(text.split())
+    for row in results["classification"]:
+        assert f"{row['auroc']['value']:.3f} ({row['auroc']['ci_low']:.3f} to {row['auroc']['ci_high']:.3f})" in text
+    assert "All labelled recordings are simulated" in text
+    assert "24 of the 32 subjects were in the pretraining data" in " ".join(text.split())
     table = terminal_table(results)
-    assert "random initialisation" in table
+    assert "untrained" in table
+    assert "warning: 24 of 32 subjects were in the pretraining data" in table
     assert "simulated sites: simulated-a, simulated-b" in table
 
 
@@ -163,8 +200,25 @@ def test_labels_of_one_or_three_classes_are_refused_and_unknown_values_left_out(
         read_labels(corpus, "diagnosis")
     corpus.recordings = Recordings.of(r for r in of_all if of_key[r.key] != "other")
     labelled = read_labels(corpus, "diagnosis")
-    assert labelled.keys == [key for key in keys if of_key[key] in ("case", "control")]
+    assert [u.key for u in labelled.units] == [key for key in keys if of_key[key] in ("case", "control")]
     assert np.bincount(labelled.y_N).tolist() == [8, 8]
+    corpus.recordings = Recordings.of(of_all)
+    chosen = read_labels(corpus, "diagnosis", ("other", "case"))
+    assert chosen.classes == ["other", "case"]
+    assert [of_key[u.key] for u in chosen.units] == [["other", "case"][y] for y in chosen.y_N]
+
+
+def test_a_task_can_be_the_label_with_several_units_per_subject(corpus_dir: Path) -> None:
+    corpus = Corpus(corpus_dir)
+    tasks = {"eeg": "rest", "fmri": "arithmetic"}
+    corpus.recordings = Recordings.of(replace(r, task=tasks[r.modality]) for r in corpus.recordings)
+    labelled = read_labels(corpus, "task")
+    assert labelled.classes == ["rest", "arithmetic"]
+    assert len(labelled.units) == 2 * len(corpus.samples())
+    for unit, y in zip(labelled.units, labelled.y_N, strict=True):
+        assert {r.task for r in unit.recordings} == {labelled.classes[y]}
+        assert unit.key.endswith(f"/{labelled.classes[y]}")
+    assert sorted(Counter(labelled.subjects).values()) == [2] * len(corpus.samples())
 
 
 def test_more_folds_than_subjects_are_refused_before_anything_slow(config: EvaluateConfig) -> None:

@@ -1,5 +1,6 @@
 """Features and their classical counterparts: windows, averages, missing modalities, common positions."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,17 +13,19 @@ from hypothesis import strategies as st
 from mcsp.batch import collate
 from mcsp.config import EvaluateConfig, ModelConfig
 from mcsp.data_sharding.reader import Corpus
-from mcsp.data_sharding.table import Recordings
 from mcsp.downstream.baselines import (
     SCALP_REGIONS_MM,
     anchor_connectivity,
     brain_lattice_mm,
     classical_features,
+    covariances,
+    covariate_table,
     parcel_connectivity,
+    same_channels,
     scalp_band_power,
-    shared_parcels,
 )
-from mcsp.downstream.features import feature_blocks, sample_features, window_starts
+from mcsp.downstream.features import feature_blocks, unit_features, window_starts
+from mcsp.downstream.units import Unit
 from mcsp.kernels.spectral import EEG_BANDS_HZ
 from mcsp.model.mcsp import MCSP
 from mcsp.schema import Recording, Window
@@ -50,6 +53,10 @@ def window(x_TC: np.ndarray, position_C3: np.ndarray, sfreq: float, **changes: o
 def config_for(corpus_dir: Path, **changes: object) -> EvaluateConfig:
     values = {"window_seconds": {"eeg": 10, "fmri": 30}, "windows_per_recording": 2, **changes}
     return EvaluateConfig(model_dir=Path("m"), out_dir=Path("o"), corpus_dir=corpus_dir, **values)
+
+
+def units_of(corpus: Corpus) -> list[Unit]:
+    return [Unit(key, tuple(recordings)) for key, recordings in corpus.samples().items()]
 
 
 @pytest.fixture(scope="module")
@@ -82,16 +89,16 @@ def test_a_recording_shorter_than_the_window_gives_one_window() -> None:
 
 def test_features_are_the_mean_over_windows_whatever_the_batch_size(corpus_dir: Path, model: MCSP) -> None:
     corpus = Corpus(corpus_dir)
-    keys = list(corpus.samples())[::8]
+    units = units_of(corpus)[::8]
     config = config_for(corpus_dir)
-    found = sample_features(model, corpus, keys, config)
+    found = unit_features(model, corpus, units, config)
     assert found.keys() == {"eeg", "fmri"}
-    alone = sample_features(model, corpus, keys, config_for(corpus_dir, batch_size=1))
+    alone = unit_features(model, corpus, units, config_for(corpus_dir, batch_size=1))
     for modality, x_NF in found.items():
-        assert x_NF.shape[0] == len(keys)
+        assert x_NF.shape[0] == len(units)
         assert sum(feature_blocks(model, x_NF.shape[1])) == x_NF.shape[1]
         np.testing.assert_allclose(x_NF, alone[modality], rtol=1e-3, atol=1e-3)
-    eeg = next(r for r in corpus.samples()[keys[1]] if r.modality == "eeg")
+    eeg = units[1].of("eeg")[0]
     length = round(10 * eeg.sfreq)
     windows = [corpus.read_window(eeg, s, length) for s in (0, eeg.n_samples - length)]
     with torch.inference_mode():
@@ -101,20 +108,22 @@ def test_features_are_the_mean_over_windows_whatever_the_batch_size(corpus_dir: 
 
 def test_a_missing_modality_is_a_row_of_nan(corpus_dir: Path, model: MCSP) -> None:
     corpus = Corpus(corpus_dir)
-    keys = list(corpus.samples())[:3]
-    corpus.recordings = Recordings.of(r for r in corpus.recordings if (r.key, r.modality) != (keys[1], "fmri"))
+    units = units_of(corpus)[:3]
+    units[1] = replace(units[1], recordings=tuple(units[1].of("eeg")))
     for found in (
-        sample_features(model, corpus, keys, config_for(corpus_dir)),
-        classical_features(corpus, keys, config_for(corpus_dir)),
+        unit_features(model, corpus, units, config_for(corpus_dir)),
+        classical_features(corpus, units, config_for(corpus_dir)),
+        covariances(corpus, units, config_for(corpus_dir)),
     ):
-        assert np.isnan(found["fmri"]).all(axis=1).tolist() == [False, True, False]
+        missing = np.isnan(found["fmri"].reshape(3, -1)).all(axis=1)
+        assert missing.tolist() == [False, True, False]
         assert np.isfinite(found["eeg"]).all()
 
 
 def test_blocks_of_a_model_without_the_spatial_domain(corpus_dir: Path) -> None:
     flat = MCSP(ModelConfig(domains=("temporal", "spectral"), modalities=("fmri",))).eval()
     corpus = Corpus(corpus_dir)
-    found = sample_features(flat, corpus, list(corpus.samples())[:1], config_for(corpus_dir))
+    found = unit_features(flat, corpus, units_of(corpus)[:1], config_for(corpus_dir))
     assert len(feature_blocks(flat, found["fmri"].shape[1])) == 2
 
 
@@ -122,7 +131,7 @@ def test_a_modality_without_a_window_length_is_refused(corpus_dir: Path, model: 
     config = config_for(corpus_dir, window_seconds={"eeg": 10})
     corpus = Corpus(corpus_dir)
     with pytest.raises(ValueError, match="window_seconds: expected a length for fmri"):
-        sample_features(model, corpus, list(corpus.samples())[:1], config)
+        unit_features(model, corpus, units_of(corpus)[:1], config)
 
 
 @pytest.mark.parametrize("sfreq", [200.0, 256.0])
@@ -187,12 +196,35 @@ def test_anchor_connectivity_is_comparable_across_parcellations() -> None:
     assert other < same - 0.2
 
 
-def test_shared_parcels_only_where_names_agree(corpus_dir: Path) -> None:
+def test_own_channels_only_where_names_agree(corpus_dir: Path) -> None:
     corpus = Corpus(corpus_dir)
-    samples = corpus.samples()
-    of_a = [k for k, recordings in samples.items() if recordings[0].site == "simulated-a"]
-    assert shared_parcels(corpus, of_a)
-    assert not shared_parcels(corpus, list(samples))
-    own = classical_features(corpus, of_a[:2], config_for(corpus_dir))["fmri"].shape[1]
-    n_parcels = next(r.n_channels for r in samples[of_a[0]] if r.modality == "fmri")
-    assert own == n_parcels * (n_parcels - 1) // 2
+    units = units_of(corpus)
+    of_a = [u for u in units if u.recordings[0].site == "simulated-a"]
+    assert same_channels(of_a, "fmri")
+    assert not same_channels(units, "fmri")
+    n_parcels = of_a[0].of("fmri")[0].n_channels
+    assert (
+        classical_features(corpus, of_a[:2], config_for(corpus_dir))["fmri"].shape[1]
+        == n_parcels * (n_parcels - 1) // 2
+    )
+    assert covariances(corpus, of_a[:2], config_for(corpus_dir))["fmri"].shape == (2, n_parcels, n_parcels)
+    across = covariances(corpus, [units[0], units[-1]], config_for(corpus_dir))
+    assert across["fmri"].shape == (2, len(brain_lattice_mm()), len(brain_lattice_mm()))
+    assert across["eeg"].shape == (2, len(SCALP_REGIONS_MM), len(SCALP_REGIONS_MM))
+    for x_NCC in across.values():
+        np.testing.assert_allclose(x_NCC, x_NCC.swapaxes(1, 2))
+        assert (np.linalg.eigvalsh(x_NCC) > 0).all()
+
+
+def test_covariates_come_from_participants_and_from_the_quality_of_recordings(corpus_dir: Path) -> None:
+    corpus = Corpus(corpus_dir)
+    people = [{"age": 31, "sex": "F"}, {"age": 44.5, "sex": "M"}, {"sex": "F"}]
+    units = [
+        Unit(str(i), (recording(participant=json.dumps(person), quality=json.dumps({"mean_fd_mm": 0.1 * i})),))
+        for i, person in enumerate(people)
+    ]
+    table = covariate_table(corpus, units, ["age", "sex", "mean_fd_mm"])
+    np.testing.assert_allclose(table, [[31, 0, 0], [44.5, 1, 0.1], [np.nan, 0, 0.2]])
+    assert covariate_table(corpus, units, []) is None
+    with pytest.raises(ValueError, match="'height': expected numbers or two values, found nothing"):
+        covariate_table(corpus, units, ["height"])

@@ -109,8 +109,8 @@ def test_evaluate_prints_the_table_and_the_paths(export: Path, run_dir: Path, co
     assert done.returncode == 0, done.stderr
     assert str(tmp_path / "report.html") in done.stdout
     results = json.loads((tmp_path / "results.json").read_text())
-    for p in results["probes"]:
-        assert f"{p['auroc']:.3f}" in done.stdout
+    for row in results["classification"]:
+        assert f"{row['auroc']['value']:.3f}" in done.stdout
     assert (tmp_path / "report.html").stat().st_size > 20_000
 
 
@@ -148,7 +148,7 @@ def test_another_corpus_than_the_checkpoints(
         ("model_dir=nowhere", "nowhere: expected an exported model, a folder with config.json"),
         ("corpus_dir=nowhere", "nowhere/index.json: cannot read the index"),
         ("label=handedness", "no sample has the label 'handedness'"),
-        ("fold=3", "unknown key 'fold'; known keys: batch_size, corpus_dir, folds"),
+        ("fold=3", "unknown key 'fold'; known keys: batch_size, classes, corpus_dir"),
     ],
 )
 def test_evaluate_refuses_bad_input(

@@ -1,0 +1,154 @@
+"""Small classifiers on features that stay as they are; whatever is fitted or chosen uses training subjects only.
+
+Shape letters: N units, F features, C channels, S seeds.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from pyriemann.tangentspace import TangentSpace
+from sklearn.decomposition import PCA
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss, roc_auc_score
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import FunctionTransformer, StandardScaler
+from sklearn.svm import LinearSVC
+
+from mcsp.downstream.splits import Folds, inner_folds
+
+C_GRID = tuple(10.0**k for k in range(-3, 4))  # inverse strengths of the L2 penalty, for features of variance about 1
+INNER_FOLDS = 3
+# The Riemannian mean of many large matrices takes minutes a fold; the log-Euclidean one is a good reference point too.
+RIEMANNIAN_MEAN_CHANNELS = 32
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """How a row of features becomes a score.
+
+    ``prepare`` makes a fresh transformer without hyper-parameters, ``candidates`` fresh estimators of which inner folds
+    choose one by ``loss`` (lower is better; of the decision values and labels of an inner test part).
+    """
+
+    name: str
+    prepare: Callable[[], Pipeline]
+    candidates: tuple[Callable[[], Any], ...]
+    loss: Callable[[np.ndarray, np.ndarray], float]
+    probabilities: bool  # whether the logistic function of its scores is meant as a probability
+
+
+def _sigmoid(score_N: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-np.clip(score_N, -500, 500)))
+
+
+def _log_loss(score_N: np.ndarray, y_N: np.ndarray) -> float:
+    return float(log_loss(y_N, _sigmoid(score_N), labels=[0, 1]))
+
+
+def _misranked(score_N: np.ndarray, y_N: np.ndarray) -> float:
+    return 1 - float(roc_auc_score(y_N, score_N)) if len(set(y_N)) == 2 else 0.5
+
+
+def _weigh(x_NF: np.ndarray, weight_F: np.ndarray) -> np.ndarray:
+    return x_NF * weight_F
+
+
+def _rotation(blocks: Sequence[int]) -> Callable[[], Pipeline]:
+    """Standardise, give every block the same total variance, rotate onto the span of the training units.
+
+    An L2-penalised linear solution lies in that span, so the result is exactly that without the rotation, at the price
+    of N instead of F coefficients.
+    """
+    weight_F = np.repeat(np.asarray(blocks, dtype=float) ** -0.5, blocks)
+
+    def make() -> Pipeline:
+        weigh = FunctionTransformer(_weigh, kw_args={"weight_F": weight_F})
+        return make_pipeline(StandardScaler(), weigh, PCA(svd_solver="full"))
+
+    return make
+
+
+def _logistic_candidates() -> tuple[Callable[[], Any], ...]:
+    return tuple(lambda c=c: LogisticRegression(C=c, solver="newton-cholesky", max_iter=100) for c in C_GRID)
+
+
+def logistic(blocks: Sequence[int]) -> Classifier:
+    """L2-penalised logistic regression; neighbouring features form blocks of equal weight."""
+    return Classifier("logistic", _rotation(blocks), _logistic_candidates(), _log_loss, True)
+
+
+def linear_svm(n_features: int) -> Classifier:
+    """Linear support vector machine with squared hinge loss (LIBLINEAR)."""
+    candidates = tuple(lambda c=c: LinearSVC(C=c, dual=False, tol=1e-5, max_iter=5000) for c in C_GRID)
+    return Classifier("linear SVM", _rotation([n_features]), candidates, _misranked, False)
+
+
+def discriminant() -> Classifier:
+    """Linear discriminant analysis with the covariance shrunk as Ledoit and Wolf (2004) say; nothing to choose."""
+    candidates = (lambda: LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto"),)
+    return Classifier("LDA", lambda: make_pipeline(StandardScaler()), candidates, _log_loss, True)
+
+
+def tangent_logistic(n_channels: int) -> Classifier:
+    """Covariances mapped to the tangent space at the mean of the training units, then logistic regression.
+
+    Barachant et al. 2012 for EEG; "tangent" connectivity (Varoquaux et al. 2010) for BOLD. Takes ``(N, C, C)``.
+    """
+    metric = {"mean": "riemann" if n_channels <= RIEMANNIAN_MEAN_CHANNELS else "logeuclid", "map": "riemann"}
+    rest = _rotation([n_channels * (n_channels + 1) // 2])
+
+    def make() -> Pipeline:
+        return make_pipeline(TangentSpace(metric=metric), *(step for _, step in rest().steps))
+
+    return Classifier("tangent space + logistic", make, _logistic_candidates(), _log_loss, True)
+
+
+def fit(classifier: Classifier, x_N: np.ndarray, y_N: np.ndarray, groups_N: np.ndarray) -> tuple[Pipeline, Any]:
+    """The fitted transformer and estimator; the latter is the candidate with the least loss over inner folds."""
+    chosen = 0
+    if len(classifier.candidates) > 1:
+        loss = np.zeros(len(classifier.candidates))
+        for train, test in inner_folds(y_N, groups_N, INNER_FOLDS):
+            prepare = classifier.prepare().fit(x_N[train])
+            a_NF, b_NF = prepare.transform(x_N[train]), prepare.transform(x_N[test])
+            for k, make in enumerate(classifier.candidates):
+                score_N = make().fit(a_NF, y_N[train]).decision_function(b_NF)
+                loss[k] += classifier.loss(score_N, y_N[test]) * len(test)
+        chosen = int(loss.argmin())
+    prepare = classifier.prepare().fit(x_N)
+    return prepare, classifier.candidates[chosen]().fit(prepare.transform(x_N), y_N)
+
+
+def cross_validate(
+    classifier: Classifier,
+    x_N: np.ndarray,
+    y_N: np.ndarray,
+    groups_N: np.ndarray,
+    folds: Folds,
+    part: Callable[[np.ndarray, int], np.ndarray] | None = None,
+) -> np.ndarray:
+    """Scores of every unit by a classifier that never saw its subject, ``(S, N)``; NaN where no fold tests a unit.
+
+    Args:
+        classifier: what is fitted on each training part.
+        x_N: finite features ``(N, F)``, or covariances ``(N, C, C)``.
+        y_N: labels 0 or 1.
+        groups_N: subject of each unit, as integers.
+        folds: from :mod:`mcsp.downstream.splits`, for the same units.
+        part: reduces a training part (rows, seed); None: all of it is used.
+
+    Raises:
+        ValueError: features that are not finite.
+    """
+    if not np.isfinite(x_N).all():
+        raise ValueError(f"features: expected finite values, found {int((~np.isfinite(x_N)).sum())} that are not")
+    score_SN = np.full((len(folds.by_seed), len(y_N)), np.nan)
+    for seed, splits in enumerate(folds.by_seed):
+        for train, test in splits:
+            rows = part(train, seed) if part else train
+            prepare, estimator = fit(classifier, x_N[rows], y_N[rows], groups_N[rows])
+            score_SN[seed, test] = estimator.decision_function(prepare.transform(x_N[test]))
+    return score_SN

@@ -1,0 +1,131 @@
+"""Pictures of the evaluation report.
+
+Shape letters: N units, F features.
+"""
+
+import base64
+import html
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from sklearn.decomposition import PCA
+from sklearn.preprocessing import StandardScaler
+
+from mcsp.schema import Modality
+
+_MARKERS = "os^Dv<>P*X"
+_COLOURS = ("#2c6fbb", "#d1495b")
+PROTOCOL_NAMES = {"kfold": "new subjects", "leave_site_out": "subjects of a site left out"}
+
+
+def read_curves(run_dir: Path) -> list[dict[str, float]]:
+    """Lines of ``metrics.jsonl``; empty where there is none. A last line cut off by a crash is left out."""
+    path = run_dir / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.is_file() else []
+    curves = []
+    for line in lines:
+        try:
+            curves.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return curves
+
+
+def draw_curves(curves: Sequence[dict[str, float]]) -> Figure:
+    """Loss, the contrast of each pair, and the retrieval within the batch, by step."""
+    figure = Figure(figsize=(13, 3.6), layout="constrained")
+    steps = [line["step"] for line in curves]
+    names = sorted({name for line in curves for name in line})
+    contrast = [n for n in names if n.startswith("loss/") and n.count("/") == 2]
+    top1 = [n for n in names if n.startswith("top1/") and "-" in n.split("/")[1]]
+    panels = (("loss", ["loss"]), ("contrast per pair", contrast), ("top-1 across modalities, in the batch", top1))
+    for axes, (title, shown) in zip(figure.subplots(1, 3), panels, strict=True):
+        axes.set_prop_cycle(color=colormaps["tab20"](np.arange(20)))
+        for name in shown:
+            values = [line.get(name, np.nan) for line in curves]
+            axes.plot(steps, values, lw=1, label=name.split("/", 1)[-1])
+        axes.set(title=title, xlabel="step")
+        axes.spines[["top", "right"]].set_visible(False)
+        if len(shown) > 1:
+            axes.legend(fontsize=6, frameon=False, ncols=1, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return figure
+
+
+def draw_embedding(
+    features: dict[Modality, np.ndarray], y_N: np.ndarray, sites: Sequence[str], classes: Sequence[str]
+) -> Figure:
+    """Two principal components of the standardised features per modality; colour by label, mark by site."""
+    figure = Figure(figsize=(5.6 * max(len(features), 1), 4.4), layout="constrained")
+    names = sorted(set(sites))
+    panels = figure.subplots(1, max(len(features), 1), squeeze=False)[0]
+    for axes, (modality, x_NF) in zip(panels, features.items(), strict=False):
+        rows = np.flatnonzero(np.isfinite(x_NF).all(axis=1))
+        if len(rows) < 2:
+            continue
+        place_N2 = PCA(2, svd_solver="full").fit_transform(StandardScaler().fit_transform(x_NF[rows]))
+        for k, site in enumerate(names):
+            for y, name in enumerate(classes):
+                chosen = [n for n, i in enumerate(rows.tolist()) if sites[i] == site and y_N[i] == y]
+                marks = {"marker": _MARKERS[k % len(_MARKERS)], "c": _COLOURS[y], "s": 26, "alpha": 0.75, "lw": 0}
+                axes.scatter(*place_N2[chosen].T, label=f"{name}, {site}", **marks)
+        axes.set(title=modality, xlabel="component 1", ylabel="component 2")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(fontsize=7, frameon=False)
+    return figure
+
+
+def image(figure: Figure, alternative: str) -> str:
+    """An HTML image that holds its own bytes."""
+    buffer = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(buffer)
+    content = base64.b64encode(buffer.getvalue()).decode()
+    return f'<img alt="{html.escape(alternative)}" src="data:image/png;base64,{content}">'
+
+
+def draw_roc(rows: Sequence[dict[str, Any]]) -> Figure:
+    """ROC curves: one panel per protocol and recordings, one line per method."""
+    panels = list(dict.fromkeys((row["protocol"], row["recordings"]) for row in rows))
+    columns = min(3, len(panels))
+    lines = -(-len(panels) // columns)
+    figure = Figure(figsize=(4.6 * columns, 4.4 * lines), layout="constrained")
+    axes_list = figure.subplots(lines, columns, squeeze=False).ravel()
+    for axes, panel in zip(axes_list, panels, strict=False):
+        for k, row in enumerate(r for r in rows if (r["protocol"], r["recordings"]) == panel):
+            label = f"{row['features']}, {row['classifier']} {row['auroc']['value']:.2f}"
+            style = {"lw": 2.2 if row["features"] == "pretrained" else 1.1, "color": colormaps["tab10"](k)}
+            axes.plot(np.linspace(0, 1, len(row["roc"])), row["roc"], label=label, **style)
+        axes.plot([0, 1], [0, 1], color="#bbb", lw=0.8, ls="--")
+        axes.set(
+            title=f"{panel[1]}, {PROTOCOL_NAMES[panel[0]]}", xlabel="1 - specificity", ylabel="sensitivity", aspect=1
+        )
+        axes.legend(fontsize=8, frameon=False, loc="lower right")
+        axes.spines[["top", "right"]].set_visible(False)
+    for axes in axes_list[len(panels) :]:
+        axes.set_visible(False)
+    return figure
+
+
+def draw_label_efficiency(points: Sequence[dict[str, Any]]) -> Figure:
+    """AUROC over the mean number of labelled training units, one panel per kind of recordings."""
+    panels = list(dict.fromkeys(p["recordings"] for p in points))
+    figure = Figure(figsize=(4.6 * len(panels), 3.6), layout="constrained")
+    for axes, recordings in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        of_panel = [p for p in points if p["recordings"] == recordings]
+        for features in dict.fromkeys(p["features"] for p in of_panel):
+            curve = [p for p in of_panel if p["features"] == features]
+            n, mean, sd = np.array([(p["training_units"], p["auroc"], p["sd"]) for p in curve]).T
+            axes.errorbar(n, mean, sd, marker="o", ms=3, lw=2 if features == "pretrained" else 1.1, label=features)
+        axes.axhline(0.5, color="#bbb", lw=0.8, ls="--")
+        axes.set(
+            title=recordings, xlabel="labelled training units", ylabel="AUROC, mean and sd over seeds", xscale="log"
+        )
+        axes.legend(fontsize=7, frameon=False)
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure

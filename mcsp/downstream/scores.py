@@ -1,0 +1,150 @@
+"""How good scores are, and how sure that is: everything is bootstrapped over subjects.
+
+Shape letters: S seeds, N units, R bootstrap draws, G subjects, P and Q units of either class, K sites.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+BOOTSTRAP_DRAWS = 1000
+BOOTSTRAP_SEED = 0
+CALIBRATION_BINS = 10
+_INTERVAL = (2.5, 97.5)
+
+
+def subject_weights(groups_N: np.ndarray) -> np.ndarray:
+    """How often each unit counts in every bootstrap draw of subjects, ``(R + 1, N)``; the first row is the data."""
+    n_groups = int(groups_N.max()) + 1
+    draws = np.random.default_rng(BOOTSTRAP_SEED).integers(0, n_groups, (BOOTSTRAP_DRAWS, n_groups))
+    weight_RG = np.stack([np.ones(n_groups), *(np.bincount(d, minlength=n_groups) for d in draws)])
+    return weight_RG[:, groups_N]
+
+
+def auroc(score_N: np.ndarray, y_N: np.ndarray, weight_RN: np.ndarray) -> np.ndarray:
+    """AUROC ``(R,)`` under weights of units (Mann-Whitney, ties count half); NaN where a class has no weight.
+
+    Units without a score are left out.
+    """
+    known = np.isfinite(score_N)
+    score_N, y_N, weight_RN = score_N[known], y_N[known], weight_RN[:, known]
+    positive, negative = score_N[y_N == 1], score_N[y_N == 0]
+    wins_PQ = (positive[:, None] > negative) + 0.5 * (positive[:, None] == negative)
+    a_RP, b_RQ = weight_RN[:, y_N == 1], weight_RN[:, y_N == 0]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return ((a_RP @ wins_PQ) * b_RQ).sum(1) / (a_RP.sum(1) * b_RQ.sum(1))
+
+
+def pooled(score_SN: np.ndarray, y_N: np.ndarray, weight_RN: np.ndarray) -> np.ndarray:
+    """AUROC over the units of all test parts together, mean over seeds, ``(R,)``."""
+    return _nanmean([auroc(score_N, y_N, weight_RN) for score_N in score_SN])
+
+
+def by_site(
+    score_SN: np.ndarray, y_N: np.ndarray, sites: Sequence[str], weight_RN: np.ndarray
+) -> dict[str, np.ndarray]:
+    """AUROC within each site that has both classes, mean over seeds, ``(R,)`` each."""
+    site_N = np.asarray(sites)
+    found = {}
+    for site in sorted(set(sites)):
+        of_site = site_N == site
+        if len(set(y_N[of_site])) == 2 and np.isfinite(score_SN[:, of_site]).any():
+            found[site] = pooled(score_SN[:, of_site], y_N[of_site], weight_RN[:, of_site])
+    return found
+
+
+def centred(score_SN: np.ndarray, sites: Sequence[str]) -> np.ndarray:
+    """Scores minus the mean of their site: uses unlabelled units of the tested site, so it is transductive."""
+    out, site_N = score_SN.copy(), np.asarray(sites)
+    for site in set(sites):
+        of_site = site_N == site
+        out[:, of_site] -= _nanmean(list(out[:, of_site].T))[:, None]
+    return out
+
+
+def _nanmean(rows: Sequence[np.ndarray]) -> np.ndarray:
+    """Mean over ``rows`` without the NaN; NaN where nothing is left."""
+    stacked = np.stack(rows)
+    count = np.isfinite(stacked).sum(0)
+    with np.errstate(invalid="ignore"):
+        return np.where(count > 0, np.nansum(stacked, axis=0) / np.maximum(count, 1), np.nan)
+
+
+def estimate(value_R: np.ndarray) -> dict[str, float] | None:
+    """``value`` on the data and the 95 % percentile interval of the draws; None where the data give no value."""
+    if not np.isfinite(value_R[0]):
+        return None
+    low, high = np.nanpercentile(value_R[1:], _INTERVAL)
+    return {"value": float(value_R[0]), "ci_low": float(low), "ci_high": float(high)}
+
+
+def at_threshold(score_SN: np.ndarray, y_N: np.ndarray, probabilities: bool) -> dict[str, float | None]:
+    """Balanced accuracy, sensitivity and specificity at score 0; Brier score and calibration error of probabilities.
+
+    Means over seeds. The expected calibration error uses ten equal bins of the predicted probability (Guo et al. 2017).
+    """
+    rows = []
+    for score_N in score_SN:
+        known = np.isfinite(score_N)
+        score_N, y = score_N[known], y_N[known]
+        called = score_N > 0
+        sensitivity, specificity = called[y == 1].mean(), (~called[y == 0]).mean()
+        p_N = 1 / (1 + np.exp(-np.clip(score_N, -500, 500)))
+        bins = np.minimum((p_N * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
+        gaps = [abs(p_N[bins == b].mean() - y[bins == b].mean()) * (bins == b).mean() for b in set(bins.tolist())]
+        brier = ((p_N - y) ** 2).mean()
+        rows.append(((sensitivity + specificity) / 2, sensitivity, specificity, brier, sum(gaps)))
+    means = [float(v) for v in np.mean(rows, axis=0)]
+    names = ("balanced_accuracy", "sensitivity", "specificity", "brier", "calibration_error")
+    return {n: v if probabilities or n not in names[3:] else None for n, v in zip(names, means, strict=True)}
+
+
+def all_scores(
+    score_SN: np.ndarray,
+    y_N: np.ndarray,
+    sites: Sequence[str],
+    weight_RN: np.ndarray,
+    unseen_N: np.ndarray,
+    probabilities: bool,
+) -> dict[str, Any]:
+    """Everything that is reported of one classifier, as JSON types.
+
+    ``auroc`` pools the units of all test parts; ``auroc_sites`` is the mean over sites of the AUROC within a site;
+    ``auroc_centred`` pools after each site's mean score is subtracted (transductive); ``auroc_unseen`` pools the
+    subjects that pretraining has not seen. Each is None where it is not defined.
+    """
+    per_site = by_site(score_SN, y_N, sites, weight_RN)
+    unseen_R = pooled(score_SN, y_N, weight_RN * unseen_N)
+    per_seed = [float(auroc(score_N, y_N, weight_RN[:1])[0]) for score_N in score_SN]
+    return {
+        "auroc": estimate(pooled(score_SN, y_N, weight_RN)),
+        "auroc_sd_over_seeds": float(np.std(per_seed)) if len(per_seed) > 1 else None,
+        "auroc_sites": estimate(_nanmean(list(per_site.values()))) if per_site else None,
+        "auroc_centred": estimate(pooled(centred(score_SN, sites), y_N, weight_RN)) if per_site else None,
+        "auroc_unseen": estimate(unseen_R),
+        "per_site": {site: estimate(value_R) for site, value_R in per_site.items()},
+        **at_threshold(score_SN, y_N, probabilities),
+    }
+
+
+def difference(
+    score_SN: np.ndarray, other_SN: np.ndarray, measure: Callable[[np.ndarray], np.ndarray]
+) -> dict[str, float] | None:
+    """``measure`` of the first minus that of the other, paired: both are taken on the same draws of subjects."""
+    return estimate(measure(score_SN) - measure(other_SN))
+
+
+def roc_curve(score_SN: np.ndarray, y_N: np.ndarray, points: int = 101) -> list[float]:
+    """True-positive rate at evenly spaced false-positive rates 0..1, mean over seeds."""
+    grid = np.linspace(0, 1, points)
+    curves = []
+    for score_N in score_SN:
+        known = np.isfinite(score_N)
+        order = np.argsort(-score_N[known], kind="stable")
+        y = y_N[known][order]
+        ties = np.append(np.flatnonzero(np.diff(score_N[known][order])), len(y) - 1)
+        tpr = np.concatenate([[0.0], np.cumsum(y)[ties] / max(y.sum(), 1)])
+        fpr = np.concatenate([[0.0], np.cumsum(1 - y)[ties] / max((1 - y).sum(), 1)])
+        curves.append(np.interp(grid, fpr, tpr))
+    return [round(float(v), 6) for v in np.mean(curves, axis=0)]

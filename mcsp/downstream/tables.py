@@ -1,0 +1,66 @@
+"""Results as text: for the terminal, and the sentences of the report."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from mcsp.downstream.figures import PROTOCOL_NAMES
+
+
+def number(value: float | None) -> str:
+    """Three decimals; a dash for nothing."""
+    return "-" if value is None else f"{value:.3f}"
+
+
+def value(estimate: dict[str, float] | None) -> str:
+    """An estimate without its interval."""
+    return "-" if estimate is None else f"{estimate['value']:.3f}"
+
+
+def interval(estimate: dict[str, float] | None, form: str = ".3f") -> str:
+    """An estimate with its interval, in format ``form``."""
+    if estimate is None:
+        return "-"
+    return f"{estimate['value']:{form}} ({estimate['ci_low']:{form}} to {estimate['ci_high']:{form}})"
+
+
+def terminal_table(results: dict[str, Any]) -> str:
+    """The scores as plain text."""
+    simulated = [s for s, v in results["sites"].items() if v["simulated"]]
+    lines = [f"{'recordings':<11}{'tested on':<16}{'features':<27}{'classifier':<26}AUROC (95 % interval)"]
+    lines += [
+        f"{r['recordings']:<11}{r['protocol']:<16}{r['features']:<27}{r['classifier']:<26}{interval(r['auroc'])}"
+        for r in results["classification"]
+    ]
+    if results["retrieval"]:
+        lines += ["", f"{'retrieval of':<14}{'candidates':<18}{'model':<26}{'top-1':>7}{'chance':>8}"]
+    for r in results["retrieval"]:
+        candidates = f"{r['candidates']} of {r['candidates_from']}"
+        lines.append(f"{r['subjects_of']:<14}{candidates:<18}{r['model']:<26}{r['top1']:>7.3f}{r['chance']:>8.3f}")
+    if simulated:
+        lines += ["", f"simulated sites: {', '.join(simulated)}"]
+    if results["subjects_seen_in_pretraining"]:
+        seen, subjects = results["subjects_seen_in_pretraining"], results["subjects"]
+        lines += ["", f"warning: {seen} of {subjects} subjects were in the pretraining data"]
+    return "\n".join(lines + [f"note: {note}" for note in results["notes"]])
+
+
+def summary_lines(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """One sentence per block on what its numbers show and do not show."""
+    lines = []
+    for protocol, recordings in dict.fromkeys((row["protocol"], row["recordings"]) for row in rows):
+        block = [row for row in rows if (row["protocol"], row["recordings"]) == (protocol, recordings)]
+        if block[0]["features"] != "pretrained":
+            continue
+        verdicts = []
+        for row in block[1:]:
+            gain = row["pretrained_minus_this"]["auroc"]
+            if gain is not None:
+                certain = gain["ci_low"] > 0 or gain["ci_high"] < 0
+                word = ("above" if gain["value"] > 0 else "below") if certain else "not told apart from"
+                verdicts.append(f"{word} {row['features']} with {row['classifier']} ({gain['value']:+.3f})")
+        lines.append(
+            f"{recordings}, {PROTOCOL_NAMES[protocol]}: pretrained AUROC {interval(block[0]['auroc'])}; "
+            + "; ".join(verdicts)
+            + "."
+        )
+    return lines
