@@ -25,12 +25,11 @@ from mcsp.data_sharding.index import (
     Rejection,
     make_index,
     read_index,
-    sha256_file,
-    write_atomic,
     write_index,
 )
 from mcsp.data_sharding.plan import Plan, PlannedShard, make_plan, public_config, software_versions, subject_key
 from mcsp.data_sharding.shards import Receipt, build_shard
+from mcsp.data_sharding.storage import sha256_file, write_atomic
 from mcsp.schema import Recording
 
 # State of a build; not part of the corpus, and free to be deleted once the build is finished.

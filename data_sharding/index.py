@@ -5,7 +5,6 @@ Both are functions of the configuration and the inputs alone: no time, no host, 
 
 import hashlib
 import json
-import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from mcsp.data_sharding.storage import write_atomic
 from mcsp.data_sharding.table import RECORDINGS_NAME, encode_table
 from mcsp.schema import MODALITIES, SCHEMA_VERSION, SPLITS, Recording
 
@@ -30,22 +30,6 @@ class Rejection:
     modality: str
     reason: str  # a code of docs/corpus-format.md
     detail: str  # one line
-
-
-def write_atomic(path: Path, content: bytes) -> None:
-    """Write ``content`` so that ``path`` is complete or absent, also after a power cut."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def sha256_file(path: Path) -> str:
-    """SHA-256 of a file as hexadecimal digits."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def index_hash(shards: Iterable[dict[str, Any]]) -> str:

@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from mcsp.data_sharding.index import INDEX_NAME, SHARDS_NAME, Rejection, block_bounds, sha256_file
+from mcsp.data_sharding.index import INDEX_NAME, SHARDS_NAME, Rejection, block_bounds
 from mcsp.data_sharding.index import index_hash as hash_of
 from mcsp.data_sharding.index import totals as totals_of
 from mcsp.data_sharding.reader import Corpus, crc_name
 from mcsp.data_sharding.recording import REASONS
+from mcsp.data_sharding.storage import sha256_file
 from mcsp.data_sharding.table import RECORDINGS_NAME
 from mcsp.schema import BLOCK_SAMPLES, MODALITIES, SPLITS, UNITS, Recording
 

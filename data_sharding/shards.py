@@ -18,10 +18,11 @@ import numpy as np
 import webdataset
 
 from mcsp.config import CorpusConfig
-from mcsp.data_sharding.index import SHARDS_NAME, Rejection, block_bounds, sha256_file, write_atomic
+from mcsp.data_sharding.index import SHARDS_NAME, Rejection, block_bounds
 from mcsp.data_sharding.plan import PlannedSample, PlannedShard, without_dates
 from mcsp.data_sharding.reader import crc_name
 from mcsp.data_sharding.samples import SampleRecording, read_sample
+from mcsp.data_sharding.storage import sha256_file, write_atomic
 from mcsp.schema import BLOCK_SAMPLES, SCHEMA_VERSION, UNITS, Recording
 
 STORED_DTYPE = np.dtype("<f2")

@@ -38,7 +38,9 @@ def declared(*extras: str) -> set[str]:
     optional = PYPROJECT["project"]["optional-dependencies"]
     lines = PYPROJECT["project"]["dependencies"] + [line for extra in extras for line in optional[extra]]
     names = {re.split(r"[\[<>=; ]", line)[0].lower() for line in lines}
-    return {{"pyyaml": "yaml", "scikit-learn": "sklearn"}.get(name, name) for name in names}
+    return {
+        {"pyyaml": "yaml", "scikit-learn": "sklearn", "universal_pathlib": "upath"}.get(name, name) for name in names
+    }
 
 
 # Dependencies that only one place may know, wherever else their extra is installed.

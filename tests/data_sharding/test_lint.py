@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mcsp.data_sharding.index import SHARDS_NAME, index_hash, read_index, sha256_file, write_index
+from mcsp.data_sharding.index import SHARDS_NAME, index_hash, read_index, write_index
 from mcsp.data_sharding.lint import lint_corpus
 from mcsp.data_sharding.reader import Corpus, crc_name
+from mcsp.data_sharding.storage import sha256_file
 from mcsp.schema import Recording
 
 

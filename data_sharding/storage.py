@@ -1,0 +1,109 @@
+"""Where a corpus lies: a local folder, or a file system that fsspec knows (``s3://``, ``gs://``, ``memory://``).
+
+A local place is a ``pathlib.Path``, any other a ``upath.UPath``, which has the same methods. Credentials and endpoints
+are those of the file system's own package (for S3 the environment variables ``AWS_*``, with ``AWS_ENDPOINT_URL``).
+"""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeAlias
+
+from upath import UPath
+
+Location: TypeAlias = "Path | UPath"
+
+
+def location(place: "str | os.PathLike[str] | Location") -> Location:
+    """The folder or file that ``place`` names; raise ``ValueError`` for a protocol that is unknown or not installed."""
+    if isinstance(place, UPath) and not isinstance(place, Path):
+        return place
+    text = os.fspath(place)
+    protocol, separator, rest = text.partition("://")
+    if not separator:
+        return Path(text)
+    if protocol == "file":
+        return Path(rest)
+    try:
+        found = UPath(text)
+        found.fs  # noqa: B018  imports the protocol's package
+    except (ImportError, ValueError) as error:
+        raise ValueError(f"{text}: cannot use {protocol}:// ({' '.join(str(error).split())})") from None
+    return found
+
+
+def is_local(place: Location) -> bool:
+    """Whether ``place`` is a path of this machine, which ``open``, ``pread`` and ``flock`` understand."""
+    return isinstance(place, Path)
+
+
+def write_atomic(path: Location, content: bytes) -> None:
+    """Write ``content`` so that ``path`` is complete or absent, also after a power cut."""
+    with new_file(path) as temporary:
+        temporary.write_bytes(content)
+
+
+@contextmanager
+def new_file(path: Location) -> Iterator[Path]:
+    """A local file to write, which becomes ``path`` where the block ends well, and vanishes where it does not.
+
+    On a local file system: written beside ``path``, synced, renamed. On an object store: written to this machine's
+    temporary folder and uploaded as one object, which such stores show complete or not at all.
+    """
+    if isinstance(path, Path):
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    else:
+        handle, name = tempfile.mkstemp(prefix="mcsp-", suffix=".tmp")
+        os.close(handle)
+        temporary = Path(name)
+    try:
+        yield temporary
+        if isinstance(path, Path):
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        else:
+            path.fs.put_file(str(temporary), path.path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def size(path: Location) -> int | None:
+    """Length of a file in bytes; None where there is no such file."""
+    _look_again(path)
+    try:
+        return path.stat().st_size if path.is_file() else None
+    except FileNotFoundError:
+        return None
+
+
+def names(folder: Location) -> list[str]:
+    """Sorted names in a folder; none where there is no such folder."""
+    _look_again(folder)
+    try:
+        return sorted(path.name for path in folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):  # an object store has no empty folders
+        return []
+
+
+def _look_again(path: Location) -> None:
+    """Forget listings: other processes write to the same store."""
+    if not isinstance(path, Path):
+        path.fs.invalidate_cache()
+
+
+def read_range(path: Location, start: int, n_bytes: int) -> bytes:
+    """``n_bytes`` from ``start`` on, fewer at the end of the file; raise ``OSError`` where it cannot be read."""
+    if isinstance(path, Path):
+        with open(path, "rb") as file:
+            return os.pread(file.fileno(), n_bytes, start)
+    return path.fs.cat_file(path.path, start=start, end=start + n_bytes)
+
+
+def sha256_file(path: Location) -> str:
+    """SHA-256 of a file as hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
