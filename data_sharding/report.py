@@ -1,8 +1,54 @@
-"""What a corpus holds and lost, as text for a terminal."""
+"""What a corpus holds and lost: text for a terminal, and ``report.html``, one file that needs nothing else."""
 
+import html
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from mcsp.data_sharding.charts import STYLE
+from mcsp.data_sharding.index import write_atomic
+from mcsp.data_sharding.reader import Corpus
 from mcsp.data_sharding.recording import REASONS
+from mcsp.data_sharding.report_charts import MODALITY_NAMES, ORDER, anchor, side_by_side, site_charts
+from mcsp.data_sharding.survey import Group, survey
+
+REPORT_NAME = "report.html"
+
+_EXAMPLES_PER_REASON = 3
+# From these on a site is listed under "Worth a look"; ours, but for the displacement, a limit in common use
+# (Power et al. 2014, NeuroImage 84).
+_LOOK_REJECTED, _LOOK_AMPLITUDE, _LOOK_FD_MM = 0.05, 4.0, 0.5
+
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Corpus report</title><style>
+:root {{ color-scheme: light; }}
+body {{ font: 16px/1.5 system-ui, sans-serif; color: #1c1c1c; background: #fff; max-width: 74rem; margin: 1.5rem auto;
+  padding: 0 1rem; }}
+h1 {{ font-size: 1.6rem; margin: 0 0 .3rem; }} h2 {{ font-size: 1.25rem; margin: 2.4rem 0 .4rem; }}
+h3 {{ font-size: 1.05rem; margin: 1.8rem 0 .2rem; padding-top: .8rem; border-top: 1px solid #d5d5d5; }}
+p {{ margin: .3rem 0 .7rem; max-width: 48rem; }} a {{ color: #1f5a9e; }}
+.wide {{ overflow-x: auto; }} table {{ border-collapse: collapse; font-size: .92rem; min-width: 100%;
+  font-variant-numeric: tabular-nums; }}
+th, td {{ text-align: left; padding: .3rem .7rem .3rem 0; border-bottom: 1px solid #e3e3e3; vertical-align: top; }}
+th {{ font-weight: 600; border-bottom: 2px solid #bbb; }} .n {{ text-align: right; white-space: nowrap; }}
+.nowrap {{ white-space: nowrap; }} tr.sum td {{ font-weight: 600; border-top: 2px solid #bbb; }}
+code, pre {{ font: .86em ui-monospace, monospace; overflow-wrap: anywhere; }}
+pre {{ background: #f5f5f5; padding: .7rem; overflow-x: auto; }}
+td.holds {{ min-width: 11rem; }}
+.charts {{ display: grid; gap: 1rem 1.4rem; align-items: start; margin-bottom: 1rem;
+  grid-template-columns: repeat(auto-fill, minmax(min(100%, 17rem), 1fr)); }}
+.mark {{ background: #fff0c2; border-radius: .3rem; padding: 0 .4rem; font-size: .8rem; white-space: nowrap; }}
+.look {{ border-left: 4px solid #e0a800; padding: .1rem 0 .1rem 1.8rem; }}
+small, .small {{ color: #555; font-size: .87rem; }}
+{style}</style></head><body>
+{body}
+</body></html>
+"""
 
 
 def index_table(index: dict[str, Any]) -> str:
@@ -22,3 +68,175 @@ def index_table(index: dict[str, Any]) -> str:
     ]
     lines += [f"rejected {n} x {reason}: {REASONS.get(reason, '')}" for reason, n in index["reasons"].items()]
     return "\n".join(lines)
+
+
+def write_report(path: Path) -> Path:
+    """Write ``report.html`` into the finished corpus in ``path``; return the file.
+
+    Raises:
+        ValueError: there is no finished corpus.
+        OSError: the folder cannot be written.
+    """
+    corpus = Corpus(path)
+    file = path / REPORT_NAME
+    write_atomic(file, make_page(corpus.index, survey(corpus)).encode())
+    corpus.close()
+    return file
+
+
+def make_page(index: dict[str, Any], groups: Sequence[Group]) -> str:
+    """The page for the index of a corpus and its survey: the same text every time, under 5 MB at 50 sites."""
+    sections = [
+        _summary(index, groups),
+        _sites(index, groups),
+        _reasons(index),
+        side_by_side(groups),
+        site_charts(groups, [name for name, site in index["totals"]["sites"].items() if site["simulated"]]),
+        _provenance(index),
+    ]
+    return _PAGE.format(style=STYLE, body="\n".join(filter(None, sections)))
+
+
+def _summary(index: dict[str, Any], groups: Sequence[Group]) -> str:
+    everything, sites = index["totals"]["all"], index["totals"]["sites"]
+    simulated = [name for name, site in sites.items() if site["simulated"]]
+    parts = [
+        "<h1>Corpus report</h1>",
+        f"<p>{_count(len(sites), 'site')}, {_count(everything['subjects'], 'subject')}, "
+        f"{_count(everything['recordings'], 'recording')}, {everything['hours']:,.1f} hours. Of "
+        f"{everything['found']:,} recordings found, {everything['recordings']:,} are stored and "
+        f"{everything['rejected']:,} quarantined.</p>",
+    ]
+    if simulated:
+        parts.append(
+            f"<p><span class=mark>simulated</span> {html.escape(', '.join(simulated))}: made by a generator.</p>"
+        )
+    look = _worth_a_look(index, groups)
+    if look:
+        items = "".join(f"<li>{html.escape(line)}</li>" for line in look)
+        parts.append(f"<h2>Worth a look</h2><ul class=look>{items}</ul>")
+    return "\n".join(parts)
+
+
+def _worth_a_look(index: dict[str, Any], groups: Sequence[Group]) -> list[str]:
+    lines = []
+    for name, site in index["totals"]["sites"].items():
+        if site["rejected"] > _LOOK_REJECTED * site["found"]:
+            share = 100 * site["rejected"] / site["found"]
+            lines.append(f"{name}: {site['rejected']} of {site['found']} recordings quarantined ({share:.0f} %)")
+    for modality in ORDER:
+        of_modality = [g for g in groups if g.modality == modality]
+        medians = {g.site: float(np.median(g.values["amplitude"])) for g in of_modality if "amplitude" in g.values}
+        usual = float(np.median(list(medians.values()))) if medians else 0.0
+        for name, amplitude in medians.items():
+            if usual > 0 and not 1 / _LOOK_AMPLITUDE < amplitude / usual < _LOOK_AMPLITUDE:
+                lines.append(
+                    f"{name}: {MODALITY_NAMES[modality]} amplitude {amplitude:.3g}, the median of all sites is "
+                    f"{usual:.3g}; is its unit right?"
+                )
+        for group in of_modality:
+            fd = group.values.get("mean_fd_mm")
+            if fd is not None and np.median(fd) > _LOOK_FD_MM:
+                lines.append(f"{group.site}: median framewise displacement {np.median(fd):.2f} mm")
+            if len(group.sfreq) > 1:
+                lines.append(f"{group.site}: {MODALITY_NAMES[modality]} with {_rates(group)}")
+            lines += [f"{group.site}: cannot be read: {text}" for text in group.unreadable]
+    return lines
+
+
+def _sites(index: dict[str, Any], groups: Sequence[Group]) -> str:
+    by_site = {(g.site, g.modality): g for g in groups}
+    rows = []
+    for name, counts in index["totals"]["sites"].items():
+        mark = " <span class=mark>simulated</span>" if counts["simulated"] else ""
+        stored = [by_site[name, m] for m in ORDER if (name, m) in by_site]
+        link = f'<a href="#{anchor(name)}">{html.escape(name)}</a>' if stored else html.escape(name)
+        cells = [_holds(by_site.get((name, modality))) for modality in ORDER]
+        rows.append(f"<tr><td class=nowrap>{link}{mark}</td>{_counts(counts)}{''.join(cells)}</tr>")
+    blank = "<td></td>" * len(ORDER)
+    rows.append(f"<tr class=sum><td>all</td>{_counts(index['totals']['all'])}{blank}</tr>")
+    heads = ("Found", "Stored", "Quarantined", "Subjects", "Hours")
+    head = "<th>Site</th>" + "".join(f"<th class=n>{h}</th>" for h in heads)
+    head += "".join(f"<th>{MODALITY_NAMES[m]}</th>" for m in ORDER)
+    splits = "; ".join(
+        f"{split} {_count(counts['subjects'], 'subject')}, {counts['hours']:,.1f} h"
+        for split, counts in index["totals"]["splits"].items()
+    )
+    return (
+        f'<h2 id="sites">Sites</h2><div class=wide><table><tr>{head}</tr>{"".join(rows)}</table></div>'
+        f"<p class=small>Splits by subject: {splits}. Rates and channels are those of the stored recordings.</p>"
+    )
+
+
+def _counts(counts: dict[str, Any]) -> str:
+    share = f" ({100 * counts['rejected'] / counts['found']:.0f} %)" if counts["rejected"] else ""
+    values = [f"{counts['found']:,}", f"{counts['recordings']:,}", f"{counts['rejected']:,}{share}"]
+    values += [f"{counts['subjects']:,}", f"{counts['hours']:,.1f}"]
+    return "".join(f"<td class=n>{value}</td>" for value in values)
+
+
+def _holds(group: Group | None) -> str:
+    if group is None:
+        return "<td class=holds></td>"
+    counts = sorted(group.channels)
+    channels = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    noun = "parcels" if group.modality == "fmri" else "channels"
+    return f"<td class=holds>{_count(len(group.rows), 'recording')}, {_rates(group)}, {channels} {noun}</td>"
+
+
+def _rates(group: Group) -> str:
+    """Sampling rates as the modality's people say them; the common ones first."""
+
+    def text(sfreq: float) -> str:
+        return f"t_r {1 / sfreq:.4g} s" if group.modality == "fmri" else f"{sfreq:.4g} Hz"
+
+    counts: Counter[str] = Counter()
+    for sfreq, n in group.sfreq.items():
+        counts[text(sfreq)] += n
+    if len(counts) == 1:
+        return next(iter(counts))
+    shown = [f"{name} ({n})" for name, n in counts.most_common(3)]
+    return ", ".join(shown) + (f" and {len(counts) - 3} more" if len(counts) > 3 else "")
+
+
+def _reasons(index: dict[str, Any]) -> str:
+    if not index["reasons"]:
+        return "<h2>Quarantined</h2><p>Nothing: every recording that was found is stored.</p>"
+    sites: dict[str, Counter[str]] = {}
+    examples: dict[str, list[dict[str, str]]] = {}
+    for row in index["rejected"]:
+        sites.setdefault(row["reason"], Counter())[row["site"]] += 1
+        shown = examples.setdefault(row["reason"], [])
+        if len(shown) < _EXAMPLES_PER_REASON:
+            shown.append(row)
+    rows = []
+    for reason, n in sorted(index["reasons"].items(), key=lambda item: (-item[1], item[0])):
+        where = ", ".join(f"{html.escape(site)} {m:,}" for site, m in sites[reason].most_common(5))
+        more = f" and {len(sites[reason]) - 5} more" if len(sites[reason]) > 5 else ""
+        files = "<br>".join(
+            f"<code>{html.escape(row['site'])}/{html.escape(row['file'])}</code> {html.escape(row['detail'])}"
+            for row in examples[reason]
+        )
+        rows.append(
+            f"<tr><td><b>{html.escape(reason)}</b><br><small>{html.escape(REASONS.get(reason, ''))}</small></td>"
+            f"<td class=n>{n:,}</td><td>{where}{more}</td><td><small>{files}</small></td></tr>"
+        )
+    head = "<th>Reason</th><th class=n>Recordings</th><th>Sites</th><th>Examples</th>"
+    return (
+        f"<h2>Quarantined</h2><div class=wide><table><tr>{head}</tr>{''.join(rows)}</table></div>"
+        "<p class=small>What to do about each reason: docs/corpus.md of the project.</p>"
+    )
+
+
+def _provenance(index: dict[str, Any]) -> str:
+    software = ", ".join(f"{name} {version}" for name, version in sorted(index["software"].items()))
+    config = json.dumps(index["config"], indent=1, sort_keys=True)
+    return (
+        f"<h2>How it was made</h2><p>Schema version {index['schema_version']}, index hash "
+        f"<code>{index['index_hash']}</code>. {html.escape(software)}.</p>"
+        f"<details><summary>Configuration</summary><pre>{html.escape(config)}</pre></details>"
+    )
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
