@@ -3,6 +3,7 @@
 from mcsp.config.base import Config, parse_command_line
 from mcsp.config.corpus import CorpusConfig, EegConfig, FmriConfig, SiteConfig
 from mcsp.config.evaluate import EvaluateConfig
+from mcsp.config.finetune import FinetuneConfig
 from mcsp.config.model import AugmentationConfig, ModelConfig, ObjectiveConfig
 from mcsp.config.pretrain import BatchConfig, PretrainConfig
 
@@ -13,6 +14,7 @@ __all__ = [
     "CorpusConfig",
     "EegConfig",
     "EvaluateConfig",
+    "FinetuneConfig",
     "FmriConfig",
     "ModelConfig",
     "ObjectiveConfig",

@@ -1,0 +1,238 @@
+"""Fine-tuning of an export on a labelled corpus, in subject-disjoint folds beside the frozen probe.
+
+Shape letters: N units, O outputs.
+"""
+
+import copy
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from tqdm import tqdm
+
+from mcsp.batch import collate
+from mcsp.config import EvaluateConfig
+from mcsp.config.finetune import FinetuneConfig
+from mcsp.data_sharding.reader import Corpus
+from mcsp.downstream import scores
+from mcsp.downstream.classifier_model import MCSPClassifier
+from mcsp.downstream.classifiers import cross_validate, logistic
+from mcsp.downstream.evaluate import versions, with_windows
+from mcsp.downstream.features import feature_blocks, random_start, unit_features, window_starts
+from mcsp.downstream.splits import Folds, k_fold, labelled_part, leave_site_out
+from mcsp.downstream.units import Labelled, Unit, read_labels, read_seen
+from mcsp.model.pretrained import PretrainedMCSP, from_pretrained
+from mcsp.schema import Modality, Window, random_key, unit_interval, window_samples
+
+
+class Finetuning:
+    """Everything that the folds share."""
+
+    def __init__(self, config: FinetuneConfig) -> None:
+        """Open the export and the corpus and encode every unit once; ``ValueError`` where something does not fit."""
+        self.config = config
+        self.model = from_pretrained(config.model_dir)
+        self.corpus = Corpus(config.corpus_dir)
+        self.labelled: Labelled = read_labels(self.corpus, config.label, config.classes)
+        self.window_seconds = _window_seconds(config, self.model)
+        self.folds = self._folds()
+        evaluate = EvaluateConfig(
+            model_dir=config.model_dir, corpus_dir=config.corpus_dir, out_dir=config.out_dir,
+            window_seconds=self.window_seconds, windows_per_recording=config.windows_per_recording,
+            batch_size=config.batch_size,
+        )  # fmt: skip
+        self.frozen = unit_features(self.model, self.corpus, self.labelled.units, evaluate, "frozen features")
+        self.blocks = {m: feature_blocks(self.model, x_NF.shape[1]) for m, x_NF in self.frozen.items()}
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    def _folds(self) -> Folds:
+        keys, y_N, subjects = [u.key for u in self.labelled.units], self.labelled.y_N, self.labelled.subjects
+        if self.config.protocol == "kfold":
+            return k_fold(keys, y_N, subjects, self.config.folds, 1)
+        return leave_site_out(keys, y_N, subjects, self.labelled.sites)
+
+    def train(self, rows: np.ndarray, fold: int) -> tuple[MCSPClassifier, list[dict[str, float]]]:
+        """A classifier trained on the units ``rows``, and the losses of every pass.
+
+        A part of the subjects is held back; the weights of the pass with the least loss on them are kept.
+        """
+        y_N, groups_N = self.labelled.y_N, self.labelled.group_index()
+        key = random_key(self.config.seed, fold)
+        held = labelled_part(rows, y_N, groups_N, self.config.inner_fraction, key & 0xFFFFFFFF)
+        fitted = np.setdiff1d(rows, held)
+        if len(set(y_N[fitted])) < 2:
+            raise ValueError(
+                f"fold {fold}: expected two classes beside the inner split, found {len(fitted)} units of one"
+            )
+        sizes = {m: x_NF.shape[1] for m, x_NF in self.frozen.items()}
+        classifier = MCSPClassifier(copy.deepcopy(self.model), 2, sizes, self.config.depth).to(self.device)
+        classifier.check_protocol()
+        fit_features = {m: torch.tensor(x_NF[fitted], dtype=torch.float32) for m, x_NF in self.frozen.items()}
+        classifier.standardise_by(fit_features, self.blocks)
+        optimizer = self._optimizer(classifier)
+        weight_O = torch.tensor(len(fitted) / (2 * np.bincount(y_N[fitted], minlength=2)), dtype=torch.float32)
+        history: list[dict[str, float]] = []
+        best, kept = float("inf"), copy.deepcopy(classifier.state_dict())
+        for pass_ in range(self.config.max_passes):
+            train_loss = self._one_pass(classifier, optimizer, fitted, random_key(key, pass_), weight_O)
+            logits_NO = self.logits(classifier, held)
+            loss = float(F.cross_entropy(logits_NO, torch.tensor(y_N[held]), weight_O))
+            history.append({"pass": pass_ + 1, "loss": train_loss, "inner_loss": loss})
+            if loss < best:
+                best, kept = loss, copy.deepcopy(classifier.state_dict())
+            elif pass_ + 1 - int(np.argmin([h["inner_loss"] for h in history])) > self.config.patience:
+                break
+        classifier.load_state_dict(kept)
+        return classifier, history
+
+    def _optimizer(self, classifier: MCSPClassifier) -> torch.optim.Optimizer:
+        groups = []
+        for module, rate in (
+            (classifier.heads, self.config.learning_rate),
+            (classifier.model, self.config.encoder_learning_rate),
+        ):
+            parameters = [p for p in module.parameters() if p.requires_grad]
+            for matrices, decay in ((True, self.config.weight_decay), (False, 0.0)):
+                chosen = [p for p in parameters if (p.ndim >= 2) == matrices]
+                groups.append({"params": chosen, "lr": rate, "weight_decay": decay})
+        return torch.optim.AdamW([group for group in groups if group["params"]])
+
+    def _one_pass(
+        self,
+        classifier: MCSPClassifier,
+        optimizer: torch.optim.Optimizer,
+        rows: np.ndarray,
+        key: int,
+        weight_O: torch.Tensor,
+    ) -> float:
+        classifier.train()
+        order = rows[np.random.default_rng(key).permutation(len(rows))]
+        total = 0.0
+        for first in range(0, len(order), self.config.batch_size):
+            chosen = order[first : first + self.config.batch_size]
+            windows = [self._cut(self.labelled.units[i], random_key(key, int(i))) for i in chosen]
+            signals = collate(windows).to(self.device).signals
+            y = torch.tensor(self.labelled.y_N[chosen], device=self.device)
+            loss = F.cross_entropy(classifier(signals, len(chosen)), y, weight_O.to(self.device))
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_([p for p in classifier.parameters() if p.grad is not None], 1.0)
+            optimizer.step()
+            total += float(loss.detach()) * len(chosen)
+        return total / len(order)
+
+    def _cut(self, unit: Unit, key: int) -> list[Window]:
+        """One random window of each modality of a unit, sometimes of one modality only."""
+        modalities = [m for m in self.frozen if unit.of(m)]
+        if len(modalities) == 2 and unit_interval(random_key(key, 1)) < self.config.modality_dropout:
+            modalities = [modalities[int(unit_interval(random_key(key, 2)) * 2)]]
+        windows = []
+        for modality in modalities:
+            recordings = unit.of(modality)
+            recording = recordings[int(unit_interval(random_key(key, 3)) * len(recordings))]
+            length = min(window_samples(recording, self.window_seconds[modality]), recording.n_samples)
+            start = random_start(recording, length, unit_interval(random_key(key, 4)))
+            windows.append(self.corpus.read_window(recording, start, length))
+        return windows
+
+    @torch.inference_mode()
+    def logits(self, classifier: MCSPClassifier, rows: Sequence[int] | np.ndarray) -> torch.Tensor:
+        """Logits of units, mean over their windows, ``(len(rows), O)`` on the CPU."""
+        classifier.eval()
+        out = []
+        for i in rows:
+            signals: dict[Modality, Any] = {}
+            for modality in self.frozen:
+                windows = list(self._even_windows(self.labelled.units[i], modality))
+                if windows:
+                    signal = collate([[w] for w in windows]).to(self.device).signals[modality]
+                    signals[modality] = signal.replace(sample_B=torch.zeros_like(signal.sample_B))
+            out.append(classifier(signals, 1)[0].float().cpu())
+        return torch.stack(out)
+
+    def _even_windows(self, unit: Unit, modality: Modality) -> Iterator[Window]:
+        for recording in unit.of(modality):
+            length = min(window_samples(recording, self.window_seconds[modality]), recording.n_samples)
+            for start in window_starts(recording, length, self.config.windows_per_recording):
+                yield self.corpus.read_window(recording, start, length)
+
+
+def _window_seconds(config: FinetuneConfig, model: PretrainedMCSP) -> dict[Modality, float]:
+    evaluate = EvaluateConfig(
+        model_dir=config.model_dir,
+        corpus_dir=config.corpus_dir,
+        out_dir=config.out_dir,
+        window_seconds=config.window_seconds,
+    )
+    seconds = with_windows(evaluate, model).window_seconds
+    assert seconds is not None
+    return seconds
+
+
+def finetune(config: FinetuneConfig) -> dict[str, Any]:
+    """Fine-tune in every fold, test, and write ``results.json`` into ``config.out_dir``.
+
+    Returns:
+        The content of ``results.json``: scores of the fine-tuned model and of the frozen logistic probe on the same
+        folds, their paired difference, and the numbers of trained parameters.
+
+    Raises:
+        ValueError: an unusable export or corpus, or labels from which no folds can be made; one line.
+    """
+    run = Finetuning(config)
+    y_N, sites = run.labelled.y_N, run.labelled.sites
+    groups_N = run.labelled.group_index()
+    score_SN = np.full((1, len(y_N)), np.nan)
+    histories = []
+    trained: dict[str, int] = {}
+    for fold, (train, test) in enumerate(tqdm(run.folds.by_seed[0], desc=f"fine-tuning, {config.depth}", unit="fold")):
+        classifier, history = run.train(train, fold)
+        logits_NO = run.logits(classifier, test)
+        score_SN[0, test] = (logits_NO[:, 1] - logits_NO[:, 0]).numpy()
+        histories.append(history)
+        trained = classifier.trainable()
+    weight_RN = scores.subject_weights(groups_N)
+    seen = read_seen(config.model_dir) or frozenset()
+    unseen_N = np.array([s not in seen for s in run.labelled.subjects], dtype=float)
+    rows = [{"features": "fine-tuned", **scores.all_scores(score_SN, y_N, sites, weight_RN, unseen_N, True)}]
+    frozen = _frozen_scores(run, groups_N)
+    if frozen is not None:
+        gain = scores.difference(score_SN, frozen, lambda s: scores.pooled(s, y_N, weight_RN))
+        rows.append({"features": "frozen", **scores.all_scores(frozen, y_N, sites, weight_RN, unseen_N, True)})
+        rows[0]["finetuned_minus_frozen"] = gain
+    results = {
+        "versions": versions(),
+        "config": config.dump(),
+        "corpus_index_hash": run.corpus.index_hash,
+        "classes": run.labelled.classes,
+        "units": len(y_N),
+        "subjects": len(set(run.labelled.subjects)),
+        "subjects_seen_in_pretraining": len(set(run.labelled.subjects) & seen),
+        "splits_sha256": run.folds.sha256,
+        "parameters": trained,
+        "scores": rows,
+        "passes": histories,
+    }
+    config.out_dir.mkdir(parents=True, exist_ok=True)
+    (config.out_dir / "results.json").write_text(json.dumps(results, indent=2, allow_nan=False) + "\n")
+    if config.save_model:
+        classifier, _ = run.train(np.arange(len(y_N)), len(run.folds.by_seed[0]))
+        state = {name: t.detach().cpu().contiguous() for name, t in classifier.state_dict().items()}
+        save_file(
+            state, config.out_dir / "classifier.safetensors", metadata={"classes": json.dumps(run.labelled.classes)}
+        )
+    return results
+
+
+def _frozen_scores(run: Finetuning, groups_N: np.ndarray) -> np.ndarray | None:
+    """The logistic probe on the frozen features in the same folds; None where a unit lacks a modality."""
+    modalities = list(run.frozen)
+    x_NF = np.concatenate([run.frozen[m] for m in modalities], axis=1)
+    if not np.isfinite(x_NF).all():
+        return None
+    blocks = [size for m in modalities for size in run.blocks[m]]
+    return cross_validate(logistic(blocks), x_NF, run.labelled.y_N, groups_N, run.folds)
