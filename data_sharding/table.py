@@ -101,7 +101,7 @@ def encode_table(recordings: Iterable[Recording]) -> pa.Buffer:
 
 
 def _numpy(array: pa.Array) -> np.ndarray:
-    """Numbers where they lie, or booleans unpacked; ``pa.Array.to_numpy`` would first import pandas, 30 MB and 0.5 s."""
+    """Numbers where they lie, or booleans unpacked; ``pa.Array.to_numpy`` would import pandas, 30 MB and 0.5 s."""
     buffer = array.buffers()[1]
     if array.type == pa.bool_():
         bits = np.unpackbits(np.frombuffer(buffer, np.uint8), bitorder="little")
@@ -116,6 +116,7 @@ class Recordings(Sequence[Recording]):
     def __init__(self, batch: pa.RecordBatch) -> None:
         """Wrap the result of :func:`make_batch` or of a mapped file."""
         self._batch = batch
+        self._file: Path | None = None
         self._read = [(f.name, self._reader(f.name)) for f in fields(Recording)]
 
     @classmethod
@@ -143,7 +144,13 @@ class Recordings(Sequence[Recording]):
             raise ValueError(
                 f"{file}: expected one batch of the columns of this version, found {len(batches)}, {other}"
             )
-        return cls(batches[0])
+        recordings = cls(batches[0])
+        recordings._file = file
+        return recordings
+
+    def __reduce__(self) -> Any:
+        """Another process maps the same file."""
+        return (type(self), (self._batch,)) if self._file is None else (type(self).open, (self._file,))
 
     def __len__(self) -> int:
         return self._batch.num_rows

@@ -31,6 +31,15 @@ class PretrainConfig(Config):
     hemodynamic_delay_seconds: float = Field(
         5.0, description="BOLD windows start this much after the EEG of a simultaneous pair"
     )
+    site_temperature: float = Field(
+        1.0,
+        ge=1,
+        allow_inf_nan=False,
+        description="sites are drawn in proportion to size^(1/T): 1 every sample equally often, 1000 every site",
+    )
+    shuffle_shards: int = Field(
+        0, ge=0, description="shuffle within groups of so many shards, for remote or slow disks; 0: whole corpus"
+    )
     model: ModelConfig = Field(ModelConfig(), description="architecture")
     objective: ObjectiveConfig = Field(ObjectiveConfig(), description="weights of the loss terms")
     augmentation: AugmentationConfig = Field(AugmentationConfig(), description="strengths of the views")

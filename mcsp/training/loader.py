@@ -8,7 +8,6 @@ from torch.utils.data import DataLoader, Dataset
 
 from mcsp.batch import Batch, collate
 from mcsp.data_sharding.reader import Corpus
-from mcsp.schema import MODALITIES, Modality
 from mcsp.training.schedule import Schedule
 
 
@@ -22,7 +21,6 @@ class StepDataset(Dataset[list[Batch]]):
             world_size * micro_batches,
             micro_batches,
         )
-        self.shapes = padded_shapes(schedule)
 
     def __getitem__(self, step: int) -> list[Batch]:
         return [self._share(step, self.first_share + i) for i in range(self.micro_batches)]
@@ -30,18 +28,7 @@ class StepDataset(Dataset[list[Batch]]):
     def _share(self, step: int, share: int) -> Batch:
         draws = list(self.schedule.draws(step, share, self.shares))
         windows = [[self.corpus.read_window(c.recording, c.start, c.n_samples) for c in draw.cuts] for draw in draws]
-        return collate(windows, [draw.key for draw in draws], self.shapes)
-
-
-def padded_shapes(schedule: Schedule) -> dict[Modality, tuple[int, int]]:
-    """Most channels and time samples of any window of the run: the one shape that every batch is padded to."""
-    shapes: dict[Modality, tuple[int, int]] = {}
-    recordings = [r for stream in schedule.streams for sample in stream.samples for r in sample]
-    for modality in MODALITIES:
-        mine = [r for r in recordings if r.modality == modality]
-        if mine:
-            shapes[modality] = (max(r.n_channels for r in mine), max(schedule.samples_of(r) for r in mine))
-    return shapes
+        return collate(windows, [draw.key for draw in draws], self.schedule.shapes)
 
 
 def _same(batch: Any) -> Any:

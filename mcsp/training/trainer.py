@@ -60,12 +60,14 @@ class Embedded(NamedTuple):
 def schedule_of(config: PretrainConfig, corpus: Corpus) -> Schedule:
     """What the steps of a run read from the training split."""
     return Schedule(
-        corpus.samples("train"),
+        corpus.recordings,
         index_hash=corpus.index_hash,
         seed=config.seed,
         quota=config.batch,
         window_seconds=config.window_seconds,
         delay_seconds=config.hemodynamic_delay_seconds,
+        site_temperature=config.site_temperature,
+        shuffle_shards=config.shuffle_shards,
     )
 
 
