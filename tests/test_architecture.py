@@ -45,7 +45,7 @@ def declared(*extras: str) -> set[str]:
 
 # Dependencies that only one place may know, wherever else their extra is installed.
 ONLY_IN = {
-    "triton": re.compile(r"kernels/\w+/fused\.py"),
+    "triton": re.compile(r"kernels/\w+/fused\w*\.py"),
     "deepspeed": re.compile(r"mcsp/training/engine\.py"),
     "ray": re.compile(r"data_sharding/corpus\.py"),
 }

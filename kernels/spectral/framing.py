@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 # Floor of a channel without any variation, in unit^2/Hz; far below the noise of any amplifier, in uV or in V.
 FLAT_POWER = 1e-20
@@ -20,6 +21,7 @@ _BLOCK_SAMPLES = 2**19
 # Frequencies from which a CPU's FFT, which computes all bins, is faster than a product for the wanted ones alone; on a
 # GPU the frame's length decides. Both count only where the frequencies are bins of the frame.
 _FFT_FREQS_CPU, _FFT_LENGTH_GPU = 24, 1000
+_READ = WeakTensorKeyDictionary()  # values of tensors on a GPU
 _SAME = 1e-6  # relative difference of frequencies that count as one: float32 rates carry no more
 
 
@@ -55,32 +57,44 @@ def planned_rows(
     frame_seconds: float | None,
     hop_seconds: float | None,
     by_span: bool,
-) -> tuple[Tensor, list[tuple[float, int, int]]]:
-    """Check the inputs; which samples count, and each row's (rate [Hz], samples per frame, samples between frames).
+) -> list[tuple[float, int, int]]:
+    """Check the inputs; each row's rate [Hz], samples per frame, and samples between frames.
 
     A row that is one frame has hop 0, and as length its T or, ``by_span``, that from first to last valid sample.
     """
     if x_BCT.ndim != 3 or min(x_BCT.shape) < 1 or not x_BCT.is_floating_point():
         raise ValueError(f"x_BCT: expected a floating tensor (B, C, T), found {x_BCT.dtype} {tuple(x_BCT.shape)}")
     rows, _, n_times = x_BCT.shape
-    if time_valid_BT is None:
-        time_valid_BT = torch.ones(rows, n_times, dtype=torch.bool, device=x_BCT.device)
-    if time_valid_BT.shape != (rows, n_times) or time_valid_BT.dtype != torch.bool:
+    if time_valid_BT is not None and (time_valid_BT.shape != (rows, n_times) or time_valid_BT.dtype != torch.bool):
         found = f"{time_valid_BT.dtype} {tuple(time_valid_BT.shape)}"
         raise ValueError(f"time_valid_BT: expected bool {(rows, n_times)}, found {found}")
     if sfreq_B.shape != (rows,):
         raise ValueError(f"sfreq_B: expected shape ({rows},), found {tuple(sfreq_B.shape)}")
-    rates: list[float] = sfreq_B.tolist()
+    rates = on_host(sfreq_B)
     if any(not (rate > 0 and math.isfinite(rate)) for rate in rates):
         raise ValueError(f"sfreq_B: expected positive rates in Hz, found {rates}")
     if frame_seconds is not None:
         plan = {rate: frame_samples(n_times, rate, frame_seconds, hop_seconds) for rate in sorted(set(rates))}
-        return time_valid_BT, [(rate, *plan[rate]) for rate in rates]
+        return [(rate, *plan[rate]) for rate in rates]
     spans = [n_times] * rows
-    if by_span:
+    if by_span and time_valid_BT is not None:
         first_B, last_B = valid_ends(time_valid_BT)
         spans = (last_B - first_B + 1).int().tolist()
-    return time_valid_BT, [(rate, span, 0) for rate, span in zip(rates, spans, strict=True)]
+    return [(rate, span, 0) for rate, span in zip(rates, spans, strict=True)]
+
+
+def on_host(x: Tensor) -> list[float]:
+    """The values; those of a tensor on a GPU are read once for as long as it lives and does not change.
+
+    So a second call with it waits for nothing, and a CUDA graph can hold that call.
+    """
+    if x.device.type == "cpu" or x.is_inference():  # inference tensors do not count their changes
+        return x.tolist()
+    version, values = _READ.get(x, (-1, []))
+    if version != x._version:
+        values = x.tolist()
+        _READ[x] = (x._version, values)
+    return values
 
 
 def blocks(
@@ -92,8 +106,9 @@ def blocks(
     by_span: bool = False,
 ) -> Iterator[Block]:
     """Check the inputs and yield blocks of rows with one rate each (``by_span``: and with one valid length each)."""
-    valid_BT, plan = planned_rows(x_BCT, sfreq_B, time_valid_BT, frame_seconds, hop_seconds, by_span)
+    plan = planned_rows(x_BCT, sfreq_B, time_valid_BT, frame_seconds, hop_seconds, by_span)
     rows, channels, n_times = x_BCT.shape
+    valid_BT = x_BCT.new_ones(rows, n_times, dtype=torch.bool) if time_valid_BT is None else time_valid_BT
     x_BCT = x_BCT if x_BCT.dtype == torch.float64 else x_BCT.float()
     most = max(1, _BLOCK_SAMPLES // (channels * n_times)) if x_BCT.device.type == "cpu" else rows
     for kind in sorted(set(plan)):
@@ -162,13 +177,12 @@ def _transform(centred: Tensor, window: Tensor, sfreq: float, freqs_F: Tensor) -
     """
     length = centred.shape[-1]
     one_sided_F = _one_sided(freqs_F, sfreq)
-    cycles_F = freqs_F * (length / sfreq)
-    bins_F = cycles_F.round().clamp(max=length // 2)
-    # A bin that is off by d turns the phase by 2 pi d over the frame; beyond Nyquist the value does not matter.
-    on_bins = bool((((cycles_F - bins_F).abs() < 1e-9 * length) | (one_sided_F == 0)).all())
+    bins_1F, on_bins_1 = bins_of(freqs_F, sfreq, torch.tensor([length]))
     long = len(freqs_F) >= _FFT_FREQS_CPU if centred.device.type == "cpu" else length >= _FFT_LENGTH_GPU
-    if on_bins and long:
-        spectrum = _take(torch.fft.rfft(centred * window), bins_F.int().tolist())
+    if on_bins_1.item() and long:
+        # Beyond Nyquist the value does not matter.
+        bins_F = torch.where(bins_1F[0] < 0, length // 2, bins_1F[0])
+        spectrum = _take(torch.fft.rfft(centred * window), bins_F.tolist())
         return spectrum.real, spectrum.imag, one_sided_F
     basis = fourier_basis(length, sfreq, freqs_F).to(centred)
     with torch.autocast(centred.device.type, enabled=False):
@@ -177,6 +191,19 @@ def _transform(centred: Tensor, window: Tensor, sfreq: float, freqs_F: Tensor) -
         spectrum = centred @ (basis * window.reshape(-1, 1)) if one else (centred * window) @ basis
     re, im = spectrum.chunk(2, dim=-1)
     return re, im, torch.ones(())
+
+
+def bins_of(freqs_F: Tensor, sfreq: float, length_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Bins ``(N, F)`` of transforms of each length that are nearest to the frequencies, -1 above ``sfreq / 2``.
+
+    Second, whether all frequencies of a length are bins, ``(N,)``: a bin that is off by d turns the phase by 2 pi d
+    over the frame.
+    """
+    cycles_NF = length_N[:, None].double() * (freqs_F / sfreq)
+    bins_NF = torch.minimum(cycles_NF.round(), (length_N // 2)[:, None])
+    above_F = _one_sided(freqs_F, sfreq) == 0
+    on_bins_N = (((cycles_NF - bins_NF).abs() < 1e-9 * length_N[:, None]) | above_F).all(1)
+    return bins_NF.masked_fill(above_F, -1).long(), on_bins_N
 
 
 def fourier_basis(length: int, sfreq: float, freqs_F: Tensor) -> Tensor:

@@ -1,19 +1,36 @@
 # mypy: allow-untyped-defs
 """Log-power in Triton: frames are read straight from the signal, transformed as a matrix product, and only the result
-is written. Meant for frames of up to about 1,000 samples; beyond, an FFT needs fewer operations.
+is written. For frames of up to about 1,000 samples; ``fused_fft`` has those for longer ones.
 
-One launch serves rows of any sampling rate: each has its frame length, hop, window and basis in tables. The mean (and
-line) is removed in float32 before the product rounds anything. The backward pass keeps the signal and the result only:
-one kernel transforms each frame again and writes the gradient at its frequencies, a second one gathers, for every
+One launch serves rows of any sampling rate: each has its frame length, hop, window, basis and bands in tables. The mean
+(and line) is removed in float32 before the product rounds anything. The backward pass keeps the signal and the result
+only: one kernel transforms each frame again and writes the gradient at its frequencies, a second one gathers, for every
 sample, the frames that cover it, so nothing is added atomically and the same input gives the same bits.
 
-Shape letters: B rows, C channels, T time samples, P frames, L samples per frame, F frequencies, W windows, G bases.
+Shape letters: B rows, C channels, T time samples, P frames, L samples per frame, F frequencies, K bands, W windows,
+G kinds of rows. OUT values per frame are written: its F frequencies where KP is 0, else its K <= KP bands.
 """
 
 import triton
 import triton.language as tl
 
 INTERPRETED = bool(triton.knobs.runtime.interpret)
+_UPCAST = tl.constexpr(INTERPRETED)
+
+
+@triton.jit
+def _dot(a, b, total, PRECISION: tl.constexpr):
+    """``total + a @ b``; "bf16" rounds both, the others are what ``tl.dot`` calls them."""
+    if PRECISION == "bf16":
+        a = a.to(tl.bfloat16)
+        b = b.to(tl.bfloat16)
+        if _UPCAST:  # the interpreter multiplies bfloat16 wrongly, without a word
+            a = a.to(tl.float32)
+            b = b.to(tl.float32)
+        total = tl.dot(a, b, total)
+    else:
+        total = tl.dot(a, b, total, input_precision=PRECISION)
+    return total
 
 
 @triton.jit
@@ -57,8 +74,8 @@ def _transform(
         norm2 += tl.sum(x * x, 1)
         x = x * tl.load(window_ptr + n)[None, :]
         place = n[:, None] * (2 * FP) + f[None, :]
-        re = tl.dot(x, tl.load(basis_ptr + place), re, input_precision=PRECISION)
-        im = tl.dot(x, tl.load(basis_ptr + place + FP), im, input_precision=PRECISION)
+        re = _dot(x, tl.load(basis_ptr + place), re, PRECISION)
+        im = _dot(x, tl.load(basis_ptr + place + FP), im, PRECISION)
     # What rounding left of the mean, whose transform is known, would show at 0 Hz.
     rest = rest / tl.maximum(count, 1.0)
     re -= rest[:, None] * tl.load(sums_ptr + f)[None, :]
@@ -70,46 +87,82 @@ def _transform(
 
 
 @triton.jit
-def forward_kernel(
-    x_ptr, valid_ptr, rows_ptr, count_ptr, share_ptr, level_ptr, window_ptr, line_ptr, basis_ptr, sums_ptr, out_ptr,
-    C, T, stride_b, stride_c, eps, flat,
-    P: tl.constexpr, FRAMES: tl.constexpr, F: tl.constexpr, FP: tl.constexpr, LP: tl.constexpr, BC: tl.constexpr,
-    BF: tl.constexpr, BT: tl.constexpr, LINEAR: tl.constexpr, LOG: tl.constexpr, PRECISION: tl.constexpr,
+def _density(
+    x_ptr, valid_ptr, window_ptr, line_ptr, basis_ptr, sums_ptr, count_ptr, share_ptr, per_sample, length, hop, first,
+    stride_c, c, channels_ok, f, eps,
+    FRAMES: tl.constexpr, FP: tl.constexpr, LP: tl.constexpr, BC: tl.constexpr, BF: tl.constexpr, BT: tl.constexpr,
+    LINEAR: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Density plus its floor, (B, C, P / FRAMES, F): the mean over FRAMES frames that count; LOG takes log10."""
+    """Density of BC channels at BF frequencies and its floor, the mean over FRAMES frames that count."""
+    total = tl.zeros((BC, BF), tl.float32)
+    floor = tl.zeros((BC,), tl.float32)
+    for j in range(FRAMES):
+        count, share = tl.load(count_ptr + first + j), tl.load(share_ptr + first + j)
+        re, im, _, _, norm2, lively = _transform(
+            x_ptr, valid_ptr, window_ptr, line_ptr, basis_ptr, sums_ptr, (first + j) * hop,
+            tl.where(share > 0, length, 0), count, stride_c, c, channels_ok, f, FP, LP, BC, BF, BT, LINEAR, PRECISION,
+        )  # fmt: skip
+        total += (re * re + im * im) * (lively * share)[:, None]
+        floor += norm2 * (lively * share) * (eps * per_sample / tl.maximum(count, 1.0))
+    return total, floor
+
+
+@triton.jit
+def forward_kernel(
+    x_ptr, valid_ptr, rows_ptr, count_ptr, share_ptr, level_ptr, window_ptr, line_ptr, basis_ptr, sums_ptr, pool_ptr,
+    out_ptr, C, stride_b, stride_c, stride_valid, eps, flat,
+    P: tl.constexpr, FRAMES: tl.constexpr, OUT: tl.constexpr, FP: tl.constexpr, KP: tl.constexpr, LP: tl.constexpr,
+    BC: tl.constexpr, BF: tl.constexpr, BT: tl.constexpr, LINEAR: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Log10 of density plus its floor, (B, C, P / FRAMES, OUT): of the mean over FRAMES frames that count."""
     b = tl.program_id(0).to(tl.int64)
     c = tl.program_id(1) * BC + tl.arange(0, BC)
-    block = tl.program_id(2)
-    f = (block % (FP // BF)) * BF + tl.arange(0, BF)
-    group = block // (FP // BF)
     w, g = tl.load(rows_ptr + b * 4).to(tl.int64), tl.load(rows_ptr + b * 4 + 1).to(tl.int64)
     length, hop = tl.load(rows_ptr + b * 4 + 2), tl.load(rows_ptr + b * 4 + 3)
     per_sample = tl.load(level_ptr + b)
     channels_ok = c < C
-    total = tl.zeros((BC, BF), tl.float32)
-    for j in range(FRAMES):
-        p = group * FRAMES + j
-        count, share = tl.load(count_ptr + b * P + p), tl.load(share_ptr + b * P + p)
-        re, im, _, _, norm2, lively = _transform(
-            x_ptr + b * stride_b, valid_ptr + b * T, window_ptr + w * LP, line_ptr + w * LP,
-            basis_ptr + g * (LP * 2 * FP), sums_ptr + w * (4 * FP), p * hop, tl.where(share > 0, length, 0), count,
-            stride_c, c, channels_ok, f, FP, LP, BC, BF, BT, LINEAR, PRECISION,
+    x_ptr += b * stride_b
+    valid_ptr += b * stride_valid
+    basis_ptr += g * (LP * 2 * FP)
+    if KP == 0:
+        group = tl.program_id(2) // (FP // BF)
+        o = (tl.program_id(2) % (FP // BF)) * BF + tl.arange(0, BF)
+        total, floor = _density(
+            x_ptr, valid_ptr, window_ptr + w * LP, line_ptr + w * LP, basis_ptr, sums_ptr + w * (4 * FP),
+            count_ptr + b * P, share_ptr + b * P, per_sample, length, hop, group * FRAMES, stride_c, c, channels_ok, o,
+            eps, FRAMES, FP, LP, BC, BF, BT, LINEAR, PRECISION,
         )  # fmt: skip
-        floor = norm2 * (eps * per_sample / tl.maximum(count, 1.0))
-        total += ((re * re + im * im) + floor[:, None]) * (lively * share)[:, None]
-    if LOG:
-        total = tl.log2(total + flat) * 0.3010299956639812
-    place = ((b * C + c.to(tl.int64)) * (P // FRAMES) + group)[:, None] * F + f[None, :]
-    tl.store(out_ptr + place, total, mask=channels_ok[:, None] & (f < F)[None, :])
+    else:
+        group = tl.program_id(2)
+        o = tl.arange(0, KP)
+        total = tl.zeros((BC, KP), tl.float32)
+        floor = tl.zeros((BC,), tl.float32)
+        for i in range(FP // BF):
+            f = i * BF + tl.arange(0, BF)
+            power, floor = _density(
+                x_ptr, valid_ptr, window_ptr + w * LP, line_ptr + w * LP, basis_ptr, sums_ptr + w * (4 * FP),
+                count_ptr + b * P, share_ptr + b * P, per_sample, length, hop, group * FRAMES, stride_c, c,
+                channels_ok, f, eps, FRAMES, FP, LP, BC, BF, BT, LINEAR, PRECISION,
+            )  # fmt: skip
+            total = _dot(power, tl.load(pool_ptr + (g * FP + f[:, None]) * KP + o[None, :]), total, PRECISION)
+    value = tl.log2(total + floor[:, None] + flat) * 0.3010299956639812
+    place = ((b * C + c.to(tl.int64)) * (P // FRAMES) + group)[:, None] * OUT + o[None, :]
+    tl.store(out_ptr + place, value, mask=channels_ok[:, None] & (o < OUT)[None, :])
+
+
+@triton.jit
+def _power_gradient(out_ptr, grad_ptr, place, known):
+    """Gradient of the density from that of its logarithm."""
+    grad = tl.load(grad_ptr + place, mask=known, other=0.0).to(tl.float32)
+    return grad * tl.exp2(tl.load(out_ptr + place, mask=known, other=0.0) * -3.321928094887362) * 0.4342944819
 
 
 @triton.jit
 def frequency_gradient_kernel(
-    x_ptr, valid_ptr, rows_ptr, count_ptr, share_ptr, level_ptr, window_ptr, line_ptr, basis_ptr, sums_ptr,
-    out_ptr, grad_ptr, work_ptr, stats_ptr,
-    C, T, stride_b, stride_c, eps,
-    P: tl.constexpr, FRAMES: tl.constexpr, F: tl.constexpr, FP: tl.constexpr, LP: tl.constexpr, BC: tl.constexpr,
-    BF: tl.constexpr, BT: tl.constexpr, LINEAR: tl.constexpr, LOG: tl.constexpr, PRECISION: tl.constexpr,
+    x_ptr, valid_ptr, rows_ptr, count_ptr, share_ptr, level_ptr, window_ptr, line_ptr, basis_ptr, sums_ptr, pool_ptr,
+    out_ptr, grad_ptr, work_ptr, stats_ptr, C, stride_b, stride_c, stride_valid, eps,
+    P: tl.constexpr, FRAMES: tl.constexpr, OUT: tl.constexpr, FP: tl.constexpr, KP: tl.constexpr, LP: tl.constexpr,
+    BC: tl.constexpr, BF: tl.constexpr, BT: tl.constexpr, LINEAR: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Per frame: gradients of the cosine and sine parts, and the numbers that the gather needs beside them.
 
@@ -125,24 +178,31 @@ def frequency_gradient_kernel(
     channels_ok = c < C
     signal = b * C + c.to(tl.int64)
     frame = (signal * P + p)[:, None]
+    written = (signal * (P // FRAMES) + p // FRAMES)[:, None] * OUT
     mean = tl.zeros((BC,), tl.float32)
     slope = tl.zeros((BC,), tl.float32)
     factor = tl.zeros((BC,), tl.float32)
+    lively = tl.zeros((BC,), tl.float32)
     grad_mean = tl.zeros((BC,), tl.float32)
     grad_slope = tl.zeros((BC,), tl.float32)
     for i in range(FP // BF):
         f = i * BF + tl.arange(0, BF)
         re, im, mean, slope, _, lively = _transform(
-            x_ptr + b * stride_b, valid_ptr + b * T, window_ptr + w * LP, line_ptr + w * LP,
+            x_ptr + b * stride_b, valid_ptr + b * stride_valid, window_ptr + w * LP, line_ptr + w * LP,
             basis_ptr + g * (LP * 2 * FP), sums_ptr + w * (4 * FP), p * hop, tl.where(share > 0, length, 0), count,
             stride_c, c, channels_ok, f, FP, LP, BC, BF, BT, LINEAR, PRECISION,
         )  # fmt: skip
-        known = channels_ok[:, None] & (f < F)[None, :]
-        place = (signal * (P // FRAMES) + p // FRAMES)[:, None] * F + f[None, :]
-        grad = tl.load(grad_ptr + place, mask=known, other=0.0).to(tl.float32) * (lively * share)[:, None]
-        if LOG:
-            grad = grad * tl.exp2(tl.load(out_ptr + place, mask=known, other=0.0) * -3.321928094887362) * 0.4342944819
-        factor += tl.sum(grad, 1) * (2.0 * eps * per_sample / tl.maximum(count, 1.0))
+        if KP == 0:
+            o = f
+            grad = _power_gradient(out_ptr, grad_ptr, written + o, channels_ok[:, None] & (o < OUT)[None, :])
+            factor += tl.sum(grad, 1)
+        else:
+            o = tl.arange(0, KP)
+            grad_k = _power_gradient(out_ptr, grad_ptr, written + o, channels_ok[:, None] & (o < OUT)[None, :])
+            factor = tl.sum(grad_k, 1)
+            pool = tl.load(pool_ptr + (g * FP + f[None, :]) * KP + o[:, None])
+            grad = _dot(grad_k, pool, tl.zeros((BC, BF), tl.float32), PRECISION)
+        grad = grad * (lively * share)[:, None]
         grad_re, grad_im = 2.0 * grad * re, 2.0 * grad * im
         tl.store(work_ptr + frame * (2 * FP) + f[None, :], grad_re, mask=channels_ok[:, None])
         tl.store(work_ptr + frame * (2 * FP) + FP + f[None, :], grad_im, mask=channels_ok[:, None])
@@ -151,6 +211,7 @@ def frequency_gradient_kernel(
         if LINEAR:
             tilts = sums + 2 * FP
             grad_slope += tl.sum(grad_re * tl.load(tilts)[None, :] + grad_im * tl.load(tilts + FP)[None, :], 1)
+    factor = factor * lively * (share * 2.0 * eps * per_sample / tl.maximum(count, 1.0))
     stats = stats_ptr + (signal * P + p) * 5
     tl.store(stats, mean, mask=channels_ok)
     tl.store(stats + 1, slope, mask=channels_ok)
@@ -162,7 +223,7 @@ def frequency_gradient_kernel(
 @triton.jit
 def sample_gradient_kernel(
     x_ptr, valid_ptr, rows_ptr, share_ptr, window_ptr, line_ptr, basis_ptr, work_ptr, stats_ptr, grad_x_ptr,
-    C, T, stride_b, stride_c,
+    C, T, stride_b, stride_c, stride_valid,
     P: tl.constexpr, COVER: tl.constexpr, FP: tl.constexpr, LP: tl.constexpr, BC: tl.constexpr, BF: tl.constexpr,
     BT: tl.constexpr, LINEAR: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -175,7 +236,7 @@ def sample_gradient_kernel(
     length, hop = tl.load(rows_ptr + b * 4 + 2), tl.load(rows_ptr + b * 4 + 3)
     channels_ok = c < C
     signal = b * C + c.to(tl.int64)
-    x, good = _load(x_ptr + b * stride_b, valid_ptr + b * T, 0, t, T, channels_ok, stride_c, c)
+    x, good = _load(x_ptr + b * stride_b, valid_ptr + b * stride_valid, 0, t, T, channels_ok, stride_c, c)
     total = tl.zeros((BC, BT), tl.float32)
     # The first frame that ends after the tile begins; frames before it do not reach the tile.
     earliest = tl.maximum(first - length + hop, 0) // hop
@@ -194,10 +255,8 @@ def sample_gradient_kernel(
             work = work_ptr + frame[:, None] * (2 * FP) + f[None, :]
             grad_re = tl.load(work, mask=channels_ok[:, None], other=0.0)
             grad_im = tl.load(work + FP, mask=channels_ok[:, None], other=0.0)
-            cosine = tl.load(basis, mask=inside[None, :], other=0.0)
-            part = tl.dot(grad_re, cosine, part, input_precision=PRECISION)
-            sine = tl.load(basis + FP, mask=inside[None, :], other=0.0)
-            part = tl.dot(grad_im, sine, part, input_precision=PRECISION)
+            part = _dot(grad_re, tl.load(basis, mask=inside[None, :], other=0.0), part, PRECISION)
+            part = _dot(grad_im, tl.load(basis + FP, mask=inside[None, :], other=0.0), part, PRECISION)
         stats = stats_ptr + frame * 5
         centred = x - tl.load(stats, mask=channels_ok, other=0.0)[:, None]
         part = part * tl.load(window_ptr + w * LP + n, mask=inside, other=0.0)[None, :]

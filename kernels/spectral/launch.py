@@ -1,4 +1,4 @@
-"""Starts the fused kernels and gives them a gradient; the only importer of ``fused``.
+"""Starts the fused kernels and gives them a gradient; chooses between a matrix product and an FFT.
 
 Shape letters: B rows, C channels, T time samples, P frames, F frequencies, K bands.
 """
@@ -9,14 +9,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mcsp.kernels.spectral import fused
-from mcsp.kernels.spectral.framing import FLAT_POWER
-from mcsp.kernels.spectral.tables import FrameTables, frame_tables
+from mcsp.kernels.spectral import fused, launch_fft
+from mcsp.kernels.spectral.fft_tables import fft_tables
+from mcsp.kernels.spectral.framing import FLAT_POWER, planned_rows
+from mcsp.kernels.spectral.tables import FrameTables, ProductTables, Request, frame_tables, product_tables
 
 # How the product is computed, on CUDA and on HIP. "x3" multiplies numbers split in two, as exact as float32 with TF32;
 # CDNA3 has no such TF32, so bfloat16 in six products stands in.
-PRECISIONS = {"fp32": ("tf32x3", "bf16x6"), "bf16x3": ("bf16x3", "bf16x3"), "tf32": ("tf32", "tf32")}
-BLOCK_FREQS, BLOCK_TIME = 64, 16
+PRECISIONS = {
+    "fp32": ("tf32x3", "bf16x6"),
+    "bf16x3": ("bf16x3", "bf16x3"),
+    "tf32": ("tf32", "tf32"),
+    "bf16": ("bf16", "bf16"),
+}
+BLOCK_FREQS, BLOCK_TIME = 64, 64 if fused.INTERPRETED else 16
+# Frequencies per step of the gather: numbers that are split in two take twice the registers, and shorter steps of
+# those that are not are unrolled until they take more.
+GATHER_FREQS = {"fp32": 32, "bf16x3": 32, "tf32": 64, "bf16": 64}
+# Samples of the longest frame from which an FFT takes fewer operations (modelled, not measured).
+FFT_LENGTH = 768
 
 
 def launch_options(channels: int, hip: bool) -> dict[str, Any]:
@@ -25,7 +36,9 @@ def launch_options(channels: int, hip: bool) -> dict[str, Any]:
     More channels per warp do not fit the registers of sm_80 and sm_90 (HIP warps have twice the threads).
     """
     size = {"BC": 16, "num_warps": 4} if channels <= 16 else {"BC": 32, "num_warps": 4 if hip else 8}
-    return size | {"enable_fp_fusion": True}
+    # The most that a thread can have. Without a word ptxas may take 168, so that three blocks fit, and spill the rest.
+    registers = {} if hip else {"maxnreg": 255}
+    return size | registers | {"enable_fp_fusion": True}
 
 
 def unavailable(x_BCT: Tensor) -> str | None:
@@ -37,57 +50,67 @@ def unavailable(x_BCT: Tensor) -> str | None:
     return None
 
 
-class DensityFunction(torch.autograd.Function):
-    """``(x_BCT, tables, ...) -> (B, C, P or 1, F)``: density plus ``eps`` times the level, or log10 of it."""
+class ProductFunction(torch.autograd.Function):
+    """``(x_BCT, tables, ...) -> (B, C, P or 1, F or K)``: log10 of the density and its floor, by matrix products."""
 
     @staticmethod
-    def forward(ctx: Any, x_BCT: Tensor, tables: FrameTables, eps: float, log_floor: float, precision: str) -> Tensor:
-        """``log_floor``: what is added before the logarithm; 0 leaves the logarithm out."""
-        x_BCT = x_BCT if x_BCT.stride(2) == 1 else x_BCT.contiguous()
-        rows, channels, times = x_BCT.shape
-        frames = tables.frames
-        out = x_BCT.new_empty(rows, channels, frames // tables.averaged, tables.n_freqs, dtype=torch.float32)
+    def forward(
+        ctx: Any, x_BCT: Tensor, request: Request, frames: FrameTables, product: ProductTables, linear: bool,
+        eps: float, precision: str,
+    ) -> Tensor:  # fmt: skip
+        """One launch."""
+        rows, channels, _ = x_BCT.shape
+        out = x_BCT.new_empty(rows, channels, frames.frames // frames.averaged, request.outputs, dtype=torch.float32)
         hip = torch.version.hip is not None
         options = launch_options(channels, hip)
-        grid = (rows, -(-channels // options["BC"]), out.shape[2] * (tables.padded_freqs // BLOCK_FREQS))
+        blocks = 1 if product.padded_bands else product.padded_freqs // BLOCK_FREQS
+        grid = (rows, -(-channels // options["BC"]), out.shape[2] * blocks)
+        named = PRECISIONS[precision][hip]
+        if fused.INTERPRETED and named != "bf16":  # which multiplies in float32 whatever is asked for
+            named = "ieee"
         shared = {
-            "P": frames, "FP": tables.padded_freqs, "LP": tables.padded_length, "BF": BLOCK_FREQS, "BT": BLOCK_TIME,
-            "LINEAR": tables.linear, "PRECISION": PRECISIONS[precision][hip] if not fused.INTERPRETED else "ieee",
-            **options,
+            "P": frames.frames, "FP": product.padded_freqs, "LP": frames.padded_length, "BF": BLOCK_FREQS,
+            "BT": BLOCK_TIME, "LINEAR": linear, "PRECISION": named, **options,
         }  # fmt: skip
-        strides = (channels, times, x_BCT.stride(0), x_BCT.stride(1))
-        both = {"FRAMES": tables.averaged, "F": tables.n_freqs, "LOG": log_floor > 0}
-        fused.forward_kernel[grid](x_BCT, *tables.for_frames(), out, *strides, eps, log_floor, **shared, **both)
-        ctx.save_for_backward(x_BCT, out if log_floor > 0 else out.new_empty(1))
-        ctx.tables, ctx.eps, ctx.shared, ctx.both, ctx.strides = tables, eps, shared, both, strides
+        strides = (x_BCT.stride(0), x_BCT.stride(1), frames.valid_stride)
+        both = {"FRAMES": frames.averaged, "OUT": request.outputs, "KP": product.padded_bands}
+        tables = (
+            frames.valid_BT, frames.rows_B4, frames.count_BP, frames.share_BP, frames.level_B, frames.window_WL,
+            frames.line_WL, product.basis_GL2F, product.sums_W4F, product.pool_GFK,
+        )  # fmt: skip
+        fused.forward_kernel[grid](x_BCT, *tables, out, channels, *strides, eps, FLAT_POWER, **shared, **both)
+        ctx.save_for_backward(x_BCT, out)
+        ctx.tables, ctx.strides, ctx.eps, ctx.shared, ctx.both = tables, strides, eps, shared, both
+        ctx.cover, ctx.precision = request.most_over(BLOCK_TIME), precision
         return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
-        """Two kernels; the gradient at the frequencies, (B, C, P, 2 F), lives only here."""
+        """Two launches; the gradient at the frequencies, (B, C, P, 2 F), lives only here."""
         x_BCT, out = ctx.saved_tensors
-        tables: FrameTables = ctx.tables
+        valid, rows_table, _, share, _, window, line, basis, _, _ = ctx.tables
         rows, channels, times = x_BCT.shape
-        work = x_BCT.new_empty(rows, channels, tables.frames, 2 * tables.padded_freqs, dtype=torch.float32)
-        stats = work.new_empty(rows, channels, tables.frames, 5)
+        frames = ctx.shared["P"]
+        work = x_BCT.new_empty(rows, channels, frames, 2 * ctx.shared["FP"], dtype=torch.float32)
+        stats = work.new_empty(rows, channels, frames, 5)
         grad_x = torch.empty_like(x_BCT, memory_format=torch.contiguous_format)
         blocks = -(-channels // ctx.shared["BC"])
-        fused.frequency_gradient_kernel[(rows, blocks, tables.frames)](
-            x_BCT, *tables.for_frames(), out, grad_out.contiguous(), work, stats, *ctx.strides,
-            ctx.eps, **ctx.shared, **ctx.both,
+        fused.frequency_gradient_kernel[(rows, blocks, frames)](
+            x_BCT, *ctx.tables, out, grad_out.contiguous(), work, stats, channels, *ctx.strides, ctx.eps,
+            **ctx.shared, **ctx.both,
         )  # fmt: skip
         fused.sample_gradient_kernel[(rows, blocks, -(-times // BLOCK_TIME))](
-            x_BCT, *tables.for_samples(), work, stats, grad_x, *ctx.strides, COVER=tables.cover(BLOCK_TIME),
-            **ctx.shared,
+            x_BCT, valid, rows_table, share, window, line, basis, work, stats, grad_x, channels, times, *ctx.strides,
+            COVER=ctx.cover, **ctx.shared | {"BF": GATHER_FREQS[ctx.precision]},
         )  # fmt: skip
-        return grad_x, None, None, None, None
+        return grad_x, *[None] * 6
 
 
 def log_density(
     x_BCT: Tensor,
     sfreq_B: Tensor,
-    freqs_F: Tensor | None,
+    freqs_hz: list[float] | None,
     bands_hz: Sequence[tuple[float, float]] | None,
     *,
     time_valid_BT: Tensor | None,
@@ -102,12 +125,27 @@ def log_density(
 
     Arguments, unit and errors as :func:`reference.log_power`; ``precision`` is a key of PRECISIONS.
     """
-    multiples = (BLOCK_TIME, BLOCK_FREQS)
-    frame = (time_valid_BT, frame_seconds, hop_seconds)
-    tables = frame_tables(x_BCT, sfreq_B, freqs_F, bands_hz, *frame, detrend, average, multiples)
-    log_floor = FLAT_POWER if tables.pool_BFK is None else 0.0
-    out_BCPF = DensityFunction.apply(x_BCT, tables, eps, log_floor, precision)
-    if tables.pool_BFK is not None:
-        with torch.autocast(x_BCT.device.type, enabled=False):
-            out_BCPF = torch.log10(out_BCPF @ tables.pool_BFK[:, None] + FLAT_POWER)
-    return out_BCPF, tables.share_BP > 0
+    plan = planned_rows(x_BCT, sfreq_B, time_valid_BT, frame_seconds, hop_seconds, bands_hz is not None)
+    x_BCT = x_BCT if x_BCT.stride(2) == 1 else x_BCT.contiguous()
+    request = Request(
+        rows=tuple(plan),
+        n_times=x_BCT.shape[2],
+        framed=frame_seconds is not None,
+        freqs=None if freqs_hz is None else tuple(freqs_hz),
+        bands=None if bands_hz is None else tuple((low, high) for low, high in bands_hz),
+        average=average,
+        multiple=BLOCK_TIME,
+        device=x_BCT.device,
+    )
+    linear = detrend == "linear"
+    if max(length for length, _ in request.shapes) >= FFT_LENGTH:
+        request = request._replace(multiple=launch_fft.BLOCK)
+        fft = fft_tables(request, x_BCT.shape[1])
+        if fft is not None:
+            frames = frame_tables(request, time_valid_BT)
+            gaps = time_valid_BT is not None and not request.framed
+            out = launch_fft.FftFunction.apply(x_BCT, request, frames, fft, linear, eps, gaps)
+            return out, frames.share_BP > 0
+    frames = frame_tables(request, time_valid_BT)
+    product = product_tables(request, frames, BLOCK_FREQS)
+    return ProductFunction.apply(x_BCT, request, frames, product, linear, eps, precision), frames.share_BP > 0

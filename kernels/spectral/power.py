@@ -101,15 +101,13 @@ def _fused(
 ) -> tuple[Tensor, Tensor]:
     from mcsp.kernels.spectral import launch
 
-    freqs_F = reference.checked_freqs(freqs_hz_F, options["bands_hz"], options["detrend"])
-    return launch.log_density(x_BCT, sfreq_B, freqs_F, average=average, precision=precision, **options)
+    freqs_hz = reference.checked_freqs(freqs_hz_F, options["bands_hz"], options["detrend"])
+    return launch.log_density(x_BCT, sfreq_B, freqs_hz, average=average, precision=precision, **options)
 
 
 def _chosen(operation: str, x_BCT: Tensor, impl: str, precision: str) -> str:
     if impl == "chunked":
         raise ValueError(f"{operation}: impl: expected one of auto, triton, reference, found 'chunked'")
-    if precision == "bf16":
-        raise ValueError(f"{operation}: precision: expected one of fp32, bf16x3, tf32, found 'bf16'")
     return choose(operation, impl, precision, True, _no_triton(x_BCT, impl))
 
 

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mcsp.kernels.spectral.framing import DETRENDS, FLAT_POWER, Block, band_bins, blocks, in_order, spectra
+from mcsp.kernels.spectral.framing import DETRENDS, FLAT_POWER, Block, band_bins, blocks, in_order, on_host, spectra
 
 # Clinical EEG bands and the BOLD slow-5 .. slow-2 bands (Penttonen and Buzsaki 2003; Zuo et al. 2010), in Hz.
 EEG_BANDS_HZ: dict[str, tuple[float, float]] = {
@@ -75,7 +75,8 @@ def log_power(
         ValueError: shapes that do not fit, sfreq that is not positive, a negative frequency, a frame that is longer
             than T or shorter than two samples, a band without a bin, or both or neither of frequencies and bands.
     """
-    freqs = checked_freqs(freqs_hz_F, bands_hz, detrend)
+    wanted = checked_freqs(freqs_hz_F, bands_hz, detrend)
+    freqs = None if wanted is None else torch.tensor(wanted, dtype=torch.float64)
     parts: list[Tensor] = []
     order: list[int] = []
     for block in blocks(x_BCT, sfreq_B, time_valid_BT, frame_seconds, hop_seconds, by_span=bands_hz is not None):
@@ -113,7 +114,8 @@ def log_power_frames(
         (B, C, P, F) log-power, -20 where a frame is not valid, and (B, P) bool, True where all samples of a frame
         are valid. K bands take the place of F frequencies where those are asked for.
     """
-    freqs = checked_freqs(freqs_hz_F, bands_hz, detrend)
+    wanted = checked_freqs(freqs_hz_F, bands_hz, detrend)
+    freqs = None if wanted is None else torch.tensor(wanted, dtype=torch.float64)
     values: list[Tensor] = []
     masks: list[Tensor] = []
     order: list[int] = []
@@ -193,8 +195,10 @@ def _density(
     return torch.stack(pooled, -1), found.level_bCP, found.frames_valid_bP
 
 
-def checked_freqs(freqs_hz_F: Tensor | Sequence[float] | None, bands_hz: Bands | None, detrend: str) -> Tensor | None:
-    """The frequencies as float64 on the CPU, or None where bands are asked for."""
+def checked_freqs(
+    freqs_hz_F: Tensor | Sequence[float] | None, bands_hz: Bands | None, detrend: str
+) -> list[float] | None:
+    """The frequencies, or None where bands are asked for."""
     if detrend not in DETRENDS:
         raise ValueError(f"detrend: expected one of {', '.join(DETRENDS)}, found {detrend!r}")
     if (freqs_hz_F is None) == (bands_hz is None):
@@ -204,7 +208,9 @@ def checked_freqs(freqs_hz_F: Tensor | Sequence[float] | None, bands_hz: Bands |
         if not bands_hz or any(not 0 <= low < high < math.inf for low, high in bands_hz):
             raise ValueError(f"bands_hz: expected pairs with 0 <= low < high in Hz, found {list(bands_hz)}")
         return None
-    freqs = torch.as_tensor(freqs_hz_F, dtype=torch.float64).detach().cpu()
-    if freqs.ndim != 1 or len(freqs) == 0 or not bool((freqs >= 0).all()):
-        raise ValueError(f"freqs_hz_F: expected a non-empty list of frequencies >= 0 Hz, found {freqs.tolist()}")
+    assert freqs_hz_F is not None
+    flat = not isinstance(freqs_hz_F, Tensor) or freqs_hz_F.ndim == 1
+    freqs = on_host(freqs_hz_F) if isinstance(freqs_hz_F, Tensor) else [float(f) for f in freqs_hz_F]
+    if not flat or not freqs or not all(0 <= f < math.inf for f in freqs):
+        raise ValueError(f"freqs_hz_F: expected a non-empty list of frequencies >= 0 Hz, found {freqs}")
     return freqs

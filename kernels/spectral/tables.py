@@ -1,39 +1,82 @@
 """What the fused kernels read beside the signal: frames, windows and bases of every row of a batch.
 
-Shape letters: B rows, T time samples, P frames, L samples per frame (padded), F frequencies (padded), K bands,
-W windows, G bases.
+All that follows from shapes, rates and wanted frequencies alone is made once, on the host, and kept. What depends on a
+mask is made on its device for each call, without waiting for that device.
+
+Shape letters: B rows, T time samples, P frames, L samples per frame (padded), F frequencies (padded), K bands (padded),
+W windows, G kinds of rows.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from mcsp.kernels.spectral.framing import band_bins, fourier_basis, hann_over_valid, planned_rows, unit_line
+from mcsp.kernels.spectral.framing import band_bins, fourier_basis, hann_over_valid, unit_line
 
-Bands = Sequence[tuple[float, float]]
+Kind = tuple[float, int, int]  # rate [Hz], samples per frame, samples between frames (0: the row is one frame)
+
+
+class Request(NamedTuple):
+    """All that tables depend on but for the mask; hashable."""
+
+    rows: tuple[Kind, ...]
+    n_times: int
+    framed: bool
+    freqs: tuple[float, ...] | None
+    bands: tuple[tuple[float, float], ...] | None
+    average: bool
+    multiple: int  # of which L is one
+    device: torch.device
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """G distinct kinds of rows, sorted."""
+        return tuple(sorted(set(self.rows)))
+
+    @property
+    def kind_of_B(self) -> list[int]:
+        """Each row's place in ``kinds``."""
+        places = {kind: g for g, kind in enumerate(self.kinds)}
+        return [places[row] for row in self.rows]
+
+    @property
+    def shapes(self) -> list[tuple[int, int]]:
+        """Samples per frame and between frames of each kind; a row that is one frame has T for both."""
+        return [(length, hop) if self.framed else (self.n_times, self.n_times) for _, length, hop in self.kinds]
+
+    @property
+    def frames(self) -> list[int]:
+        """Number of frames of each kind."""
+        return [(self.n_times - length) // hop + 1 for length, hop in self.shapes]
+
+    def most_over(self, block: int) -> int:
+        """The most frames that can hold one of ``block`` neighbouring samples."""
+        return min(max(self.frames), max((length + block - 1) // hop + 1 for length, hop in self.shapes))
+
+    @property
+    def outputs(self) -> int:
+        """Values per frame: frequencies or bands."""
+        return len(self.freqs or self.bands or ())
 
 
 @dataclass(frozen=True)
 class FrameTables:
-    """Tables of one batch, on its device; padding is zero."""
+    """Frames of one batch, on its device; padding is zero."""
 
-    valid_BT: Tensor  # uint8
-    rows_B4: Tensor  # int32: window, basis, samples per frame, samples between frames
+    valid_BT: Tensor  # uint8; (1, T) where every sample of every row counts
+    rows_B4: Tensor  # int32: window, kind, samples per frame, samples between frames
     count_BP: Tensor  # samples that count in a frame
     share_BP: Tensor  # weight of a frame in what is written: 0 where it does not count
+    rate_B: Tensor  # float64, Hz
     level_B: Tensor  # mean density of a channel per unit of its variance
     window_WL: Tensor  # scaled so that squares add to density
     line_WL: Tensor
-    basis_GL2F: Tensor
-    sums_W4F: Tensor  # sums over a frame of window * basis (cosine, sine), and of line * window * basis
-    pool_BFK: Tensor | None  # mean over the bins of each band
-    n_freqs: int
+    rows_of_G: tuple[Tensor, ...]  # int64
     averaged: int  # frames that go into one value
-    linear: bool
-    longest: tuple[tuple[int, int], ...]  # distinct (length, hop)
 
     @property
     def frames(self) -> int:
@@ -41,135 +84,164 @@ class FrameTables:
         return self.count_BP.shape[1]
 
     @property
+    def padded_length(self) -> int:
+        """L."""
+        return self.window_WL.shape[1]
+
+    @property
+    def valid_stride(self) -> int:
+        """From row to row of the mask."""
+        return self.valid_BT.shape[1] if len(self.valid_BT) > 1 else 0
+
+
+@dataclass(frozen=True)
+class ProductTables:
+    """Bases of a transform as a matrix product."""
+
+    basis_GL2F: Tensor
+    sums_W4F: Tensor  # sums over a frame of window * basis (cosine, sine), and of line * window * basis
+    pool_GFK: Tensor  # mean over the bins of each band; (1, 1, 1) without bands
+
+    @property
     def padded_freqs(self) -> int:
-        """F, a whole number of blocks."""
+        """F."""
         return self.basis_GL2F.shape[3]
 
     @property
-    def padded_length(self) -> int:
-        """L, a whole number of blocks."""
-        return self.window_WL.shape[1]
-
-    def cover(self, block: int) -> int:
-        """The most frames that can hold one of ``block`` neighbouring samples."""
-        return min(self.frames, max((length + block - 1) // hop + 1 for length, hop in self.longest))
-
-    def for_samples(self) -> tuple[Tensor, ...]:
-        """In the order of the gathering kernel."""
-        return self.valid_BT, self.rows_B4, self.share_BP, self.window_WL, self.line_WL, self.basis_GL2F
-
-    def for_frames(self) -> tuple[Tensor, ...]:
-        """In the order of the kernels that transform frames."""
-        weights = (self.count_BP, self.share_BP, self.level_B)
-        bases = (self.window_WL, self.line_WL, self.basis_GL2F, self.sums_W4F)
-        return self.valid_BT, self.rows_B4, *weights, *bases
+    def padded_bands(self) -> int:
+        """K, 0 without bands."""
+        return self.pool_GFK.shape[2] if self.pool_GFK.shape[1] > 1 else 0
 
 
-def frame_tables(
-    x_BCT: Tensor,
-    sfreq_B: Tensor,
-    freqs_F: Tensor | None,
-    bands_hz: Bands | None,
-    time_valid_BT: Tensor | None,
-    frame_seconds: float | None,
-    hop_seconds: float | None,
-    detrend: str,
-    average: bool,
-    multiples: tuple[int, int],
-) -> FrameTables:
-    """Tables for ``x_BCT``; L and F are padded to ``multiples``; errors as :func:`reference.log_power`."""
-    device, n_times = x_BCT.device, x_BCT.shape[-1]
-    valid_BT, plan = planned_rows(x_BCT, sfreq_B, time_valid_BT, frame_seconds, hop_seconds, bands_hz is not None)
-    kinds = sorted(set(plan))
-    which = [kinds.index(kind) for kind in plan]
-    framed = frame_seconds is not None
-    lengths = [length if framed else n_times for _, length, _ in kinds]
-    hops = [hop if framed else n_times for _, _, hop in kinds]
-    padded = math.ceil(max(lengths) / multiples[0]) * multiples[0]
-    wanted, pools = _wanted(kinds, freqs_F, bands_hz)
-    basis_GL2F = _bases(kinds, lengths, wanted, padded, multiples[1]).to(device)
-    which_B = torch.tensor(which, device=device)
-    rate_B = torch.tensor([rate for rate, _, _ in plan], dtype=torch.float64, device=device)
-    if framed:
-        counted_WL = torch.arange(padded)[None] < torch.tensor(lengths)[:, None]
-        counted_WL, window_of_B = counted_WL.to(device), which_B
-        rate_W = torch.tensor([rate for rate, _, _ in kinds], dtype=torch.float64, device=device)
-    else:
-        counted_WL = torch.nn.functional.pad(valid_BT, (0, padded - n_times), value=False)
-        window_of_B, rate_W = torch.arange(len(plan), device=device), rate_B
-    window_WL = hann_over_valid(counted_WL)
-    energy_W = window_WL.square().sum(1).clamp(min=torch.finfo(torch.float32).tiny)
-    window_WL = window_WL * torch.rsqrt(energy_W * rate_W)[:, None]
-    line_WL = unit_line(counted_WL.double())
-    per_window = basis_GL2F if framed else basis_GL2F[which_B]
-    sums = [torch.einsum("wl,wlxf->wxf", weight, per_window) for weight in (window_WL, window_WL * line_WL)]
-    count_BP, share_BP = _frame_counts(valid_BT, [(lengths[g], hops[g]) for g in which], framed)
-    if average:
-        share_BP = share_BP / share_BP.sum(1, keepdim=True).clamp(min=1)
-    shape_B = torch.tensor([[lengths[g], hops[g]] for g in which], device=device)
-    return FrameTables(
-        valid_BT=valid_BT.view(torch.uint8).contiguous(),
-        rows_B4=torch.cat([window_of_B[:, None], which_B[:, None], shape_B], 1).int().contiguous(),
-        count_BP=count_BP.float().contiguous(),
-        share_BP=share_BP.float().contiguous(),
-        level_B=(2 / rate_B).float(),
-        window_WL=window_WL.float().contiguous(),
-        line_WL=line_WL.float().contiguous(),
-        basis_GL2F=basis_GL2F.float().contiguous(),
-        sums_W4F=torch.cat(sums, 1).float().contiguous(),
-        pool_BFK=None if pools is None else pools.to(device)[which_B],
-        n_freqs=wanted.shape[1],
-        averaged=count_BP.shape[1] if average else 1,
-        linear=detrend == "linear",
-        longest=tuple(sorted(set(zip(lengths, hops, strict=True)))),
+def frame_tables(request: Request, time_valid_BT: Tensor | None) -> FrameTables:
+    """Frames of ``request``; no mask counts every sample."""
+    whole = _whole(request)
+    if time_valid_BT is None:
+        return whole
+    valid_BT = time_valid_BT.contiguous()
+    masked = replace(whole, valid_BT=valid_BT.view(torch.uint8))
+    if request.framed:
+        length_B1, hop_B1 = whole.rows_B4[:, 2:3].long(), whole.rows_B4[:, 3:].long()
+        start_BP = (torch.arange(whole.frames, device=request.device) * hop_B1).clamp(max=request.n_times)
+        before_BT = torch.nn.functional.pad(valid_BT.long().cumsum(1), (1, 0))
+        end_BP = (start_BP + length_B1).clamp(max=request.n_times)
+        inside_BP = before_BT.gather(1, end_BP) - before_BT.gather(1, start_BP)
+        there_BP = (inside_BP == length_B1) & (whole.share_BP > 0)
+        return replace(masked, share_BP=_shares(there_BP, request.average))
+    count_BP = valid_BT.sum(1, keepdim=True)
+    counted_BL = torch.nn.functional.pad(valid_BT, (0, whole.padded_length - request.n_times), value=False)
+    window_WL, line_WL = _windows(counted_BL, whole.rate_B)
+    own_B1 = torch.arange(len(request.rows), dtype=torch.int32, device=request.device)[:, None]
+    return replace(
+        masked,
+        window_WL=window_WL,
+        line_WL=line_WL,
+        rows_B4=torch.cat([own_B1, whole.rows_B4[:, 1:]], 1),
+        count_BP=count_BP.float(),
+        share_BP=_shares(count_BP >= 2, request.average),
     )
 
 
-def _wanted(
-    kinds: list[tuple[float, int, int]], freqs_F: Tensor | None, bands_hz: Bands | None
-) -> tuple[Tensor, Tensor | None]:
-    """Frequencies (G, F) of each kind of row, and for bands the weights (G, F, K) that average over them.
+@lru_cache(maxsize=64)
+def _whole(request: Request) -> FrameTables:
+    """Tables of rows without a mask; windows are those of kinds."""
+    which, shapes, frames = request.kind_of_B, request.shapes, request.frames
+    padded = math.ceil(max(length for length, _ in shapes) / request.multiple) * request.multiple
+    counted_GL = torch.arange(padded)[None] < torch.tensor([length for length, _ in shapes])[:, None]
+    window_GL, line_GL = _windows(counted_GL, torch.tensor([rate for rate, _, _ in request.kinds]).double())
+    there_BP = torch.arange(max(frames))[None] < torch.tensor([frames[g] for g in which])[:, None]
+    rate_B = torch.tensor([rate for rate, _, _ in request.rows], dtype=torch.float64)
+    length_B = torch.tensor([shapes[g][0] for g in which])
+    tables = FrameTables(
+        valid_BT=torch.ones(1, request.n_times, dtype=torch.uint8),
+        rows_B4=torch.tensor([[g, g, *shapes[g]] for g in which], dtype=torch.int32),
+        count_BP=length_B[:, None].expand_as(there_BP).float().contiguous(),
+        share_BP=_shares(there_BP, request.average),
+        rate_B=rate_B,
+        level_B=(2 / rate_B).float(),
+        window_WL=window_GL,
+        line_WL=line_GL,
+        rows_of_G=tuple(torch.tensor([b for b, h in enumerate(which) if h == g]) for g in range(len(shapes))),
+        averaged=max(frames) if request.average else 1,
+    )
+    there: dict[str, Any] = {n: v.to(request.device) for n, v in vars(tables).items() if isinstance(v, Tensor)}
+    return replace(tables, rows_of_G=tuple(rows.to(request.device) for rows in tables.rows_of_G), **there)
 
-    A frequency above sfreq / 2 transforms to zero: the last one always is, and stands for bands that hold no bin.
-    """
-    if freqs_F is not None:
-        return freqs_F.expand(len(kinds), -1), None
-    bins = [band_bins(bands_hz or (), rate, length) for rate, length, _ in kinds]
-    most = 1 + max(sum(map(len, bands)) for bands in bins)
-    freqs = torch.tensor([rate for rate, _, _ in kinds], dtype=torch.float64)[:, None].repeat(1, most)
-    pools = torch.zeros(len(kinds), most, len(bins[0]))
-    for g, bands in enumerate(bins):
-        start = 0
-        for k, band in enumerate(bands):
-            freqs[g, start : start + len(band)] = torch.tensor(band, dtype=torch.float64)
-            pools[g, start : start + len(band), k] = 1 / max(1, len(band))
-            pools[g, -1, k] += not band
-            start += len(band)
-    return freqs, pools
+
+def _windows(counted_WL: Tensor, rate_W: Tensor) -> tuple[Tensor, Tensor]:
+    """Hann windows whose squares add to density, and lines of norm 1, over the samples that count; float32."""
+    window_WL = hann_over_valid(counted_WL)
+    energy_W = window_WL.square().sum(1).clamp(min=torch.finfo(torch.float32).tiny)
+    window_WL = window_WL * torch.rsqrt(energy_W * rate_W)[:, None]
+    return window_WL.float().contiguous(), unit_line(counted_WL.double()).float().contiguous()
 
 
+def _shares(there_BP: Tensor, average: bool) -> Tensor:
+    share_BP = there_BP.float()
+    return (share_BP / share_BP.sum(1, keepdim=True).clamp(min=1) if average else share_BP).contiguous()
+
+
+def product_tables(request: Request, frames: FrameTables, multiple: int) -> ProductTables:
+    """Bases of every kind of row; F is a multiple of ``multiple``."""
+    if len(frames.window_WL) == len(request.kinds):
+        whole = _whole_product(request, multiple)
+        if request.framed or frames.window_WL is _whole(request).window_WL:
+            return whole
+    basis_GL2F, pool_GFK = _bases(*_basis_key(request, frames.padded_length), multiple)
+    sums_W4F = frames.window_WL.new_empty(len(frames.window_WL), 4 * basis_GL2F.shape[3])
+    for g, rows in enumerate(frames.rows_of_G):
+        basis_LF = basis_GL2F[g].flatten(1).double()
+        weight_WL = frames.window_WL[rows].double()
+        sums_W4F[rows] = torch.cat([weight_WL @ basis_LF, weight_WL * frames.line_WL[rows] @ basis_LF], 1).float()
+    return ProductTables(basis_GL2F, sums_W4F.unflatten(1, (4, -1)), pool_GFK)
+
+
+@lru_cache(maxsize=64)
+def _whole_product(request: Request, multiple: int) -> ProductTables:
+    frames = _whole(request)
+    basis_GL2F, pool_GFK = _bases(*_basis_key(request, frames.padded_length), multiple)
+    window_GL = frames.window_WL.double()
+    weights = (window_GL, window_GL * frames.line_WL)
+    sums = [torch.einsum("gl,glxf->gxf", weight, basis_GL2F.double()) for weight in weights]
+    return ProductTables(basis_GL2F, torch.cat(sums, 1).float().contiguous(), pool_GFK)
+
+
+def _basis_key(request: Request, padded: int) -> tuple[Any, ...]:
+    """All that bases depend on: batches whose rows stand in another order share them."""
+    lengths = tuple(length for length, _ in request.shapes)
+    return request.kinds, lengths, padded, request.freqs, request.bands, request.device
+
+
+@lru_cache(maxsize=16)
 def _bases(
-    kinds: list[tuple[float, int, int]], lengths: list[int], wanted: Tensor, padded: int, multiple: int
-) -> Tensor:
-    """``(G, L, 2, F)`` float64: cosines and sines of each kind of row."""
-    n_freqs = wanted.shape[1]
-    bases = torch.zeros(len(kinds), padded, 2, math.ceil(n_freqs / multiple) * multiple, dtype=torch.float64)
+    kinds: tuple[Kind, ...],
+    lengths: tuple[int, ...],
+    padded: int,
+    freqs: tuple[float, ...] | None,
+    bands: tuple[tuple[float, float], ...] | None,
+    device: torch.device,
+    multiple: int,
+) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of each kind ``(G, L, 2, F)``, and its weights ``(G, F, K)`` that average over bands.
+
+    Computed in float64 and rounded once. Bins of all bands stand one after another.
+    """
+    wanted: list[list[float]] = [list(freqs or ()) for _ in kinds]
+    pool_GFK = torch.zeros(1, 1, 1)
+    if bands is not None:
+        by_band = [band_bins(bands, rate, length) for rate, length, _ in kinds]
+        wanted = [[f for band in found for f in band] for found in by_band]
+    n_freqs = max(1, *map(len, wanted))
+    padded_freqs = math.ceil(n_freqs / multiple) * multiple
+    if bands is not None:
+        pool_GFK = torch.zeros(len(kinds), padded_freqs, max(16, 1 << (len(bands) - 1).bit_length()))
+        for g, found in enumerate(by_band):
+            start = 0
+            for k, band in enumerate(found):
+                pool_GFK[g, start : start + len(band), k] = 1 / max(1, len(band))
+                start += len(band)
+    basis_GL2F = torch.zeros(len(kinds), padded, 2, padded_freqs, dtype=torch.float64)
     for g, (rate, _, _) in enumerate(kinds):
-        bases[g, : lengths[g], :, :n_freqs] = fourier_basis(lengths[g], rate, wanted[g]).reshape(lengths[g], 2, n_freqs)
-    return bases
-
-
-def _frame_counts(valid_BT: Tensor, shapes: list[tuple[int, int]], framed: bool) -> tuple[Tensor, Tensor]:
-    """Samples that count in each frame (B, P), and 1 where the frame counts: wholly valid, or the row with two."""
-    if not framed:
-        count_BP = valid_BT.sum(1, keepdim=True)
-        return count_BP, (count_BP >= 2).double()
-    n_times = valid_BT.shape[1]
-    frames = [(n_times - length) // hop + 1 for length, hop in shapes]
-    length_B1, hop_B1 = torch.tensor(shapes, device=valid_BT.device)[:, :, None].unbind(1)
-    place_P = torch.arange(max(frames), device=valid_BT.device)
-    there_BP = place_P < torch.tensor(frames, device=valid_BT.device)[:, None]
-    start_BP = (place_P * hop_B1).clamp(max=n_times)
-    before_BT = torch.nn.functional.pad(valid_BT.long().cumsum(1), (1, 0))
-    inside_BP = before_BT.gather(1, (start_BP + length_B1).clamp(max=n_times)) - before_BT.gather(1, start_BP)
-    return length_B1.expand_as(inside_BP), ((inside_BP == length_B1) & there_BP).double()
+        basis_LF = fourier_basis(lengths[g], rate, torch.tensor(wanted[g], dtype=torch.float64))
+        basis_GL2F[g, : lengths[g], :, : len(wanted[g])] = basis_LF.unflatten(1, (2, -1)) if wanted[g] else 0
+    return basis_GL2F.float().to(device), pool_GFK.to(device)

@@ -75,7 +75,8 @@ def test_channels_that_fit_no_block(channels: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("frames", "seconds", "hop"), [(False, 0.5, 0.5), (True, 0.5, 0.5), (False, 0.4, 0.11), (True, 0.3, 0.7)]
+    ("frames", "seconds", "hop"),
+    [(False, 0.5, 0.5), (True, 0.5, 0.5), pytest.param(False, 0.4, 0.11, marks=pytest.mark.slow), (True, 0.3, 0.7)],
 )
 def test_frames_of_mixed_rates_with_gaps(frames: bool, seconds: float, hop: float) -> None:
     x = signal(3, 2, 130)
@@ -140,6 +141,21 @@ def test_the_same_input_gives_the_same_bits_from_any_layout() -> None:
         again, grad_again, _, _ = outcome(other, sfreq, weight, options)
         assert torch.equal(value, again)
         assert torch.equal(grad, grad_again)
+
+
+def test_bands_that_overlap_or_hold_nothing() -> None:
+    bands = [(30.0, 45.0), (1.0, 30.0), (4.0, 8.0), (48.0, 60.0)]
+    check(signal(2, 3, 200), [200.0, 90.0], bands_hz=bands)
+
+
+def test_extreme_scales() -> None:
+    for scale in (1e-6, 1e6):
+        x, sfreq = signal(1, 2, 118) * scale, torch.tensor([200.0], device=DEVICE)
+        for options in ({"freqs_hz_F": [3.3, 40.0]}, {"bands_hz": [(4.0, 8.0)]}):
+            exact, exact_grad, weight, _ = outcome(x.double(), sfreq, None, options)
+            value, grad, _, _ = outcome(x, sfreq, weight, options | {"impl": "triton"})
+            torch.testing.assert_close(value.double(), exact, rtol=0, atol=1e-4)
+            assert (grad - exact_grad).norm() < 1e-4 * exact_grad.norm()
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="the interpreter multiplies in float32 whatever is asked for")

@@ -10,25 +10,34 @@ import torch
 
 from mcsp.kernels.spectral import log_power, log_power_frames
 
-PROGRAM = Path(__file__).with_name("interpreted_spectral.py")
+PROGRAMS = ("interpreted_spectral.py", "interpreted_spectral_long.py")
 
 
-def run(interpret: str) -> None:
+def run(program: str, interpret: str, marked: str) -> None:
     """Triton reads the variable when it is imported."""
     pytest.importorskip("triton")
-    command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", str(PROGRAM)]
+    path = Path(__file__).with_name(program)
+    command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", "-m", marked, str(path)]
     environment = os.environ | {"TRITON_INTERPRET": interpret}
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
 
 
-def test_interpreted_kernels_agree_with_the_reference() -> None:
-    run("1")
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_interpreted_kernels_agree_with_the_reference(program: str) -> None:
+    run(program, "1", "not slow")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_interpreted_kernels_agree_with_the_reference_on_many_shapes(program: str) -> None:
+    run(program, "1", "slow")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_kernels_on_the_gpu_agree_with_the_reference() -> None:
-    run("0")
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_kernels_on_the_gpu_agree_with_the_reference(program: str) -> None:
+    run(program, "0", "slow or not slow")
 
 
 @pytest.mark.parametrize(
@@ -38,7 +47,6 @@ def test_kernels_on_the_gpu_agree_with_the_reference() -> None:
         ({"impl": "triton"}, torch.float64, "impl='triton' cannot run: .*(not installed|found torch.float64)"),
         ({"impl": "chunked"}, torch.float32, "impl: expected one of auto, triton, reference, found 'chunked'"),
         ({"impl": "fast"}, torch.float32, "impl: expected one of .*, found 'fast'"),
-        ({"precision": "bf16"}, torch.float32, "precision: expected one of fp32, bf16x3, tf32, found 'bf16'"),
         ({"precision": "fp8"}, torch.float32, "precision: expected one of .*, found 'fp8'"),
     ],
 )
