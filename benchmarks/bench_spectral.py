@@ -1,21 +1,24 @@
-"""Log-power of this project beside FFTs in PyTorch and SciPy: time and error against float64.
+"""Log-power of this project beside FFTs in PyTorch, SciPy and nnAudio: time, peak memory, error against float64.
 
 python benchmarks/bench_spectral.py [--out FILE] [--samples N]
 
-writes benchmarks/results/spectral_<device>_<yyyymm>.json.
+writes benchmarks/results/spectral_<device>_<yyyymm>.json and prints a table. nnAudio comes with the `bench` extra.
 
 Every contender gives log10 density at the same bins of the same frames: demeaned, Hann window, one-sided. In one run,
-contenders take turns, so that a busy machine slows all of them. On a machine with a CUDA GPU, that is what is measured.
+contenders take turns, so that a busy machine slows all of them. On a machine with a CUDA GPU, that is what is measured,
+beside the bandwidth of a copy, and the two targets at T = 200 are computed.
 """
 
 import argparse
+import ctypes
 import datetime
 import json
+import os
 import statistics
 import subprocess
 import time
 from collections.abc import Callable
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +30,13 @@ from torch import Tensor
 from mcsp.kernels.spectral import log_power
 
 ROOT = Path(__file__).resolve().parents[1]
-SFREQ, CHANNELS, REPEATS, MOST_BINS = 200.0, 19, 9, 45
+SFREQ, CHANNELS, REPEATS, MOST_BINS = 200.0, 19, 7, 45
 # Samples of a window, and of a frame and its hop where a window has more than one.
-CASES = [(length, length, length) for length in (118, 200, 295, 400, 1190, 6000)] + [(6000, 400, 200)]
+LENGTHS = (64, 118, 200, 256, 295, 400, 512, 1000, 1190, 1200, 6000)
+CASES = [(length, length, length) for length in LENGTHS] + [(6000, 400, 200)]
+# Compiling takes longer than all the rest; on a CPU these have to do.
+COMPILED_ON_CPU = (200, 1190)
+NO_GRADIENT = "scipy.signal.welch"
 Contender = Callable[[Tensor], Tensor]
 
 
@@ -52,9 +59,9 @@ def contenders(rows: int, frame: int, hop: int, bins: Tensor, device: str) -> di
     bins_there = bins.to(device)
     edge = torch.where(bins_there * 2 == frame, 0.5, 1.0)
 
-    def ours(x: Tensor, impl: Any) -> Tensor:
+    def ours(x: Tensor, impl: Any, precision: Any = "fp32") -> Tensor:
         seconds = {"frame_seconds": frame / SFREQ, "hop_seconds": hop / SFREQ}
-        return log_power(x, sfreq, freqs, eps=0.0, impl=impl, **seconds)
+        return log_power(x, sfreq, freqs, eps=0.0, impl=impl, precision=precision, **seconds)
 
     def rfft(x: Tensor) -> Tensor:
         frames = x.unfold(-1, frame, hop)
@@ -71,25 +78,103 @@ def contenders(rows: int, frame: int, hop: int, bins: Tensor, device: str) -> di
         _, density = welch(x.numpy(), fs=SFREQ, nperseg=frame, noverlap=frame - hop)
         return torch.from_numpy(density[..., bins.numpy()]).log10()
 
-    own: dict[str, Contender] = {"mcsp reference": lambda x: ours(x, "reference")}
+    def real_view(x: Tensor) -> Tensor:
+        frames = x.unfold(-1, frame, hop)
+        spectrum = torch.view_as_real(torch.fft.rfft((frames - frames.mean(-1, keepdim=True)) * window))
+        return torch.log10(spectrum.square().sum(-1).mean(2)[..., 1 : len(bins) + 1] * scale * edge)
+
+    turns = torch.outer(torch.arange(frame, dtype=torch.float64), bins.double()) / frame
+    angle = 2 * torch.pi * (turns - turns.floor())
+    basis = (torch.cat([angle.cos(), angle.sin()], 1) * torch.hann_window(frame).double()[:, None]).float().to(device)
+
+    def product(x: Tensor) -> Tensor:
+        frames = x.unfold(-1, frame, hop)
+        re, im = ((frames - frames.mean(-1, keepdim=True)) @ basis).chunk(2, -1)
+        return torch.log10((re.square() + im.square()).mean(2) * scale * edge)
+
+    calls: dict[str, Contender] = {"mcsp reference": lambda x: ours(x, "reference")}
     if device == "cuda":
-        return own | {"mcsp triton": lambda x: ours(x, "triton"), "torch.fft.rfft": rfft, "torch.stft": stft}
-    return own | {"torch.fft.rfft": rfft, "torch.stft": stft, "scipy.signal.welch": scipy_welch}
+        calls["mcsp triton"] = lambda x: ours(x, "triton")
+        calls["mcsp triton bf16x3"] = lambda x: ours(x, "triton", "bf16x3")
+    calls |= {"torch.fft.rfft": rfft, "torch.stft": stft, "matmul": product}
+    if device == "cuda" or frame in COMPILED_ON_CPU:
+        calls["compiled view_as_real"] = torch.compile(real_view)
+    if device == "cpu":
+        calls[NO_GRADIENT] = scipy_welch
+    nnaudio = nnaudio_power(frame, hop, bins_there, scale * edge, window.device)
+    return calls | ({"nnAudio": nnaudio} if nnaudio else {})
+
+
+def nnaudio_power(frame: int, hop: int, bins: Tensor, scale_F: Tensor, device: torch.device) -> Contender | None:
+    """Its STFT, a convolution with all bins up to the last wanted; None where it is not installed."""
+    try:
+        from nnAudio.features.stft import STFT
+    except ModuleNotFoundError:
+        return None
+    transform = STFT(
+        n_fft=frame, hop_length=hop, freq_bins=len(bins) + 1, center=False, output_format="Complex", verbose=False
+    ).to(device)
+
+    def power(x: Tensor) -> Tensor:
+        # As torch.stft it does not demean frames.
+        flat = (x - x.mean(-1, keepdim=True)).flatten(0, 1)
+        spectrum = transform(flat)[:, bins].square().sum(-1).mean(-1)
+        return torch.log10(spectrum * scale_F).unflatten(0, x.shape[:2])
+
+    return power
 
 
 def seconds_of(call: Contender, x: Tensor, backward: bool) -> float:
-    """One call; ``backward`` includes the gradient of the sum."""
+    """One call, on a GPU the mean of ten; ``backward`` includes the gradient of the sum."""
+    calls = 10 if x.is_cuda else 1
     if x.is_cuda:
         torch.cuda.synchronize()
     start = time.perf_counter()
-    if backward:
-        x = x.detach().requires_grad_()
-        call(x).sum().backward()
-    else:
-        call(x)
+    for _ in range(calls):
+        once(call, x, backward)
     if x.is_cuda:
         torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return (time.perf_counter() - start) / calls
+
+
+def once(call: Contender, x: Tensor, backward: bool) -> None:
+    """Value, or value and gradient."""
+    if backward:
+        call(x.detach().requires_grad_()).sum().backward()
+    else:
+        call(x)
+
+
+def peak_mib(call: Contender, x: Tensor, backward: bool) -> float:
+    """Peak memory [MiB] beyond the signal of one call; on a CPU in a fork of this process (Linux)."""
+    if x.is_cuda:
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        once(call, x, backward)
+        return round((torch.cuda.max_memory_allocated() - before) / 2**20, 1)
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        # Every block from 64 KiB is asked of the system and given back, so that none of the parent's is used again.
+        ctypes.CDLL(None).mallopt(-3, 2**16)
+        once(call, x, backward)  # the code that it needs is loaded before
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from what is there
+        before = resident_mib("VmRSS")
+        once(call, x, backward)
+        os.write(writing, str(resident_mib("VmHWM") - before).encode())
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as result:
+        found = result.read()
+    os.waitpid(child, 0)
+    return round(float(found), 1)
+
+
+def resident_mib(which: str) -> float:
+    """Memory of this process [MiB]: ``VmRSS`` now, ``VmHWM`` its peak (Linux)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(which)) / 1024
 
 
 def spread(times: list[float]) -> dict[str, float]:
@@ -105,10 +190,12 @@ def measure(length: int, frame: int, hop: int, samples: int, device: str) -> lis
     bins = torch.arange(1, frame // 2 + 1)[:MOST_BINS]
     calls = contenders(rows, frame, hop, bins, device)
     seconds = {"frame_seconds": frame / SFREQ, "hop_seconds": hop / SFREQ}
-    exact = log_power(x, torch.full((rows,), SFREQ), bins.double() * SFREQ / frame, eps=0.0, **seconds)
+    freqs = bins.double() * SFREQ / frame
+    exact = log_power(x, torch.full((rows,), SFREQ), freqs, eps=0.0, impl="reference", **seconds)
     x32 = x.float().to(device)
+    del x
     forward: dict[str, list[float]] = {name: [] for name in calls}
-    both: dict[str, list[float]] = {name: [] for name in calls if name != "scipy.signal.welch"}
+    both: dict[str, list[float]] = {name: [] for name in calls if name != NO_GRADIENT}
     for turn in range(REPEATS + 2):
         for name, call in calls.items():
             taken = seconds_of(call, x32, False)
@@ -118,17 +205,62 @@ def measure(length: int, frame: int, hop: int, samples: int, device: str) -> lis
                 both.get(name, []).append(with_gradient)
     results = []
     for name, call in calls.items():
-        error = (call(x32).double().cpu() - exact).abs()
-        shape = {"B": rows, "C": CHANNELS, "T": length, "frame": frame, "hop": hop, "F": len(bins)}
-        errors = {
-            "median": error.median().item(),
-            "rms": error.square().mean().sqrt().item(),
-            "max": error.max().item(),
+        value = call(x32).detach()
+        error = (value.double().cpu() - exact).abs()
+        entry: dict[str, Any] = {
+            "contender": name,
+            "shape": {"B": rows, "C": CHANNELS, "T": length, "frame": frame, "hop": hop, "F": len(bins)},
+            "forward_ms": spread(forward[name]),
+            "forward_peak_mib": peak_mib(call, x32, False),
+            "log10_power_error": {
+                "median": error.median().item(),
+                "rms": error.square().mean().sqrt().item(),
+                "max": error.max().item(),
+            },
         }
-        entry = {"contender": name, "shape": shape, "forward_ms": spread(forward[name]), "log10_power_error": errors}
-        results.append(entry | ({"forward_backward_ms": spread(both[name])} if name in both else {}))
-        print(f"T={length:5d} frame={frame:5d} {name:20s} {json.dumps(results[-1]['forward_ms'])}", flush=True)
+        # What has to be moved at the least: the signal in and the result out.
+        entry["forward_gb_per_s"] = round(4e-6 * (x32.numel() + value.numel()) / entry["forward_ms"]["p50"], 2)
+        if name in both:
+            entry |= {"forward_backward_ms": spread(both[name]), "forward_backward_peak_mib": peak_mib(call, x32, True)}
+        results.append(entry)
+        print(line(entry), flush=True)
     return results
+
+
+def line(entry: dict[str, Any]) -> str:
+    """A row of the table."""
+    shape, both = entry["shape"], entry.get("forward_backward_ms", {"p50": float("nan")})["p50"]
+    memory = f"{entry['forward_peak_mib']:.0f} / {entry.get('forward_backward_peak_mib', float('nan')):.0f}"
+    times = f"{entry['forward_ms']['p50']:.2f} / {both:.2f}"
+    error = f"{entry['log10_power_error']['rms']:.1e}"
+    return f"| {shape['T']}, {shape['frame']} | {entry['contender']} | {times} | {memory} | {error} |"
+
+
+def copy_gb_per_s() -> float:
+    """Bytes read and written per second by a copy of 1 GiB on the GPU."""
+    source = torch.ones(2**28, device="cuda")
+    target = torch.empty_like(source)
+    times = [seconds_of(lambda x: target.copy_(x), source, False) for _ in range(REPEATS)]
+    return 2e-9 * source.numel() * 4 / statistics.median(times)
+
+
+def targets(results: list[dict[str, Any]], bandwidth: float) -> dict[str, Any]:
+    """At T = 200: share of the copy's bandwidth (target 0.6) and speed over eager torch.fft.rfft (target 3)."""
+    there = {entry["contender"]: entry for entry in results if entry["shape"]["T"] == 200}
+    triton, eager = there["mcsp triton"], there["torch.fft.rfft"]
+    over = {name: round(eager[name]["p50"] / triton[name]["p50"], 2) for name in ("forward_ms", "forward_backward_ms")}
+    return {"share_of_copy_bandwidth": round(triton["forward_gb_per_s"] / bandwidth, 3), "over_eager": over}
+
+
+def versions() -> dict[str, str | None]:
+    """Of what takes part; None for what is not installed."""
+    found: dict[str, str | None] = {}
+    for name in ("torch", "triton", "scipy", "numpy", "nnAudio"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found
 
 
 def main() -> None:
@@ -138,19 +270,26 @@ def main() -> None:
     default = ROOT / "benchmarks" / "results" / f"spectral_{device}_{today:%Y%m}.json"
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=default)
-    parser.add_argument("--samples", type=int, default=2**20, help="samples of all channels and rows together")
+    most = 2**26 if device == "cuda" else 2**19
+    parser.add_argument("--samples", type=int, default=most, help="samples of all channels and rows together")
     options = parser.parse_args()
     torch.set_num_threads(1)
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    report = {
+    print("| T, frame | contender | forward / with backward [ms] | peak [MiB] | rms error |\n|---|---|---|---|---|")
+    report: dict[str, Any] = {
         "hardware": hardware(),
         "threads": 1,
-        "versions": {name: version(name) for name in ("torch", "scipy", "numpy")},
+        "versions": versions(),
         "commit": commit.strip(),
         "date": f"{today:%Y-%m-%d}",
         "repeats": REPEATS,
         "results": [entry for case in CASES for entry in measure(*case, options.samples, device)],
     }
+    if device == "cuda":
+        bandwidth = copy_gb_per_s()
+        report["copy_gb_per_s"] = round(bandwidth, 1)
+        report["targets_at_T_200"] = targets(report["results"], bandwidth)
+        print(f"copy: {bandwidth:.0f} GB/s; T = 200: {json.dumps(report['targets_at_T_200'])}")
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(report, indent=1) + "\n")
     print(f"wrote {options.out}")

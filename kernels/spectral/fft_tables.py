@@ -47,6 +47,7 @@ class FftTables:
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)
 def fft_tables(request: Request, channels: int) -> FftTables | None:
     """Tables, or None where the frequencies are not distinct bins of transforms that are at most twice too long."""
     bins: list[list[int]] = []

@@ -6,6 +6,7 @@ F frequencies, K bands.
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -131,21 +132,22 @@ def in_order(parts: list[Tensor], order: list[int]) -> Tensor:
 
 def spectra(block: Block, freqs_F: Tensor, detrend: str) -> Spectra:
     """Demean or detrend each frame, weight it with a Hann window and project it onto ``freqs_F`` [Hz]."""
-    x_bCT = block.x_bCT
+    x_bCT, valid_bT = block.x_bCT, block.valid_bT
     # On a CPU a look at the mask is cheaper than a copy of the signal; on a GPU it would wait for the device.
-    if x_bCT.device.type != "cpu" or not bool(block.valid_bT.all()):
-        x_bCT = x_bCT.masked_fill(~block.valid_bT[:, None], 0)
+    whole = x_bCT.device.type == "cpu" and bool(valid_bT.all())
+    if not whole:
+        x_bCT = x_bCT.masked_fill(~valid_bT[:, None], 0)
     if block.hop == 0:
         frames = x_bCT[:, :, None]
-        counted_bL = block.valid_bT.to(x_bCT.dtype)
-        frames_valid_bP = (block.valid_bT.sum(1) >= 2)[:, None]
-        window_bL = hann_over_valid(block.valid_bT).to(x_bCT.dtype)
+        frames_valid_bP = (valid_bT.sum(1) >= 2)[:, None]
+        counted_bL = valid_bT[:1] if whole else valid_bT
     else:
         frames = x_bCT.unfold(-1, block.length, block.hop)
-        counted_bL = x_bCT.new_ones(1, block.length)
-        frames_valid_bP = block.valid_bT.unfold(-1, block.length, block.hop).all(-1)
-        window_bL = hann_over_valid(block.valid_bT.new_ones(1, block.length)).to(x_bCT.dtype)
-    centred, removed, total = _centred(frames, counted_bL[:, None, None], block.hop > 0, detrend)
+        frames_valid_bP = valid_bT.unfold(-1, block.length, block.hop).all(-1)
+        counted_bL = valid_bT.new_ones(1, block.length)
+    window_bL = hann_over_valid(counted_bL).to(x_bCT.dtype)
+    counted = counted_bL[:, None, None].to(x_bCT.dtype)
+    centred, removed, total = _centred(frames, counted, whole or block.hop > 0, detrend)
     norm = torch.linalg.vector_norm(centred, dim=-1, keepdim=True)
     # What is left of a constant after rounding must count as nothing, or its logarithm has a huge gradient.
     lively = norm.detach() > 8 * torch.finfo(norm.dtype).eps * removed.sqrt()
@@ -176,21 +178,37 @@ def _transform(centred: Tensor, window: Tensor, sfreq: float, freqs_F: Tensor) -
     What they are still to be multiplied with, ``(F)`` or ``()``, comes third.
     """
     length = centred.shape[-1]
-    one_sided_F = _one_sided(freqs_F, sfreq)
-    bins_1F, on_bins_1 = bins_of(freqs_F, sfreq, torch.tensor([length]))
-    long = len(freqs_F) >= _FFT_FREQS_CPU if centred.device.type == "cpu" else length >= _FFT_LENGTH_GPU
-    if on_bins_1.item() and long:
-        # Beyond Nyquist the value does not matter.
-        bins_F = torch.where(bins_1F[0] < 0, length // 2, bins_1F[0])
-        spectrum = _take(torch.fft.rfft(centred * window), bins_F.tolist())
+    freqs = tuple(freqs_F.tolist())
+    one_sided_F, bins = _plan(length, sfreq, freqs)
+    long = len(freqs) >= _FFT_FREQS_CPU if centred.device.type == "cpu" else length >= _FFT_LENGTH_GPU
+    if bins is not None and long:
+        spectrum = _take(torch.fft.rfft(centred * window), bins)
         return spectrum.real, spectrum.imag, one_sided_F
-    basis = fourier_basis(length, sfreq, freqs_F).to(centred)
+    basis = _basis(length, sfreq, freqs).to(centred)
     with torch.autocast(centred.device.type, enabled=False):
         # One window for all rows goes into the basis: a pass over the frames less.
         one = len(window) == 1
         spectrum = centred @ (basis * window.reshape(-1, 1)) if one else (centred * window) @ basis
     re, im = spectrum.chunk(2, dim=-1)
     return re, im, torch.ones(())
+
+
+# What is kept must not be an inference tensor, which no later backward pass could use.
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)
+def _plan(length: int, sfreq: float, freqs: tuple[float, ...]) -> tuple[Tensor, list[int] | None]:
+    """One-sided factors ``(F)``, and the frequencies' bins if all are bins of the frame."""
+    freqs_F = torch.tensor(freqs, dtype=torch.float64)
+    bins_1F, on_bins_1 = bins_of(freqs_F, sfreq, torch.tensor([length]))
+    # Beyond Nyquist the value does not matter.
+    bins = torch.where(bins_1F[0] < 0, length // 2, bins_1F[0]).tolist()
+    return _one_sided(freqs_F, sfreq), bins if on_bins_1.item() else None
+
+
+@lru_cache(maxsize=16)
+@torch.inference_mode(False)
+def _basis(length: int, sfreq: float, freqs: tuple[float, ...]) -> Tensor:
+    return fourier_basis(length, sfreq, torch.tensor(freqs, dtype=torch.float64))
 
 
 def bins_of(freqs_F: Tensor, sfreq: float, length_N: Tensor) -> tuple[Tensor, Tensor]:

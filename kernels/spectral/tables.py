@@ -143,6 +143,7 @@ def frame_tables(request: Request, time_valid_BT: Tensor | None) -> FrameTables:
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)
 def _whole(request: Request) -> FrameTables:
     """Tables of rows without a mask; windows are those of kinds."""
     which, shapes, frames = request.kind_of_B, request.shapes, request.frames
@@ -197,6 +198,7 @@ def product_tables(request: Request, frames: FrameTables, multiple: int) -> Prod
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)
 def _whole_product(request: Request, multiple: int) -> ProductTables:
     frames = _whole(request)
     basis_GL2F, pool_GFK = _bases(*_basis_key(request, frames.padded_length), multiple)
@@ -213,6 +215,7 @@ def _basis_key(request: Request, padded: int) -> tuple[Any, ...]:
 
 
 @lru_cache(maxsize=16)
+@torch.inference_mode(False)
 def _bases(
     kinds: tuple[Kind, ...],
     lengths: tuple[int, ...],

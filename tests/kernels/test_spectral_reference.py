@@ -237,6 +237,15 @@ def test_flat_channels_are_finite_without_gradient(dtype: torch.dtype, frame: fl
     assert x.grad[0, 3].abs().max() > 0
 
 
+def test_a_call_without_gradients_leaves_nothing_that_forbids_them() -> None:
+    x, freqs = signal(1, 2, 77), [3.0, 11.0]
+    with torch.inference_mode():
+        expected = log_power(x, rates(1, 90.0), freqs)
+    again = log_power(x.requires_grad_(), rates(1, 90.0), freqs)
+    again.sum().backward()
+    assert torch.equal(again, expected)
+
+
 def test_a_row_without_a_valid_sample_is_finite() -> None:
     x = signal(2, 2, 64, dtype=torch.float32).requires_grad_()
     valid = torch.ones(2, 64, dtype=torch.bool)
