@@ -270,7 +270,7 @@ def main() -> None:
     default = ROOT / "benchmarks" / "results" / f"spectral_{device}_{today:%Y%m}.json"
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=default)
-    most = 2**26 if device == "cuda" else 2**19
+    most = 2**26 if device == "cuda" else 2**20
     parser.add_argument("--samples", type=int, default=most, help="samples of all channels and rows together")
     options = parser.parse_args()
     torch.set_num_threads(1)
