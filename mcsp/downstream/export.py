@@ -5,7 +5,7 @@ Shape letters: B rows, C channels, T time samples.
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,13 @@ SUBJECTS_FILE = "pretraining_subjects.txt"
 
 
 def write_export(
-    weights: dict[str, Tensor], manifest: dict[str, Any], metrics: dict[str, float], corpus: Corpus, out_dir: Path
+    weights: dict[str, Tensor],
+    manifest: dict[str, Any],
+    metrics: dict[str, float],
+    corpus: Corpus,
+    out_dir: Path,
+    dtype: torch.dtype = torch.float32,
+    modalities: Sequence[Modality] | None = None,
 ) -> None:
     """Write an export of ``weights`` to ``out_dir``, replacing an earlier export there.
 
@@ -34,10 +40,12 @@ def write_export(
         metrics: the last logged step, for the model card.
         corpus: the one that the run was trained on.
         out_dir: the folder.
+        dtype: that weights are stored in; with bfloat16 the file is half as large, and loading rounds nothing more.
+        modalities: the encoders that go along; None: all that the model has.
 
     Raises:
-        ValueError: ``out_dir`` holds something else, another corpus than the checkpoint's, weights that do not match,
-            or an export that does not give back the same numbers.
+        ValueError: ``out_dir`` holds something else, a modality that the model lacks, another corpus than the
+            checkpoint's, weights that do not match, or an export that does not give back the same numbers.
     """
     check_out_dir(out_dir)
     if corpus.index_hash != manifest["index_hash"]:
@@ -45,13 +53,16 @@ def write_export(
             f"{corpus.path}: the checkpoint belongs to another corpus: expected index hash "
             f"{manifest['index_hash'][:12]}, found {corpus.index_hash[:12]}"
         )
-    model = MCSP(ModelConfig.parse(manifest["model_config"], "manifest.json: model_config"))
-    load_weights(model, weights, "checkpoint")
+    config = ModelConfig.parse(manifest["model_config"], "manifest.json: model_config")
+    if modalities is not None:
+        config, weights = only(config, weights, modalities)
+    model = MCSP(config)
+    load_weights(model, {name: weight.to(dtype).float() for name, weight in weights.items()}, "checkpoint")
     model.eval()
     out_dir.parent.mkdir(parents=True, exist_ok=True)
     aside = out_dir.with_name(f".{out_dir.name}.{os.getpid()}.partial")
     try:
-        write_pretrained(model, aside, preprocessing_of(manifest, corpus))
+        write_pretrained(model, aside, preprocessing_of(manifest, corpus, config.modalities), dtype)
         subjects = pretraining_subjects(corpus)
         (aside / SUBJECTS_FILE).write_text("".join(f"{subject}\n" for subject in subjects))
         (aside / "README.md").write_text(model_card(model, manifest, metrics, corpus, len(subjects)))
@@ -62,6 +73,21 @@ def write_export(
         shutil.rmtree(aside, ignore_errors=True)
 
 
+def only(
+    config: ModelConfig, weights: dict[str, Tensor], modalities: Sequence[Modality]
+) -> tuple[ModelConfig, dict[str, Tensor]]:
+    """Configuration and weights of the encoders of ``modalities`` alone; they do not depend on the others."""
+    unknown = [m for m in modalities if m not in config.modalities]
+    if unknown or not modalities:
+        raise ValueError(f"modalities: expected some of {list(config.modalities)}, found {list(modalities)}")
+    kept = tuple(m for m in config.modalities if m in modalities)
+    parts = {f"{m}_{d}" for m in kept for d in config.domains}
+    return (
+        config.model_copy(update={"modalities": kept}),
+        {name: weight for name, weight in weights.items() if name.split(".")[1] in parts},
+    )
+
+
 def check_out_dir(out_dir: Path) -> None:
     """Raise ``ValueError`` if ``out_dir`` exists and is neither an export nor an empty folder."""
     is_export = (out_dir / CONFIG_FILE).is_file() and (out_dir / WEIGHTS_FILE).is_file()
@@ -69,10 +95,9 @@ def check_out_dir(out_dir: Path) -> None:
         raise ValueError(f"{out_dir}: expected a new folder or an earlier export to replace, found something else")
 
 
-def preprocessing_of(manifest: Mapping[str, Any], corpus: Corpus) -> dict[str, Any]:
+def preprocessing_of(manifest: Mapping[str, Any], corpus: Corpus, modalities: tuple[Modality, ...]) -> dict[str, Any]:
     """What was done to the recordings before the model saw them, without any path of the machine."""
     config, run = corpus.index["config"], manifest["config"]
-    modalities: tuple[Modality, ...] = tuple(run["model"]["modalities"])
     cleaning = {
         "eeg": {
             **config["eeg"],

@@ -3,7 +3,7 @@
 An export holds::
 
     config.json          format version and the ModelConfig
-    model.safetensors    float32 weights under the names of MCSP.state_dict()
+    model.safetensors    float32 or bfloat16 weights under the names of MCSP.state_dict()
     preprocessing.json   what a recording has to go through before it fits the weights: units, filters, rates
     SHA256SUMS           digests in the format of sha256sum, so that `sha256sum -c SHA256SUMS` works too
 
@@ -39,7 +39,7 @@ class PretrainedMCSP(MCSP):
 
 
 def from_pretrained(path: str | Path) -> PretrainedMCSP:
-    """Load an export in evaluation mode, on the CPU, with ``.preprocessing`` filled.
+    """Load an export in evaluation mode, in float32 on the CPU, with ``.preprocessing`` filled.
 
     Args:
         path: a folder that ``launchers/export.py`` or :func:`write_pretrained` wrote.
@@ -63,18 +63,21 @@ def from_pretrained(path: str | Path) -> PretrainedMCSP:
         raise ValueError(f"{path / WEIGHTS_FILE}: not a safetensors file ({' '.join(str(error).split())})") from None
     with torch.random.fork_rng(devices=[]):  # building the model must not move the caller's random state
         model = PretrainedMCSP(config)
-    load_weights(model, weights, str(path / WEIGHTS_FILE))
+    load_weights(model, {name: weight.float() for name, weight in weights.items()}, str(path / WEIGHTS_FILE))
     model.preprocessing = _read_json(path / PREPROCESSING_FILE)
     return model.eval()
 
 
-def write_pretrained(model: MCSP, out_dir: str | Path, preprocessing: dict[str, Any]) -> None:
+def write_pretrained(
+    model: MCSP, out_dir: str | Path, preprocessing: dict[str, Any], dtype: torch.dtype = torch.float32
+) -> None:
     """Write ``model`` as an export into the folder ``out_dir``; the counterpart of :func:`from_pretrained`.
 
     Args:
-        model: any :class:`MCSP`; its weights are stored as they are.
+        model: any :class:`MCSP`.
         out_dir: the folder, which may exist.
         preprocessing: JSON types; comes back as ``.preprocessing``.
+        dtype: that weights are stored in; loading makes them float32 again.
     """
     from mcsp import __version__
 
@@ -83,7 +86,7 @@ def write_pretrained(model: MCSP, out_dir: str | Path, preprocessing: dict[str, 
     header = {"format_version": FORMAT_VERSION, "mcsp_version": __version__, "model": model.config.dump()}
     (out_dir / CONFIG_FILE).write_text(json.dumps(header, indent=2) + "\n")
     (out_dir / PREPROCESSING_FILE).write_text(json.dumps(preprocessing, indent=2, sort_keys=True) + "\n")
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    weights = {name: tensor.detach().cpu().to(dtype).contiguous() for name, tensor in model.state_dict().items()}
     save_file(weights, out_dir / WEIGHTS_FILE, metadata={"format": "pt"})
     (out_dir / WEIGHTS_FILE).chmod(0o644)  # safetensors leaves it readable by its owner alone
     write_sums(out_dir)

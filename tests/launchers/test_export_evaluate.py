@@ -13,6 +13,7 @@ import torch
 
 import mcsp
 from mcsp.data_sharding.reader import Corpus
+from mcsp.downstream.export import fixed_signals
 from mcsp.training.checkpoint import latest_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -90,6 +91,26 @@ def test_sha256sum_agrees(export: Path) -> None:
     done = subprocess.run(["sha256sum", "-c", "SHA256SUMS"], cwd=export, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
     assert len(done.stdout.splitlines()) == len(list(export.iterdir())) - 1
+
+
+def test_an_export_of_one_modality_in_bfloat16_is_half_as_large_and_gives_the_same_features(
+    export: Path, run_dir: Path, tmp_path: Path
+) -> None:
+    done = launch("export.py", run_dir, tmp_path / "eeg", "--dtype", "bf16", "--modalities", "eeg")
+    assert done.returncode == 0, done.stderr
+    assert "its weights rounded to bf16" in done.stdout
+    whole, part = mcsp.from_pretrained(export), mcsp.from_pretrained(tmp_path / "eeg")
+    assert part.config.modalities == ("eeg",)
+    assert set(part.preprocessing["units"]) == {"eeg"}
+    weights = whole.state_dict()
+    assert all(torch.equal(w, weights[name].bfloat16().float()) for name, w in part.state_dict().items())
+    size = (tmp_path / "eeg" / "model.safetensors").stat().st_size
+    eeg_parameters = sum(w.numel() for name, w in weights.items() if ".eeg_" in name)
+    assert 2 * eeg_parameters < size < 2.2 * eeg_parameters
+    signal = fixed_signals(("eeg",))
+    with torch.inference_mode():
+        a, b = (m.features(signal)["eeg"] for m in (whole, part))
+    assert (a - b).norm() / a.norm() < 0.01
 
 
 def test_exporting_again_replaces_the_export_and_leaves_nothing_beside_it(export: Path, run_dir: Path) -> None:
