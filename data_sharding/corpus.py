@@ -25,9 +25,9 @@ from mcsp.data_sharding.index import (
     Rejection,
     make_index,
     read_index,
-    write_index,
 )
 from mcsp.data_sharding.plan import Plan, PlannedShard, make_plan, public_config, software_versions, subject_key
+from mcsp.data_sharding.seal import PRIVATE_NAME, people, publish_rejections, seal_corpus
 from mcsp.data_sharding.shards import Receipt, build_shard
 from mcsp.data_sharding.storage import sha256_file, write_atomic
 from mcsp.schema import Recording
@@ -53,7 +53,8 @@ def build_corpus(config: CorpusConfig, address: str | None = None) -> tuple[dict
     Raises:
         ValueError: one line: bad input folders, no subject key, another corpus in ``out_dir``, or a failing worker.
     """
-    plan = make_plan(config, subject_key())
+    key = subject_key()
+    plan = make_plan(config, key)
     _claim(config.out_dir, plan)
     if _is_finished(config.out_dir):
         return read_index(config.out_dir), True
@@ -62,6 +63,8 @@ def build_corpus(config: CorpusConfig, address: str | None = None) -> tuple[dict
     recordings.sort(key=lambda r: r.member)
     rejected = [Rejection(**row) for receipt in receipts for row in receipt.rejected]
     rejected.sort(key=lambda r: (r.site, r.file))
+    names = people(plan.sites)
+    rejected = publish_rejections(config.out_dir / BUILD_NAME / PRIVATE_NAME, rejected, key, names)
     index = make_index(
         public_config(config),
         software_versions(),
@@ -72,7 +75,7 @@ def build_corpus(config: CorpusConfig, address: str | None = None) -> tuple[dict
     )
     for leftover in (config.out_dir / SHARDS_NAME).glob(".*.tmp"):
         leftover.unlink()
-    write_index(config.out_dir, index, recordings)
+    seal_corpus(config.out_dir, index, recordings, plan.sites, names)
     return index, False
 
 

@@ -5,53 +5,59 @@ import math
 import re
 import tarfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from itertools import pairwise
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
+from mcsp.data_sharding.description import DESCRIPTION_NAME, dataset_description
 from mcsp.data_sharding.index import INDEX_NAME, SHARDS_NAME, Rejection, block_bounds
 from mcsp.data_sharding.index import index_hash as hash_of
 from mcsp.data_sharding.index import totals as totals_of
 from mcsp.data_sharding.reader import Corpus, crc_name
 from mcsp.data_sharding.recording import REASONS
-from mcsp.data_sharding.storage import sha256_file
-from mcsp.data_sharding.table import RECORDINGS_NAME
+from mcsp.data_sharding.storage import names, sha256_file
+from mcsp.data_sharding.table import RECORDINGS_NAME, Recordings
 from mcsp.schema import BLOCK_SAMPLES, MODALITIES, SPLITS, UNITS, Recording
 
 _SUBJECT = re.compile(r"[0-9a-f]{16}")
 
 
-def lint_corpus(path: Path) -> list[str]:
+def lint_corpus(path: Path, workers: int = 1) -> list[str]:
     """Check every byte of the corpus in ``path``; one line per lie, none where it is sound.
 
     Checks the totals, rejections and hash of the index; each row's fields; that no subject is in two splits; each
-    shard's size and SHA-256; its members against the rows; offsets, block checksums and values of every array.
+    shard's size and SHA-256; its members against the rows; offsets, block checksums and values of every array. Rows are
+    made shard by shard, so memory does not grow with their number; ``workers`` processes read the shards.
 
     Raises:
         ValueError: there is no corpus of this schema version at all.
     """
     corpus = Corpus(path)
-    lies = [*_index_lies(corpus), *_row_lies(corpus.recordings)]
-    by_shard: dict[str, list[Recording]] = {shard["name"]: [] for shard in corpus.index["shards"]}
-    for recording in corpus.recordings:
-        by_shard.setdefault(recording.shard, []).append(recording)
+    lies = [*_index_lies(corpus), *_table_lies(corpus.recordings)]
     described = {shard["name"]: shard for shard in corpus.index["shards"]}
-    for name in tqdm(sorted(by_shard), desc="lint", unit="shard", mininterval=0.5):
-        if name not in described:
-            lies.append(f"{RECORDINGS_NAME}: rows of {name}, which {INDEX_NAME} does not list")
+    jobs = []
+    for name, rows in _rows_by_shard(corpus.recordings).items():
+        if name in described:
+            jobs.append((path, described.pop(name), rows))
         else:
-            lies += _shard_lies(path / SHARDS_NAME / name, described[name], by_shard[name])
-    expected = {file for name in described for file in (name, crc_name(name))}
-    lies += [
-        f"{SHARDS_NAME}/{f.name}: not in the index"
-        for f in sorted((path / SHARDS_NAME).glob("[!.]*"))
-        if f.name not in expected
-    ]
-    return lies
+            lies.append(f"{RECORDINGS_NAME}: rows of {name}, which {INDEX_NAME} does not list")
+    lies += [f"{SHARDS_NAME}/{name}: in {INDEX_NAME}, but no row of {RECORDINGS_NAME} is of it" for name in described]
+    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_open, initargs=(path,)) as pool:
+        if workers == 1:
+            _open(path)
+        results = map(_check_shard, jobs) if workers == 1 else pool.map(_check_shard, jobs)
+        for found in tqdm(results, total=len(jobs), desc="lint", unit="shard", mininterval=0.5):
+            lies += found
+    expected = {file for shard in corpus.index["shards"] for file in (shard["name"], crc_name(shard["name"]))}
+    present = names(path / SHARDS_NAME)
+    lies += [f"{SHARDS_NAME}/{n}: not in the index" for n in present if n not in expected and not n.startswith(".")]
+    return [*lies, *_description_lies(corpus)]
 
 
 def _index_lies(corpus: Corpus) -> Iterator[str]:
@@ -71,38 +77,81 @@ def _index_lies(corpus: Corpus) -> Iterator[str]:
             yield f"{INDEX_NAME}: {rejection.file}: unknown reason {rejection.reason!r} or site {rejection.site!r}"
 
 
-def _row_lies(recordings: Sequence[Recording]) -> Iterator[str]:
-    split_of: dict[tuple[str, str], str] = {}
-    members = [r.member for r in recordings]
-    if len(set(members)) < len(members) or members != sorted(members):
+def _table_lies(recordings: Recordings) -> Iterator[str]:
+    """What only the whole table shows, from its columns."""
+    members = recordings.column("member")
+    if any(a >= b for a, b in pairwise(members)):
         yield f"{RECORDINGS_NAME}: members are not unique and sorted"
-    for r in recordings:
-        other = split_of.setdefault((r.site, r.subject), r.split)
-        if other != r.split:
-            yield f"{r.member}: subject {r.subject} of {r.site} is in two splits, {other} and {r.split}"
-        if r.modality not in MODALITIES or r.split not in SPLITS:
-            yield f"{r.member}: modality {r.modality!r} or split {r.split!r} is unknown"
-            continue
-        spans = np.asarray(r.valid_spans)
-        edges = np.concatenate([[0], spans, [r.n_samples]])
-        sound = {
-            "subject": _SUBJECT.fullmatch(r.subject) is not None,
-            "key": r.key == "_".join(filter(None, (r.site, r.subject, r.session))),
-            "member": re.fullmatch(rf"{re.escape(r.key)}\.{r.modality}-\d+\.npy", r.member) is not None,
-            "shard": r.shard.startswith(f"{r.split}-"),
-            "unit": r.unit == UNITS[r.modality],
-            "block_samples": r.block_samples == BLOCK_SAMPLES[r.modality],
-            "dtype": r.dtype == "float16",
-            "scale": math.isfinite(r.scale) and r.scale > 0,
-            "sfreq": math.isfinite(r.sfreq) and r.sfreq > 0,
-            "channels": len(r.channels) == len(r.channel_good) == r.n_channels and any(r.channel_good),
-            "positions_mm": len(r.positions_mm) == 3 * r.n_channels,
-            "valid_spans": len(spans) > 0 and len(spans) % 2 == 0 and bool((np.diff(edges) >= 0).all()),
-            "onset_seconds": math.isnan(r.onset_seconds) or 0 <= r.onset_seconds < math.inf,
-        }
-        yield from (
-            f"{r.member}: field {name} is wrong, found {getattr(r, name)!r:.80}" for name, ok in sound.items() if not ok
-        )
+    split_of: dict[str, str] = {}
+    columns = zip(members, *(recordings.column(name) for name in ("site", "subject", "split")), strict=True)
+    for member, site, subject, split in columns:
+        other = split_of.setdefault(f"{site}/{subject}", split)
+        if other != split:
+            yield f"{member}: subject {subject} of {site} is in two splits, {other} and {split}"
+
+
+def _rows_by_shard(recordings: Recordings) -> dict[str, np.ndarray]:
+    """Numbers of the rows of each shard, by its name in sorted order."""
+    codes, shards = recordings.codes("shard")
+    order = np.argsort(codes, kind="stable")
+    parts = np.split(order, np.flatnonzero(np.diff(codes[order])) + 1) if len(order) else []
+    return dict(sorted((shards[codes[rows[0]]], rows) for rows in parts))
+
+
+# The corpus that a worker reads; a row is made where it is needed, and the table is mapped by all of them.
+_corpora: dict[str, Corpus] = {}
+
+
+def _open(path: Path) -> None:
+    _corpora["linted"] = Corpus(path)
+
+
+def _check_shard(job: tuple[Path, dict[str, Any], np.ndarray]) -> list[str]:
+    path, described, numbers = job
+    rows = [_corpora["linted"].recordings[int(number)] for number in numbers]
+    lies = [lie for row in rows for lie in _row_lies(row)]
+    return [*lies, *_shard_lies(path / SHARDS_NAME / described["name"], described, rows)]
+
+
+def _row_lies(r: Recording) -> Iterator[str]:
+    if r.modality not in MODALITIES or r.split not in SPLITS:
+        yield f"{r.member}: modality {r.modality!r} or split {r.split!r} is unknown"
+        return
+    spans = np.asarray(r.valid_spans)
+    edges = np.concatenate([[0], spans, [r.n_samples]])
+    sound = {
+        "subject": _SUBJECT.fullmatch(r.subject) is not None,
+        "key": r.key == "_".join(filter(None, (r.site, r.subject, r.session))),
+        "member": re.fullmatch(rf"{re.escape(r.key)}\.{r.modality}-\d+\.npy", r.member) is not None,
+        "shard": r.shard.startswith(f"{r.split}-"),
+        "unit": r.unit == UNITS[r.modality],
+        "block_samples": r.block_samples == BLOCK_SAMPLES[r.modality],
+        "dtype": r.dtype == "float16",
+        "scale": math.isfinite(r.scale) and r.scale > 0,
+        "sfreq": math.isfinite(r.sfreq) and r.sfreq > 0,
+        "channels": len(r.channels) == len(r.channel_good) == r.n_channels and any(r.channel_good),
+        "positions_mm": len(r.positions_mm) == 3 * r.n_channels,
+        "valid_spans": len(spans) > 0 and len(spans) % 2 == 0 and bool((np.diff(edges) >= 0).all()),
+        "quality": all(isinstance(v, float | int) for v in json.loads(r.quality).values()),
+        "onset_seconds": math.isnan(r.onset_seconds) or 0 <= r.onset_seconds < math.inf,
+    }
+    yield from (
+        f"{r.member}: field {name} is wrong, found {getattr(r, name)!r:.80}" for name, ok in sound.items() if not ok
+    )
+
+
+def _description_lies(corpus: Corpus) -> Iterator[str]:
+    """``dataset_description.json`` must speak of this index."""
+    try:
+        found = json.loads((corpus.path / DESCRIPTION_NAME).read_bytes())
+        sources = {source["Site"]: corpus.path / "absent" for source in found["SourceDatasets"]}
+        expected = dataset_description(corpus.index["config"], corpus.index["software"], sources)
+        same = found["GeneratedBy"] == expected["GeneratedBy"] and set(sources) == set(corpus.index["totals"]["sites"])
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        yield f"{DESCRIPTION_NAME}: cannot be read ({error!r})"
+        return
+    if not same:
+        yield f"{DESCRIPTION_NAME}: GeneratedBy or the sites of SourceDatasets differ from {INDEX_NAME}"
 
 
 def _shard_lies(tar: Path, described: dict[str, Any], rows: list[Recording]) -> Iterator[str]:

@@ -29,6 +29,7 @@ _RECIPE_MODULES = ("bids", "eeg", "fmri", "index", "plan", "recording", "samples
 _IDENTIFYING = {"participant_id", "name", "first_name", "last_name", "date_of_birth", "birth_date", "dob", "acq_time"}
 # Labels with this many digits in a row may be dates or hospital numbers.
 _NUMBER = re.compile(r"\d{6,}")
+_LETTERS = str.maketrans("0123456789", "ghijklmnop")
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def make_plan(config: CorpusConfig, key: bytes) -> Plan:
         ValueError: a missing or malformed dataset, no recordings at all, or a participants column that no site has.
     """
     sites = find_sites(config)
-    participants = {site.name: _read_participants(site) for site in sites}
+    participants = {site.name: read_participants(site) for site in sites}
     _check_columns(config, participants)
     by_split: dict[Split, list[PlannedSample]] = {split: [] for split in SPLITS}
     for site in sites:
@@ -137,6 +138,16 @@ def keyed_hash(key: bytes, *parts: str) -> str:
     return hmac.new(key, "\0".join(parts).encode(), hashlib.sha256).hexdigest()
 
 
+def subject_hash(key: bytes, site: str, subject: str) -> str:
+    """What stands for a subject's label in a corpus: 16 hexadecimal digits."""
+    return keyed_hash(key, "subject", site, subject)[:16]
+
+
+def session_label(key: bytes, session: str) -> str:
+    """A session's label in a corpus: hashed where it may be a date, in letters so that nobody takes it for one."""
+    return without_dates(session) or (session and keyed_hash(key, "session", session)[:8].translate(_LETTERS))
+
+
 def public_config(config: CorpusConfig) -> dict[str, Any]:
     """The resolved configuration without what depends on the machine: folders and the number of workers."""
     values = config.dump()
@@ -167,8 +178,7 @@ def _site_samples(
     splits = assign_splits([unit(s) for s, _ in groups], config.split_fractions, config.seed, site.name, key)
     samples = []
     for (subject, session), refs in sorted(groups.items()):
-        hashed = keyed_hash(key, "subject", site.name, subject)[:16]
-        label = without_dates(session) or (session and keyed_hash(key, "session", session)[:8])
+        hashed, label = subject_hash(key, site.name, subject), session_label(key, session)
         row = participants.get(subject, {})
         columns = {name: _number_or_text(row[name]) for name in config.participants_columns if name in row}
         samples.append(
@@ -190,7 +200,8 @@ def without_dates(label: str) -> str:
     return "" if _NUMBER.search(label) else label
 
 
-def _read_participants(site: Site) -> dict[str, dict[str, str]]:
+def read_participants(site: Site) -> dict[str, dict[str, str]]:
+    """Rows of a site's participants.tsv by subject label; none where there is no such file."""
     file = site.root / "participants.tsv"
     if not file.is_file():
         return {}

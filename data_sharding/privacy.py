@@ -45,8 +45,11 @@ _COLUMN = re.compile(
     r"(^|_)(dob|mrn|date|zip|record(_?(no|number|id))?)($|_)|birth|name|address|phone|mail|acq_time|postal|insurance",
     re.IGNORECASE,
 )
-# A SHA-256, and a subject's hash where it stands for the original label.
-_HASH = re.compile(r"(?<![0-9A-Za-z])(?:[0-9a-f]{64}|sub-[0-9a-f]{16})(?![0-9A-Za-z])")
+# What we write: a SHA-256, a subject's hash in place of the label, and numbered files with a part of their hash.
+_HASH = re.compile(
+    r"(?<![0-9A-Za-z])(?:[0-9a-f]{64}|sub-[0-9a-f]{16}|(?:train|validation|test)-\d{5,}(?:-[0-9a-f]{6,})?"
+    r"|(?:recordings|rejected|rejections|repairs)-[0-9a-f]{8,})(?![0-9A-Za-z])"
+)
 _SUBJECT = re.compile(r"[0-9a-f]{16}")
 # Published identifiers, which may hold long numbers; only in what describes a dataset.
 _REFERENCE = re.compile(r"https?://\S+|\b(?:doi:)?10\.\d{4,}/\S+", re.IGNORECASE)
@@ -62,40 +65,43 @@ def name_words(names: Iterable[str]) -> frozenset[str]:
 
 def suspicious(text: str, names: frozenset[str] = frozenset()) -> list[tuple[str, str]]:
     """Kind and text of everything in ``text`` that may identify a person; ``names`` are from :func:`name_words`."""
-    return _suspicious(_HASH.sub("x", text), names)
-
-
-@lru_cache(maxsize=1 << 16)
-def _suspicious(text: str, names: frozenset[str]) -> list[tuple[str, str]]:
-    found: list[tuple[str, str]] = []
-    for kind, pattern in _PATTERNS.items():
-        found += [(kind, match.group()) for match in pattern.finditer(text)]
-        text = pattern.sub(" ", text)  # a date is no record number too
-    if names:
-        found += [("name", word) for word in re.findall(r"[^\W\d_]+", text) if word.casefold() in names]
-    return found
+    return [(kind, text[start:stop]) for kind, start, stop in _places(text, names)]
 
 
 def redact(text: str, names: frozenset[str] = frozenset()) -> str:
     """``text`` with everything that :func:`suspicious` finds replaced by its kind in brackets."""
-    for kind, found in suspicious(text, names):
-        text = text.replace(found, f"[{kind}]", 1)
+    for kind, start, stop in sorted(_places(text, names), key=lambda place: -place[1]):
+        text = f"{text[:start]}[{kind}]{text[stop:]}"
     return text
 
 
-def pseudonymise(text: str, labels: Mapping[str, str]) -> str:
-    """File names with other entity labels: ``labels`` maps "sub-01" to "sub-<hash>"."""
-    for label, public in labels.items():
-        # The hash holds no backslash, so it stands for itself.
-        text = re.sub(rf"(?<![A-Za-z0-9]){re.escape(label)}(?![A-Za-z0-9])", public, text)
-    return text
+@lru_cache(maxsize=1 << 16)
+def _places(text: str, names: frozenset[str]) -> list[tuple[str, int, int]]:
+    """Kind, start and stop of every finding; none overlap."""
+    text = _HASH.sub(lambda match: "x" * len(match.group()), text)
+    found: list[tuple[str, int, int]] = []
+    for kind, pattern in _PATTERNS.items():
+        found += [(kind, *match.span()) for match in pattern.finditer(text)]
+        text = pattern.sub(lambda match: " " * len(match.group()), text)  # a date is no record number too
+    words = re.finditer(r"[^\W\d_]+", text) if names else ()
+    return found + [("name", *word.span()) for word in words if word.group().casefold() in names]
 
 
-def scan_texts(texts: Iterable[tuple[str, str]], names: frozenset[str], known: Iterable[str] = ()) -> Iterator[str]:
-    """One line per finding in pairs of place and text; the hashes in ``known`` may be in any of them."""
+def scan_texts(
+    texts: Iterable[tuple[str, str]], names: frozenset[str], known: Iterable[str] = (), references: bool = False
+) -> Iterator[str]:
+    """One line per finding in pairs of place and text.
+
+    Args:
+        texts: where each text stands, and the text.
+        names: of people, from :func:`name_words`.
+        known: hashes that may be in any text.
+        references: whether addresses and DOIs, which may hold any number, are published ones.
+    """
     known = tuple(known)
 
     def without_known(text: str) -> str:
+        text = _REFERENCE.sub("x", text) if references else text
         for part in known:
             text = text.replace(part, "x")
         return text

@@ -209,6 +209,10 @@ class Recordings(Sequence[Recording]):
         array = self._batch.column(name)
         return _numpy(array.indices), array.dictionary.to_pylist()
 
+    def distinct(self, name: str) -> list[Any]:
+        """Every value of a field that is stored once for all rows that have it: a text or a list that repeats."""
+        return self._batch.column(name).dictionary.to_pylist()
+
     def texts(self, name: str, rows: np.ndarray) -> list[str]:
         """The values of a text field in some rows."""
         return self._batch.column(name).take(pa.array(rows)).to_pylist()

@@ -23,6 +23,29 @@ def test_a_fresh_corpus_is_sound(built: Path) -> None:
     assert lint_corpus(built) == []
 
 
+@pytest.mark.multirank
+def test_several_processes_find_the_same(copied: Path) -> None:
+    for name, offset in (("train", 0), ("test", 100)):
+        r = next(r for r in Corpus(copied).recordings if r.split == name)
+        path = copied / SHARDS_NAME / r.shard
+        overwrite(path, r.byte_offset + offset, bytes([path.read_bytes()[r.byte_offset + offset] ^ 4]))
+    lies = lint_corpus(copied)
+    assert len(lies) == 4  # a hash and a block of each
+    assert lint_corpus(copied, workers=2) == lies
+
+
+def test_a_description_of_something_else_is_caught(copied: Path) -> None:
+    file = copied / "dataset_description.json"
+    content = json.loads(file.read_text())
+    content["GeneratedBy"][0]["ConfigSHA256"] = "0" * 64
+    file.write_text(json.dumps(content))
+    assert lint_corpus(copied) == [
+        "dataset_description.json: GeneratedBy or the sites of SourceDatasets differ from index.json"
+    ]
+    file.unlink()
+    assert len(lint_corpus(copied)) == 1
+
+
 def overwrite(path: Path, offset: int, content: bytes) -> None:
     path.chmod(0o644)
     with open(path, "r+b") as file:
@@ -77,6 +100,7 @@ CHANGES: list[tuple[Change, str]] = [
     (lambda r: {"unit": "V"}, "field unit is wrong"),
     (lambda r: {"channels": r.channels[1:]}, "field channels is wrong"),
     (lambda r: {"valid_spans": [5, 3]}, "field valid_spans is wrong"),
+    (lambda r: {"quality": '{"amplitude": "high"}'}, "field quality is wrong"),
     (lambda r: {"crc_offset": r.crc_offset + 1}, "does not match its CRC-32"),
     (lambda r: {"split": "train" if r.split != "train" else "test"}, "totals.splits"),
     (lambda r: {"sfreq": r.sfreq * 2}, "totals.modalities"),

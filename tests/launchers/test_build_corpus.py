@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from mcsp.data_sharding.bids_write import write_eeg, write_json, write_parcellated_bold
+from mcsp.schema import SCHEMA_VERSION
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -69,9 +70,9 @@ def test_build_reports_what_it_rejected_and_lint_agrees(tmp_path: Path) -> None:
     assert linted.returncode == 1 and "does not match its CRC-32" in linted.stdout
 
     (out / "index.json").write_text(
-        (out / "index.json").read_text().replace('"schema_version": 1', '"schema_version": 7')
+        (out / "index.json").read_text().replace(f'"schema_version": {SCHEMA_VERSION}', '"schema_version": 7')
     )
-    assert_one_line(call("lint_corpus.py", out), "index.json", "schema version 7", "reads version 1")
+    assert_one_line(call("lint_corpus.py", out), "index.json", "schema version 7", f"reads version {SCHEMA_VERSION}")
 
 
 @pytest.mark.parametrize("launcher", ["build_corpus.py", "lint_corpus.py"])

@@ -1,0 +1,140 @@
+"""The last steps of a build: what was found of people is taken out or refused, then the index makes it a corpus."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from mcsp.data_sharding.bids import Site, read_json
+from mcsp.data_sharding.description import DESCRIPTION_NAME, dataset_description, encode_description
+from mcsp.data_sharding.index import INDEX_NAME, SHARDS_NAME, Rejection, write_index
+from mcsp.data_sharding.plan import read_participants, session_label, subject_hash
+from mcsp.data_sharding.privacy import name_words, redact, scan_participant, scan_shard, scan_texts, walk
+from mcsp.data_sharding.reader import Corpus
+from mcsp.data_sharding.report import write_report
+from mcsp.data_sharding.storage import write_atomic
+from mcsp.data_sharding.table import RECORDINGS_NAME, Recordings
+from mcsp.schema import Recording
+
+# For the people who hold the files; never part of the corpus.
+PRIVATE_NAME = "rejected.tsv"
+
+_NAME_COLUMN = re.compile(r"(^|_)name$|^(sur|fore)name|^(first|last|given|family)_?name", re.IGNORECASE)
+_LABEL = re.compile(r"(?<![A-Za-z0-9])(sub|ses)-([A-Za-z0-9]+)")
+_SHOWN = 5
+
+
+def seal_corpus(
+    path: Path, index: dict[str, Any], recordings: Sequence[Recording], sites: Sequence[Site], names: frozenset[str]
+) -> None:
+    """Scan everything that would be published, then write the description, the index and the report into ``path``.
+
+    Args:
+        path: the corpus's folder, with its shards.
+        index: content of ``index.json``.
+        recordings: rows of the table.
+        sites: whose descriptions become SourceDatasets.
+        names: of people, from :func:`people`.
+
+    Raises:
+        ValueError: something may identify a person; nothing was written.
+    """
+    description = dataset_description(index["config"], index["software"], {site.name: site.root for site in sites})
+    table = Recordings.of(recordings)
+    findings = [*scan_index(index, description, names), *scan_table(table, names)]
+    for shard in index["shards"]:
+        findings += scan_shard(path / SHARDS_NAME / shard["name"], names)
+    if findings:
+        more = f" and {len(findings) - _SHOWN} more" if len(findings) > _SHOWN else ""
+        raise ValueError(f"{path}: not sealed, personal data is suspected: {'; '.join(findings[:_SHOWN])}{more}")
+    write_atomic(path / DESCRIPTION_NAME, encode_description(description))
+    write_index(path, index, recordings)
+    write_report(path)
+
+
+def people(sites: Sequence[Site]) -> frozenset[str]:
+    """Words of the names in the participants.tsv of every site, to be looked for in the corpus."""
+    rows = [row for site in sites for row in read_participants(site).values()]
+    return name_words(value for row in rows for column, value in row.items() if _NAME_COLUMN.search(column))
+
+
+def publish_rejections(
+    private: Path, rejected: Sequence[Rejection], key: bytes, names: frozenset[str]
+) -> list[Rejection]:
+    """The rejections as :func:`publish` gives them; the file ``private`` gets the original names beside the public."""
+    published, lines = [], ["site\tfile\treason\toriginal_file\toriginal_detail"]
+    for r in rejected:
+        public = publish(r, key, names)
+        published.append(public)
+        lines.append("\t".join((r.site, public.file, r.reason, r.file, " ".join(r.detail.split()))))
+    write_atomic(private, ("\n".join(lines) + "\n").encode())
+    return sorted(published, key=lambda r: (r.site, r.file))
+
+
+def publish(rejection: Rejection, key: bytes, names: frozenset[str]) -> Rejection:
+    """A rejection as it may be published.
+
+    Labels of subjects and sessions become those of the shards, and what else may identify a person its kind in
+    brackets.
+    """
+    file, detail = (redact(pseudonymise(t, rejection.site, key), names) for t in (rejection.file, rejection.detail))
+    return replace(rejection, file=file, detail=detail)
+
+
+def pseudonymise(text: str, site: str, key: bytes) -> str:
+    """A file name or message with the subject and session labels that the shards have."""
+
+    def public(match: re.Match[str]) -> str:
+        entity, label = match.groups()
+        return f"{entity}-{subject_hash(key, site, label) if entity == 'sub' else session_label(key, label)}"
+
+    return _LABEL.sub(public, text)
+
+
+def scan_corpus(path: Path, names: frozenset[str] = frozenset(), workers: int = 1) -> list[str]:
+    """Findings in all that a finished corpus publishes: index, rejections, description, table and every shard.
+
+    Raises:
+        ValueError: there is no finished corpus, or its description cannot be read.
+    """
+    corpus = Corpus(path)
+    findings = [*scan_index(corpus.index, read_json(path / DESCRIPTION_NAME), names)]
+    findings += scan_table(corpus.recordings, names)
+    shards = [path / SHARDS_NAME / shard["name"] for shard in corpus.index["shards"]]
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        scan = map if workers == 1 else pool.map
+        results = scan(partial(scan_shard, names=names), shards)
+        for found in tqdm(results, total=len(shards), desc="privacy", unit="shard", mininterval=0.5):
+            findings += found
+    return findings
+
+
+def scan_index(index: Mapping[str, Any], description: Mapping[str, Any], names: frozenset[str]) -> Iterator[str]:
+    """Findings in ``index.json`` and ``dataset_description.json``; versions of software may look like dates."""
+    texts = [(f"{INDEX_NAME}: {place}", text) for place, text in walk({**index, "software": {}})]
+    yield from scan_texts(texts, names)
+    sources = [(f"{DESCRIPTION_NAME}: {place}", text) for place, text in walk(description["SourceDatasets"])]
+    yield from scan_texts(sources, frozenset(), references=True)
+
+
+def scan_table(table: Recordings, names: frozenset[str]) -> Iterator[str]:
+    """Findings in the text columns of the table of recordings."""
+    for column in ("shard", "modality", "site", "task", "run", "split", "unit", "dtype"):
+        yield from scan_texts([(f"{RECORDINGS_NAME}: {column}", t) for t in table.codes(column)[1]], names)
+    subjects = table.column("subject")
+    for column in ("key", "member", "session"):
+        distinct = {text.replace(subject, "x") for text, subject in zip(table.column(column), subjects, strict=True)}
+        yield from scan_texts([(f"{RECORDINGS_NAME}: {column}", text) for text in sorted(distinct)], names)
+    for text in sorted(set(table.column("participant"))):
+        yield from scan_participant(f"{RECORDINGS_NAME}: participant", json.loads(text), names)
+    for measure in sorted({name for values in table.column("quality") for name in json.loads(values)}):
+        yield from scan_texts([(f"{RECORDINGS_NAME}: quality", measure)], names)
+    channels = {name for montage in table.distinct("channels") for name in montage}
+    yield from scan_texts([(f"{RECORDINGS_NAME}: channels", name) for name in sorted(channels)], names)
