@@ -143,7 +143,9 @@ def spectra(block: Block, freqs_F: Tensor, detrend: str) -> Spectra:
         counted_bL = valid_bT[:1] if whole else valid_bT
     else:
         frames = x_bCT.unfold(-1, block.length, block.hop)
-        frames_valid_bP = valid_bT.unfold(-1, block.length, block.hop).all(-1)
+        frames_valid_bP = valid_bT.new_ones(frames.shape[0], frames.shape[2])
+        if not whole:
+            frames_valid_bP = valid_bT.unfold(-1, block.length, block.hop).all(-1)
         counted_bL = valid_bT.new_ones(1, block.length)
     window_bL = hann_over_valid(counted_bL).to(x_bCT.dtype)
     counted = counted_bL[:, None, None].to(x_bCT.dtype)

@@ -122,7 +122,9 @@ def log_power_frames(
     for block in blocks(x_BCT, sfreq_B, time_valid_BT, frame_seconds, hop_seconds):
         density_bCPF, level_bCP, frames_valid_bP = _density(block, freqs, bands_hz, detrend)
         value = torch.log10(density_bCPF + (eps * level_bCP[..., None] + FLAT_POWER))
-        values.append(value.masked_fill(~frames_valid_bP[:, None, :, None], LOG_FLAT))
+        if value.device.type != "cpu" or not bool(frames_valid_bP.all()):
+            value = value.masked_fill(~frames_valid_bP[:, None, :, None], LOG_FLAT)
+        values.append(value)
         masks.append(frames_valid_bP)
         order += block.rows
     most = max(mask.shape[1] for mask in masks)

@@ -37,17 +37,18 @@ class SpectralEncoder(nn.Module):
     def forward(self, signal: Signal) -> Tensor:
         """Encode the windows of one modality; frequencies above a row's Nyquist frequency are masked."""
         step = _STEP_HZ[self.modality]
-        freqs_F = torch.arange(1, _BINS[self.modality] + 1, device=signal.x_BCT.device, dtype=torch.float32) * step
+        freqs_F = torch.arange(1, _BINS[self.modality] + 1, dtype=torch.float32) * step
         frame = _FRAME_SECONDS[self.modality]
         signal = at_least(signal, frame or 0.0)
         power_BCF = log_power(
             signal.x_BCT,
             signal.sfreq_B,
-            freqs_F,
+            freqs_F,  # on the CPU: known without waiting for a GPU
             time_valid_BT=signal.time_valid_BT,
             frame_seconds=frame,
             hop_seconds=frame / 2 if frame else None,
         )
+        freqs_F = freqs_F.to(signal.x_BCT.device)
         power_BCF = power_BCF.clamp_min(LOWEST_LOG_POWER)
         audible_BF = freqs_F < signal.sfreq_B[:, None] / 2
         anchored_BAF = torch.einsum("bac,bcf->baf", self.anchors(signal), power_BCF * audible_BF[:, None])

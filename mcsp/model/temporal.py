@@ -71,8 +71,8 @@ class TemporalEncoder(nn.Module):
             rows = x_BCT.shape[0]
             power_BCPF, _ = log_power_frames(
                 x_BCT,
-                torch.full((rows,), self.grid_hz, device=x_BCT.device),
-                torch.arange(1, self.n_bins + 1, device=x_BCT.device, dtype=torch.float32),
+                torch.full((rows,), self.grid_hz),  # on the CPU: known without waiting for a GPU
+                list(range(1, self.n_bins + 1)),
                 frame_seconds=self.patch_seconds,
                 hop_seconds=self.patch_seconds,
                 time_valid_BT=valid_BT,
