@@ -44,7 +44,7 @@ def export(
     check_out_dir(out_dir)
     manifest = json.loads((checkpoint / "manifest.json").read_text())
     corpus = Corpus(corpus_dir or Path(manifest["config"]["corpus_dir"]))
-    from mcsp.training.engine import consolidate_weights  # the slow import comes last
+    from mcsp.training.state import consolidate_weights
 
     print(f"export: step {manifest['step']} of {run_dir}")
     metrics = [line for line in read_metrics(run_dir) if line["step"] <= manifest["step"]]

@@ -23,7 +23,13 @@ class PretrainConfig(Config):
 
     corpus_dir: Path = Field(description="a corpus that build_corpus wrote")
     run_dir: Path = Field(description="checkpoints, metrics.jsonl and TensorBoard files go here")
+    init_from: Path | None = Field(
+        None, description="a run, checkpoint or export whose weights a new run starts from; ignored once it has its own"
+    )
     steps: int = Field(1000, ge=1, description="optimizer steps")
+    schedule_steps: int | None = Field(
+        None, ge=1, description="length of the learning-rate schedule; null: steps. Set it to lengthen a finished run"
+    )
     seed: int = Field(0, description="of weights, order and augmentation")
     batch: BatchConfig = Field(BatchConfig(), description="global batch: paired, eeg, fmri samples")
     micro_batches: int = Field(1, ge=1, description="forward passes per rank and step; more of them save memory only")
@@ -54,6 +60,7 @@ class PretrainConfig(Config):
     workers: int = Field(0, ge=0, description="loader processes per rank; 0 reads in the training process")
     checkpoint_every: int = Field(100, ge=1, description="steps")
     keep_checkpoints: int = Field(3, ge=1, description="older ones are deleted")
+    keep_every: int = Field(0, ge=0, description="checkpoints after a multiple of this many steps stay; 0: none do")
     log_every: int = Field(1, ge=1, description="steps per line of metrics.jsonl")
     resume: Literal["auto", "never", "must"] = Field(
         "auto", description="auto: continue where run_dir has a checkpoint"

@@ -5,9 +5,7 @@ the CPU accelerator compiles a shared-memory extension at start; gradients are a
 are multiplied by the number of ranks; ``gradient_clipping`` defaults to 1; at stage 0 in fp32 no gradient norm is kept.
 """
 
-import contextlib
 import ctypes
-import io
 import json
 import logging
 import math
@@ -30,9 +28,11 @@ warnings.filterwarnings("ignore", category=FutureWarning, message=".*torch.distr
 import deepspeed  # noqa: E402
 import deepspeed.ops  # noqa: E402
 from deepspeed.runtime.utils import combine_grad_norm_groups  # noqa: E402
-from deepspeed.utils import zero_to_fp32  # noqa: E402
 
+from mcsp import distributed  # noqa: E402
 from mcsp.config import PretrainConfig  # noqa: E402
+from mcsp.training import fragments  # noqa: E402
+from mcsp.training.state import State, write_state  # noqa: E402
 
 _INJECTED = {
     "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping",
@@ -179,19 +179,25 @@ class Engine:
     def _stage0_norm(self) -> Tensor:
         return torch.nn.utils.get_total_norm([p.grad for p in self._engine.module.parameters() if p.grad is not None])
 
-    def save(self, folder: Path) -> None:
-        """Write weights and optimizer state; every rank calls it."""
-        self._engine.save_checkpoint(str(folder), tag="state", save_latest=False)
+    def write(self, folder: Path) -> Path:
+        """Write this rank's part of weights and optimizer state below ``folder``; the file. Every rank calls it.
+
+        At stage 0 every rank has everything, and only the first writes it.
+        """
+        mine = [] if self.zero_stage == 0 and distributed.rank() else fragments.owned(self._engine)
+        return write_state(folder, distributed.rank(), mine, fragments.applied_steps(self._engine))
 
     def load(self, folder: Path) -> None:
-        """Read what :meth:`save` wrote with the same number of ranks and ZeRO stage; every rank calls it.
+        """Read what any number of ranks at any ZeRO stage wrote; every rank calls it.
 
         Raises:
-            ValueError: DeepSpeed found nothing to load.
+            ValueError: another model, or files that are not all there.
         """
-        path, _ = self._engine.load_checkpoint(str(folder), tag="state")
-        if path is None:
-            raise ValueError(f"{folder}: expected a DeepSpeed checkpoint, DeepSpeed found none")
+        state, own = State(folder), {name for name, _ in self._engine.module.named_parameters()}
+        if unknown := sorted(state.shapes.keys() - own):
+            raise ValueError(f"{state.folder}: expected the parameters of this model, found {unknown[:3]} beside them")
+        state.into(fragments.owned(self._engine))
+        fragments.refresh(self._engine, state.steps)
 
     def gradients(self) -> dict[str, Tensor]:
         """Whole fp32 gradients by parameter name, between backward and step; every rank calls it."""
@@ -199,18 +205,3 @@ class Engine:
         return {
             name: g.detach().clone() for name, p in self._engine.module.named_parameters() if (g := read(p)) is not None
         }
-
-
-def consolidate_weights(checkpoint_dir: Path) -> dict[str, Tensor]:
-    """Whole fp32 weights of the model in a checkpoint of any ZeRO stage, under the names of ``MCSP.state_dict()``.
-
-    Needs no GPU and no process group. DeepSpeed's files are pickles: only use it on your own checkpoints.
-    """
-    folder = checkpoint_dir / "state"
-    if any(folder.glob("*_optim_states.pt")):
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # it talks a lot
-            weights = zero_to_fp32.get_fp32_state_dict_from_zero_checkpoint(str(checkpoint_dir), tag="state")
-    else:  # stage 0 has no partitioned state
-        weights = torch.load(folder / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=False)["module"]
-    prefix = "model."
-    return {n.removeprefix(prefix): w.float().clone() for n, w in weights.items() if n.startswith(prefix)}

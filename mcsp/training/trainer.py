@@ -2,7 +2,7 @@
 
 import json
 import math
-import shutil
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +17,7 @@ from mcsp.config import PretrainConfig
 from mcsp.data_sharding.reader import Corpus
 from mcsp.losses.objective import objective
 from mcsp.training import checkpoint, engine
+from mcsp.training.initial import start_from
 from mcsp.training.loader import StepDataset, batches
 from mcsp.training.metrics import Metrics
 from mcsp.training.pretrainer import Pretrainer
@@ -28,7 +29,8 @@ def learning_rate(config: PretrainConfig, applied_steps: int) -> float:
     """Linear warm-up, then a half cosine from the peak to a tenth of it; a function of applied steps."""
     if applied_steps < config.warmup_steps:
         return config.learning_rate * (applied_steps + 1) / config.warmup_steps
-    progress = (applied_steps - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
+    length = config.schedule_steps or config.steps
+    progress = (applied_steps - config.warmup_steps) / max(1, length - config.warmup_steps)
     return config.learning_rate * (0.55 + 0.45 * math.cos(math.pi * min(1.0, progress)))
 
 
@@ -78,7 +80,7 @@ class Trainer:
         """Open the corpus, build the model, and resume if there is something to resume.
 
         Raises:
-            ValueError: a corpus, batch, checkpoint or number of ranks that does not fit, in one line.
+            ValueError: a corpus, batch, checkpoint, init_from or number of ranks that does not fit, in one line.
         """
         corpus = Corpus(config.corpus_dir)
         self.config = for_corpus(config, corpus)
@@ -88,8 +90,11 @@ class Trainer:
         schedule.check_shares(self.world_size, config.micro_batches)
         self.global_batch = schedule.global_batch
         self.dataset = StepDataset(corpus, schedule, self.rank, self.world_size, config.micro_batches)
+        found = self._newest_checkpoint()
         torch.manual_seed(config.seed)
         self.module = Pretrainer(self.config.model, config.objective, config.augmentation)
+        if found is None and config.init_from:
+            self._say(f"starts from the {start_from(config.init_from, self.module, self.config.model)}")
         self.engine = engine.Engine(self.module, config, self.world_size, schedule.global_batch)
         self.step = self.skipped_steps = 0
         self.stop = StopRequest()
@@ -101,27 +106,42 @@ class Trainer:
             "config": self.config.dump(),
             "model_config": self.config.model.dump(),
         }
-        self._resume()
+        if found is not None:
+            self._resume(found)
 
-    def _resume(self) -> None:
-        run_dir = self.config.run_dir
-        # One rank looks and tells the others: they must not choose differently.
-        found: list[Any] = [None]
+    def _newest_checkpoint(self) -> Path | None:
+        """The checkpoint to continue from. One rank looks and tells the others: they must not choose differently."""
+        run_dir, found, problem = self.config.run_dir, None, ""
         if self.rank == 0:
-            checkpoint.clear_incomplete(run_dir)
-            found = [checkpoint.latest_checkpoint(run_dir)]
-        torch.distributed.broadcast_object_list(found)
-        path: Path | None = found[0]
-        if path is not None and self.config.resume == "never":
-            raise ValueError(f"{run_dir}: resume=never, but it holds checkpoint {path.name}; use another run_dir")
-        if path is None and self.config.resume == "must":
+            try:
+                checkpoint.clear_incomplete(run_dir)
+                found = checkpoint.latest_checkpoint(run_dir)
+            except OSError as error:
+                problem = f"{run_dir}: cannot look for checkpoints ({error.strerror})"
+        found, problem = distributed.gather_objects((found, problem))[0]
+        if problem:
+            raise ValueError(problem)
+        if found is not None and self.config.resume == "never":
+            raise ValueError(f"{run_dir}: resume=never, but it holds checkpoint {found.name}; use another run_dir")
+        if found is None and self.config.resume == "must":
             raise ValueError(f"{run_dir}: resume=must, but it holds no valid checkpoint")
-        if path is None:
-            return
-        manifest = json.loads((path / "manifest.json").read_text())
+        return found
+
+    def _resume(self, path: Path) -> None:
+        manifest = json.loads((path / checkpoint.MANIFEST).read_text())
         checkpoint.check_continues(path, manifest, self.facts)
         self.engine.load(path)
         self.step, self.skipped_steps = manifest["step"], manifest["skipped_steps"]
+        then, now = ((f["world_size"], f["zero_stage"]) for f in (manifest, self.facts))
+        if then != now:
+            self._say(
+                f"continues {path.name}, saved by {then[0]} ranks at ZeRO-{then[1]}, with {now[0]} at ZeRO-{now[1]}: "
+                "the same data, numbers equal up to rounding"
+            )
+
+    def _say(self, sentence: str) -> None:
+        if self.rank == 0:
+            print(f"pretrain: {sentence}", file=sys.stderr, flush=True)
 
     def run(self) -> None:
         """Train until ``config.steps`` and save; returns at once where the run is already finished."""
@@ -214,18 +234,10 @@ class Trainer:
 
     def save(self) -> None:
         """Write a checkpoint of the current step; every rank calls it."""
-        path = checkpoint.checkpoint_path(self.config.run_dir, self.step)
-        aside = checkpoint.aside_path(path)
-        if self.rank == 0:
-            shutil.rmtree(aside, ignore_errors=True)
-            aside.mkdir(parents=True)
-        torch.distributed.barrier()
-        self.engine.save(aside)
-        torch.distributed.barrier()
-        if self.rank == 0:
-            facts = {**self.facts, "step": self.step, "skipped_steps": self.skipped_steps}
-            checkpoint.seal(path, facts, self.config.keep_checkpoints)
-        torch.distributed.barrier()
+        config, facts = self.config, {**self.facts, "skipped_steps": self.skipped_steps}
+        checkpoint.save(
+            config.run_dir, self.step, facts, self.engine.write, config.keep_checkpoints, config.keep_every
+        )
 
 
 def pretrain(config: PretrainConfig) -> Path:

@@ -63,7 +63,7 @@ def export(run_dir: Path) -> Path:
 
 
 def test_the_export_is_complete_and_says_what_it_is(export: Path, run_dir: Path, corpus_dir: Path) -> None:
-    from mcsp.training.engine import consolidate_weights
+    from mcsp.training.state import consolidate_weights
 
     corpus = Corpus(corpus_dir)
     model = mcsp.from_pretrained(export)

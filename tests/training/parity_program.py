@@ -9,6 +9,7 @@ import torch
 from mcsp import distributed
 from mcsp.config import PretrainConfig
 from mcsp.training import engine
+from mcsp.training.state import consolidate_weights
 from mcsp.training.trainer import Trainer
 
 
@@ -29,7 +30,7 @@ def main(out: str, *overrides: str) -> None:
         norm = trainer.engine.step(1e-3)
         trainer.step = 1
         trainer.save()
-        weights = engine.consolidate_weights(config.run_dir / "checkpoints" / "step-00000001")
+        weights = consolidate_weights(config.run_dir / "checkpoints" / "step-00000001")
         found = {"total": total, "gradients": gradients, "norm": norm, "weights": weights}
         results[stage, micro_batches] = found
     if distributed.is_main():
