@@ -54,6 +54,10 @@ class PretrainConfig(Config):
     weight_decay: float = Field(0.05, ge=0, description="on matrices only")
     gradient_clipping: float = Field(1.0, ge=0, description="0 switches it off")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 on GPUs that have it, else fp32")
+    activation_checkpointing: bool = Field(
+        False, description="recompute each attention block in the backward pass: less memory, a third more work"
+    )
+    compile: bool = Field(False, description="torch.compile each encoder; needs a C++ compiler, ZeRO 0-2")
     deepspeed: Path = Field(
         Path("configs/deepspeed/zero1.json"), description="ZeRO stage and nothing that is said here"
     )

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from mcsp.batch import Signal
 from mcsp.schema import Modality
@@ -196,6 +197,7 @@ class TokenEncoder(nn.Module):
         super().__init__()
         width, depth, heads, _ = SIZES[size]
         narrow = max(8, width // 8)
+        self.recompute = False  # keep the input of each block only, and run it again in the backward pass
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
         self.narrow = nn.Linear(width, narrow)
@@ -203,8 +205,9 @@ class TokenEncoder(nn.Module):
 
     def attend(self, x_BPD: Tensor, valid_BP: Tensor) -> Tensor:
         """The blocks alone, ``(B, P, D)``; invalid tokens come out as zero."""
+        again = self.recompute and torch.is_grad_enabled()
         for block in self.blocks:
-            x_BPD = block(x_BPD, valid_BP)
+            x_BPD = checkpoint(block, x_BPD, valid_BP, use_reentrant=False) if again else block(x_BPD, valid_BP)
         return self.norm(x_BPD) * valid_BP[..., None]
 
     def forward(self, x_BPD: Tensor, valid_BP: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import json
 import logging
 import math
 import os
+import shutil
 import signal
 import socket
 import warnings
@@ -30,7 +31,9 @@ import deepspeed.ops  # noqa: E402
 from deepspeed.runtime.utils import combine_grad_norm_groups  # noqa: E402
 
 from mcsp import distributed  # noqa: E402
+from mcsp.batch import Batch  # noqa: E402
 from mcsp.config import PretrainConfig  # noqa: E402
+from mcsp.schema import text_key  # noqa: E402
 from mcsp.training import fragments  # noqa: E402
 from mcsp.training.state import State, write_state  # noqa: E402
 
@@ -91,7 +94,16 @@ def deepspeed_config(config: PretrainConfig, world_size: int, global_batch: int)
     on_gpu = os.environ["DS_ACCELERATOR"] == "cuda"
     bf16 = config.precision == "bf16" or (config.precision == "auto" and on_gpu and torch.cuda.is_bf16_supported())
     zero = values.get("zero_optimization", {})
-    if zero.get("stage") == 3:
+    stage = zero.get("stage", 0)
+    for part in ("offload_optimizer", "offload_param"):
+        where = zero.get(part, {}).get("device", "none")
+        if where not in ("none", "cpu"):
+            raise ValueError(f"{config.deepspeed}: {part}.device: expected none or cpu, found {where}")
+    if config.compile and stage == 3:
+        raise ValueError(f"compile=true: expected ZeRO 0-2, found stage 3 in {config.deepspeed}")
+    if config.compile and on_gpu is False and not shutil.which("g++"):
+        raise ValueError("compile=true: expected a C++ compiler (g++) for CPU code, found none")
+    if stage == 3:
         # DeepSpeed's own linear layer rounds differently: its gradients are 1.3e-6 away from those of the other stages.
         zero = {"memory_efficient_linear": False, **zero}
     return {
@@ -102,6 +114,7 @@ def deepspeed_config(config: PretrainConfig, world_size: int, global_batch: int)
         "gradient_clipping": config.gradient_clipping,
         "bf16": {"enabled": bf16},
         "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,  # with offload it would insist on its own AdamW, compiled at start
         "steps_per_print": 10**9,
     }
 
@@ -118,22 +131,71 @@ class Engine:
         self.zero_stage: int = values.get("zero_optimization", {}).get("stage", 0)
         self.world_size = world_size
         self._engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=values)
+        self._names = {id(parameter): name for name, parameter in module.named_parameters()}
+        self._steps = 0
         self._norm, self._limit = 0.0, math.inf
         if self.zero_stage:
             self._watch_norm()
 
-    def __call__(self, *inputs: Any) -> Any:
-        """Forward pass of the module."""
-        return self._engine(*inputs)
+    def __call__(self, batch: Batch) -> Any:
+        """Forward pass of the module.
+
+        Raises:
+            ValueError: as of :meth:`backward`, where the ranks' batches hold different modalities.
+        """
+        if self._checks():
+            # ZeRO-3 gathers parameters in the forward pass: asked for different ones, it would wait for ever.
+            self._same_on_all_ranks("modalities of the batch", set(batch.signals))
+        return self._engine(batch)
+
+    def _checks(self) -> bool:
+        """Whether this step compares the ranks: the first three do, then every thousandth."""
+        return self.world_size > 1 and (self._steps < 3 or self._steps % 1000 == 0)
+
+    def _same_on_all_ranks(self, what: str, found: set[str]) -> None:
+        """DeepSpeed adds up gradients by their place in a buffer: ranks that fill it differently corrupt weights."""
+        key = torch.tensor([text_key("\n".join(sorted(found)))], device=device())
+        low, high = key.clone(), key.clone()
+        torch.distributed.all_reduce(low, torch.distributed.ReduceOp.MIN)
+        torch.distributed.all_reduce(high, torch.distributed.ReduceOp.MAX)
+        if bool(low == high):
+            return
+        everyone = distributed.gather_objects(found)
+        union = set().union(*everyone)
+        missing = {rank: sorted(union - own) for rank, own in enumerate(everyone) if union - own}
+        rank, names = next(iter(missing.items()))
+        raise ValueError(
+            f"{what}: expected the same on all {self.world_size} ranks, rank {rank} lacks {names[:3]}"
+            + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        )
 
     def backward(self, share: Tensor, last: bool = True) -> None:
         """Backward pass of this rank's share of the loss (shares sum to the loss; DeepSpeed averages gradients).
 
         Gradients add up over calls until one that is ``last`` before a step; without this ZeRO-1 and 2 keep only the
         gradients of the final call.
+
+        Raises:
+            ValueError: in a step that is checked, ranks whose losses depend on different parameters.
         """
+        if self._checks():
+            self._same_on_all_ranks("parameters with a gradient", self._depends_on(share))
         self._engine.set_gradient_accumulation_boundary(last)
         self._engine.backward(share * self.world_size)
+
+    def _depends_on(self, share: Tensor) -> set[str]:
+        """Names of the parameters that a backward pass would reach, read from its graph."""
+        found, seen, left = set(), set(), [share.grad_fn]
+        while left:
+            node = left.pop()
+            if node is None or node in seen:
+                continue
+            seen.add(node)
+            leaf = getattr(node, "variable", None)
+            if leaf is not None and id(leaf) in self._names:
+                found.add(self._names[id(leaf)])
+            left.extend(follower for follower, _ in node.next_functions)
+        return found
 
     def step(self, learning_rate: float, limit: float = math.inf) -> float:
         """Clip, update, clear gradients; returns the norm of the whole gradient before clipping, alike on all ranks.
@@ -142,7 +204,7 @@ class Engine:
         """
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate
-        self._limit = limit
+        self._limit, self._steps = limit, self._steps + 1
         if self.zero_stage == 0 and self._refuses(self._stage0_norm()):
             self._engine.optimizer.zero_grad()
         else:

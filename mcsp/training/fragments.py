@@ -1,7 +1,7 @@
 """What a rank owns of the weights and moments: ranges of whole parameters, as DeepSpeed 0.19 lays them out.
 
-Beside ``engine.py`` the only file that knows DeepSpeed's internals, all of them attributes of its optimizers; nothing is
-imported. A checkpoint made of such ranges names no rank and no ZeRO stage, so any other number of ranks at any other
+Beside ``engine.py`` the only file that knows DeepSpeed's internals, all of them attributes of its optimizers; nothing
+is imported. A checkpoint made of such ranges names no rank and no ZeRO stage, so any other number of ranks at any other
 stage can read it; DeepSpeed's own checkpoints are pickles for one number of ranks at one stage.
 """
 
@@ -57,7 +57,14 @@ def _ranges(engine: Any) -> Iterator[tuple[Any, torch.Size, Tensor, int, int, in
             start = distributed.rank() * padded
             length = min(padded, parameter.ds_numel - start)  # the last ranks hold padding
             if length > 0:
-                yield parameter, parameter.ds_shape, optimizer.fp32_partitioned_groups_flat[group], offset, start, length
+                yield (
+                    parameter,
+                    parameter.ds_shape,
+                    optimizer.fp32_partitioned_groups_flat[group],
+                    offset,
+                    start,
+                    length,
+                )
 
 
 def _base(engine: Any) -> Any:

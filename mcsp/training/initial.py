@@ -1,7 +1,6 @@
 """Weights that a new run starts from: those of a run, of one checkpoint, or of an export. Weights only, any ZeRO stage
 and number of ranks: the optimizer starts anew, and so do step, order and learning rate."""
 
-import json
 from pathlib import Path
 
 from torch import nn

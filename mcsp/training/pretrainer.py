@@ -13,17 +13,32 @@ from mcsp.augmentations.views import view
 from mcsp.batch import Batch, Signal
 from mcsp.config import AugmentationConfig, ModelConfig, ObjectiveConfig
 from mcsp.losses.objective import pair_terms, slots
+from mcsp.model.layers import TokenEncoder
 from mcsp.model.mcsp import MCSP
 
-MAX_SCALE = 100.0  # of logits, as in CLIP (arXiv 2103.00020)
+MAX_SCALE = 100.0  # of logits, as in CLIP (arXiv 2103.00020); at least 1, as in OpenCLIP
 
 
 class Pretrainer(nn.Module):
     """``Batch -> (z_MnK, valid_Mn, scale_P)``: one embedding per modality, domain and view, and one scale per pair."""
 
-    def __init__(self, model: ModelConfig, objective: ObjectiveConfig, augmentation: AugmentationConfig) -> None:
+    def __init__(
+        self,
+        model: ModelConfig,
+        objective: ObjectiveConfig,
+        augmentation: AugmentationConfig,
+        *,
+        activation_checkpointing: bool = False,
+        compile_encoders: bool = False,
+    ) -> None:
         super().__init__()
         self.model = MCSP(model)
+        for module in self.model.modules():
+            if isinstance(module, TokenEncoder):
+                module.recompute = activation_checkpointing
+        if compile_encoders:
+            for encoder in self.model.encoders.values():
+                encoder.compile()  # in place: the names of the weights stay
         self.augmentation = augmentation
         self.slots = slots(model.modalities, model.domains)
         self.terms = pair_terms(self.slots, objective)
@@ -49,7 +64,16 @@ class Pretrainer(nn.Module):
         nothing = torch.zeros_like(some), torch.zeros(n, dtype=torch.bool, device=some.device)
         z_MnK = torch.stack([z_by_slot.get((s.modality, s.domain, s.view), nothing[0]) for s in self.slots])
         valid_Mn = torch.stack([valid_by_modality.get(s.modality, nothing[1]) for s in self.slots])
-        return z_MnK, valid_Mn, self.log_scale_P.float().exp().clamp_max(MAX_SCALE)
+        return z_MnK, valid_Mn, self.scale_P()
+
+    def scale_P(self) -> Tensor:
+        """Inverse temperatures in float32, within [1, MAX_SCALE]; one tensor (P,), as DeepSpeed takes no 0-dim ones.
+
+        The gradient passes the bounds as if there were none: a temperature that has reached one can come back.
+        """
+        log_P = self.log_scale_P.float()
+        bounded_P = log_P + (log_P.clamp(0.0, math.log(MAX_SCALE)) - log_P).detach()
+        return bounded_P.exp()
 
 
 def _stack(first: Signal, second: Signal) -> Signal:

@@ -92,7 +92,13 @@ class Trainer:
         self.dataset = StepDataset(corpus, schedule, self.rank, self.world_size, config.micro_batches)
         found = self._newest_checkpoint()
         torch.manual_seed(config.seed)
-        self.module = Pretrainer(self.config.model, config.objective, config.augmentation)
+        self.module = Pretrainer(
+            self.config.model,
+            config.objective,
+            config.augmentation,
+            activation_checkpointing=config.activation_checkpointing,
+            compile_encoders=config.compile,
+        )
         if found is None and config.init_from:
             self._say(f"starts from the {start_from(config.init_from, self.module, self.config.model)}")
         self.engine = engine.Engine(self.module, config, self.world_size, schedule.global_batch)
@@ -235,9 +241,7 @@ class Trainer:
     def save(self) -> None:
         """Write a checkpoint of the current step; every rank calls it."""
         config, facts = self.config, {**self.facts, "skipped_steps": self.skipped_steps}
-        checkpoint.save(
-            config.run_dir, self.step, facts, self.engine.write, config.keep_checkpoints, config.keep_every
-        )
+        checkpoint.save(config.run_dir, self.step, facts, self.engine.write, config.keep_checkpoints, config.keep_every)
 
 
 def pretrain(config: PretrainConfig) -> Path:
