@@ -119,13 +119,18 @@ def deepspeed_config(config: PretrainConfig, world_size: int, global_batch: int)
     }
 
 
+def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Matrices decay; biases, norms, scales and temperatures do not."""
+    matrices = [p for p in module.parameters() if p.ndim >= 2]
+    others = [p for p in module.parameters() if p.ndim < 2]
+    return [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+
+
 class Engine:
     """One module trained by DeepSpeed with AdamW; weight decay on matrices only."""
 
     def __init__(self, module: nn.Module, config: PretrainConfig, world_size: int, global_batch: int) -> None:
-        matrices = [p for p in module.parameters() if p.ndim >= 2]
-        others = [p for p in module.parameters() if p.ndim < 2]
-        groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        groups = parameter_groups(module, config.weight_decay)
         optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98))
         values = deepspeed_config(config, world_size, global_batch)
         self.zero_stage: int = values.get("zero_optimization", {}).get("stage", 0)

@@ -1,40 +1,122 @@
-"""One rank of the parity test: loss, terms, gradients and updated weights of one global batch, by ZeRO stage."""
+"""One rank of the parity tests: steps of DeepSpeed beside those of one plain process, by ZeRO stage and option."""
 
+import json
 import sys
-from itertools import product
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from mcsp import distributed
 from mcsp.config import PretrainConfig
-from mcsp.training import engine
-from mcsp.training.state import consolidate_weights
-from mcsp.training.trainer import Trainer
+from mcsp.data_sharding.reader import Corpus
+from mcsp.losses.objective import objective
+from mcsp.training import engine, fragments
+from mcsp.training.loader import StepDataset
+from mcsp.training.pretrainer import Pretrainer
+from mcsp.training.trainer import Trainer, schedule_of
+
+RATE = 1e-3
+Found = dict[str, Any]
 
 
-def main(out: str, *overrides: str) -> None:
-    torch.set_num_threads(1)
-    results = {}
-    for stage, micro_batches in product(range(4), (1, 2)):
-        own = [f"run_dir={out}-zero{stage}-{micro_batches}", f"deepspeed=configs/deepspeed/zero{stage}.json"]
-        own += [f"micro_batches={micro_batches}"]
-        config = PretrainConfig.load(None, [*overrides, *own])
-        trainer = Trainer(config)
-        batches = trainer.dataset[0]
+def plain_steps(config: PretrainConfig, steps: int, dtype: torch.dtype = torch.float32) -> Iterator[Found]:
+    """The same steps without DeepSpeed, ranks and micro-batches: torch's AdamW and torch's clipping."""
+    corpus = Corpus(config.corpus_dir)
+    dataset = StepDataset(corpus, schedule_of(config, corpus), 0, 1)
+    torch.manual_seed(config.seed)
+    module = Pretrainer(config.model, config.objective, config.augmentation).to(dtype)
+    groups = [
+        {"params": [p for p in module.parameters() if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in module.parameters() if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=RATE, betas=(0.9, 0.98))
+    for step in range(steps):
+        batch = dataset[step][0]
+        signals = {
+            m: s.replace(x_BCT=s.x_BCT.to(dtype), position_BC3=s.position_BC3.to(dtype))
+            for m, s in batch.signals.items()
+        }
+        batch = replace(batch, signals=signals)
+        loss, terms = objective(*module(batch), batch.subject_N, batch.site_N, config.objective, module.terms)
+        optimizer.zero_grad()
+        loss.backward()
+        gradients = {n: p.grad.clone() for n, p in module.named_parameters() if p.grad is not None}
+        norm = torch.nn.utils.get_total_norm(list(gradients.values()))
+        if config.gradient_clipping:
+            torch.nn.utils.clip_grad_norm_(module.parameters(), config.gradient_clipping)
+        optimizer.step()
+        weights = {n: p.detach().clone() for n, p in module.named_parameters()}
+        total = torch.stack([loss.detach(), *terms.values()])
+        yield {"total": total, "gradients": gradients, "norm": float(norm), "weights": weights}
+
+
+def whole_weights(trainer: Trainer) -> dict[str, torch.Tensor]:
+    """The fp32 weights that the optimizer steps on, put together from all ranks."""
+    own = [(f.name, f.start, f.shape, f.values["weight"].clone()) for f in fragments.owned(trainer.engine._engine)]
+    found: dict[str, torch.Tensor] = {}
+    for part in distributed.gather_objects(own):
+        for name, start, shape, value in part:
+            found.setdefault(name, torch.empty(shape)).view(-1)[start : start + len(value)] = value
+    return found
+
+
+def deepspeed_steps(config: PretrainConfig, steps: int) -> Iterator[Found]:
+    trainer = Trainer(config)
+    for step in range(steps):
+        batches = trainer.dataset[step]
         embedded = trainer.embed(batches)
         share, terms = trainer.loss(embedded)
         total = distributed.sum_over_ranks(torch.stack([share, *terms.values()]))
         trainer.backward(share, embedded, batches)
         gradients = trainer.engine.gradients()
-        norm = trainer.engine.step(1e-3)
-        trainer.step = 1
-        trainer.save()
-        weights = consolidate_weights(config.run_dir / "checkpoints" / "step-00000001")
-        found = {"total": total, "gradients": gradients, "norm": norm, "weights": weights}
-        results[stage, micro_batches] = found
+        norm = trainer.engine.step(RATE)
+        yield {"total": total, "gradients": gradients, "norm": norm, "weights": whole_weights(trainer)}
+
+
+def flat(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+    return torch.cat([tensors[name].double().flatten() for name in sorted(tensors)])
+
+
+def distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+    """L2 norm of the difference of all tensors, relative to that of ``b``."""
+    assert a.keys() == b.keys()
+    return float((flat(a) - flat(b)).norm() / flat(b).norm())
+
+
+def compare(found: Found, expected: Found) -> dict[str, float]:
+    """How far a step is from the plain one."""
+    # A single wrong parameter, a temperature say, must not hide behind the others.
+    whole = flat(expected["gradients"]).norm()
+    worst = max(
+        float((found["gradients"][n].reshape(g.shape) - g).norm() / (g.norm() + 1e-3 * whole))
+        for n, g in expected["gradients"].items()
+    )
+    return {
+        "total": float(((found["total"] - expected["total"]).abs() / expected["total"].abs().clamp_min(1)).max()),
+        "gradient": distance(found["gradients"], expected["gradients"]),
+        "worst_parameter": worst,
+        "norm": abs(found["norm"] / expected["norm"] - 1),
+        "weights": distance(found["weights"], expected["weights"]),
+    }
+
+
+def main(out: str, cases: str, steps: str, *overrides: str) -> None:
+    """``cases``: JSON list of [name, [override ...]]; writes {name: [comparison of each step]}."""
+    torch.set_num_threads(1)
+    results: dict[str, list[dict[str, float]]] = {}
+    plain: dict[float, list[Found]] = {}
+    for name, own in json.loads(cases):
+        config = PretrainConfig.load(None, [*overrides, *own, f"run_dir={out}-{name}"])
+        clipping = config.gradient_clipping
+        if clipping not in plain:
+            plain[clipping] = list(plain_steps(config, int(steps)))
+        pairs = zip(deepspeed_steps(config, int(steps)), plain[clipping], strict=True)
+        results[name] = [compare(found, expected) for found, expected in pairs]
     if distributed.is_main():
-        torch.save(results, Path(out))
+        Path(out).write_text(json.dumps(results))
     engine.stop_process_group()
 
 

@@ -180,7 +180,7 @@ def test_any_number_of_ranks_reads_what_any_other_wrote(tmp_path, before, after)
         expected = list(fragments(1, rank, after))
         for a, b in zip(mine, expected, strict=True):
             assert all(torch.equal(a.values[kind], b.values[kind]) for kind in KINDS)
-    (tmp_path / "state" / f"rank-{before - 1:05d}.safetensors").unlink()
+    (tmp_path / "state" / "rank-00000.safetensors").unlink()
     if before > 1:
         with pytest.raises(ValueError, match=r"expected 35 values of weight model.a from 0, found"):
             State(tmp_path).whole("weight", "model.a")
@@ -222,7 +222,7 @@ def test_a_full_disk_gets_one_line_and_keeps_the_old_checkpoints(small_disk) -> 
         value = torch.zeros(100_000)
         return write_state(folder, 0, [Fragment("model.a", 0, (100_000,), dict.fromkeys(KINDS, value))], 2)
 
-    with pytest.raises(ValueError, match="No space left on device.*earlier checkpoints are kept") as caught:
+    with pytest.raises(ValueError, match=r"No space left on device.*earlier checkpoints are kept") as caught:
         checkpoint.save(small_disk, 2, {}, large, 2)
     assert "\n" not in str(caught.value)
     assert [p.name for p in (small_disk / "checkpoints").iterdir()] == ["step-00000001"]
