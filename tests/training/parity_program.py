@@ -19,7 +19,12 @@ from mcsp.training.pretrainer import Pretrainer
 from mcsp.training.trainer import Trainer, schedule_of
 
 RATE = 1e-3
-Found = dict[str, Any]
+Found = dict[str, Any]  # total, gradients, norm, weights
+
+
+def totals(loss: torch.Tensor, terms: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Loss and terms; not the accuracies, which jump."""
+    return torch.stack([loss.detach(), *(value for name, value in terms.items() if not name.startswith("top1/"))])
 
 
 def plain_steps(config: PretrainConfig, steps: int, dtype: torch.dtype = torch.float32) -> Iterator[Found]:
@@ -49,7 +54,7 @@ def plain_steps(config: PretrainConfig, steps: int, dtype: torch.dtype = torch.f
             torch.nn.utils.clip_grad_norm_(module.parameters(), config.gradient_clipping)
         optimizer.step()
         weights = {n: p.detach().clone() for n, p in module.named_parameters()}
-        total = torch.stack([loss.detach(), *terms.values()])
+        total = totals(loss, terms)
         yield {"total": total, "gradients": gradients, "norm": float(norm), "weights": weights}
 
 
@@ -69,9 +74,9 @@ def deepspeed_steps(config: PretrainConfig, steps: int) -> Iterator[Found]:
         batches = trainer.dataset[step]
         embedded = trainer.embed(batches)
         share, terms = trainer.loss(embedded)
-        total = distributed.sum_over_ranks(torch.stack([share, *terms.values()]))
+        total = distributed.sum_over_ranks(totals(share, terms))
         trainer.backward(share, embedded, batches)
-        gradients = trainer.engine.gradients()
+        gradients = trainer.engine.gradients() if steps == 1 else {}  # slow: gathered one by one
         norm = trainer.engine.step(RATE)
         yield {"total": total, "gradients": gradients, "norm": norm, "weights": whole_weights(trainer)}
 
@@ -87,34 +92,44 @@ def distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
 
 
 def compare(found: Found, expected: Found) -> dict[str, float]:
-    """How far a step is from the plain one."""
-    # A single wrong parameter, a temperature say, must not hide behind the others.
-    whole = flat(expected["gradients"]).norm()
-    worst = max(
-        float((found["gradients"][n].reshape(g.shape) - g).norm() / (g.norm() + 1e-3 * whole))
-        for n, g in expected["gradients"].items()
-    )
-    return {
-        "total": float(((found["total"] - expected["total"]).abs() / expected["total"].abs().clamp_min(1)).max()),
-        "gradient": distance(found["gradients"], expected["gradients"]),
-        "worst_parameter": worst,
-        "norm": abs(found["norm"] / expected["norm"] - 1),
+    """How far a step is from the plain one; of losses the largest difference, of the rest L2 norms, all relative."""
+    total, norm = expected["total"].double(), expected["norm"]
+    differences = {
+        "total": float(((found["total"] - total).abs() / total.abs().clamp_min(1)).max()),
+        "norm": abs(found["norm"] / norm - 1),
         "weights": distance(found["weights"], expected["weights"]),
     }
+    if found["gradients"]:
+        # A single wrong parameter, a temperature say, must not hide behind the others.
+        whole = flat(expected["gradients"]).norm()
+        gradients = {n: g.reshape(expected["gradients"][n].shape) for n, g in found["gradients"].items()}
+        differences["gradient"] = distance(gradients, expected["gradients"])
+        differences["worst_parameter"] = max(
+            float((gradients[n] - g).norm() / (g.norm() + 1e-3 * whole)) for n, g in expected["gradients"].items()
+        )
+    return differences
 
 
 def main(out: str, cases: str, steps: str, *overrides: str) -> None:
-    """``cases``: JSON list of [name, [override ...]]; writes {name: [comparison of each step]}."""
+    """``cases``: JSON list of [name, [override ...]].
+
+    Writes {name: [comparison of each step]}, and beside each case "float64 ...": how far the plain process itself is
+    from float64 in these steps.
+    """
     torch.set_num_threads(1)
     results: dict[str, list[dict[str, float]]] = {}
     plain: dict[float, list[Found]] = {}
+    rounding: dict[float, list[dict[str, float]]] = {}
     for name, own in json.loads(cases):
         config = PretrainConfig.load(None, [*overrides, *own, f"run_dir={out}-{name}"])
         clipping = config.gradient_clipping
         if clipping not in plain:
             plain[clipping] = list(plain_steps(config, int(steps)))
+            exact = plain_steps(config, int(steps), torch.float64)
+            rounding[clipping] = [compare(a, b) for a, b in zip(plain[clipping], exact, strict=True)]
         pairs = zip(deepspeed_steps(config, int(steps)), plain[clipping], strict=True)
         results[name] = [compare(found, expected) for found, expected in pairs]
+        results[f"float64 {name}"] = rounding[clipping]
     if distributed.is_main():
         Path(out).write_text(json.dumps(results))
     engine.stop_process_group()
