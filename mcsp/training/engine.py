@@ -141,6 +141,8 @@ class Engine:
         self._norm, self._limit = 0.0, math.inf
         if self.zero_stage:
             self._watch_norm()
+        else:
+            fragments.undo_first_step(self._engine)
 
     def __call__(self, batch: Batch) -> Any:
         """Forward pass of the module.

@@ -42,8 +42,8 @@ def _ranges(engine: Any) -> Iterator[tuple[Any, torch.Size, Tensor, int, int, in
     """(parameter, shape, tensor that the optimizer steps on, offset in it, start in the parameter, length)."""
     optimizer, stage = engine.optimizer, engine.zero_optimization_stage()
     if stage == 0:
-        for parameter in engine.module.parameters():
-            yield parameter, parameter.shape, parameter, 0, 0, parameter.numel()
+        for parameter, whole in _masters(engine):
+            yield parameter, parameter.shape, whole, 0, 0, parameter.numel()
     elif stage < 3:
         for group, whole in zip(optimizer.bit16_groups, optimizer.single_partition_of_fp32_groups, strict=True):
             for parameter in group:
@@ -67,9 +67,26 @@ def _ranges(engine: Any) -> Iterator[tuple[Any, torch.Size, Tensor, int, int, in
                 )
 
 
+def _masters(engine: Any) -> list[tuple[Any, Tensor]]:
+    """At stage 0, each parameter and the tensor that the optimizer steps on: itself, or in bf16 a float32 copy."""
+    optimizer = engine.optimizer
+    if not hasattr(optimizer, "fp32_groups"):
+        return [(parameter, parameter) for parameter in engine.module.parameters()]
+    groups = zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True)  # so called in bf16, too
+    return [pair for low, high in groups for pair in zip(low, high, strict=True)]
+
+
+def undo_first_step(engine: Any) -> None:
+    """At stage 0 in bf16 DeepSpeed takes a step with zero gradients when it is made: weights decay, AdamW counts it."""
+    if hasattr(engine.optimizer, "fp32_groups"):
+        for parameter, whole in _masters(engine):
+            whole.data.copy_(parameter.data)
+        _base(engine).state.clear()
+
+
 def _base(engine: Any) -> Any:
-    """The torch optimizer below DeepSpeed's."""
-    return engine.optimizer if engine.zero_optimization_stage() == 0 else engine.optimizer.optimizer
+    """The torch optimizer, below DeepSpeed's where there is one."""
+    return getattr(engine.optimizer, "optimizer", engine.optimizer)
 
 
 def _moments(engine: Any, whole: Tensor) -> dict[str, Tensor]:
@@ -91,9 +108,12 @@ def refresh(engine: Any, steps: int) -> None:
     for state in _base(engine).state.values():
         state["step"].fill_(steps)
     optimizer, stage = engine.optimizer, engine.zero_optimization_stage()
-    if stage in (1, 2):
+    if stage == 0:
+        for parameter, whole in _masters(engine):
+            parameter.data.copy_(whole.data)
+    elif stage < 3:
         optimizer.update_lp_params()
-    elif stage == 3:
+    else:
         for group in range(len(optimizer.fp16_groups)):
             optimizer._reassign_or_swap_out_partitioned_parameters(group)
         if optimizer.persistent_parameters:  # small ones, which every rank keeps whole

@@ -72,11 +72,11 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-def pretrain(*overrides: str, expect: int = 0) -> str:
+def pretrain(*overrides: str, expect: int = 0, seconds: float = 240) -> str:
     """Run the launcher in one process; its output."""
     done = subprocess.run(
         [sys.executable, str(LAUNCHER), *overrides],
-        env=environment(), cwd=ROOT, capture_output=True, text=True, timeout=240, check=False,
+        env=environment(), cwd=ROOT, capture_output=True, text=True, timeout=seconds, check=False,
     )  # fmt: skip
     assert done.returncode == expect, done.stdout + done.stderr
     return done.stdout + done.stderr

@@ -95,12 +95,18 @@ def test_resumed_by_as_many_ranks_bit_for_bit_and_by_others_up_to_rounding(pretr
     for stage in "123":
         runs.append([str(tmp_path / f"all{stage}"), [*short, zero(stage)], None])
         runs.append([str(tmp_path / f"rest{stage}"), [*short, zero(stage)], saved(f"all{stage}", 3)])
+    for stage in "0123":
+        half = ["steps=4", "checkpoint_every=2", "precision=bf16", zero(stage)]
+        runs.append([str(tmp_path / f"all{stage}b"), half, None])
+        runs.append([str(tmp_path / f"rest{stage}b"), half, saved(f"all{stage}b", 2)])
     # A stage that changes with the same ranks, towards ZeRO-0 and from it.
     runs.append([str(tmp_path / "to0"), [*short, zero("0")], saved("all3", 3)])
     runs.append([str(tmp_path / "from0"), ["steps=9", "schedule_steps=6", zero("2")], saved("to0", 6)])
     run_ranks(2, RESUME, json.dumps(runs), *pretrain_overrides, seconds=300)
     for stage in "123":
         assert digests(tmp_path / f"all{stage}", 6) == digests(tmp_path / f"rest{stage}", 6), f"ZeRO-{stage}"
+    for stage in "0123":
+        assert digests(tmp_path / f"all{stage}b", 4) == digests(tmp_path / f"rest{stage}b", 4), f"ZeRO-{stage}, bf16"
     losses = {name: [m["loss"] for m in read_metrics(tmp_path / name)] for name in ("all3", "to0")}
     assert losses["to0"] == pytest.approx(losses["all3"][3:], rel=1e-6)
     assert read_metrics(tmp_path / "from0")[-1]["step"] == 9
@@ -124,6 +130,7 @@ def test_ranks_that_touch_different_parameters_are_stopped(pretrain_overrides, t
     run_ranks(2, VIOLATION, str(tmp_path / "told"), *pretrain_overrides)
     first, second = (json.loads((tmp_path / f"told.{rank}").read_text()) for rank in (0, 1))
     assert first == second
+    assert first["made"] == [True, 0], "ZeRO-0 in bf16 took a step before the first"
     assert first["1/"] == ""
     lacks = "modalities of the batch: expected the same on all 2 ranks, rank 1 lacks ['fmri']"
     assert first["1/fmri"] == first["3/fmri"] == lacks

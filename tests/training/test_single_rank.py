@@ -18,6 +18,17 @@ def test_bf16_follows_fp32(pretrain_overrides, tmp_path) -> None:
     assert all(abs(a["loss"] / b["loss"] - 1) < 0.03 for a, b in zip(bf16, fp32, strict=True))
 
 
+@pytest.mark.slow
+def test_compiled_encoders_follow_those_that_are_not(pretrain_overrides, tmp_path) -> None:
+    options = [*pretrain_overrides, "steps=2", "model.domains=[temporal]", "checkpoint_every=2"]
+    for compiled in ("false", "true"):
+        pretrain(*options, f"run_dir={tmp_path / compiled}", f"compile={compiled}", seconds=400)
+    plain, compiled_ = (read_metrics(tmp_path / name) for name in ("false", "true"))
+    for a, b in zip(plain, compiled_, strict=True):
+        assert b["loss"] == pytest.approx(a["loss"], rel=1e-4)
+    assert weights(tmp_path / "true", 2).keys() == weights(tmp_path / "false", 2).keys()
+
+
 def test_a_loss_that_is_not_finite_is_skipped_and_counted(pretrain_overrides, tmp_path) -> None:
     pretrain(*pretrain_overrides, "learning_rate=1e30", "gradient_clipping=0")
     lines = read_metrics(tmp_path / "run")

@@ -4,12 +4,13 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from mcsp import distributed
 from mcsp.config import PretrainConfig
-from mcsp.training import engine
+from mcsp.training import engine, fragments
 from mcsp.training.trainer import Trainer
 
 
@@ -30,9 +31,17 @@ def told(trainer: Trainer, lacking: str) -> str:
     return ""
 
 
+def owned(trainer: Trainer) -> list[fragments.Fragment]:
+    return list(fragments.owned(trainer.engine._engine))
+
+
 def main(out: str, *overrides: str) -> None:
     torch.set_num_threads(1)
-    found = {}
+    found: dict[str, Any] = {}
+    config = PretrainConfig.load(None, [*overrides, f"run_dir={out}-bf16", "precision=bf16", "weight_decay=0.5"])
+    start = Trainer(config.model_copy(update={"deepspeed": Path("configs/deepspeed/zero0.json")}))
+    rounded = {f.name: torch.equal(f.values["weight"], f.values["weight"].bfloat16().float()) for f in owned(start)}
+    found["made"] = [all(rounded.values()), fragments.applied_steps(start.engine._engine)]
     for stage, lacking in ((1, ""), (1, "fmri"), (3, "fmri"), (2, "eeg_spatial")):
         own = [f"run_dir={out}-{stage}{lacking}", f"deepspeed=configs/deepspeed/zero{stage}.json"]
         found[f"{stage}/{lacking}"] = told(Trainer(PretrainConfig.load(None, [*overrides, *own])), lacking)
