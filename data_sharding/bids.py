@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mcsp.config import CorpusConfig, SiteConfig
+from mcsp.data_sharding.recording import RecordingError
 from mcsp.schema import Modality
 
 EEG_EXTENSIONS = (".edf", ".bdf", ".vhdr", ".set", ".fif")
@@ -25,6 +26,7 @@ _LONG = {
 # Entities that tell apart versions of one run, not runs.
 _VERSION = {
     "space", "description", "segmentation", "atlas", "statistic", "resolution", "density", "echo", "part", "cohort",
+    "split",
 }  # fmt: skip
 # Entities that files beside a recording may have although the recording has not.
 _FREE = {"space", "segmentation", "atlas", "resolution", "template"}
@@ -63,7 +65,8 @@ class RecordingRef:
 
     def inputs(self) -> list[Path]:
         """Every file that decides what is stored of this recording."""
-        same_stem = self.path.parent.glob(self.path.name.split(".")[0] + ".*")
+        stem = re.sub(r"_split-\d+", "_split-*", self.path.name.split(".")[0])  # one FIF recording in several files
+        same_stem = self.path.parent.glob(stem + ".*")
         label_image = [self.site.label_image] if self.site.label_image else []
         return sorted({self.path, *same_stem, *label_image, *(p for files in self.companions.values() for p in files)})
 
@@ -189,20 +192,22 @@ def read_sidecar(ref: RecordingRef) -> dict[str, Any]:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """Read a JSON object; raise ``ValueError`` with one line naming the file."""
+    """Read a JSON object; raise :class:`RecordingError`, a ``ValueError``, with one line naming the file."""
     try:
         content = json.loads(file.read_text(encoding="utf-8-sig"))
     except OSError as error:
-        raise ValueError(f"{file.name}: cannot be read ({error.strerror})") from None
+        raise RecordingError("unreadable", f"{file.name}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        raise RecordingError("bad-encoding", f"{file.name}: {_not_utf8(error)}") from None
     except ValueError as error:
-        raise ValueError(f"{file.name}: not valid JSON ({error})") from None
+        raise RecordingError("invalid-json", f"{file.name}: not valid JSON ({error})") from None
     if not isinstance(content, dict):
-        raise ValueError(f"{file.name}: expected a JSON object, found {type(content).__name__}")
+        raise RecordingError("invalid-json", f"{file.name}: expected a JSON object, found {type(content).__name__}")
     return content
 
 
 def read_tsv(file: Path) -> list[dict[str, str]]:
-    """Rows of a BIDS table, without the cells that are empty or ``n/a``; raise ``ValueError`` with one line."""
+    """Rows of a BIDS table, without the cells that are empty or ``n/a``; raise :class:`RecordingError`, one line."""
 
     def rows() -> Iterator[dict[str, str]]:
         with open(file, newline="", encoding="utf-8-sig") as lines:
@@ -211,5 +216,13 @@ def read_tsv(file: Path) -> list[dict[str, str]]:
 
     try:
         return list(rows())
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{file}: cannot read the table ({error})") from None
+    except OSError as error:
+        raise RecordingError("unreadable", f"{file.name}: cannot read the table ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        raise RecordingError("bad-encoding", f"{file.name}: {_not_utf8(error)}") from None
+    except csv.Error as error:
+        raise RecordingError("bad-table", f"{file.name}: cannot read the table ({error})") from None
+
+
+def _not_utf8(error: UnicodeDecodeError) -> str:
+    return f"byte {error.start} is 0x{error.object[error.start]:02x}, expected UTF-8"

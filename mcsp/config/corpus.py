@@ -17,6 +17,12 @@ class EegConfig(Config):
     lowpass_hz: float = Field(75.0, gt=0)
     max_amplitude_uv: float = Field(5000.0, gt=0, description="median channel amplitude above this means a wrong unit")
     min_amplitude_uv: float = Field(0.1, ge=0, description="median channel amplitude below this means a wrong unit")
+    max_bad_fraction: float = Field(0.5, ge=0, le=1, description="more bad channels than this reject the recording")
+    mask_artefacts: bool = Field(True, description="leave seconds of artefacts out of the valid spans")
+    line_hz: float | None = Field(
+        None, gt=0, description="power line, where the sidecar has no PowerLineFrequency; null: no notch there"
+    )
+    gain: float = Field(1.0, gt=0, description="multiplies every value, for a site whose headers name a wrong unit")
 
 
 class FmriConfig(Config):

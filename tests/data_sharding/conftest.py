@@ -109,7 +109,7 @@ def write_damaged_site(root: Path) -> dict[str, str]:
     path.parent.mkdir(parents=True)
     raw = mne.io.RawArray(np.full((2, 5000), np.nan), mne.create_info(["C3", "C4"], 250, "eeg"), verbose="ERROR")
     raw.save(path, verbose="ERROR")
-    reasons[path := write_eeg(root, "09", "rest", eeg_uv(), CHANNELS, eeg)] = "unreadable"
+    reasons[path := write_eeg(root, "09", "rest", eeg_uv(), CHANNELS, eeg)] = "invalid-json"
     (path.parent / "sub-09_task-rest_eeg.json").write_text("{broken")
 
     t_r = {"RepetitionTime": 2.0}

@@ -9,7 +9,8 @@ import pytest
 from mcsp.config import EegConfig
 from mcsp.data_sharding.bids import RecordingRef, Site, find_recordings
 from mcsp.data_sharding.bids_write import write_eeg, write_json, write_tsv
-from mcsp.data_sharding.eeg import normalise_channel, read_eeg, standard_positions_mm
+from mcsp.data_sharding.eeg import read_eeg
+from mcsp.data_sharding.eeg_channels import normalise_channel, standard_positions_mm
 from mcsp.data_sharding.recording import CleanRecording, RecordingError
 
 CHANNELS = ["Fp1", "Fp2", "C3", "C4", "O1", "O2", "T7", "T8"]
