@@ -25,7 +25,7 @@ _READERS = {
 _DURATION_SECONDS, _DURATION_FRACTION = 2.0, 0.01
 # The filter smears a jump; this much before and after one is left out. Ours.
 _JUMP_SECONDS = 0.5
-_JUMPS = ("boundary", "edge boundary", "new segment")  # EEGLAB, MNE, BrainVision
+_JUMPS = ("boundary", "edge boundary", "new seg")  # beginnings of what EEGLAB, MNE and BrainVision call them
 
 
 def open_eeg(ref: RecordingRef, sidecar: dict[str, object]) -> mne.io.BaseRaw:
