@@ -19,6 +19,8 @@ from mcsp.data_sharding.recording import RecordingError
 from mcsp.schema import Modality
 
 EEG_EXTENSIONS = (".edf", ".bdf", ".vhdr", ".set", ".fif")
+# AFNI and CIFTI; a .tsv needs a parcellation's name to tell it from confounds.
+_PARCELLATED = ("timeseries.1D", "bold.1D", "timeseries.ptseries.nii", "bold.ptseries.nii")
 _LONG = {
     "sub": "subject", "ses": "session", "acq": "acquisition", "dir": "direction", "desc": "description",
     "seg": "segmentation", "stat": "statistic", "res": "resolution", "den": "density", "tpl": "template",
@@ -63,12 +65,31 @@ class RecordingRef:
         """The closest file called ``*_<name>``, for example ``channels.tsv``."""
         return self.companions[name][-1] if name in self.companions else None
 
+    def confounds(self) -> Path | None:
+        """``*_desc-confounds_timeseries.tsv`` (fMRIPrep) or ``*_motion.tsv`` (xcp_d) of the run, in the same folder."""
+        run = {k: v for k, v in self.entities.items() if k not in _VERSION}
+        motion = None
+        for file in sorted(self.path.parent.glob("*.tsv")):
+            entities, suffix = parse_name(file.name)
+            if {k: v for k, v in entities.items() if k not in _VERSION} != run:
+                continue
+            if suffix in ("timeseries.tsv", "regressors.tsv") and entities.get("description") == "confounds":
+                return file
+            if suffix == "motion.tsv":
+                motion = file
+        return motion
+
     def inputs(self) -> list[Path]:
         """Every file that decides what is stored of this recording."""
         stem = re.sub(r"_split-\d+", "_split-*", self.path.name.split(".")[0])  # one FIF recording in several files
         same_stem = self.path.parent.glob(stem + ".*")
-        label_image = [self.site.label_image] if self.site.label_image else []
-        return sorted({self.path, *same_stem, *label_image, *(p for files in self.companions.values() for p in files)})
+        others = [p for files in self.companions.values() for p in files]
+        if self.modality == "fmri":
+            if self.site.label_image:
+                others += self.site.label_image.parent.glob(self.site.label_image.name.split(".")[0] + ".*")
+            if confounds := self.confounds():
+                others += [confounds, *confounds.parent.glob(confounds.stem + ".json")]
+        return sorted({self.path, *same_stem, *others})
 
 
 @lru_cache(maxsize=1 << 16)
@@ -137,7 +158,7 @@ def find_recordings(site: Site, parcellation: str | None = None) -> list[Recordi
 def _modality(entities: dict[str, str], suffix: str) -> Modality | None:
     if suffix in {"eeg" + extension for extension in EEG_EXTENSIONS}:
         return "eeg"
-    if suffix in ("bold.nii.gz", "bold.nii"):
+    if suffix in ("bold.nii.gz", "bold.nii", *_PARCELLATED):
         return "fmri"
     # Without a parcellation the table is fMRIPrep's confounds.
     parcellated = "segmentation" in entities or "atlas" in entities
@@ -149,11 +170,12 @@ def _preference(entities: dict[str, str], suffix: str, parcellation: str | None)
         return ("description" in entities, suffix)
     segmentation = entities.get("segmentation", entities.get("atlas"))
     return (
-        suffix != "timeseries.tsv",
+        suffix not in ("timeseries.tsv", *_PARCELLATED),
         parcellation is not None and segmentation != parcellation,
         entities.get("description") != "preproc",
         not entities.get("space", "").startswith("MNI"),
         segmentation or "",
+        suffix,
     )
 
 

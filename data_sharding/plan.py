@@ -26,8 +26,8 @@ KEY_VARIABLE = "MCSP_SUBJECT_KEY"
 _MIN_KEY_LENGTH = 16
 _PACKAGES = ("mne", "nibabel", "nilearn", "numpy", "pandas", "pyarrow", "scipy", "webdataset")
 _RECIPE_MODULES = (
-    "bids", "eeg", "eeg_channels", "eeg_files", "eeg_filter", "eeg_quality", "fmri", "index", "plan", "recording",
-    "samples", "shards",
+    "bids", "eeg", "eeg_channels", "eeg_files", "eeg_filter", "eeg_quality", "fmri", "fmri_confounds",
+    "fmri_files", "fmri_parcels", "index", "plan", "recording", "samples", "shards",
 )  # fmt: skip
 _IDENTIFYING = {"participant_id", "name", "first_name", "last_name", "date_of_birth", "birth_date", "dob", "acq_time"}
 # Labels with this many digits in a row may be dates or hospital numbers.

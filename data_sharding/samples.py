@@ -53,9 +53,9 @@ def read_recording(ref: RecordingRef, config: CorpusConfig) -> CleanRecording:
     min_seconds = config.min_seconds.get(ref.modality, 0.0)
     try:
         if ref.modality == "eeg":
-            clean = read_eeg(ref, config.eeg, min_seconds)
+            clean = read_eeg(ref, config.eeg_of(ref.site.name), min_seconds)
         else:
-            clean = read_fmri(ref, config.fmri, min_seconds)
+            clean = read_fmri(ref, config.fmri_of(ref.site.name), min_seconds)
     except RecordingError:
         raise
     except _READ_ERRORS as error:

@@ -1,12 +1,16 @@
 """What ``launchers/build_corpus.py`` is told."""
 
 from pathlib import Path
-from typing import Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from mcsp.config.base import Config
 from mcsp.schema import Modality
+
+Confound = Literal[
+    "motion", "high_pass", "wm_csf", "global_signal", "compcor", "ica_aroma", "tedana", "scrub", "non_steady_state"
+]
 
 
 class EegConfig(Config):
@@ -33,6 +37,17 @@ class FmriConfig(Config):
     )
     parcellation: str | None = Field(None, description="seg- of the time series to read; null: the first by name")
     detrend: bool = True
+    bandpass_hz: tuple[float, float] | None = Field(None, description="of the signals and the regressors; null: none")
+    confounds: list[Confound] | None = Field(
+        None, description="strategies of nilearn's load_confounds to regress out of fMRIPrep images; null: none"
+    )
+    max_fd_mm: float | None = Field(
+        None, gt=0, description="volumes of more framewise displacement leave the valid spans; null: all stay"
+    )
+    min_parcel_coverage: float = Field(
+        0.5, ge=0, le=1, description="fraction of a parcel's voxels that an image must cover, as in xcp_d"
+    )
+    max_bad_fraction: float = Field(0.5, ge=0, le=1, description="more parcels without signal reject the recording")
 
 
 class SiteConfig(Config):
@@ -41,6 +56,8 @@ class SiteConfig(Config):
     path: Path
     simulated: bool | None = Field(None, description="null: read from dataset_description.json")
     label_image: Path | None = Field(None, description="overrides fmri.label_image for this site")
+    eeg: dict[str, Any] = Field({}, description="values of `eeg` that differ for this site")
+    fmri: dict[str, Any] = Field({}, description="values of `fmri` that differ for this site")
 
 
 class CorpusConfig(Config):
@@ -63,8 +80,23 @@ class CorpusConfig(Config):
     seed: int = Field(0, description="of the split")
     workers: int | None = Field(None, ge=1, description="Ray CPUs of a local Ray; null: all cores")
 
+    def eeg_of(self, site: str) -> EegConfig:
+        """EEG cleaning of one site."""
+        own = self.sites[site].eeg if site in self.sites else {}
+        return EegConfig.parse({**self.eeg.dump(), **own}, f"sites.{site}.eeg")
+
+    def fmri_of(self, site: str) -> FmriConfig:
+        """BOLD cleaning of one site."""
+        own = self.sites[site].fmri if site in self.sites else {}
+        return FmriConfig.parse({**self.fmri.dump(), **own}, f"sites.{site}.fmri")
+
     @model_validator(mode="after")
     def _check(self) -> Self:
+        for name in self.sites:
+            self.eeg_of(name), self.fmri_of(name)
+            for section, fixed in ((self.sites[name].eeg, "sfreq"), (self.sites[name].fmri, "label_image")):
+                if fixed in section:
+                    raise ValueError(f"sites.{name}: {fixed!r} cannot be set here")
         if abs(sum(self.split_fractions) - 1) > 1e-6 or min(self.split_fractions) < 0:
             raise ValueError(f"split_fractions: expected three fractions that sum to 1, found {self.split_fractions}")
         if self.bids_root is None and not self.sites:

@@ -116,11 +116,11 @@ def write_damaged_site(root: Path) -> dict[str, str]:
     reasons[write_parcellated_bold(root, "21", "Three", PARCELS, bold(), {})] = "missing-t_r"
     reasons[write_parcellated_bold(root, "22", "Three", PARCELS, bold(), {"RepetitionTime": 2000})] = "t_r-mismatch"
     reasons[write_parcellated_bold(root, "23", "Three", PARCELS, bold() - 10_000, t_r)] = "no-baseline"
-    reasons[path := write_parcellated_bold(root, "24", "Three", PARCELS, bold(), t_r)] = "unreadable"
+    reasons[path := write_parcellated_bold(root, "24", "Three", PARCELS, bold(), t_r)] = "bad-table"
     path.write_text(path.read_text().replace("9", "nine", 3))
     reasons[write_parcellated_bold(root, "25", "Three", PARCELS, bold() * np.nan, t_r)] = "non-finite"
     reasons[write_image(root, "26")] = "no-label-image"
-    reasons[path := write_parcellated_bold(root, "27", "Three", PARCELS, bold(), t_r)] = "unreadable"
+    reasons[path := write_parcellated_bold(root, "27", "Three", PARCELS, bold(), t_r)] = "bad-encoding"
     path.write_bytes(b"\xff\xfe\x00broken")
     return {path.relative_to(root).as_posix(): reason for path, reason in reasons.items()}
 

@@ -9,7 +9,8 @@ import pytest
 from mcsp.config import FmriConfig
 from mcsp.data_sharding.bids import RecordingRef, Site, find_recordings
 from mcsp.data_sharding.bids_write import write_json, write_parcellated_bold, write_parcellation, write_tsv
-from mcsp.data_sharding.fmri import detrend, read_fmri, repetition_time
+from mcsp.data_sharding.fmri import read_fmri, repetition_time
+from mcsp.data_sharding.fmri_confounds import detrend
 from mcsp.data_sharding.recording import CleanRecording, RecordingError
 
 T_R = 1.35
@@ -47,13 +48,13 @@ def test_a_table_becomes_percent_of_each_parcels_mean_without_its_drift(tmp_path
 
 
 def test_bad_parcels_are_marked_and_zero(tmp_path: Path) -> None:
-    x_PT = 1000 * (1 + fluctuation(5) / 100)
+    x_PT = 1000 * (1 + fluctuation(7) / 100)
     x_PT[1] = 0.0
     x_PT[2, 7] = np.nan
     x_PT[3] = -x_PT[3]
-    write_parcellated_bold(tmp_path, "1", "S", list("abcde"), x_PT, {"RepetitionTime": T_R})
+    write_parcellated_bold(tmp_path, "1", "S", list("abcdefg"), x_PT, {"RepetitionTime": T_R})
     recording = read(tmp_path)
-    assert recording.channel_good_C.tolist() == [True, False, False, False, True]
+    assert recording.channel_good_C.tolist() == [True, False, False, False, True, True, True]
     assert not recording.x_TC[:, 1:4].any()
 
 
@@ -127,7 +128,6 @@ def test_the_header_is_checked_against_the_sidecar(tmp_path: Path, header_t_r: f
         assert error.value.reason == "t_r-mismatch"
 
 
-@pytest.mark.filterwarnings("ignore:The image either contains no label")
 def test_a_label_image_elsewhere_in_space_is_refused(tmp_path: Path) -> None:
     write_image(tmp_path, 800 + np.random.default_rng(0).standard_normal((6, 4, 4, 40)))
     far = np.diag([3.0, 3, 3, 1])
@@ -135,4 +135,4 @@ def test_a_label_image_elsewhere_in_space_is_refused(tmp_path: Path) -> None:
     nibabel.save(nibabel.Nifti1Image(np.ones((6, 4, 4), np.int16), far), tmp_path / "seg-S_dseg.nii.gz")
     with pytest.raises(RecordingError) as error:
         read(tmp_path)
-    assert error.value.reason == "no-label-image"
+    assert error.value.reason == "label-space-mismatch"
