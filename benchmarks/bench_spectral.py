@@ -156,9 +156,8 @@ def peak_mib(call: Contender, x: Tensor, backward: bool) -> float:
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
-        # Every block from 64 KiB is asked of the system and given back, so that none of the parent's is used again.
-        ctypes.CDLL(None).mallopt(-3, 2**16)
         once(call, x, backward)  # the code that it needs is loaded before
+        ctypes.CDLL(None).malloc_trim(0)  # what is free goes back to the system, so that using it again is seen
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from what is there
         before = resident_mib("VmRSS")
         once(call, x, backward)
