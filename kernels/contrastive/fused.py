@@ -1,39 +1,27 @@
-"""The contrast over all pairs in Triton: two kernels that make tiles of similarities and keep none of them.
+"""The contrast over all pairs in Triton: tiles of similarities are made, used and forgotten.
 
-``sum_tiles`` makes the sums over rows and columns, ``grad_tiles`` the gradient of a band of similarities in a bounded
-workspace, from which library products make the gradients of embeddings. Each program writes where no other does: no
-atomics, the same bits each time. Nothing is read back by the host, so a CUDA graph can hold it all.
+``prepare`` rounds embeddings and numbers the keys, ``sum_tiles`` makes parts of the sums over rows and columns,
+``add_parts`` adds them up, ``close_losses`` makes losses and what the backward pass needs of each row, ``grad_tiles``
+all gradients of embeddings, ``close_scales`` those of scales. Each launch is for all pairs, each program writes where
+no other does: no atomics, the same bits each time. Nothing is read back by the host, so a CUDA graph can hold it all.
 
-Shape letters: M embeddings, n rows of this process, N rows of all processes, D width, J jobs; m and c the rows and
-columns of a tile.
+Side q of pair p = q // 2 is its first (q even) or second embedding as anchor. All rows of all processes, the columns,
+are there once; this process's own are the n from ``offset`` on. With OWN, they are all, and one product per pair
+serves both sides; else each side has its own, a job.
+
+Shape letters: M embeddings, n own rows, N (``total``) rows of all processes, D padded width; m, c and d the rows,
+columns and depth of a tile.
 """
-
-from typing import NamedTuple
 
 import triton
 import triton.language as tl
 
 INTERPRETED = bool(triton.knobs.runtime.interpret)
-
-
-class Tiles(NamedTuple):
-    """Sizes of tiles (rows, columns, depth of one product), columns of tiles per program, and how they compile."""
-
-    rows: int
-    columns: int
-    depth: int
-    span: int
-    warps: int
-    stages: int
-
-
-def tiles_for(precision: str, hopper: bool, gradient: bool) -> Tiles:
-    """The largest tiles that compile without spilling; ``hopper``: compute capability 9.0 or newer."""
-    if INTERPRETED:
-        return Tiles(32, 32, 32, 2, 4, 1)
-    if precision != "bf16":
-        return Tiles(64, 64, 32, 16, 4, 3)
-    return Tiles(128, 128, 64, 8, 8, 3) if hopper and not gradient else Tiles(128, 64, 64, 16, 8, 3)
+# Part of every exponential: rows with a negative have a sum, however small. It is a 10^-13th of the least sum used.
+FLOOR = tl.constexpr(1e-37)
+LEAST = tl.constexpr(1e-24)
+MOST = tl.constexpr(3e38)
+MARGIN = tl.constexpr(60.0)
 
 
 def dot_precision(precision: str, hip: bool) -> str:
@@ -44,82 +32,133 @@ def dot_precision(precision: str, hip: bool) -> str:
 
 
 @triton.jit
-def _logits(  # type: ignore[no-untyped-def]
-    row_ptr, column_ptr, i_m, i_c, n, total, scale,
-    D: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr, BD: tl.constexpr, PRECISION: tl.constexpr,
-    UPCAST: tl.constexpr,
-):  # fmt: skip
-    """Scaled products of a tile; rows and columns beyond the end are 0."""
-    logit_mc = tl.zeros((BM, BC), tl.float32)
-    for d in range(0, D, BD):
-        i_d = d + tl.arange(0, BD)
-        row_md = tl.load(
-            row_ptr + i_m[:, None].to(tl.int64) * D + i_d[None, :],
-            mask=(i_m[:, None] < n) & (i_d[None, :] < D),
-            other=0.0,
-        )
-        column_cd = tl.load(
-            column_ptr + i_c[:, None].to(tl.int64) * D + i_d[None, :],
-            mask=(i_c[:, None] < total) & (i_d[None, :] < D),
-            other=0.0,
-        )
-        if UPCAST:  # the interpreter multiplies bfloat16 wrongly, without a word
-            row_md = row_md.to(tl.float32)
-            column_cd = column_cd.to(tl.float32)
-        logit_mc = tl.dot(row_md, tl.trans(column_cd), logit_mc, input_precision=PRECISION)
-    return logit_mc * scale
+def rounded(x, dtype: tl.constexpr, UPCAST: tl.constexpr):  # type: ignore[no-untyped-def]
+    """``x`` in another type; to the nearest also in the interpreter, which cuts bits off."""
+    if UPCAST and dtype == tl.bfloat16:
+        bits = x.to(tl.int32, bitcast=True)
+        x = ((bits + 0x7FFF + ((bits >> 16) & 1)) & -65536).to(tl.float32, bitcast=True)
+    return x.to(dtype)
 
 
 @triton.jit
-def _kept(  # type: ignore[no-untyped-def]
-    left, right, i_m, i_c, n, total, valid_n_ptr, valid_N_ptr, subject_n_ptr, subject_N_ptr, site_n_ptr, site_N_ptr,
-    SITES: tl.constexpr,
+def prepare(  # type: ignore[no-untyped-def]
+    z_ptr, valid_ptr, subject_ptr, site_ptr, operand_ptr, key_ptr, total, width,
+    D: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr, SITES: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """Which similarities of a tile count."""
-    valid_m = tl.load(valid_n_ptr + left * n + i_m, mask=i_m < n, other=0) != 0
-    valid_c = tl.load(valid_N_ptr + right * total + i_c, mask=i_c < total, other=0) != 0
-    subject_m = tl.load(subject_n_ptr + i_m, mask=i_m < n, other=0)
-    subject_c = tl.load(subject_N_ptr + i_c, mask=i_c < total, other=0)
-    keep_mc = valid_m[:, None] & valid_c[None, :] & (subject_m[:, None] != subject_c[None, :])
+    """Embeddings as they are multiplied, zeros where not valid; and each key as the first row that holds it (32 bits).
+
+    Grid: blocks of rows, embeddings. Writes (M, N, D) and, of subjects and sites, (2, N).
+    """
+    block, z = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    i_m = block * BM + tl.arange(0, BM)
+    valid_m = tl.load(valid_ptr + z * total + i_m, mask=i_m < total, other=0) != 0
+    row_m = z * total + i_m
+    for d in range(0, D, BD):
+        i_d = d + tl.arange(0, BD)
+        z_md = tl.load(
+            z_ptr + row_m[:, None] * width + i_d[None, :], mask=valid_m[:, None] & (i_d < width)[None, :], other=0.0
+        )
+        at = operand_ptr + row_m[:, None] * D + i_d[None, :]
+        z_md = rounded(z_md.to(tl.float32), operand_ptr.dtype.element_ty, UPCAST)
+        tl.store(at, z_md, mask=(i_m < total)[:, None] & (i_d < D)[None, :])
+    if z == 0:
+        _number(subject_ptr, key_ptr, block, total, BM)
+        if SITES:
+            _number(site_ptr, key_ptr + total, block, total, BM)
+
+
+@triton.jit
+def _number(key_ptr, out_ptr, block, total, BM: tl.constexpr):  # type: ignore[no-untyped-def]
+    i_m = block * BM + tl.arange(0, BM)
+    key_m = tl.load(key_ptr + i_m, mask=i_m < total, other=0)
+    first_m = i_m
+    for before in range(0, block + 1):
+        i_c = before * BM + tl.arange(0, BM)
+        key_c = tl.load(key_ptr + i_c, mask=i_c < total, other=0)
+        first_m = tl.minimum(first_m, tl.min(tl.where(key_m[:, None] == key_c[None, :], i_c[None, :], total), 1))
+    tl.store(out_ptr + i_m, first_m, mask=i_m < total)
+
+
+@triton.jit
+def cosines(  # type: ignore[no-untyped-def]
+    row_ptr, column_ptr, i_m, i_c, stop_m, stop_c,
+    D: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr, BD: tl.constexpr, PRECISION: tl.constexpr,
+    UPCAST: tl.constexpr,
+):  # fmt: skip
+    """Products of a tile; rows and columns beyond the end are 0."""
+    cosine_mc = tl.zeros((BM, BC), tl.float32)
+    for d in range(0, D, BD):
+        row_md = load_rows(row_ptr, i_m, stop_m, d, D, BD, UPCAST)
+        column_cd = load_rows(column_ptr, i_c, stop_c, d, D, BD, UPCAST)
+        cosine_mc = tl.dot(row_md, tl.trans(column_cd), cosine_mc, input_precision=PRECISION)
+    return cosine_mc
+
+
+@triton.jit
+def load_rows(  # type: ignore[no-untyped-def]
+    z_ptr, i_m, stop, start, D: tl.constexpr, BD: tl.constexpr, UPCAST: tl.constexpr
+):  # fmt: skip
+    """Numbers ``start : start + BD`` of rows; 0 beyond the end."""
+    i_d = start + tl.arange(0, BD)
+    mask = (i_m[:, None] < stop) & (i_d[None, :] < D)
+    z_md = tl.load(z_ptr + i_m[:, None].to(tl.int64) * D + i_d[None, :], mask=mask, other=0.0)
+    if UPCAST:  # the interpreter multiplies bfloat16 wrongly, without a word
+        z_md = z_md.to(tl.float32)
+    return z_md
+
+
+@triton.jit
+def compared(key_ptr, i_m, i_c, stop_m, stop_c, total, SITES: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Which rows and columns of a tile are of different subjects [and of one site]."""
+    subject_m = tl.load(key_ptr + i_m, mask=i_m < stop_m, other=0)
+    subject_c = tl.load(key_ptr + i_c, mask=i_c < stop_c, other=0)
+    keep_mc = subject_m[:, None] != subject_c[None, :]
     if SITES:
-        site_m = tl.load(site_n_ptr + i_m, mask=i_m < n, other=0)
-        site_c = tl.load(site_N_ptr + i_c, mask=i_c < total, other=0)
+        site_m = tl.load(key_ptr + total + i_m, mask=i_m < stop_m, other=0)
+        site_c = tl.load(key_ptr + total + i_c, mask=i_c < stop_c, other=0)
         keep_mc = keep_mc & (site_m[:, None] == site_c[None, :])
     return keep_mc
 
 
 @triton.jit
+def any_flag(flag_ptr, count):  # type: ignore[no-untyped-def]
+    """Whether any of ``count`` flags is up, as 0 or 1."""
+    found = tl.zeros((128,), tl.int32)
+    for start in range(0, count, 128):
+        i = start + tl.arange(0, 128)
+        found = tl.maximum(found, tl.load(flag_ptr + i, mask=i < count, other=0))
+    return tl.max(found, 0)
+
+
+@triton.jit
 def sum_tiles(  # type: ignore[no-untyped-def]
-    z_n_ptr, z_N_ptr, table_ptr, scale_ptr, exact_ptr, valid_n_ptr, valid_N_ptr, subject_n_ptr, subject_N_ptr,
-    site_n_ptr, site_N_ptr, row_ptr, column_ptr, n, total,
-    D: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr, BD: tl.constexpr, SPAN: tl.constexpr, BOTH: tl.constexpr,
+    z_ptr, table_ptr, scale_ptr, flag_ptr, valid_ptr, key_ptr, row_ptr, column_ptr, n, total, offset, flags,
+    D: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr, BD: tl.constexpr, SPAN: tl.constexpr, OWN: tl.constexpr,
     SITES: tl.constexpr, EXACT: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """Parts of the sums of exp(logit - m); with EXACT, of jobs so marked, their logarithms, without reference.
+    """Parts of the sums of exp(logit - m); with EXACT, of flagged jobs, their logarithms, without reference.
 
-    Grid: tiles of rows, spans of SPAN tiles of columns, jobs. Writes row parts (J, spans, n) and, with BOTH, column
+    Grid: tiles of rows, spans of SPAN tiles of columns, jobs. Writes row parts (J, spans, n) and, with OWN, column
     parts (J, tiles of rows, N).
     """
     tile, span, job = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     if EXACT:  # noqa: SIM102 - the first is decided when compiling
-        if tl.load(exact_ptr + job) == 0:
+        if any_flag(flag_ptr + job * flags, flags) == 0:
             return
     left, right = tl.load(table_ptr + 3 * job), tl.load(table_ptr + 3 * job + 1)
-    scale = tl.load(scale_ptr + tl.load(table_ptr + 3 * job + 2))
-    m = tl.maximum(scale - 60.0, 0.0)
-    i_m = tile * BM + tl.arange(0, BM)
+    scale = tl.load(scale_ptr + tl.load(table_ptr + 3 * job + 2)).to(tl.float32)
+    m = tl.maximum(scale - MARGIN, 0.0)
+    i_m, stop = offset + tile * BM + tl.arange(0, BM), offset + n
+    valid_m = tl.load(valid_ptr + left * total + i_m, mask=i_m < stop, other=0) != 0
     sum_m = tl.zeros((BM,), tl.float32)
     top_m = tl.full((BM,), float("-inf"), tl.float32)
     for k in range(SPAN):
         i_c = (span * SPAN + k) * BC + tl.arange(0, BC)
-        logit_mc = _logits(
-            z_n_ptr + left * n * D, z_N_ptr + right * total * D, i_m, i_c, n, total, scale, D, BM, BC, BD, PRECISION,
-            UPCAST,
-        )  # fmt: skip
-        keep_mc = _kept(
-            left, right, i_m, i_c, n, total, valid_n_ptr, valid_N_ptr, subject_n_ptr, subject_N_ptr, site_n_ptr,
-            site_N_ptr, SITES,
-        )  # fmt: skip
+        valid_c = tl.load(valid_ptr + right * total + i_c, mask=i_c < total, other=0) != 0
+        logit_mc = scale * cosines(
+            z_ptr + left * total * D, z_ptr + right * total * D, i_m, i_c, stop, total, D, BM, BC, BD, PRECISION, UPCAST
+        )
+        keep_mc = compared(key_ptr, i_m, i_c, stop, total, total, SITES) & valid_m[:, None] & valid_c[None, :]
         column_at = column_ptr + (job.to(tl.int64) * tl.num_programs(0) + tile) * total + i_c
         if EXACT:
             logit_mc = tl.where(keep_mc, logit_mc, float("-inf"))
@@ -128,56 +167,88 @@ def sum_tiles(  # type: ignore[no-untyped-def]
             base_m = tl.where(new_m == float("-inf"), 0.0, new_m)
             sum_m = sum_m * tl.exp(top_m - base_m) + tl.sum(tl.exp(logit_mc - base_m[:, None]), 1)
             top_m = new_m
-            if BOTH:
+            if OWN:
                 top_c = tl.max(logit_mc, 0)
                 base_c = tl.where(top_c == float("-inf"), 0.0, top_c)
                 part_c = tl.log(tl.sum(tl.exp(logit_mc - base_c[None, :]), 0)) + base_c
                 tl.store(column_at, part_c, mask=i_c < total)
         else:
-            e_mc = tl.where(keep_mc, tl.exp(logit_mc - m), 0.0)
+            e_mc = tl.where(keep_mc, tl.exp(logit_mc - m) + FLOOR, 0.0)
             sum_m += tl.sum(e_mc, 1)
-            if BOTH:
+            if OWN:
                 tl.store(column_at, tl.sum(e_mc, 0), mask=i_c < total)
     if EXACT:
         sum_m = tl.log(sum_m) + tl.where(top_m == float("-inf"), 0.0, top_m)
-    tl.store(row_ptr + (job.to(tl.int64) * tl.num_programs(1) + span) * n + i_m, sum_m, mask=i_m < n)
+    tl.store(row_ptr + (job.to(tl.int64) * tl.num_programs(1) + span) * n + i_m - offset, sum_m, mask=i_m < stop)
 
 
 @triton.jit
 def grad_tiles(  # type: ignore[no-untyped-def]
-    z_n_ptr, z_N_ptr, table_ptr, scale_ptr, exact_ptr, valid_n_ptr, valid_N_ptr, subject_n_ptr, subject_N_ptr,
-    site_n_ptr, site_N_ptr, pull_n_ptr, base_n_ptr, pull_N_ptr, base_N_ptr, grad_ptr, part_ptr, start, stop, n, total,
-    D: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr, BD: tl.constexpr, BOTH: tl.constexpr, SITES: tl.constexpr,
+    z_ptr, entry_ptr, first_ptr, scale_ptr, exact_ptr, valid_ptr, key_ptr, pull_ptr, base_ptr, diagonal_ptr, grad_ptr,
+    row_ptr, column_ptr, part_ptr, n, total, offset, row_tiles, width, grad_stride,
+    D: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr, BD: tl.constexpr, SPAN: tl.constexpr, SITES: tl.constexpr,
     PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """Gradient of the logits of one job's rows ``start : stop``: pull_m exp(logit - base_m) [+ the same of columns].
+    """Gradients of embeddings: each program makes some rows of one embedding, from all pairs that it is in.
 
-    Table, mark, pulls and bases are those of the job; unless it is marked ``exact``, all bases are one number.
-    Grid: tiles of rows, tiles of columns. Writes (stop - start, N), and each tile's sum of gradient times logit.
+    An entry (other embedding, pair, side of these rows as anchors or -1, side of the others or -1, part of the scale's
+    gradient or -1) says what to do for one pair; those of embedding m stand at first[m] : first[m + 1], those for its
+    rows as columns at first[M + m]. Logits have the gradient exp(logit) (pull_m + pull_c), made in tiles from which
+    the other embedding's rows make the gradient at once; positives are added in float32.
+    Grid: tiles of own rows (``row_tiles``) and then of columns, embeddings, pieces of the width.
     """
-    i_m = start + tl.program_id(0) * BM + tl.arange(0, BM)
-    i_c = tl.program_id(1) * BC + tl.arange(0, BC)
-    left, right = tl.load(table_ptr), tl.load(table_ptr + 1)
-    scale = tl.load(scale_ptr + tl.load(table_ptr + 2))
-    logit_mc = _logits(
-        z_n_ptr + left * n * D, z_N_ptr + right * total * D, i_m, i_c, stop, total, scale, D, BM, BC, BD, PRECISION,
-        UPCAST,
-    )  # fmt: skip
-    keep_mc = _kept(
-        left, right, i_m, i_c, n, total, valid_n_ptr, valid_N_ptr, subject_n_ptr, subject_N_ptr, site_n_ptr, site_N_ptr,
-        SITES,
-    )  # fmt: skip
-    pull_m = tl.load(pull_n_ptr + i_m, mask=i_m < stop, other=0.0)
-    base_m = tl.load(base_n_ptr + i_m, mask=i_m < stop, other=float("inf"))
-    e_mc = tl.exp(tl.where(keep_mc, logit_mc - base_m[:, None], float("-inf")))
-    grad_mc = e_mc * pull_m[:, None]
-    if BOTH:
-        pull_c = tl.load(pull_N_ptr + i_c, mask=i_c < total, other=0.0)
-        if tl.load(exact_ptr) != 0:
-            base_c = tl.load(base_N_ptr + i_c, mask=i_c < total, other=float("inf"))
-            e_mc = tl.exp(tl.where(keep_mc, logit_mc - base_c[None, :], float("-inf")))
-        grad_mc += e_mc * pull_c[None, :]
-    part = tl.sum(tl.sum(grad_mc * tl.where(keep_mc, logit_mc, 0.0), 1), 0)
-    tl.store(part_ptr + tl.program_id(0) * tl.num_programs(1) + tl.program_id(1), part)
-    at = grad_ptr + (i_m - start)[:, None].to(tl.int64) * total + i_c[None, :]
-    tl.store(at, grad_mc.to(grad_ptr.dtype.element_ty), mask=(i_m[:, None] < stop) & (i_c[None, :] < total))
+    tile, mine, start_d = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2) * SPAN
+    own = tile < row_tiles
+    i_m = tl.where(own, offset + tile * BM, (tile - row_tiles) * BM) + tl.arange(0, BM)
+    stop_m, stop_c = tl.where(own, offset + n, total), tl.where(own, total, offset + n)
+    start_c = tl.where(own, 0, offset)
+    valid_m = tl.load(valid_ptr + mine * total + i_m, mask=i_m < stop_m, other=0) != 0
+    grad_md = tl.zeros((BM, SPAN), tl.float32)
+    index = tl.where(own, mine, mine + tl.num_programs(1))
+    for k in range(tl.load(first_ptr + index), tl.load(first_ptr + index + 1)):
+        other, pair = tl.load(entry_ptr + 5 * k), tl.load(entry_ptr + 5 * k + 1)
+        side_m, side_c = tl.load(entry_ptr + 5 * k + 2), tl.load(entry_ptr + 5 * k + 3)
+        part = tl.load(entry_ptr + 5 * k + 4)
+        weight = tl.load(grad_ptr + pair * grad_stride).to(tl.float32)
+        scale = tl.load(scale_ptr + pair).to(tl.float32)
+        exact = tl.load(exact_ptr + tl.maximum(side_m, side_c))
+        m = tl.maximum(scale - MARGIN, 0.0)
+        mask_m = i_m < tl.where(side_m >= 0, stop_m, 0)
+        pull_m = weight * tl.load(pull_ptr + side_m * n + i_m - offset, mask=mask_m, other=0.0)
+        base_m = tl.load(base_ptr + side_m * n + i_m - offset, mask=mask_m, other=float("inf"))
+        scale_m = tl.zeros((BM,), tl.float32)
+        other_ptr = z_ptr + other * total * D
+        for c in range(start_c, stop_c, BC):
+            i_c = c + tl.arange(0, BC)
+            mask_c = i_c < tl.where(side_c >= 0, stop_c, 0)
+            pull_c = weight * tl.load(pull_ptr + side_c * n + i_c - offset, mask=mask_c, other=0.0)
+            valid_c = tl.load(valid_ptr + other * total + i_c, mask=i_c < stop_c, other=0) != 0
+            cosine_mc = cosines(
+                z_ptr + mine * total * D, other_ptr, i_m, i_c, stop_m, stop_c, D, BM, BC, BD, PRECISION, UPCAST
+            )
+            keep_mc = compared(key_ptr, i_m, i_c, stop_m, stop_c, total, SITES) & valid_m[:, None] & valid_c[None, :]
+            if exact != 0:
+                base_c = tl.load(base_ptr + side_c * n + i_c - offset, mask=mask_c, other=float("inf"))
+                logit_mc = tl.where(keep_mc, scale * cosine_mc, float("-inf"))
+                push_mc = tl.exp(logit_mc - base_m[:, None]) * pull_m[:, None]
+                push_mc += tl.exp(logit_mc - base_c[None, :]) * pull_c[None, :]
+            else:
+                e_mc = tl.where(keep_mc, tl.exp(scale * cosine_mc - m), 0.0)
+                push_mc = e_mc * (pull_m[:, None] + pull_c[None, :])
+            scale_m += tl.sum(push_mc * cosine_mc, 1)
+            other_cd = load_rows(other_ptr, i_c, stop_c, start_d, D, SPAN, UPCAST)
+            push_mc = rounded(scale * push_mc, z_ptr.dtype.element_ty, UPCAST).to(other_cd.dtype)
+            grad_md = tl.dot(push_mc, other_cd, grad_md, input_precision=PRECISION)
+        if (part >= 0) & (start_d == 0):
+            tl.store(part_ptr + part * row_tiles + tile, tl.sum(scale_m, 0))
+        mask_m = i_m < tl.where(own, stop_m, 0)
+        pull_m = tl.load(diagonal_ptr + pair * n + i_m - offset, mask=mask_m, other=0.0)
+        positive_md = load_rows(other_ptr, i_m, stop_m, start_d, D, SPAN, UPCAST).to(tl.float32)
+        grad_md += (scale * weight * pull_m)[:, None] * positive_md
+    i_d = start_d + tl.arange(0, SPAN)
+    stop_own, stop_all = tl.where(own, stop_m, 0), tl.where(own, 0, stop_m)
+    mask_d = (i_d < width)[None, :]
+    row_at = row_ptr + (mine * n + i_m - offset)[:, None] * width + i_d[None, :]
+    tl.store(row_at, grad_md.to(row_ptr.dtype.element_ty), mask=mask_d & (i_m < stop_own)[:, None])
+    column_at = column_ptr + (mine * total + i_m)[:, None] * width + i_d[None, :]
+    tl.store(column_at, grad_md.to(column_ptr.dtype.element_ty), mask=mask_d & (i_m < stop_all)[:, None])

@@ -1,13 +1,11 @@
-"""What surrounds the Triton kernels of ``fused``: operands, reductions of parts, library products, autograd.
+"""What surrounds the Triton kernels of ``fused``: memory, grids, autograd; seven launches for a whole contrast.
 
 All of it stays on the device: no value is read back, and no shape depends on one.
 
-Shape letters: M embeddings, n rows of this process, N rows of all processes, D width, P pairs, J jobs; X 1 side (rows
-as anchors) or 2 (columns as well).
+Shape letters: M embeddings, n rows of this process, N rows of all processes, D width, P pairs, Q = 2 P sides (side 2 p
+is the first embedding of pair p as anchor, 2 p + 1 the second), J jobs: products of rows with columns.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -15,28 +13,42 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mcsp.kernels.contrastive.blocks import REFERENCE_MARGIN, Job, jobs_of, unsafe
-from mcsp.kernels.contrastive.fused import INTERPRETED, Tiles, dot_precision, grad_tiles, sum_tiles, tiles_for
-from mcsp.kernels.contrastive.problem import Problem, pick, ranks
+from mcsp.kernels.contrastive.fused import (
+    INTERPRETED,
+    dot_precision,
+    grad_tiles,
+    prepare,
+    sum_tiles,
+)
+from mcsp.kernels.contrastive.fused_losses import add_parts, close_losses, close_scales
+from mcsp.kernels.contrastive.problem import Problem
+from mcsp.kernels.contrastive.tiles import Tiles, tiles_for
 
-# Numbers of one band of gradients of similarities; 8192 squared, 128 MiB in bfloat16.
-WORKSPACE = 2**26
+# Rows of a block where rows are not multiplied.
+BLOCK = 32 if INTERPRETED else 128
+WIDEST = 4096
 
 
-class _Operands(NamedTuple):
-    """Embeddings as the kernels multiply them, and the other arguments that both kernels begin with."""
+class Operands(NamedTuple):
+    """Embeddings as the kernels multiply them, all rows of all processes, and what else the kernels begin with."""
 
-    z_MnD: Tensor
     z_MND: Tensor
-    table_J3: Tensor
-    masks: tuple[Tensor, ...]  # valid rows and columns, subjects, sites
+    valid_MN: Tensor
+    key_2N: Tensor
+    stack: int
+    n: int
+    total: int
+    offset: int
+    width: int
 
 
 def unavailable(problem: Problem) -> str | None:
     """Why the kernels cannot run on these embeddings; None where they can."""
     z = problem.z_MnD
-    if z.dtype != torch.float32:
+    if z.dtype == torch.float64:
         return f"expected embeddings of 32 bits or fewer, found {z.dtype}"
+    if z.shape[2] > WIDEST:
+        return f"expected a width of at most {WIDEST}, found {z.shape[2]}"
     if INTERPRETED:
         return None
     if z.device.type != "cuda":
@@ -48,96 +60,149 @@ def unavailable(problem: Problem) -> str | None:
 
 def contrast(problem: Problem, scale_P: Tensor, precision: str) -> Tensor:
     """See :func:`mcsp.kernels.contrastive.losses.contrastive_loss`; (P,)."""
-    with torch.autocast(scale_P.device.type, enabled=False):
-        loss_P: Tensor = _Fused.apply(problem.z_MnD, problem.z_MND, scale_P, problem, precision)
+    loss_P: Tensor = _Fused.apply(problem.z_MnD, problem.z_MND, scale_P, problem, precision)
     return loss_P
 
 
 class _Fused(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, z_MnD: Tensor, z_MND: Tensor, scale_P: Tensor, problem: Problem, precision: str) -> Tensor:
-        jobs, operands = jobs_of(problem), _operands(problem, precision)
-        pairs = [job.pair for job in jobs]
-        weight_Jn, some_Mn = 0.5 * pick(problem.weights(), pairs), problem.some(problem.valid_MN)
-        sides = [[job.right for job in jobs]] + ([[job.left for job in jobs]] if problem.own else [])
-        active_JXn = torch.stack([pick(some_Mn, side) for side in sides], 1) & (weight_Jn > 0)[:, None]
-        sum_JXn, log_JXn, exact_J = _sums(problem, operands, scale_P, active_JXn, precision)
-        reference_J = (pick(scale_P, pairs) - REFERENCE_MARGIN).clamp(min=0)
-        reference_J = reference_J.masked_fill(exact_J, 0)
-        positive_Jn = pick(scale_P, pairs)[:, None] * _cosines(operands, jobs) - reference_J[:, None]
-        excess_JXn = (log_JXn - positive_Jn[:, None]).masked_fill(~active_JXn, -torch.inf)
-        loss_JXn = weight_Jn[:, None] * torch.nn.functional.softplus(excess_JXn, threshold=60.0)
-        exact_J11 = exact_J[:, None, None]
-        # The weight of exp(logit - base): 1 / sum with base m, or 1 with the sum's logarithm as base; 0 if inactive.
-        share_JXn = torch.where(exact_J11, 1, 1 / sum_JXn).masked_fill(~active_JXn, 0)
-        base_JXn = torch.where(exact_J11, log_JXn.masked_fill(~active_JXn, torch.inf), reference_J[:, None, None])
-        ctx.save_for_backward(z_MnD, z_MND, scale_P, weight_Jn, excess_JXn, share_JXn, base_JXn, exact_J)
-        ctx.problem, ctx.precision = problem, precision
-        return loss_JXn.sum((1, 2)).view(len(problem.a), -1).sum(1)
+        operands = operands_of(problem, precision)
+        loss_P, *saved = _losses(problem, operands, scale_P, precision)
+        ctx.save_for_backward(z_MnD, z_MND, scale_P, *saved)
+        ctx.problem, ctx.precision, ctx.operands = problem, precision, operands
+        return loss_P
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_P: Tensor) -> tuple[Tensor, Tensor | None, Tensor, None, None]:
-        _, _, scale_P, weight_Jn, excess_JXn, share_JXn, base_JXn, exact_J = ctx.saved_tensors
-        problem, precision = ctx.problem, ctx.precision
-        jobs, operands = jobs_of(problem), _operands(problem, precision)
-        pairs, width = [job.pair for job in jobs], problem.z_MnD.shape[2]
-        pull_JXn = (weight_Jn * pick(grad_P, pairs)[:, None])[:, None] * torch.sigmoid(excess_JXn)
-        rows = torch.zeros_like(problem.z_MnD)
-        columns = rows if problem.own else torch.zeros_like(problem.z_MND)
-        cosine_Jn, positive_Jn = _cosines(operands, jobs), -pull_JXn.sum(1)
-        scale_grad_J = (positive_Jn * cosine_Jn).sum(1)
-        with torch.autocast(grad_P.device.type, enabled=False), _library_precision(precision):
-            for k, job in enumerate(jobs):
-                scale, pull_n1 = scale_P[job.pair], (scale_P[job.pair] * positive_Jn[k])[:, None]
-                rows[job.left].addcmul_(pull_n1, operands.z_MnD[job.right, :, :width].float())
-                rows[job.right].addcmul_(pull_n1, operands.z_MnD[job.left, :, :width].float())
-                state = ((pull_JXn * share_JXn)[k], base_JXn[k], exact_J[k : k + 1])
-                for band, grad_rN, part in _bands(problem, operands, scale_P, k, state, precision):
-                    product_rD = _product(grad_rN, operands.z_MND[job.right])
-                    rows[job.left, band].addcmul_(product_rD[:, :width], scale)
-                    product_ND = _product(grad_rN.T, operands.z_MnD[job.left, band])
-                    columns[job.right].addcmul_(product_ND[:, :width], scale)
-                    scale_grad_J[k] += part / scale
-        scale_grad_P = scale_grad_J.view(len(problem.a), -1).sum(1)
-        return rows, None if problem.own else columns, scale_grad_P, None, None
+        _, _, scale_P, exact_Q, pull_Qn, base_Qn, diagonal_Pn, slope_P = ctx.saved_tensors
+        problem, o = ctx.problem, ctx.operands
+        tiles = tiles_of(o, ctx.precision, "gradient")
+        entries, first = _entries(tuple(problem.a), tuple(problem.b), o.stack, problem.own, o.z_MND.device)
+        rows = torch.empty_like(problem.z_MnD, memory_format=torch.contiguous_format)
+        columns = rows if problem.own else torch.empty_like(problem.z_MND, memory_format=torch.contiguous_format)
+        row_tiles, parts = -(-o.n // tiles.rows), 1 if problem.own else 2
+        part = scale_P.new_empty((len(problem.a), parts * row_tiles), dtype=torch.float32)
+        grid = (row_tiles + (0 if problem.own else -(-o.total // tiles.rows)), o.stack, -(-o.width // tiles.span))
+        grad_tiles[grid](
+            o.z_MND, entries, first, scale_P, exact_Q, o.valid_MN, o.key_2N, pull_Qn, base_Qn, diagonal_Pn, grad_P,
+            rows, columns, part, o.n, o.total, o.offset, row_tiles, o.width, grad_P.stride(0),
+            **constants(problem, o, ctx.precision, tiles),
+        )  # fmt: skip
+        scale = torch.empty_like(scale_P)
+        close_scales[(len(problem.a),)](
+            grad_P, slope_P, part, scale, part.shape[1], grad_P.stride(0), BM=BLOCK, SLOPED=True
+        )
+        return rows, None if problem.own else columns, scale, None, None
 
 
-def _operands(problem: Problem, precision: str) -> _Operands:
+def _losses(problem: Problem, o: Operands, scale_P: Tensor, precision: str) -> list[Tensor]:
+    """Losses, which sides are exact, and per row what the backward pass needs; see ``close_losses``."""
+    tiles, own, pairs = tiles_of(o, precision, "sums"), problem.own, len(problem.a)
+    a, b, device = tuple(problem.a), tuple(problem.b), o.z_MND.device
+    pair_P2, table_J3 = pairs_of(a, b, device), _jobs(a, b, own, device)
+    jobs, blocks = len(table_J3), -(-o.n // BLOCK)
+    spans, bands = -(-o.total // (tiles.columns * tiles.span)), -(-o.n // tiles.rows)
+
+    def new(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return o.z_MND.new_empty(shape, dtype=dtype)
+
+    row_JSn, column_JBN = new(jobs, spans, o.n), new(jobs, bands, o.total) if own else new(1)
+    sum_Qn, cosine_Pn, flag_QB = new(2 * pairs, o.n), new(pairs, o.n), new(2 * pairs, blocks, dtype=torch.int32)
+    for exact in (False, True):
+        # Of the second launch, programs of jobs without a flag leave at once, and their parts as they were.
+        sum_tiles[(bands, spans, jobs)](
+            o.z_MND, table_J3, scale_P, flag_QB, o.valid_MN, o.key_2N, row_JSn, column_JBN, o.n, o.total, o.offset,
+            blocks * (2 if own else 1), OWN=own, EXACT=exact,
+            **constants(problem, o, precision, tiles),
+        )  # fmt: skip
+        if not exact:
+            add_parts[(blocks, 2 * pairs)](
+                o.z_MND, pair_P2, o.valid_MN, row_JSn, column_JBN, sum_Qn, flag_QB, cosine_Pn, o.n, o.total, o.offset,
+                spans, bands, D=o.z_MND.shape[2], BM=BLOCK, BD=64, OWN=own, UPCAST=INTERPRETED,
+            )  # fmt: skip
+    weight_P = problem.weight_P
+    loss_P, exact_Q, slope_P = new(pairs), new(2 * pairs, dtype=torch.int32), new(pairs)
+    pull_Qn, base_Qn, diagonal_Pn = new(2 * pairs, o.n), new(2 * pairs, o.n), new(pairs, o.n)
+    close_losses[(pairs,)](
+        pair_P2, scale_P, scale_P if weight_P is None else weight_P, o.valid_MN, row_JSn, column_JBN, sum_Qn, flag_QB,
+        cosine_Pn, loss_P, exact_Q, pull_Qn, base_Qn, diagonal_Pn, slope_P, o.n, o.total, o.offset, spans, bands,
+        blocks, BM=BLOCK, OWN=own, WEIGHTED=weight_P is not None, num_warps=4 if INTERPRETED else 8,
+    )  # fmt: skip
+    return [loss_P, exact_Q, pull_Qn, base_Qn, diagonal_Pn, slope_P]
+
+
+def operands_of(problem: Problem, precision: str) -> Operands:
+    """Embeddings rounded to what they are multiplied as, in rows of a multiple of 16 numbers; one launch."""
+    z_MND = problem.z_MND.contiguous()
+    stack, total, width = z_MND.shape
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    # Rows of a multiple of 16 numbers are loaded in wide pieces; zeros change no product.
-    margin = (0, -problem.z_MnD.shape[2] % 16)
-    z_MnD = torch.nn.functional.pad(problem.z_MnD.to(dtype), margin).contiguous()
-    z_MND = z_MnD if problem.own else torch.nn.functional.pad(problem.z_MND.to(dtype), margin).contiguous()
-    masks = [valid.contiguous().view(torch.uint8) for valid in (problem.valid_Mn, problem.valid_MN)]
-    # Ranks instead of keys: half as wide, and so are the registers that they take.
-    subjects = [ranks(key, problem.subject_N).int() for key in (problem.subject_n, problem.subject_N)]
-    sites = subjects  # not looked at
-    if problem.site_n is not None and problem.site_N is not None:
-        sites = [ranks(key, problem.site_N).int() for key in (problem.site_n, problem.site_N)]
-    return _Operands(z_MnD, z_MND, _table(tuple(jobs_of(problem)), z_MnD.device), (*masks, *subjects, *sites))
+    operand = z_MND.new_empty((stack, total, width + -width % 16), dtype=dtype)
+    key_2N = torch.empty((2, total), dtype=torch.int32, device=z_MND.device)
+    valid_MN = problem.valid_MN.contiguous().view(torch.uint8)
+    subject_N = problem.subject_N.contiguous()
+    site_N = subject_N if problem.site_N is None else problem.site_N.contiguous()
+    prepare[(-(-total // BLOCK), stack)](
+        z_MND, valid_MN, subject_N, site_N, operand, key_2N, total, width,
+        D=operand.shape[2], BM=BLOCK, BD=64, SITES=problem.site_N is not None, UPCAST=INTERPRETED,
+    )  # fmt: skip
+    n = problem.z_MnD.shape[1]
+    return Operands(operand, valid_MN, key_2N, stack, n, total, problem.row_offset, width)
 
 
 @cache
-def _table(jobs: tuple[Job, ...], device: torch.device) -> Tensor:
-    """Left, right and pair of each job, on the device; kept, so that later calls copy nothing to it."""
-    return torch.tensor([(job.left, job.right, job.pair) for job in jobs], dtype=torch.int64, device=device)
+def pairs_of(a: tuple[int, ...], b: tuple[int, ...], device: torch.device) -> Tensor:
+    """The pairs (P, 2) on the device; kept, so that no later call copies anything to it."""
+    return torch.tensor(list(zip(a, b, strict=True)), device=device)
 
 
-def _tiles(problem: Problem, precision: str, gradient: bool) -> Tiles:
-    device = problem.z_MnD.device
-    nvidia = device.type == "cuda" and torch.version.hip is None
-    return tiles_for(precision, nvidia and torch.cuda.get_device_capability(device) >= (9, 0), gradient)
+@cache
+def _jobs(a: tuple[int, ...], b: tuple[int, ...], own: bool, device: torch.device) -> Tensor:
+    """Left, right and pair of each job (J, 3), on the device."""
+    pairs = enumerate(zip(a, b, strict=True))
+    jobs = [(x, y, p) for p, pair in pairs for x, y in ((pair,) if own else (pair, pair[::-1]))]
+    return torch.tensor(jobs, device=device)
 
 
-def _constants(problem: Problem, operands: _Operands, precision: str, tiles: Tiles) -> dict[str, Any]:
-    """What both kernels are compiled for."""
+@cache
+def _entries(
+    a: tuple[int, ...], b: tuple[int, ...], stack: int, own: bool, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """What each embedding's gradient is made of, for own rows and then for columns; see ``grad_tiles``."""
+    entries: list[list[tuple[int, ...]]] = [[] for _ in range(2 * stack)]
+    for p, (x, y) in enumerate(zip(a, b, strict=True)):
+        if own:
+            entries[x].append((y, p, 2 * p, 2 * p + 1, p))
+            entries[y].append((x, p, 2 * p + 1, 2 * p, -1))
+        else:
+            entries[x].append((y, p, 2 * p, -1, 2 * p))
+            entries[y].append((x, p, 2 * p + 1, -1, 2 * p + 1))
+            entries[stack + y].append((x, p, -1, 2 * p, -1))
+            entries[stack + x].append((y, p, -1, 2 * p + 1, -1))
+    first = torch.tensor([0, *map(len, entries)], device=device).cumsum(0)
+    return torch.tensor([entry for some in entries for entry in some], device=device), first
+
+
+def tiles_of(operands: Operands, precision: str, what: str) -> Tiles:
+    """The configuration for these embeddings and this device."""
+    device = operands.z_MND.device
+    arch = "sm_80"
+    if torch.version.hip is not None:
+        arch = "gfx"
+    elif device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0):
+        arch = "sm_90"
+    return tiles_for(what, precision, arch, operands.z_MND.shape[2], INTERPRETED)
+
+
+def constants(problem: Problem, operands: Operands, precision: str, tiles: Tiles) -> dict[str, Any]:
+    """What kernels that multiply are compiled for."""
     return {
-        "D": operands.z_MnD.shape[2],
+        "D": operands.z_MND.shape[2],
         "BM": tiles.rows,
         "BC": tiles.columns,
         "BD": tiles.depth,
-        "BOTH": problem.own,
+        "SPAN": tiles.span,
         "SITES": problem.site_n is not None,
         "PRECISION": dot_precision(precision, torch.version.hip is not None),
         "UPCAST": INTERPRETED,
@@ -145,83 +210,3 @@ def _constants(problem: Problem, operands: _Operands, precision: str, tiles: Til
         "num_stages": tiles.stages,
         "enable_fp_fusion": True,
     }
-
-
-def _sums(
-    problem: Problem, operands: _Operands, scale_P: Tensor, active_JXn: Tensor, precision: str
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Sums of exp(logit - m) and their logarithms, both (J, X, n), and which jobs' are exact, without m; (J,)."""
-    tiles, jobs = _tiles(problem, precision, gradient=False), len(operands.table_J3)
-    n, total = problem.z_MnD.shape[1], problem.z_MND.shape[1]
-    spans, bands = -(-total // (tiles.columns * tiles.span)), -(-n // tiles.rows)
-    row_JSn = scale_P.new_zeros((jobs, spans, n))
-    column_JBN = scale_P.new_zeros((jobs, bands, total) if problem.own else (1,))
-
-    def launch(exact: bool, marked_J: Tensor) -> list[Tensor]:
-        sum_tiles[(bands, spans, jobs)](
-            operands.z_MnD, operands.z_MND, operands.table_J3, scale_P, marked_J.view(torch.uint8), *operands.masks,
-            row_JSn, column_JBN, n, total, SPAN=tiles.span, EXACT=exact,
-            **_constants(problem, operands, precision, tiles),
-        )  # fmt: skip
-        return [row_JSn, column_JBN] if problem.own else [row_JSn]
-
-    sum_JXn = torch.stack([part.sum(1) for part in launch(False, active_JXn)], 1)
-    exact_J = unsafe(sum_JXn, active_JXn)
-    # Jobs that are fine as they are leave this launch at once, and their parts as they were.
-    log_JXn = torch.stack([part.logsumexp(1) for part in launch(True, exact_J)], 1)
-    return sum_JXn, torch.where(exact_J[:, None, None], log_JXn, sum_JXn.log()), exact_J
-
-
-def _bands(
-    problem: Problem,
-    operands: _Operands,
-    scale_P: Tensor,
-    k: int,
-    state: tuple[Tensor, Tensor, Tensor],
-    precision: str,
-) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Bands of rows of job ``k``, the gradient of their logits (r, N), in memory that is used again, and sum of both.
-
-    The sum is of gradient times logit, before the gradient is rounded.
-    """
-    tiles = _tiles(problem, precision, gradient=True)
-    n, total = problem.z_MnD.shape[1], problem.z_MND.shape[1]
-    size = min(n, max(1, WORKSPACE // (total * tiles.rows)) * tiles.rows)
-    pull_Xn, base_Xn, exact_1 = state
-    workspace = operands.z_MnD.new_empty((size, total))
-    for start in range(0, n, size):
-        stop = min(start + size, n)
-        grid = (-(-(stop - start) // tiles.rows), -(-total // tiles.columns))
-        part = scale_P.new_empty(grid)
-        grad_tiles[grid](
-            operands.z_MnD, operands.z_MND, operands.table_J3[k], scale_P, exact_1.view(torch.uint8), *operands.masks,
-            pull_Xn[0], base_Xn[0], pull_Xn[-1], base_Xn[-1], workspace, part, start, stop, n, total,
-            **_constants(problem, operands, precision, tiles),
-        )  # fmt: skip
-        yield slice(start, stop), workspace[: stop - start], part.sum()
-
-
-def _cosines(operands: _Operands, jobs: list[Job]) -> Tensor:
-    """<left_i, right_i> of this process's rows, of the same rounded operands that the kernels multiply; (J, n)."""
-    z_MnD = operands.z_MnD
-    return torch.stack([(z_MnD[job.left].float() * z_MnD[job.right].float()).sum(-1) for job in jobs])
-
-
-def _product(left: Tensor, right: Tensor) -> Tensor:
-    """left @ right in float32, from operands as they are."""
-    if left.dtype == torch.float32:
-        return left @ right
-    if left.is_cuda:
-        return torch.mm(left, right, out_dtype=torch.float32)
-    return left.float() @ right.float()
-
-
-@contextmanager
-def _library_precision(precision: str) -> Iterator[None]:
-    """Let float32 library products use TF32 for ``precision="tf32"`` only, whatever the process chose for itself."""
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = before

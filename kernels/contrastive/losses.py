@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from mcsp.kernels.contrastive import chunked, chunked_distillation, reference
-from mcsp.kernels.contrastive.problem import Columns, Negatives, Problem, checked, checked_scale
+from mcsp.kernels.contrastive.problem import Columns, Negatives, Problem, check_values, checked, checked_scale
 from mcsp.kernels.dispatch import Impl, Precision, choose
 
 # Similarities (n N) up to which the dense definition is the faster one on a CPU, with 15 pairs about 90 rows.
@@ -40,8 +40,10 @@ def contrastive_loss(
     negatives: Negatives = "all",
     columns: Columns | None = None,
     row_offset: int = 0,
+    weight_P: Tensor | None = None,
     precision: Precision = "fp32",
     impl: Impl = "auto",
+    check: bool = False,
 ) -> Tensor:
     """Symmetric InfoNCE (arXiv 1807.03748, 2103.00020) of each pair (a, b) of embeddings, masked.
 
@@ -63,25 +65,29 @@ def contrastive_loss(
         negatives: "all", or "within_site" to keep the scanner's signature from telling rows apart.
         columns: rows of all processes; the result is then this process's share (see the module).
         row_offset: position of this process's first row within the columns.
+        weight_P: factors of the losses, constants; default 1.
         precision: the least that products of embeddings are made with on a GPU, kernels/README.md has the table.
         impl: "reference" (dense), "chunked" (O(N D) memory, any device), "triton" (CUDA), or "auto".
+        check: look whether valid embeddings are finite and normalised (the host waits for the device).
 
     Returns:
         (P,) losses or shares, float32 or float64.
 
     Raises:
-        ValueError: shapes that do not fit, a pair index out of range, within_site without sites, or an ``impl`` that
-            cannot run here, with the reason.
+        ValueError: shapes or types that do not fit, a pair index out of range, within_site without sites, embeddings
+            that fail ``check``, or an ``impl`` that cannot run here, with the reason.
     """
-    problem = checked(z_MnD, pairs_P2, valid_Mn, subject_n, site_n, negatives, columns, row_offset)
+    problem = checked(z_MnD, pairs_P2, valid_Mn, subject_n, site_n, negatives, columns, row_offset, weight_P)
     scale_P = checked_scale(scale_P, problem)
+    if check:
+        check_values(problem)
     small = problem.z_MnD.shape[1] * problem.z_MND.shape[1] <= DENSE_SIMILARITIES
     chosen = choose("contrastive_loss", impl, precision, small, _no_triton(problem, impl))
     if chosen == "triton":
         from mcsp.kernels.contrastive import launch
 
         return launch.contrast(problem, scale_P, precision)
-    return (reference if chosen == "reference" else chunked).contrast(problem, scale_P)
+    return (reference if chosen == "reference" else chunked).contrast(problem.zeroed(), scale_P)
 
 
 def _no_triton(problem: Problem, impl: str) -> str | None:
@@ -110,7 +116,10 @@ def relational_distillation(
     negatives: Negatives = "all",
     columns: Columns | None = None,
     row_offset: int = 0,
+    weight_P: Tensor | None = None,
+    precision: Precision = "fp32",
     impl: Impl = "auto",
+    check: bool = False,
 ) -> Tensor:
     """Each embedding's similarities within the batch teach those of the other embedding of its pair.
 
@@ -122,15 +131,20 @@ def relational_distillation(
     and the loss is the mean over such rows and over both choices of the teacher; a row without columns contributes 0.
     Distillation by similarity structure follows Relational Knowledge Distillation (arXiv 1904.05068) and SEED
     (arXiv 2101.04731); taking each modality as the other's teacher is our choice. Arguments, result and errors are
-    those of :func:`contrastive_loss`; ``scale_P`` is the inverse distillation temperature, and there is no Triton
-    implementation.
+    those of :func:`contrastive_loss`; ``scale_P`` is the inverse distillation temperature.
     """
-    problem = checked(z_MnD, pairs_P2, valid_Mn, subject_n, site_n, negatives, columns, row_offset)
+    problem = checked(z_MnD, pairs_P2, valid_Mn, subject_n, site_n, negatives, columns, row_offset, weight_P)
     scale_P = checked_scale(scale_P, problem)
+    if check:
+        check_values(problem)
     small = problem.z_MnD.shape[1] * problem.z_MND.shape[1] <= DENSE_SIMILARITIES
-    if choose("relational_distillation", impl, "fp32", small, "it has no Triton implementation") == "reference":
-        return reference.distillation(problem, scale_P)
-    return chunked_distillation.distillation(problem, scale_P)
+    chosen = choose("relational_distillation", impl, precision, small, _no_triton(problem, impl))
+    if chosen == "triton":
+        from mcsp.kernels.contrastive import launch_distillation
+
+        return launch_distillation.distillation(problem, scale_P, precision)
+    problem = problem.zeroed()
+    return (reference if chosen == "reference" else chunked_distillation).distillation(problem, scale_P)
 
 
 def retrieval_accuracy(
@@ -148,7 +162,7 @@ def retrieval_accuracy(
     embeddings score 0; a row without a competitor is a hit. Arguments and errors as in :func:`contrastive_loss`.
     Whole rows of similarities are looked at, as many as fit into a fixed memory.
     """
-    problem = checked(z_MnD, pairs_P2, valid_Mn, subject_n, None, "all", columns, row_offset)
+    problem = checked(z_MnD, pairs_P2, valid_Mn, subject_n, None, "all", columns, row_offset).zeroed()
     n, total = problem.z_MnD.shape[1], problem.z_MND.shape[1]
     step = max(1, RETRIEVAL_SIMILARITIES // (total * len(problem.a)))
     shares: list[Tensor] = []

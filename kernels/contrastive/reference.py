@@ -29,9 +29,10 @@ def _sides(problem: Problem, left: list[int], right: list[int]) -> tuple[Tensor,
 
 
 def _share(problem: Problem, value_Pn: Tensor) -> Tensor:
-    """Sum of ``value_Pn`` over this process's anchors, over the number of all anchors; (P,)."""
+    """Sum of ``value_Pn`` over this process's anchors, over the number of all anchors, times weights; (P,)."""
     anchors_P = (problem.valid_MN[problem.a] & problem.valid_MN[problem.b]).sum(1).clamp(min=1)
-    return torch.where(problem.anchors(), value_Pn, 0).sum(1) / anchors_P
+    share_P = torch.where(problem.anchors(), value_Pn, 0).sum(1) / anchors_P
+    return share_P if problem.weight_P is None else share_P * problem.weight_P
 
 
 def contrast(problem: Problem, scale_P: Tensor) -> Tensor:

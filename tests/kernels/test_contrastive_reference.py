@@ -248,7 +248,11 @@ def test_retrieval_counts_rows_whose_partner_is_nearest() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"z_MnD": torch.zeros(3, 4)}, r"z_MnD: expected a floating tensor \(M, n, D\), found torch.float32 \(3, 4\)"),
+        ({"z_MnD": torch.zeros(3, 4)}, r"z_MnD: expected \(M, n, D\) of .*, found torch.float32 \(3, 4\)"),
+        (
+            {"z_MnD": torch.zeros(3, 4, 8).to(torch.float8_e4m3fn)},
+            r"z_MnD: expected .*torch.float16, found torch.float8",
+        ),
         ({"pairs_P2": [(0, 3)]}, r"pairs_P2: expected at least one pair of indices from 0 to 2, found \[\(0, 3\)\]"),
         ({"pairs_P2": torch.tensor([[0, -1]])}, "pairs_P2"),
         ({"pairs_P2": []}, "pairs_P2"),
@@ -260,10 +264,30 @@ def test_retrieval_counts_rows_whose_partner_is_nearest() -> None:
         ({"negatives": "none"}, "negatives: expected 'all' or 'within_site', found 'none'"),
         ({"row_offset": 1}, "row_offset: expected 0 to 0"),
         ({"columns": Columns(torch.zeros(2, 4, 8))}, r"columns.z_MND: expected shape \(3, 4, 8\), found \(2, 4, 8\)"),
-        ({"columns": Columns(torch.zeros(3, 4, 8))}, "columns.subject_N: expected exactly where subject_n is given"),
+        ({"columns": Columns(torch.zeros(3, 4, 8))}, "columns.z_MND: expected torch.float64 on cpu like z_MnD, found"),
+        ({"weight_P": torch.ones(2)}, r"weight_P: expected shape \(3,\), found \(2,\)"),
+        (
+            {"z_MnD": torch.ones(3, 4, 8), "check": True},
+            "expected finite rows of norm 1, found norm 2.828 in",
+        ),
+        (
+            {"z_MnD": torch.ones(3, 4, 8) / torch.zeros(()), "check": True},
+            "rows of norm 1, found norm inf in row",
+        ),
+        (
+            {"columns": Columns(torch.zeros(3, 4, 8, dtype=torch.float64))},
+            "columns.subject_N: expected exactly where subject_n is given",
+        ),
     ],
 )
 def test_errors_say_what_was_found(change: dict, message: str) -> None:
     for loss in LOSSES:
         with pytest.raises(ValueError, match=message):
             loss(**(problem(4) | change))
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_weights_multiply_losses_and_checked_embeddings_may_have_invalid_rows(loss) -> None:
+    p, weight = problem(9), torch.tensor([0.5, 0.0, 3.0])
+    p["z_MnD"][~p["valid_Mn"]] = torch.nan
+    torch.testing.assert_close(loss(**p, weight_P=weight, check=True), loss(**p) * weight, rtol=1e-12, atol=0)
