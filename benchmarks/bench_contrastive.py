@@ -1,8 +1,8 @@
 """Contrast, forward and backward: chunked (on CUDA also Triton) against dense torch; time, peak memory, errors.
 
-python benchmarks/bench_contrastive.py [--out FILE] [--repeats K]
+python benchmarks/bench_contrastive.py [--out FILE] [--repeats K] [--table]
 
-writes benchmarks/results/contrastive_<cpu or cuda>_<yyyymm>.json.
+writes benchmarks/results/contrastive_<cpu or cuda>_<yyyymm>.json; --table prints the file that is there instead.
 
 Two dense rivals: ``reference``, the definition, masks and all; and ``lean``, what is usually written: one product,
 two cross-entropies, no masks. The implementations take turns, so that a slow spell of the machine meets all of them.
@@ -168,6 +168,23 @@ def where() -> dict[str, object]:
     }
 
 
+def table(rows: list[dict[str, object]]) -> str:
+    """Markdown of a result file's rows: medians with least and most [ms], and peak memory [MiB]."""
+    names = list(dict.fromkeys(row["implementation"] for row in rows))
+    lines = [
+        "| N | D | " + " | ".join(f"{name} ms | MiB" for name in names) + " |",
+        "|---" * (2 + 2 * len(names)) + "|",
+    ]
+    for n, width in dict.fromkeys((row["n"], row["width"]) for row in rows):
+        cells = [f"{n}", f"{width}"]
+        for name in names:
+            row = next(r for r in rows if (r["n"], r["width"], r["implementation"]) == (n, width, name))
+            median, least, most = (1e3 * float(row[f"seconds_{x}"]) for x in ("median", "least", "most"))  # type: ignore[arg-type]
+            cells += [f"{median:.0f} ({least:.0f}-{most:.0f})", f"{row['peak_extra_mib']:.0f}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Measure the grid of this machine's device and write the file."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -175,11 +192,15 @@ def main() -> None:
     default = ROOT / "benchmarks" / "results" / f"contrastive_{device}_{date.today():%Y%m}.json"
     parser.add_argument("--out", type=Path, default=default)
     parser.add_argument("--repeats", type=int, default=5 if device == "cpu" else 50)
+    parser.add_argument("--table", action="store_true", help="print the table of the file that is there")
     parser.add_argument("--peak", nargs=3, metavar=("NAME", "N", "D"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.peak:
         name, n, width = options.peak
         print(peak_of_this_process(name, int(n), int(width)))
+        return
+    if options.table:
+        print(table(json.loads(options.out.read_text())["rows"]))
         return
     names = ["lean", "reference", "chunked"]
     if device == "cuda":
