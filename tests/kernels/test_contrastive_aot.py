@@ -31,7 +31,7 @@ PRODUCTS = [
 OTHERS = [
     (fused.prepare, {"BD": 64}),
     (fused_losses.add_parts, {"BD": 64}),
-    (fused_losses.close_losses, {"num_warps": 8}),
+    (fused_losses.close_losses, {"BM": 256, "num_warps": 8}),
     (fused_losses.close_scales, {"SLOPED": True}),
     (fused_distillation.close_distillation, {}),
 ]
@@ -131,5 +131,5 @@ def test_kernels_that_multiply_nothing_compile(arch: str, tmp_path: Path) -> Non
     for kernel, more in OTHERS:
         options = {"num_warps": more.get("num_warps", 4)}
         for own in (False, True):
-            constants = {"D": 256, "BM": 128, "SITES": True, "OWN": own, "WEIGHTED": True, "UPCAST": False} | more
+            constants = {"D": 256, "BM": 64, "SITES": True, "OWN": own, "WEIGHTED": True, "UPCAST": False} | more
             check(build(kernel, arch, "*bf16", constants, **options), arch, tmp_path, products=False)
