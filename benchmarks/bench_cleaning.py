@@ -3,9 +3,9 @@
     .venv/bin/python benchmarks/bench_cleaning.py                 # to benchmarks/results/cleaning_cpu_202611.json
 
 EEG: 10 minutes of 64 channels at 500 Hz as EDF. The bare script reads, notches, band-passes, resamples and
-re-references; ours also checks the header, looks for bad channels and masks artefacts. fMRI: a compressed 4-D image with
-200 labels; the bare script is nilearn's NiftiLabelsMasker with percent signal change and detrending; ours also checks
-header, coverage and baseline. Repetitions are interleaved; medians and quartiles of processor time are reported.
+re-references; ours also checks the header, looks for bad channels and masks artefacts. fMRI: a compressed 4-D image
+with 200 labels; the bare script is nilearn's NiftiLabelsMasker with percent signal change and detrending; ours also
+checks header, coverage and baseline. Repetitions are interleaved; medians and quartiles of processor time are reported.
 """
 
 import argparse

@@ -58,14 +58,14 @@ def read_eeg(ref: RecordingRef, config: EegConfig, min_seconds: float) -> CleanR
     good_C, amplitude_C = _judge(x_TC, stream, np.array([name in marked_bad for name in names]), config)
     if not stream.finite_C.all():
         x_TC[:, ~stream.finite_C] = 0.0
+    # Before the reference, which would carry what one channel has into all.
+    bad_W = artefact_windows(x_TC, good_C, stream.watch, config.sfreq) if config.mask_artefacts else np.array([])
     if good_C.sum() >= 2:  # referenced to itself, a single channel would vanish
         x_TC -= (x_TC if good_C.all() else x_TC[:, good_C]).mean(axis=1, keepdims=True)
     valid_T = valid_times(raw, ref, config.sfreq, len(x_TC), repairs)
-    if config.mask_artefacts:
-        bad_W = artefact_windows(x_TC, good_C, stream.watch, config.sfreq)
-        edges = np.round(np.append(np.arange(len(bad_W)), np.inf) * config.sfreq)
-        for window in np.flatnonzero(bad_W):
-            valid_T[int(edges[window]) : int(min(edges[window + 1], len(valid_T)))] = False
+    edges = np.append(np.round(np.arange(len(bad_W)) * config.sfreq).astype(np.int64), len(valid_T))
+    for window in np.flatnonzero(bad_W):
+        valid_T[edges[window] : edges[window + 1]] = False
     if valid_T.sum() < min_seconds * config.sfreq:
         found = f"{valid_T.sum() / config.sfreq:.1f} s outside of artefacts"
         raise RecordingError("artefacts", f"{ref.path.name}: {found}, expected at least {min_seconds:g} s")
