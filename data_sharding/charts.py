@@ -130,7 +130,7 @@ def spectrum(
 
 def traces(x_TC: np.ndarray, seconds: float, names: Sequence[str], good: Sequence[bool], unit: str, title: str) -> str:
     """Some channels of one window below each other, with a bar for the amplitude; bad channels in red."""
-    left, height = 62, _TOP + _BOTTOM + 24 * x_TC.shape[1]
+    left, height = 66, _TOP + _BOTTOM + 24 * x_TC.shape[1]
     x = Scale(0.0, seconds, left, _WIDTH - _RIGHT)
     spread = np.percentile(np.abs(x_TC[:, list(good)] if any(good) else x_TC), 98)
     bar = _round_down(2 * float(spread)) if spread > 0 else 1.0
@@ -184,11 +184,12 @@ def bins(everything: np.ndarray, whole: bool) -> tuple[np.ndarray, bool]:
     """
     low, high = (float(v) for v in np.percentile(everything, [0.5, 99.5]))
     if whole:
+        high = max(high, 4.0)  # room for a few bars where all is zero
         width = max(1, math.ceil((high + 1) / 20))
         return np.arange(0, high + width + 1, width, dtype=float) - 0.5, False
     if low > 0 and high / low >= 30:
         return np.geomspace(low, high, 21), True
-    margin = max((high - low) * 0.02, abs(high) * 0.05, 1e-6)
+    margin = max((high - low) * 0.02, abs(high) * 0.05) or 1.0
     return np.linspace(max(low - margin, 0.0) if low >= 0 else low - margin, high + margin, 21), False
 
 

@@ -171,7 +171,7 @@ def _sites(index: dict[str, Any], groups: Sequence[Group]) -> str:
 def _counts(counts: dict[str, Any]) -> str:
     share = f" ({100 * counts['rejected'] / counts['found']:.0f} %)" if counts["rejected"] else ""
     values = [f"{counts['found']:,}", f"{counts['recordings']:,}", f"{counts['rejected']:,}{share}"]
-    values += [f"{counts['subjects']:,}", f"{counts['hours']:,.1f}"]
+    values += [f"{counts['subjects']:,}", _hours(counts["hours"])]
     return "".join(f"<td class=n>{value}</td>" for value in values)
 
 
@@ -236,6 +236,10 @@ def _provenance(index: dict[str, Any]) -> str:
         f"<code>{index['index_hash']}</code>. {html.escape(software)}.</p>"
         f"<details><summary>Configuration</summary><pre>{html.escape(config)}</pre></details>"
     )
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:,.1f}" if hours >= 10 else f"{hours:.2f}"
 
 
 def _count(n: int, noun: str) -> str:
