@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from mcsp.data_sharding.storage import write_atomic
+from mcsp.data_sharding.storage import Location, write_atomic
 from mcsp.data_sharding.table import RECORDINGS_NAME, encode_table
 from mcsp.schema import MODALITIES, SCHEMA_VERSION, SPLITS, Recording
 
@@ -96,7 +96,7 @@ def write_index(path: Path, index: dict[str, Any], recordings: Sequence[Recordin
     write_atomic(path / INDEX_NAME, (json.dumps(index, indent=1, sort_keys=True, allow_nan=False) + "\n").encode())
 
 
-def read_index(path: Path) -> dict[str, Any]:
+def read_index(path: Location) -> dict[str, Any]:
     """Read ``index.json`` of the corpus in ``path``.
 
     Raises:

@@ -5,26 +5,43 @@ Shape letters: T time samples, C channels.
 
 import json
 import os
+import time
 import zlib
 from collections import OrderedDict
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from mcsp.data_sharding.cache import ShardCache
 from mcsp.data_sharding.index import INDEX_NAME, SHARDS_NAME, read_index
+from mcsp.data_sharding.storage import Location, is_local, location
 from mcsp.data_sharding.table import RECORDINGS_NAME, Recordings, Samples
 from mcsp.schema import SPLITS, Recording, Window
 
-# Far below the usual limit of 1,024 open files per process.
+# Far below the usual limit of 1,024 open files per process. A shard that left the cache takes space while it is open.
 _MAX_OPEN_SHARDS = 256
+_MAX_OPEN_CACHED = 16
+# A network file system may fail once; what fails for two seconds is treated as lost.
+_PAUSES_SECONDS = (0.1, 0.5, 1.5)
+_OPEN_ATTEMPTS = 5
+
+
+class BadWindowError(ValueError):
+    """The bytes of a window cannot be read or are not those that were written; names file, member and block."""
+
+
+class _Shard(NamedTuple):
+    descriptor: int
+    crcs: np.ndarray  # mapped: workers share it, and the checksums of a large corpus would not fit
 
 
 class Corpus:
-    """A finished corpus on disk.
+    """A finished corpus, in a local folder or behind a URL that fsspec knows.
 
     Attributes:
-        path: its folder.
+        path: its folder; of a remote corpus the folder on this machine that holds what was fetched of it.
         index: content of ``index.json``.
         index_hash: 64 hexadecimal digits that stand for the stored data.
         recordings: the rows of ``recordings.arrow``, sorted by member, each made when it is asked for.
@@ -33,19 +50,46 @@ class Corpus:
     its files anew.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        """Open the corpus in ``path``; raise ``ValueError`` where it is unfinished or of another schema version."""
-        self.path = Path(path)
-        self.index: dict[str, Any] = read_index(self.path)
+    def __init__(
+        self, path: str | os.PathLike[str], cache_dir: str | os.PathLike[str] | None = None, cache_gb: float = 100.0
+    ) -> None:
+        """Open a corpus.
+
+        Args:
+            path: its folder, or a URL such as ``s3://bucket/corpus``.
+            cache_dir: where shards of a remote corpus are kept on this machine; default: below the temporary folder.
+            cache_gb: most that they take; those unused for longest are deleted. Local corpora are read in place.
+
+        Raises:
+            ValueError: the corpus is unfinished, of another schema version, or damaged.
+        """
+        self._arguments = (path, cache_dir, cache_gb)
+        place = location(path)
+        self.index: dict[str, Any] = read_index(place)
         self.index_hash: str = self.index["index_hash"]
-        self.recordings = Recordings.open(self.path / RECORDINGS_NAME)
+        self._cache: ShardCache | None = None
+        if not is_local(place):
+            self._cache = ShardCache(place, cache_dir, self.index_hash, cache_gb)
+        self.path: Path = self._cache.folder if self._cache else Path(str(place))
+        self.recordings = self._open_table(place)
+        self._shards: OrderedDict[str, _Shard] = OrderedDict()
+
+    def _open_table(self, place: Location) -> Recordings:
+        if self._cache:
+            try:
+                self._cache.fetch(RECORDINGS_NAME)
+            except OSError as error:
+                raise ValueError(f"{place / RECORDINGS_NAME}: cannot read the table of recordings ({error})") from None
+        recordings = Recordings.open(self.path / RECORDINGS_NAME)
         expected = self.index["totals"]["all"]["recordings"]
-        if len(self.recordings) != expected:
-            raise ValueError(
-                f"{self.path / INDEX_NAME}: speaks of {expected} recordings, the table has {len(self.recordings)}"
-            )
-        self._files: OrderedDict[str, int] = OrderedDict()
-        self._crcs: dict[str, np.ndarray] = {}
+        if len(recordings) != expected:
+            raise ValueError(f"{place / INDEX_NAME}: speaks of {expected} recordings, the table has {len(recordings)}")
+        return recordings
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether shards come through a cache."""
+        return self._cache is not None
 
     def samples(self, split: str | None = None) -> Samples:
         """Recordings of each sample, by sample key in sorted order; only those of ``split`` where given."""
@@ -58,7 +102,16 @@ class Corpus:
         return json.loads(recording.participant)
 
     def read_window(self, recording: Recording, start: int, n_samples: int, verify: bool = True) -> Window:
-        """Cut ``n_samples`` time samples from ``start`` on out of a recording.
+        """Cut ``n_samples`` time samples from ``start`` on out of a recording; as :meth:`read_stored`.
+
+        Returns:
+            a window with float32 ``x_TC`` of shape (n_samples, C) in ``recording.unit``.
+        """
+        x_TC = self.read_stored(recording, start, n_samples, verify).astype(np.float32)
+        return Window(np.multiply(x_TC, np.float32(recording.scale), out=x_TC), recording, start)
+
+    def read_stored(self, recording: Recording, start: int, n_samples: int, verify: bool = True) -> np.ndarray:
+        """The stored values of a window; times ``recording.scale`` they are in ``recording.unit``.
 
         Args:
             recording: a row of this corpus.
@@ -67,10 +120,11 @@ class Corpus:
             verify: read whole blocks and check their CRC-32.
 
         Returns:
-            a window with float32 ``x_TC`` of shape (n_samples, C) in ``recording.unit``.
+            ``(n_samples, C)`` in ``recording.dtype``, little-endian.
 
         Raises:
-            ValueError: the window exceeds the recording, or the shard is missing, truncated or damaged.
+            BadWindowError: the shard is missing, truncated or damaged there, or the disk fails.
+            ValueError: the window exceeds the recording.
         """
         r = recording
         if start < 0 or n_samples < 1 or start + n_samples > r.n_samples:
@@ -83,27 +137,40 @@ class Corpus:
         if verify:
             first -= first % r.block_samples
             stop = min(-(-stop // r.block_samples) * r.block_samples, r.n_samples)
-        n_bytes = (stop - first) * row_bytes
-        content = os.pread(self._file(r.shard), n_bytes, r.byte_offset + first * row_bytes)
-        if len(content) != n_bytes:
-            raise ValueError(
-                f"{self._shard_path(r.shard)}: truncated inside {r.member}, "
-                f"expected {n_bytes} bytes, found {len(content)}"
-            )
+        content, crcs = self._bytes(r, r.byte_offset + first * row_bytes, (stop - first) * row_bytes)
         if verify:
-            self._check_blocks(r, content, first, stop, row_bytes)
-        x_TC = np.frombuffer(content, dtype=dtype).reshape(stop - first, r.n_channels)[start - first :][:n_samples]
-        return Window(x_TC.astype(np.float32) * np.float32(r.scale), recording, start)
+            self._check_blocks(r, content, crcs, first, stop, row_bytes)
+        return content.view(dtype).reshape(stop - first, r.n_channels)[start - first :][:n_samples]
 
-    def _check_blocks(self, r: Recording, content: bytes, first: int, stop: int, row_bytes: int) -> None:
-        expected = self._crc(r.shard)
-        view = memoryview(content)
+    def _bytes(self, r: Recording, offset: int, n_bytes: int) -> tuple[np.ndarray, np.ndarray]:
+        """Part of the recording's shard, and the checksums of the shard."""
+        content = np.empty(n_bytes, dtype=np.uint8)
+        for pause in (*_PAUSES_SECONDS, None):
+            try:
+                shard = self._shard(r.shard)
+                found = os.preadv(shard.descriptor, [content.data], offset)
+                break
+            except (OSError, ValueError) as error:
+                self.close(r.shard)
+                if pause is None or isinstance(error, FileNotFoundError | ValueError):
+                    reason = getattr(error, "strerror", None) or error
+                    raise BadWindowError(f"{self._shard_path(r.shard)}: cannot read the shard ({reason})") from None
+                time.sleep(pause)
+        if found != n_bytes:
+            raise BadWindowError(
+                f"{self._shard_path(r.shard)}: truncated inside {r.member}, expected {n_bytes} bytes, found {found}"
+            )
+        return content, shard.crcs
+
+    def _check_blocks(
+        self, r: Recording, content: np.ndarray, crcs: np.ndarray, first: int, stop: int, row_bytes: int
+    ) -> None:
         for block_start in range(first, stop, r.block_samples):
             block = r.crc_offset + block_start // r.block_samples
             lower = (block_start - first) * row_bytes
-            found = zlib.crc32(view[lower : lower + r.block_samples * row_bytes])
-            if block >= len(expected) or found != expected[block]:
-                raise ValueError(
+            found = zlib.crc32(content[lower : lower + r.block_samples * row_bytes].data)
+            if block >= len(crcs) or found != crcs[block]:
+                raise BadWindowError(
                     f"{self._shard_path(r.shard)}: damaged, block {block_start // r.block_samples} of {r.member} "
                     f"(key {r.key}) does not match its CRC-32"
                 )
@@ -111,38 +178,53 @@ class Corpus:
     def _shard_path(self, shard: str) -> Path:
         return self.path / SHARDS_NAME / shard
 
-    def _file(self, shard: str) -> int:
-        if shard in self._files:
-            self._files.move_to_end(shard)
-            return self._files[shard]
+    def _shard(self, name: str) -> _Shard:
+        """An open shard; raise ``OSError`` or ``ValueError`` where it cannot be opened."""
+        if name in self._shards:
+            self._shards.move_to_end(name)
+            return self._shards[name]
+        if self._cache:
+            for old in [n for n, shard in self._shards.items() if os.fstat(shard.descriptor).st_nlink == 0]:
+                self.close(old)
+        descriptor = self._open(name)
+        checksums = self._shard_path(crc_name(name))
         try:
-            descriptor = os.open(self._shard_path(shard), os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise ValueError(f"{self._shard_path(shard)}: cannot read the shard ({error.strerror})") from None
-        self._files[shard] = descriptor
-        if len(self._files) > _MAX_OPEN_SHARDS:
-            os.close(self._files.popitem(last=False)[1])
-        return descriptor
+            self._shards[name] = _Shard(descriptor, np.load(checksums, mmap_mode="r", allow_pickle=False))
+        except (OSError, ValueError, EOFError) as error:
+            os.close(descriptor)
+            raise ValueError(f"{checksums.name}: not the block checksums: {error}") from None
+        if len(self._shards) > (_MAX_OPEN_CACHED if self._cache else _MAX_OPEN_SHARDS):
+            self.close(next(iter(self._shards)))
+        return self._shards[name]
 
-    def _crc(self, shard: str) -> np.ndarray:
-        if shard not in self._crcs:
-            file = self._shard_path(crc_name(shard))
+    def _open(self, name: str) -> int:
+        for attempt in range(_OPEN_ATTEMPTS):
+            if self._cache:
+                self._cache.fetch_shard(name, self.index["shards"])
             try:
-                self._crcs[shard] = np.load(file, allow_pickle=False)
-            except (OSError, ValueError) as error:
-                raise ValueError(f"{file}: cannot read the block checksums ({error})") from None
-        return self._crcs[shard]
+                return os.open(self._shard_path(name), os.O_RDONLY | os.O_CLOEXEC)
+            except FileNotFoundError:
+                # Another process may have made room in the cache just now.
+                if not self._cache or attempt + 1 == _OPEN_ATTEMPTS:
+                    raise
+        raise AssertionError("opened or raised")
 
-    def close(self) -> None:
-        """Close the open shards; reading opens them again."""
-        while self._files:
-            os.close(self._files.popitem()[1])
+    def fetch_ahead(self, shards: Iterable[str]) -> None:
+        """Start to fetch shards of a remote corpus that will be read soon; nothing to do for a local one."""
+        if self._cache:
+            self._cache.fetch_ahead(shards, self.index["shards"])
 
-    def __reduce__(self) -> tuple[type["Corpus"], tuple[Path]]:
-        return type(self), (self.path,)
+    def close(self, shard: str | None = None) -> None:
+        """Close one shard or all that are open; reading opens them again."""
+        for name in [shard] if shard else list(self._shards):
+            if name in self._shards:
+                os.close(self._shards.pop(name).descriptor)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), self._arguments
 
     def __del__(self) -> None:
-        if hasattr(self, "_files"):
+        if hasattr(self, "_shards"):
             self.close()
 
 

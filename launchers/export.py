@@ -43,7 +43,7 @@ def export(
         raise ValueError(f"{run_dir}: expected a pretraining run with a checkpoint, found none")
     check_out_dir(out_dir)
     manifest = json.loads((checkpoint / "manifest.json").read_text())
-    corpus = Corpus(corpus_dir or Path(manifest["config"]["corpus_dir"]))
+    corpus = Corpus(corpus_dir or manifest["config"]["corpus_dir"])
     from mcsp.training.state import consolidate_weights
 
     print(f"export: step {manifest['step']} of {run_dir}")

@@ -28,8 +28,9 @@ SPLITS: tuple[Split, ...] = get_args(Split)
 # Units in which values reach a model. fp16 holds 6e-8..65504, so volts would drown in its subnormals.
 UNITS: dict[Modality, str] = {"eeg": "uV", "fmri": "percent"}
 
-# Length of one CRC block in samples of time: about 10 s of EEG at 200 Hz, 100 volumes of BOLD.
-BLOCK_SAMPLES: dict[Modality, int] = {"eeg": 2000, "fmri": 100}
+# Length of one CRC block in samples of time: 2 s of EEG at 200 Hz, 10 volumes of BOLD. A window is checked in whole
+# blocks, so a block is short beside a window, yet holds the 4 kB or more that CRC-32 is fast on.
+BLOCK_SAMPLES: dict[Modality, int] = {"eeg": 400, "fmri": 10}
 
 
 @dataclass(frozen=True)
@@ -94,9 +95,10 @@ class Recording:
 class Window:
     """A cut of one recording in physical units, before it joins a batch."""
 
-    x_TC: np.ndarray  # float32, recording.unit
+    x_TC: np.ndarray  # times ``scale`` in recording.unit; float32 or, as stored, float16
     recording: Recording
     start: int  # first time sample within the recording
+    scale: float = 1.0
 
     @property
     def stop(self) -> int:

@@ -21,7 +21,7 @@ class BatchConfig(Config):
 class PretrainConfig(Config):
     """``launchers/pretrain.py``."""
 
-    corpus_dir: Path = Field(description="a corpus that build_corpus wrote")
+    corpus_dir: Path | str = Field(description="a corpus that build_corpus wrote: a folder or a URL (s3://...)")
     run_dir: Path = Field(description="checkpoints, metrics.jsonl and TensorBoard files go here")
     init_from: Path | None = Field(
         None, description="a run, checkpoint or export whose weights a new run starts from; ignored once it has its own"
@@ -62,6 +62,14 @@ class PretrainConfig(Config):
         Path("configs/deepspeed/zero1.json"), description="ZeRO stage and nothing that is said here"
     )
     workers: int = Field(0, ge=0, description="loader processes per rank; 0 reads in the training process")
+    max_bad_windows: float = Field(
+        0.01,
+        ge=0,
+        description="ends the run when more windows cannot be read: a fraction of those read since it (re)started, "
+        "or from 1 on their number",
+    )
+    cache_dir: Path | None = Field(None, description="where shards of a remote corpus are kept; null: temporary folder")
+    cache_gb: float = Field(100.0, gt=0, description="most that shards of a remote corpus take on each machine")
     checkpoint_every: int = Field(100, ge=1, description="steps")
     keep_checkpoints: int = Field(3, ge=1, description="older ones are deleted")
     keep_every: int = Field(0, ge=0, description="checkpoints after a multiple of this many steps stay; 0: none do")

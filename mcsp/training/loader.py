@@ -1,34 +1,114 @@
-"""Batches of a step, read by byte range. Workers hold no state: they are told a step and return its batch."""
+"""Batches of a step, read by byte range. Workers hold no state: they are told a step and return its batches.
 
+A window that cannot be read (damaged block, missing shard, failing disk) is replaced by what the schedule names next.
+That depends on the corpus alone, so every number of ranks and workers, and a resumed run, makes the same replacements.
+"""
+
+import logging
 from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from mcsp.batch import Batch, collate
-from mcsp.data_sharding.reader import Corpus
-from mcsp.training.schedule import Schedule
+from mcsp.data_sharding.reader import BadWindowError, Corpus
+from mcsp.schema import Window
+from mcsp.training.cuts import Cut
+from mcsp.training.schedule import Draw, Schedule
+
+_log = logging.getLogger(__name__)
+_PREFETCH = 4  # steps that a worker is ahead
+# Steps of a worker whose shards are fetched before their turn; one step may take as long as many shards.
+_FETCH_AHEAD = 16
+# So many samples of a stream in a row are unreadable only where the whole corpus is.
+_MOST_ATTEMPTS = 100
+# A fraction of bad windows means nothing before so many were read.
+_LEAST_WINDOWS = 1000
 
 
 class StepDataset(Dataset[list[Batch]]):
     """Maps a step to this rank's micro-batches, which all have the same composition."""
 
     def __init__(self, corpus: Corpus, schedule: Schedule, rank: int, world_size: int, micro_batches: int = 1) -> None:
-        self.corpus, self.schedule = corpus, schedule
-        self.first_share, self.shares, self.micro_batches = (
-            rank * micro_batches,
-            world_size * micro_batches,
-            micro_batches,
-        )
+        self.corpus, self.schedule, self.micro_batches = corpus, schedule, micro_batches
+        self.first_share, self.shares = rank * micro_batches, world_size * micro_batches
+        self._fetched = -1
 
     def __getitem__(self, step: int) -> list[Batch]:
+        self._fetch_ahead(step)
         return [self._share(step, self.first_share + i) for i in range(self.micro_batches)]
 
     def _share(self, step: int, share: int) -> Batch:
-        draws = list(self.schedule.draws(step, share, self.shares))
-        windows = [[self.corpus.read_window(c.recording, c.start, c.n_samples) for c in draw.cuts] for draw in draws]
-        return collate(windows, [draw.key for draw in draws], self.schedule.shapes)
+        samples, keys, unreadable = [], [], []
+        for draw in self.schedule.draws(step, share, self.shares):
+            windows, key, errors = self._read(draw)
+            samples.append(windows)
+            keys.append(key)
+            unreadable += errors
+        batch = collate(samples, keys, self.schedule.shapes)
+        return Batch(batch.signals, batch.subject_N, batch.site_N, batch.keys, tuple(unreadable))
+
+    def _read(self, draw: Draw) -> tuple[list[Window], int, list[str]]:
+        """Windows and key of a draw, or of the first readable one after it; a line for each that was not."""
+        errors: list[str] = []
+        while len(errors) < _MOST_ATTEMPTS:
+            try:
+                windows = [self._window(cut) for cut in draw.cuts]
+            except BadWindowError as error:
+                errors.append(str(error))
+                draw = self.schedule.draw(draw.stream, draw.position, draw.attempt + 1)
+            else:
+                return windows, draw.key, errors
+        stream = self.schedule.streams[draw.stream].name
+        raise ValueError(f"{len(errors)} samples of stream {stream} in a row cannot be read; the first: {errors[0]}")
+
+    def _window(self, cut: Cut) -> Window:
+        stored_TC = self.corpus.read_stored(cut.recording, cut.start, cut.n_samples)
+        return Window(stored_TC, cut.recording, cut.start, cut.recording.scale)
+
+    def _fetch_ahead(self, step: int) -> None:
+        if not self.corpus.is_remote:
+            return
+        worker = get_worker_info()
+        stride = worker.num_workers if worker else 1
+        for later in range(max(step, self._fetched) + stride, step + _FETCH_AHEAD * stride + 1, stride):
+            for share in range(self.first_share, self.first_share + self.micro_batches):
+                draws = self.schedule.draws(later, share, self.shares)
+                self.corpus.fetch_ahead(dict.fromkeys(c.recording.shard for draw in draws for c in draw.cuts))
+            self._fetched = later
+
+
+class BadWindows:
+    """Counts the windows that could not be read, and says when they are too many."""
+
+    def __init__(self, most: float) -> None:
+        """``most``: below 1 a fraction of the windows read, from 1 on a number."""
+        self.most, self.bad, self.read = most, 0, 0
+        self._told: set[str] = set()
+
+    def tell(self, batches: list[Batch]) -> int:
+        """Log each place that could not be read, once; returns how many windows of this rank were replaced."""
+        errors = [line for batch in batches for line in batch.unreadable]
+        for line in errors:
+            if line not in self._told:
+                _log.warning("window replaced by the next sample of its stream: %s", line)
+                self._told.add(line)
+        return len(errors)
+
+    def add(self, bad: int, read: int) -> None:
+        """Count windows of all ranks."""
+        self.bad, self.read = self.bad + bad, self.read + read
+
+    def too_many(self) -> str:
+        """Why the run has to end, in one line; empty where it may go on. The same on every rank."""
+        allowed = self.most if self.most >= 1 else self.most * max(self.read, _LEAST_WINDOWS)
+        if self.bad <= allowed:
+            return ""
+        return (
+            f"{self.bad} of {self.read} windows could not be read, more than max_bad_windows={self.most:g} allows; "
+            "lint_corpus lists what is damaged"
+        )
 
 
 def _same(batch: Any) -> Any:
@@ -48,7 +128,7 @@ def batches(
         pin_memory=pin_memory,
         # fork would copy DeepSpeed's and gloo's threads in an undefined state.
         multiprocessing_context="spawn" if workers else None,
-        prefetch_factor=4 if workers else None,
+        prefetch_factor=_PREFETCH if workers else None,
     )
     # A private generator: DataLoader would otherwise draw its base seed from the global one.
     loader.generator = torch.Generator().manual_seed(0)

@@ -18,7 +18,7 @@ from mcsp.data_sharding.reader import Corpus
 from mcsp.losses.objective import objective
 from mcsp.training import checkpoint, engine
 from mcsp.training.initial import start_from
-from mcsp.training.loader import StepDataset, batches
+from mcsp.training.loader import BadWindows, StepDataset, batches
 from mcsp.training.metrics import Metrics
 from mcsp.training.pretrainer import Pretrainer
 from mcsp.training.schedule import Schedule
@@ -82,7 +82,7 @@ class Trainer:
         Raises:
             ValueError: a corpus, batch, checkpoint, init_from or number of ranks that does not fit, in one line.
         """
-        corpus = Corpus(config.corpus_dir)
+        corpus = Corpus(config.corpus_dir, config.cache_dir, config.cache_gb)
         self.config = for_corpus(config, corpus)
         engine.start_process_group()
         self.rank, self.world_size = distributed.rank(), distributed.world_size()
@@ -104,6 +104,7 @@ class Trainer:
         self.engine = engine.Engine(self.module, config, self.world_size, schedule.global_batch)
         self.step = self.skipped_steps = 0
         self.stop = StopRequest()
+        self.bad_windows = BadWindows(config.max_bad_windows)
         self.stopping = False  # some rank was asked to stop; the same on all ranks
         self.facts = {
             "index_hash": corpus.index_hash,
@@ -179,12 +180,17 @@ class Trainer:
                     "seconds_per_step": seconds,
                     "data_wait_fraction": waited / seconds,
                     "skipped_steps": float(self.skipped_steps),
+                    "bad_windows": float(self.bad_windows.bad),
                 }
                 metrics.write(self.step, {**values, **speed})
             if metrics:
                 metrics.advance()
-            if self.stopping or self.step % self.config.checkpoint_every == 0 or self.step == self.config.steps:
+            too_bad = self.bad_windows.too_many()
+            last = too_bad or self.stopping or self.step == self.config.steps
+            if last or self.step % self.config.checkpoint_every == 0:
                 self.save()
+            if too_bad:
+                raise ValueError(too_bad)
             if self.stopping:
                 return
             begin = time.perf_counter()
@@ -224,9 +230,12 @@ class Trainer:
         embedded = self.embed(batches)
         share, terms = self.loss(embedded)
         names = [name if name.startswith("top1/") else f"loss/{name}" for name in terms]
-        asked = torch.full_like(share.detach(), float(self.stop.number > 0))
+        read = sum(len(signal) for batch in batches for signal in batch.signals.values())
+        counts = [float(self.stop.number > 0), self.bad_windows.tell(list(batches)), read]
+        told = share.detach().new_tensor(counts)
         # One collective for everything that all ranks must know.
-        *totals, stopping = distributed.sum_over_ranks(torch.stack([share, *terms.values(), asked])).tolist()
+        *totals, stopping, bad, read = distributed.sum_over_ranks(torch.stack([share, *terms.values(), *told])).tolist()
+        self.bad_windows.add(round(bad), round(read))
         self.stopping = stopping > 0
         values = {"loss": totals[0], **dict(zip(names, totals[1:], strict=True))}
         rate = learning_rate(self.config, self.step - self.skipped_steps)
