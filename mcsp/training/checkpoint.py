@@ -193,6 +193,7 @@ def latest_checkpoint(run_dir: Path) -> Path | None:
 # Keys that may differ between a run and its continuation: the same batches, the same gradient but for rounding.
 _FREE = {
     "corpus_dir", "run_dir", "checkpoint_every", "keep_checkpoints", "keep_every", "log_every", "resume", "workers",
+    "max_bad_windows", "cache_dir", "cache_gb",
     "steps", "schedule_steps", "deepspeed", "micro_batches", "activation_checkpointing", "compile", "init_from",
 }  # fmt: skip
 
