@@ -3,7 +3,6 @@
 import os
 import shutil
 import signal
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from mcsp.training import checkpoint
 from mcsp.training.fragments import KINDS, Fragment
 from mcsp.training.state import State, consolidate_weights, write_state
+from tests.training.disks import small_disk
 
 SHAPES = {"model.a": (5, 7), "model.b": (3,), "log_scale_P": (4,)}
 FACTS = {"index_hash": "i" * 64, "world_size": 1, "zero_stage": 1, "skipped_steps": 0, "model_config": {}}
@@ -203,28 +203,16 @@ def test_another_run_is_refused_and_another_number_of_ranks_is_not(tmp_path) -> 
     )
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 256 kB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)]
-    if os.geteuid() or subprocess.run(command, check=False, capture_output=True).returncode:
-        pytest.skip("a full disk: needs root and the right to mount")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
-def test_a_full_disk_gets_one_line_and_keeps_the_old_checkpoints(small_disk) -> None:
-    save(small_disk, 1)
-
+def test_a_full_disk_gets_one_line_and_keeps_the_old_checkpoints(tmp_path) -> None:
     def large(folder: Path) -> Path:
         value = torch.zeros(100_000)
         return write_state(folder, 0, [Fragment("model.a", 0, (100_000,), dict.fromkeys(KINDS, value))], 2)
 
-    with pytest.raises(ValueError, match=r"No space left on device.*earlier checkpoints are kept") as caught:
-        checkpoint.save(small_disk, 2, {}, large, 2)
-    assert "\n" not in str(caught.value)
-    assert [p.name for p in (small_disk / "checkpoints").iterdir()] == ["step-00000001"]
-    save(small_disk, 2)  # the space of the failed one is free again
-    assert steps(small_disk) == [1, 2]
+    with small_disk(tmp_path / "disk", 2**18) as disk:
+        save(disk, 1)
+        with pytest.raises(ValueError, match=r"No space left on device.*earlier checkpoints are kept") as caught:
+            checkpoint.save(disk, 2, {}, large, 2)
+        assert "\n" not in str(caught.value)
+        assert [p.name for p in (disk / "checkpoints").iterdir()] == ["step-00000001"]
+        save(disk, 2)  # the space of the failed one is free again
+        assert steps(disk) == [1, 2]

@@ -1,19 +1,15 @@
 import json
 import signal
-import subprocess
-import sys
 import time
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
-import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mcsp.config import PretrainConfig
 from mcsp.training.metrics import read_metrics
 from mcsp.training.trainer import learning_rate
-from tests.training.ranks import LAUNCHER, ROOT, deepspeed, environment, last_step, pretrain, same, start_ranks, weights
+from tests.training.ranks import LAUNCHER, deepspeed, last_step, pretrain, same, start_ranks, weights
 
 
 @pytest.mark.multirank
@@ -38,52 +34,6 @@ def test_kill_and_restart_ends_with_the_weights_of_an_uninterrupted_run(finished
     resumed, whole = read_metrics(run_dir), read_metrics(reference)
     assert [m["step"] for m in resumed] == list(range(1, 21)), "a step is missing or repeated in metrics.jsonl"
     assert [m["loss"] for m in resumed] == [m["loss"] for m in whole]
-
-
-@pytest.mark.slow
-@pytest.mark.multirank
-def test_killed_within_saves_a_run_ends_with_the_weights_of_an_uninterrupted_one(finished_run, tmp_path) -> None:
-    """Rank 0 dies before and after the manifest, then in the middle of a deletion; rank 1 before its own file.
-
-    ``test_checkpoint.py`` goes through every point; here the other rank, DeepSpeed and the loader are there, too.
-    """
-    reference, overrides = finished_run
-    run_dir = tmp_path / "run"
-    program = Path(__file__).with_name("crash_program.py")
-    for rank, event in ((0, 6), (0, 25), (1, 2), (0, 60)):
-        ranks = start_ranks(2, program, str(rank), str(event), f"run_dir={run_dir}", *overrides)
-        try:
-            assert ranks[rank].wait(timeout=200) == -signal.SIGKILL, ranks[rank].communicate()[0]
-        finally:
-            for process in ranks:
-                process.kill()
-                process.wait()
-    found = deepspeed(f"run_dir={run_dir}", *overrides).wait(timeout=240)
-    assert found == 0 and same(weights(run_dir, 20), weights(reference, 20))
-    assert [m["step"] for m in read_metrics(run_dir)] == list(range(1, 21))
-    assert {p.name[:5] for p in (run_dir / "checkpoints").iterdir()} == {"step-"}
-
-
-@pytest.mark.slow
-def test_a_new_run_starts_from_a_run_a_checkpoint_or_an_export(finished_run, tmp_path) -> None:
-    reference, overrides = finished_run
-    wanted = weights(reference, 20)
-    model = tmp_path / "model"
-    export = [sys.executable, str(ROOT / "launchers" / "export.py"), str(reference), str(model)]
-    subprocess.run(export, check=True, cwd=ROOT, env=environment(), capture_output=True)
-    options = [*overrides, "learning_rate=1e-12", "steps=1", "warmup_steps=0", "seed=3"]
-    sources = (reference, reference / "checkpoints" / "step-00000016", model)
-    for number, source in enumerate(sources):
-        out = tmp_path / f"from{number}"
-        said = pretrain(*options, f"run_dir={out}", f"init_from={source}", "deepspeed=configs/deepspeed/zero0.json")
-        assert str(source) in said
-        started = weights(out, 1)
-        expected = weights(reference, 16) if number == 1 else wanted
-        assert all(torch.allclose(started[n], expected[n], rtol=0, atol=1e-9) for n in wanted)
-    wrong = pretrain(*options, f"run_dir={tmp_path / 'w'}", f"init_from={model}", "model.projection_dim=64", expect=2)
-    assert "weights of another architecture (model.projection_dim: 128 -> 64)" in wrong
-    nothing = pretrain(*options, f"run_dir={tmp_path / 'w'}", f"init_from={tmp_path}", expect=2)
-    assert "expected a run with a checkpoint, a checkpoint or an export, found none" in nothing
 
 
 @pytest.mark.multirank
