@@ -19,6 +19,7 @@ from torch import Tensor
 from mcsp.training.fragments import KINDS, Fragment
 
 STATE_DIR = "state"
+_METADATA = "mcsp"
 
 
 def write_state(folder: Path, rank: int, fragments: Iterable[Fragment], steps: int) -> Path:
@@ -30,7 +31,8 @@ def write_state(folder: Path, rank: int, fragments: Iterable[Fragment], steps: i
             tensors[f"{kind}/{fragment.start}/{fragment.name}"] = value.detach().to("cpu", torch.float32).clone()
     path = folder / STATE_DIR / f"rank-{rank:05d}.safetensors"
     path.parent.mkdir(exist_ok=True)
-    save_file(tensors, path, metadata={"shapes": json.dumps(shapes), "steps": str(steps)})
+    # One entry: the order of several changes from file to file, and equal states are to have equal digests.
+    save_file(tensors, path, metadata={_METADATA: json.dumps({"steps": steps, "shapes": shapes})})
     return path
 
 
@@ -55,9 +57,9 @@ class State:
                 file = safe_open(path, "pt")
             except (OSError, SafetensorError) as error:
                 raise ValueError(f"{path}: not a safetensors file ({' '.join(str(error).split())})") from None
-            metadata = file.metadata()
-            self.steps = int(metadata["steps"])
-            self.shapes |= {name: tuple(shape) for name, shape in json.loads(metadata["shapes"]).items()}
+            metadata = json.loads(file.metadata()[_METADATA])
+            self.steps = metadata["steps"]
+            self.shapes |= {name: tuple(shape) for name, shape in metadata["shapes"].items()}
             for key in file.keys():  # noqa: SIM118, not a dictionary
                 kind, start, name = key.split("/", 2)
                 length = math.prod(file.get_slice(key).get_shape())

@@ -168,6 +168,13 @@ def test_retention_keeps_the_last_and_every_nth_and_drops_an_abandoned_future(tm
     assert steps(tmp_path) == [3, 6, 7], "a run that went back to 6 must not find 8 again"
 
 
+def test_equal_states_have_equal_files(tmp_path) -> None:
+    for name in "abcdef":
+        (tmp_path / name).mkdir()
+    files = {write_state(tmp_path / name, 0, fragments(1), 11).read_bytes() for name in "abcdef"}
+    assert len(files) == 1
+
+
 @pytest.mark.parametrize(("before", "after"), [(1, 3), (2, 1), (3, 4), (8, 2)])
 def test_any_number_of_ranks_reads_what_any_other_wrote(tmp_path, before, after) -> None:
     for rank in range(before):
