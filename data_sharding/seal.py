@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from tqdm import tqdm
 
@@ -29,8 +29,6 @@ PRIVATE_NAME = "rejected.tsv"
 _NAME_COLUMN = re.compile(r"(^|_)name$|^(sur|fore)name|^(first|last|given|family)_?name", re.IGNORECASE)
 _LABEL = re.compile(r"(?<![A-Za-z0-9])(sub|ses)-([A-Za-z0-9]+)")
 _SHOWN = 5
-
-Entry = TypeVar("Entry", bound=Rejection)
 
 
 def seal_corpus(
@@ -80,14 +78,14 @@ def publish_rejections(
     return sorted(published, key=lambda r: (r.site, r.file))
 
 
-def publish(entry: Entry, key: bytes, names: frozenset[str]) -> Entry:
-    """A rejection, or another line of a log about a file of a site, as it may be published.
+def publish(rejection: Rejection, key: bytes, names: frozenset[str]) -> Rejection:
+    """A rejection as it may be published.
 
     Labels of subjects and sessions become those of the shards, and what else may identify a person its kind in
     brackets.
     """
-    texts = {name: text for name, text in vars(entry).items() if name in ("file", "detail", "repair")}
-    return replace(entry, **{name: redact(pseudonymise(t, entry.site, key), names) for name, t in texts.items()})
+    file, detail = (redact(pseudonymise(t, rejection.site, key), names) for t in (rejection.file, rejection.detail))
+    return replace(rejection, file=file, detail=detail)
 
 
 def pseudonymise(text: str, site: str, key: bytes) -> str:
