@@ -19,7 +19,7 @@ from mcsp.data_sharding.eeg_quality import (
     subsampled,
     unlike_others,
 )
-from mcsp.data_sharding.recording import CleanRecording, RecordingError, robust_amplitude, spans_of, summarise
+from mcsp.data_sharding.recording import CleanRecording, RecordingError, naming, robust_amplitude, spans_of, summarise
 
 
 def read_eeg(ref: RecordingRef, config: EegConfig, min_seconds: float) -> CleanRecording:
@@ -36,6 +36,11 @@ def read_eeg(ref: RecordingRef, config: EegConfig, min_seconds: float) -> CleanR
         RecordingError: with the reason.
         Exception: whatever MNE raises on a damaged file; :func:`mcsp.data_sharding.samples.read_recording` catches it.
     """
+    with naming(ref.path.name):
+        return _read_eeg(ref, config, min_seconds)
+
+
+def _read_eeg(ref: RecordingRef, config: EegConfig, min_seconds: float) -> CleanRecording:
     sidecar = read_sidecar(ref)
     raw = open_eeg(ref, sidecar)
     sfreq = float(raw.info["sfreq"])

@@ -13,6 +13,7 @@ from mcsp.data_sharding.fmri_files import read_time_series
 from mcsp.data_sharding.recording import (
     CleanRecording,
     RecordingError,
+    naming,
     require_good,
     robust_amplitude,
     spans_of,
@@ -41,6 +42,11 @@ def read_fmri(ref: RecordingRef, config: FmriConfig, min_seconds: float) -> Clea
         RecordingError: with the reason.
         Exception: whatever pandas and nibabel raise on a damaged file; see ``samples.read_recording``.
     """
+    with naming(ref.path.name):
+        return _read_fmri(ref, config, min_seconds)
+
+
+def _read_fmri(ref: RecordingRef, config: FmriConfig, min_seconds: float) -> CleanRecording:
     sidecar = read_sidecar(ref)
     t_r = repetition_time(sidecar)
     x_TP, parcels = read_time_series(ref, t_r, config.min_parcel_coverage)

@@ -3,6 +3,9 @@
 Shape letters: T time samples, C channels.
 """
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -55,6 +58,9 @@ REASONS = {
 }
 
 
+_BEGINS_WITH_FILE = re.compile(r"[^\s:]+\.\w+[: ]")
+
+
 class RecordingError(ValueError):
     """A recording that must not be stored; ``reason`` is a key of :data:`REASONS`."""
 
@@ -62,6 +68,17 @@ class RecordingError(ValueError):
         super().__init__(detail)
         assert reason in REASONS, reason
         self.reason = reason
+
+
+@contextmanager
+def naming(file: str) -> Iterator[None]:
+    """Put ``file`` in front of an error of the body that does not begin with the name of a file."""
+    try:
+        yield
+    except RecordingError as error:
+        if _BEGINS_WITH_FILE.match(str(error)):
+            raise
+        raise RecordingError(error.reason, f"{file}: {error}") from None
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """EEG files that must be refused, each with its own reason, and those that are put right."""
 
+import re
 from pathlib import Path
 
 import edfio
@@ -45,7 +46,9 @@ def read(root: Path, **options: object) -> CleanRecording:
 def reason(root: Path, **options: object) -> str:
     with pytest.raises(RecordingError) as error:
         read(root, **options)
-    assert "\n" not in str(error.value) and str(error.value)
+    # One line that begins with the file.
+    assert re.match(r"[\w.-]+\.(edf|vhdr|set|fif|eeg|json|tsv|1D|nii|gz)[: ]", str(error.value))
+    assert "\n" not in str(error.value)
     return error.value.reason
 
 

@@ -1,6 +1,7 @@
 """BOLD in every format, confounds of fMRIPrep and damaged files, written by nibabel, pandas and numpy."""
 
 import importlib.util
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -36,7 +37,9 @@ def read(root: Path, label_image: Path | None = None, **options: object) -> Clea
 def reason(root: Path, label_image: Path | None = None, **options: object) -> str:
     with pytest.raises(RecordingError) as error:
         read(root, label_image, **options)
-    assert "\n" not in str(error.value) and str(error.value)
+    # One line that begins with the file.
+    assert re.match(r"[\w.-]+\.(edf|vhdr|set|fif|eeg|json|tsv|1D|nii|gz)[: ]", str(error.value))
+    assert "\n" not in str(error.value)
     return error.value.reason
 
 
