@@ -109,11 +109,14 @@ def collate_signal(
         t, c = window.x_TC.shape
         # torch converts float16 20 times as fast as numpy does, and transposes while it copies.
         x_TC = torch.from_numpy(window.x_TC).to(torch.float32)
+        if window.scale != 1.0:
+            x_TC = x_TC.mul_(window.scale) if window.x_TC.dtype != np.float32 else x_TC * window.scale
         good_C = np.asarray(window.recording.channel_good, dtype=bool) & finite_channels(x_TC)
         valid_T = valid_times(window)
         row_CT = x_BCT[b, :c, :t]
-        row_CT.copy_((x_TC * window.scale if window.scale != 1.0 else x_TC).T)
-        row_CT[torch.from_numpy(~good_C)] = 0.0
+        row_CT.copy_(x_TC.T)
+        if not good_C.all():
+            row_CT[torch.from_numpy(~good_C)] = 0.0
         if not valid_T.all():
             row_CT[:, torch.from_numpy(~valid_T)] = 0.0
         channel_valid[b, :c] = good_C

@@ -176,3 +176,19 @@ def test_replacing_a_tensor_leaves_the_original_alone() -> None:
     assert torch.equal(doubled.x_BCT, signal.x_BCT * 2)
     assert doubled.sfreq_B is signal.sfreq_B
     assert len(doubled) == len(signal) == 1
+
+
+def test_a_window_as_stored_becomes_what_the_window_in_physical_units_does() -> None:
+    whole = window(n_samples=50, n_channels=4, bad=(2,))
+    stored = (whole.x_TC * 64).astype(np.float16)
+    physical = stored.astype(np.float32) / 64
+    kept = stored.copy()
+    found, expected = (
+        collate([[cut]]).signals["eeg"]
+        for cut in (Window(stored, whole.recording, 0, 1 / 64), Window(physical, whole.recording, 0))
+    )
+    assert torch.equal(found.x_BCT, expected.x_BCT) and found.x_BCT.dtype == torch.float32
+    doubled = collate([[Window(physical, whole.recording, 0, 2.0)]]).signals["eeg"]
+    assert torch.equal(doubled.x_BCT, 2 * expected.x_BCT)
+    np.testing.assert_array_equal(stored, kept)
+    np.testing.assert_array_equal(physical, stored.astype(np.float32) / 64)
