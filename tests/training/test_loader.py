@@ -140,8 +140,7 @@ def test_a_run_counts_bad_windows_and_ends_with_a_checkpoint_when_they_are_too_m
     assert "window replaced by the next sample of its stream: " in output and "damaged/shards/train-0000" in output
     (error,) = [line for line in output.splitlines() if line.startswith("error: ")]
     assert re.match(r"error: \d+ of \d+ windows could not be read, more than max_bad_windows=2 allows", error)
-    step = len(read_metrics(tmp_path / "run"))
-    assert (tmp_path / "run" / "checkpoints" / f"step-{step:08d}").is_dir(), "what was trained until then is lost"
-    pretrain(*overrides, "max_bad_windows=500", f"run_dir={tmp_path / 'tolerant'}")
-    bad = [line["bad_windows"] for line in read_metrics(tmp_path / "tolerant")]
-    assert len(bad) == 6 and bad == sorted(bad) and bad[-1] > 2
+    bad = [line["bad_windows"] for line in read_metrics(tmp_path / "run")]
+    assert bad == sorted(bad) and bad[-1] > 2 >= max(bad[:-1], default=0)
+    saved = tmp_path / "run" / "checkpoints" / f"step-{len(bad):08d}"
+    assert saved.is_dir(), "what was trained until then is lost"
