@@ -139,7 +139,7 @@ class Corpus:
             stop = min(-(-stop // r.block_samples) * r.block_samples, r.n_samples)
         content, crcs = self._bytes(r, r.byte_offset + first * row_bytes, (stop - first) * row_bytes)
         if verify:
-            self._check_blocks(r, content, crcs, first, stop, row_bytes)
+            self._check_blocks(r, content, crcs, first, row_bytes)
         return content.view(dtype).reshape(stop - first, r.n_channels)[start - first :][:n_samples]
 
     def _bytes(self, r: Recording, offset: int, n_bytes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -162,18 +162,17 @@ class Corpus:
             )
         return content, shard.crcs
 
-    def _check_blocks(
-        self, r: Recording, content: np.ndarray, crcs: np.ndarray, first: int, stop: int, row_bytes: int
-    ) -> None:
-        for block_start in range(first, stop, r.block_samples):
-            block = r.crc_offset + block_start // r.block_samples
-            lower = (block_start - first) * row_bytes
-            found = zlib.crc32(content[lower : lower + r.block_samples * row_bytes].data)
-            if block >= len(crcs) or found != crcs[block]:
-                raise BadWindowError(
-                    f"{self._shard_path(r.shard)}: damaged, block {block_start // r.block_samples} of {r.member} "
-                    f"(key {r.key}) does not match its CRC-32"
-                )
+    def _check_blocks(self, r: Recording, content: np.ndarray, crcs: np.ndarray, first: int, row_bytes: int) -> None:
+        first_block, block_bytes = first // r.block_samples, r.block_samples * row_bytes
+        found = [zlib.crc32(content[lower : lower + block_bytes].data) for lower in range(0, len(content), block_bytes)]
+        expected = crcs[r.crc_offset + first_block :][: len(found)].tolist()
+        if found != expected:
+            pairs = zip(found, expected + [None] * len(found), strict=False)
+            block = first_block + next(i for i, (mine, theirs) in enumerate(pairs) if mine != theirs)
+            raise BadWindowError(
+                f"{self._shard_path(r.shard)}: damaged, block {block} of {r.member} (key {r.key}) "
+                "does not match its CRC-32"
+            )
 
     def _shard_path(self, shard: str) -> Path:
         return self.path / SHARDS_NAME / shard
@@ -189,7 +188,8 @@ class Corpus:
         descriptor = self._open(name)
         checksums = self._shard_path(crc_name(name))
         try:
-            self._shards[name] = _Shard(descriptor, np.load(checksums, mmap_mode="r", allow_pickle=False))
+            crcs = np.load(checksums, mmap_mode="r", allow_pickle=False)
+            self._shards[name] = _Shard(descriptor, np.asarray(crcs))  # np.memmap itself is slow to index
         except (OSError, ValueError, EOFError) as error:
             os.close(descriptor)
             raise ValueError(f"{checksums.name}: not the block checksums: {error}") from None

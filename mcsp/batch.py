@@ -101,6 +101,9 @@ def collate_signal(
     n_samples = max(shape_CT[1], *(w.x_TC.shape[0] for w in windows))
     rows = len(windows)
     x_BCT = torch.zeros(rows, n_channels, n_samples)
+    scratch = torch.empty(
+        max(w.x_TC.size for w in windows)
+    )  # fresh memory for each window would cost more than the work
     channel_valid = np.zeros((rows, n_channels), dtype=bool)
     time_valid = np.zeros((rows, n_samples), dtype=bool)
     position = np.zeros((rows, n_channels, 3), dtype=np.float32)
@@ -108,9 +111,9 @@ def collate_signal(
     for b, window in enumerate(windows):
         t, c = window.x_TC.shape
         # torch converts float16 20 times as fast as numpy does, and transposes while it copies.
-        x_TC = torch.from_numpy(window.x_TC).to(torch.float32)
+        x_TC = scratch[: t * c].view(t, c).copy_(torch.from_numpy(window.x_TC))
         if window.scale != 1.0:
-            x_TC = x_TC.mul_(window.scale) if window.x_TC.dtype != np.float32 else x_TC * window.scale
+            x_TC.mul_(window.scale)
         good_C = np.asarray(window.recording.channel_good, dtype=bool) & finite_channels(x_TC)
         valid_T = valid_times(window)
         row_CT = x_BCT[b, :c, :t]
