@@ -110,7 +110,9 @@ class Corpus:
         x_TC = self.read_stored(recording, start, n_samples, verify).astype(np.float32)
         return Window(np.multiply(x_TC, np.float32(recording.scale), out=x_TC), recording, start)
 
-    def read_stored(self, recording: Recording, start: int, n_samples: int, verify: bool = True) -> np.ndarray:
+    def read_stored(
+        self, recording: Recording, start: int, n_samples: int, verify: bool = True, buffer: np.ndarray | None = None
+    ) -> np.ndarray:
         """The stored values of a window; times ``recording.scale`` they are in ``recording.unit``.
 
         Args:
@@ -118,6 +120,7 @@ class Corpus:
             start: first time sample.
             n_samples: length of the window in time samples.
             verify: read whole blocks and check their CRC-32.
+            buffer: uint8, used for the result where it is large enough: memory that was used before costs nothing.
 
         Returns:
             ``(n_samples, C)`` in ``recording.dtype``, little-endian.
@@ -137,14 +140,15 @@ class Corpus:
         if verify:
             first -= first % r.block_samples
             stop = min(-(-stop // r.block_samples) * r.block_samples, r.n_samples)
-        content, crcs = self._bytes(r, r.byte_offset + first * row_bytes, (stop - first) * row_bytes)
+        n_bytes = (stop - first) * row_bytes
+        content = buffer[:n_bytes] if buffer is not None and len(buffer) >= n_bytes else np.empty(n_bytes, np.uint8)
+        crcs = self._fill(content, r, r.byte_offset + first * row_bytes)
         if verify:
             self._check_blocks(r, content, crcs, first, row_bytes)
         return content.view(dtype).reshape(stop - first, r.n_channels)[start - first :][:n_samples]
 
-    def _bytes(self, r: Recording, offset: int, n_bytes: int) -> tuple[np.ndarray, np.ndarray]:
-        """Part of the recording's shard, and the checksums of the shard."""
-        content = np.empty(n_bytes, dtype=np.uint8)
+    def _fill(self, content: np.ndarray, r: Recording, offset: int) -> np.ndarray:
+        """Read a part of the recording's shard into ``content``; returns the checksums of the shard."""
         for pause in (*_PAUSES_SECONDS, None):
             try:
                 shard = self._shard(r.shard)
@@ -156,11 +160,11 @@ class Corpus:
                     reason = getattr(error, "strerror", None) or error
                     raise BadWindowError(f"{self._shard_path(r.shard)}: cannot read the shard ({reason})") from None
                 time.sleep(pause)
-        if found != n_bytes:
+        if found != len(content):
             raise BadWindowError(
-                f"{self._shard_path(r.shard)}: truncated inside {r.member}, expected {n_bytes} bytes, found {found}"
+                f"{self._shard_path(r.shard)}: truncated inside {r.member}, expected {len(content)} bytes, found {found}"
             )
-        return content, shard.crcs
+        return shard.crcs
 
     def _check_blocks(self, r: Recording, content: np.ndarray, crcs: np.ndarray, first: int, row_bytes: int) -> None:
         first_block, block_bytes = first // r.block_samples, r.block_samples * row_bytes

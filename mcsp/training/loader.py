@@ -8,6 +8,7 @@ import logging
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
@@ -34,6 +35,9 @@ class StepDataset(Dataset[list[Batch]]):
         self.corpus, self.schedule, self.micro_batches = corpus, schedule, micro_batches
         self.first_share, self.shares = rank * micro_batches, world_size * micro_batches
         self._fetched = -1
+        # Memory for the windows of a batch as stored, kept from batch to batch; nothing of it leaves in a batch.
+        self._buffers: list[np.ndarray] = []
+        self._used = 0
 
     def __getitem__(self, step: int) -> list[Batch]:
         self._fetch_ahead(step)
@@ -41,6 +45,7 @@ class StepDataset(Dataset[list[Batch]]):
 
     def _share(self, step: int, share: int) -> Batch:
         samples, keys, unreadable = [], [], []
+        self._used = 0
         for draw in self.schedule.draws(step, share, self.shares):
             windows, key, errors = self._read(draw)
             samples.append(windows)
@@ -64,8 +69,15 @@ class StepDataset(Dataset[list[Batch]]):
         raise ValueError(f"{len(errors)} samples of stream {stream} in a row cannot be read; the first: {errors[0]}")
 
     def _window(self, cut: Cut) -> Window:
-        stored_TC = self.corpus.read_stored(cut.recording, cut.start, cut.n_samples)
-        return Window(stored_TC, cut.recording, cut.start, cut.recording.scale)
+        r = cut.recording
+        most_bytes = (cut.n_samples + 2 * r.block_samples) * r.n_channels * np.dtype(r.dtype).itemsize
+        if self._used == len(self._buffers):
+            self._buffers.append(np.empty(0, np.uint8))
+        if len(self._buffers[self._used]) < most_bytes:
+            self._buffers[self._used] = np.empty(most_bytes, np.uint8)
+        stored_TC = self.corpus.read_stored(r, cut.start, cut.n_samples, buffer=self._buffers[self._used])
+        self._used += 1
+        return Window(stored_TC, r, cut.start, r.scale)
 
     def _fetch_ahead(self, step: int) -> None:
         if not self.corpus.is_remote:
