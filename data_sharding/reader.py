@@ -162,7 +162,8 @@ class Corpus:
                 time.sleep(pause)
         if found != len(content):
             raise BadWindowError(
-                f"{self._shard_path(r.shard)}: truncated inside {r.member}, expected {len(content)} bytes, found {found}"
+                f"{self._shard_path(r.shard)}: truncated inside {r.member}, "
+                f"expected {len(content)} bytes, found {found}"
             )
         return shard.crcs
 
