@@ -1,10 +1,16 @@
 """Ranks, and collectives that gradients pass through. Without a process group everything is one rank."""
 
+import contextlib
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+# Every collective runs inside ``around_collectives()``: training measures with it how long they take.
+around_collectives: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
 
 
 def _grouped() -> bool:
@@ -35,14 +41,16 @@ class _GatherRows(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         total = grads[0].contiguous().clone()
-        dist.all_reduce(total)
+        with around_collectives():
+            dist.all_reduce(total)
         return total.narrow(ctx.dim, rank() * ctx.rows, ctx.rows), None
 
 
 def _all_gather(x: Tensor, dim: int) -> Tensor:
     rows_first = x.movedim(dim, 0).contiguous()
     out = rows_first.new_empty((world_size() * rows_first.shape[0], *rows_first.shape[1:]))
-    dist.all_gather_into_tensor(out, rows_first)
+    with around_collectives():
+        dist.all_gather_into_tensor(out, rows_first)
     return out.movedim(0, dim).contiguous()
 
 
@@ -67,7 +75,8 @@ def sum_over_ranks(x: Tensor) -> Tensor:
     """The sum of ``x`` over all ranks, on every rank, without gradient; ``x`` is left as it is."""
     total = x.detach().clone()
     if world_size() > 1:
-        dist.all_reduce(total)
+        with around_collectives():
+            dist.all_reduce(total)
     return total
 
 
@@ -76,5 +85,6 @@ def gather_objects(value: Any) -> list[Any]:
     if world_size() == 1:
         return [value]
     values: list[Any] = [None] * world_size()
-    dist.all_gather_object(values, value)
+    with around_collectives():
+        dist.all_gather_object(values, value)
     return values

@@ -5,7 +5,7 @@ from mcsp.config.corpus import CorpusConfig, EegConfig, FmriConfig, SiteConfig
 from mcsp.config.evaluate import EvaluateConfig
 from mcsp.config.finetune import FinetuneConfig
 from mcsp.config.model import AugmentationConfig, ModelConfig, ObjectiveConfig
-from mcsp.config.pretrain import BatchConfig, PretrainConfig
+from mcsp.config.pretrain import BatchConfig, HealthConfig, PretrainConfig
 
 __all__ = [
     "AugmentationConfig",
@@ -16,6 +16,7 @@ __all__ = [
     "EvaluateConfig",
     "FinetuneConfig",
     "FmriConfig",
+    "HealthConfig",
     "ModelConfig",
     "ObjectiveConfig",
     "PretrainConfig",

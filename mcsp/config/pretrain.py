@@ -18,6 +18,17 @@ class BatchConfig(Config):
     fmri: int = Field(16, ge=0)
 
 
+class HealthConfig(Config):
+    """Which steps are left out of a run, and what many of them in a row lead to."""
+
+    spike_window: int = Field(128, ge=2, description="applied steps that a step is compared with, once half are there")
+    spike_factor: float = Field(
+        10.0, ge=0, description="robust standard deviations above the median that make a spike; 0 lets spikes count"
+    )
+    rollback_after: int = Field(10, ge=1, description="skipped steps in a row that lead back to a checkpoint")
+    max_rollbacks: int = Field(3, ge=0, description="the run ends instead of going back once more")
+
+
 class PretrainConfig(Config):
     """``launchers/pretrain.py``."""
 
@@ -76,4 +87,8 @@ class PretrainConfig(Config):
     log_every: int = Field(1, ge=1, description="steps per line of metrics.jsonl")
     resume: Literal["auto", "never", "must"] = Field(
         "auto", description="auto: continue where run_dir has a checkpoint"
+    )
+    health: HealthConfig = Field(HealthConfig(), description="steps that are not finite or spike are skipped")
+    watchdog_seconds: float = Field(
+        600.0, ge=0, description="a rank without progress for so long ends the run with a report; 0 switches it off"
     )

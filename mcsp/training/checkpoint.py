@@ -136,6 +136,13 @@ def _retire(run_dir: Path, step: int, keep: int, keep_every: int) -> None:
             _remove(path)
 
 
+def discard_after(run_dir: Path, step: int) -> None:
+    """Delete checkpoints of later steps, which a rollback has undone."""
+    for path in _complete(run_dir):
+        if step_of(path) > step:
+            _remove(path)
+
+
 def clear_incomplete(run_dir: Path) -> None:
     """Delete what a killed save left behind."""
     for path in (run_dir / "checkpoints").glob(f"{_ASIDE}*"):
@@ -178,11 +185,15 @@ def read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def latest_checkpoint(run_dir: Path) -> Path | None:
-    """The newest checkpoint whose files are all as written; damaged ones are named on stderr and passed over."""
+def latest_checkpoint(run_dir: Path, fits: Callable[[dict[str, Any]], bool] = bool) -> Path | None:
+    """The newest checkpoint whose files are all as written and whose manifest ``fits``.
+
+    Damaged ones are named on stderr and passed over.
+    """
     for path in reversed(_complete(run_dir)):
         try:
-            read_manifest(path)
+            if not fits(read_manifest(path)):
+                continue
         except ValueError as error:
             print(f"warning: damaged checkpoint passed over: {error}", file=sys.stderr, flush=True)
             continue
@@ -190,11 +201,13 @@ def latest_checkpoint(run_dir: Path) -> Path | None:
     return None
 
 
-# Keys that may differ between a run and its continuation: the same batches, the same gradient but for rounding.
+# Keys that may differ between a run and its continuation: the same batches, the same gradient but for rounding; and what
+# whoever watches over a run decides about.
 _FREE = {
     "corpus_dir", "run_dir", "checkpoint_every", "keep_checkpoints", "keep_every", "log_every", "resume", "workers",
     "max_bad_windows", "cache_dir", "cache_gb",
     "steps", "schedule_steps", "deepspeed", "micro_batches", "activation_checkpointing", "compile", "init_from",
+    "health", "watchdog_seconds",
 }  # fmt: skip
 
 

@@ -22,7 +22,6 @@ import torch
 from torch import Tensor, nn
 
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
-logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
 # torch 2.13 renames collectives that DeepSpeed 0.19 and we (torch 2.11 knows no other name) call by their old names.
 warnings.filterwarnings("ignore", category=FutureWarning, message=".*torch.distributed.* is deprecated.*")
 
@@ -37,6 +36,9 @@ from mcsp.schema import text_key  # noqa: E402
 from mcsp.training import fragments  # noqa: E402
 from mcsp.training.state import State, write_state  # noqa: E402
 
+# It reports steps that are refused here as overflows, and much else; what goes wrong it raises.
+logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+
 _INJECTED = {
     "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping",
     "optimizer", "scheduler", "bf16", "fp16", "steps_per_print",
@@ -46,8 +48,9 @@ _PR_SET_PDEATHSIG = 1
 
 def start_process_group() -> None:
     """Join the process group that the launcher describes, or make one of a single process. Idempotent."""
-    # kill -9 of the launcher would leave its ranks running.
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if "RANK" in os.environ:
+        # kill -9 of the launcher would leave its ranks running: they save and end, as if they were asked to.
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if torch.distributed.is_initialized():
         return
     # Compiling the shared-memory collectives takes 26-60 s and a C++ compiler, for no gain at two ranks.
@@ -117,6 +120,11 @@ def deepspeed_config(config: PretrainConfig, world_size: int, global_batch: int)
         "zero_force_ds_cpu_optimizer": False,  # with offload it would insist on its own AdamW, compiled at start
         "steps_per_print": 10**9,
     }
+
+
+def collectives() -> object:
+    """What DeepSpeed communicates through; for :meth:`mcsp.training.clock.Clock.watch_collectives`."""
+    return deepspeed.comm.comm.cdb
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ That depends on the corpus alone, so every number of ranks and workers, and a re
 """
 
 import logging
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -127,6 +128,13 @@ def _same(batch: Any) -> Any:
     return batch
 
 
+def _heed_no_signals(worker: int) -> None:
+    # A launcher that stops sends SIGTERM to all processes; the run needs its workers until its last step is done.
+    # They end with the process that started them.
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def batches(
     dataset: StepDataset, first_step: int, last_step: int, workers: int, pin_memory: bool
 ) -> Iterator[list[Batch]]:
@@ -137,6 +145,7 @@ def batches(
         sampler=range(first_step, last_step),
         num_workers=workers,
         collate_fn=_same,
+        worker_init_fn=_heed_no_signals,
         pin_memory=pin_memory,
         # fork would copy DeepSpeed's and gloo's threads in an undefined state.
         multiprocessing_context="spawn" if workers else None,

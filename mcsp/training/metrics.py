@@ -1,34 +1,69 @@
-"""What a run reports: ``metrics.jsonl``, TensorBoard files and a progress bar. Only rank 0 makes one."""
+"""What a run leaves to look at: ``metrics.jsonl``, ``events.jsonl``, TensorBoard files, and progress on stderr.
+
+Only rank 0 makes one. ``metrics.jsonl`` has one line per logged step and holds the run as it counts: steps that are
+taken again after a crash or a rollback appear once. ``events.jsonl`` is only ever appended to: starts, skipped steps,
+rollbacks, ends, with the time.
+"""
 
 import json
+import math
+import sys
+import time
 from pathlib import Path
+from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+LINE_SECONDS = 10.0  # between progress lines where there is no terminal
+
 
 class Metrics:
-    """Writes one line per logged step; a resumed run continues the files without a gap or a repeated step."""
+    """Writes the metrics and events of one start of a run."""
 
     def __init__(self, run_dir: Path, first_step: int, steps: int) -> None:
+        self.run_dir, self.steps = run_dir, steps
         self._path = run_dir / "metrics.jsonl"
+        self._events = (run_dir / "events.jsonl").open("a")
+        self._bar = tqdm(
+            total=steps, initial=first_step, desc="pretrain", unit="step", dynamic_ncols=True,
+            disable=not sys.stderr.isatty(),
+        )  # fmt: skip
+        self._began, self._first, self._said = time.monotonic(), first_step, 0.0
+        self._open(first_step)
+
+    def _open(self, step: int) -> None:
         if self._path.exists():
-            # Lines after the checkpoint belong to steps that will be taken again; the last may be cut off by a crash.
-            kept = [line for line in self._path.read_text().splitlines() if _step_of(line) in range(1, first_step + 1)]
+            # Later lines belong to steps that will be taken again; the last may be cut off by a crash.
+            kept = [line for line in self._path.read_text().splitlines() if _step_of(line) in range(1, step + 1)]
             self._path.write_text("".join(line + "\n" for line in kept))
         self._file = self._path.open("a")
-        self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=first_step + 1 if first_step else None)
-        self._bar = tqdm(total=steps, initial=first_step, desc="pretrain", unit="step", dynamic_ncols=True)
+        self._board = SummaryWriter(str(self.run_dir / "tensorboard"), purge_step=step + 1 if step else None)
+
+    def rewind(self, step: int) -> None:
+        """Forget what was logged after ``step``."""
+        self._file.close()
+        self._board.close()
+        self._open(step)
+        self._bar.reset(self.steps)
+        self._bar.update(step)
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """Log the values of one step, counted from 1."""
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        """Log the values of one step, counted from 1; what is not finite becomes ``null``."""
+        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        self._file.write(json.dumps({"step": step, **finite}) + "\n")
         self._file.flush()
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
-        self._bar.set_postfix(
-            loss=f"{values['loss']:.3f}", samples_per_s=f"{values['samples_per_second']:.0f}", refresh=False
-        )
+        self._progress(step, values)
+
+    def event(self, kind: str, step: int, **facts: Any) -> None:
+        """Append what happened in step ``step``; all but starts also go to stderr."""
+        self._events.write(json.dumps({"time": time.time(), "event": kind, "step": step, **facts}) + "\n")
+        self._events.flush()
+        if kind != "start":
+            told = ", ".join(f"{name} {value}" for name, value in facts.items())
+            tqdm.write(f"{kind} at step {step}: {told}", file=sys.stderr)
 
     def advance(self) -> None:
         """Move the progress bar by one step."""
@@ -37,8 +72,34 @@ class Metrics:
     def close(self) -> None:
         """Flush everything."""
         self._bar.close()
-        self._board.close()
-        self._file.close()
+        for stream in (self._board, self._file, self._events):
+            stream.close()
+
+    def _progress(self, step: int, values: dict[str, float]) -> None:
+        shown = progress(values)
+        self._bar.set_postfix_str(shown, refresh=False)
+        now = time.monotonic()
+        if self._bar.disable and (now - self._said > LINE_SECONDS or step == self.steps):
+            self._said = now
+            left = (self.steps - step) * (now - self._began) / max(1, step - self._first)
+            print(f"step {step}/{self.steps}, {shown}, {_clock(left)} left", file=sys.stderr, flush=True)
+
+
+def progress(values: dict[str, float]) -> str:
+    """The few numbers to watch: loss, retrieval across modalities (else all), rate, norm, speed, waiting, skipped."""
+    found = {name: value for name, value in values.items() if name.startswith("top1/")}
+    across = [v for name, v in found.items() if name.startswith("top1/fmri-eeg")] or list(found.values())
+    parts = [f"loss {values['loss']:.3f}"]
+    parts += [f"top-1 {sum(across) / len(across):.2f}"] if across else []
+    parts += [f"lr {values['learning_rate']:.1e}", f"norm {values['gradient_norm']:.2g}"]
+    parts += [f"{values['samples_per_second']:.0f} samples/s", f"data wait {100 * values['data_wait_fraction']:.0f} %"]
+    parts += [f"skipped {values['skipped_steps']:.0f}"] if values["skipped_steps"] else []
+    return ", ".join(parts)
+
+
+def _clock(seconds: float) -> str:
+    minutes, hours = int(seconds // 60), int(seconds // 3600)
+    return f"{hours // 24} d {hours % 24} h" if hours >= 48 else f"{hours}:{minutes % 60:02d}:{int(seconds % 60):02d}"
 
 
 def _step_of(line: str) -> int:
@@ -49,6 +110,19 @@ def _step_of(line: str) -> int:
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, float]]:
-    """All lines of ``metrics.jsonl``; empty where there is none."""
+    """All lines of ``metrics.jsonl``, ``null`` as NaN; empty where there is none."""
     path = run_dir / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return [{name: math.nan if value is None else value for name, value in line.items()} for line in lines]
+
+
+def read_events(run_dir: Path) -> list[dict[str, Any]]:
+    """All whole lines of ``events.jsonl``, oldest first; empty where there is none."""
+    path = run_dir / "events.jsonl"
+    found = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            found.append(json.loads(line))
+        except json.JSONDecodeError:  # cut off by a crash
+            continue
+    return found

@@ -1,10 +1,9 @@
-"""The pretraining loop: batch, views, embeddings, objective, step; log, save, resume."""
+"""One step of pretraining (embeddings, objective, gradients, update), and the state that a checkpoint keeps."""
 
 import json
 import math
 import sys
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,12 +16,14 @@ from mcsp.config import PretrainConfig
 from mcsp.data_sharding.reader import Corpus
 from mcsp.losses.objective import objective
 from mcsp.training import checkpoint, engine
+from mcsp.training.clock import Clock
+from mcsp.training.health import Health
 from mcsp.training.initial import start_from
-from mcsp.training.loader import BadWindows, StepDataset, batches
+from mcsp.training.loader import BadWindows, StepDataset
 from mcsp.training.metrics import Metrics
 from mcsp.training.pretrainer import Pretrainer
 from mcsp.training.schedule import Schedule
-from mcsp.training.stopping import StopRequest, write_exit
+from mcsp.training.stopping import EXIT_DATA, RunEnded
 
 
 def learning_rate(config: PretrainConfig, applied_steps: int) -> float:
@@ -76,8 +77,13 @@ def schedule_of(config: PretrainConfig, corpus: Corpus) -> Schedule:
 class Trainer:
     """One run. Every rank makes one and calls the same methods."""
 
-    def __init__(self, config: PretrainConfig) -> None:
+    def __init__(self, config: PretrainConfig, clock: Clock | None = None, asked: Callable[[], str] = str) -> None:
         """Open the corpus, build the model, and resume if there is something to resume.
+
+        Args:
+            config: the run.
+            clock: told about every phase and collective.
+            asked: says in words who asked this rank to stop; nothing while nobody has.
 
         Raises:
             ValueError: a corpus, batch, checkpoint, init_from or number of ranks that does not fit, in one line.
@@ -86,6 +92,11 @@ class Trainer:
         self.config = for_corpus(config, corpus)
         engine.start_process_group()
         self.rank, self.world_size = distributed.rank(), distributed.world_size()
+        self.device = engine.device()
+        self.clock, self.asked = clock or Clock(self.device), asked
+        distributed.around_collectives = self.clock.collective
+        self.clock.watch_collectives(engine.collectives())
+        self.step, self.health, self.useful_seconds = 0, Health(config.health), 0.0
         schedule = schedule_of(config, corpus)
         schedule.check_shares(self.world_size, config.micro_batches)
         self.global_batch = schedule.global_batch
@@ -102,8 +113,6 @@ class Trainer:
         if found is None and config.init_from:
             self._say(f"starts from the {start_from(config.init_from, self.module, self.config.model)}")
         self.engine = engine.Engine(self.module, config, self.world_size, schedule.global_batch)
-        self.step = self.skipped_steps = 0
-        self.stop = StopRequest()
         self.bad_windows = BadWindows(config.max_bad_windows)
         self.stopping = False  # some rank was asked to stop; the same on all ranks
         self.facts = {
@@ -138,7 +147,8 @@ class Trainer:
         manifest = json.loads((path / checkpoint.MANIFEST).read_text())
         checkpoint.check_continues(path, manifest, self.facts)
         self.engine.load(path)
-        self.step, self.skipped_steps = manifest["step"], manifest["skipped_steps"]
+        self.step, self.useful_seconds = manifest["step"], manifest["useful_seconds"]
+        self.health.load_state(manifest["health"])
         then, now = ((f["world_size"], f["zero_stage"]) for f in (manifest, self.facts))
         if then != now:
             self._say(
@@ -150,50 +160,31 @@ class Trainer:
         if self.rank == 0:
             print(f"pretrain: {sentence}", file=sys.stderr, flush=True)
 
-    def run(self) -> None:
-        """Train until ``config.steps`` and save; returns at once where the run is already finished."""
+    def roll_back(self, metrics: Metrics | None) -> None:
+        """Return to the last checkpoint from before the bad steps, and read on behind the data that was read since."""
+        many = f"{self.health.in_a_row} steps in a row were skipped"
+        if self.health.rollbacks >= self.config.health.max_rollbacks:
+            raise RunEnded("too many rollbacks", f"{many} after {self.health.rollbacks} rollbacks", EXIT_DATA)
+        found: list[Any] = [None]
         if self.rank == 0:
-            self.config.run_dir.mkdir(parents=True, exist_ok=True)
-            (self.config.run_dir / "config.json").write_text(json.dumps(self.config.dump(), indent=1))
-        metrics = Metrics(self.config.run_dir, self.step, self.config.steps) if self.rank == 0 else None
-        device = engine.device()
-        stream = batches(self.dataset, self.step, self.config.steps, self.config.workers, device.type == "cuda")
-        try:
-            self._loop(stream, device, metrics)
-        finally:
-            if metrics:
-                metrics.close()
+            # One saved while steps were being skipped would lead back to here.
+            found = [checkpoint.latest_checkpoint(self.config.run_dir, lambda m: not m["health"]["in_a_row"])]
+        torch.distributed.broadcast_object_list(found)
+        path: Path | None = found[0]
+        if path is None:
+            raise RunEnded("no way back", f"{many}, and there is no checkpoint from before", EXIT_DATA)
+        manifest = json.loads((path / checkpoint.MANIFEST).read_text())
+        steps = self.step - manifest["step"]
+        self.engine.load(path)
         if self.rank == 0:
-            reason = "asked to stop" if self.step < self.config.steps else "finished"
-            write_exit(self.config.run_dir, reason, self.step)
-
-    def _loop(self, stream: Any, device: torch.device, metrics: Metrics | None) -> None:
-        begin = time.perf_counter()
-        for micro_batches in stream:
-            waited = time.perf_counter() - begin
-            values = self.train_step([batch.to(device) for batch in micro_batches])
-            self.step += 1
-            seconds = time.perf_counter() - begin
-            if metrics and (self.step % self.config.log_every == 0 or self.step == self.config.steps):
-                speed = {
-                    "samples_per_second": self.global_batch / seconds,
-                    "seconds_per_step": seconds,
-                    "data_wait_fraction": waited / seconds,
-                    "skipped_steps": float(self.skipped_steps),
-                    "bad_windows": float(self.bad_windows.bad),
-                }
-                metrics.write(self.step, {**values, **speed})
-            if metrics:
-                metrics.advance()
-            too_bad = self.bad_windows.too_many()
-            last = too_bad or self.stopping or self.step == self.config.steps
-            if last or self.step % self.config.checkpoint_every == 0:
-                self.save()
-            if too_bad:
-                raise ValueError(too_bad)
-            if self.stopping:
-                return
-            begin = time.perf_counter()
+            checkpoint.discard_after(self.config.run_dir, manifest["step"])
+        self.step, self.useful_seconds = manifest["step"], manifest["useful_seconds"]
+        self.health.rolled_back(manifest["health"], steps)
+        self.clock.split()
+        if metrics:
+            skipped = f"{self.step + self.health.data_offset - steps} to {self.step + self.health.data_offset - 1}"
+            metrics.event("rollback", self.step, because=many, checkpoint=path.name, data_skipped=skipped)
+            metrics.rewind(self.step)
 
     def embed(self, batches: Sequence[Batch]) -> Embedded:
         """Embeddings of this rank's micro-batches; of more than one without a graph, to be made again in backward."""
@@ -225,37 +216,49 @@ class Trainer:
             stand_in = (z_MnK * part_MnK).sum() + (scale_P * grad_P).sum() * float(i == 0)
             self.engine.backward(stand_in, last=i == len(batches) - 1)
 
-    def train_step(self, batches: Sequence[Batch]) -> dict[str, float]:
-        """One optimizer step; a loss that is not finite on any rank is counted and changes nothing."""
+    def train_step(self, batches: Sequence[Batch], metrics: Metrics | None = None) -> dict[str, float]:
+        """One optimizer step; a loss or gradient that is not finite, or spikes, is counted and changes nothing."""
+        self.clock.step = self.step
+        self.clock.enter("forward")
         embedded = self.embed(batches)
         share, terms = self.loss(embedded)
         names = [name if name.startswith("top1/") else f"loss/{name}" for name in terms]
         read = sum(len(signal) for batch in batches for signal in batch.signals.values())
-        counts = [float(self.stop.number > 0), self.bad_windows.tell(list(batches)), read]
+        counts = [float(bool(self.asked())), self.bad_windows.tell(list(batches)), read]
         told = share.detach().new_tensor(counts)
         # One collective for everything that all ranks must know.
         *totals, stopping, bad, read = distributed.sum_over_ranks(torch.stack([share, *terms.values(), *told])).tolist()
         self.bad_windows.add(round(bad), round(read))
         self.stopping = stopping > 0
-        values = {"loss": totals[0], **dict(zip(names, totals[1:], strict=True))}
-        rate = learning_rate(self.config, self.step - self.skipped_steps)
-        if math.isfinite(totals[0]):
+        health, loss = self.health, totals[0]
+        rate = learning_rate(self.config, self.step - health.skipped_steps)
+        norm = math.nan
+        fault = health.fault("loss", loss, health.losses)
+        if fault and not math.isfinite(loss):
+            finite = distributed.gather_objects(bool(embedded.z_MnK.isfinite().all()))
+            fault += f" (ranks with embeddings that are not finite: {[r for r, ok in enumerate(finite) if not ok]})"
+        if not fault:
+            self.clock.enter("backward")
             self.backward(share, embedded, batches)
-            values["gradient_norm"] = self.engine.step(rate)
+            self.clock.enter("optimizer")
+            norm = self.engine.step(rate, health.limit(health.norms))
+            fault = health.fault("gradient norm", norm, health.norms)
+        if fault:
+            health.skipped()
+            if metrics:
+                metrics.event("skip", self.step + 1, because=fault, data=self.step + health.data_offset)
         else:
-            self.skipped_steps += 1
-            values["gradient_norm"] = 0.0
-        return {**values, "learning_rate": rate}
+            health.counted(loss, norm)
+        self.step += 1
+        temperatures = {
+            f"temperature/{term.name}": 1 / scale
+            for term, scale in zip(self.module.terms, embedded.scale_P.detach().tolist(), strict=True)
+        }
+        values = dict(zip(["loss", *names], totals, strict=True))
+        return {**values, "gradient_norm": norm, "learning_rate": rate, **temperatures}
 
     def save(self) -> None:
         """Write a checkpoint of the current step; every rank calls it."""
-        config, facts = self.config, {**self.facts, "skipped_steps": self.skipped_steps}
+        config, state = self.config, {"useful_seconds": self.useful_seconds, "health": self.health.state()}
+        facts = {**self.facts, **state}
         checkpoint.save(config.run_dir, self.step, facts, self.engine.write, config.keep_checkpoints, config.keep_every)
-
-
-def pretrain(config: PretrainConfig) -> Path:
-    """Run or continue a pretraining run; returns its folder. ``exit.json`` in it says why the run ended."""
-    trainer = Trainer(config)
-    trainer.run()
-    engine.stop_process_group()
-    return config.run_dir

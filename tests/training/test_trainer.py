@@ -48,17 +48,19 @@ def test_a_signal_to_one_rank_saves_and_ends_all(finished_run, tmp_path, number)
             assert time.monotonic() < deadline and ranks[1].poll() is None, ranks[1].communicate()[0]
             time.sleep(0.02)
         ranks[1].send_signal(number)
-        assert [process.wait(timeout=60) for process in ranks] == [0, 0]
+        assert [process.wait(timeout=60) for process in ranks] == [75, 75]
     finally:
         for process in ranks:
             process.kill()
     stopped = json.loads((run_dir / "exit.json").read_text())
-    assert stopped["reason"] == "asked to stop" and 3 <= stopped["step"] < 20
+    assert stopped["reason"] == "asked to stop" and 3 <= stopped["step"] < 20 and stopped["exit_code"] == 75
+    assert stopped["detail"] == f"{signal.Signals(number).name} on rank 1"
     assert [p.name for p in (run_dir / "checkpoints").iterdir()] == [f"step-{stopped['step']:08d}"]
     if number == signal.SIGTERM:
         deepspeed(f"run_dir={run_dir}", *overrides).wait(timeout=240)
         assert same(weights(run_dir, 20), weights(reference, 20))
-        assert json.loads((run_dir / "exit.json").read_text()) == {"reason": "finished", "step": 20}
+        ended = json.loads((run_dir / "exit.json").read_text())
+        assert (ended["reason"], ended["step"], ended["exit_code"]) == ("finished", 20, 0)
 
 
 @pytest.mark.multirank

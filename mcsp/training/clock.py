@@ -1,0 +1,122 @@
+"""Where the time of a step goes, and what this rank is doing right now."""
+
+import contextlib
+import functools
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+import torch
+
+Phase = Literal["start", "data", "forward", "backward", "optimizer", "checkpoint", "end"]
+SPLIT = ("data", "forward", "backward", "communication", "optimizer", "checkpoint")
+
+
+_COLLECTIVES = (
+    "all_reduce", "reduce", "broadcast", "all_gather", "all_gather_into_tensor", "reduce_scatter",
+    "reduce_scatter_tensor", "all_to_all_single", "barrier",
+)  # fmt: skip
+
+
+class _Awaited:
+    """A collective under way, whose ``wait`` counts as communication."""
+
+    def __init__(self, work: Any, clock: "Clock") -> None:
+        self._work, self._clock = work, clock
+
+    def wait(self, *args: Any) -> Any:
+        with self._clock.collective():
+            return self._work.wait(*args)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._work, name)
+
+
+class Clock:
+    """Attributes time to phases; what passes inside :meth:`collective` is communication, whatever the phase.
+
+    On CUDA it records events and waits for them only in :meth:`split`; on the CPU it reads the clock. Collectives that
+    run beside the computation count only for as long as something waits for them.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._cuda = device.type == "cuda"
+        self.phase: Phase = "start"
+        self.step = 0  # steps taken
+        self._depth = 0  # of collectives
+        self.progress = time.monotonic()  # when this rank last went from one thing to another
+        self._marks: list[tuple[Phase, float | torch.cuda.Event]] = [("start", self._now())]
+        self._waits: list[tuple[Phase, float | torch.cuda.Event, float | torch.cuda.Event]] = []
+
+    def _now(self) -> "float | torch.cuda.Event":
+        if not self._cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def enter(self, phase: Phase) -> None:
+        """From now on time belongs to ``phase``."""
+        self.phase, self.progress = phase, time.monotonic()
+        self._marks.append((phase, self._now()))
+
+    @contextlib.contextmanager
+    def collective(self) -> Iterator[None]:
+        """Inside, this rank waits for other ranks."""
+        phase, begin = self.phase, self._now()
+        self._depth += 1
+        self.progress = time.monotonic()
+        try:
+            yield
+        finally:
+            self._depth -= 1
+            self.progress = time.monotonic()
+            if self._depth == 0:  # DeepSpeed's collectives call each other
+                self._waits.append((phase, begin, self._now()))
+
+    def watch_collectives(self, backend: object) -> None:
+        """Count the collectives of ``backend``, or the waiting for those under way, as communication."""
+
+        def wrapped(collective: Callable[..., Any]) -> Callable[..., Any]:
+            @functools.wraps(collective)
+            def call(*args: Any, **keywords: Any) -> Any:
+                with self.collective():
+                    work = collective(*args, **keywords)
+                return _Awaited(work, self) if keywords.get("async_op") and work is not None else work
+
+            return call
+
+        for name in _COLLECTIVES:
+            original = getattr(type(backend), name).__get__(backend)  # not what an earlier clock left
+            setattr(backend, name, wrapped(original))
+
+    @property
+    def doing(self) -> str:
+        """The phase, in words."""
+        return f"communication of {self.phase}" if self._depth else self.phase
+
+    def split(self) -> dict[str, float]:
+        """Seconds per phase of :data:`SPLIT` since the last call, which also ends the current stretch."""
+        self.enter(self.phase)
+        last = self._marks[-1][1]
+        if isinstance(last, torch.cuda.Event):
+            last.synchronize()
+        seconds = dict.fromkeys(SPLIT, 0.0)
+        for (phase, begin), (_, end) in zip(self._marks[:-1], self._marks[1:], strict=True):
+            if phase in seconds:
+                seconds[phase] += _between(begin, end)
+        for phase, begin, end in self._waits:
+            if phase in seconds:
+                waited = _between(begin, end)
+                seconds["communication"] += waited
+                seconds[phase] -= waited
+        self._marks, self._waits = self._marks[-1:], []
+        return seconds
+
+
+def _between(begin: "float | torch.cuda.Event", end: "float | torch.cuda.Event") -> float:
+    if isinstance(begin, torch.cuda.Event):
+        assert isinstance(end, torch.cuda.Event)
+        return begin.elapsed_time(end) / 1000
+    assert isinstance(end, float)
+    return end - begin

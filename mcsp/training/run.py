@@ -1,0 +1,164 @@
+"""A run from its first step to its last: read, step, log, save, roll back; and how it ends."""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from mcsp import distributed
+from mcsp.batch import Batch
+from mcsp.config import PretrainConfig
+from mcsp.training import engine
+from mcsp.training.clock import Clock
+from mcsp.training.loader import batches
+from mcsp.training.metrics import Metrics, read_events
+from mcsp.training.stopping import EXIT_AGAIN, STOP_FILE, RunEnded, StopRequest, describe, write_exit
+from mcsp.training.throughput import Throughput
+from mcsp.training.trainer import Trainer
+from mcsp.training.watchdog import Watchdog, clear_heartbeats
+
+
+class Run:
+    """The loop around a trainer. Every rank has one; rank 0 writes the metrics."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer, self.config, self.clock = trainer, trainer.config, trainer.clock
+        self.metrics: Metrics | None = None
+        if trainer.rank == 0:
+            run_dir = self.config.run_dir
+            run_dir.mkdir(parents=True, exist_ok=True)
+            (run_dir / "config.json").write_text(json.dumps(self.config.dump(), indent=1))
+            self.metrics = Metrics(run_dir, trainer.step, self.config.steps)
+            self.metrics.event("start", trainer.step, ranks=trainer.world_size)
+            self.first_start = next(e["time"] for e in read_events(run_dir) if e["event"] == "start")
+            self.throughput = Throughput(self.config, trainer.dataset.shapes, trainer.world_size, trainer.device)
+
+    def go(self) -> None:
+        """Train until ``config.steps``, or until a rank is asked to stop, and save.
+
+        Raises:
+            RunEnded: too many steps were bad.
+        """
+        try:
+            self._loop()
+        finally:
+            if self.metrics:
+                self.metrics.close()
+
+    def _stream(self) -> Iterator[list[Batch]]:
+        """Batches from here to the last step, of the data that no rollback has skipped."""
+        first, offset = self.trainer.step, self.trainer.health.data_offset
+        pin_memory = self.trainer.device.type == "cuda"
+        return batches(
+            self.trainer.dataset, first + offset, self.config.steps + offset, self.config.workers, pin_memory
+        )
+
+    def _loop(self) -> None:
+        trainer, health = self.trainer, self.trainer.health
+        stream, self.logged_step, begin = self._stream(), trainer.step, time.perf_counter()
+        self.clock.split()
+        while trainer.step < self.config.steps:
+            self.clock.enter("data")
+            micro_batches = [batch.to(trainer.device) for batch in next(stream)]
+            values = trainer.train_step(micro_batches, self.metrics)
+            if health.must_roll_back and not trainer.stopping:
+                trainer.roll_back(self.metrics)
+                stream, self.logged_step, begin = self._stream(), trainer.step, time.perf_counter()
+                continue
+            if not health.in_a_row:
+                trainer.useful_seconds += time.perf_counter() - begin
+            begin = time.perf_counter()
+            self._save_if_due()
+            self._log(values)
+            if trainer.stopping:
+                return
+
+    def _save_if_due(self) -> None:
+        step, skipping = self.trainer.step, self.trainer.health.in_a_row > 0
+        # While steps are being skipped the weights may be bad already, and no older checkpoint must go for them.
+        due = step % self.config.checkpoint_every == 0 and not skipping
+        if due or self.trainer.stopping or step == self.config.steps:
+            self.clock.enter("checkpoint")
+            self.trainer.save()
+
+    def _log(self, values: dict[str, float]) -> None:
+        step = self.trainer.step
+        if not self.metrics:
+            return
+        if step % self.config.log_every == 0 or step == self.config.steps or self.trainer.stopping:
+            self.metrics.write(step, {**values, **self._speed(step - self.logged_step)})
+            self.logged_step = step
+        self.metrics.advance()
+
+    def _speed(self, steps: int) -> dict[str, float]:
+        """Means over the ``steps`` since the last line; of rank 0, which waits for the slowest."""
+        split = {name: seconds / steps for name, seconds in self.clock.split().items()}
+        seconds, health = sum(split.values()), self.trainer.health
+        return {
+            **self.throughput.values(seconds),
+            "seconds_per_step": seconds,
+            "data_wait_fraction": split["data"] / seconds,
+            **{f"seconds/{name}": value for name, value in split.items()},
+            "goodput": self.trainer.useful_seconds / (time.time() - self.first_start),
+            "skipped_steps": float(health.skipped_steps),
+            "rollbacks": float(health.rollbacks),
+        }
+
+
+def pretrain(config: PretrainConfig) -> int:
+    """Run or continue a pretraining run; ``exit.json`` in its folder says why it ended. Every rank calls it.
+
+    Returns:
+        The exit status of the process: 0 finished, ``EXIT_AGAIN`` where it was asked to stop, ``EXIT_DATA`` where too
+        many steps were bad.
+    """
+    rank, clock = int(os.environ.get("RANK", "0")), Clock(engine.device())
+    try:
+        engine.start_process_group()
+        stop = _watch(config, clock)
+        trainer = Trainer(config, clock, lambda: stop.why)
+        try:
+            Run(trainer).go()
+            reason, detail, code = _how_it_ended(trainer)
+        except RunEnded as end:
+            reason, detail, code = end.reason, end.detail, end.code
+    except BaseException as error:
+        if config.run_dir.is_dir():
+            write_exit(config.run_dir, "error", describe(error), clock.step, 1, rank)
+        raise
+    if rank == 0:
+        _note_end(config.run_dir, reason, detail, trainer.step, code)
+    clock.enter("end")
+    engine.stop_process_group()
+    return code
+
+
+def _watch(config: PretrainConfig, clock: Clock) -> StopRequest:
+    """From here on this rank can be asked to stop, and ends where it hangs."""
+    rank, world_size, run_dir = distributed.rank(), distributed.world_size(), config.run_dir
+    if rank == 0:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        (run_dir / "exit.json").unlink(missing_ok=True)
+        clear_heartbeats(run_dir)
+    torch.distributed.barrier()
+    if config.watchdog_seconds:
+        Watchdog(run_dir, rank, world_size, config.watchdog_seconds, clock).start()
+    return StopRequest(run_dir, rank, clock)
+
+
+def _how_it_ended(trainer: Trainer) -> tuple[str, str, int]:
+    if not trainer.stopping:
+        return "finished", "", 0
+    asked = distributed.gather_objects(trainer.asked())
+    return "asked to stop", ", ".join(f"{why} on rank {r}" for r, why in enumerate(asked) if why), EXIT_AGAIN
+
+
+def _note_end(run_dir: Path, reason: str, detail: str, step: int, code: int) -> None:
+    (run_dir / STOP_FILE).unlink(missing_ok=True)
+    write_exit(run_dir, reason, detail, step, code, 0)
+    if code:
+        print(f"{reason} after step {step}: {detail}", file=sys.stderr, flush=True)
