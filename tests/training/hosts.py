@@ -19,6 +19,8 @@ SSH_CONFIG = """Host *
   StrictHostKeyChecking no
   UserKnownHostsFile /dev/null
   LogLevel ERROR
+  ServerAliveInterval 5
+  ServerAliveCountMax 2
 """
 SSHD_CONFIG = """Port 22
 HostKey {folder}/host_key

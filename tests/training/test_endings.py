@@ -1,0 +1,203 @@
+"""How runs end that are not left to finish: launchers that die, ranks that stop, links that break."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mcsp.training.clock import Clock
+from mcsp.training.metrics import read_events, read_metrics
+from mcsp.training.stopping import RunEnded, describe, write_exit
+from mcsp.training.watchdog import diagnose
+from tests.training import hosts
+from tests.training.ranks import LAUNCHER, ROOT, deepspeed, environment, last_step
+
+
+def processes(run_dir: Path, *words: str) -> list[int]:
+    """Processes with the run's folder and all ``words`` in their command line."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            line = (entry / "cmdline").read_bytes().decode(errors="replace").replace("\0", " ")
+        except OSError:
+            continue
+        if entry.name.isdigit() and f"run_dir={run_dir}" in line and all(word in line for word in words):
+            found.append(int(entry.name))
+    return found
+
+
+def wait(condition: Callable[[], object], seconds: float, what: str) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
+        time.sleep(0.1)
+
+
+def wait_for_step(run_dir: Path, step: int) -> None:
+    wait(lambda: last_step(run_dir) >= step, 150, f"step {step} of {run_dir}")
+
+
+def ended(run_dir: Path) -> dict:
+    return json.loads((run_dir / "exit.json").read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.multirank
+def test_whatever_happens_to_a_launcher_the_run_is_saved_and_nothing_is_left(finished_run, tmp_path) -> None:
+    _, overrides = finished_run
+    run_dir = tmp_path / "run"
+
+    def tell(number: int, *words: str) -> None:
+        [pid] = processes(run_dir, *words)
+        os.kill(pid, number)
+
+    causes: dict[str, Callable[[], object]] = {
+        "deepspeed, SIGTERM": lambda: tell(signal.SIGTERM, "bin/deepspeed"),
+        "deepspeed, SIGUSR1": lambda: tell(signal.SIGUSR1, "bin/deepspeed"),
+        "deepspeed, SIGKILL": lambda: tell(signal.SIGKILL, "bin/deepspeed"),
+        "launch.py, SIGTERM": lambda: tell(signal.SIGTERM, "deepspeed.launcher.launch"),
+        "launch.py, SIGKILL": lambda: tell(signal.SIGKILL, "deepspeed.launcher.launch"),
+        "STOP": (run_dir / "STOP").touch,
+    }
+    step = 0
+    for cause, act in causes.items():
+        launcher = deepspeed(f"run_dir={run_dir}", *overrides, "steps=4000", "checkpoint_every=10000", "workers=1")
+        try:
+            wait_for_step(run_dir, step + 2)
+            act()
+            wait(lambda: not processes(run_dir), 60, f"the end of all processes after {cause}")
+            code = launcher.wait(timeout=10)
+        finally:
+            for pid in processes(run_dir):
+                os.kill(pid, signal.SIGKILL)
+        told = ended(run_dir)
+        assert told["reason"] == "asked to stop" and told["exit_code"] == 75 and told["step"] > step, (cause, told)
+        step = told["step"]
+        assert (run_dir / "checkpoints" / f"step-{step:08d}").is_dir(), cause
+        assert not (run_dir / "STOP").exists()
+        if cause == "STOP":
+            assert code == 75 and told["detail"] == "file STOP on rank 0"
+    assert [m["step"] for m in read_metrics(run_dir)] == list(range(1, step + 1))
+    assert len([e for e in read_events(run_dir) if e["event"] == "start"]) == len(causes)
+
+
+@pytest.mark.slow
+@pytest.mark.multirank
+def test_a_stopped_rank_is_named_and_the_launcher_ends(finished_run, tmp_path) -> None:
+    _, overrides = finished_run
+    run_dir = tmp_path / "run"
+    launcher = deepspeed(f"run_dir={run_dir}", *overrides, "steps=4000", "watchdog_seconds=4")
+    try:
+        wait_for_step(run_dir, 3)
+        [stopped] = processes(run_dir, "--local_rank=1", "pretrain.py run_dir")
+        os.kill(stopped, signal.SIGSTOP)
+        assert launcher.wait(timeout=90) == 70
+        wait(lambda: not processes(run_dir), 45, "the end of all processes")
+    finally:
+        for pid in processes(run_dir):
+            os.kill(pid, signal.SIGKILL)
+    told = ended(run_dir)
+    assert told["reason"] == "watchdog" and told["exit_code"] == 70 and told["rank"] == 0
+    assert f"silent (stopped, dead or cut off): rank 1 ({told['host']}, process {stopped}, in " in told["detail"]
+    assert "waiting: rank 0" in told["detail"]
+    stacks = (run_dir / "stacks" / "rank-00000.txt").read_text()
+    assert told["detail"] in stacks and "train_step" in stacks and "most recent call first" in stacks
+
+
+@pytest.mark.slow
+@pytest.mark.multirank
+@pytest.mark.skipif(bool(hosts.missing()), reason=f"two hosts on one machine need: {hosts.missing()}")
+def test_a_broken_link_between_hosts_is_noticed_on_both(finished_run, tmp_path) -> None:
+    _, overrides = finished_run
+    run_dir = tmp_path / "run"
+    (tmp_path / "env").write_text(f"GLOO_SOCKET_IFNAME={hosts.INTERFACE}\nDS_ACCELERATOR=cpu\nOMP_NUM_THREADS=1\n")
+    env = environment() | {"DS_ENV_FILE": str(tmp_path / "env"), "PDSH_RCMD_TYPE": "ssh"}
+    with hosts.two_hosts(tmp_path) as two:
+        launch = [
+            str(Path(sys.executable).with_name("deepspeed")), "--hostfile", str(tmp_path / "hostfile"),
+            "--master_addr", hosts.ADDRESSES["a"], str(LAUNCHER), f"run_dir={run_dir}", *overrides,
+            "steps=4000", "watchdog_seconds=5",
+        ]  # fmt: skip
+        launcher = subprocess.Popen(
+            two.command("a", *launch), env=env, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        try:
+            wait_for_step(run_dir, 3)
+            hosts.ip("-n", f"{two.tag}a", "link", "set", hosts.INTERFACE, "down")
+            assert launcher.wait(timeout=90) != 0
+            wait(lambda: not processes(run_dir, "--local_rank"), 45, "the end of all ranks")
+        finally:
+            for pid in processes(run_dir):
+                os.kill(pid, signal.SIGKILL)
+    told = ended(run_dir)
+    assert told["reason"] == "watchdog" and told["exit_code"] == 70
+    assert told["detail"].startswith("all ranks are alive: a link is down, or their collectives differ; ")
+    assert "rank 0 (hosta" in told["detail"] and "rank 1 (hostb" in told["detail"]
+    assert sorted(p.name for p in (run_dir / "stacks").iterdir()) == ["rank-00000.txt", "rank-00001.txt"]
+
+
+def beat(rank: int, beat: int, phase: str, diagnosing: bool = False) -> dict:
+    facts = {"rank": rank, "host": f"node{rank}", "pid": 100 + rank, "beat": beat, "step": 6, "phase": phase}
+    return facts | {"idle_seconds": 30.0, "diagnosing": diagnosing}
+
+
+def test_diagnosis_tells_silent_busy_and_waiting_ranks_apart() -> None:
+    waits = "communication of backward"
+    earlier = {r: beat(r, 5, waits) for r in (0, 1, 3)} | {2: beat(2, 5, "data")}
+    later = {0: beat(0, 6, waits), 1: beat(1, 5, waits), 2: beat(2, 6, "data"), 3: beat(3, 5, waits, diagnosing=True)}
+    report, reporter = diagnose(earlier, later, 5)
+    assert reporter == 0
+    silent, busy, waiting = report.split("; ")
+    assert silent == (
+        "silent (stopped, dead or cut off): rank 1 (node1, process 101, in communication of backward, step 7, "
+        "for 30 s), rank 4 (never heard of)"
+    )
+    assert busy.startswith("busy: rank 2 (node2, process 102, in data, step 7") and "rank 0" in waiting
+    assert "rank 3" in waiting
+    everyone = {r: beat(r, 6, waits) for r in range(12)}
+    report, _ = diagnose({r: beat(r, 5, waits) for r in range(12)}, everyone, 12)
+    assert report.startswith("all ranks are alive") and report.endswith(" and 4 more")
+
+
+def test_the_first_to_say_why_a_run_ended_is_heard(tmp_path) -> None:
+    write_exit(tmp_path, "error", "the cause", 3, 1, rank=5)
+    write_exit(tmp_path, "error", "Connection closed by peer", 3, 1, rank=0)
+    assert ended(tmp_path)["detail"] == "the cause" and ended(tmp_path)["rank"] == 5
+    assert [p.name for p in tmp_path.iterdir()] == ["exit.json"]
+    write_exit(tmp_path / "gone", "error", "nowhere to write", 3, 1, rank=0)
+
+
+def test_an_exception_is_described_with_its_line() -> None:
+    def fails() -> None:
+        raise RuntimeError("two\nlines")
+
+    with pytest.raises(RuntimeError) as caught:
+        fails()
+    line = fails.__code__.co_firstlineno + 1
+    assert describe(caught.value) == f"RuntimeError: two lines (test_endings.py:{line})"
+    assert str(RunEnded("too many rollbacks", "4", 65)) == "too many rollbacks: 4"
+
+
+def test_time_goes_to_its_phase_and_collectives_to_communication() -> None:
+    import torch
+
+    clock = Clock(torch.device("cpu"))
+    time.sleep(0.02)
+    clock.split()  # the start counts nowhere
+    clock.enter("forward")
+    time.sleep(0.03)
+    with clock.collective(), clock.collective():
+        assert clock.doing == "communication of forward"
+        time.sleep(0.05)
+    clock.enter("optimizer")
+    time.sleep(0.02)
+    split = clock.split()
+    assert 0.03 <= split["forward"] < 0.045 and 0.05 <= split["communication"] < 0.065
+    assert 0.02 <= split["optimizer"] < 0.035 and split["data"] == split["backward"] == 0
+    assert sum(clock.split().values()) < 0.01
