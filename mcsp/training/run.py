@@ -35,7 +35,9 @@ class Run:
             self.metrics = Metrics(run_dir, trainer.step, self.config.steps)
             self.metrics.event("start", trainer.step, ranks=trainer.world_size)
             self.first_start = next(e["time"] for e in read_events(run_dir) if e["event"] == "start")
-            self.throughput = Throughput(self.config, trainer.dataset.schedule.shapes, trainer.world_size, trainer.device)
+            self.throughput = Throughput(
+                self.config, trainer.dataset.schedule.shapes, trainer.world_size, trainer.device
+            )
 
     def go(self) -> None:
         """Train until ``config.steps``, or until a rank is asked to stop, and save.

@@ -1,0 +1,218 @@
+"""Training on this machine: what our loop costs, what two ranks gain, and (with CUDA) the utilisation of the GPU.
+
+python benchmarks/bench_training.py [--out FILE] [--steps K]
+
+writes benchmarks/results/training_<cpu or cuda>_<yyyymm>.json.
+
+* overhead: steps of :class:`mcsp.training.run.Run` (DeepSpeed, health, clock, watchdog, metrics, progress line) against
+  the barest torch loop: the same module and objective on the same batches, ``zero_grad, backward, clip, step``. The two
+  take turns, so that a slow spell of the machine meets both.
+* weak scaling: one rank with a batch, then two ranks with twice that batch; the share of communication in a step.
+* mfu (CUDA only): small and base, model FLOP/s over the peak of the GPU.
+"""
+
+import argparse
+import json
+import os
+import platform
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+BATCH = 8  # paired samples per rank
+WINDOWS = "window_seconds={eeg: 10, fmri: 30}"
+
+
+def make_corpus(folder: Path) -> Path:
+    """Two simulated sites, built as any corpus is."""
+    from dataclasses import replace
+
+    from mcsp.config import CorpusConfig
+    from mcsp.data_sharding.corpus import build_corpus
+    from mcsp.data_sharding.simulated_sites import SIMULATED_A, SIMULATED_B, write_simulated
+
+    os.environ.setdefault("MCSP_SUBJECT_KEY", "a key for a benchmark, not a secret")
+    for site in (SIMULATED_A, SIMULATED_B):
+        write_simulated(folder / "bids" / site.name, replace(site, n_subjects=24, seconds=100.0))
+    build_corpus(CorpusConfig(bids_root=folder / "bids", out_dir=folder / "corpus", workers=2))
+    return folder / "corpus"
+
+
+def config_for(corpus: Path, run_dir: Path, ranks: int, steps: int, *more: str) -> Any:
+    """A short run of the smallest model."""
+    from mcsp.config import PretrainConfig
+
+    batch = f"batch={{paired: {BATCH * ranks}, eeg: 0, fmri: 0}}"
+    overrides = [f"corpus_dir={corpus}", f"run_dir={run_dir}", f"steps={steps}", batch, WINDOWS]
+    return PretrainConfig.load(None, [*overrides, "checkpoint_every=100000", "warmup_steps=2", *more])
+
+
+def overhead(corpus: Path, folder: Path, steps: int) -> dict[str, Any]:
+    """Seconds per step of the barest loop and of ours, measured in turn."""
+    from mcsp.batch import Batch
+    from mcsp.losses.objective import objective
+    from mcsp.training import engine
+    from mcsp.training.clock import Clock
+    from mcsp.training.pretrainer import Pretrainer
+    from mcsp.training.run import Run
+    from mcsp.training.trainer import Trainer
+    from mcsp.training.watchdog import Watchdog
+
+    config = config_for(corpus, folder / "overhead", 1, steps)
+    engine.start_process_group()
+    clock = Clock(engine.device())
+    trainer = Trainer(config, clock)
+    Watchdog(config.run_dir, 0, 1, config.watchdog_seconds, clock).start()
+    bare = Pretrainer(trainer.config.model, config.objective, config.augmentation).to(trainer.device)
+    matrices = [p for p in bare.parameters() if p.ndim >= 2]
+    others = [p for p in bare.parameters() if p.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98))
+    seconds: dict[str, list[float]] = {"bare": [], "ours": []}
+
+    def bare_step(batch: Batch) -> None:
+        optimizer.zero_grad()
+        loss, _ = objective(*bare(batch), batch.subject_N, batch.site_N, config.objective, bare.terms)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(bare.parameters(), config.gradient_clipping)
+        optimizer.step()
+        loss.item()
+
+    class Alternating(type(trainer.dataset)):  # type: ignore[misc]
+        """Takes a bare step on the batch that our loop is about to take, outside of what is timed for ours."""
+
+        def __getitem__(self, step: int) -> list[Batch]:
+            if step:
+                seconds["ours"].append(time.perf_counter() - self.handed_over)
+            batches: list[Batch] = super().__getitem__(step)
+            begin = time.perf_counter()
+            bare_step(batches[0])
+            seconds["bare"].append(time.perf_counter() - begin)
+            self.handed_over = time.perf_counter()
+            return batches
+
+    trainer.dataset.__class__ = Alternating
+    Run(trainer).go()
+    warm = 3
+    ours, bare_seconds = seconds["ours"][warm:], seconds["bare"][warm : len(seconds["ours"])]
+    ratios = [a / b for a, b in zip(ours, bare_seconds, strict=True)]
+    quartiles = statistics.quantiles(ratios, n=4)
+    return {
+        "steps": len(ratios),
+        "bare_seconds_per_step": statistics.median(bare_seconds),
+        "our_seconds_per_step": statistics.median(ours),
+        "ratio": statistics.median(ratios),
+        "ratio_quartiles": [quartiles[0], quartiles[2]],
+    }
+
+
+def run_ranks(corpus: Path, folder: Path, ranks: int, steps: int, stage: int) -> dict[str, Any]:
+    """A run of the launcher on this machine's cores; medians of its own metrics, without the first steps."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    run_dir = folder / f"ranks{ranks}-zero{stage}-{time.monotonic_ns()}"
+    arguments = [
+        f"corpus_dir={corpus}", f"run_dir={run_dir}", f"steps={steps}", "checkpoint_every=100000", WINDOWS,
+        f"batch={{paired: {BATCH * ranks}, eeg: 0, fmri: 0}}", f"deepspeed=configs/deepspeed/zero{stage}.json",
+    ]  # fmt: skip
+    processes = []
+    for rank in range(ranks):
+        env = {**os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
+        env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+        command = [sys.executable, str(ROOT / "launchers" / "pretrain.py"), *arguments]
+        processes.append(subprocess.Popen(command, env=env, cwd=ROOT, stdout=subprocess.DEVNULL))
+    if any([process.wait() for process in processes]):
+        raise RuntimeError(f"a rank of {run_dir} failed")
+    from mcsp.training.metrics import read_metrics
+
+    lines = read_metrics(run_dir)[3:]
+
+    def median(name: str) -> float:
+        return statistics.median(line[name] for line in lines)
+
+    split = {name: median(f"seconds/{name}") for name in ("data", "forward", "backward", "communication", "optimizer")}
+    seconds = median("seconds_per_step")
+    return {
+        "ranks": ranks,
+        "zero_stage": stage,
+        "samples_per_second": median("samples_per_second"),
+        "seconds_per_step": seconds,
+        "split_seconds": split,
+        "communication_share": split["communication"] / seconds,
+        "memory_gib_of_rank_0": max(line["memory_gib"] for line in lines),
+        "gflops_per_rank": median("tflops") * 1000,
+    }
+
+
+def weak_scaling(corpus: Path, folder: Path, steps: int) -> dict[str, Any]:
+    """One rank against two with twice the batch, in turn; efficiency is speed per rank over that of one."""
+    runs = [run_ranks(corpus, folder, ranks, steps, 1) for _ in range(2) for ranks in (1, 2)]
+    pairs = list(zip(runs[::2], runs[1::2], strict=True))
+    efficiencies = [two["samples_per_second"] / 2 / one["samples_per_second"] for one, two in pairs]
+    return {"runs": runs, "efficiency": statistics.mean(efficiencies), "efficiency_of_each_pair": efficiencies}
+
+
+def mfu(corpus: Path, folder: Path, steps: int) -> list[dict[str, Any]]:
+    """Small and base on one GPU, with the largest batch of a few that fits."""
+    from mcsp.training.metrics import read_metrics
+    from mcsp.training.run import Run
+    from mcsp.training.trainer import Trainer
+
+    results = []
+    for size in ("small", "base"):
+        config = config_for(corpus, folder / f"mfu-{size}", 4, steps, f"model.size={size}", "workers=4")
+        Run(Trainer(config)).go()
+        lines = read_metrics(config.run_dir)[3:]
+        found = {name: statistics.median(line[name] for line in lines) for name in ("tflops", "seconds_per_step")}
+        known = [line["mfu"] for line in lines if "mfu" in line]
+        results.append({"size": size, "batch": 4 * BATCH, **found, "mfu": statistics.median(known) if known else None})
+    return results
+
+
+def commit() -> str:
+    """The commit that is measured."""
+    found = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
+    return found.stdout.strip()
+
+
+def main() -> None:
+    """Measure, write, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    kind = "cuda" if torch.cuda.is_available() else "cpu"
+    name = f"training_{kind}_{date.today():%Y%m}.json"
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / name)
+    parser.add_argument("--steps", type=int, default=30)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        corpus = make_corpus(Path(folder))
+        results = {"overhead": overhead(corpus, Path(folder), arguments.steps)}
+        if kind == "cuda":
+            results["mfu"] = mfu(corpus, Path(folder), arguments.steps)  # type: ignore[assignment]
+        else:
+            results["weak_scaling"] = weak_scaling(corpus, Path(folder), arguments.steps)
+    device = torch.cuda.get_device_name() if kind == "cuda" else platform.processor() or platform.machine()
+    facts = {
+        "script": "benchmarks/bench_training.py", "date": date.today().isoformat(), "commit": commit(),
+        "device": device, "cores": os.cpu_count(), "python": platform.python_version(),
+        "versions": {package: version(package) for package in ("torch", "deepspeed")},
+        "model": "nano", "batch_per_rank": BATCH, "windows": WINDOWS,
+    }  # fmt: skip
+    arguments.out.write_text(json.dumps({**facts, **results}, indent=1) + "\n")
+    print(json.dumps(results, indent=1))
+    print(f"results: {arguments.out}")
+
+
+if __name__ == "__main__":
+    main()
