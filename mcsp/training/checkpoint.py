@@ -201,8 +201,8 @@ def latest_checkpoint(run_dir: Path, fits: Callable[[dict[str, Any]], bool] = bo
     return None
 
 
-# Keys that may differ between a run and its continuation: the same batches, the same gradient but for rounding; and what
-# whoever watches over a run decides about.
+# Keys that may differ between a run and its continuation: the same batches, the same gradient but for rounding; and
+# what whoever watches over a run decides about.
 _FREE = {
     "corpus_dir", "run_dir", "checkpoint_every", "keep_checkpoints", "keep_every", "log_every", "resume", "workers",
     "max_bad_windows", "cache_dir", "cache_gb",

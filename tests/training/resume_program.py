@@ -10,6 +10,7 @@ import torch
 from mcsp import distributed
 from mcsp.config import PretrainConfig
 from mcsp.training import checkpoint, engine
+from mcsp.training.run import Run
 from mcsp.training.trainer import Trainer
 
 
@@ -21,7 +22,7 @@ def main(runs: str, *overrides: str) -> None:
         if begin and distributed.is_main() and not Path(run_dir).exists():
             shutil.copytree(begin, checkpoint.checkpoint_path(Path(run_dir), checkpoint.step_of(Path(begin))))
         torch.distributed.barrier()
-        Trainer(PretrainConfig.load(None, [*overrides, f"run_dir={run_dir}", *own])).run()
+        Run(Trainer(PretrainConfig.load(None, [*overrides, f"run_dir={run_dir}", *own]))).go()
     engine.stop_process_group()
 
 
