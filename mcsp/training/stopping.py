@@ -70,13 +70,14 @@ class StopRequest:
 
 
 def _stat(pid: int) -> tuple[int, str, str]:
-    """Parent, start time and name of a process; zeros and empty where there is none."""
+    """Parent, start time and name of a process; zero and empty where there is none, or one that has ended."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
         return 0, "", ""
     name, fields = text[text.index("(") + 1 : text.rindex(")")], text[text.rindex(")") + 2 :].split()
-    return int(fields[1]), fields[19], name
+    # A process that has ended stays in the table, as Z, until its parent asks for its exit status.
+    return (0, "", "") if fields[0] in "ZX" else (int(fields[1]), fields[19], name)
 
 
 def launchers() -> list[tuple[int, str]]:
