@@ -44,6 +44,7 @@ class Run:
 
         Raises:
             RunEnded: too many steps were bad.
+            ValueError: too many windows could not be read.
         """
         try:
             self._loop()
@@ -74,16 +75,19 @@ class Run:
             if not health.in_a_row:
                 trainer.useful_seconds += time.perf_counter() - begin
             begin = time.perf_counter()
-            self._save_if_due()
+            too_bad = trainer.bad_windows.too_many()
+            self._save_if_due(last=bool(too_bad) or trainer.stopping)
             self._log(values)
+            if too_bad:
+                raise ValueError(too_bad)
             if trainer.stopping:
                 return
 
-    def _save_if_due(self) -> None:
+    def _save_if_due(self, last: bool) -> None:
         step, skipping = self.trainer.step, self.trainer.health.in_a_row > 0
         # While steps are being skipped the weights may be bad already, and no older checkpoint must go for them.
         due = step % self.config.checkpoint_every == 0 and not skipping
-        if due or self.trainer.stopping or step == self.config.steps:
+        if due or last or step == self.config.steps:
             self.clock.enter("checkpoint")
             self.trainer.save()
 
@@ -108,6 +112,7 @@ class Run:
             "goodput": self.trainer.useful_seconds / (time.time() - self.first_start),
             "skipped_steps": float(health.skipped_steps),
             "rollbacks": float(health.rollbacks),
+            "bad_windows": float(self.trainer.bad_windows.bad),
         }
 
 
