@@ -23,10 +23,15 @@ def environment(rank: int = 0, world: int = 1, port: int | None = None) -> dict[
     return env
 
 
-def start_ranks(world: int, script: Path, *arguments: str) -> list[subprocess.Popen[str]]:
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        port: int = free.getsockname()[1]
+    return port
+
+
+def start_ranks(world: int, script: Path, *arguments: str) -> list[subprocess.Popen[str]]:
+    port = free_port()
     return [
         subprocess.Popen(
             [sys.executable, str(script), *arguments],
@@ -54,7 +59,8 @@ def run_ranks(world: int, script: Path, *arguments: str, seconds: float = 240) -
 
 def deepspeed(*overrides: str) -> subprocess.Popen[bytes]:
     """The command that users type, on two CPU ranks."""
-    command = [str(Path(sys.executable).with_name("deepspeed")), "--num_accelerators", "2", str(LAUNCHER), *overrides]
+    command = [str(Path(sys.executable).with_name("deepspeed")), "--num_accelerators", "2"]
+    command += ["--master_port", str(free_port()), str(LAUNCHER), *overrides]  # two at once would share the default
     env = environment() | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     return subprocess.Popen(command, env=env, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 

@@ -190,14 +190,18 @@ def test_time_goes_to_its_phase_and_collectives_to_communication() -> None:
     clock = Clock(torch.device("cpu"))
     time.sleep(0.02)
     clock.split()  # the start counts nowhere
+    begin = time.perf_counter()
     clock.enter("forward")
     time.sleep(0.03)
     with clock.collective(), clock.collective():
         assert clock.doing == "communication of forward"
         time.sleep(0.05)
+    between = time.perf_counter()
     clock.enter("optimizer")
     time.sleep(0.02)
     split = clock.split()
-    assert 0.03 <= split["forward"] < 0.045 and 0.05 <= split["communication"] < 0.065
-    assert 0.02 <= split["optimizer"] < 0.035 and split["data"] == split["backward"] == 0
-    assert sum(clock.split().values()) < 0.01
+    assert split["forward"] >= 0.03 and split["communication"] >= 0.05 and split["optimizer"] >= 0.02
+    assert split["data"] == split["backward"] == split["checkpoint"] == 0
+    # Nothing counts twice. (Waking up from a sleep may take any time, so nothing is bounded from above by itself.)
+    assert split["forward"] + split["communication"] <= between - begin + 1e-3
+    assert sum(split.values()) <= time.perf_counter() - begin
