@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mcsp.config import CorpusConfig, SiteConfig
+from mcsp.config.corpus import Pairing
 from mcsp.data_sharding.recording import RecordingError
 from mcsp.schema import Modality
 
@@ -44,6 +45,7 @@ class Site:
     root: Path
     simulated: bool
     label_image: Path | None  # for 4-D BOLD; None: a ``*_dseg.nii.gz`` of the dataset
+    pairing: Pairing = "simultaneous"
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,7 @@ def _make_site(name: str, site: SiteConfig, config: CorpusConfig) -> Site:
     if label_image is not None and not label_image.is_file():
         raise ValueError(f"{label_image}: no such label image (site {name})")
     simulated = site.simulated if site.simulated is not None else bool(read_json(description).get("Simulated", False))
-    return Site(name, site.path, simulated, label_image)
+    return Site(name, site.path, simulated, label_image, site.pairing)
 
 
 def find_recordings(site: Site, parcellation: str | None = None) -> list[RecordingRef]:

@@ -1,16 +1,15 @@
 """Build a corpus: one Ray task per planned shard, on this machine or on a cluster; the only module that knows Ray.
 
 Tasks may run twice or die: what they write is complete or absent and always the same, and a receipt beside the shards
-says what is done. So an interrupted build goes on where it stopped.
+says what is done. So an interrupted build goes on where it stopped, and a changed recording costs its shard alone.
 """
 
-import json
 import os
 import socket
-from collections import Counter
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,63 +18,64 @@ from tqdm import tqdm
 
 import mcsp
 from mcsp.config import CorpusConfig
-from mcsp.data_sharding.index import (
-    INDEX_NAME,
-    SHARDS_NAME,
-    Rejection,
-    make_index,
-    read_index,
+from mcsp.data_sharding.accounts import settle
+from mcsp.data_sharding.index import INDEX_NAME, SHARDS_NAME, read_index
+from mcsp.data_sharding.isolation import ONE_THREAD, ReadingProcess
+from mcsp.data_sharding.layout import Plan, PlannedShard
+from mcsp.data_sharding.plan import make_plan, subject_key
+from mcsp.data_sharding.receipts import (
+    BUILD_NAME,
+    claimed,
+    duplicates,
+    is_current,
+    read_header,
+    remove_stale,
+    sealed_plan,
+    write_receipt,
+    write_sealed,
 )
-from mcsp.data_sharding.plan import Plan, PlannedShard, make_plan, public_config, software_versions, subject_key
-from mcsp.data_sharding.seal import PRIVATE_NAME, people, publish_rejections, seal_corpus
 from mcsp.data_sharding.shards import Receipt, build_shard
-from mcsp.data_sharding.storage import sha256_file, write_atomic
-from mcsp.schema import Recording
+from mcsp.data_sharding.status import STATUS_NAME, BuildStatus
+from mcsp.data_sharding.storage import Location, location, size, write_atomic
 
-# State of a build; not part of the corpus, and free to be deleted once the build is finished.
-BUILD_NAME = ".build"
+_FINGERPRINT_NAME = "fingerprint.txt"
 _TASK_RETRIES = 3
 _CONNECT_SECONDS = 10
-# Results of BLAS and FFT may depend on the number of threads; one also suits one task per core.
-_ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
 
 
 def build_corpus(config: CorpusConfig, address: str | None = None) -> tuple[dict[str, Any], bool]:
-    """Build the corpus that ``config`` describes.
+    """Build the corpus that ``config`` describes, or bring an older one of the same recipe up to date.
 
     Args:
-        config: what to build; ``out_dir`` must be empty, or hold the same build, finished or not.
+        config: what to build; ``out_dir`` must be empty, or hold a build of the same recipe, finished or not.
         address: a running Ray cluster that sees the same file system; None starts Ray on this machine.
 
     Returns:
         the content of ``index.json``, and whether the corpus was there already.
 
     Raises:
-        ValueError: one line: bad input folders, no subject key, another corpus in ``out_dir``, or a failing worker.
+        TooManyQuarantinedError: with the table of reasons.
+        ValueError: one line: bad input folders, no subject key, another corpus in ``out_dir``, a failing worker, a
+            machine that computes otherwise, or a bad recording under ``on_error: raise``.
     """
-    key = subject_key()
-    plan = make_plan(config, key)
-    _claim(config.out_dir, plan)
-    if _is_finished(config.out_dir):
-        return read_index(config.out_dir), True
-    receipts = _run(plan, config, address)
-    recordings = [Recording.from_row(row) for receipt in receipts for row in receipt.recordings]
-    recordings.sort(key=lambda r: r.member)
-    rejected = [Rejection(**row) for receipt in receipts for row in receipt.rejected]
-    rejected.sort(key=lambda r: (r.site, r.file))
-    names = people(plan.sites)
-    rejected = publish_rejections(config.out_dir / BUILD_NAME / PRIVATE_NAME, rejected, key, names)
-    index = make_index(
-        public_config(config),
-        software_versions(),
-        {site.name: site.simulated for site in plan.sites},
-        [receipt.shard for receipt in receipts if receipt.shard is not None],
-        recordings,
-        rejected,
-    )
-    for leftover in (config.out_dir / SHARDS_NAME).glob(".*.tmp"):
-        leftover.unlink()
-    seal_corpus(config.out_dir, index, recordings, plan.sites, names)
+    plan = make_plan(config, subject_key(config))
+    out = location(config.out_dir)
+    # Under other limits, what failed for them is read again.
+    digest = f"{plan.digest} {_limits(config)}"
+    with claimed(out, plan):
+        if sealed_plan(out) == digest and _is_finished(out):
+            return read_index(out), True
+        with ray_session(config.workers, address):
+            status = BuildStatus(out / BUILD_NAME / STATUS_NAME, plan.found, len(plan.names))
+            state = "failed"
+            try:
+                fingerprint = _run(plan, config, out, status)
+                index = settle(plan, config, out, fingerprint)
+                write_sealed(out, digest)
+                remove_stale(out, index, plan)
+                state = "complete"
+            finally:
+                status.close(state)
     return index, False
 
 
@@ -91,7 +91,7 @@ def ray_session(workers: int | None = None, address: str | None = None) -> Itera
     _check_reachable(address)
     try:
         if address:
-            ray.init(address=address, runtime_env={"env_vars": _ONE_THREAD}, log_to_driver=False)
+            ray.init(address=address, runtime_env={"env_vars": ONE_THREAD}, log_to_driver=False)
         else:
             # A checkout that is not installed is importable here, so it must be in the workers.
             paths = [str(Path(mcsp.__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
@@ -101,7 +101,7 @@ def ray_session(workers: int | None = None, address: str | None = None) -> Itera
                 include_dashboard=False,
                 logging_level="ERROR",
                 log_to_driver=False,
-                runtime_env={"env_vars": {**_ONE_THREAD, "PYTHONPATH": os.pathsep.join(filter(None, paths))}},
+                runtime_env={"env_vars": {**ONE_THREAD, "PYTHONPATH": os.pathsep.join(filter(None, paths))}},
             )
     except (ConnectionError, RuntimeError) as error:
         raise ValueError(f"Ray at {address or 'this machine'}: cannot start ({' '.join(str(error).split())})") from None
@@ -121,91 +121,159 @@ def _check_reachable(address: str | None) -> None:
             raise ValueError(f"Ray at {address}: cannot connect ({error})") from None
 
 
-def _claim(out_dir: Path, plan: Plan) -> None:
-    """Make ``out_dir`` ours, or raise ``ValueError`` where it holds anything but this very build."""
-    state = out_dir / BUILD_NAME / "plan.json"
-    if out_dir.exists() and not out_dir.is_dir():
-        raise ValueError(f"{out_dir}: expected a folder to write the corpus into, found a file")
-    if out_dir.is_dir() and any(out_dir.iterdir()):
-        try:
-            found = json.loads(state.read_bytes())["digest"]
-        except (OSError, ValueError, LookupError):
-            raise ValueError(f"{out_dir}: not empty and no unfinished build; choose another out_dir") from None
-        if found != plan.digest:
-            raise ValueError(
-                f"{out_dir}: holds a corpus of another configuration, subject key, code or input; "
-                "choose another out_dir or delete it"
-            )
-        return
-    try:
-        (out_dir / SHARDS_NAME).mkdir(parents=True, exist_ok=True)
-        state.parent.mkdir(exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"{out_dir}: cannot write the corpus there ({error.strerror})") from None
-    write_atomic(state, json.dumps({"digest": plan.digest}).encode())
+def _limits(config: CorpusConfig) -> list[float]:
+    return [config.read_timeout_seconds, config.read_memory_gb]
 
 
-def _is_finished(out_dir: Path) -> bool:
-    """Whether the index and all of its shards are there, by size; `lint_corpus` looks deeper."""
-    if not (out_dir / INDEX_NAME).is_file():
+def _is_finished(out: Location) -> bool:
+    """Whether the index and all of its files are there, shards by size; `lint_corpus` looks deeper."""
+    if size(out / INDEX_NAME) is None:
         return False
-    files = {shard["name"]: shard["bytes"] for shard in read_index(out_dir)["shards"]}
-    shards = out_dir / SHARDS_NAME
-    return all((shards / name).is_file() and (shards / name).stat().st_size == size for name, size in files.items())
+    index = read_index(out)
+    tables = all(size(out / name) is not None for name in index["tables"].values())
+    return tables and all(size(out / SHARDS_NAME / shard["name"]) == shard["bytes"] for shard in index["shards"])
 
 
-def _run(plan: Plan, config: CorpusConfig, address: str | None) -> list[Receipt]:
-    """Build every shard; receipts in the plan's order."""
-    receipts: dict[str, Receipt] = {}
-    found = Counter(ref.site.name for shard in plan.shards for s in shard.samples for ref in s.recordings)
-    done: Counter[str] = Counter()
-    total = sum(shard.n_recordings for shard in plan.shards)
-    with (
-        ray_session(config.workers, address),
-        tqdm(total=total, unit="recording", desc="corpus", mininterval=0.5, dynamic_ncols=True) as bar,
-    ):
-        config_ref = ray.put(config)
-        task = ray.remote(num_cpus=1, max_retries=_TASK_RETRIES)(_build_or_keep)
-        waiting = list(reversed(plan.shards))
-        running: dict[ray.ObjectRef, PlannedShard] = {}
-        in_flight = 2 * max(int(ray.cluster_resources().get("CPU", 1)), 1)
-        while waiting or running:
-            while waiting and len(running) < in_flight:
-                shard = waiting.pop()
-                running[task.remote(shard, config_ref)] = shard
-            ready, _ = ray.wait(list(running))
-            shard = running.pop(ready[0])
-            receipts[shard.name] = _result(ready[0], shard)
-            bar.update(shard.n_recordings)
-            done.update(ref.site.name for s in shard.samples for ref in s.recordings)
-            bar.set_postfix_str(" ".join(f"{site} {done[site]}/{n}" for site, n in sorted(found.items())))
-    return [receipts[shard.name] for shard in plan.shards]
+def _run(plan: Plan, config: CorpusConfig, out: Location, status: BuildStatus) -> str:
+    """Build every shard, then once more those with recordings that are stored elsewhere too; the fingerprint."""
+    fingerprint = _common_fingerprint(config, out)
+    # Files of a finished corpus were compared when they were written; those of an interrupted build are read again.
+    deep = sealed_plan(out) is None
+    for _, header, kept in _built(plan, config, dict.fromkeys(range(len(plan.names))), fingerprint, deep):
+        status.add(header.sites, kept)
+        _tell(header, kept, config)
+    excluded = duplicates(out, plan)
+    before = {}
+    for number, name in enumerate(plan.names):
+        header = _header(out, name)
+        if header.excluded != excluded.get(name, {}):
+            before[number] = header.sites
+    wanted = {number: excluded.get(plan.names[number], {}) for number in before}
+    for number, header, kept in _built(plan, config, wanted, fingerprint, deep=False):
+        status.correct(before[number], header.sites)
+        _tell(header, kept, config, only="duplicate")
+    return fingerprint
 
 
-def _result(reference: "ray.ObjectRef", shard: PlannedShard) -> Receipt:
+def _common_fingerprint(config: CorpusConfig, out: Location) -> str:
+    """What every machine must compute: what the first worker of this build computed."""
+    file = out / BUILD_NAME / _FINGERPRINT_NAME
+    if size(file) is None:
+        task = ray.remote(num_cpus=1, max_retries=_TASK_RETRIES)(_fingerprint_here)
+        write_atomic(file, _result(task.remote(config), "numeric fingerprint").encode())
+    return file.read_bytes().decode()
+
+
+def _built(
+    plan: Plan,
+    config: CorpusConfig,
+    wanted: Mapping[int, dict[str, str] | None],
+    fingerprint: str,
+    deep: bool,
+) -> Iterator[tuple[int, Receipt, bool]]:
+    """Make shards current, with a bounded number of tasks at a time.
+
+    Takes places in the plan with their exclusions (None: as before); gives place, receipt without rows, and whether
+    the shard was there already.
+    """
+    out, limits = location(config.out_dir), _limits(config)
+    config_ref = ray.put(config)
+    task = ray.remote(num_cpus=1, max_retries=_TASK_RETRIES)(_build_or_keep)
+    running: dict[ray.ObjectRef, int] = {}
+    for number, excluded in wanted.items():
+        header = None if deep else read_header(out, plan.names[number])
+        if header is not None:
+            exclusions = header.excluded if excluded is None else excluded
+            if is_current(header, out, plan.digests[number], exclusions, limits, deep=False):
+                yield number, header, True
+                continue
+        running[task.remote(plan.shard(number), excluded, config_ref, fingerprint, deep)] = number
+        # Twice as many as cores, asked for anew because a cluster may grow.
+        while len(running) >= 2 * max(int(ray.cluster_resources().get("CPU", 1)), 1):
+            yield from _finished_tasks(running, plan, out)
+    while running:
+        yield from _finished_tasks(running, plan, out)
+
+
+def _finished_tasks(
+    running: dict["ray.ObjectRef", int], plan: Plan, out: Location
+) -> Iterator[tuple[int, Receipt, bool]]:
+    """Wait for a task and take it out of ``running``."""
+    for reference in ray.wait(list(running))[0]:
+        number = running.pop(reference)
+        kept = _result(reference, plan.names[number])
+        yield number, _header(out, plan.names[number]), kept
+
+
+def _header(out: Location, name: str) -> Receipt:
+    header = read_header(out, name, wait=True)
+    assert header is not None, name
+    return header
+
+
+def _tell(header: Receipt, kept: bool, config: CorpusConfig, only: str | None = None) -> None:
+    """Say what came of a shard, as ``on_error`` wants it."""
+    for row in header.rejected:
+        if only in (None, row["reason"]):
+            line = f"{row['site']}/{row['file']}: {row['reason']}: {row['detail']}"
+            if config.on_error == "raise":
+                raise ValueError(f"{line} (on_error: raise)")
+            if config.on_error == "warn" and not kept:
+                tqdm.write(f"warning: {line}", file=sys.stderr)
+
+
+def _result(reference: "ray.ObjectRef", what: str) -> Any:
     try:
         return ray.get(reference)
     except ray.exceptions.RayTaskError as error:
-        raise ValueError(f"{shard.name}: {type(error.cause).__name__}: {' '.join(str(error.cause).split())}") from None
+        raise ValueError(f"{what}: {type(error.cause).__name__}: {' '.join(str(error.cause).split())}") from None
     except ray.exceptions.RayError as error:
         reason = " ".join(str(error).split())[:300]
-        raise ValueError(f"{shard.name}: lost its worker {_TASK_RETRIES + 1} times ({reason})") from None
+        raise ValueError(f"{what}: lost its worker {_TASK_RETRIES + 1} times ({reason})") from None
 
 
-def _build_or_keep(shard: PlannedShard, config: CorpusConfig) -> Receipt:
-    """The Ray task: a shard that a receipt proves to be the same is kept, any other is built."""
-    file = config.out_dir / BUILD_NAME / f"{shard.name}.json"
-    if file.is_file():
-        receipt = Receipt(**json.loads(file.read_bytes()))
-        if receipt.digest == shard.digest and _holds(receipt, config.out_dir):
-            return receipt
-    receipt = build_shard(shard, config)
-    write_atomic(file, json.dumps(asdict(receipt)).encode())
-    return receipt
+# The process that reads for this Ray worker; it serves one task after the other.
+_reading: list[ReadingProcess] = []
+_fingerprints: dict[int, str] = {}  # by the reading process's id
 
 
-def _holds(receipt: Receipt, out_dir: Path) -> bool:
-    if receipt.shard is None:
-        return True
-    tar = out_dir / SHARDS_NAME / receipt.shard["name"]
-    return tar.is_file() and sha256_file(tar) == receipt.shard["sha256"]
+def _reading_process(config: CorpusConfig) -> ReadingProcess:
+    if not _reading or _reading[0].config != config:
+        for old in _reading:
+            old.close()
+        _reading[:] = [ReadingProcess(config)]
+    return _reading[0]
+
+
+def _fingerprint_here(config: CorpusConfig) -> str:
+    return _reading_process(config).fingerprint()
+
+
+def _build_or_keep(
+    shard: PlannedShard, excluded: dict[str, str] | None, config: CorpusConfig, fingerprint: str, deep: bool
+) -> bool:
+    """The Ray task: a shard that a receipt proves to be the same is kept (True), any other is built.
+
+    ``excluded`` None: those of the receipt, if there is one.
+    """
+    process = _reading_process(config)
+    if id(process) not in _fingerprints:
+        _fingerprints[id(process)] = process.fingerprint()
+    if _fingerprints[id(process)] != fingerprint:
+        raise ValueError(
+            f"node {socket.gethostname()} ({ray.util.get_node_ip_address()}) computes other values than the first "
+            f"worker of this build: numeric fingerprint {_fingerprints[id(process)][:16]}, expected "
+            f"{fingerprint[:16]}; take it out of the cluster"
+        )
+    out = location(config.out_dir)
+    header = read_header(out, shard.name)
+    if header is not None:
+        wanted = header.excluded if excluded is None else excluded
+        if is_current(header, out, shard.digest, wanted, _limits(config), deep):
+            return True
+    receipt = build_shard(shard, config, process, excluded)
+    if header is not None and excluded:  # not read again, and still the same content
+        carried = [entry for entry in header.contents if f"{entry[0]}/{entry[1]}" in excluded]
+        receipt = replace(receipt, contents=[*receipt.contents, *carried])
+    write_receipt(out, shard.name, receipt)
+    return False

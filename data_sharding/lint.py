@@ -1,5 +1,6 @@
 """Re-read a whole corpus and list everything in it that is not as its index says."""
 
+import itertools
 import json
 import math
 import re
@@ -16,9 +17,8 @@ import numpy as np
 from tqdm import tqdm
 
 from mcsp.data_sharding.description import DESCRIPTION_NAME, dataset_description
-from mcsp.data_sharding.index import INDEX_NAME, SHARDS_NAME, Rejection, block_bounds
+from mcsp.data_sharding.index import INDEX_NAME, REJECTED_NAME, SHARDS_NAME, Totals, block_bounds, read_rejected
 from mcsp.data_sharding.index import index_hash as hash_of
-from mcsp.data_sharding.index import totals as totals_of
 from mcsp.data_sharding.reader import Corpus, crc_name
 from mcsp.data_sharding.recording import REASONS
 from mcsp.data_sharding.storage import names, sha256_file
@@ -64,24 +64,27 @@ def _index_lies(corpus: Corpus) -> Iterator[str]:
     index = corpus.index
     if index["index_hash"] != hash_of(index["shards"]):
         yield f"{INDEX_NAME}: index_hash does not follow from the shards"
-    simulated = {name: site["simulated"] for name, site in index["totals"]["sites"].items()}
-    rejected = [Rejection(**row) for row in index["rejected"]]
-    for section, counts in totals_of(simulated, corpus.recordings, rejected).items():
+    totals = Totals({name: site["simulated"] for name, site in index["totals"]["sites"].items()})
+    for recording in corpus.recordings:
+        totals.add(recording)
+    for rejection in read_rejected(corpus.path):
+        totals.add_rejection(rejection)
+        if rejection.reason not in REASONS or rejection.site not in index["totals"]["sites"]:
+            yield f"{REJECTED_NAME}: {rejection.file}: unknown reason {rejection.reason!r} or site {rejection.site!r}"
+    for section, counts in totals.result().items():
         if index["totals"].get(section) != counts:
             yield f"{INDEX_NAME}: totals.{section} is {index['totals'].get(section)}, the recordings give {counts}"
-    counted = {reason: sum(r.reason == reason for r in rejected) for reason in {r.reason for r in rejected}}
-    if index.get("reasons") != counted:
-        yield f"{INDEX_NAME}: reasons is {index.get('reasons')}, the rejected recordings give {counted}"
-    for rejection in rejected:
-        if rejection.reason not in REASONS or rejection.site not in simulated:
-            yield f"{INDEX_NAME}: {rejection.file}: unknown reason {rejection.reason!r} or site {rejection.site!r}"
+    if index["reasons"] != totals.reasons:
+        yield f"{INDEX_NAME}: reasons is {index['reasons']}, the rejected recordings give {dict(totals.reasons)}"
 
 
 def _table_lies(recordings: Recordings) -> Iterator[str]:
     """What only the whole table shows, from its columns."""
     members = recordings.column("member")
-    if any(a >= b for a, b in pairwise(members)):
-        yield f"{RECORDINGS_NAME}: members are not unique and sorted"
+    # A reader finds the samples by looking where the key changes.
+    keys = [key for key, _ in itertools.groupby(recordings.column("key"))]
+    if len(set(members)) < len(members) or len(set(keys)) < len(keys):
+        yield f"{RECORDINGS_NAME}: members are not unique, or the rows of a sample are not side by side"
     split_of: dict[str, str] = {}
     columns = zip(members, *(recordings.column(name) for name in ("site", "subject", "split")), strict=True)
     for member, site, subject, split in columns:

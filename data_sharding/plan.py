@@ -11,8 +11,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from typing import Any
 import mcsp
 from mcsp.config import CorpusConfig
 from mcsp.data_sharding.bids import RecordingRef, Site, find_recordings, find_sites, read_tsv
+from mcsp.data_sharding.layout import FileStates, Plan, PlannedSample, sha256_json
 from mcsp.schema import SCHEMA_VERSION, SPLITS, Split
 
 KEY_VARIABLE = "MCSP_SUBJECT_KEY"
@@ -27,7 +27,7 @@ _MIN_KEY_LENGTH = 16
 _PACKAGES = ("mne", "nibabel", "nilearn", "numpy", "pandas", "pyarrow", "scipy", "webdataset")
 _RECIPE_MODULES = (
     "bids", "eeg", "eeg_channels", "eeg_files", "eeg_filter", "eeg_quality", "fmri", "fmri_confounds",
-    "fmri_files", "fmri_parcels", "index", "plan", "recording", "samples", "shards",
+    "fmri_files", "fmri_parcels", "layout", "plan", "recording", "samples", "shards",
 )  # fmt: skip
 _IDENTIFYING = {"participant_id", "name", "first_name", "last_name", "date_of_birth", "birth_date", "dob", "acq_time"}
 # Labels with this many digits in a row may be dates or hospital numbers.
@@ -35,63 +35,33 @@ _NUMBER = re.compile(r"\d{6,}")
 _LETTERS = str.maketrans("0123456789", "ghijklmnop")
 
 
-@dataclass(frozen=True)
-class PlannedSample:
-    """One subject-session, before reading."""
+def subject_key(config: CorpusConfig | None = None) -> bytes:
+    """The secret of the subject hashes, from ``subject_key_file`` or the environment.
 
-    key: str
-    site: Site
-    subject: str
-    session: str
-    split: Split
-    participant: str  # JSON object
-    recordings: tuple[RecordingRef, ...]
-
-
-@dataclass(frozen=True)
-class PlannedShard:
-    """One tar to write, with a digest of everything that decides its bytes."""
-
-    name: str
-    samples: tuple[PlannedSample, ...]
-    digest: str
-
-    @property
-    def n_recordings(self) -> int:
-        """Recordings to read, some of which may be rejected."""
-        return sum(len(sample.recordings) for sample in self.samples)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A whole corpus, before reading."""
-
-    sites: tuple[Site, ...]
-    shards: tuple[PlannedShard, ...]
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 that stands for the plan and the state of its inputs."""
-        sites = [[site.name, site.simulated] for site in self.sites]
-        return _sha256([sites, [[shard.name, shard.digest] for shard in self.shards]])
-
-
-def subject_key() -> bytes:
-    """The secret of the subject hashes, from the environment; raise ``ValueError`` that says how to make one."""
-    key = os.environ.get(KEY_VARIABLE, "")
+    Raises:
+        ValueError: there is none, or it is too short; the line says how to make one.
+    """
+    if config is not None and config.subject_key_file is not None:
+        try:
+            key, source = config.subject_key_file.read_text().strip(), str(config.subject_key_file)
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"subject_key_file: {error}") from None
+        make = f"openssl rand -hex 32 > {source}"
+    else:
+        key, source = os.environ.get(KEY_VARIABLE, ""), f"environment: {KEY_VARIABLE}"
+        make = f"export {KEY_VARIABLE}=$(openssl rand -hex 32)"
     if len(key) < _MIN_KEY_LENGTH:
         found = "is not set" if not key else f"has {len(key)} characters, expected at least {_MIN_KEY_LENGTH}"
-        raise ValueError(
-            f"environment: {KEY_VARIABLE} {found}; make one with: export {KEY_VARIABLE}=$(openssl rand -hex 32)"
-        )
+        raise ValueError(f"{source} {found}; make one with: {make}")
     return key.encode()
 
 
 def make_plan(config: CorpusConfig, key: bytes) -> Plan:
     """Find everything and decide where it goes.
 
-    Samples of a split are ordered by a hash of (seed, sample key), which mixes the sites, and cut into shards of
-    ``samples_per_shard``.
+    Samples of a split are ordered by a hash of (seed, sample key), which mixes the sites, and cut into shards of at
+    most ``samples_per_shard``. Neither the split nor the shard of a sample depends on the other samples, but that a
+    full shard is halved.
 
     Raises:
         ValueError: a missing or malformed dataset, no recordings at all, or a participants column that no site has.
@@ -99,41 +69,33 @@ def make_plan(config: CorpusConfig, key: bytes) -> Plan:
     sites = find_sites(config)
     participants = {site.name: read_participants(site) for site in sites}
     _check_columns(config, participants)
-    by_split: dict[Split, list[PlannedSample]] = {split: [] for split in SPLITS}
+    # The key's own hash: a build under another key must not continue this one.
+    common = [SCHEMA_VERSION, software_versions(), _code_digest(), _recipe_config(config), keyed_hash(key, "recipe")]
+    plan = Plan(sites, sha256_json(common), config)
+    options = public_config(config)["sites"]
     for site in sites:
+        states = FileStates()
         for sample in _site_samples(site, participants[site.name], config, key):
-            by_split[sample.split].append(sample)
-    if not any(by_split.values()):
+            plan.add(sample, config.seed, states, options.get(site.name))
+    if not any(plan.found.values()):
         raise ValueError(f"{', '.join(str(site.root) for site in sites)}: no EEG or fMRI recordings found")
-    common = [SCHEMA_VERSION, software_versions(), _code_digest(), public_config(config)]
-    shards = []
-    for split, samples in by_split.items():
-        samples.sort(key=lambda s: hashlib.sha256(f"{config.seed}/{s.key}".encode()).digest())
-        for number, first in enumerate(range(0, len(samples), config.samples_per_shard)):
-            members = tuple(samples[first : first + config.samples_per_shard])
-            name = f"{split}-{number:05d}.tar"
-            shards.append(PlannedShard(name, members, _sha256([*common, name, [_sample_inputs(s) for s in members]])))
-    return Plan(tuple(sites), tuple(shards))
+    plan.close(common)
+    return plan
 
 
-def assign_splits(
-    units: Sequence[str], fractions: Sequence[float], seed: int, site: str, key: bytes
-) -> dict[str, Split]:
-    """Split the subjects (or families) of one site.
+def assign_split(unit: str, fractions: Sequence[float], seed: int, site: str, key: bytes) -> Split:
+    """The split of a subject (or family) of a site: a keyed hash of (seed, site, unit), cut at the fractions.
 
-    The units are ranked by a keyed hash of (seed, site, unit) and the ranking is cut at the cumulative fractions,
-    rounded half up, so that also a small site gets its proportions exactly. A unit that joins a site later may move
-    others across a cut.
+    It depends on nobody else, so no subject ever moves when another one joins or leaves; a small site may therefore
+    have other proportions than asked for.
     """
-    ranked = sorted(set(units), key=lambda unit: keyed_hash(key, "split", str(seed), site, unit))
-    splits: dict[str, Split] = {}
-    cumulative, start = 0.0, 0
+    share = int(keyed_hash(key, "split", str(seed), site, unit)[:16], 16) / 2**64
+    cumulative = 0.0
     for split, fraction in zip(SPLITS, fractions, strict=True):
         cumulative += fraction
-        stop = math.floor(cumulative * len(ranked) + 0.5 + 1e-9)
-        splits.update(dict.fromkeys(ranked[start:stop], split))
-        start = stop
-    return splits
+        if share < cumulative:
+            return split
+    return next(split for split, fraction in zip(SPLITS[::-1], fractions[::-1], strict=True) if fraction > 0)
 
 
 def keyed_hash(key: bytes, *parts: str) -> str:
@@ -154,7 +116,7 @@ def session_label(key: bytes, session: str) -> str:
 def public_config(config: CorpusConfig) -> dict[str, Any]:
     """The resolved configuration without what depends on the machine: folders and the number of workers."""
     values = config.dump()
-    for name in ("bids_root", "out_dir", "workers"):
+    for name in ("bids_root", "out_dir", "workers", "subject_key_file"):
         del values[name]
     for section in (values["fmri"], *values["sites"].values()):
         section["label_image"] = Path(section["label_image"]).name if section["label_image"] else None
@@ -167,35 +129,34 @@ def software_versions() -> dict[str, str]:
     return {"mcsp": mcsp.__version__, **{package: version(package) for package in _PACKAGES}}
 
 
+def _recipe_config(config: CorpusConfig) -> dict[str, Any]:
+    """What all shards share: not the list of sites, and not what decides only whether a recording survives."""
+    free = {"sites", "on_error", "max_quarantined", "read_timeout_seconds", "read_memory_gb"}
+    return {name: value for name, value in public_config(config).items() if name not in free}
+
+
 def _site_samples(
     site: Site, participants: Mapping[str, Mapping[str, str]], config: CorpusConfig, key: bytes
-) -> list[PlannedSample]:
+) -> Iterator[PlannedSample]:
     groups: dict[tuple[str, str], list[RecordingRef]] = {}
     for ref in find_recordings(site, config.fmri.parcellation):
-        groups.setdefault((ref.entities["subject"], ref.entities.get("session", "")), []).append(ref)
-
-    def unit(subject: str) -> str:
-        family = participants.get(subject, {}).get(config.family_column or "")
-        return f"family {family}" if family else f"subject {subject}"
-
-    splits = assign_splits([unit(s) for s, _ in groups], config.split_fractions, config.seed, site.name, key)
-    samples = []
+        session = "" if site.pairing == "subject" else ref.entities.get("session", "")
+        groups.setdefault((ref.entities["subject"], session), []).append(ref)
     for (subject, session), refs in sorted(groups.items()):
         hashed, label = subject_hash(key, site.name, subject), session_label(key, session)
         row = participants.get(subject, {})
+        family = row.get(config.family_column or "")
+        unit = f"family {family}" if family else f"subject {subject}"
         columns = {name: _number_or_text(row[name]) for name in config.participants_columns if name in row}
-        samples.append(
-            PlannedSample(
-                key="_".join([site.name, hashed, label]) if label else f"{site.name}_{hashed}",
-                site=site,
-                subject=hashed,
-                session=label,
-                split=splits[unit(subject)],
-                participant=json.dumps(columns, sort_keys=True),
-                recordings=tuple(sorted(refs, key=lambda ref: (ref.modality, ref.file))),
-            )
+        yield PlannedSample(
+            key="_".join([site.name, hashed, label]) if label else f"{site.name}_{hashed}",
+            site=site,
+            subject=hashed,
+            session=label,
+            split=assign_split(unit, config.split_fractions, config.seed, site.name, key),
+            participant=json.dumps(columns, sort_keys=True),
+            recordings=tuple(sorted(refs, key=lambda ref: (ref.modality, ref.file))),
         )
-    return samples
 
 
 def without_dates(label: str) -> str:
@@ -233,22 +194,8 @@ def _number_or_text(text: str) -> float | str:
     return number if math.isfinite(number) else text
 
 
-def _sample_inputs(sample: PlannedSample) -> list[Any]:
-    """What decides a sample's bytes, with size and time of change standing for the content of each file."""
-    states = []
-    for ref in sample.recordings:
-        for file in ref.inputs():
-            status = file.stat()
-            states.append([ref.file, ref.modality, file.name, status.st_size, status.st_mtime_ns])
-    return [sample.key, sample.split, sample.session, sample.participant, sample.site.simulated, states]
-
-
 def _code_digest() -> str:
     """SHA-256 of the modules that decide a corpus's bytes, so that a changed recipe never continues an older build."""
     folder = Path(mcsp.__file__).parent
     files = [folder / "schema.py", *(folder / "data_sharding" / f"{module}.py" for module in _RECIPE_MODULES)]
-    return _sha256([hashlib.sha256(file.read_bytes()).hexdigest() for file in files])
-
-
-def _sha256(values: Any) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+    return sha256_json([hashlib.sha256(file.read_bytes()).hexdigest() for file in files])

@@ -10,10 +10,11 @@ import tarfile
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+
+from mcsp.data_sharding.storage import Location
 
 _MONTHS = "jan|feb|mar|mär|apr|may|mai|jun|jul|aug|sep|oct|okt|nov|dec|dez"
 _YEAR, _MONTH, _DAY = r"(?:19|20)\d\d", r"(?:0?[1-9]|1[0-2])", r"(?:0?[1-9]|[12]\d|3[01])"
@@ -124,14 +125,14 @@ def scan_participant(where: str, columns: Mapping[str, Any], names: frozenset[st
         yield from scan_texts([(f"{where}: {column}", "" if isinstance(value, float) else str(value))], names)
 
 
-def scan_shard(path: Path, names: frozenset[str] = frozenset()) -> list[str]:
+def scan_shard(path: Location, names: frozenset[str] = frozenset()) -> list[str]:
     """Findings in a shard: the headers and padding of its tar, its JSON members, the headers of its arrays."""
     where = f"shards/{path.name}"
     texts: list[tuple[str, str]] = []
     lies: list[str] = []
     subjects: set[str] = set()
     try:
-        with open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as archive:
+        with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as archive:
             for member in archive:
                 place = f"{where}: {member.name}"
                 texts += [(f"{place}: tar header", text) for text in _header_texts(file, member)]

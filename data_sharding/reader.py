@@ -17,7 +17,7 @@ import numpy as np
 from mcsp.data_sharding.cache import ShardCache
 from mcsp.data_sharding.index import INDEX_NAME, SHARDS_NAME, read_index
 from mcsp.data_sharding.storage import Location, is_local, location
-from mcsp.data_sharding.table import RECORDINGS_NAME, Recordings, Samples
+from mcsp.data_sharding.table import Recordings, Samples
 from mcsp.schema import SPLITS, Recording, Window
 
 # Far below the usual limit of 1,024 open files per process. A shard that left the cache takes space while it is open.
@@ -44,7 +44,7 @@ class Corpus:
         path: its folder; of a remote corpus the folder on this machine that holds what was fetched of it.
         index: content of ``index.json``.
         index_hash: 64 hexadecimal digits that stand for the stored data.
-        recordings: the rows of ``recordings.arrow``, sorted by member, each made when it is asked for.
+        recordings: the rows of the table, those of a sample side by side, each made when it is asked for.
 
     Reading is safe in forked and spawned workers: ``pread`` shares no file position, and a pickled corpus opens
     its files anew.
@@ -75,12 +75,13 @@ class Corpus:
         self._shards: OrderedDict[str, _Shard] = OrderedDict()
 
     def _open_table(self, place: Location) -> Recordings:
+        name = self.index["tables"]["recordings"]
         if self._cache:
             try:
-                self._cache.fetch(RECORDINGS_NAME)
+                self._cache.fetch(name)
             except OSError as error:
-                raise ValueError(f"{place / RECORDINGS_NAME}: cannot read the table of recordings ({error})") from None
-        recordings = Recordings.open(self.path / RECORDINGS_NAME)
+                raise ValueError(f"{place / name}: cannot read the table of recordings ({error})") from None
+        recordings = Recordings.open(self.path / name)
         expected = self.index["totals"]["all"]["recordings"]
         if len(recordings) != expected:
             raise ValueError(f"{place / INDEX_NAME}: speaks of {expected} recordings, the table has {len(recordings)}")

@@ -3,17 +3,18 @@
 import html
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mcsp.data_sharding.charts import STYLE
-from mcsp.data_sharding.index import write_atomic
+from mcsp.data_sharding.index import Rejection, read_rejected
 from mcsp.data_sharding.reader import Corpus
 from mcsp.data_sharding.recording import REASONS
 from mcsp.data_sharding.report_charts import MODALITY_NAMES, ORDER, anchor, side_by_side, site_charts
+from mcsp.data_sharding.storage import write_atomic
 from mcsp.data_sharding.survey import Group, survey
 
 REPORT_NAME = "report.html"
@@ -79,17 +80,17 @@ def write_report(path: Path) -> Path:
     """
     corpus = Corpus(path)
     file = path / REPORT_NAME
-    write_atomic(file, make_page(corpus.index, survey(corpus)).encode())
+    write_atomic(file, make_page(corpus.index, survey(corpus), read_rejected(path)).encode())
     corpus.close()
     return file
 
 
-def make_page(index: dict[str, Any], groups: Sequence[Group]) -> str:
+def make_page(index: dict[str, Any], groups: Sequence[Group], rejected: Iterable[Rejection]) -> str:
     """The page for the index of a corpus and its survey: the same text every time, under 5 MB at 50 sites."""
     sections = [
         _summary(index, groups),
         _sites(index, groups),
-        _reasons(index),
+        _reasons(index, rejected),
         side_by_side(groups),
         site_charts(groups, [name for name, site in index["totals"]["sites"].items() if site["simulated"]]),
         _provenance(index),
@@ -199,14 +200,14 @@ def _rates(group: Group) -> str:
     return ", ".join(shown) + (f" and {len(counts) - 3} more" if len(counts) > 3 else "")
 
 
-def _reasons(index: dict[str, Any]) -> str:
+def _reasons(index: dict[str, Any], rejected: Iterable[Rejection]) -> str:
     if not index["reasons"]:
         return "<h2>Quarantined</h2><p>Nothing: every recording that was found is stored.</p>"
     sites: dict[str, Counter[str]] = {}
-    examples: dict[str, list[dict[str, str]]] = {}
-    for row in index["rejected"]:
-        sites.setdefault(row["reason"], Counter())[row["site"]] += 1
-        shown = examples.setdefault(row["reason"], [])
+    examples: dict[str, list[Rejection]] = {}
+    for row in rejected:
+        sites.setdefault(row.reason, Counter())[row.site] += 1
+        shown = examples.setdefault(row.reason, [])
         if len(shown) < _EXAMPLES_PER_REASON:
             shown.append(row)
     rows = []
@@ -214,7 +215,7 @@ def _reasons(index: dict[str, Any]) -> str:
         where = ", ".join(f"{html.escape(site)} {m:,}" for site, m in sites[reason].most_common(5))
         more = f" and {len(sites[reason]) - 5} more" if len(sites[reason]) > 5 else ""
         files = "<br>".join(
-            f"<code>{html.escape(row['site'])}/{html.escape(row['file'])}</code> {html.escape(row['detail'])}"
+            f"<code>{html.escape(row.site)}/{html.escape(row.file)}</code> {html.escape(row.detail)}"
             for row in examples[reason]
         )
         rows.append(

@@ -4,6 +4,7 @@ import math
 import os
 import struct
 import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -15,8 +16,10 @@ from mcsp.data_sharding.bids import RecordingRef, read_tsv
 from mcsp.data_sharding.eeg import read_eeg
 from mcsp.data_sharding.fmri import read_fmri
 from mcsp.data_sharding.index import Rejection
-from mcsp.data_sharding.plan import PlannedSample
+from mcsp.data_sharding.isolation import Reading, ReadingProcess
+from mcsp.data_sharding.layout import PlannedSample
 from mcsp.data_sharding.recording import CleanRecording, RecordingError, valid_seconds
+from mcsp.schema import Modality
 
 _DETAIL_LENGTH = 200
 # What MNE, nibabel, pandas and the codecs below them raise on damaged files.
@@ -35,17 +38,26 @@ class SampleRecording:
     onset_seconds: float  # on the clock of the sample; NaN where nothing is simultaneous
 
 
-def read_sample(sample: PlannedSample, config: CorpusConfig) -> tuple[list[SampleRecording], list[Rejection]]:
-    """Read every recording of a sample; one that fails is listed and does not disturb the others."""
-    clean: list[tuple[RecordingRef, CleanRecording]] = []
+def read_sample(
+    sample: PlannedSample, process: ReadingProcess, excluded: Mapping[str, str] | None = None
+) -> tuple[list[SampleRecording], list[Rejection]]:
+    """Read every recording of a sample; one that fails is listed and does not disturb the others.
+
+    ``excluded`` maps ``<site>/<file>`` of recordings that are stored under another name to the line that says where.
+    """
+    readings: list[tuple[RecordingRef, Reading]] = []
     rejected: list[Rejection] = []
     for ref in sample.recordings:
         try:
-            clean.append((ref, read_recording(ref, config)))
+            if (twin := (excluded or {}).get(f"{ref.site.name}/{ref.file}")) is not None:
+                raise RecordingError("duplicate", twin)
+            readings.append((ref, process.read(ref)))
         except RecordingError as error:
             rejected.append(Rejection(sample.site.name, ref.file, ref.modality, error.reason, str(error)))
-    onsets = onset_seconds([(ref, len(c.x_TC) / c.sfreq) for ref, c in clean])
-    return [SampleRecording(ref, c, onset) for (ref, c), onset in zip(clean, onsets, strict=True)], rejected
+    onsets = [math.nan] * len(readings)
+    if sample.site.pairing == "simultaneous":
+        onsets = onset_seconds([(ref.modality, r.began, len(r.clean.x_TC) / r.clean.sfreq) for ref, r in readings])
+    return [SampleRecording(ref, r.clean, onset) for (ref, r), onset in zip(readings, onsets, strict=True)], rejected
 
 
 def read_recording(ref: RecordingRef, config: CorpusConfig) -> CleanRecording:
@@ -68,13 +80,13 @@ def read_recording(ref: RecordingRef, config: CorpusConfig) -> CleanRecording:
     return clean
 
 
-def onset_seconds(recordings: list[tuple[RecordingRef, float]]) -> list[float]:
-    """Start of each recording on the clock of the sample [s], from ``acq_time`` of ``*_scans.tsv``.
+def onset_seconds(times: Sequence[tuple[Modality, float, float]]) -> list[float]:
+    """Start of each recording on the clock of the sample [s].
 
-    Takes recordings with their durations [s]. Only recordings that overlap one of the other modality have an onset,
-    relative to the first of these; the others get NaN. No time of day leaves this function.
+    Takes modality, start [s since 1970, NaN where unknown] and duration [s] of each recording. Only recordings that
+    overlap one of the other modality have an onset, relative to the first of these; the others get NaN. No time of
+    day leaves this function.
     """
-    times = [(ref.modality, _acquisition_time(ref), seconds) for ref, seconds in recordings]
 
     def simultaneous(modality: str, start: float, seconds: float) -> bool:
         # Comparisons with NaN, an unknown start, are false.
@@ -85,8 +97,8 @@ def onset_seconds(recordings: list[tuple[RecordingRef, float]]) -> list[float]:
     return [round(start - first, 6) for start in shared]
 
 
-def _acquisition_time(ref: RecordingRef) -> float:
-    """Seconds since 1970 by the scanner's clock, or NaN where no table says."""
+def acquisition_time(ref: RecordingRef) -> float:
+    """Start of a recording in seconds since 1970 by the scanner's clock (``acq_time`` of ``*_scans.tsv``), or NaN."""
     for table in reversed(ref.companions.get("scans.tsv", ())):
         try:
             rows = read_tsv(table)

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -14,12 +14,23 @@ from tqdm import tqdm
 
 from mcsp.data_sharding.bids import Site, read_json
 from mcsp.data_sharding.description import DESCRIPTION_NAME, dataset_description, encode_description
-from mcsp.data_sharding.index import INDEX_NAME, SHARDS_NAME, Rejection, write_index
+from mcsp.data_sharding.index import (
+    INDEX_NAME,
+    REJECTED_NAME,
+    REPAIRS_NAME,
+    SHARDS_NAME,
+    Rejection,
+    Repair,
+    make_index,
+    read_rejected,
+    read_repairs,
+    write_index,
+)
 from mcsp.data_sharding.plan import read_participants, session_label, subject_hash
 from mcsp.data_sharding.privacy import name_words, redact, scan_participant, scan_shard, scan_texts, walk
 from mcsp.data_sharding.reader import Corpus
 from mcsp.data_sharding.report import write_report
-from mcsp.data_sharding.storage import write_atomic
+from mcsp.data_sharding.storage import Location, write_atomic
 from mcsp.data_sharding.table import RECORDINGS_NAME, Recordings
 from mcsp.schema import Recording
 
@@ -32,31 +43,46 @@ _SHOWN = 5
 
 
 def seal_corpus(
-    path: Path, index: dict[str, Any], recordings: Sequence[Recording], sites: Sequence[Site], names: frozenset[str]
-) -> None:
+    path: Location,
+    described: dict[str, Any],
+    recordings: Iterable[Recording],
+    rejected: Sequence[Rejection],
+    repairs: Sequence[Repair],
+    sites: Sequence[Site],
+    names: frozenset[str],
+) -> dict[str, Any]:
     """Scan everything that would be published, then write the description, the index and the report into ``path``.
 
     Args:
         path: the corpus's folder, with its shards.
-        index: content of ``index.json``.
+        described: as :func:`mcsp.data_sharding.index.make_index` takes it.
         recordings: rows of the table.
+        rejected: as :func:`publish` gives them.
+        repairs: as :func:`publish` gives them.
         sites: whose descriptions become SourceDatasets.
         names: of people, from :func:`people`.
+
+    Returns:
+        the content of ``index.json``.
 
     Raises:
         ValueError: something may identify a person; nothing was written.
     """
-    description = dataset_description(index["config"], index["software"], {site.name: site.root for site in sites})
     table = Recordings.of(recordings)
-    findings = [*scan_index(index, description, names), *scan_table(table, names)]
+    index, tables = make_index(described, table, rejected, repairs)
+    description = dataset_description(index["config"], index["software"], {site.name: site.root for site in sites})
+    findings = [*scan_index(index, description, names), *scan_table(table, names), *scan_lists(rejected, names)]
+    findings += scan_lists(repairs, names)
     for shard in index["shards"]:
         findings += scan_shard(path / SHARDS_NAME / shard["name"], names)
     if findings:
         more = f" and {len(findings) - _SHOWN} more" if len(findings) > _SHOWN else ""
         raise ValueError(f"{path}: not sealed, personal data is suspected: {'; '.join(findings[:_SHOWN])}{more}")
     write_atomic(path / DESCRIPTION_NAME, encode_description(description))
-    write_index(path, index, recordings)
-    write_report(path)
+    write_index(path, index, tables)
+    if isinstance(path, Path):  # the report draws recordings, which are read where they can be mapped
+        write_report(path)
+    return index
 
 
 def people(sites: Sequence[Site]) -> frozenset[str]:
@@ -66,7 +92,7 @@ def people(sites: Sequence[Site]) -> frozenset[str]:
 
 
 def publish_rejections(
-    private: Path, rejected: Sequence[Rejection], key: bytes, names: frozenset[str]
+    private: Location, rejected: Sequence[Rejection], key: bytes, names: frozenset[str]
 ) -> list[Rejection]:
     """The rejections as :func:`publish` gives them; the file ``private`` gets the original names beside the public."""
     published, lines = [], ["site\tfile\treason\toriginal_file\toriginal_detail"]
@@ -76,6 +102,12 @@ def publish_rejections(
         lines.append("\t".join((r.site, public.file, r.reason, r.file, " ".join(r.detail.split()))))
     write_atomic(private, ("\n".join(lines) + "\n").encode())
     return sorted(published, key=lambda r: (r.site, r.file))
+
+
+def publish_repair(repair: Repair, key: bytes, names: frozenset[str]) -> Repair:
+    """A repair as it may be published, as :func:`publish` does with rejections."""
+    file, text = (redact(pseudonymise(t, repair.site, key), names) for t in (repair.file, repair.repair))
+    return replace(repair, file=file, repair=text)
 
 
 def publish(rejection: Rejection, key: bytes, names: frozenset[str]) -> Rejection:
@@ -107,6 +139,7 @@ def scan_corpus(path: Path, names: frozenset[str] = frozenset(), workers: int = 
     corpus = Corpus(path)
     findings = [*scan_index(corpus.index, read_json(path / DESCRIPTION_NAME), names)]
     findings += scan_table(corpus.recordings, names)
+    findings += [*scan_lists(read_rejected(path), names), *scan_lists(read_repairs(path), names)]
     shards = [path / SHARDS_NAME / shard["name"] for shard in corpus.index["shards"]]
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         scan = map if workers == 1 else pool.map
@@ -122,6 +155,13 @@ def scan_index(index: Mapping[str, Any], description: Mapping[str, Any], names: 
     yield from scan_texts(texts, names)
     sources = [(f"{DESCRIPTION_NAME}: {place}", text) for place, text in walk(description["SourceDatasets"])]
     yield from scan_texts(sources, frozenset(), references=True)
+
+
+def scan_lists(entries: Iterable[Rejection | Repair], names: frozenset[str]) -> Iterator[str]:
+    """Findings in the lists of rejections and repairs."""
+    for entry in entries:
+        where = REJECTED_NAME if isinstance(entry, Rejection) else REPAIRS_NAME
+        yield from scan_texts([(f"{where}: {name}", text) for name, text in vars(entry).items()], names)
 
 
 def scan_table(table: Recordings, names: frozenset[str]) -> Iterator[str]:

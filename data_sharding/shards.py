@@ -3,13 +3,14 @@
 Shape letters: T time samples, C channels.
 """
 
+import hashlib
 import io
 import json
 import math
-import os
 import tarfile
 import zlib
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,13 @@ import numpy as np
 import webdataset
 
 from mcsp.config import CorpusConfig
-from mcsp.data_sharding.index import SHARDS_NAME, Rejection, block_bounds
-from mcsp.data_sharding.plan import PlannedSample, PlannedShard, without_dates
+from mcsp.data_sharding.index import SHARDS_NAME, Rejection, Repair, block_bounds
+from mcsp.data_sharding.isolation import ReadingProcess
+from mcsp.data_sharding.layout import PlannedSample, PlannedShard
+from mcsp.data_sharding.plan import without_dates
 from mcsp.data_sharding.reader import crc_name
 from mcsp.data_sharding.samples import SampleRecording, read_sample
-from mcsp.data_sharding.storage import sha256_file, write_atomic
+from mcsp.data_sharding.storage import Location, location, publish, scratch_file, sha256_file, write_atomic
 from mcsp.schema import BLOCK_SAMPLES, SCHEMA_VERSION, UNITS, Recording
 
 STORED_DTYPE = np.dtype("<f2")
@@ -30,62 +33,118 @@ STORED_DTYPE = np.dtype("<f2")
 # channels have room above.
 _TARGET_PEAK = 1e4
 _FP16_MAX = 65504.0
+# Digits of a shard's SHA-256 in its name.
+_HASH_DIGITS = 12
+_LIMIT_REASONS = ("timeout", "out-of-memory", "native-crash")
 
 
 @dataclass(frozen=True)
 class Receipt:
-    """What came of one shard; JSON beside the shards until the corpus is finished with."""
+    """What came of one shard; beside the shards until the corpus is finished with."""
 
     digest: str  # of the planned shard
+    excluded: dict[str, str]  # <site>/<file> -> where the same content is stored
+    limits: list[float] | None  # time and memory under which a recording failed; None where they did not matter
     shard: dict[str, Any] | None  # name, sha256, bytes, samples, recordings; None where nothing survived
-    recordings: list[dict[str, Any]]  # fields of mcsp.schema.Recording
+    sites: dict[str, list[float]]  # site -> recordings stored, recordings rejected, hours stored
+    contents: list[tuple[str, str, str]]  # site, file, hash of the stored array; also of those excluded
     rejected: list[dict[str, str]]  # fields of index.Rejection
+    repairs: list[dict[str, str]]  # fields of index.Repair
+    rows: list[dict[str, Any]]  # fields of mcsp.schema.Recording
 
 
-def build_shard(planned: PlannedShard, config: CorpusConfig) -> Receipt:
+def build_shard(
+    planned: PlannedShard,
+    config: CorpusConfig,
+    process: ReadingProcess,
+    excluded: Mapping[str, str] | None = None,
+) -> Receipt:
     """Read, clean and store every recording of a shard.
 
-    Writing goes to a temporary name; the tar is read back and compared before it gets its own. A sample of which
-    nothing survives is left out, and so is a shard without samples.
+    The tar is written to a scratch file and read back; then it gets a name that holds the beginning of its SHA-256, so
+    that no file of a finished corpus is ever overwritten. A sample of which nothing survives is left out, and so is a
+    shard without samples.
+
+    Args:
+        planned: what to read.
+        config: how.
+        process: reads the recordings.
+        excluded: recordings whose content is stored elsewhere, ``<site>/<file>`` -> where.
 
     Raises:
         OSError: the disk is full or failing.
         ValueError: what was read back differs from what was written.
     """
-    folder = config.out_dir / SHARDS_NAME
-    temporary = folder / f".{planned.name}.{os.getpid()}.tmp"
+    folder = location(config.out_dir) / SHARDS_NAME
     recordings: list[Recording] = []
     rejected: list[Rejection] = []
+    repairs: list[Repair] = []
+    contents: list[tuple[str, str, str]] = []
     crcs: list[int] = []
-    with open(temporary, "wb") as file:
-        writer = webdataset.TarWriter(file, user="mcsp", group="mcsp", mode=0o444, encoder=False, mtime=0)
-        for sample in planned.samples:
-            survivors, failures = read_sample(sample, config)
-            rows, members = _encode_sample(sample, survivors, planned.name, crcs)
-            recordings += rows
-            rejected += failures
-            if rows:
-                writer.write({"__key__": sample.key, **members})
-        writer.close()
-        file.flush()
-        os.fsync(file.fileno())
     shard = None
-    if recordings:
-        recordings = _locate(temporary, recordings, crcs)
-        sink = io.BytesIO()
-        np.save(sink, np.array(crcs, dtype="<u4"), allow_pickle=False)
-        write_atomic(folder / crc_name(planned.name), sink.getvalue())
-        shard = {
-            "name": planned.name,
-            "sha256": sha256_file(temporary),
-            "bytes": temporary.stat().st_size,
-            "samples": len({r.key for r in recordings}),
-            "recordings": len(recordings),
-        }
-        os.replace(temporary, folder / planned.name)
-    else:
-        temporary.unlink()
-    return Receipt(planned.digest, shard, [asdict(r) for r in recordings], [asdict(r) for r in rejected])
+    with scratch_file(folder) as temporary:
+        with open(temporary, "wb") as file:
+            writer = webdataset.TarWriter(file, user="mcsp", group="mcsp", mode=0o444, encoder=False, mtime=0)
+            for sample in planned.samples:
+                survivors, failures = read_sample(sample, process, excluded)
+                rows, members = _encode_sample(sample, survivors, crcs)
+                recordings += rows
+                rejected += failures
+                for survivor, row in zip(survivors, rows, strict=True):
+                    where = (sample.site.name, survivor.ref.file)
+                    repairs += [Repair(*where, row.modality, repair) for repair in survivor.clean.repairs]
+                    content = members[row.member.removeprefix(f"{sample.key}.")]
+                    contents.append((*where, hashlib.sha256(content).hexdigest()[:32]))
+                if rows:
+                    writer.write({"__key__": sample.key, **members})
+            writer.close()
+        if recordings:
+            shard, recordings = _publish(planned.name, temporary, folder, recordings, crcs)
+    limits = [config.read_timeout_seconds, config.read_memory_gb]
+    return Receipt(
+        digest=planned.digest,
+        excluded=dict(excluded or {}),
+        limits=limits if any(r.reason in _LIMIT_REASONS for r in rejected) else None,
+        shard=shard,
+        sites=_count_sites(planned, recordings, rejected),
+        contents=contents,
+        rejected=[vars(r) for r in rejected],
+        repairs=[vars(r) for r in repairs],
+        rows=[vars(r) for r in recordings],
+    )
+
+
+def _publish(
+    stem: str, temporary: Path, folder: Location, recordings: list[Recording], crcs: list[int]
+) -> tuple[dict[str, Any], list[Recording]]:
+    """Check a tar and move it and its checksums into ``folder``; its description and the complete rows."""
+    sha256 = sha256_file(temporary)
+    name = f"{stem}-{sha256[:_HASH_DIGITS]}.tar"
+    recordings = _locate(temporary, [replace(r, shard=name) for r in recordings], crcs)
+    sink = io.BytesIO()
+    np.save(sink, np.array(crcs, dtype="<u4"), allow_pickle=False)
+    write_atomic(folder / crc_name(name), sink.getvalue())
+    shard = {
+        "name": name,
+        "sha256": sha256,
+        "bytes": temporary.stat().st_size,
+        "samples": len({r.key for r in recordings}),
+        "recordings": len(recordings),
+    }
+    publish(temporary, folder / name)
+    return shard, recordings
+
+
+def _count_sites(
+    planned: PlannedShard, recordings: list[Recording], rejected: list[Rejection]
+) -> dict[str, list[float]]:
+    sites: dict[str, list[float]] = {sample.site.name: [0, 0, 0.0] for sample in planned.samples}
+    for recording in recordings:
+        sites[recording.site][0] += 1
+        sites[recording.site][2] += recording.seconds / 3600
+    for rejection in rejected:
+        sites[rejection.site][1] += 1
+    return sites
 
 
 def encode(x_TC: np.ndarray, good_C: np.ndarray) -> tuple[np.ndarray, float]:
@@ -100,16 +159,16 @@ def encode(x_TC: np.ndarray, good_C: np.ndarray) -> tuple[np.ndarray, float]:
 
 
 def _encode_sample(
-    sample: PlannedSample, survivors: list[SampleRecording], shard: str, crcs: list[int]
+    sample: PlannedSample, survivors: list[SampleRecording], crcs: list[int]
 ) -> tuple[list[Recording], dict[str, bytes]]:
-    """Rows (without byte offsets) and tar members of one sample; appends to ``crcs``."""
+    """Rows (without shard and byte offsets) and tar members of one sample; appends to ``crcs``."""
     rows: list[Recording] = []
     members: dict[str, bytes] = {}
     for survivor in survivors:
         modality = survivor.ref.modality
         extension = f"{modality}-{sum(row.modality == modality for row in rows)}.npy"
         stored_TC, scale = encode(survivor.clean.x_TC, survivor.clean.channel_good_C)
-        row = _row(sample, survivor, shard, f"{sample.key}.{extension}", scale, len(crcs))
+        row = _row(sample, survivor, f"{sample.key}.{extension}", scale, len(crcs))
         crcs += [
             zlib.crc32(stored_TC[a:b].tobytes()) for a, b in pairwise(block_bounds(row.n_samples, row.block_samples))
         ]
@@ -122,14 +181,12 @@ def _encode_sample(
     return rows, members
 
 
-def _row(
-    sample: PlannedSample, survivor: SampleRecording, shard: str, member: str, scale: float, crc_offset: int
-) -> Recording:
+def _row(sample: PlannedSample, survivor: SampleRecording, member: str, scale: float, crc_offset: int) -> Recording:
     ref, clean = survivor.ref, survivor.clean
     n_samples, n_channels = clean.x_TC.shape
     return Recording(
         key=sample.key,
-        shard=shard,
+        shard="",
         member=member,
         modality=ref.modality,
         site=sample.site.name,
@@ -154,6 +211,7 @@ def _row(
         channel_good=[bool(good) for good in clean.channel_good_C],
         valid_spans=clean.valid_spans,
         participant=sample.participant,
+        quality=json.dumps(clean.quality, sort_keys=True),
     )
 
 

@@ -48,27 +48,35 @@ def write_atomic(path: Location, content: bytes) -> None:
 
 @contextmanager
 def new_file(path: Location) -> Iterator[Path]:
-    """A local file to write, which becomes ``path`` where the block ends well, and vanishes where it does not.
+    """A local file to write, which becomes ``path`` where the block ends well, and vanishes where it does not."""
+    with scratch_file(path.parent) as temporary:
+        yield temporary
+        publish(temporary, path)
 
-    On a local file system: written beside ``path``, synced, renamed. On an object store: written to this machine's
-    temporary folder and uploaded as one object, which such stores show complete or not at all.
+
+@contextmanager
+def scratch_file(folder: Location) -> Iterator[Path]:
+    """An empty local file of this process, for :func:`publish`: in ``folder`` itself, or in this machine's own."""
+    handle, name = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=folder if isinstance(folder, Path) else None)
+    os.close(handle)
+    os.chmod(name, 0o644)
+    try:
+        yield Path(name)
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+def publish(temporary: Path, path: Location) -> None:
+    """Give a scratch file its name: synced and renamed on a disk, one upload to an object store.
+
+    Such a store shows an object complete or not at all.
     """
     if isinstance(path, Path):
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
     else:
-        handle, name = tempfile.mkstemp(prefix="mcsp-", suffix=".tmp")
-        os.close(handle)
-        temporary = Path(name)
-    try:
-        yield temporary
-        if isinstance(path, Path):
-            with open(temporary, "rb+") as file:
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        else:
-            path.fs.put_file(str(temporary), path.path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        path.fs.put_file(str(temporary), path.path)
 
 
 def size(path: Location) -> int | None:

@@ -11,16 +11,20 @@ from mcsp.data_sharding.report import index_table
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Build, and print what was found, stored and rejected per site; status 2 and one line on bad input."""
+    """Build, and print what was found, stored and rejected per site.
+
+    Status 2 and one line on bad input, 1 where more recordings are bad than ``max_quarantined`` allows.
+    """
     config, arguments = parse_command_line(CorpusConfig, "Build a corpus from BIDS datasets.", argv)
     # Ray, MNE and nilearn take seconds to import; a mistake in the configuration is told before.
+    from mcsp.data_sharding.accounts import TooManyQuarantinedError
     from mcsp.data_sharding.corpus import build_corpus
 
     try:
         index, was_there = build_corpus(config, arguments.address)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return 1 if isinstance(error, TooManyQuarantinedError) else 2
     print(index_table(index))
     print(f"{'already complete' if was_there else 'corpus'}: {config.out_dir} (index hash {index['index_hash'][:12]})")
     return 0

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from mcsp.config.base import Config
 from mcsp.schema import Modality
@@ -50,6 +50,9 @@ class FmriConfig(Config):
     max_bad_fraction: float = Field(0.5, ge=0, le=1, description="more parcels without signal reject the recording")
 
 
+Pairing = Literal["session", "subject", "simultaneous"]
+
+
 class SiteConfig(Config):
     """One BIDS dataset."""
 
@@ -58,6 +61,11 @@ class SiteConfig(Config):
     label_image: Path | None = Field(None, description="overrides fmri.label_image for this site")
     eeg: dict[str, Any] = Field({}, description="values of `eeg` that differ for this site")
     fmri: dict[str, Any] = Field({}, description="values of `fmri` that differ for this site")
+    pairing: Pairing = Field(
+        "simultaneous",
+        description="what makes a sample: all recordings of a session, or of a subject; simultaneous: of a session, "
+        "with the offsets between recordings that overlap by acq_time of *_scans.tsv",
+    )
 
 
 class CorpusConfig(Config):
@@ -66,7 +74,7 @@ class CorpusConfig(Config):
     bids_root: Path | None = Field(
         None, description="folder whose BIDS sub-folders are the sites, unless `sites` lists them"
     )
-    out_dir: Path = Field(description="where the corpus is written")
+    out_dir: Path | str = Field(description="where the corpus is written: a folder, or s3://..., gs://...")
     sites: dict[str, SiteConfig] = Field({}, description="site name -> {path, simulated, label_image}")
     participants_columns: list[str] = Field([], description="columns of participants.tsv that go along")
     family_column: str | None = Field(None, description="column of participants.tsv whose values stay in one split")
@@ -75,9 +83,20 @@ class CorpusConfig(Config):
     min_seconds: dict[Modality, float] = Field(
         {"eeg": 10.0, "fmri": 30.0}, description="shorter recordings are rejected"
     )
-    samples_per_shard: int = Field(64, ge=1, description="samples (subject-sessions) per tar")
+    samples_per_shard: int = Field(64, ge=1, description="at most so many samples (subject-sessions) per tar")
     split_fractions: tuple[float, float, float] = Field((0.8, 0.1, 0.1), description="train, validation, test")
-    seed: int = Field(0, description="of the split")
+    seed: int = Field(0, description="of the split and of the order of samples")
+    subject_key_file: Path | None = Field(
+        None, description="file that holds the key of the subject hashes; null: the variable MCSP_SUBJECT_KEY"
+    )
+    on_error: Literal["raise", "warn", "quarantine"] = Field(
+        "quarantine", description="a bad recording ends the build, is listed with a warning, or is listed"
+    )
+    max_quarantined: float = Field(
+        0.05, ge=0, le=1, description="the build fails where more than this part of the recordings is bad; 5% or 0.05"
+    )
+    read_timeout_seconds: float = Field(900.0, gt=0, description="longest time to read and clean one recording")
+    read_memory_gb: float = Field(16.0, gt=0, description="address space for reading one recording [10^9 bytes]")
     workers: int | None = Field(None, ge=1, description="Ray CPUs of a local Ray; null: all cores")
 
     def eeg_of(self, site: str) -> EegConfig:
@@ -89,6 +108,16 @@ class CorpusConfig(Config):
         """BOLD cleaning of one site."""
         own = self.sites[site].fmri if site in self.sites else {}
         return FmriConfig.parse({**self.fmri.dump(), **own}, f"sites.{site}.fmri")
+
+    @field_validator("out_dir")
+    @classmethod
+    def _path_or_url(cls, place: Path | str) -> Path | str:
+        return place if "://" in str(place) else Path(place)  # a Path would lose one of the slashes
+
+    @field_validator("max_quarantined", mode="before")
+    @classmethod
+    def _percent(cls, value: object) -> object:
+        return float(value[:-1]) / 100 if isinstance(value, str) and value.endswith("%") else value
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -1,7 +1,10 @@
 """The whole build: same bytes, nothing lost, nothing silently kept."""
 
+import fcntl
+import json
 import os
 import shutil
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +12,13 @@ import pytest
 import webdataset
 
 from mcsp.config import CorpusConfig
+from mcsp.data_sharding.accounts import TooManyQuarantinedError
 from mcsp.data_sharding.bids import read_tsv
-from mcsp.data_sharding.corpus import BUILD_NAME, build_corpus
+from mcsp.data_sharding.corpus import build_corpus
+from mcsp.data_sharding.index import read_rejected
 from mcsp.data_sharding.lint import lint_corpus
 from mcsp.data_sharding.reader import Corpus
+from mcsp.data_sharding.receipts import BUILD_NAME
 from mcsp.data_sharding.seal import PRIVATE_NAME
 
 
@@ -34,16 +40,14 @@ def test_every_bad_recording_is_listed_with_its_reason_and_the_others_survive(
     built: Path, expected_reasons: dict[str, str]
 ) -> None:
     corpus = Corpus(built)
-    originals = read_tsv(built / ".build" / PRIVATE_NAME)
+    originals = read_tsv(built / BUILD_NAME / PRIVATE_NAME)
     rejected = {(r["site"], r["original_file"]): r["reason"] for r in originals}
-    listed = [{name: r[name] for name in ("site", "file", "reason")} for r in corpus.index["rejected"]]
-    assert sorted(listed, key=str) == sorted(
-        ({n: r[n] for n in ("site", "file", "reason")} for r in originals), key=str
-    )
+    listed = sorted((r.site, r.file, r.reason) for r in read_rejected(built))
+    assert listed == sorted((r["site"], r["file"], r["reason"]) for r in originals)
     expected = {("damaged", file): reason for file, reason in expected_reasons.items()}
     expected["images", "sub-03/func/sub-03_task-rest_bold.nii.gz"] = "t_r-mismatch"
     assert rejected == expected
-    assert all(r["detail"] and "\n" not in r["detail"] for r in corpus.index["rejected"])
+    assert all(r.detail and "\n" not in r.detail for r in read_rejected(built))
     stored = {site: counts["recordings"] for site, counts in corpus.index["totals"]["sites"].items()}
     assert stored == {"paired": 8, "images": 2, "damaged": 1}
     assert sum(corpus.index["reasons"].values()) == len(expected)
@@ -89,7 +93,9 @@ def test_an_interrupted_build_continues_and_ends_with_the_same_bytes(
     content[700] ^= 1  # shard that is not what the receipt says
     shards[1].chmod(0o644)
     shards[1].write_bytes(content)
-    (config.out_dir / BUILD_NAME / f"{shards[2].name}.json").unlink()  # shard without its receipt
+    (config.out_dir / BUILD_NAME / "sealed.json").unlink()
+    stem = shards[2].name.rpartition("-")[0]
+    (config.out_dir / BUILD_NAME / "receipts" / f"{stem}.jsonl").unlink()  # shard without its receipt
     (config.out_dir / "shards" / f".{shards[0].name}.77.tmp").write_bytes(b"left by a killed worker")
     kept = shards[3].stat().st_mtime_ns
     build_corpus(config)
@@ -105,26 +111,98 @@ def test_a_finished_build_returns_at_once(copied: Path, config: CorpusConfig) ->
     assert {p: p.stat().st_mtime_ns for p in copied.rglob("*")} == before
 
 
-@pytest.mark.parametrize("change", [{"seed": 1}, {"samples_per_shard": 2}, {"participants_columns": []}])
+@pytest.mark.parametrize("change", [{"seed": 3}, {"samples_per_shard": 2}, {"participants_columns": []}])
 def test_another_plan_is_refused_in_the_same_folder(copied: Path, config: CorpusConfig, change: dict) -> None:
     with pytest.raises(ValueError, match="holds a corpus of another configuration"):
         build_corpus(config.model_copy(update={"out_dir": copied, **change}))
     assert lint_corpus(copied) == []
 
 
-def test_a_changed_input_is_refused_in_the_same_folder(
+def test_a_changed_recording_rewrites_its_shard_alone(
     tmp_path: Path, bids_root: Path, copied: Path, config: CorpusConfig
 ) -> None:
     other = tmp_path / "bids"
     shutil.copytree(bids_root, other)
     (other / "paired/sub-01/eeg/sub-01_task-rest_channels.tsv").write_text("name\ttype\tstatus\nFp1\tEEG\tbad\n")
-    with pytest.raises(ValueError, match="another configuration"):
-        build_corpus(config.model_copy(update={"out_dir": copied, "bids_root": other}))
+    older = Corpus(copied)
+    before = {p.name: p.stat().st_mtime_ns for p in (copied / "shards").iterdir()}
+    index, was_there = build_corpus(config.model_copy(update={"out_dir": copied, "bids_root": other}))
+    after = {p.name: p.stat().st_mtime_ns for p in (copied / "shards").iterdir()}
+    assert not was_there and index["index_hash"] != older.index_hash
+    gone, new = before.keys() - after.keys(), after.keys() - before.keys()
+    assert len(gone) == len(new) == 2, "one tar and its checksums, under another hash"
+    assert all(after[name] == before[name] for name in before.keys() & after.keys())
+    bad = [(r.site, r.channels) for r in Corpus(copied).recordings if r.modality == "eeg" and not r.channel_good[0]]
+    assert (bad[0][0], bad[0][1][0]) == ("paired", "Fp1")
+    assert lint_corpus(copied) == []
+    fresh = config.model_copy(update={"bids_root": other})
+    build_corpus(fresh)
+    assert corpus_files(fresh.out_dir) == corpus_files(copied)
+
+
+def test_content_under_two_names_is_stored_once_and_comes_back(
+    tmp_path: Path, bids_root: Path, config: CorpusConfig
+) -> None:
+    site, twin = tmp_path / "twins" / "paired", tmp_path / "twins" / "paired" / "sub-09"
+    shutil.copytree(bids_root / "paired", site)
+    shutil.copytree(site / "sub-02" / "eeg", twin / "eeg")
+    for file in (twin / "eeg").iterdir():
+        file.rename(file.with_name(file.name.replace("sub-02", "sub-09")))
+    config = config.model_copy(update={"bids_root": site.parent})
+    index, _ = build_corpus(config)
+    (rejection,) = read_rejected(config.out_dir)
+    (original,) = read_tsv(config.out_dir / BUILD_NAME / PRIVATE_NAME)
+    assert (rejection.reason, original["original_file"]) == ("duplicate", "sub-09/eeg/sub-09_task-rest_eeg.edf")
+    assert original["original_detail"] == "same content as sub-02/eeg/sub-02_task-rest_eeg.edf of site paired"
+    assert index["totals"]["sites"]["paired"]["found"] == 9 == index["totals"]["all"]["recordings"] + 1
+    assert lint_corpus(config.out_dir) == []
+    assert build_corpus(config) == (index, True)
+    (site / "sub-02/eeg/sub-02_task-rest_eeg.edf").unlink()
+    build_corpus(config)
+    assert list(read_rejected(config.out_dir)) == [] and len(Corpus(config.out_dir).recordings) == 8
+
+
+def test_too_many_bad_recordings_fail_with_the_reasons_and_seal_nothing(config: CorpusConfig) -> None:
+    strict = config.model_copy(update={"max_quarantined": 0.05})
+    with pytest.raises(TooManyQuarantinedError, match=r"max_quarantined allows 5 %") as caught:
+        build_corpus(strict)
+    assert "damaged  flat" in str(caught.value)
+    assert not (config.out_dir / "index.json").exists()
+    status = json.loads((config.out_dir / BUILD_NAME / "status.json").read_text())
+    assert status["state"] == "failed"
+    sites = status["sites"]
+    assert all(site["done"] == site["found"] for site in sites.values()) and sites["damaged"]["quarantined"] > 5
+    assert status["shards"]["done"] == status["shards"]["total"] and status["seconds_left"] == 0
+    index, _ = build_corpus(config)  # now they may be bad, and nothing is read again
+    assert index["totals"]["sites"]["damaged"]["rejected"] == sites["damaged"]["quarantined"]
+
+
+def test_on_error_raises_or_warns(config: CorpusConfig, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ValueError, match=r"(damaged|images)/sub-.*on_error: raise"):
+        build_corpus(config.model_copy(update={"on_error": "raise"}))
+    build_corpus(config.model_copy(update={"on_error": "warn"}))
+    assert "warning: " in capfd.readouterr().err
+
+
+def test_a_machine_that_computes_otherwise_is_named(copied: Path, config: CorpusConfig) -> None:
+    (copied / BUILD_NAME / "sealed.json").unlink()
+    (copied / BUILD_NAME / "fingerprint.txt").write_text("0" * 64)
+    with pytest.raises(ValueError, match=rf"node {socket.gethostname()} .* computes other values"):
+        build_corpus(config.model_copy(update={"out_dir": copied}))
+
+
+def test_one_build_at_a_time_and_no_process_memory(copied: Path, config: CorpusConfig) -> None:
+    with open(copied / BUILD_NAME / "lock", "ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(ValueError, match="another build of this corpus is running"):
+            build_corpus(config.model_copy(update={"out_dir": copied}))
+    with pytest.raises(ValueError, match="memory of one process"):
+        build_corpus(config.model_copy(update={"out_dir": "memory://corpus"}))
 
 
 def test_a_folder_with_other_files_is_left_alone(config: CorpusConfig) -> None:
     config.out_dir.mkdir()
     (config.out_dir / "thesis.txt").write_text("all of it")
-    with pytest.raises(ValueError, match="not empty and no unfinished build"):
+    with pytest.raises(ValueError, match="not empty and no build of a corpus"):
         build_corpus(config)
     assert [p.name for p in config.out_dir.iterdir()] == ["thesis.txt"]

@@ -12,7 +12,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mcsp.data_sharding.index import SHARDS_NAME, index_hash, read_index, write_index
+from mcsp.data_sharding.index import (
+    SHARDS_NAME,
+    index_hash,
+    make_index,
+    read_index,
+    read_rejected,
+    read_repairs,
+    write_index,
+)
 from mcsp.data_sharding.lint import lint_corpus
 from mcsp.data_sharding.reader import Corpus, crc_name
 from mcsp.data_sharding.storage import sha256_file
@@ -58,6 +66,14 @@ def first(corpus: Path) -> tuple[Recording, Path]:
     return recording, corpus / SHARDS_NAME / recording.shard
 
 
+def rewrite(corpus: Path, index: dict[str, Any], rows: list[Recording]) -> None:
+    """Other rows under the old totals, as a mistake of the builder would leave them."""
+    simulated = {site: counts["simulated"] for site, counts in index["totals"]["sites"].items()}
+    described = {**index, "simulated": simulated}
+    made, tables = make_index(described, rows, list(read_rejected(corpus)), list(read_repairs(corpus)))
+    write_index(corpus, {**made, "totals": index["totals"]}, tables)
+
+
 def accept(corpus: Path) -> None:
     """Make the index agree with changed shards, as a forger would."""
     index = read_index(corpus)
@@ -65,7 +81,7 @@ def accept(corpus: Path) -> None:
         path = corpus / SHARDS_NAME / shard["name"]
         shard |= {"sha256": sha256_file(path), "bytes": path.stat().st_size}
     index["index_hash"] = index_hash(index["shards"])
-    write_index(corpus, index, list(Corpus(corpus).recordings))
+    rewrite(corpus, index, list(Corpus(corpus).recordings))
 
 
 def test_every_flipped_byte_of_a_payload_is_caught_even_under_a_forged_hash(copied: Path) -> None:
@@ -115,7 +131,7 @@ def test_a_row_that_is_not_so_is_caught(
     # A shard of several recordings, so that a wrong checksum position still lies inside.
     i = next(i for i, r in enumerate(rows) if r.crc_offset == 0 and r.site == "paired")
     rows[i] = replace(rows[i], **change(rows[i]))
-    write_index(copied, read_index(copied), rows)
+    rewrite(copied, read_index(copied), rows)
     assert any(message in lie for lie in lint_corpus(copied)), lint_corpus(copied)
 
 
@@ -123,7 +139,7 @@ def test_a_subject_in_two_splits_is_caught(copied: Path) -> None:
     rows = list(Corpus(copied).recordings)
     train, test = (next(r for r in rows if r.split == split) for split in ("train", "test"))
     rows[rows.index(test)] = replace(test, subject=train.subject, site=train.site)
-    write_index(copied, read_index(copied), rows)
+    rewrite(copied, read_index(copied), rows)
     assert any("is in two splits" in lie for lie in lint_corpus(copied))
 
 
@@ -132,12 +148,20 @@ def test_a_subject_in_two_splits_is_caught(copied: Path) -> None:
     [
         ({"index_hash": "0" * 64}, "index_hash does not follow"),
         ({"reasons": {}}, "reasons is {}"),
-        ({"rejected": []}, "totals."),
     ],
 )
 def test_an_index_that_is_not_so_is_caught(copied: Path, change: dict[str, Any], message: str) -> None:
     (copied / "index.json").write_text(json.dumps({**read_index(copied), **change}))
     assert any(message in lie for lie in lint_corpus(copied))
+
+
+def test_a_rejection_that_is_not_counted_or_not_known_is_caught(copied: Path) -> None:
+    table = copied / read_index(copied)["tables"]["rejected"]
+    lines = table.read_bytes().splitlines(keepends=True)
+    table.write_bytes(b"".join(lines[1:]))
+    assert any("totals." in lie for lie in lint_corpus(copied))
+    table.write_bytes(b"".join([json.dumps({**json.loads(lines[0]), "reason": "ugly"}).encode(), b"\n", *lines[1:]]))
+    assert any("unknown reason 'ugly'" in lie for lie in lint_corpus(copied))
 
 
 def test_files_that_vanish_or_appear_are_caught(copied: Path) -> None:

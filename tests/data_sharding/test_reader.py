@@ -121,16 +121,17 @@ def test_another_schema_version_is_refused(copied: Path) -> None:
         ("index.json", b"{", "not a JSON file"),
         ("index.json", b"[]", "schema version None"),
         ("index.json", b'{"schema_version": 2}', "expected the keys"),
-        ("recordings.arrow", None, "cannot read the table of recordings"),
-        ("recordings.arrow", b"ARROW1", "cannot read the table of recordings"),
+        ("recordings-*.arrow", None, "cannot read the table of recordings"),
+        ("recordings-*.arrow", b"ARROW1", "cannot read the table of recordings"),
     ],
 )
 def test_a_damaged_description_is_refused_in_one_line(
     copied: Path, file: str, content: bytes | None, message: str
 ) -> None:
-    (copied / file).unlink()
+    path = next(copied.glob(file))
+    path.unlink()
     if content is not None:
-        (copied / file).write_bytes(content)
+        path.write_bytes(content)
     with pytest.raises(ValueError, match=message) as error:
         Corpus(copied)
-    assert "\n" not in str(error.value) and str(copied / file) in str(error.value)
+    assert "\n" not in str(error.value) and str(path) in str(error.value)

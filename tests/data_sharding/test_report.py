@@ -11,6 +11,7 @@ import pytest
 
 from launchers.corpus_report import main
 from mcsp.data_sharding import charts
+from mcsp.data_sharding.index import read_rejected
 from mcsp.data_sharding.reader import Corpus
 from mcsp.data_sharding.recording import REASONS
 from mcsp.data_sharding.report import REPORT_NAME, index_table, make_page, write_report
@@ -56,7 +57,7 @@ def groups(corpus: Corpus) -> list[Group]:
 
 
 def test_the_page_tells_every_site_and_reason_and_needs_no_other_file(corpus: Corpus, groups: list[Group]) -> None:
-    text = make_page(corpus.index, groups)
+    text = make_page(corpus.index, groups, read_rejected(corpus.path))
     page = Page(text)
     assert page.open == []
     said = " ".join(page.texts)
@@ -116,7 +117,7 @@ def test_a_damaged_shard_costs_its_charts_only(copied: Path) -> None:
     content = bytearray(shard.read_bytes())
     content[r.byte_offset + r.n_samples * r.n_channels] ^= 255
     shard.write_bytes(content)
-    assert "cannot be read" in make_page(corpus.index, survey(corpus))
+    assert "cannot be read" in make_page(corpus.index, survey(corpus), read_rejected(corpus.path))
 
 
 def row(i: int, site: str, **values: object) -> Recording:
@@ -162,7 +163,7 @@ def test_fifty_sites_stay_below_five_megabytes(corpus: Corpus, groups: list[Grou
             many.append(full)
     assert len(many) == 100 and all(len(g.examples) == 2 for g in many)
     index = {**corpus.index, "totals": {**corpus.index["totals"], "sites": sites}}
-    n_bytes = len(make_page(index, many).encode())
+    n_bytes = len(make_page(index, many, read_rejected(corpus.path)).encode())
     assert n_bytes < 5_000_000, n_bytes
 
 
@@ -173,7 +174,7 @@ def test_what_stands_out_is_listed(corpus: Corpus, groups: list[Group]) -> None:
         replace(eeg, site=s, values={"amplitude": np.full(3, a)}) for s, a in (("x", 10.0), ("y", 11.0), ("z", 90.0))
     ]
     sites.append(replace(fmri, site="w", values={"mean_fd_mm": np.full(3, 0.8)}))
-    text = make_page(corpus.index, sites)
+    text = make_page(corpus.index, sites, read_rejected(corpus.path))
     assert "z: EEG amplitude 90" in text and "x: EEG amplitude" not in text
     assert "w: median framewise displacement 0.80 mm" in text
     assert "damaged: " in text  # quarantined above the share

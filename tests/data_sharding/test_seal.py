@@ -12,11 +12,11 @@ from mcsp.data_sharding.bids import Site
 from mcsp.data_sharding.bids_write import write_eeg, write_json, write_participants, write_tsv
 from mcsp.data_sharding.corpus import build_corpus
 from mcsp.data_sharding.description import dataset_description, source_dataset
-from mcsp.data_sharding.index import Rejection
+from mcsp.data_sharding.index import Rejection, Repair, read_rejected
 from mcsp.data_sharding.plan import session_label, subject_hash
 from mcsp.data_sharding.reader import Corpus
 from mcsp.data_sharding.report import REPORT_NAME
-from mcsp.data_sharding.seal import people, pseudonymise, publish_rejections, scan_index, scan_table
+from mcsp.data_sharding.seal import people, pseudonymise, publish_rejections, scan_index, scan_lists, scan_table
 from mcsp.data_sharding.table import Recordings
 from tests.data_sharding.conftest import CHANNELS, DESCRIPTION, eeg_uv
 
@@ -49,8 +49,6 @@ def test_rejections_are_published_without_what_identifies_and_kept_in_private(tm
 
 
 INDEX_PLANTS: list[tuple[list[Any], str, str]] = [
-    (["rejected", 0, "file"], "sub-anna/eeg/sub-anna_eeg.edf", "subject id"),
-    (["rejected", 0, "detail"], "recorded 04.05.2019", "date"),
     (["config", "note"], "mail a@b.org", "e-mail"),
     (["config", "sites"], {"a": {"path": "/data/clinic/raw"}}, "path"),
     (["shards", 0, "name"], "train-0012345-anna.tar", "name"),
@@ -69,6 +67,15 @@ def test_what_is_planted_in_the_index_is_found(built: Path, place: list[Any], va
         target = target[step]
     target[place[-1]] = value
     assert any(f": {kind}" in line for line in scan_index(index, description, names))
+
+
+def test_what_is_planted_in_the_lists_is_found(built: Path) -> None:
+    rejected = list(read_rejected(built))
+    assert rejected and list(scan_lists(rejected, frozenset({"anna"}))) == []
+    for change, kind in (({"file": "sub-anna/eeg/x.edf"}, "subject id"), ({"detail": "recorded 04.05.2019"}, "date")):
+        assert any(f": {kind}" in line for line in scan_lists([replace(rejected[0], **change)], frozenset()))
+    repair = Repair("a", "x.edf", "eeg", "header of Anna put right")
+    assert any(": name" in line for line in scan_lists([repair], frozenset({"anna"})))
 
 
 @pytest.mark.parametrize(
@@ -98,7 +105,7 @@ def test_a_build_that_would_publish_a_name_is_not_sealed(ray_here: None, tmp_pat
     write_participants(root, columns, [("sub-1", "Mustermann", "case"), ("sub-2", "Musterfrau", "mustermann, again")])
     for n in ("1", "2"):
         sidecar = {"SamplingFrequency": 250, "PowerLineFrequency": 50}
-        write_eeg(root, n, "rest", eeg_uv(15), CHANNELS, sidecar)
+        write_eeg(root, n, "rest", eeg_uv(15, seed=int(n)), CHANNELS, sidecar)
     site = Site("a", root, False, None)
     assert people([site]) == {"mustermann", "musterfrau"}
     sites = {"a": SiteConfig(path=root)}

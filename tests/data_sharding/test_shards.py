@@ -11,9 +11,10 @@ from mcsp.config import CorpusConfig
 from mcsp.data_sharding.bids import RecordingRef, Site
 from mcsp.data_sharding.bids_write import write_tsv
 from mcsp.data_sharding.index import SHARDS_NAME
+from mcsp.data_sharding.isolation import ReadingProcess
 from mcsp.data_sharding.plan import make_plan
 from mcsp.data_sharding.recording import REASONS
-from mcsp.data_sharding.samples import onset_seconds
+from mcsp.data_sharding.samples import acquisition_time, onset_seconds
 from mcsp.data_sharding.shards import build_shard, encode
 from mcsp.schema import Modality
 
@@ -40,16 +41,16 @@ def test_a_bad_channel_neither_sets_the_scale_nor_overflows() -> None:
     assert stored_TC[0, 0] * scale == 1.0
 
 
-def refs(root: Path, starts: dict[str, str]) -> list[tuple[RecordingRef, float]]:
+def times(root: Path, starts: dict[str, str]) -> list[tuple[Modality, float, float]]:
     """Recordings of a minute; ``starts`` maps ``eeg-1`` and the like to an acquisition time."""
     table = root / "sub-1_scans.tsv"
     write_tsv(table, ("filename", "acq_time"), starts.items())
     site = Site("s", root, False, None)
     modalities: dict[str, Modality] = {"eeg": "eeg", "fmri": "fmri"}
-    return [
-        (RecordingRef(site, root / name, modalities[name.split("-")[0]], {}, {"scans.tsv": (table,)}), 60.0)
-        for name in starts
+    refs = [
+        RecordingRef(site, root / name, modalities[name.split("-")[0]], {}, {"scans.tsv": (table,)}) for name in starts
     ]
+    return [(ref.modality, acquisition_time(ref), 60.0) for ref in refs]
 
 
 @pytest.mark.parametrize(
@@ -71,21 +72,23 @@ def refs(root: Path, starts: dict[str, str]) -> list[tuple[RecordingRef, float]]
 def test_only_overlapping_recordings_of_both_modalities_share_a_clock(
     tmp_path: Path, starts: dict[str, str], expected: list[float]
 ) -> None:
-    np.testing.assert_array_equal(onset_seconds(refs(tmp_path, starts)), expected)
+    np.testing.assert_array_equal(onset_seconds(times(tmp_path, starts)), expected)
 
 
 def test_an_unreadable_scans_table_costs_the_pairing_alone(tmp_path: Path) -> None:
-    recordings = refs(tmp_path, {"eeg-1": "2020-01-01T10:00:00", "fmri-1": "2020-01-01T10:00:00"})
-    (tmp_path / "sub-1_scans.tsv").write_bytes(b"filename\tacq_time\n\xff\xff\n")
-    assert np.isnan(onset_seconds(recordings)).all()
+    table = tmp_path / "sub-1_scans.tsv"
+    table.write_bytes(b"filename\tacq_time\n\xff\xff\n")
+    ref = RecordingRef(Site("s", tmp_path, False, None), tmp_path / "eeg-1", "eeg", {}, {"scans.tsv": (table,)})
+    assert np.isnan(acquisition_time(ref))
 
 
 def test_a_shard_of_which_nothing_survives_is_not_written(config: CorpusConfig) -> None:
     (config.out_dir / SHARDS_NAME).mkdir(parents=True)
     plan = make_plan(config.model_copy(update={"samples_per_shard": 1}), b"some key for this test")
     (shard,) = [s for s in plan.shards if s.samples[0].recordings[0].file.startswith("sub-05")]
-    receipt = build_shard(shard, config)
-    assert receipt.shard is None and receipt.recordings == []
+    with ReadingProcess(config) as process:
+        receipt = build_shard(shard, config, process)
+    assert receipt.shard is None and receipt.rows == []
     assert [r["reason"] for r in receipt.rejected] == ["flat"]
     assert list((config.out_dir / SHARDS_NAME).iterdir()) == []
 

@@ -1,5 +1,6 @@
 """The command lines of the corpus: one clear line on bad input, never a stack trace."""
 
+import json
 import os
 import subprocess
 import sys
@@ -9,7 +10,6 @@ import numpy as np
 import pytest
 
 from mcsp.data_sharding.bids_write import write_eeg, write_json, write_parcellated_bold
-from mcsp.schema import SCHEMA_VERSION
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -49,7 +49,13 @@ def write_site(root: Path) -> None:
 def test_build_reports_what_it_rejected_and_lint_agrees(tmp_path: Path) -> None:
     write_site(tmp_path / "bids" / "clinic")
     out = tmp_path / "corpus"
-    arguments = ("build_corpus.py", f"bids_root={tmp_path / 'bids'}", f"out_dir={out}", "workers=1")
+    arguments = (
+        "build_corpus.py",
+        f"bids_root={tmp_path / 'bids'}",
+        f"out_dir={out}",
+        "workers=1",
+        "max_quarantined=60%",
+    )
     built = call(*arguments)
     assert built.returncode == 0, built.stderr
     assert built.stdout.splitlines()[1].split() == ["clinic", "4", "2", "2", "1", "0.03"]
@@ -69,10 +75,18 @@ def test_build_reports_what_it_rejected_and_lint_agrees(tmp_path: Path) -> None:
     linted = call("lint_corpus.py", out)
     assert linted.returncode == 1 and "does not match its CRC-32" in linted.stdout
 
-    (out / "index.json").write_text(
-        (out / "index.json").read_text().replace(f'"schema_version": {SCHEMA_VERSION}', '"schema_version": 7')
-    )
-    assert_one_line(call("lint_corpus.py", out), "index.json", "schema version 7", f"reads version {SCHEMA_VERSION}")
+    index = json.loads((out / "index.json").read_text())
+    (out / "index.json").write_text(json.dumps({**index, "schema_version": 99}))
+    assert_one_line(call("lint_corpus.py", out), "index.json", "schema version 99", "this code reads version")
+
+
+def test_too_many_bad_recordings_end_with_status_1_and_the_table(tmp_path: Path) -> None:
+    write_site(tmp_path / "bids" / "clinic")
+    result = call("build_corpus.py", f"bids_root={tmp_path / 'bids'}", f"out_dir={tmp_path / 'out'}", "workers=1")
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    assert "2 of 4 recordings are bad (50.0 %), max_quarantined allows 5 %" in result.stderr
+    assert "clinic  missing-t_r  1 of 4" in result.stderr
+    assert not (tmp_path / "out" / "index.json").exists()
 
 
 @pytest.mark.parametrize("launcher", ["build_corpus.py", "lint_corpus.py"])
@@ -90,7 +104,9 @@ def test_bad_input_gives_one_line_and_status_2(tmp_path: Path) -> None:
     assert_one_line(
         call("build_corpus.py", root, out, "samples_per_shards=3"), "samples_per_shards", "known keys", "seed"
     )
-    assert_one_line(call("build_corpus.py", root, f"out_dir={ROOT / 'launchers'}"), "not empty and no unfinished build")
+    assert_one_line(
+        call("build_corpus.py", root, f"out_dir={ROOT / 'launchers'}"), "not empty and no build of a corpus"
+    )
     assert_one_line(call("lint_corpus.py", tmp_path / "nowhere"), "index.json: cannot read the index")
     assert not (tmp_path / "out").exists()
     assert_one_line(call("build_corpus.py", root, out, "--address", "127.0.0.1:1"), "Ray at 127.0.0.1:1: cannot")

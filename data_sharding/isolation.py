@@ -1,0 +1,153 @@
+"""Read recordings in a process of their own, so that a crash, a hang or a flood of memory costs one file alone.
+
+One such process serves many recordings, one after the other; it is replaced when it dies or is too slow. What goes to
+and fro between the two are messages of ``multiprocessing.connection``.
+"""
+
+import ctypes
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, Self
+
+import mcsp
+from mcsp.config import CorpusConfig
+from mcsp.data_sharding.bids import RecordingRef
+from mcsp.data_sharding.recording import CleanRecording, RecordingError
+
+_PR_SET_PDEATHSIG = 1
+_KILL_SECONDS = 10
+_START_SECONDS = 300.0
+_READY = "ready"
+# A process that dies without a word is asked once more: the machine may have killed it for another one's memory.
+_ATTEMPTS = 2
+ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A clean recording and when it began."""
+
+    clean: CleanRecording
+    began: float  # seconds since 1970 by the scanner's clock; NaN where unknown
+
+
+class ReadingProcess:
+    """Reads recordings in another process, within ``read_timeout_seconds`` and ``read_memory_gb`` of ``config``."""
+
+    def __init__(self, config: CorpusConfig) -> None:
+        """Start nothing yet; the process starts with the first recording."""
+        self.config = config
+        self.process: subprocess.Popen[bytes] | None = None
+        self._connection: Connection | None = None
+
+    def read(self, ref: RecordingRef) -> Reading:
+        """Read and clean one recording; raise :class:`RecordingError` with the reason, whatever happens to it."""
+        ended = "no process"
+        for _ in range(_ATTEMPTS):
+            answer, ended = self._ask(ref, self.config.read_timeout_seconds)
+            if isinstance(answer, Reading):
+                return answer
+            if isinstance(answer, tuple):
+                raise RecordingError(*answer)
+        if ended == "killed by SIGKILL":
+            raise RecordingError("out-of-memory", f"the reading process was {ended}, as a machine without memory does")
+        raise RecordingError("native-crash", f"the reading process was {ended}")
+
+    def fingerprint(self) -> str:
+        """What the recipe makes of a fixed recording here (:mod:`mcsp.data_sharding.fingerprint`)."""
+        answer, ended = self._ask(None, 600.0)
+        if not isinstance(answer, str):
+            raise ValueError(f"cannot compute the numeric fingerprint: {answer or ended}")
+        return answer
+
+    def _ask(self, question: RecordingRef | None, seconds: float) -> tuple[Any, str]:
+        """The answer, or None and how the process ended."""
+        process, connection = self._started()
+        try:
+            connection.send(question)
+            if not connection.poll(seconds):
+                self.close()
+                return ("timeout", f"not read within {seconds:g} s"), ""
+            return connection.recv(), ""
+        except (EOFError, OSError):
+            try:
+                code = process.wait(_KILL_SECONDS)
+            except subprocess.TimeoutExpired:
+                code = 0
+            self.close()
+            return None, f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
+
+    def _started(self) -> tuple[subprocess.Popen[bytes], Connection]:
+        if self.process is None or self._connection is None or self.process.poll() is not None:
+            self.close()
+            ours, theirs = socket.socketpair()
+            # What is importable here must be there: a checkout on sys.path, or Ray's copy of a working directory.
+            paths = [str(Path(mcsp.__file__).parent.parent), *filter(None, sys.path)]
+            command = f"from mcsp.data_sharding.isolation import serve; serve({theirs.fileno()}, {os.getpid()})"
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", command],
+                env={**os.environ, **ONE_THREAD, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))},
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+            )
+            theirs.close()
+            self._connection = Connection(ours.detach())
+            self._connection.send(self.config)
+            # Importing the readers is not part of reading a recording.
+            if not self._connection.poll(_START_SECONDS) or self._connection.recv() != _READY:
+                raise OSError(f"the reading process did not start within {_START_SECONDS:g} s")
+        return self.process, self._connection
+
+    def close(self) -> None:
+        """End the process; one that the kernel does not let go of is left behind."""
+        if self._connection is not None:
+            self._connection.close()
+        if self.process is not None:
+            self.process.kill()
+            with suppress(subprocess.TimeoutExpired):  # stuck in the kernel, on a network disk for example
+                self.process.wait(_KILL_SECONDS)
+        self.process = self._connection = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def serve(descriptor: int, parent: int) -> None:
+    """The other process: answer until the connection closes or the parent dies."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        return
+    # Imported before the limit counts, and not by those who only want the class above.
+    from mcsp.data_sharding.fingerprint import fingerprint
+    from mcsp.data_sharding.samples import acquisition_time, read_recording
+
+    connection = Connection(descriptor)
+    config: CorpusConfig = connection.recv()
+    limit = int(config.read_memory_gb * 1e9)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, resource.getrlimit(resource.RLIMIT_AS)[1]))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    connection.send(_READY)
+    while True:
+        try:
+            ref: RecordingRef | None = connection.recv()
+        except EOFError:
+            return
+        answer: Reading | str | tuple[str, str]
+        try:
+            answer = fingerprint() if ref is None else Reading(read_recording(ref, config), acquisition_time(ref))
+        except RecordingError as error:
+            answer = (error.reason, str(error))
+        except MemoryError:
+            answer = ("out-of-memory", f"reading needs more than read_memory_gb = {config.read_memory_gb:g}")
+        connection.send(answer)
