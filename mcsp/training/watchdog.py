@@ -107,17 +107,18 @@ def diagnose(
         parts.append("all ranks are alive: a link is down, or their collectives differ")
     for name, ranks in (("silent (stopped, dead or cut off)", silent), ("busy", busy), ("waiting", waiting)):
         if ranks:
-            parts.append(f"{name}: {_listed(ranks, later)}")
+            parts.append(f"{name}: {_listed(ranks, later, ranks is silent)}")
     return "; ".join(parts), min(alive, default=None)
 
 
-def _listed(ranks: list[int], beats: dict[int, dict[str, Any]], most: int = 8) -> str:
+def _listed(ranks: list[int], beats: dict[int, dict[str, Any]], silent: bool, most: int = 8) -> str:
     def told(rank: int) -> str:
         facts = beats.get(rank)
         if facts is None:
             return f"rank {rank} (never heard of)"
         where = f"{facts['phase']}, step {facts['step'] + 1}"
-        return f"rank {rank} ({facts['host']}, process {facts['pid']}, in {where}, for {facts['idle_seconds']:.0f} s)"
+        since = f"last in {where}" if silent else f"in {where}, for {facts['idle_seconds']:.0f} s"
+        return f"rank {rank} ({facts['host']}, process {facts['pid']}, {since})"
 
     more = f" and {len(ranks) - most} more" if len(ranks) > most else ""
     return ", ".join(told(rank) for rank in sorted(ranks)[:most]) + more

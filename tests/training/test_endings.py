@@ -104,7 +104,7 @@ def test_a_stopped_rank_is_named_and_the_launcher_ends(finished_run, tmp_path) -
             os.kill(pid, signal.SIGKILL)
     told = ended(run_dir)
     assert told["reason"] == "watchdog" and told["exit_code"] == 70 and told["rank"] == 0
-    assert f"silent (stopped, dead or cut off): rank 1 ({told['host']}, process {stopped}, in " in told["detail"]
+    assert f"silent (stopped, dead or cut off): rank 1 ({told['host']}, process {stopped}, last in " in told["detail"]
     assert "waiting: rank 0" in told["detail"]
     stacks = (run_dir / "stacks" / "rank-00000.txt").read_text()
     assert told["detail"] in stacks and "train_step" in stacks and "most recent call first" in stacks
@@ -155,8 +155,8 @@ def test_diagnosis_tells_silent_busy_and_waiting_ranks_apart() -> None:
     assert reporter == 0
     silent, busy, waiting = report.split("; ")
     assert silent == (
-        "silent (stopped, dead or cut off): rank 1 (node1, process 101, in communication of backward, step 7, "
-        "for 30 s), rank 4 (never heard of)"
+        "silent (stopped, dead or cut off): rank 1 (node1, process 101, last in communication of backward, "
+        "step 7), rank 4 (never heard of)"
     )
     assert busy.startswith("busy: rank 2 (node2, process 102, in data, step 7") and "rank 0" in waiting
     assert "rank 3" in waiting
