@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Callable
 from fractions import Fraction
 
@@ -88,6 +89,25 @@ def test_blocks_join_without_a_seam(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(eeg_filter, "_MIN_HOP", 1)
     small = one_pass(x_CT, 500, 50)
     assert np.abs(whole - small).max() < 2e-4 * whole.std()
+
+
+def test_memory_is_that_of_the_result_and_a_block() -> None:
+    channels, n_times = 8, 3_000_000
+    tracemalloc.start()
+    try:
+        x_TC = filter_resample(
+            lambda start, stop: np.zeros((channels, stop - start), np.float32),
+            n_times,
+            channels,
+            (1000, 200),
+            kernels_of(1000, CONFIG, 50),
+        )
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    recording_bytes = 4 * channels * n_times
+    assert x_TC.nbytes == recording_bytes / 5
+    assert peak < x_TC.nbytes + 0.2 * recording_bytes
 
 
 def test_a_recording_shorter_than_the_filter_is_filtered_too() -> None:
