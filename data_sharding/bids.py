@@ -46,6 +46,7 @@ class Site:
     simulated: bool
     label_image: Path | None  # for 4-D BOLD; None: a ``*_dseg.nii.gz`` of the dataset
     pairing: Pairing = "simultaneous"
+    first_volume_event: str | None = None  # trial_type or value in the EEG's events.tsv
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ def _make_site(name: str, site: SiteConfig, config: CorpusConfig) -> Site:
     if label_image is not None and not label_image.is_file():
         raise ValueError(f"{label_image}: no such label image (site {name})")
     simulated = site.simulated if site.simulated is not None else bool(read_json(description).get("Simulated", False))
-    return Site(name, site.path, simulated, label_image, site.pairing)
+    return Site(name, site.path, simulated, label_image, site.pairing, site.first_volume_event)
 
 
 def find_recordings(site: Site, parcellation: str | None = None) -> list[RecordingRef]:

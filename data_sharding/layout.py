@@ -138,7 +138,7 @@ class FileStates(dict[Path, list[int]]):
 def _sample_inputs(sample: PlannedSample, states: FileStates) -> list[Any]:
     """What decides a sample's bytes, with size and time of change standing for the content of each file."""
     files = [[ref.file, ref.modality, file.name, *states[file]] for ref in sample.recordings for file in ref.inputs()]
-    site = [sample.site.simulated, sample.site.pairing]
+    site = [sample.site.simulated, sample.site.pairing, sample.site.first_volume_event]
     return [sample.key, sample.split, sample.session, sample.participant, site, files]
 
 

@@ -27,7 +27,8 @@ _MIN_KEY_LENGTH = 16
 _PACKAGES = ("mne", "nibabel", "nilearn", "numpy", "pandas", "pyarrow", "scipy", "webdataset")
 _RECIPE_MODULES = (
     "bids", "eeg", "eeg_channels", "eeg_files", "eeg_filter", "eeg_quality", "fmri", "fmri_confounds",
-    "fmri_files", "fmri_parcels", "layout", "plan", "recording", "samples", "shards",
+    "fmri_files", "fmri_parcels", "layout", "pairing", "plan", "recording", "samples",
+    "shards",
 )  # fmt: skip
 _IDENTIFYING = {"participant_id", "name", "first_name", "last_name", "date_of_birth", "birth_date", "dob", "acq_time"}
 # Labels with this many digits in a row may be dates or hospital numbers.
@@ -139,7 +140,7 @@ def _site_samples(
     site: Site, participants: Mapping[str, Mapping[str, str]], config: CorpusConfig, key: bytes
 ) -> Iterator[PlannedSample]:
     groups: dict[tuple[str, str], list[RecordingRef]] = {}
-    for ref in find_recordings(site, config.fmri.parcellation):
+    for ref in find_recordings(site, config.fmri_of(site.name).parcellation):
         session = "" if site.pairing == "subject" else ref.entities.get("session", "")
         groups.setdefault((ref.entities["subject"], session), []).append(ref)
     for (subject, session), refs in sorted(groups.items()):

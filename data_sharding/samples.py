@@ -18,6 +18,7 @@ from mcsp.data_sharding.fmri import read_fmri
 from mcsp.data_sharding.index import Rejection
 from mcsp.data_sharding.isolation import Reading, ReadingProcess
 from mcsp.data_sharding.layout import PlannedSample
+from mcsp.data_sharding.pairing import marked_times
 from mcsp.data_sharding.recording import CleanRecording, RecordingError, valid_seconds
 from mcsp.schema import Modality
 
@@ -56,7 +57,13 @@ def read_sample(
             rejected.append(Rejection(sample.site.name, ref.file, ref.modality, error.reason, str(error)))
     onsets = [math.nan] * len(readings)
     if sample.site.pairing == "simultaneous":
-        onsets = onset_seconds([(ref.modality, r.began, len(r.clean.x_TC) / r.clean.sfreq) for ref, r in readings])
+        seconds = [len(r.clean.x_TC) / r.clean.sfreq for _, r in readings]
+        began = [r.began for _, r in readings]
+        if (marker := sample.site.first_volume_event) is not None:
+            refs = [ref for ref, _ in readings]
+            began = marked_times(list(zip(refs, seconds, strict=True)), marker) or began
+        times = zip(readings, began, seconds, strict=True)
+        onsets = onset_seconds([(ref.modality, start, length) for (ref, _), start, length in times])
     return [SampleRecording(ref, r.clean, onset) for (ref, r), onset in zip(readings, onsets, strict=True)], rejected
 
 

@@ -66,6 +66,11 @@ class SiteConfig(Config):
         description="what makes a sample: all recordings of a session, or of a subject; simultaneous: of a session, "
         "with the offsets between recordings that overlap by acq_time of *_scans.tsv",
     )
+    first_volume_event: str | None = Field(
+        None,
+        description="trial_type or value of events.tsv that marks the first volume in simultaneous EEG; it comes "
+        "before acq_time, which is of two computers and often of whole seconds",
+    )
 
 
 class CorpusConfig(Config):
