@@ -4,7 +4,6 @@ import html
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from mcsp.data_sharding.index import Rejection, read_rejected
 from mcsp.data_sharding.reader import Corpus
 from mcsp.data_sharding.recording import REASONS
 from mcsp.data_sharding.report_charts import MODALITY_NAMES, ORDER, anchor, side_by_side, site_charts
-from mcsp.data_sharding.storage import write_atomic
+from mcsp.data_sharding.storage import Location, write_atomic
 from mcsp.data_sharding.survey import Group, survey
 
 REPORT_NAME = "report.html"
@@ -71,14 +70,14 @@ def index_table(index: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def write_report(path: Path) -> Path:
-    """Write ``report.html`` into the finished corpus in ``path``; return the file.
+def write_report(path: Location) -> Location:
+    """Write ``report.html`` into the finished corpus in ``path``, which may be remote; return the file.
 
     Raises:
         ValueError: there is no finished corpus.
         OSError: the folder cannot be written.
     """
-    corpus = Corpus(path)
+    corpus = Corpus(str(path))
     file = path / REPORT_NAME
     write_atomic(file, make_page(corpus.index, survey(corpus), read_rejected(path)).encode())
     corpus.close()

@@ -15,6 +15,7 @@ from mcsp.data_sharding.index import read_rejected
 from mcsp.data_sharding.reader import Corpus
 from mcsp.data_sharding.recording import REASONS
 from mcsp.data_sharding.report import REPORT_NAME, index_table, make_page, write_report
+from mcsp.data_sharding.storage import location
 from mcsp.data_sharding.survey import FREQUENCIES, QUANTITIES, Group, survey, table_groups
 from mcsp.data_sharding.table import Recordings
 from mcsp.schema import Recording, Window
@@ -92,6 +93,16 @@ def test_the_page_is_the_same_every_time_and_the_launcher_writes_it(
     assert Path(capsys.readouterr().out.strip()).read_bytes() == first
     assert main([str(copied / "nowhere")]) == 2
     assert "nowhere" in capsys.readouterr().err
+
+
+def test_a_corpus_on_an_object_store_gets_the_same_report(built: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    remote = location("memory://reported/corpus")
+    for file in built.rglob("*"):
+        if file.is_file() and ".build" not in file.parts:
+            (remote / file.relative_to(built).as_posix()).write_bytes(file.read_bytes())
+    (remote / REPORT_NAME).unlink()
+    assert main([str(remote)]) == 0, capsys.readouterr().err
+    assert (remote / REPORT_NAME).read_bytes() == (built / REPORT_NAME).read_bytes()
 
 
 def test_spectra_and_traces_are_those_of_the_recordings(corpus: Corpus, groups: list[Group]) -> None:
