@@ -19,7 +19,7 @@ from mcsp.training.pretrainer import Pretrainer
 from mcsp.training.trainer import Trainer, schedule_of
 
 RATE = 1e-3
-Found = dict[str, Any]  # total, gradients, norm, weights
+Found = dict[str, Any]  # total, gradients, norm, weights, moments
 
 
 def totals(loss: torch.Tensor, terms: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -29,6 +29,7 @@ def totals(loss: torch.Tensor, terms: dict[str, torch.Tensor]) -> torch.Tensor:
 
 def plain_steps(config: PretrainConfig, steps: int, dtype: torch.dtype = torch.float32) -> Iterator[Found]:
     """The same steps without DeepSpeed, ranks and micro-batches: torch's AdamW and torch's clipping."""
+    assert distributed.world_size() == 1
     corpus = Corpus(config.corpus_dir)
     dataset = StepDataset(corpus, schedule_of(config, corpus), 0, 1)
     torch.manual_seed(config.seed)
@@ -55,7 +56,11 @@ def plain_steps(config: PretrainConfig, steps: int, dtype: torch.dtype = torch.f
         optimizer.step()
         weights = {n: p.detach().clone() for n, p in module.named_parameters()}
         total = totals(loss, terms)
-        yield {"total": total, "gradients": gradients, "norm": float(norm), "weights": weights}
+        moments = {
+            kind: {n: optimizer.state[p][kind].clone() for n, p in module.named_parameters()}
+            for kind in fragments.MOMENTS
+        }
+        yield {"total": total, "gradients": gradients, "norm": float(norm), "weights": weights, "moments": moments}
 
 
 def whole_weights(trainer: Trainer) -> dict[str, torch.Tensor]:
@@ -68,9 +73,22 @@ def whole_weights(trainer: Trainer) -> dict[str, torch.Tensor]:
     return found
 
 
-def deepspeed_steps(config: PretrainConfig, steps: int) -> Iterator[Found]:
-    trainer = Trainer(config)
+def take_over(trainer: Trainer, plain: Found, steps: int) -> None:
+    """Give the ranks the weights and moments of the plain process after ``steps`` steps."""
+    whole = {"weight": plain["weights"], **plain["moments"]}
+    for fragment in fragments.owned(trainer.engine._engine):
+        for kind, value in fragment.values.items():
+            flat = whole[kind][fragment.name].flatten()
+            value.copy_(flat[fragment.start : fragment.start + len(value)])
+    fragments.refresh(trainer.engine._engine, steps)
+
+
+def deepspeed_steps(config: PretrainConfig, plain: list[Found]) -> Iterator[Found]:
+    """As many steps as the plain process took; every other one from the state that it was in."""
+    trainer, steps = Trainer(config), len(plain)
     for step in range(steps):
+        if step and step % 2 == 0:
+            take_over(trainer, plain[step - 1], step)
         batches = trainer.dataset[step]
         embedded = trainer.embed(batches)
         share, terms = trainer.loss(embedded)
@@ -114,22 +132,24 @@ def main(out: str, cases: str, steps: str, *overrides: str) -> None:
     """``cases``: JSON list of [name, [override ...]].
 
     Writes {name: [comparison of each step]}, and beside each case "float64 ...": how far the plain process itself is
-    from float64 in these steps.
+    from float64 in the first step.
     """
     torch.set_num_threads(1)
     results: dict[str, list[dict[str, float]]] = {}
     plain: dict[float, list[Found]] = {}
     rounding: dict[float, list[dict[str, float]]] = {}
-    for name, own in json.loads(cases):
-        config = PretrainConfig.load(None, [*overrides, *own, f"run_dir={out}-{name}"])
+    runs = {n: PretrainConfig.load(None, [*overrides, *own, f"run_dir={out}-{n}"]) for n, own in json.loads(cases)}
+    for config in runs.values():  # before there are ranks: with them the objective would gather over all
         clipping = config.gradient_clipping
         if clipping not in plain:
             plain[clipping] = list(plain_steps(config, int(steps)))
-            exact = plain_steps(config, int(steps), torch.float64)
-            rounding[clipping] = [compare(a, b) for a, b in zip(plain[clipping], exact, strict=True)]
-        pairs = zip(deepspeed_steps(config, int(steps)), plain[clipping], strict=True)
-        results[name] = [compare(found, expected) for found, expected in pairs]
-        results[f"float64 {name}"] = rounding[clipping]
+            exact = next(plain_steps(config, 1, torch.float64))
+            rounding[clipping] = [compare(plain[clipping][0], exact)]
+    for name, config in runs.items():
+        expected = plain[config.gradient_clipping]
+        pairs = zip(deepspeed_steps(config, expected), expected, strict=True)
+        results[name] = [compare(found, wanted) for found, wanted in pairs]
+        results[f"float64 {name}"] = rounding[config.gradient_clipping]
     if distributed.is_main():
         Path(out).write_text(json.dumps(results))
     engine.stop_process_group()
