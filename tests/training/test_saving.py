@@ -27,14 +27,14 @@ from tests.training.ranks import (
 @pytest.mark.slow
 @pytest.mark.multirank
 def test_killed_within_saves_a_run_ends_with_the_weights_of_an_uninterrupted_one(finished_run, tmp_path) -> None:
-    """Rank 0 dies before and after the manifest, then in the middle of a deletion; rank 1 before its own file.
+    """Rank 0 dies before the manifest and within the deletion of an old one, rank 1 behind its file, rank 0 once more.
 
     ``test_checkpoint.py`` goes through every point; here the other rank, DeepSpeed and the loader are there, too.
     """
     reference, overrides = finished_run
     run_dir = tmp_path / "run"
     program = Path(__file__).with_name("crash_program.py")
-    for rank, event in ((0, 6), (0, 25), (1, 2), (0, 60)):
+    for rank, event in ((0, 6), (0, 28), (1, 2), (0, 12)):
         ranks = start_ranks(2, program, str(rank), str(event), f"run_dir={run_dir}", *overrides)
         try:
             assert ranks[rank].wait(timeout=200) == -signal.SIGKILL, ranks[rank].communicate()[0]
