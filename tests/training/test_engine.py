@@ -110,9 +110,9 @@ def runs(corpus_dir, tmp_path_factory) -> tuple[Path, list[str]]:
         plan.append((f"all{stage}{precision}", options, None))
         plan.append((f"rest{stage}{precision}", options, saved(f"all{stage}{precision}", 2)))
     plan += [
-        ("zero3to0", [*short, zero("0")], saved("all3fp32", 2)),
-        ("zero0to2", ["steps=6", "schedule_steps=4", zero("2")], saved("zero3to0", 4)),
-        ("zero2to3", ["steps=6", "schedule_steps=4", zero("3")], saved("zero3to0", 4)),
+        ("zero3to0", [*short, zero("0"), "precision=fp32"], saved("all3fp32", 2)),
+        ("zero0to2", ["steps=6", "schedule_steps=4", zero("2"), "precision=fp32"], saved("zero3to0", 4)),
+        ("zero2to3", ["steps=6", "schedule_steps=4", zero("3"), "precision=fp32"], saved("zero3to0", 4)),
     ]
     named = [(str(folder / run), options, begin) for run, options, begin in plan]
     run_ranks(2, RESUME, json.dumps(named), *overrides, seconds=400)
