@@ -59,11 +59,12 @@ def collective_bytes(parameters: int, ranks: int, stage: int, passes: int = 1, b
     """Bytes that a rank sends for weights and gradients in one step, with ring collectives.
 
     A ring sends ``(ranks - 1) / ranks`` of a tensor for a reduce-scatter or an all-gather, twice that for an
-    all-reduce. Stage 0: all-reduce of gradients. Stages 1 and 2: the two halves of that, the second for weights.
+    all-reduce. Stage 0: all-reduce of gradients. Stages 1 and 2: that, as measured (the ZeRO paper has a
+    reduce-scatter), and an all-gather of weights.
     Stage 3: weights for the forward and for the backward pass, gradients once. ``passes`` counts the forward passes of
     a step that need the weights anew: gradient caching has one more for each micro-batch.
     """
-    volumes = 2 if stage < 3 else passes + 2
+    volumes = {0: 2, 1: 3, 2: 3, 3: passes + 2}[stage]
     return volumes * (2 if bf16 else 4) * parameters * (ranks - 1) / ranks
 
 
@@ -190,6 +191,8 @@ def validate(corpus: Path, folder: Path) -> list[dict[str, Any]]:
             mine = [rank[stage] for rank in everyone]
             parameters = mine[0]["parameters"]
             predicted = state_bytes(parameters, ranks, stage, bf16=False)["optimizer"]
+            if stage == 3:  # only the moments are found there
+                predicted *= 8 / 12
             rows.append(
                 {
                     "ranks": ranks,
@@ -206,9 +209,10 @@ def validate(corpus: Path, folder: Path) -> list[dict[str, Any]]:
 
 
 def sent(collectives: dict[str, int], ranks: int) -> float:
-    """Bytes that a rank sends, with rings, for what DeepSpeed's logger saw; it notes sizes of whole tensors."""
+    """Bytes that a rank sends, with rings, for what DeepSpeed's logger saw; of an all-gather it notes one rank's part."""
     ring = (ranks - 1) / ranks
-    return sum((2 if "all_reduce" in name else 1) * size * ring for name, size in collectives.items())
+    volumes = {"all_reduce": 2, "all_gather_into_tensor": ranks}
+    return sum(volumes.get(name, 1) * size * ring for name, size in collectives.items())
 
 
 def table(results: dict[str, Any]) -> str:
