@@ -209,7 +209,7 @@ def validate(corpus: Path, folder: Path) -> list[dict[str, Any]]:
 
 
 def sent(collectives: dict[str, int], ranks: int) -> float:
-    """Bytes that a rank sends, with rings, for what DeepSpeed's logger saw; of an all-gather it notes one rank's part."""
+    """Bytes that a rank sends, with rings, for what the logger of DeepSpeed saw: one rank's part of an all-gather."""
     ring = (ranks - 1) / ranks
     volumes = {"all_reduce": 2, "all_gather_into_tensor": ranks}
     return sum(volumes.get(name, 1) * size * ring for name, size in collectives.items())
