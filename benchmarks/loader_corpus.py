@@ -93,6 +93,6 @@ def write_million(folder: Path, shards: Path, rows: list[Recording], n: int) -> 
 def _write_index(folder: Path, shards: list[dict[str, Any]], n: int) -> None:
     index = {
         "schema_version": SCHEMA_VERSION, "index_hash": index_hash(shards), "config": {}, "shards": shards,
-        "totals": {"all": {"recordings": n}}, "rejected": [],
+        "totals": {"all": {"recordings": n}}, "rejected": [], "reasons": {}, "tables": {"recordings": RECORDINGS_NAME},
     }  # fmt: skip
     (folder / INDEX_NAME).write_text(json.dumps(index))

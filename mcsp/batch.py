@@ -6,12 +6,14 @@ Padding is zero and masked; no result may depend on it.
 Shape letters: N samples of the batch, B rows of one modality, C channels, T time samples.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
 from mcsp.schema import MODALITIES, Modality, Window, text_key
 
@@ -86,6 +88,16 @@ def finite_channels(x_TC: Tensor) -> np.ndarray:
     return torch.isfinite(x_TC).all(dim=0).numpy()
 
 
+def _zeros(*shape: int) -> Tensor:
+    """Float32 zeros; in a loader's worker in memory that the training process shares, where they must be in the end."""
+    if get_worker_info() is None:
+        return torch.zeros(shape)
+    # As torch's own collation does it; fresh shared memory is zero.
+    storage = torch.UntypedStorage._new_shared(4 * math.prod(shape), device="cpu")
+    shared = torch.empty(0)
+    return shared.set_(storage, 0, (math.prod(shape),), (1,)).view(shape)
+
+
 def collate_signal(
     windows: Sequence[Window],
     sample_indices: Sequence[int],
@@ -100,7 +112,7 @@ def collate_signal(
     n_channels = max(shape_CT[0], *(w.x_TC.shape[1] for w in windows))
     n_samples = max(shape_CT[1], *(w.x_TC.shape[0] for w in windows))
     rows = len(windows)
-    x_BCT = torch.zeros(rows, n_channels, n_samples)
+    x_BCT = _zeros(rows, n_channels, n_samples)
     scratch = torch.empty(
         max(w.x_TC.size for w in windows)
     )  # fresh memory for each window would cost more than the work
