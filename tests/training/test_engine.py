@@ -77,7 +77,9 @@ def test_ten_steps_of_every_combination_equal_plain_torch(pretrain_overrides, tm
             assert len(results[name]) == 10
             for step, found in enumerate(results[name]):
                 for key, value in found.items():
-                    allowed = BOUNDS[key][step % 2]
+                    # Without clipping gradients are larger, and AdamW's epsilon hides less of their rounding noise.
+                    unclipped = key == "weights" and name.endswith("clip0")
+                    allowed = BOUNDS[key][step % 2] * (10 if unclipped else 1)
                     worst[key] = max(worst.get(key, 0.0), value / allowed)
                     where = f"{world} ranks, {name}, step {step}: {key}"
                     assert value < allowed, f"{where} differs by {value:.1e}, allowed are {allowed:.1e}"
