@@ -22,7 +22,7 @@ from mcsp.kernels.contrastive.fused import (
 )
 from mcsp.kernels.contrastive.fused_losses import add_parts, close_losses, close_scales
 from mcsp.kernels.contrastive.problem import Problem
-from mcsp.kernels.contrastive.tiles import Tiles, tiles_for
+from mcsp.kernels.contrastive.tiles import Tiles, loss_options, tiles_for
 
 # Rows of a block where rows are not multiplied.
 BLOCK = 32 if INTERPRETED else 64
@@ -128,7 +128,7 @@ def _losses(problem: Problem, o: Operands, scale_P: Tensor, precision: str) -> l
     close_losses[(pairs,)](
         pair_P2, scale_P, scale_P if weight_P is None else weight_P, o.valid_MN, row_JSn, column_JBN, sum_Qn, flag_QB,
         cosine_Pn, loss_P, exact_Q, pull_Qn, base_Qn, diagonal_Pn, slope_P, o.n, o.total, o.offset, spans, bands,
-        blocks, BM=4 * BLOCK, OWN=own, WEIGHTED=weight_P is not None, num_warps=4 if INTERPRETED else 8,
+        blocks, BM=4 * BLOCK, OWN=own, WEIGHTED=weight_P is not None, **loss_options(torch.version.hip is not None),
     )  # fmt: skip
     return [loss_P, exact_Q, pull_Qn, base_Qn, diagonal_Pn, slope_P]
 

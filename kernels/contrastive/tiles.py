@@ -1,6 +1,6 @@
 """Sizes of the tiles of the Triton kernels, from a table by shape and architecture: no tuning while training."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Tiles(NamedTuple):
@@ -36,7 +36,7 @@ TABLE = {
     ("relations", "fp32", "gfx"): (64, 64, 32, 16, 8, 3),
     ("relations' gradient", "bf16", "sm_90"): (64, 64, 32, 128, 8, 2),
     ("relations' gradient", "bf16", "sm_80"): (32, 64, 64, 64, 8, 2),
-    ("relations' gradient", "bf16", "gfx"): (64, 64, 32, 128, 8, 1),
+    ("relations' gradient", "bf16", "gfx"): (64, 32, 32, 128, 8, 1),
     ("relations' gradient", "fp32", "sm_90"): (64, 32, 32, 32, 8, 2),
     ("relations' gradient", "fp32", "sm_80"): (32, 32, 32, 32, 8, 2),
     ("relations' gradient", "fp32", "gfx"): (64, 64, 32, 32, 8, 1),
@@ -60,3 +60,9 @@ def tiles_for(what: str, precision: str, arch: str, width: int, interpreted: boo
     if "gradient" in what:
         span = min(span, max(16, 1 << (width - 1).bit_length()))
     return Tiles(rows, columns, depth, span, warps, stages)
+
+
+def loss_options(hip: bool) -> dict[str, Any]:
+    """Compiler options of the kernel that makes losses."""
+    # The most that a thread can have. Without a word ptxas takes 32, so that all warps fit, and spills the rest.
+    return {"num_warps": 8} | ({} if hip else {"maxnreg": 255})

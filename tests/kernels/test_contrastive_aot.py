@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from mcsp.kernels.contrastive.tiles import tiles_for
+from mcsp.kernels.contrastive.tiles import loss_options, tiles_for
 
 triton = pytest.importorskip("triton")
 fused = pytest.importorskip("mcsp.kernels.contrastive.fused")
@@ -31,7 +31,7 @@ PRODUCTS = [
 OTHERS = [
     (fused.prepare, {"BD": 64}),
     (fused_losses.add_parts, {"BD": 64}),
-    (fused_losses.close_losses, {"BM": 256, "num_warps": 8}),
+    (fused_losses.close_losses, {"BM": 256}),
     (fused_losses.close_scales, {"SLOPED": True}),
     (fused_distillation.close_distillation, {}),
 ]
@@ -129,7 +129,7 @@ def test_the_projections_of_the_model_compile(arch: str, tmp_path: Path) -> None
 @pytest.mark.parametrize("arch", SHARED_BUDGET)
 def test_kernels_that_multiply_nothing_compile(arch: str, tmp_path: Path) -> None:
     for kernel, more in OTHERS:
-        options = {"num_warps": more.get("num_warps", 4)}
+        options = loss_options(arch == "gfx942") if kernel is fused_losses.close_losses else {"num_warps": 4}
         for own in (False, True):
             constants = {"D": 256, "BM": 64, "SITES": True, "OWN": own, "WEIGHTED": True, "UPCAST": False} | more
             check(build(kernel, arch, "*bf16", constants, **options), arch, tmp_path, products=False)
