@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -35,15 +35,12 @@ def is_main() -> bool:
 class _GatherRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, dim: int) -> Tensor:
-        ctx.dim, ctx.rows = dim, x.shape[dim]
+        ctx.dim = dim
         return _all_gather(x, dim)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        total = grads[0].contiguous().clone()
-        with around_collectives():
-            dist.all_reduce(total)
-        return total.narrow(ctx.dim, rank() * ctx.rows, ctx.rows), None
+        return _reduce_scatter(grads[0], ctx.dim), None
 
 
 def _all_gather(x: Tensor, dim: int) -> Tensor:
@@ -51,6 +48,17 @@ def _all_gather(x: Tensor, dim: int) -> Tensor:
     out = rows_first.new_empty((world_size() * rows_first.shape[0], *rows_first.shape[1:]))
     with around_collectives():
         dist.all_gather_into_tensor(out, rows_first)
+    return out.movedim(0, dim).contiguous()
+
+
+def _reduce_scatter(x: Tensor, dim: int) -> Tensor:
+    """This rank's rows of the sum of ``x`` over all ranks: half of what an all-reduce would send."""
+    rows_first = x.movedim(dim, 0).contiguous()
+    out = rows_first.new_empty((rows_first.shape[0] // world_size(), *rows_first.shape[1:]))
+    # Renamed in torch 2.13; before, only the second name is there.
+    reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+    with around_collectives():
+        reduce_scatter(out, rows_first)
     return out.movedim(0, dim).contiguous()
 
 
@@ -71,13 +79,18 @@ def gather_rows(x: Tensor, dim: int = 0) -> Tensor:
 
 
 @torch.no_grad()
-def sum_over_ranks(x: Tensor) -> Tensor:
-    """The sum of ``x`` over all ranks, on every rank, without gradient; ``x`` is left as it is."""
-    total = x.detach().clone()
+def over_ranks(x: Tensor, operation: Literal["sum", "max"]) -> Tensor:
+    """The sum or the largest over all ranks of each number of ``x``, on every rank, without gradient; ``x`` stays."""
+    total = x.detach().clone(memory_format=torch.contiguous_format)
     if world_size() > 1:
         with around_collectives():
-            dist.all_reduce(total)
+            dist.all_reduce(total, dist.ReduceOp.SUM if operation == "sum" else dist.ReduceOp.MAX)
     return total
+
+
+def sum_over_ranks(x: Tensor) -> Tensor:
+    """The sum of ``x`` over all ranks, on every rank, without gradient; ``x`` is left as it is."""
+    return over_ranks(x, "sum")
 
 
 def gather_objects(value: Any) -> list[Any]:

@@ -27,10 +27,13 @@ class Job(NamedTuple):
     both: bool
 
 
-def jobs_of(problem: Problem) -> list[Job]:
-    """One product per pair serves both directions where the columns are this process's own rows, else two do."""
+def jobs_of(problem: Problem, one: bool = False) -> list[Job]:
+    """One product per pair serves both directions where all rows of a are somewhere met, here or elsewhere, else two.
+
+    They are here where the columns are this process's own rows; with ``one``, other processes meet the others.
+    """
     pairs = list(enumerate(zip(problem.a, problem.b, strict=True)))
-    if problem.own:
+    if problem.own or one:
         return [Job(p, a, b, True) for p, (a, b) in pairs]
     return [Job(p, *side, False) for p, (a, b) in pairs for side in ((a, b), (b, a))]
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from mcsp.kernels.contrastive import chunked, chunked_distillation, reference
-from mcsp.kernels.contrastive.problem import Columns, Negatives, Problem, check_values, checked, checked_scale
+from mcsp.kernels.contrastive.problem import Columns, Combine, Negatives, Problem, check_values, checked, checked_scale
 from mcsp.kernels.dispatch import Impl, Precision, choose
 
 # Similarities (n N) up to which the dense definition is the faster one on a CPU, with 15 pairs about 90 rows.
@@ -41,6 +41,7 @@ def contrastive_loss(
     columns: Columns | None = None,
     row_offset: int = 0,
     weight_P: Tensor | None = None,
+    combine: Combine | None = None,
     precision: Precision = "fp32",
     impl: Impl = "auto",
     check: bool = False,
@@ -66,6 +67,10 @@ def contrastive_loss(
         columns: rows of all processes; the result is then this process's share (see the module).
         row_offset: position of this process's first row within the columns.
         weight_P: factors of the losses, constants; default 1.
+        combine: the sum or the largest of a tensor over all processes; a collective that knows the process group. Given
+            it, only rows of a meet columns of b, and the sums of b's direction are combined: half the products, always
+            as "chunked". All processes must call this together, with the same shapes, pairs and scales, and weigh
+            their shares alike; ``columns`` must pass gradients back to the processes that their rows came from.
         precision: the least that products of embeddings are made with on a GPU, kernels/README.md has the table.
         impl: "reference" (dense), "chunked" (O(N D) memory, any device), "triton" (CUDA), or "auto".
         check: look whether valid embeddings are finite and normalised (the host waits for the device).
@@ -77,10 +82,16 @@ def contrastive_loss(
         ValueError: shapes or types that do not fit, a pair index out of range, within_site without sites, embeddings
             that fail ``check``, or an ``impl`` that cannot run here, with the reason.
     """
+    if combine and (columns is None or impl not in ("auto", "chunked")):
+        found = "no columns" if columns is None else f"impl={impl!r}"
+        raise ValueError(f"combine: expected columns and impl='chunked' (or 'auto'), found {found}")
     problem = checked(z_MnD, pairs_P2, valid_Mn, subject_n, site_n, negatives, columns, row_offset, weight_P)
     scale_P = checked_scale(scale_P, problem)
     if check:
         check_values(problem)
+    if combine:
+        choose("contrastive_loss", "chunked", precision, False, None)
+        return chunked.contrast(problem.zeroed(), scale_P, combine)
     small = problem.z_MnD.shape[1] * problem.z_MND.shape[1] <= DENSE_SIMILARITIES
     chosen = choose("contrastive_loss", impl, precision, small, _no_triton(problem, impl))
     if chosen == "triton":

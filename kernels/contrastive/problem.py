@@ -3,7 +3,7 @@
 Shape letters: M embeddings, n rows of this process, N rows of all processes, D width, P pairs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 Negatives = Literal["all", "within_site"]
+# The sum or the largest over all processes of each number of a tensor of the same shape in all of them.
+Combine = Callable[[Tensor, Literal["sum", "max"]], Tensor]
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -48,6 +50,20 @@ class Problem:
         z_MnD = _zeroed(self.z_MnD, self.valid_Mn if self.masked[0] else None)
         z_MND = z_MnD if self.own else _zeroed(self.z_MND, self.valid_MN if self.masked[1] else None)
         return replace(self, z_MnD=z_MnD, z_MND=z_MND)
+
+    def whole(self) -> "Problem":
+        """The columns compared with themselves: what one process with all rows would be given."""
+        if self.own:
+            return self
+        return replace(
+            self,
+            z_MnD=self.z_MND,
+            own=True,
+            valid_Mn=self.valid_MN,
+            subject_n=self.subject_N,
+            site_n=self.site_N,
+            row_offset=0,
+        )
 
     def other(self, rows: slice = slice(None), columns: slice = slice(None)) -> Tensor:
         """Bool, True where the column is another subject's (and of the same site, if asked)."""

@@ -26,8 +26,8 @@ from torch import Tensor
 
 from mcsp.config import ObjectiveConfig
 from mcsp.distributed import rank
-from mcsp.kernels.contrastive import contrastive_loss, retrieval_accuracy
-from mcsp.losses.contrastive import gather_columns
+from mcsp.kernels.contrastive import retrieval_accuracy
+from mcsp.losses.contrastive import Gather, contrast, gather_columns
 from mcsp.losses.cross_modal import convergence, distillation
 from mcsp.schema import DOMAINS, MODALITIES, Domain, Modality
 
@@ -96,6 +96,7 @@ def objective(
     site_n: Tensor,
     config: ObjectiveConfig,
     terms: Sequence[PairTerm],
+    gather: Gather | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """This rank's share of the loss and of each term.
 
@@ -106,6 +107,7 @@ def objective(
         subject_n, site_n: int64 keys, as in :class:`mcsp.batch.Batch`.
         config: weights, distillation temperature, and which negatives are kept.
         terms: from :func:`pair_terms`.
+        gather: how ranks share the contrast's products, default :func:`mcsp.losses.contrastive.gather_mode`.
 
     Returns:
         The loss, a scalar, and unweighted terms without gradient by name: each pair's contrast, ``distillation/<pair>``
@@ -118,17 +120,7 @@ def objective(
     columns = gather_columns(z_MnK, valid_Mn, subject_n, site_n)
     offset = rank() * z_MnK.shape[1]
     pairs = [(term.a, term.b) for term in terms]
-    contrast_P = contrastive_loss(
-        z_MnK,
-        pairs,
-        scale_P,
-        valid_Mn=valid_Mn,
-        subject_n=subject_n,
-        site_n=site_n,
-        negatives=config.negatives,
-        columns=columns,
-        row_offset=offset,
-    )
+    contrast_P = contrast(z_MnK, pairs, scale_P, valid_Mn, subject_n, site_n, config.negatives, columns, gather)
     parts = {term.name: (term.weight, value) for term, value in zip(terms, contrast_P, strict=True)}
     crossing = [term for term in terms if term.cross_modal]
     cross_pairs = [(term.a, term.b) for term in crossing]

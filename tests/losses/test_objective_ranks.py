@@ -1,5 +1,6 @@
 """Two and four gloo ranks against one process: the loss, every term, feature and temperature gradients."""
 
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +11,28 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from mcsp.config import ObjectiveConfig
-from mcsp.distributed import gather_rows, is_main, rank, sum_over_ranks, world_size
+from mcsp.distributed import gather_rows, is_main, over_ranks, rank, sum_over_ranks, world_size
+from mcsp.kernels.contrastive import blocks
 from mcsp.losses import objective, pair_terms, slots
+from mcsp.losses.contrastive import Gather, gather_mode
 from mcsp.schema import DOMAINS, MODALITIES
 
 N = 16
 STACK = slots(MODALITIES, DOMAINS)
-CASES = ("plain", "ragged", "fmri absent on the first rank", "no pair at all", "within site", "float32", "bf16")
+CASES = (
+    "plain",
+    "ragged",
+    "fmri absent on the first rank",
+    "no pair at all",
+    "within site",
+    "float32",
+    "bf16",
+    "nothing valid on the first rank",
+    "a row of the first rank underflows",
+    "everything underflows",
+    "not normalised",
+)
+MODES: tuple[Gather, ...] = ("both", "one")
 
 
 def case(name: str) -> tuple[dict[str, Tensor], ObjectiveConfig]:
@@ -30,10 +46,19 @@ def case(name: str) -> tuple[dict[str, Tensor], ObjectiveConfig]:
         valid[:6, : N // 2] = False
     elif name == "no pair at all":
         valid[:6, ::2], valid[6:, 1::2] = False, False
+    elif name == "nothing valid on the first rank":
+        valid[:, : N // 2] = False
     dtype = {"float32": torch.float32, "bf16": torch.bfloat16}.get(name, torch.float64)
-    z = normalize(torch.randn(12, N, 8, generator=draw, dtype=torch.float64), dim=-1).to(dtype)
-    config = ObjectiveConfig(negatives="within_site" if name == "within site" else "all")
+    z = torch.randn(12, N, 8, generator=draw, dtype=torch.float64)
     scale = 1 + 20 * torch.rand(15, generator=draw, dtype=torch.float64)
+    if name == "a row of the first rank underflows":  # its columns' sums do not: only this rank sees it
+        z[..., 0] += 5
+        z[0, 0] *= -1
+        scale[::2] = 700
+    elif name == "everything underflows":
+        scale += 4000
+    z = (normalize(z, dim=-1) * (10 if name == "not normalised" else 1)).to(dtype)
+    config = ObjectiveConfig(negatives="within_site" if name == "within site" else "all")
     return {
         "z_MnK": z,
         "valid_Mn": valid,
@@ -43,14 +68,14 @@ def case(name: str) -> tuple[dict[str, Tensor], ObjectiveConfig]:
     }, config
 
 
-def shares(name: str, rows: slice) -> dict[str, np.ndarray]:
+def shares(name: str, rows: slice, gather: Gather | None = None) -> dict[str, np.ndarray]:
     """Loss, terms and gradients of this process for its rows of a case."""
     b, config = case(name)
     b = {key: value if key == "scale_P" else value[..., rows] for key, value in b.items() if key != "z_MnK"} | {
         "z_MnK": b["z_MnK"][:, rows].clone()
     }
     z, scale = b["z_MnK"].requires_grad_(), b["scale_P"].requires_grad_()
-    loss, terms = objective(**b, config=config, terms=pair_terms(STACK, config))
+    loss, terms = objective(**b, config=config, terms=pair_terms(STACK, config), gather=gather)
     grad_z, grad_scale = torch.autograd.grad(loss, (z, scale))
     found = {"loss": loss.detach(), "grad_scale": grad_scale, "grad_z": grad_z.float() if name == "bf16" else grad_z}
     return {key: value.numpy() for key, value in (found | terms).items()}
@@ -61,10 +86,12 @@ def one_rank(number: int, world: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=number, world_size=world)
     assert (rank(), world_size(), is_main()) == (number, world, number == 0)
-    for name in CASES:
-        size = N // world
-        found = shares(name, slice(number * size, (number + 1) * size))
-        np.savez(f"{folder}/{name}-{number}.npz", **{key.replace("/", "|"): value for key, value in found.items()})
+    size = N // world
+    blocks.BLOCK_ROWS, blocks.BLOCK_COLUMNS = 3, 5
+    for name, gather in product(CASES, MODES):
+        found = shares(name, slice(number * size, (number + 1) * size), gather)
+        named = {key.replace("/", "|"): value for key, value in found.items()}
+        np.savez(f"{folder}/{name}-{gather}-{number}.npz", **named)
     check_collectives(number, world)
     dist.destroy_process_group()
 
@@ -72,6 +99,7 @@ def one_rank(number: int, world: int, folder: str) -> None:
 def check_collectives(number: int, world: int) -> None:
     mine = torch.full((2, 3), float(number))
     assert sum_over_ranks(mine).tolist() == [[world * (world - 1) / 2] * 3] * 2
+    assert over_ranks(mine, "max").tolist() == [[world - 1] * 3] * 2
     assert mine.tolist() == [[number] * 3] * 2
     x = torch.arange(6.0).reshape(2, 3) + 10 * number
     x.requires_grad_()
@@ -94,10 +122,11 @@ def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.mark.multirank
+@pytest.mark.parametrize("gather", MODES)
 @pytest.mark.parametrize("name", CASES)
-def test_shares_of_all_ranks_sum_to_one_process(ranks: tuple[int, Path], name: str) -> None:
+def test_shares_of_all_ranks_sum_to_one_process(ranks: tuple[int, Path], name: str, gather: Gather) -> None:
     world, folder = ranks
-    parts = [dict(np.load(folder / f"{name}-{r}.npz")) for r in range(world)]
+    parts = [dict(np.load(folder / f"{name}-{gather}-{r}.npz")) for r in range(world)]
     whole = shares(name, slice(0, N))
     rtol = 1e-11 if whole["loss"].dtype == np.float64 else 1e-6
     assert {key.replace("|", "/") for key in parts[0]} == set(whole)
@@ -109,6 +138,12 @@ def test_shares_of_all_ranks_sum_to_one_process(ranks: tuple[int, Path], name: s
         assert np.abs(total - value).max() <= bound * max(np.abs(value).max(), 1e-3), key
     assert np.abs(whole["grad_z"]).max() > 0
     assert np.abs(whole["grad_scale"]).max() > 0
+
+
+def test_one_side_is_gathered_where_products_cost_more_than_the_collective() -> None:
+    assert gather_mode(8, 32, 15, 64, "cpu") == "both"
+    assert gather_mode(256, 1024, 15, 128, "cpu") == "one"
+    assert gather_mode(256, 1024, 15, 128, "cuda") == "both"
 
 
 def test_one_process_gathers_nothing() -> None:
