@@ -195,6 +195,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=30)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as folder:
         corpus = make_corpus(Path(folder))
         results = {"overhead": overhead(corpus, Path(folder), arguments.steps)}
@@ -205,7 +206,8 @@ def main() -> None:
     device = torch.cuda.get_device_name() if kind == "cuda" else platform.processor() or platform.machine()
     facts = {
         "script": "benchmarks/bench_training.py", "date": date.today().isoformat(), "commit": commit(),
-        "device": device, "cores": os.cpu_count(), "python": platform.python_version(),
+        "device": device, "cores": os.cpu_count(), "load_average_before_and_after": [load, os.getloadavg()[0]],
+        "python": platform.python_version(),
         "versions": {package: version(package) for package in ("torch", "deepspeed")},
         "model": "nano", "batch_per_rank": BATCH, "windows": WINDOWS,
     }  # fmt: skip
