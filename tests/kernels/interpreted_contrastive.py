@@ -48,7 +48,13 @@ def expect_errors(exact: Any, rival: Any, found: Any, floor: float, factor: floa
 
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize(
-    ("n", "width", "negatives"), [(1, 48, "all"), (33, 130, "within_site"), (33, 512, "all"), (257, 48, "within_site")]
+    ("n", "width", "negatives"),
+    [
+        (1, 48, "all"),
+        (33, 130, "within_site"),
+        pytest.param(33, 512, "all", marks=pytest.mark.slow),
+        pytest.param(257, 48, "within_site", marks=pytest.mark.slow),
+    ],
 )
 def test_float32_is_as_accurate_as_dense_float32(loss: Any, n: int, width: int, negatives: str) -> None:
     change = {"pairs_P2": [(0, 1), (0, 3)], "scale_P": torch.tensor([100.0, 14.0])} if n == 257 else {}
@@ -154,7 +160,7 @@ def count_launches(monkeypatch: pytest.MonkeyPatch, log: list[str]) -> None:
                 monkeypatch.setattr(module, name, Counted(kernel, log))
 
 
-@pytest.mark.parametrize("gathered", [False, True])
+@pytest.mark.parametrize("gathered", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("loss", LOSSES)
 def test_at_most_eight_launches_and_the_host_waits_for_none(
     loss: Any, gathered: bool, monkeypatch: pytest.MonkeyPatch

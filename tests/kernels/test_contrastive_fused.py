@@ -14,19 +14,20 @@ CASES = Path(__file__).with_name("interpreted_contrastive.py")
 
 
 @pytest.mark.parametrize(
-    "interpret",
+    ("interpret", "which"),
     [
-        pytest.param("1", id="interpreter"),
-        pytest.param("0", id="gpu", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")),
+        pytest.param("1", "not slow", id="interpreter"),
+        pytest.param("1", "slow", id="interpreter, larger shapes", marks=pytest.mark.slow),
+        pytest.param("0", "", id="gpu", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")),
     ],
 )
-def test_triton_equals_dense_autograd(interpret: str) -> None:
+def test_triton_equals_dense_autograd(interpret: str, which: str) -> None:
     pytest.importorskip("triton")
     environment = os.environ | {"TRITON_INTERPRET": interpret}
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", str(CASES)]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-m", which, str(CASES)]
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-1000:]
-    assert re.search(r"\b\d\d passed", result.stdout), result.stdout[-500:]
+    assert re.search(r"\b\d+ passed", result.stdout), result.stdout[-500:]
 
 
 def test_a_machine_without_triton_runs_without_it() -> None:
