@@ -69,8 +69,8 @@ def collective_bytes(parameters: int, ranks: int, stage: int, passes: int = 1, b
 
 
 def contrast_bytes(slots: int, global_batch: int, width: int, ranks: int) -> float:
-    """Bytes that a rank sends for the contrast: an all-gather of fp32 embeddings and the all-reduce of its gradient."""
-    return 3 * 4 * slots * global_batch * width * (ranks - 1) / ranks
+    """Bytes that a rank sends for the contrast: all-gather of fp32 embeddings, reduce-scatter of their gradient."""
+    return 2 * 4 * slots * global_batch * width * (ranks - 1) / ranks
 
 
 def predict(piece: dict[str, Any], ranks: int, stage: int) -> dict[str, float]:
