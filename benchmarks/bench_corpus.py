@@ -1,8 +1,10 @@
 """Planning, building and indexing a corpus: seconds, memory, recordings per second, beside a bare MNE script.
 
 python benchmarks/bench_corpus.py [--out FILE] [--plan N] [--index N] [--recordings N] [--seconds S] [--repeats N]
+                        [--parts plan index isolation build]
 
-writes benchmarks/results/corpus_cpu_<yyyymm>.json and prints it. Planned recordings are empty files with BIDS names on
+writes benchmarks/results/corpus_cpu_<yyyymm>.json and prints it; parts that are not asked for stay in the file as they
+are, and each part says of which commit and options it is. Planned recordings are empty files with BIDS names on
 50 sites. Built ones are EDF files of 64 channels at 500 Hz, 16-bit noise, as the bare script reads, filters (notch,
 0.5-75 Hz), resamples (200 Hz) and saves them as float16 with numpy.save. Each figure is the median of the repeats.
 Isolation is a build's reading through the second process against the same function in this process.
@@ -19,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ import numpy as np
 from fresh_machine import hardware
 
 ROOT = Path(__file__).resolve().parents[1]
+PARTS = ("plan", "index", "isolation", "build")
 CHANNELS, SFREQ, SITES = 64, 500, 50
 KEY = "the key of a benchmark, no secret"
 
@@ -194,7 +197,7 @@ def build(root: str, out: str, workers: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure everything and write the file."""
+    """Measure what is asked for and write the file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     today = datetime.date.today()
     default = ROOT / "benchmarks" / "results" / f"corpus_cpu_{today:%Y%m}.json"
@@ -204,28 +207,42 @@ def main() -> None:
     parser.add_argument("--recordings", type=int, default=16, help="recordings to build")
     parser.add_argument("--seconds", type=float, default=300, help="length of each")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure (default: all)")
     arguments = parser.parse_args()
+    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
+    options = {k: v for k, v in vars(arguments).items() if k not in ("out", "parts")}
+    made = {"date": str(today), "commit": git.stdout.strip(), "options": options}
     with tempfile.TemporaryDirectory(prefix="bench-corpus-") as folder:
-        root = Path(folder)
+        results = {part: {**made, **found} for part, found in measure(arguments, Path(folder))}
+    packages = {name: version(name) for name in ("mne", "numpy", "scipy", "ray", "pyarrow", "webdataset")}
+    before = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
+    content = {**before, "what": __doc__, "hardware": hardware(), "versions": packages, **results}
+    arguments.out.write_text(json.dumps(content, indent=1) + "\n")
+    print(json.dumps(results, indent=1))
+
+
+def measure(arguments: argparse.Namespace, root: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each part that is asked for, with what was measured; inputs are made below ``root``."""
+    if "plan" in arguments.parts:
         alone("write_names", root / "names", arguments.plan)
-        results: dict[str, Any] = {"plan": alone("plan", root / "names")}
+        yield "plan", alone("plan", root / "names")
         shutil.rmtree(root / "names")
+    if "index" in arguments.parts:
         (root / "index").mkdir()
-        results["index"] = {"rows": arguments.index, **alone("index", root / "index", arguments.index)}
-        alone("write_recordings", root / "bids", arguments.recordings, arguments.seconds)
-        results["isolation"] = alone("isolation", root / "bids")
+        yield "index", {"rows": arguments.index, **alone("index", root / "index", arguments.index)}
+        shutil.rmtree(root / "index")
+    if not {"isolation", "build"} & set(arguments.parts):
+        return
+    alone("write_recordings", root / "bids", arguments.recordings, arguments.seconds)
+    if "isolation" in arguments.parts:
+        yield "isolation", alone("isolation", root / "bids")
+    if "build" in arguments.parts:
         runs: dict[str, list[dict[str, Any]]] = {"bare": [], "one_worker": [], "two_workers": []}
         for _ in range(arguments.repeats):
             runs["bare"].append(alone("bare", root / "bids"))
             runs["one_worker"].append(alone("build", root / "bids", root / "corpus", 1))
             runs["two_workers"].append(alone("build", root / "bids", root / "corpus", 2))
-    results["build"] = summarised(runs, arguments.recordings * arguments.seconds / 3600)
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
-    packages = {name: version(name) for name in ("mne", "numpy", "scipy", "ray", "pyarrow", "webdataset")}
-    content = {"what": __doc__, "date": str(today), "commit": commit.stdout.strip(), "hardware": hardware(),
-               "versions": packages, "options": {k: str(v) for k, v in vars(arguments).items()}, **results}  # fmt: skip
-    arguments.out.write_text(json.dumps(content, indent=1) + "\n")
-    print(json.dumps(results, indent=1))
+        yield "build", summarised(runs, arguments.recordings * arguments.seconds / 3600)
 
 
 def summarised(runs: dict[str, list[dict[str, Any]]], hours: float) -> dict[str, Any]:
