@@ -43,6 +43,7 @@ def test_loader_processes_change_nothing(pretrain_overrides, tmp_path) -> None:
     assert same(weights(tmp_path / "workers0", 6), weights(tmp_path / "workers2", 6))
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_passed_over_and_a_run_is_lengthened_or_refused(pretrain_overrides, tmp_path) -> None:
     run_dir = tmp_path / "run"
     pretrain(*pretrain_overrides)

@@ -12,6 +12,7 @@ from mcsp.training.trainer import learning_rate
 from tests.training.ranks import LAUNCHER, deepspeed, last_step, pretrain, same, start_ranks, weights
 
 
+@pytest.mark.slow
 @pytest.mark.multirank
 def test_kill_and_restart_ends_with_the_weights_of_an_uninterrupted_run(finished_run, tmp_path) -> None:
     reference, overrides = finished_run
@@ -37,7 +38,7 @@ def test_kill_and_restart_ends_with_the_weights_of_an_uninterrupted_run(finished
 
 
 @pytest.mark.multirank
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGUSR1])
 def test_a_signal_to_one_rank_saves_and_ends_all(finished_run, tmp_path, number) -> None:
     reference, overrides = finished_run
     run_dir = tmp_path / "run"
