@@ -42,11 +42,11 @@ def test_separable_features_score_near_one_and_noise_near_one_half(classifier: C
 
 @pytest.mark.parametrize("n_channels", [6, 40])
 def test_tangent_space_finds_a_difference_in_covariance_alone(n_channels: int) -> None:
-    """Two channels are correlated in one class; every variance is the same."""
+    """Channels 1 to 10 follow channel 0 in one class; every variance is the same."""
     _, y_N, _, _ = labelled(40, 1)
     rng = np.random.default_rng(1)
     x_NTC = rng.normal(size=(len(y_N), 1000, n_channels))
-    x_NTC[y_N == 1, :, 1] = 0.8 * x_NTC[y_N == 1, :, 0] + 0.6 * x_NTC[y_N == 1, :, 1]
+    x_NTC[y_N == 1, :, 1:11] = 0.8 * x_NTC[y_N == 1, :, :1] + 0.6 * x_NTC[y_N == 1, :, 1:11]
     x_NCC = x_NTC.swapaxes(1, 2) @ x_NTC / 1000 + 0.01 * np.eye(n_channels)
     assert auroc(tangent_logistic(n_channels), x_NCC, 40, 1) > 0.95
 
