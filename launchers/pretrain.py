@@ -10,6 +10,7 @@ Exit status: 0 finished, 75 asked to stop (run it again), 70 hung, 65 too many b
 run_dir/exit.json says more. docs/training.md explains how to run it for weeks.
 """
 
+import errno
 import os
 import sys
 
@@ -27,6 +28,11 @@ def main() -> None:
         if os.environ.get("RANK", "0") == "0":
             print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        print(f"error: {config.run_dir}: {error.strerror}; make room and run the same command again", file=sys.stderr)
+        raise SystemExit(1) from None
     if os.environ.get("RANK", "0") == "0":
         print(f"run: {config.run_dir}  (metrics.jsonl, events.jsonl, tensorboard/, checkpoints/)")
     raise SystemExit(code)

@@ -34,7 +34,7 @@ def test_killed_within_saves_a_run_ends_with_the_weights_of_an_uninterrupted_one
     reference, overrides = finished_run
     run_dir = tmp_path / "run"
     program = Path(__file__).with_name("crash_program.py")
-    for rank, event in ((0, 6), (0, 28), (1, 2), (0, 12)):
+    for rank, event in ((0, 6), (0, 28), (1, 3), (0, 12)):
         ranks = start_ranks(2, program, str(rank), str(event), f"run_dir={run_dir}", *overrides)
         try:
             assert ranks[rank].wait(timeout=200) == -signal.SIGKILL, ranks[rank].communicate()[0]
@@ -66,6 +66,15 @@ def test_a_full_disk_ends_a_run_in_one_line_and_with_more_space_it_goes_on(finis
         grow(disk, 8 * saved)
         run_ranks(2, LAUNCHER, *options)
         assert same(weights(disk / "run", 20), weights(reference, 20))
+
+
+@pytest.mark.slow
+def test_a_disk_that_metrics_fill_ends_a_run_in_one_line(pretrain_overrides, tmp_path) -> None:
+    with small_disk(tmp_path / "disk", 2**16) as disk:
+        options = [*pretrain_overrides, f"run_dir={disk / 'run'}", "steps=1000", "checkpoint_every=1000"]
+        said = pretrain(*options, expect=1)
+        assert f"error: {disk / 'run'}: No space left on device; make room" in said
+        assert "Traceback" not in said and read_metrics(disk / "run")
 
 
 @pytest.mark.slow
