@@ -76,8 +76,9 @@ class Run:
                 trainer.useful_seconds += time.perf_counter() - begin
             begin = time.perf_counter()
             too_bad = trainer.bad_windows.too_many()
-            self._save_if_due(last=bool(too_bad) or trainer.stopping)
+            # First the line: a crash behind a checkpoint would lose it, one before the checkpoint has the step redone.
             self._log(values)
+            self._save_if_due(last=bool(too_bad) or trainer.stopping)
             if too_bad:
                 raise ValueError(too_bad)
             if trainer.stopping:
