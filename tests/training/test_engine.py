@@ -48,9 +48,6 @@ def check_step(found: dict[str, float], rounding: float, where: str) -> None:
     assert found["weights"] < 3e-6, f"{where}: weights differ by {found['weights']:.1e}"
 
 
-ELASTIC = 1e-6
-
-
 BOUNDS = {"total": (1e-6, 3e-5), "norm": (1e-5, 1e-5), "weights": (3e-6, 5e-6)}  # of even and odd steps
 
 
@@ -110,7 +107,6 @@ def runs(corpus_dir, tmp_path_factory) -> tuple[Path, list[str]]:
 
     short = ["steps=4", "checkpoint_every=2"]
     plan = [("whole", [*WHOLE, zero("2")], None)]
-    plan.append(("rounded", [*WHOLE, zero("2"), "micro_batches=2"], saved("whole", 16)))
     for stage, precision in product("0123", ("fp32", "bf16")):
         options = [*short, zero(stage), f"precision={precision}"]
         plan.append((f"all{stage}{precision}", options, None))
@@ -152,14 +148,10 @@ def test_two_ranks_then_one_then_four_follow_two_that_were_never_interrupted(run
     first = [str(elastic), ["steps=32", "schedule_steps=50", "checkpoint_every=16", zero("1")], str(begin)]
     run_ranks(1, RESUME, json.dumps([first]), *overrides, seconds=900)
     run_ranks(4, RESUME, json.dumps([[str(elastic), [*WHOLE, zero("3")], None]]), *overrides, seconds=900)
-    reference, resumed, rounded = (losses(run) for run in (folder / "whole", elastic, folder / "rounded"))
-    assert sorted(resumed) == sorted(rounded) == list(range(17, 51))
+    reference, resumed = losses(folder / "whole"), losses(elastic)
+    assert sorted(resumed) == list(range(17, 51))
     error = {step: abs(loss / reference[step] - 1) for step, loss in resumed.items()}
-    noise = {step: abs(loss / reference[step] - 1) for step, loss in rounded.items()}
-    for name, found in (("elastic", error), ("rounded", noise)):
-        print(name, {step: f"{found[step]:.0e}" for step in (17, 18, 20, 25, 32, 33, 40, 50)}, max(found.values()))
-    assert error[17] < 1e-6, "the first resumed step reads other data, or other weights"
-    assert max(error.values()) < ELASTIC, f"{error}"
+    assert max(error.values()) < 1e-6, f"{error}"
 
 
 @pytest.mark.multirank
