@@ -92,12 +92,12 @@ def test_whatever_happens_to_a_launcher_the_run_is_saved_and_nothing_is_left(fin
 def test_a_stopped_rank_is_named_and_the_launcher_ends(finished_run, tmp_path) -> None:
     _, overrides = finished_run
     run_dir = tmp_path / "run"
-    launcher = deepspeed(f"run_dir={run_dir}", *overrides, "steps=4000", "watchdog_seconds=4")
+    launcher = deepspeed(f"run_dir={run_dir}", *overrides, "steps=4000", "watchdog_seconds=20")
     try:
         wait_for_step(run_dir, 3)
         [stopped] = processes(run_dir, "--local_rank=1", "pretrain.py run_dir")
         os.kill(stopped, signal.SIGSTOP)
-        assert launcher.wait(timeout=90) == 70
+        assert launcher.wait(timeout=120) == 70
         wait(lambda: not processes(run_dir), 45, "the end of all processes")
     finally:
         for pid in processes(run_dir):
@@ -122,7 +122,7 @@ def test_a_broken_link_between_hosts_is_noticed_on_both(finished_run, tmp_path) 
         launch = [
             str(Path(sys.executable).with_name("deepspeed")), "--hostfile", str(tmp_path / "hostfile"),
             "--master_addr", hosts.ADDRESSES["a"], str(LAUNCHER), f"run_dir={run_dir}", *overrides,
-            "steps=4000", "watchdog_seconds=5",
+            "steps=4000", "watchdog_seconds=20",
         ]  # fmt: skip
         launcher = subprocess.Popen(
             two.command("a", *launch), env=env, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -130,7 +130,7 @@ def test_a_broken_link_between_hosts_is_noticed_on_both(finished_run, tmp_path) 
         try:
             wait_for_step(run_dir, 3)
             hosts.ip("-n", f"{two.tag}a", "link", "set", hosts.INTERFACE, "down")
-            assert launcher.wait(timeout=90) != 0
+            assert launcher.wait(timeout=120) != 0
             wait(lambda: not processes(run_dir, "--local_rank"), 45, "the end of all ranks")
         finally:
             for pid in processes(run_dir):
