@@ -95,7 +95,7 @@ def test_a_stopped_rank_is_named_and_the_launcher_ends(finished_run, tmp_path) -
     launcher = deepspeed(f"run_dir={run_dir}", *overrides, "steps=4000", "watchdog_seconds=20")
     try:
         wait_for_step(run_dir, 3)
-        [stopped] = processes(run_dir, "--local_rank=1", "pretrain.py run_dir")
+        [stopped] = processes(run_dir, "--local_rank=1")
         os.kill(stopped, signal.SIGSTOP)
         assert launcher.wait(timeout=120) == 70
         wait(lambda: not processes(run_dir), 45, "the end of all processes")
