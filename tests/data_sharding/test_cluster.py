@@ -1,0 +1,207 @@
+"""Clusters of Ray on this machine: the same bytes from any number of nodes, after any death, by `ray job submit`."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+
+from mcsp.config import CorpusConfig
+from mcsp.data_sharding.corpus import build_corpus
+from mcsp.data_sharding.lint import lint_corpus
+from mcsp.data_sharding.receipts import BUILD_NAME
+
+pytestmark = [pytest.mark.slow, pytest.mark.multirank]
+ROOT = Path(__file__).resolve().parents[2]
+RAY = Path(sys.executable).parent / "ray"
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """Everything of a corpus but the state of its build."""
+    found = (p for p in folder.rglob("*") if p.is_file() and BUILD_NAME not in p.parts)
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in found}
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], Cluster]]:
+    """Starts raylets of one CPU each; stops only those."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if ray.is_initialized():
+        ray.shutdown()
+    started: list[Cluster] = []
+
+    def start(nodes: int) -> Cluster:
+        started.append(Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}))
+        for _ in range(nodes - 1):
+            started[-1].add_node(num_cpus=1)
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.shutdown()
+
+
+@pytest.fixture(scope="module")
+def small(bids_root: Path) -> dict[str, object]:
+    """Two sites and shards of one sample, so that there are many tasks."""
+    sites = {name: {"path": str(bids_root / name)} for name in ("paired", "images")}
+    return {"sites": sites, "samples_per_shard": 1, "max_quarantined": 1.0, "participants_columns": ["diagnosis"]}
+
+
+@pytest.fixture(scope="module")
+def expected(small: dict[str, object], tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The bytes that one worker makes, without a death."""
+    out = tmp_path_factory.mktemp("expected") / "corpus"
+    if ray.is_initialized():
+        ray.shutdown()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MCSP_SUBJECT_KEY", "a key for tests alone")
+        build_corpus(CorpusConfig.parse({**small, "out_dir": out, "workers": 1}, "test"))
+    return files(out)
+
+
+@pytest.mark.parametrize("nodes", [2, 3])
+def test_the_same_bytes_from_any_number_of_nodes(
+    cluster: Callable[[int], Cluster], small: dict, expected: dict, tmp_path: Path, nodes: int
+) -> None:
+    config = CorpusConfig.parse({**small, "out_dir": tmp_path / "corpus"}, "test")
+    build_corpus(config, cluster(nodes).address)
+    assert files(tmp_path / "corpus") == expected
+
+
+def start_driver(small: dict, out: Path, *arguments: str) -> subprocess.Popen[str]:
+    config = out.parent / "config.yaml"
+    config.write_text(json.dumps({**small, "out_dir": str(out)}))
+    command = [sys.executable, str(ROOT / "launchers/build_corpus.py"), "--config", str(config), *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "MCSP_SUBJECT_KEY": "a key for tests alone"}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_receipts(out: Path, n: int, driver: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while len(list((out / BUILD_NAME / "receipts").glob("*.jsonl"))) < n:
+        assert driver.poll() is None and time.monotonic() < deadline, "the build ended or stands still"
+        time.sleep(0.05)
+
+
+def test_the_death_of_workers_and_of_a_node_changes_nothing(
+    cluster: Callable[[int], Cluster], small: dict, expected: dict, tmp_path: Path
+) -> None:
+    nodes, out = cluster(3), tmp_path / "corpus"
+    driver = start_driver(small, out, "--address", nodes.address)
+    wait_for_receipts(out, 1, driver)
+    raylets = [node.all_processes["raylet"][0].process.pid for node in nodes.worker_nodes]
+    workers = [p for p in psutil.Process(raylets[0]).children() if p.name().startswith("ray::_build_or_keep")]
+    for worker in workers:
+        worker.kill()
+    wait_for_receipts(out, 2, driver)
+    os.kill(raylets[1], signal.SIGKILL)
+    _, errors = driver.communicate(timeout=240)
+    assert driver.returncode == 0, errors
+    assert files(out) == expected and lint_corpus(out) == []
+
+
+def test_the_death_of_the_driver_is_continued(small: dict, expected: dict, tmp_path: Path) -> None:
+    out = tmp_path / "corpus"
+    driver = start_driver(small, out, "workers=2")
+    wait_for_receipts(out, 2, driver)
+    driver.kill()
+    driver.communicate()
+    assert not (out / "index.json").exists()
+    again = start_driver(small, out, "workers=2")
+    _, errors = again.communicate(timeout=240)
+    assert again.returncode == 0, errors
+    assert files(out) == expected
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def test_a_submitted_job_builds_the_same(small: dict, expected: dict, tmp_path: Path) -> None:
+    """``ray start``, ``ray job submit --working-dir``, and a stop of what was started here alone."""
+    port, dashboard, out = free_port(), free_port(), tmp_path / "corpus"
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    environment |= {"MCSP_SUBJECT_KEY": "a key for tests alone", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+    head = subprocess.Popen(
+        [RAY, "start", "--head", "--block", "--num-cpus=2", "--node-ip-address=127.0.0.1", f"--port={port}",
+         "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--temp-dir={tmp_path / 'ray'}"],
+        env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    (tmp_path / "config.yaml").write_text(json.dumps({**small, "out_dir": str(out)}))
+    checkout = job_folder(tmp_path)
+    try:
+        deadline = time.monotonic() + 120
+        while True:  # the head takes jobs only a while after it has started
+            submit = [RAY, "job", "submit", f"--address=http://127.0.0.1:{dashboard}", "--working-dir", str(checkout)]
+            launcher = ["--", sys.executable, "launchers/build_corpus.py", "--config", str(tmp_path / "config.yaml")]
+            submitted = subprocess.run(
+                [*submit, *launcher], env=environment, capture_output=True, text=True, timeout=240, check=False
+            )
+            if submitted.returncode == 0 or time.monotonic() > deadline or "succeeded" in submitted.stdout:
+                break
+            time.sleep(3)
+        assert submitted.returncode == 0, submitted.stdout[-3000:] + submitted.stderr[-3000:]
+    finally:
+        children = psutil.Process(head.pid).children(recursive=True)
+        head.terminate()
+        head.wait(60)
+        for child in children:
+            if child.is_running():
+                child.kill()
+    assert files(out) == expected
+    status = json.loads((out / BUILD_NAME / "status.json").read_text())
+    assert status["state"] == "complete"
+
+
+def job_folder(tmp_path: Path) -> Path:
+    """What is uploaded: the code alone, as a checkout without its environment and results would be."""
+    folder = tmp_path / "checkout"
+    if not folder.exists():
+        command = f"git -C {ROOT} archive HEAD | tar -x -C {folder}"
+        folder.mkdir()
+        subprocess.run(command, shell=True, check=True)
+    return folder
+
+
+@pytest.mark.parametrize("workers", [2])
+def test_an_object_store_holds_the_same_bytes(
+    small: dict, expected: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    """A local server that speaks S3; what lies in it is downloaded and compared."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        for name, value in {
+            "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        }.items():  # fmt: skip
+            monkeypatch.setenv(name, value)
+        import s3fs
+
+        store = s3fs.S3FileSystem(skip_instance_cache=True)
+        store.mkdir("consortium")
+        config = CorpusConfig.parse({**small, "out_dir": "s3://consortium/corpus", "workers": workers}, "test")
+        index, was_there = build_corpus(config)
+        assert not was_there
+        assert build_corpus(config) == (index, True)
+        store.get("consortium/corpus", str(tmp_path / "copy"), recursive=True)
+    finally:
+        server.stop()
+    found = files(tmp_path / "copy")
+    assert found == {name: content for name, content in expected.items() if name != "report.html"}
