@@ -2,12 +2,15 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -94,6 +97,18 @@ def wait_for_receipts(out: Path, n: int, driver: subprocess.Popen[str]) -> None:
         time.sleep(0.05)
 
 
+def kill_busy_worker(raylet: int, driver: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 60
+    while True:
+        assert driver.poll() is None and time.monotonic() < deadline, "no worker of this node builds"
+        for child in psutil.Process(raylet).children():
+            with suppress(psutil.NoSuchProcess):
+                if child.cmdline()[:1] and child.cmdline()[0].startswith("ray::_build_or_keep"):
+                    child.kill()
+                    return
+        time.sleep(0.02)
+
+
 def test_the_death_of_workers_and_of_a_node_changes_nothing(
     cluster: Callable[[int], Cluster], small: dict, expected: dict, tmp_path: Path
 ) -> None:
@@ -101,9 +116,7 @@ def test_the_death_of_workers_and_of_a_node_changes_nothing(
     driver = start_driver(small, out, "--address", nodes.address)
     wait_for_receipts(out, 1, driver)
     raylets = [node.all_processes["raylet"][0].process.pid for node in nodes.worker_nodes]
-    workers = [p for p in psutil.Process(raylets[0]).children() if p.name().startswith("ray::_build_or_keep")]
-    for worker in workers:
-        worker.kill()
+    kill_busy_worker(raylets[0], driver)
     wait_for_receipts(out, 2, driver)
     os.kill(raylets[1], signal.SIGKILL)
     _, errors = driver.communicate(timeout=240)
@@ -132,47 +145,63 @@ def free_port() -> int:
 
 def test_a_submitted_job_builds_the_same(small: dict, expected: dict, tmp_path: Path) -> None:
     """``ray start``, ``ray job submit --working-dir``, and a stop of what was started here alone."""
-    port, dashboard, out = free_port(), free_port(), tmp_path / "corpus"
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    (port, dashboard, agent, client), out = [free_port() for _ in range(4)], tmp_path / "corpus"
+    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "RAY_ADDRESS")}
     environment |= {"MCSP_SUBJECT_KEY": "a key for tests alone", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
-    head = subprocess.Popen(
-        [RAY, "start", "--head", "--block", "--num-cpus=2", "--node-ip-address=127.0.0.1", f"--port={port}",
-         "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--temp-dir={tmp_path / 'ray'}"],
-        env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    (tmp_path / "config.yaml").write_text(json.dumps({**small, "out_dir": str(out)}))
-    checkout = job_folder(tmp_path)
-    try:
-        deadline = time.monotonic() + 120
-        while True:  # the head takes jobs only a while after it has started
-            submit = [RAY, "job", "submit", f"--address=http://127.0.0.1:{dashboard}", "--working-dir", str(checkout)]
-            launcher = ["--", sys.executable, "launchers/build_corpus.py", "--config", str(tmp_path / "config.yaml")]
-            submitted = subprocess.run(
-                [*submit, *launcher], env=environment, capture_output=True, text=True, timeout=240, check=False
-            )
-            if submitted.returncode == 0 or time.monotonic() > deadline or "succeeded" in submitted.stdout:
-                break
-            time.sleep(3)
-        assert submitted.returncode == 0, submitted.stdout[-3000:] + submitted.stderr[-3000:]
-    finally:
-        children = psutil.Process(head.pid).children(recursive=True)
-        head.terminate()
-        head.wait(60)
-        for child in children:
-            if child.is_running():
-                child.kill()
+    # The paths of Ray's sockets must stay below 108 characters, so they cannot lie in tmp_path.
+    short = tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True)
+    with short as ray_folder, open(tmp_path / "head.txt", "wb") as log:
+        head = subprocess.Popen(
+            [RAY, "start", "--head", "--block", "--num-cpus=2", "--node-ip-address=127.0.0.1", f"--port={port}",
+             "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}",
+             f"--ray-client-server-port={client}", f"--temp-dir={ray_folder}"],
+            env=environment, stdout=log, stderr=log, cwd=tmp_path,
+        )  # fmt: skip
+        (tmp_path / "config.yaml").write_text(json.dumps({**small, "out_dir": str(out)}))
+        try:
+            submitted = submit(dashboard, job_folder(tmp_path), tmp_path / "config.yaml", environment)
+        finally:
+            stop(head)
+    said = submitted.stdout[-3000:] + submitted.stderr[-3000:] + (tmp_path / "head.txt").read_text()[-2000:]
+    assert submitted.returncode == 0, said
     assert files(out) == expected
     status = json.loads((out / BUILD_NAME / "status.json").read_text())
     assert status["state"] == "complete"
 
 
+def submit(
+    dashboard: int, checkout: Path, config: Path, environment: dict[str, str]
+) -> subprocess.CompletedProcess[str]:
+    """The job's end; asked again while the head does not take jobs yet."""
+    command = [RAY, "job", "submit", f"--address=http://127.0.0.1:{dashboard}", "--working-dir", str(checkout), "--"]
+    command += [sys.executable, "launchers/build_corpus.py", "--config", str(config)]
+    deadline = time.monotonic() + 120
+    while True:
+        result = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=240, check=False, cwd=checkout
+        )
+        taken = "submitted successfully" in result.stdout
+        if result.returncode == 0 or taken or time.monotonic() > deadline:
+            return result
+        time.sleep(3)
+
+
+def stop(head: subprocess.Popen[bytes]) -> None:
+    """End what ``ray start --block`` started, and nothing else."""
+    children = psutil.Process(head.pid).children(recursive=True) if head.poll() is None else []
+    head.terminate()
+    head.wait(60)
+    for child in children:
+        with suppress(psutil.NoSuchProcess):
+            child.kill()
+
+
 def job_folder(tmp_path: Path) -> Path:
-    """What is uploaded: the code alone, as a checkout without its environment and results would be."""
+    """What is uploaded: the code, as in a checkout without its environment and results."""
     folder = tmp_path / "checkout"
-    if not folder.exists():
-        command = f"git -C {ROOT} archive HEAD | tar -x -C {folder}"
-        folder.mkdir()
-        subprocess.run(command, shell=True, check=True)
+    without = shutil.ignore_patterns("__pycache__")
+    for name in ("mcsp", "data_sharding", "kernels", "launchers", "configs"):
+        shutil.copytree(ROOT / name, folder / name, symlinks=True, ignore=without)
     return folder
 
 
