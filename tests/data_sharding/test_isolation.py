@@ -5,7 +5,6 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -72,7 +71,7 @@ def test_the_other_process_reads_the_same_and_serves_many(
 
 
 def test_a_hang_is_ended_and_the_next_file_is_read(refs: dict[str, RecordingRef], process: ReadingProcess) -> None:
-    with ReadingProcess(replace(process.config, read_timeout_seconds=5)) as impatient:
+    with ReadingProcess(process.config.model_copy(update={"read_timeout_seconds": 5})) as impatient:
         with pytest.raises(RecordingError, match="not read within 5 s") as caught:
             impatient.read(refs["hanging"])
         assert caught.value.reason == "timeout"
