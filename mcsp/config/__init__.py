@@ -2,7 +2,7 @@
 
 from mcsp.config.base import Config, parse_command_line
 from mcsp.config.corpus import CorpusConfig, EegConfig, FmriConfig, SiteConfig
-from mcsp.config.evaluate import EvaluateConfig
+from mcsp.config.evaluate import EvaluateConfig, LabelledConfig
 from mcsp.config.finetune import FinetuneConfig
 from mcsp.config.model import AugmentationConfig, ModelConfig, ObjectiveConfig
 from mcsp.config.pretrain import BatchConfig, HealthConfig, PretrainConfig
@@ -17,6 +17,7 @@ __all__ = [
     "FinetuneConfig",
     "FmriConfig",
     "HealthConfig",
+    "LabelledConfig",
     "ModelConfig",
     "ObjectiveConfig",
     "PretrainConfig",

@@ -9,22 +9,28 @@ from mcsp.config.base import Config
 from mcsp.schema import Modality
 
 
-class EvaluateConfig(Config):
-    """``launchers/evaluate.py``."""
+class LabelledConfig(Config):
+    """What evaluation and fine-tuning share: an export, labelled recordings, and the windows cut from them."""
 
     model_dir: Path = Field(description="an export")
     corpus_dir: Path = Field(description="a corpus that build_corpus wrote")
-    out_dir: Path = Field(description="results.json and report.html go here")
     label: str = Field("diagnosis", description="a column that participants_columns let through, or task, session, run")
     classes: tuple[str, str] | None = Field(None, description="two values to compare, negative first; null: both found")
+    window_seconds: dict[Modality, float] | None = Field(None, description="null: as in pretraining")
+    windows_per_recording: int = Field(4, ge=1, description="evenly spaced; features or logits are averaged over them")
+    batch_size: int = Field(32, ge=1, description="samples encoded, or units trained on, at once")
+    folds: int = Field(5, ge=2, description="grouped by subject")
+
+
+class EvaluateConfig(LabelledConfig):
+    """``launchers/evaluate.py``."""
+
+    out_dir: Path = Field(description="results.json and report.html go here")
     covariates: list[str] = Field([], description="numeric columns (age, motion ...) that make a baseline of their own")
     protocols: tuple[Literal["kfold", "leave_site_out"], ...] = Field(
         ("kfold", "leave_site_out"), min_length=1, description="who is tested: new subjects, subjects of new sites"
     )
     run_dir: Path | None = Field(None, description="draws the loss curves of this run into the report")
-    window_seconds: dict[Modality, float] | None = Field(None, description="null: as in pretraining")
-    windows_per_recording: int = Field(4, ge=1, description="evenly spaced; features are averaged over them")
-    folds: int = Field(5, ge=2, description="grouped by subject")
     seeds: int = Field(5, ge=1, description="repetitions of the folds")
     label_fractions: tuple[float, ...] = Field(
         (0.05, 0.1, 0.25, 0.5, 1.0), description="fractions of the training subjects of the label-efficiency curve"
@@ -32,4 +38,3 @@ class EvaluateConfig(Config):
     permutations: int = Field(0, ge=0, description="draws of a permutation test of the pretrained rows; slow")
     retrieval_size: int = Field(64, ge=2, description="candidates of the cross-modal retrieval")
     retrieval_draws: int = Field(20, ge=1, description="random sets of candidates")
-    batch_size: int = Field(32, ge=1, description="samples encoded at once")

@@ -5,29 +5,18 @@ from typing import Literal
 
 from pydantic import Field
 
-from mcsp.config.base import Config
-from mcsp.schema import Modality
+from mcsp.config.evaluate import LabelledConfig
 
 Depth = Literal["head", "last_layers", "full"]
 
 
-class FinetuneConfig(Config):
+class FinetuneConfig(LabelledConfig):
     """``launchers/finetune.py``."""
 
-    model_dir: Path = Field(description="an export")
-    corpus_dir: Path = Field(description="a corpus that build_corpus wrote")
     out_dir: Path = Field(description="results.json and, with save_model, the fine-tuned model go here")
-    label: str = Field("diagnosis", description="a column that participants_columns let through, or task, session, run")
-    classes: tuple[str, str] | None = Field(None, description="two values to compare, negative first; null: both found")
     depth: Depth = Field("last_layers", description="what is trained beside the head: nothing, the last layers, all")
     protocol: Literal["kfold", "leave_site_out"] = Field("kfold", description="who is tested")
-    folds: int = Field(5, ge=2, description="grouped by subject; of the k-fold protocol")
     seed: int = Field(0, description="of folds, heads, windows and the inner split")
-    window_seconds: dict[Modality, float] | None = Field(None, description="null: as in pretraining")
-    windows_per_recording: int = Field(
-        4, ge=1, description="at test time, evenly spaced; logits are averaged over them"
-    )
-    batch_size: int = Field(32, ge=1, description="units per step")
     max_passes: int = Field(30, ge=1, description="over the training units; each cuts other windows")
     patience: int = Field(5, ge=1, description="passes without a better loss on the inner split before it stops")
     inner_fraction: float = Field(0.2, gt=0, lt=0.5, description="of the training subjects, for early stopping")

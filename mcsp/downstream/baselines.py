@@ -13,7 +13,7 @@ import numpy as np
 from scipy.signal import welch
 from sklearn.covariance import ledoit_wolf
 
-from mcsp.config import EvaluateConfig
+from mcsp.config import LabelledConfig
 from mcsp.data_sharding.reader import Corpus
 from mcsp.downstream.features import UnitMean, read_windows
 from mcsp.downstream.units import Unit
@@ -39,7 +39,7 @@ BRAIN_SPACING_MM = 30.0
 WELCH_SECONDS = 2.0  # 0.5 Hz resolution, enough for the delta band
 
 
-def classical_features(corpus: Corpus, units: Sequence[Unit], config: EvaluateConfig) -> dict[Modality, np.ndarray]:
+def classical_features(corpus: Corpus, units: Sequence[Unit], config: LabelledConfig) -> dict[Modality, np.ndarray]:
     """Connectivity for BOLD and band power for EEG, averaged over the windows of each unit.
 
     BOLD uses the parcels themselves where all units share them, else :func:`anchor_connectivity`.
@@ -70,7 +70,7 @@ def classical_features(corpus: Corpus, units: Sequence[Unit], config: EvaluateCo
     return features
 
 
-def covariances(corpus: Corpus, units: Sequence[Unit], config: EvaluateConfig) -> dict[Modality, np.ndarray]:
+def covariances(corpus: Corpus, units: Sequence[Unit], config: LabelledConfig) -> dict[Modality, np.ndarray]:
     """Shrunk covariances, averaged over the windows of each unit: float64 ``(len(units), C, C)``, positive definite.
 
     Ledoit and Wolf (2004). BOLD is standardised before, as nilearn's ConnectivityMeasure does; EEG keeps its amplitude.

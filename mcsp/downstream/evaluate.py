@@ -3,7 +3,7 @@
 import json
 import platform
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyriemann
@@ -11,7 +11,7 @@ import sklearn
 import torch
 
 from mcsp import __version__
-from mcsp.config import EvaluateConfig
+from mcsp.config import EvaluateConfig, LabelledConfig
 from mcsp.data_sharding.reader import Corpus
 from mcsp.downstream import comparison, diagnostics
 from mcsp.downstream.baselines import classical_features, covariances, covariate_table
@@ -27,6 +27,7 @@ from mcsp.model.pretrained import PretrainedMCSP, from_pretrained
 from mcsp.schema import MODALITIES, Split
 
 UNTRAINED_SEED = 0
+AnyLabelled = TypeVar("AnyLabelled", bound=LabelledConfig)
 
 
 def untrained_like(model: MCSP) -> MCSP:
@@ -112,7 +113,7 @@ def describe(
     return Described(pretrained, plain, classical, covariances(corpus, units, config), covariates)
 
 
-def with_windows(config: EvaluateConfig, model: PretrainedMCSP) -> EvaluateConfig:
+def with_windows(config: AnyLabelled, model: PretrainedMCSP) -> AnyLabelled:
     """``config`` with ``window_seconds`` of the pretraining where it names none, for both modalities."""
     seconds = {**model.preprocessing.get("window_seconds", {}), **(config.window_seconds or {})}
     missing = [m for m in model.config.modalities if m not in seconds]

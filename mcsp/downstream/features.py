@@ -10,7 +10,7 @@ import torch
 from tqdm import tqdm
 
 from mcsp.batch import collate
-from mcsp.config import EvaluateConfig
+from mcsp.config import LabelledConfig
 from mcsp.data_sharding.reader import Corpus
 from mcsp.downstream.units import Unit
 from mcsp.model.layers import SIZES
@@ -51,7 +51,7 @@ def _start_at(spans: Sequence[tuple[int, int]], place: int) -> int:
 
 
 def read_windows(
-    corpus: Corpus, units: Sequence[Unit], modality: Modality, config: EvaluateConfig, title: str
+    corpus: Corpus, units: Sequence[Unit], modality: Modality, config: LabelledConfig, title: str
 ) -> Iterator[tuple[int, Window]]:
     """Every window of one modality as ``(index into units, window)``, with a progress bar over recordings.
 
@@ -91,7 +91,7 @@ class UnitMean:
 
 
 def unit_features(
-    model: MCSP, corpus: Corpus, units: Sequence[Unit], config: EvaluateConfig, title: str = "features"
+    model: MCSP, corpus: Corpus, units: Sequence[Unit], config: LabelledConfig, title: str = "features"
 ) -> dict[Modality, np.ndarray]:
     """Features of units: ``model.features`` averaged over windows.
 

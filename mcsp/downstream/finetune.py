@@ -15,7 +15,6 @@ from safetensors.torch import save_file
 from tqdm import tqdm
 
 from mcsp.batch import collate
-from mcsp.config import EvaluateConfig
 from mcsp.config.finetune import FinetuneConfig
 from mcsp.data_sharding.reader import Corpus
 from mcsp.downstream import scores
@@ -25,7 +24,7 @@ from mcsp.downstream.evaluate import versions, with_windows
 from mcsp.downstream.features import feature_blocks, random_start, unit_features, window_starts
 from mcsp.downstream.splits import Folds, k_fold, labelled_part, leave_site_out
 from mcsp.downstream.units import Labelled, Unit, read_labels, read_seen
-from mcsp.model.pretrained import PretrainedMCSP, from_pretrained
+from mcsp.model.pretrained import from_pretrained
 from mcsp.schema import Modality, Window, random_key, unit_interval, window_samples
 
 
@@ -34,18 +33,14 @@ class Finetuning:
 
     def __init__(self, config: FinetuneConfig) -> None:
         """Open the export and the corpus and encode every unit once; ``ValueError`` where something does not fit."""
-        self.config = config
         self.model = from_pretrained(config.model_dir)
         self.corpus = Corpus(config.corpus_dir)
         self.labelled: Labelled = read_labels(self.corpus, config.label, config.classes)
-        self.window_seconds = _window_seconds(config, self.model)
+        self.config = config = with_windows(config, self.model)
+        assert config.window_seconds is not None
+        self.window_seconds = config.window_seconds
         self.folds = self._folds()
-        evaluate = EvaluateConfig(
-            model_dir=config.model_dir, corpus_dir=config.corpus_dir, out_dir=config.out_dir,
-            window_seconds=self.window_seconds, windows_per_recording=config.windows_per_recording,
-            batch_size=config.batch_size,
-        )  # fmt: skip
-        self.frozen = unit_features(self.model, self.corpus, self.labelled.units, evaluate, "frozen features")
+        self.frozen = unit_features(self.model, self.corpus, self.labelled.units, config, "frozen features")
         self.blocks = {m: feature_blocks(self.model, x_NF.shape[1]) for m, x_NF in self.frozen.items()}
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -159,18 +154,6 @@ class Finetuning:
             length = min(window_samples(recording, self.window_seconds[modality]), recording.n_samples)
             for start in window_starts(recording, length, self.config.windows_per_recording):
                 yield self.corpus.read_window(recording, start, length)
-
-
-def _window_seconds(config: FinetuneConfig, model: PretrainedMCSP) -> dict[Modality, float]:
-    evaluate = EvaluateConfig(
-        model_dir=config.model_dir,
-        corpus_dir=config.corpus_dir,
-        out_dir=config.out_dir,
-        window_seconds=config.window_seconds,
-    )
-    seconds = with_windows(evaluate, model).window_seconds
-    assert seconds is not None
-    return seconds
 
 
 def finetune(config: FinetuneConfig) -> dict[str, Any]:
