@@ -1,4 +1,4 @@
-"""The demo's simulated sites: two scanners, written as BIDS datasets of simultaneous EEG and parcellated BOLD."""
+"""Simulated sites as BIDS datasets: the demo's two (simultaneous EEG and BOLD), and those of a consortium."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -7,8 +7,10 @@ from tqdm import tqdm
 
 from mcsp.data_sharding import bids_write
 from mcsp.data_sharding.simulate import SimulatedSite, parcel_lattice, simulate_subject
+from mcsp.data_sharding.simulate_consortium import N_PARCELS, ConsortiumSite, simulate_consortium_subject
 
 FORMAT = 1  # raise when what is written or simulated changes, so that older demo sites are replaced
+CONSORTIUM_FORMAT = 1  # the same for the consortium
 
 # fmt: off
 _MONTAGE_A = ("Fp1", "Fp2", "F7", "F3", "Fz", "F4", "F8", "T7", "C3", "Cz", "C4", "T8", "P7", "P3", "Pz", "P4", "P8",
@@ -44,6 +46,14 @@ README_SIMULATED = """
 SIMULATED. No recording of a person is in here. Simultaneous EEG and BOLD of {n} subjects from the generator of MCSP
 (data_sharding/simulate.py): eight sources whose slow power fluctuations show in both modalities. Column 'diagnosis' of
 participants.tsv is the generator's label: cases have a stronger and more coupled central source pair.
+
+Terms: none (public domain).
+"""
+README_CONSORTIUM = """
+SIMULATED. No recording of a person is in here. Parcellated resting-state BOLD of {n} subjects at one of several sites,
+from the generator of MCSP (data_sharding/simulate_consortium.py, which says what is planted). Column 'diagnosis' of
+participants.tsv is the generator's label: a shift of connectivity, small beside the differences between people, along
+the modes in which people differ most. That it lies in those modes is an assumption of the generator.
 
 Terms: none (public domain).
 """
@@ -87,3 +97,29 @@ def write_simulated(root: Path, site: SimulatedSite) -> bool:
     }
     readme = README_SIMULATED.format(n=site.n_subjects)
     return bids_write.build_once(root, description, readme, {"format": FORMAT, **asdict(site)}, write)
+
+
+def write_consortium_site(root: Path, site: ConsortiumSite) -> bool:
+    """One site of a simulated consortium: parcellated BOLD of every subject."""
+    segmentation = f"Lattice{N_PARCELS}"
+    parcels, positions_P3 = parcel_lattice(N_PARCELS)
+
+    def write(folder: Path) -> None:
+        rows = []
+        for index in tqdm(range(site.n_subjects), desc=site.name, unit="subject"):
+            subject, one = f"{index + 1:03d}", simulate_consortium_subject(site, index)
+            sidecar = {"RepetitionTime": site.t_r, "Simulated": True}
+            bids_write.write_parcellated_bold(folder, subject, segmentation, parcels, one.bold_PT, sidecar)
+            rows.append((f"sub-{subject}", one.label))
+        bids_write.write_parcellation(folder, segmentation, parcels, positions_P3)
+        about = {"Description": "simulated label", "Levels": {"control": "baseline", "case": "shifted connectivity"}}
+        bids_write.write_participants(folder, {"diagnosis": about}, rows)
+
+    description = {
+        "Name": f"simulated resting-state fMRI, {site.name}",
+        "DatasetType": "derivative",
+        "License": "CC0",
+        "Simulated": True,
+    }
+    readme = README_CONSORTIUM.format(n=site.n_subjects)
+    return bids_write.build_once(root, description, readme, {"format": CONSORTIUM_FORMAT, **asdict(site)}, write)
