@@ -82,7 +82,7 @@ def overhead(corpus: Path, folder: Path, steps: int) -> dict[str, Any]:
 
     def bare_step(batch: Batch) -> None:
         optimizer.zero_grad()
-        loss, _ = objective(*bare(batch), batch.subject_N, batch.site_N, config.objective, bare.terms)
+        loss, _ = objective(*bare(batch), batch.subject_N, batch.site_N, config.objective, bare.terms, bare.predictions)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(bare.parameters(), config.gradient_clipping)
         optimizer.step()

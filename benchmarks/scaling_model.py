@@ -116,7 +116,7 @@ def count(size: str) -> dict[str, Any]:
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
         for modality, shape in SHAPES.items():
             for domain in config.domains:
-                h_BD, _ = module.encode_domain(modality, domain, _some_window(shape, HZ[modality]))
+                h_BD = module.encode_domain(modality, domain, _some_window(shape, HZ[modality]))
                 held.append(module.project(modality, domain, h_BD))  # so that no storage is used twice
     return {
         "parameters": sum(p.numel() for p in module.parameters()),

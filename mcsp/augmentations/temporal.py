@@ -10,6 +10,24 @@ from mcsp.augmentations.random import normal, uniform, white_noise
 from mcsp.batch import Signal
 
 
+def time_half(signal: Signal, late_B: Tensor, gap: float) -> Signal:
+    """Cut each row to one half of its valid extent: the late one where ``late_B``, else the early one.
+
+    ``gap`` is the fraction of the extent that is left out between the halves. The result is half as long.
+    """
+    samples = signal.x_BCT.shape[-1]
+    first_B = signal.time_valid_BT.int().argmax(1)
+    stop_B = samples - signal.time_valid_BT.flip(1).int().argmax(1)
+    half_B = ((stop_B - first_B) * ((1 - gap) / 2)).long().clamp_min(1)
+    start_B = torch.where(late_B, stop_B - half_B, first_B)
+    step_L = torch.arange(max(1, int(samples * ((1 - gap) / 2))), device=late_B.device)
+    inside_BL = step_L < half_B[:, None]
+    index_BL = (start_B[:, None] + step_L).clamp_max(samples - 1)
+    valid_BL = signal.time_valid_BT.gather(1, index_BL) & inside_BL
+    x_BCL = signal.x_BCT.gather(2, index_BL[:, None].expand(-1, signal.x_BCT.shape[1], -1))
+    return signal.replace(x_BCT=x_BCL * valid_BL[:, None], time_valid_BT=valid_BL)
+
+
 def mask_time(signal: Signal, largest_fraction: float, key_B: Tensor) -> Signal:
     """Mark one span, up to ``largest_fraction`` of each row's valid samples, as not valid."""
     samples = signal.x_BCT.shape[-1]

@@ -7,6 +7,9 @@ from pydantic import Field
 from mcsp.config.base import Config
 from mcsp.schema import DOMAINS, MODALITIES, Domain, Modality
 
+Skip = Literal["connectivity", "tangent", "coherence", "band_power"]
+SKIPS: tuple[Skip, ...] = ("connectivity", "tangent", "coherence", "band_power")
+
 
 class ModelConfig(Config):
     """Architecture; it travels inside every export."""
@@ -21,24 +24,35 @@ class ModelConfig(Config):
     fmri_patch_seconds: float = Field(4.0, gt=0)
     eeg_anchors: int = Field(32, ge=4)
     fmri_anchors: int = Field(100, ge=4)
+    skips: tuple[Skip, ...] = Field(SKIPS, description="what features hold beside h: measured, not learned")
 
 
 class ObjectiveConfig(Config):
-    """Weights of design section 6: L = sum_m L_cross-domain + alpha * sum_d L_cross-modal."""
+    """Weights of the loss; :mod:`mcsp.losses.objective` has the formula."""
 
+    within_domain: float = Field(1.0, ge=0, description="weight of the contrast between two views of one domain")
+    cross_domain: float = Field(1.0, ge=0, description="weight of the contrast between domains of one modality")
     alpha: float = Field(1.0, ge=0, description="weight of the cross-modal loss")
     beta: float = Field(0.5, ge=0, description="weight of distillation inside the cross-modal loss")
     gamma: float = Field(0.5, ge=0, description="weight of convergence inside the cross-modal loss")
-    cross_domain: float = Field(1.0, ge=0, description="weight of the contrast between domains of one modality")
+    prediction: float = Field(1.0, ge=0, description="weight of predicting one half of a window from the other")
     temperature: float = Field(0.1, gt=0, description="initial, learned per term; 0.1 as in SimCLR (arXiv 2002.05709)")
+    domain_temperature: dict[Domain, float] = Field(
+        {}, description="initial ones of single domains; terms across domains take the geometric mean"
+    )
     distillation_temperature: float = Field(0.1, gt=0)
     negatives: Literal["all", "within_site"] = "all"
 
 
 class AugmentationConfig(Config):
-    """Probabilities and strengths of the views, per domain."""
+    """What makes the two views differ, per domain."""
 
-    channel_dropout: float = Field(0.3, ge=0, lt=1, description="spatial: largest fraction of channels dropped")
+    opposite_halves: tuple[Domain, ...] = Field(
+        ("spatial",), description="domains whose views are opposite halves of the window in time"
+    )
+    half_gap: float = Field(0.0, ge=0, lt=1, description="fraction of the window left out between the halves")
+    disjoint_channels: bool = Field(True, description="spatial: each view has its own half of the channels")
+    channel_dropout: float = Field(0.1, ge=0, lt=1, description="spatial: largest fraction of channels dropped")
     position_jitter_mm: float = Field(3.0, ge=0, description="spatial: standard deviation")
     time_mask: float = Field(0.2, ge=0, lt=1, description="temporal: largest fraction of the window masked")
     amplitude_jitter: float = Field(0.1, ge=0, description="temporal: standard deviation of log gain")

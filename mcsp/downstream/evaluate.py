@@ -16,7 +16,7 @@ from mcsp.data_sharding.reader import Corpus
 from mcsp.downstream import comparison, diagnostics
 from mcsp.downstream.baselines import classical_features, covariances, covariate_table
 from mcsp.downstream.comparison import PRETRAINED, UNTRAINED, Described, FeatureSet
-from mcsp.downstream.features import feature_blocks, unit_features
+from mcsp.downstream.features import unit_features
 from mcsp.downstream.report import read_curves, write_report
 from mcsp.downstream.retrieval import RETRIEVAL_SEED, find_pairs, similarities, top1
 from mcsp.downstream.scores import BOOTSTRAP_SEED
@@ -105,7 +105,7 @@ def describe(
 
     def encoded(encoder: MCSP, kind: str) -> FeatureSet:
         x = unit_features(encoder, corpus, units, config, kind)
-        return FeatureSet(x, {m: feature_blocks(encoder, x_NF.shape[1]) for m, x_NF in x.items()})
+        return FeatureSet(x, {m: list(encoder.feature_widths(m).values()) for m in x})
 
     pretrained, plain = encoded(model, PRETRAINED), encoded(untrained, UNTRAINED)
     x = classical_features(corpus, units, config)

@@ -13,7 +13,6 @@ from mcsp.batch import collate
 from mcsp.config import LabelledConfig
 from mcsp.data_sharding.reader import Corpus
 from mcsp.downstream.units import Unit
-from mcsp.model.layers import SIZES
 from mcsp.model.mcsp import MCSP
 from mcsp.schema import Modality, Recording, Window, window_samples
 
@@ -124,13 +123,6 @@ def unit_features(
         if mean is not None:
             features[modality] = mean
     return features
-
-
-def feature_blocks(model: MCSP, n_features: int) -> list[int]:
-    """Sizes of the parts of ``model.features``: h of every domain, then the connectivity skip where there is one."""
-    blocks = [SIZES[model.config.size][0]] * len(model.config.domains)
-    rest = n_features - sum(blocks)
-    return blocks + [rest] * (rest > 0)
 
 
 def _batched(items: Iterator[tuple[int, Window]], size: int) -> Iterator[list[tuple[int, Window]]]:

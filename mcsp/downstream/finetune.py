@@ -21,7 +21,7 @@ from mcsp.downstream import scores
 from mcsp.downstream.classifier_model import MCSPClassifier
 from mcsp.downstream.classifiers import cross_validate, logistic
 from mcsp.downstream.evaluate import versions, with_windows
-from mcsp.downstream.features import feature_blocks, random_start, unit_features, window_starts
+from mcsp.downstream.features import random_start, unit_features, window_starts
 from mcsp.downstream.splits import Folds, k_fold, labelled_part, leave_site_out
 from mcsp.downstream.units import Labelled, Unit, read_labels, read_seen
 from mcsp.model.pretrained import from_pretrained
@@ -41,7 +41,7 @@ class Finetuning:
         self.window_seconds = config.window_seconds
         self.folds = self._folds()
         self.frozen = unit_features(self.model, self.corpus, self.labelled.units, config, "frozen features")
-        self.blocks = {m: feature_blocks(self.model, x_NF.shape[1]) for m, x_NF in self.frozen.items()}
+        self.blocks = {m: list(self.model.feature_widths(m).values()) for m in self.frozen}
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     def _folds(self) -> Folds:

@@ -1,5 +1,18 @@
 """The training objective; ``objective`` holds the whole of it."""
 
-from mcsp.losses.objective import PairTerm, Slot, objective, pair_terms, slots
+from mcsp.losses.objective import PairTerm, initial_log_scale, objective, pair_terms
+from mcsp.losses.prediction import PredictionTerm, prediction_error, prediction_terms
+from mcsp.losses.slots import VIEWS, Slot, slots
 
-__all__ = ["PairTerm", "Slot", "objective", "pair_terms", "slots"]
+__all__ = [
+    "VIEWS",
+    "PairTerm",
+    "PredictionTerm",
+    "Slot",
+    "initial_log_scale",
+    "objective",
+    "pair_terms",
+    "prediction_error",
+    "prediction_terms",
+    "slots",
+]

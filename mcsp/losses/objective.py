@@ -3,9 +3,11 @@
 For modality m and domain d with views z, z' (L2-normalised projections) and NTXent as in
 :func:`mcsp.kernels.contrastive.contrastive_loss`, over the batch of all ranks::
 
-    L = sum_m [ sum_d NTXent(z_md, z'_md) + cross_domain * sum_{d<d'} NTXent(z_md, z_md') ]
+    L = sum_m [ within_domain * sum_d NTXent(z_md, z'_md) + cross_domain * sum_{d<d'} NTXent(z_md, z_md') ]
       + alpha * sum_d [ NTXent(z_fd, z_ed) + beta * KD_d + gamma * mean(1 - cos(z_fd, z_ed)) ]
+      + prediction * sum_q e_q
 
+with e_q the mean error of predicting one half of a window from the other (:mod:`mcsp.losses.prediction`).
 The first line follows TF-C (arXiv 2206.08496), which contrasts views within a domain and domains within a sample.
 Arrangement, sums (not means) over terms and weights are ours; the paper of the method (arXiv 2409.19130) names
 cross-domain contrast, cross-modal distillation within a domain and convergence across modalities, and its abstract
@@ -17,6 +19,7 @@ whole batch, and so do their gradients. Where gradients are averaged over ranks,
 Shape letters: M slots, n rows of this rank, K projection width, P contrasted pairs.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -29,18 +32,9 @@ from mcsp.distributed import rank
 from mcsp.kernels.contrastive import retrieval_accuracy
 from mcsp.losses.contrastive import Gather, contrast, gather_columns
 from mcsp.losses.cross_modal import convergence, distillation
-from mcsp.schema import DOMAINS, MODALITIES, Domain, Modality
-
-VIEWS = (0, 1)
-
-
-@dataclass(frozen=True)
-class Slot:
-    """One embedding of a sample; its place in the list is its index in a stack ``z_MnK``."""
-
-    modality: Modality
-    domain: Domain
-    view: int
+from mcsp.losses.prediction import PredictionTerm, prediction_loss
+from mcsp.losses.slots import Slot
+from mcsp.schema import DOMAINS
 
 
 @dataclass(frozen=True)
@@ -54,18 +48,6 @@ class PairTerm:
     cross_modal: bool
 
 
-def slots(modalities: Sequence[Modality], domains: Sequence[Domain]) -> list[Slot]:
-    """One slot per modality, domain and view, in the order of the schema, whatever the order of the arguments."""
-    return [
-        Slot(modality, domain, view)
-        for modality in MODALITIES
-        if modality in modalities
-        for domain in DOMAINS
-        if domain in domains
-        for view in VIEWS
-    ]
-
-
 def pair_terms(stack: Sequence[Slot], config: ObjectiveConfig) -> list[PairTerm]:
     """The contrasted pairs that the slots allow; a modality or domain that is not there has no terms.
 
@@ -76,7 +58,7 @@ def pair_terms(stack: Sequence[Slot], config: ObjectiveConfig) -> list[PairTerm]
     for (a, left), (b, right) in combinations(enumerate(stack), 2):
         same_modality, same_domain = left.modality == right.modality, left.domain == right.domain
         if same_modality and same_domain:
-            terms.append(PairTerm(f"{left.modality}/{left.domain}", a, b, 1.0, False))
+            terms.append(PairTerm(f"{left.modality}/{left.domain}", a, b, config.within_domain, False))
         elif left.view or right.view:
             continue
         elif same_modality:
@@ -88,14 +70,23 @@ def pair_terms(stack: Sequence[Slot], config: ObjectiveConfig) -> list[PairTerm]
     return terms
 
 
+def initial_log_scale(stack: Sequence[Slot], terms: Sequence[PairTerm], config: ObjectiveConfig) -> Tensor:
+    """Minus the logarithm of each term's initial temperature, (P,): of its domain, or the mean of its two domains'."""
+    log_temperature = {d: math.log(config.domain_temperature.get(d, config.temperature)) for d in DOMAINS}
+    pairs = [(stack[term.a].domain, stack[term.b].domain) for term in terms]
+    return torch.tensor([-(log_temperature[a] + log_temperature[b]) / 2 for a, b in pairs])
+
+
 def objective(
     z_MnK: Tensor,
     valid_Mn: Tensor,
     scale_P: Tensor,
+    error_Qn: Tensor,
     subject_n: Tensor,
     site_n: Tensor,
     config: ObjectiveConfig,
     terms: Sequence[PairTerm],
+    predictions: Sequence[PredictionTerm] = (),
     gather: Gather | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """This rank's share of the loss and of each term.
@@ -104,19 +95,24 @@ def objective(
         z_MnK: L2-normalised projections, one plane per slot; the arithmetic is float32 (float64 for float64).
         valid_Mn: bool, False where a sample lacks the slot's modality.
         scale_P: inverse temperature of each term.
+        error_Qn: each sample's error of each prediction; whatever where a sample lacks the modality. (0, n) without.
         subject_n, site_n: int64 keys, as in :class:`mcsp.batch.Batch`.
         config: weights, distillation temperature, and which negatives are kept.
         terms: from :func:`pair_terms`.
+        predictions: from :func:`mcsp.losses.prediction.prediction_terms`.
         gather: how ranks share the contrast's products, default :func:`mcsp.losses.contrastive.gather_mode`.
 
     Returns:
         The loss, a scalar, and unweighted terms without gradient by name: each pair's contrast, ``distillation/<pair>``
-        and ``convergence/<pair>`` (absent where their weight is 0), and ``top1/<pair>``, the accuracy of finding a
-        row's partner among other subjects' rows.
+        and ``convergence/<pair>`` (absent where their weight is 0), ``prediction/...``, and
+        ``top1/<pair>``, the accuracy of finding a row's partner among other subjects' rows.
 
     Raises:
         ValueError: shapes that do not fit.
     """
+    if error_Qn.shape != (len(predictions), z_MnK.shape[1]):
+        expected = (len(predictions), z_MnK.shape[1])
+        raise ValueError(f"error_Qn: expected {expected}, predictions and rows, found {tuple(error_Qn.shape)}")
     columns = gather_columns(z_MnK, valid_Mn, subject_n, site_n)
     offset = rank() * z_MnK.shape[1]
     pairs = [(term.a, term.b) for term in terms]
@@ -132,7 +128,9 @@ def objective(
         shares = convergence(z_MnK, cross_pairs, valid_Mn, columns)
         weight = config.alpha * config.gamma
         parts |= {f"convergence/{term.name}": (weight, share) for term, share in zip(crossing, shares, strict=True)}
-    loss = torch.stack([weight * value for weight, value in parts.values()]).sum()
+    shares = prediction_loss(error_Qn, predictions, valid_Mn, columns)
+    parts |= {term.name: (config.prediction, share) for term, share in zip(predictions, shares, strict=True)}
+    loss = torch.stack([weight * value for weight, value in parts.values()]).sum() + 0.0 * error_Qn.sum()
     logged = {name: value.detach() for name, (_, value) in parts.items()}
     top1_P = retrieval_accuracy(
         z_MnK, pairs, valid_Mn=valid_Mn, subject_n=subject_n, columns=columns, row_offset=offset

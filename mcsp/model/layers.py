@@ -23,6 +23,9 @@ SIZES: dict[str, tuple[int, int, int, int]] = {
     "huge": (1280, 8, 20, 48),
 }
 
+# Features per token where h keeps tokens apart: 100 anchors at "huge" would otherwise give an h of 16,000.
+WIDEST_RESOLVED = 64
+
 # Log-power below this (in uV^2/Hz or percent^2/Hz) says "nothing here": flat and masked channels have a floor of -20,
 # which would drown everything else in a linear layer.
 LOWEST_LOG_POWER = -6.0
@@ -188,28 +191,36 @@ class Block(nn.Module):
 
 
 class TokenEncoder(nn.Module):
-    """Blocks over tokens and a read-out that keeps every token's place: ``(B, P, D) -> h_BD`` for a fixed P.
+    """Blocks over tokens and a read-out that keeps every token's place: ``(B, P, D) -> h`` for a fixed P.
 
-    No mean pooling: tokens are narrowed one by one and read together.
+    No mean pooling: tokens are narrowed one by one and then read together into ``h_BD``. With ``resolved`` they are
+    only put side by side, and no norm stands between the sum of all residuals and h: what a linear classifier reads
+    from tokens it then reads from h as well, before any training.
     """
 
-    def __init__(self, size: str, n_tokens: int) -> None:
+    def __init__(self, size: str, n_tokens: int, resolved: bool = False) -> None:
         super().__init__()
         width, depth, heads, _ = SIZES[size]
         narrow = max(8, width // 8)
+        if resolved:
+            narrow = min(narrow, WIDEST_RESOLVED)
         self.recompute = False  # keep the input of each block only, and run it again in the backward pass
-        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
-        self.norm = nn.LayerNorm(width)
+        scale = 0.1 if resolved else 0.3
+        self.blocks = nn.ModuleList(Block(width, heads, scale) for _ in range(depth))
+        self.norm = nn.Identity() if resolved else nn.LayerNorm(width)
         self.narrow = nn.Linear(width, narrow)
-        self.read = nn.Linear(n_tokens * narrow, width)
+        self.read = nn.Identity() if resolved else nn.Linear(n_tokens * narrow, width)
+        self.h_width = n_tokens * narrow if resolved else width
 
     def attend(self, x_BPD: Tensor, valid_BP: Tensor) -> Tensor:
         """The blocks alone, ``(B, P, D)``; invalid tokens come out as zero."""
         again = self.recompute and torch.is_grad_enabled()
         for block in self.blocks:
             x_BPD = checkpoint(block, x_BPD, valid_BP, use_reentrant=False) if again else block(x_BPD, valid_BP)
-        return self.norm(x_BPD) * valid_BP[..., None]
+        attended_BPD: Tensor = self.norm(x_BPD) * valid_BP[..., None]
+        return attended_BPD
 
     def forward(self, x_BPD: Tensor, valid_BP: Tensor) -> Tensor:
-        """Encode P tokens into ``h_BD``."""
-        return self.read(rearrange(self.narrow(self.attend(x_BPD, valid_BP)), "b p k -> b (p k)"))
+        """Encode P tokens into ``h_BD``, D being ``h_width``."""
+        h_BD: Tensor = self.read(rearrange(self.narrow(self.attend(x_BPD, valid_BP)), "b p k -> b (p k)"))
+        return h_BD

@@ -1,6 +1,6 @@
 """The model: six domain encoders and their projections.
 
-Shape letters: B rows of a modality, D width, K projection width, F features.
+Shape letters: B rows of a modality, D width of h, K projection width, F features.
 """
 
 import torch
@@ -15,6 +15,8 @@ from mcsp.model.spectral import SpectralEncoder
 from mcsp.model.temporal import TemporalEncoder
 from mcsp.schema import Domain, Modality
 
+Encoder = SpatialEncoder | TemporalEncoder | SpectralEncoder
+
 
 def _name(modality: Modality, domain: Domain) -> str:
     return f"{modality}_{domain}"
@@ -23,7 +25,8 @@ def _name(modality: Modality, domain: Domain) -> str:
 class MCSP(nn.Module):
     """Encodes windows of fMRI and EEG, of any montage, parcellation, rate and length.
 
-    ``h`` is what downstream tasks use; ``z``, the L2-normalised projection, is what the objective compares.
+    ``h`` is what downstream tasks use; ``z``, the L2-normalised projection, is what the objective compares. The width
+    of h is a domain's own: the spatial one keeps anchors apart.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -34,22 +37,28 @@ class MCSP(nn.Module):
             "temporal": TemporalEncoder,
             "spectral": SpectralEncoder,
         }
-        pairs = [(m, d) for m in config.modalities for d in config.domains]
         width = SIZES[config.size][0]
-        self.encoders = nn.ModuleDict({_name(m, d): kinds[d](config, m) for m, d in pairs})
-        self.projections = nn.ModuleDict(
-            {
-                _name(m, d): nn.Sequential(
-                    nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), nn.Linear(width, config.projection_dim)
+        self.encoders, self.projections = nn.ModuleDict(), nn.ModuleDict()
+        for modality in config.modalities:
+            for domain in config.domains:
+                encoder = kinds[domain](config, modality)
+                self.encoders[_name(modality, domain)] = encoder
+                self.projections[_name(modality, domain)] = nn.Sequential(
+                    nn.LayerNorm(encoder.h_width),
+                    nn.Linear(encoder.h_width, width),
+                    nn.GELU(),
+                    nn.Linear(width, config.projection_dim),
                 )
-                for m, d in pairs
-            }
-        )
 
-    def encode_domain(self, modality: Modality, domain: Domain, signal: Signal) -> tuple[Tensor, Tensor | None]:
-        """``h_BD`` of one domain, and the spatial domain's connectivity skip ``(B, F)``."""
-        out = self.encoders[_name(modality, domain)](signal)
-        return out if isinstance(out, tuple) else (out, None)
+    def encoder(self, modality: Modality, domain: Domain) -> Encoder:
+        """The encoder of one domain."""
+        found: Encoder = self.encoders[_name(modality, domain)]  # type: ignore[assignment]
+        return found
+
+    def encode_domain(self, modality: Modality, domain: Domain, signal: Signal) -> Tensor:
+        """``h_BD`` of one domain."""
+        h_BD: Tensor = self.encoders[_name(modality, domain)](signal)
+        return h_BD
 
     def project(self, modality: Modality, domain: Domain, h_BD: Tensor) -> Tensor:
         """``z_BK``, L2-normalised in float32 at least."""
@@ -63,20 +72,45 @@ class MCSP(nn.Module):
             ValueError: a modality that the model was not built for.
         """
         self._check(signals)
-        return {m: {d: self.encode_domain(m, d, s)[0] for d in self.config.domains} for m, s in signals.items()}
+        return {m: {d: self.encode_domain(m, d, s) for d in self.config.domains} for m, s in signals.items()}
 
     def features(self, signals: dict[Modality, Signal]) -> dict[Modality, Tensor]:
-        """``(B, F)`` per modality, float32: h of every domain, then the connectivity skip, side by side.
+        """``(B, F)`` per modality, float32: h of every domain, then what was measured, side by side.
 
-        F depends on the configuration alone. Average over the windows of a recording to describe the recording.
+        F and the order depend on the configuration alone: :meth:`feature_widths` names the parts. Average over the
+        windows of a recording to describe the recording.
+
+        Raises:
+            ValueError: as :meth:`encode`.
         """
         self._check(signals)
         out: dict[Modality, Tensor] = {}
         for modality, signal in signals.items():
-            parts = [self.encode_domain(modality, d, signal) for d in self.config.domains]
-            columns = [h for h, _ in parts] + [skip for _, skip in parts if skip is not None]
-            out[modality] = torch.cat([c.float() for c in columns], dim=-1)
+            learned: list[Tensor] = []
+            measured: list[Tensor] = []
+            for domain in self.config.domains:
+                encoder = self.encoder(modality, domain)
+                if isinstance(encoder, TemporalEncoder):  # it measures nothing
+                    learned.append(encoder(signal))
+                elif isinstance(encoder, SpatialEncoder):
+                    connectivity = encoder.measure(signal)
+                    learned.append(encoder.encode(connectivity))
+                    measured += encoder.skips(connectivity).values()
+                else:
+                    spectrum = encoder.measure(signal)
+                    learned.append(encoder.encode(spectrum))
+                    measured += encoder.skips(spectrum).values()
+            out[modality] = torch.cat([part.float() for part in learned + measured], dim=-1)
         return out
+
+    def feature_widths(self, modality: Modality) -> dict[str, int]:
+        """The parts of :meth:`features` in order: the domains (learned), then the skips (measured)."""
+        encoders = {d: self.encoder(modality, d) for d in self.config.domains}
+        widths: dict[str, int] = {domain: encoder.h_width for domain, encoder in encoders.items()}
+        for encoder in encoders.values():
+            if not isinstance(encoder, TemporalEncoder):
+                widths |= encoder.skip_widths
+        return widths
 
     def _check(self, signals: dict[Modality, Signal]) -> None:
         unknown = [m for m in signals if m not in self.config.modalities]

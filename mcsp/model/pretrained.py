@@ -23,7 +23,7 @@ from torch import Tensor
 from mcsp.config import ModelConfig
 from mcsp.model.mcsp import MCSP
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1: h of the spatial domain was as narrow as the others
 CONFIG_FILE, WEIGHTS_FILE, PREPROCESSING_FILE, SUMS_FILE = (
     "config.json",
     "model.safetensors",
@@ -54,7 +54,10 @@ def from_pretrained(path: str | Path) -> PretrainedMCSP:
     header = _read_json(path / CONFIG_FILE)
     found = header.get("format_version")
     if found != FORMAT_VERSION:
-        raise ValueError(f"{path / CONFIG_FILE}: expected format_version {FORMAT_VERSION}, found {found}")
+        raise ValueError(
+            f"{path / CONFIG_FILE}: expected format_version {FORMAT_VERSION}, found {found}; "
+            "export the checkpoint again with this version, or load it with the one that wrote it"
+        )
     _verify_sums(path, (CONFIG_FILE, WEIGHTS_FILE, PREPROCESSING_FILE))
     config = ModelConfig.parse(header.get("model", {}), str(path / CONFIG_FILE))
     try:

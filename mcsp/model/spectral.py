@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mcsp.batch import Signal
 from mcsp.config import ModelConfig
-from mcsp.kernels.spectral import log_power
+from mcsp.kernels.spectral import BOLD_BANDS_HZ, EEG_BANDS_HZ, log_power
 from mcsp.model.layers import LOWEST_LOG_POWER, SIZES, AnchorWeights, TokenEncoder, at_least, sinusoids
 from mcsp.schema import Modality
 
@@ -22,7 +22,10 @@ _FRAME_SECONDS: dict[Modality, float | None] = {"eeg": 2.0, "fmri": None}
 
 
 class SpectralEncoder(nn.Module):
-    """``Signal -> h_BD`` from each channel's power spectrum; absolute power is kept."""
+    """``Signal -> h_BD`` from each channel's power spectrum; absolute power is kept.
+
+    Its skip is the log-power of each band at each anchor.
+    """
 
     def __init__(self, config: ModelConfig, modality: Modality) -> None:
         super().__init__()
@@ -31,30 +34,61 @@ class SpectralEncoder(nn.Module):
         n_anchors = config.eeg_anchors if modality == "eeg" else config.fmri_anchors
         self.anchors = AnchorWeights(modality, n_anchors)
         self.n_patches = _BINS[modality] // BINS_PER_PATCH
+        self.bands_hz = list((EEG_BANDS_HZ if modality == "eeg" else BOLD_BANDS_HZ).values())
         self.embed = nn.Linear(n_anchors * BINS_PER_PATCH, width)
         self.encoder = TokenEncoder(config.size, self.n_patches)
+        self.h_width = self.encoder.h_width
+        every: dict[str, int] = {"band_power": n_anchors * len(self.bands_hz)}
+        self.skip_widths: dict[str, int] = {name: count for name, count in every.items() if name in config.skips}
 
     def forward(self, signal: Signal) -> Tensor:
         """Encode the windows of one modality; frequencies above a row's Nyquist frequency are masked."""
-        step = _STEP_HZ[self.modality]
-        freqs_F = torch.arange(1, _BINS[self.modality] + 1, dtype=torch.float32) * step
+        return self.encode(self.measure(signal))
+
+    def measure(self, signal: Signal) -> tuple[Tensor, Tensor]:
+        """Log10 power at every anchor, ``(B, A, F)``, and which frequencies a row can have, ``(B, F)``.
+
+        Frequencies that a row cannot have hold zero.
+        """
         frame = _FRAME_SECONDS[self.modality]
         signal = at_least(signal, frame or 0.0)
         power_BCF = log_power(
             signal.x_BCT,
             signal.sfreq_B,
-            freqs_F,  # on the CPU: known without waiting for a GPU
+            self._freqs_F(),  # on the CPU: known without waiting for a GPU
             time_valid_BT=signal.time_valid_BT,
             frame_seconds=frame,
             hop_seconds=frame / 2 if frame else None,
         )
-        freqs_F = freqs_F.to(signal.x_BCT.device)
-        power_BCF = power_BCF.clamp_min(LOWEST_LOG_POWER)
-        audible_BF = freqs_F < signal.sfreq_B[:, None] / 2
-        anchored_BAF = torch.einsum("bac,bcf->baf", self.anchors(signal), power_BCF * audible_BF[:, None])
-        tokens = rearrange(anchored_BAF, "b a (p f) -> b p (a f)", f=BINS_PER_PATCH)
+        audible_BF = self._freqs_F().to(signal.x_BCT.device) < signal.sfreq_B[:, None] / 2
+        power_BCF = power_BCF.clamp_min(LOWEST_LOG_POWER) * audible_BF[:, None]
+        return torch.einsum("bac,bcf->baf", self.anchors(signal), power_BCF), audible_BF
+
+    def encode(self, measured: tuple[Tensor, Tensor]) -> Tensor:
+        """``h_BD`` of what :meth:`measure` found."""
+        power_BAF, audible_BF = measured
+        tokens = rearrange(power_BAF, "b a (p f) -> b p (a f)", f=BINS_PER_PATCH)
         valid_BP = rearrange(audible_BF, "b (p f) -> b p f", f=BINS_PER_PATCH).all(-1)
         tokens_BPD = self.embed(tokens.to(self.embed.weight.dtype))
-        centre_P = rearrange(freqs_F, "(p f) -> p f", f=BINS_PER_PATCH).mean(-1)
+        centre_P = rearrange(self._freqs_F().to(tokens_BPD.device), "(p f) -> p f", f=BINS_PER_PATCH).mean(-1)
         place_PD = sinusoids(centre_P.log2(), tokens_BPD.shape[-1], 0.5, 16.0)  # octaves, for both modalities
-        return self.encoder((tokens_BPD + place_PD.to(tokens_BPD)) * valid_BP[..., None], valid_BP)
+        h_BD: Tensor = self.encoder((tokens_BPD + place_PD.to(tokens_BPD)) * valid_BP[..., None], valid_BP)
+        return h_BD
+
+    def skips(self, measured: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        """Log10 of the mean density of each band at each anchor, ``(B, K * A)``; 0 where a band is out of reach."""
+        if not self.skip_widths:
+            return {}
+        power_BAF, audible_BF = measured
+        freqs_F = self._freqs_F().to(power_BAF.device)
+        low_K, high_K = freqs_F.new_tensor(self.bands_hz).T
+        # A bin on an edge must not fall out of both of its bands by rounding.
+        inside_KF = (freqs_F >= low_K[:, None] - 1e-6) & (freqs_F < high_K[:, None] - 1e-6)
+        counts_BKF = (inside_KF & audible_BF[:, None]).to(power_BAF.dtype)
+        total_BKA = torch.einsum("bkf,baf->bka", counts_BKF, 10**power_BAF)
+        count_BK1 = counts_BKF.sum(-1, keepdim=True)
+        band_BKA = torch.where(count_BK1 > 0, torch.log10(total_BKA / count_BK1.clamp_min(1) + 1e-12), 0.0)
+        return {"band_power": rearrange(band_BKA, "b k a -> b (k a)")}
+
+    def _freqs_F(self) -> Tensor:
+        return torch.arange(1, _BINS[self.modality] + 1, dtype=torch.float32) * _STEP_HZ[self.modality]

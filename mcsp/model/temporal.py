@@ -41,6 +41,7 @@ class TemporalEncoder(nn.Module):
         self.amplitude = nn.Linear(1, features)
         self.embed = nn.Linear(anchors * features, width)
         self.encoder = TokenEncoder(config.size, TIME_BINS)
+        self.h_width = self.encoder.h_width
 
     def forward(self, signal: Signal) -> Tensor:
         """Encode the windows of one modality."""

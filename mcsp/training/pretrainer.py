@@ -1,26 +1,40 @@
-"""The module that DeepSpeed wraps: the model and the temperatures, from views to embeddings.
+"""The module that DeepSpeed wraps: the model, what only training needs beside it, and the way from views to numbers
+that the objective takes.
 
-Shape letters: M stacked embeddings, n samples of this rank, B rows of a modality, K projection width, P pair terms.
+Shape letters: M stacked embeddings, n samples of this rank, B rows of a modality, K projection width, P pair terms,
+Q predictions.
 """
 
 import math
 from dataclasses import fields
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from mcsp.augmentations.views import view
+from mcsp.augmentations.views import half_of_view, view
 from mcsp.batch import Batch, Signal
 from mcsp.config import AugmentationConfig, ModelConfig, ObjectiveConfig
-from mcsp.losses.objective import pair_terms, slots
+from mcsp.losses import VIEWS, initial_log_scale, pair_terms, prediction_error, prediction_terms, slots
 from mcsp.model.layers import TokenEncoder
 from mcsp.model.mcsp import MCSP
+from mcsp.model.prediction import PredictionHead, connectivity_target, spectrum_target
+from mcsp.schema import Modality
 
 MAX_SCALE = 100.0  # of logits, as in CLIP (arXiv 2103.00020); at least 1, as in OpenCLIP
 
 
+class Output(NamedTuple):
+    """In the order of the first arguments of :func:`mcsp.losses.objective.objective`."""
+
+    z_MnK: Tensor  # one embedding per modality, domain and view
+    valid_Mn: Tensor
+    scale_P: Tensor  # inverse temperature of each pair
+    error_Qn: Tensor  # of each prediction, mean of both views
+
+
 class Pretrainer(nn.Module):
-    """``Batch -> (z_MnK, valid_Mn, scale_P)``: one embedding per modality, domain and view, and one scale per pair."""
+    """``Batch -> Output``. What it returns of a sample depends on that sample alone, as gradient caching needs it."""
 
     def __init__(
         self,
@@ -42,29 +56,59 @@ class Pretrainer(nn.Module):
         self.augmentation = augmentation
         self.slots = slots(model.modalities, model.domains)
         self.terms = pair_terms(self.slots, objective)
-        self.log_scale_P = nn.Parameter(torch.full((len(self.terms),), -math.log(objective.temperature)))
+        self.log_scale_P = nn.Parameter(initial_log_scale(self.slots, self.terms, objective))
+        self.predictions = prediction_terms(self.slots, objective, augmentation.opposite_halves)
+        self.heads = nn.ModuleDict()
+        for term in self.predictions:
+            self.heads[_key(term.name)] = PredictionHead.of(self.model, term.modality, term.domain, term.target)
 
-    def forward(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Draw the views and embed them; slots of a modality that a sample lacks are zero and not valid."""
+    def forward(self, batch: Batch) -> Output:
+        """Draw the views, embed them, and predict from each of them the half that it did not see."""
         n = len(batch)
         z_by_slot: dict[tuple[str, str, int], Tensor] = {}
+        error_by_name: dict[str, Tensor] = {}
         valid_by_modality = {
             m: torch.zeros(n, dtype=torch.bool, device=s.x_BCT.device).index_fill(0, s.sample_B, True)
             for m, s in batch.signals.items()
         }
         for modality, signal in batch.signals.items():
+            targets = self._targets(modality, signal)
             for domain in self.model.config.domains:
                 with torch.no_grad():
-                    both = _stack(*(view(signal, modality, domain, v, self.augmentation) for v in (0, 1)))
-                h_BD, _ = self.model.encode_domain(modality, domain, both)
+                    both = _stack(*(view(signal, modality, domain, v, self.augmentation) for v in VIEWS))
+                h_BD = self.model.encode_domain(modality, domain, both)
                 for v, z_BK in enumerate(self.model.project(modality, domain, h_BD).chunk(2)):
                     z_nK = z_BK.new_zeros(n, z_BK.shape[1]).index_copy(0, signal.sample_B, z_BK)
                     z_by_slot[modality, domain, v] = z_nK
+                for term in self.predictions:
+                    if (term.modality, term.domain) == (modality, domain):
+                        predicted, mean = self.heads[_key(term.name)](h_BD)
+                        error_2B = prediction_error(predicted, targets[term.target], mean)
+                        error_B = error_2B.view(len(VIEWS), -1).mean(0)
+                        error_by_name[term.name] = error_B.new_zeros(n).index_copy(0, signal.sample_B, error_B)
         some = next(iter(z_by_slot.values()))
-        nothing = torch.zeros_like(some), torch.zeros(n, dtype=torch.bool, device=some.device)
-        z_MnK = torch.stack([z_by_slot.get((s.modality, s.domain, s.view), nothing[0]) for s in self.slots])
-        valid_Mn = torch.stack([valid_by_modality.get(s.modality, nothing[1]) for s in self.slots])
-        return z_MnK, valid_Mn, self.scale_P()
+        no_z, no_error, no_row = torch.zeros_like(some), some.new_zeros(n), some.new_zeros(n, dtype=torch.bool)
+        return Output(
+            torch.stack([z_by_slot.get((s.modality, s.domain, s.view), no_z) for s in self.slots]),
+            torch.stack([valid_by_modality.get(s.modality, no_row) for s in self.slots]),
+            self.scale_P(),
+            # The last row is nothing: it keeps the stack from being empty.
+            torch.stack([*(error_by_name.get(t.name, no_error) for t in self.predictions), no_error])[:-1],
+        )
+
+    @torch.no_grad()
+    def _targets(self, modality: Modality, signal: Signal) -> dict[str, Tensor]:
+        """What each view is to predict, (2 B, E) by name: measured on the other view's half, all channels, as it is."""
+        wanted = {term.target for term in self.predictions if term.modality == modality}
+        if not wanted:
+            return {}
+        other = _stack(*(half_of_view(signal, 1 - v, self.augmentation) for v in VIEWS))
+        found = {}
+        if "connectivity" in wanted:
+            found["connectivity"] = connectivity_target(self.model, modality, other)
+        if "spectrum" in wanted:
+            found["spectrum"] = spectrum_target(self.model, modality, other)
+        return found
 
     def scale_P(self) -> Tensor:
         """Inverse temperatures in float32, within [1, MAX_SCALE]; one tensor (P,), as DeepSpeed takes no 0-dim ones.
@@ -79,3 +123,7 @@ class Pretrainer(nn.Module):
 def _stack(first: Signal, second: Signal) -> Signal:
     """Both views as one signal of 2 B rows, so that each encoder runs once."""
     return Signal(**{f.name: torch.cat([getattr(first, f.name), getattr(second, f.name)]) for f in fields(Signal)})
+
+
+def _key(name: str) -> str:
+    return name.removeprefix("prediction/").replace("/", "_").replace("-", "_")  # of a module: without dots

@@ -63,7 +63,7 @@ def window_flops(model: ModelConfig, shapes: Mapping[Modality, tuple[int, int]],
             if modality in model.modalities:
                 with FlopCounterMode(display=False) as counter:
                     for domain in model.domains:
-                        h_BD, _ = module.encode_domain(modality, domain, _some_window(shape, hz[modality]))
+                        h_BD = module.encode_domain(modality, domain, _some_window(shape, hz[modality]))
                         module.project(modality, domain, h_BD).sum().backward()
                 counts[modality] = counter.get_total_flops()
     return counts

@@ -56,6 +56,7 @@ class Embedded(NamedTuple):
     z_MnK: Tensor
     valid_Mn: Tensor
     scale_P: Tensor
+    error_Qn: Tensor
     subject_n: Tensor
     site_n: Tensor
 
@@ -189,18 +190,19 @@ class Trainer:
     def embed(self, batches: Sequence[Batch]) -> Embedded:
         """Embeddings of this rank's micro-batches; of more than one without a graph, to be made again in backward."""
         if len(batches) == 1:
-            z_MnK, valid_Mn, scale_P = self.engine(batches[0])
+            z_MnK, valid_Mn, scale_P, error_Qn = self.engine(batches[0])
         else:
             with torch.no_grad():
-                z_parts, valid_parts, scale_parts = zip(*(self.engine(batch) for batch in batches), strict=True)
+                parts = zip(*(self.engine(batch) for batch in batches), strict=True)
+                z_parts, valid_parts, scale_parts, error_parts = parts
             z_MnK, valid_Mn = torch.cat(z_parts, 1).requires_grad_(), torch.cat(valid_parts, 1)
-            scale_P = scale_parts[0].clone().requires_grad_()
+            scale_P, error_Qn = scale_parts[0].clone().requires_grad_(), torch.cat(error_parts, 1).requires_grad_()
         subject_n, site_n = torch.cat([b.subject_N for b in batches]), torch.cat([b.site_N for b in batches])
-        return Embedded(z_MnK, valid_Mn, scale_P, subject_n, site_n)
+        return Embedded(z_MnK, valid_Mn, scale_P, error_Qn, subject_n, site_n)
 
     def loss(self, embedded: Embedded) -> tuple[Tensor, dict[str, Tensor]]:
         """This rank's share of the loss and of every term, over the batch of all ranks and micro-batches."""
-        return objective(*embedded, self.config.objective, self.module.terms)
+        return objective(*embedded, self.config.objective, self.module.terms, self.module.predictions)
 
     def backward(self, share: Tensor, embedded: Embedded, batches: Sequence[Batch]) -> None:
         """Gradients of the parameters, one micro-batch after the other (GradCache, arXiv 2101.06983).
@@ -210,10 +212,13 @@ class Trainer:
         if len(batches) == 1:
             self.engine.backward(share)
             return
-        grad_MnK, grad_P = torch.autograd.grad(share, (embedded.z_MnK, embedded.scale_P))
-        for i, (batch, part_MnK) in enumerate(zip(batches, grad_MnK.chunk(len(batches), dim=1), strict=True)):
-            z_MnK, _, scale_P = self.engine(batch)
-            stand_in = (z_MnK * part_MnK).sum() + (scale_P * grad_P).sum() * float(i == 0)
+        cached = (embedded.z_MnK, embedded.error_Qn, embedded.scale_P)
+        grad_MnK, grad_Qn, grad_P = torch.autograd.grad(share, cached)
+        parts = zip(batches, grad_MnK.chunk(len(batches), dim=1), grad_Qn.chunk(len(batches), dim=1), strict=True)
+        for i, (batch, part_MnK, part_Qn) in enumerate(parts):
+            z_MnK, _, scale_P, error_Qn = self.engine(batch)
+            stand_in = (z_MnK * part_MnK).sum() + (error_Qn * part_Qn).sum()
+            stand_in = stand_in + (scale_P * grad_P).sum() * float(i == 0)
             self.engine.backward(stand_in, last=i == len(batches) - 1)
 
     def train_step(self, batches: Sequence[Batch], metrics: Metrics | None = None) -> dict[str, float]:

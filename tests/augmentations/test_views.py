@@ -2,10 +2,10 @@ import pytest
 import torch
 
 from mcsp.augmentations import random as counter
-from mcsp.augmentations.spatial import drop_channels, jitter_positions
+from mcsp.augmentations.spatial import channel_half, drop_channels, jitter_positions
 from mcsp.augmentations.spectral import reshape_spectrum
-from mcsp.augmentations.temporal import add_noise, flip_polarity, mask_time
-from mcsp.augmentations.views import view
+from mcsp.augmentations.temporal import add_noise, flip_polarity, mask_time, time_half
+from mcsp.augmentations.views import half_of_view, view
 from mcsp.batch import Signal
 from mcsp.config import AugmentationConfig
 from mcsp.schema import DOMAINS, mix64
@@ -71,6 +71,62 @@ def test_a_view_depends_on_its_row_alone(domain, modality) -> None:
     other = view(signal, modality, domain, 1, config)
     changed = [n for n in signal.__dataclass_fields__ if not torch.equal(getattr(whole, n), getattr(other, n))]
     assert changed, "both views are the same"
+
+
+@pytest.mark.parametrize("channels", [1, 2, 6, 7, 200])
+def test_channel_halves_are_disjoint_even_and_hold_everything(channels) -> None:
+    signal = make_signal(rows=40, channels=channels, samples=10)
+    unplaced = signal.replace(position_valid_BC=signal.position_valid_BC & (torch.arange(channels) % 3 > 0))
+    valid = signal.channel_valid_BC & (torch.arange(channels) < max(1, channels - 1))
+    for s in (signal, unplaced, unplaced.replace(channel_valid_BC=valid, position_valid_BC=valid)):
+        first, second = (channel_half(s, torch.full((40,), w), s.key_B) for w in (False, True))
+        both = first.channel_valid_BC & second.channel_valid_BC
+        count = s.channel_valid_BC.sum(1)
+        assert torch.equal(first.channel_valid_BC | second.channel_valid_BC, s.channel_valid_BC)
+        assert not both[count > 1].any()
+        for part in (first, second):
+            assert ((part.channel_valid_BC.sum(1) - count / 2).abs() <= 0.5).all()
+            placed = part.position_valid_BC.sum(1) - s.position_valid_BC.sum(1) / 2
+            assert (placed.abs() <= 0.5).all()
+            assert (part.x_BCT[s.channel_valid_BC & ~part.channel_valid_BC] == 0).all()
+    assert channels < 6 or len({tuple(row) for row in first.channel_valid_BC.tolist()}) > 5, "the same in every row"
+
+
+@pytest.mark.parametrize("gap", [0.0, 0.3])
+def test_time_halves_lie_at_both_ends_of_the_valid_extent(gap) -> None:
+    signal = make_signal(rows=30)
+    valid = torch.ones(30, 1000, dtype=torch.bool)
+    valid[::2, 600:], valid[:, :100], valid[3] = False, False, False
+    ramp = (torch.arange(1000.0) + 1).expand(30, 8, 1000)
+    signal = signal.replace(x_BCT=ramp * valid[:, None], time_valid_BT=valid)
+    early, late = (time_half(signal, torch.full((30,), w), gap) for w in (False, True))
+    for row in range(30):
+        if row == 3:
+            assert not early.time_valid_BT[3].any() and not late.time_valid_BT[3].any()
+            continue
+        stop = 1000 if row % 2 else 600
+        length = round((stop - 100) * (1 - gap) / 2)
+        kept = [half.x_BCT[row, 0][half.time_valid_BT[row]].tolist() for half in (early, late)]
+        assert kept[0] == [float(t + 1) for t in range(100, 100 + length)]
+        assert kept[1] == [float(t + 1) for t in range(stop - length, stop)]
+
+
+def test_views_of_a_domain_are_opposite_halves_of_the_same_draw_everywhere() -> None:
+    signal = make_signal(rows=50)
+    early = signal.replace(x_BCT=torch.arange(1000.0).expand(50, 8, 1000).clone() + 1)
+    config = AugmentationConfig(
+        opposite_halves=("spatial", "temporal"), disjoint_channels=False, channel_dropout=0, time_mask=0, noise=0,
+        amplitude_jitter=0,
+    )  # fmt: skip
+    first, second = (view(early, "fmri", "spatial", v, config) for v in (0, 1))
+    assert first.x_BCT.shape[-1] == 500
+    assert 10 < int((first.x_BCT[:, 0, 0] == 1).sum()) < 40, "which view is early is not drawn"
+    assert torch.equal(
+        first.x_BCT + 500 * (first.x_BCT[..., :1] == 1), second.x_BCT + 500 * (second.x_BCT[..., :1] == 1)
+    )
+    assert torch.equal(view(early, "eeg", "temporal", 0, config).x_BCT.abs(), first.x_BCT)
+    assert torch.equal(half_of_view(early, 1, config).x_BCT, second.x_BCT)
+    assert view(early, "eeg", "spectral", 0, config).x_BCT.shape[-1] == 1000
 
 
 def test_channel_dropout_stays_within_its_fraction_and_keeps_one() -> None:

@@ -24,7 +24,7 @@ from mcsp.downstream.baselines import (
     same_channels,
     scalp_band_power,
 )
-from mcsp.downstream.features import feature_blocks, unit_features, window_starts
+from mcsp.downstream.features import unit_features, window_starts
 from mcsp.downstream.units import Unit
 from mcsp.kernels.spectral import EEG_BANDS_HZ
 from mcsp.model.mcsp import MCSP
@@ -96,7 +96,7 @@ def test_features_are_the_mean_over_windows_whatever_the_batch_size(corpus_dir: 
     alone = unit_features(model, corpus, units, config_for(corpus_dir, batch_size=1))
     for modality, x_NF in found.items():
         assert x_NF.shape[0] == len(units)
-        assert sum(feature_blocks(model, x_NF.shape[1])) == x_NF.shape[1]
+        assert sum(model.feature_widths(modality).values()) == x_NF.shape[1]
         np.testing.assert_allclose(x_NF, alone[modality], rtol=1e-3, atol=1e-3)
     eeg = units[1].of("eeg")[0]
     length = round(10 * eeg.sfreq)
@@ -124,7 +124,8 @@ def test_blocks_of_a_model_without_the_spatial_domain(corpus_dir: Path) -> None:
     flat = MCSP(ModelConfig(domains=("temporal", "spectral"), modalities=("fmri",))).eval()
     corpus = Corpus(corpus_dir)
     found = unit_features(flat, corpus, units_of(corpus)[:1], config_for(corpus_dir))
-    assert len(feature_blocks(flat, found["fmri"].shape[1])) == 2
+    assert list(flat.feature_widths("fmri")) == ["temporal", "spectral", "band_power"]
+    assert found["fmri"].shape[1] == sum(flat.feature_widths("fmri").values())
 
 
 def test_a_modality_without_a_window_length_is_refused(corpus_dir: Path, model: MCSP) -> None:

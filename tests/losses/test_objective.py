@@ -6,12 +6,15 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div, normalize
 
 from mcsp.config import ObjectiveConfig
-from mcsp.losses import objective, pair_terms, slots
+from mcsp.losses import initial_log_scale, objective, pair_terms, prediction_terms, slots
 from mcsp.schema import DOMAINS, MODALITIES
 
-CONFIG = ObjectiveConfig(alpha=0.7, beta=0.3, gamma=0.4, cross_domain=1.3, distillation_temperature=0.2)
+CONFIG = ObjectiveConfig(
+    alpha=0.7, beta=0.3, gamma=0.4, cross_domain=1.3, within_domain=0.9, prediction=0.6, distillation_temperature=0.2
+)
 STACK = slots(MODALITIES, DOMAINS)
 TERMS = pair_terms(STACK, CONFIG)
+PREDICTIONS = prediction_terms(STACK, CONFIG, DOMAINS)
 
 
 def batch(n: int = 14, seed: int = 0) -> dict[str, Tensor]:
@@ -24,6 +27,7 @@ def batch(n: int = 14, seed: int = 0) -> dict[str, Tensor]:
     return {
         "z_MnK": normalize(torch.randn(12, n, 6, generator=draw, dtype=torch.float64), dim=-1),
         "valid_Mn": has.repeat_interleave(6, 0),
+        "error_Qn": torch.rand(len(PREDICTIONS), n, generator=draw, dtype=torch.float64),
         "scale_P": 5 + 10 * torch.rand(len(TERMS), generator=draw, dtype=torch.float64),
         "subject_n": subject,
         "site_n": subject % 2,
@@ -62,6 +66,8 @@ def expected_terms(b: dict[str, Tensor], within_site: bool) -> dict[str, Tensor]
             back = kl_div(logs[0], logs[1].detach(), log_target=True, reduction="batchmean")
             out[f"distillation/{term.name}"] = (forth + back) / 2
             out[f"convergence/{term.name}"] = 1 - (za * zb).sum(-1)[both].mean()
+    for term, error_n in zip(PREDICTIONS, b["error_Qn"], strict=True):
+        out[term.name] = error_n[valid[term.modality]].mean()
     return out
 
 
@@ -72,14 +78,17 @@ def weight_of(name: str) -> float:
         return 0.7 * 0.4
     if name.startswith("fmri-eeg/"):
         return 0.7
-    return 1.3 if "-" in name else 1.0
+    if name.startswith("prediction/"):
+        return 0.6
+    return 1.3 if "-" in name else 0.9
 
 
 @pytest.mark.parametrize("negatives", ["all", "within_site"])
 def test_is_the_formula_of_the_design(negatives: str) -> None:
     b = batch()
-    z, scale = b["z_MnK"].requires_grad_(), b["scale_P"].requires_grad_()
-    loss, terms = objective(**b, config=CONFIG.model_copy(update={"negatives": negatives}), terms=TERMS)
+    z, scale, error = (b[name].requires_grad_() for name in ("z_MnK", "scale_P", "error_Qn"))
+    config = CONFIG.model_copy(update={"negatives": negatives})
+    loss, terms = objective(**b, config=config, terms=TERMS, predictions=PREDICTIONS)
     expected = expected_terms(b, negatives == "within_site")
     assert {name for name in terms if not name.startswith("top1/")} == set(expected)
     for name, value in expected.items():
@@ -87,11 +96,12 @@ def test_is_the_formula_of_the_design(negatives: str) -> None:
     total = torch.stack([weight_of(name) * value for name, value in expected.items()]).sum()
     torch.testing.assert_close(loss, total, rtol=1e-10, atol=1e-12)
     # Convergence by cosine has no gradient along z, where the plain product has; the projection makes z a unit vector.
-    grads = torch.autograd.grad(loss, (z, scale))
-    wanted = torch.autograd.grad(total, (z, scale))
+    grads = torch.autograd.grad(loss, (z, scale, error))
+    wanted = torch.autograd.grad(total, (z, scale, error))
     tangent = [g - (g * z).sum(-1, keepdim=True) * z for g in (grads[0], wanted[0])]
     torch.testing.assert_close(tangent[0], tangent[1], rtol=1e-9, atol=1e-12)
-    torch.testing.assert_close(grads[1], wanted[1], rtol=1e-9, atol=1e-12)
+    for i in (1, 2):
+        torch.testing.assert_close(grads[i], wanted[i], rtol=1e-9, atol=1e-12)
 
 
 def test_names_say_what_is_contrasted() -> None:
@@ -107,6 +117,30 @@ def test_names_say_what_is_contrasted() -> None:
         assert term.cross_modal == (a.modality != b.modality)
 
 
+def test_predictions_are_of_domains_in_halves_and_targets_that_are_measured() -> None:
+    names = [term.name for term in prediction_terms(STACK, CONFIG, ("spatial", "temporal"))]
+    whole = ["spatial-connectivity", "temporal-connectivity", "temporal-spectrum"]
+    assert names == [f"prediction/{m}/{name}" for m in ("fmri", "eeg") for name in whole]
+    assert [STACK[term.slot].modality for term in PREDICTIONS] == [term.modality for term in PREDICTIONS]
+    without = slots(("eeg",), ("temporal", "spectral"))
+    assert [t.name for t in prediction_terms(without, CONFIG, DOMAINS)] == [
+        "prediction/eeg/temporal-spectrum",
+        "prediction/eeg/spectral-spectrum",
+    ]
+    assert not prediction_terms(STACK, CONFIG.model_copy(update={"prediction": 0.0}), DOMAINS)
+    assert not prediction_terms(STACK, CONFIG, ())
+
+
+def test_first_temperatures_are_those_of_the_domains() -> None:
+    config = ObjectiveConfig(temperature=0.1, domain_temperature={"spatial": 0.4})
+    found = dict(
+        zip((t.name for t in TERMS), initial_log_scale(STACK, TERMS, config).neg().exp().tolist(), strict=True)
+    )
+    assert found["eeg/spatial"] == found["fmri-eeg/spatial"] == pytest.approx(0.4)
+    assert found["fmri/spatial-temporal"] == pytest.approx(0.2)
+    assert found["fmri/spectral"] == pytest.approx(0.1)
+
+
 def test_order_of_the_arguments_does_not_move_temperatures() -> None:
     assert slots(("eeg", "fmri"), ("spectral", "spatial")) == slots(("fmri", "eeg"), ("spatial", "spectral"))
 
@@ -118,7 +152,12 @@ def test_one_modality_has_no_cross_modal_terms(modality: str) -> None:
     assert len(terms) == 6
     b = batch()
     rows = slice(0, 6) if modality == "fmri" else slice(6, 12)
-    mine = b | {"z_MnK": b["z_MnK"][rows], "valid_Mn": b["valid_Mn"][rows], "scale_P": torch.full((6,), 10.0)}
+    mine = b | {
+        "z_MnK": b["z_MnK"][rows],
+        "valid_Mn": b["valid_Mn"][rows],
+        "scale_P": torch.full((6,), 10.0),
+        "error_Qn": torch.zeros(0, 14),
+    }
     loss, logged = objective(**mine, config=CONFIG, terms=terms)
     assert set(logged) == {t.name for t in terms} | {f"top1/{t.name}" for t in terms}
     assert loss.isfinite()
@@ -128,7 +167,7 @@ def test_a_batch_without_pairs_trains_each_modality_alone() -> None:
     b = batch()
     b["valid_Mn"][:6, :7], b["valid_Mn"][6:, 7:] = False, False
     b["z_MnK"].requires_grad_()
-    loss, terms = objective(**b, config=CONFIG, terms=TERMS)
+    loss, terms = objective(**b, config=CONFIG, terms=TERMS, predictions=PREDICTIONS)
     (grad,) = torch.autograd.grad(loss, b["z_MnK"])
     assert grad.isfinite().all()
     for name, value in terms.items():
@@ -138,9 +177,9 @@ def test_a_batch_without_pairs_trains_each_modality_alone() -> None:
 
 def test_better_alignment_lowers_every_cross_modal_term() -> None:
     b = batch()
-    _, before = objective(**b, config=CONFIG, terms=TERMS)
+    _, before = objective(**b, config=CONFIG, terms=TERMS, predictions=PREDICTIONS)
     b["z_MnK"] = normalize(b["z_MnK"] + 2 * b["z_MnK"][:1], dim=-1)
-    _, after = objective(**b, config=CONFIG, terms=TERMS)
+    _, after = objective(**b, config=CONFIG, terms=TERMS, predictions=PREDICTIONS)
     for name in before:
         if "fmri-eeg" in name:
             assert after[name] > before[name] if name.startswith("top1/") else after[name] < before[name], name
@@ -148,15 +187,17 @@ def test_better_alignment_lowers_every_cross_modal_term() -> None:
 
 def test_weights_of_zero_drop_their_terms() -> None:
     config = ObjectiveConfig(beta=0, gamma=0)
-    _, terms = objective(**batch(), config=config, terms=pair_terms(STACK, config))
+    _, terms = objective(**batch(), config=config, terms=pair_terms(STACK, config), predictions=PREDICTIONS)
     assert not [name for name in terms if name.startswith(("distillation/", "convergence/"))]
 
 
 def test_bf16_embeddings_give_a_float32_loss() -> None:
     b = batch()
-    half = b | {"z_MnK": b["z_MnK"].bfloat16(), "scale_P": b["scale_P"].float()}
-    loss, _ = objective(**half, config=CONFIG, terms=TERMS)
-    exact, _ = objective(**(half | {"z_MnK": half["z_MnK"].double()}), config=CONFIG, terms=TERMS)
+    half = b | {"z_MnK": b["z_MnK"].bfloat16(), "scale_P": b["scale_P"].float(), "error_Qn": b["error_Qn"].float()}
+    loss, _ = objective(**half, config=CONFIG, terms=TERMS, predictions=PREDICTIONS)
+    exact, _ = objective(
+        **(half | {"z_MnK": half["z_MnK"].double()}), config=CONFIG, terms=TERMS, predictions=PREDICTIONS
+    )
     assert loss.dtype == torch.float32
     assert loss.item() == pytest.approx(exact.item(), rel=1e-5)
 
@@ -172,4 +213,4 @@ def test_bf16_embeddings_give_a_float32_loss() -> None:
 )
 def test_errors_say_what_was_found(change: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        objective(**(batch() | change), config=CONFIG, terms=TERMS)
+        objective(**(batch() | change), config=CONFIG, terms=TERMS, predictions=PREDICTIONS)

@@ -13,7 +13,7 @@ from torch.nn.functional import normalize
 from mcsp.config import ObjectiveConfig
 from mcsp.distributed import gather_rows, is_main, over_ranks, rank, sum_over_ranks, world_size
 from mcsp.kernels.contrastive import blocks
-from mcsp.losses import objective, pair_terms, slots
+from mcsp.losses import objective, pair_terms, prediction_terms, slots
 from mcsp.losses.contrastive import Gather, gather_mode
 from mcsp.schema import DOMAINS, MODALITIES
 
@@ -62,6 +62,9 @@ def case(name: str) -> tuple[dict[str, Tensor], ObjectiveConfig]:
     return {
         "z_MnK": z,
         "valid_Mn": valid,
+        "error_Qn": torch.rand(8, N, generator=draw, dtype=torch.float64).to(
+            torch.float64 if dtype == torch.float64 else torch.float32
+        ),
         "scale_P": scale.to(torch.float64 if dtype == torch.float64 else torch.float32),
         "subject_n": subject,
         "site_n": subject % 3,
@@ -74,10 +77,13 @@ def shares(name: str, rows: slice, gather: Gather | None = None) -> dict[str, np
     b = {key: value if key == "scale_P" else value[..., rows] for key, value in b.items() if key != "z_MnK"} | {
         "z_MnK": b["z_MnK"][:, rows].clone()
     }
-    z, scale = b["z_MnK"].requires_grad_(), b["scale_P"].requires_grad_()
-    loss, terms = objective(**b, config=config, terms=pair_terms(STACK, config), gather=gather)
-    grad_z, grad_scale = torch.autograd.grad(loss, (z, scale))
+    b["error_Qn"] = b["error_Qn"].clone()
+    z, scale, error = (b[key].requires_grad_() for key in ("z_MnK", "scale_P", "error_Qn"))
+    predictions = prediction_terms(STACK, config, DOMAINS)
+    loss, terms = objective(**b, config=config, terms=pair_terms(STACK, config), predictions=predictions, gather=gather)
+    grad_z, grad_scale, grad_error = torch.autograd.grad(loss, (z, scale, error))
     found = {"loss": loss.detach(), "grad_scale": grad_scale, "grad_z": grad_z.float() if name == "bf16" else grad_z}
+    found["grad_error"] = grad_error
     return {key: value.numpy() for key, value in (found | terms).items()}
 
 
@@ -132,7 +138,7 @@ def test_shares_of_all_ranks_sum_to_one_process(ranks: tuple[int, Path], name: s
     assert {key.replace("|", "/") for key in parts[0]} == set(whole)
     for key, value in whole.items():
         found = [part[key.replace("/", "|")] for part in parts]
-        total = np.concatenate(found, axis=1) if key == "grad_z" else np.sum(found, axis=0)
+        total = np.concatenate(found, axis=1) if key in ("grad_z", "grad_error") else np.sum(found, axis=0)
         # bf16 gradients themselves are rounded to eight bits, after a sum in another order.
         bound = 2**-7 if (name, key) == ("bf16", "grad_z") else rtol
         assert np.abs(total - value).max() <= bound * max(np.abs(value).max(), 1e-3), key

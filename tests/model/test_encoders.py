@@ -46,12 +46,23 @@ def model() -> MCSP:
     return MCSP(ModelConfig()).eval()
 
 
-def compare(model: MCSP, modality: str, one: Signal, other: Signal, bound: float) -> None:
+def parts(model: MCSP, modality: str, signal: Signal) -> dict[str, torch.Tensor]:
+    """Every part of the features by name."""
+    widths = model.feature_widths(modality)
     with torch.no_grad():
-        a, b = model.encode({modality: one})[modality], model.encode({modality: other})[modality]
+        found = model.features({modality: signal})[modality].split(list(widths.values()), dim=1)
+    return dict(zip(widths, found, strict=True))
+
+
+def compare(model: MCSP, modality: str, one: Signal, other: Signal, bound: float) -> None:
+    a, b = parts(model, modality, one), parts(model, modality, other)
+    with torch.no_grad():
+        encoded = model.encode({modality: one})[modality]
+    for name in a:
+        error = float((a[name] - b[name]).abs().max())
+        assert error < bound, f"{modality}/{name}: {error}"
     for domain in DOMAINS:
-        error = float((a[domain] - b[domain]).abs().max())
-        assert error < bound, f"{modality}/{domain}: {error}"
+        assert torch.equal(encoded[domain], a[domain])
 
 
 @pytest.mark.parametrize("modality", MODALITIES)
@@ -90,8 +101,14 @@ def test_any_montage_length_and_rate_gives_finite_features_of_one_shape(
     signal = signal.replace(sfreq_B=torch.tensor([1.0, rate]) * RATE[modality])
     with torch.no_grad():
         features = model.features({modality: signal})[modality]
-    expected = 3 * SIZES["nano"][0] + {"eeg": 32 * 31 // 2, "fmri": 100 * 99 // 2}[modality]
-    assert features.shape == (2, expected)
+    width = SIZES["nano"][0]
+    assert model.feature_widths(modality) == {
+        "eeg": {"spatial": 32 * width // 8, "temporal": width, "spectral": width, "connectivity": 32 * 31 // 2,
+                "tangent": 32 * 33 // 2, "coherence": 5 * 32 * 31 // 2, "band_power": 5 * 32},
+        "fmri": {"spatial": 100 * width // 8, "temporal": width, "spectral": width, "connectivity": 100 * 99 // 2,
+                 "tangent": 100 * 101 // 2, "band_power": 4 * 100},
+    }[modality]  # fmt: skip
+    assert features.shape == (2, sum(model.feature_widths(modality).values()))
     assert features.isfinite().all()
 
 

@@ -53,7 +53,9 @@ def trace() -> list[dict[str, float]]:
     found = []
     for step in range(STEPS):
         rows = batch(step)
-        loss, terms = objective(*module(rows), rows.subject_N, rows.site_N, config.objective, module.terms)
+        loss, terms = objective(
+            *module(rows), rows.subject_N, rows.site_N, config.objective, module.terms, module.predictions
+        )
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)

@@ -46,7 +46,9 @@ def plain_steps(config: PretrainConfig, steps: int, dtype: torch.dtype = torch.f
             for m, s in batch.signals.items()
         }
         batch = replace(batch, signals=signals)
-        loss, terms = objective(*module(batch), batch.subject_N, batch.site_N, config.objective, module.terms)
+        loss, terms = objective(
+            *module(batch), batch.subject_N, batch.site_N, config.objective, module.terms, module.predictions
+        )
         optimizer.zero_grad()
         loss.backward()
         gradients = {n: p.grad.clone() for n, p in module.named_parameters() if p.grad is not None}

@@ -1,0 +1,69 @@
+"""Linear heads that predict the other half of a window from h; pretraining needs them, an export does not hold them.
+
+Shape letters: B rows, A anchors, F frequency bins, P frequency patches, E numbers of a target.
+"""
+
+import torch
+from einops import reduce
+from torch import Tensor, nn
+
+from mcsp.batch import Signal
+from mcsp.model.mcsp import MCSP
+from mcsp.model.spatial import SpatialEncoder
+from mcsp.model.spectral import BINS_PER_PATCH, SpectralEncoder
+from mcsp.model.tangent import upper_triangle
+from mcsp.schema import Domain, Modality
+
+# AdamW moves a parameter by about the learning rate in a step, whatever it stands for: times this, the mean over people
+# is there within some tens of steps.
+MEAN_SCALE = 20.0
+
+
+def connectivity_target(model: MCSP, modality: Modality, signal: Signal) -> Tensor:
+    """Fisher-z connectivity of all pairs of anchors, ``(B, A (A - 1) / 2)``; Pearson, for EEG as well."""
+    encoder = model.encoder(modality, "spatial")
+    assert isinstance(encoder, SpatialEncoder)
+    return upper_triangle(encoder.measure(signal, coherence=False).measures_BKAA[:, 0])
+
+
+def spectrum_target(model: MCSP, modality: Modality, signal: Signal) -> Tensor:
+    """Log10 power at every anchor, averaged over patches of frequencies, ``(B, A * P)``."""
+    encoder = model.encoder(modality, "spectral")
+    assert isinstance(encoder, SpectralEncoder)
+    power_BAF, _ = encoder.measure(signal)
+    return reduce(power_BAF, "b a (p f) -> b (a p)", "mean", f=BINS_PER_PATCH)
+
+
+class PredictionHead(nn.Module):
+    """``h -> (prediction, mean over people)``, each of ``count`` numbers, in float32 at least.
+
+    With ``anchors`` h holds that many tokens, and the numbers are the pairs of anchors: the pair (a, b) is then
+    ``(w_b . h_a + w_a . h_b) / 2`` with one w per anchor, so that a token has to hold its own anchor's connectivity.
+    """
+
+    def __init__(self, h_width: int, count: int, anchors: int = 0) -> None:
+        super().__init__()
+        self.anchors = anchors
+        self.read = nn.Linear(h_width // anchors if anchors else h_width, anchors or count, bias=False)
+        self.mean_E = nn.Parameter(torch.zeros(count))
+
+    @classmethod
+    def of(cls, model: MCSP, modality: Modality, domain: Domain, target: str) -> "PredictionHead":
+        """The head that predicts ``target`` from h of one domain of ``model``."""
+        encoder = model.encoder(modality, domain)
+        anchors = model.config.eeg_anchors if modality == "eeg" else model.config.fmri_anchors
+        if target == "spectrum":
+            spectral = model.encoder(modality, "spectral")
+            assert isinstance(spectral, SpectralEncoder)
+            return cls(encoder.h_width, anchors * spectral.n_patches)
+        return cls(encoder.h_width, anchors * (anchors - 1) // 2, anchors if domain == "spatial" else 0)
+
+    def forward(self, h_BD: Tensor) -> tuple[Tensor, Tensor]:
+        """Predict from the h of each row."""
+        mean_E = MEAN_SCALE * (self.mean_E if self.mean_E.dtype == torch.float64 else self.mean_E.float())
+        if self.anchors:
+            square_BAA = self.read(h_BD.unflatten(1, (self.anchors, -1)))
+            predicted_BE = upper_triangle(square_BAA + square_BAA.mT) / 2
+        else:
+            predicted_BE = self.read(h_BD)
+        return predicted_BE.to(mean_E.dtype), mean_E

@@ -1,0 +1,58 @@
+"""Tangent-space form of a covariance: its matrix logarithm, after shrinkage.
+
+Symmetric positive definite matrices are a curved space; the logarithm at a fixed reference maps them to a flat one,
+where means and linear classifiers are right (log-Euclidean metric: Arsigny et al., SIAM J. Matrix Anal. 29:328, 2007;
+for connectivity: Varoquaux et al., MICCAI 2010). The reference is the identity, so that nothing has to be fitted.
+
+Shape letters: B rows, A anchors, T time samples.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+# The estimate below takes time samples as independent, which neither BOLD nor EEG are, and anchors outnumber electrodes
+# and overlap: without a bound the logarithm would blow up what is rounding. 0.1 bounds it to [-2.3, log A].
+LEAST_SHRINKAGE = 0.1
+
+
+@torch.no_grad()
+def log_correlation(x_BAT: Tensor, valid_BT: Tensor) -> Tensor:
+    """Matrix logarithm of the shrunk correlation of anchors, ``(B, A, A)`` in the dtype of ``x_BAT``; no gradient.
+
+    S is the correlation over valid time, and the estimate ``(1 - r) S + r I`` with the r of Ledoit and Wolf (J.
+    Multivariate Anal. 88:365, 2004) for standardised variables, at least ``LEAST_SHRINKAGE``::
+
+        r = min(1, [mean_t |x_t|^4 - |S|^2] / (n |S - I|^2))
+
+    An anchor whose signal is flat counts as uncorrelated with all others. Arithmetic is float64.
+
+    Args:
+        x_BAT: demeaned over valid time and zero elsewhere.
+        valid_BT: bool.
+    """
+    x = x_BAT.double()
+    n_B11 = valid_BT.sum(-1).clamp_min(1).double()[:, None, None]
+    variance_BA1 = x.square().sum(-1, keepdim=True) / n_B11
+    live_BA1 = variance_BA1 > 1e-12
+    x = x * torch.where(live_BA1, variance_BA1, 1.0).rsqrt() * live_BA1
+    correlation = x @ x.mT / n_B11
+    correlation.diagonal(dim1=1, dim2=2).fill_(1.0)
+    identity = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
+    fourth_B = x.square().sum(1).square().sum(-1) / n_B11[:, 0, 0]
+    noise_B = (fourth_B - correlation.square().sum((1, 2))) / n_B11[:, 0, 0]
+    distance_B = (correlation - identity).square().sum((1, 2))
+    shrinkage = (noise_B / distance_B.clamp_min(1e-12)).clamp(LEAST_SHRINKAGE, 1.0)[:, None, None]
+    value_BA, vector_BAA = torch.linalg.eigh((1 - shrinkage) * correlation + shrinkage * identity)
+    # Rounding may leave an eigenvalue below the bound that shrinkage gives it.
+    log_BAA = (vector_BAA * value_BA.clamp_min(LEAST_SHRINKAGE).log()[:, None]) @ vector_BAA.mT
+    return log_BAA.to(x_BAT.dtype)
+
+
+def upper_triangle(matrix_BAA: Tensor, diagonal: bool = False) -> Tensor:
+    """Entries above the diagonal, ``(B, A (A - 1) / 2)``; with it, ``(B, A (A + 1) / 2)`` with the matrix's norm."""
+    size = matrix_BAA.shape[-1]
+    rows, columns = torch.triu_indices(size, size, offset=0 if diagonal else 1, device=matrix_BAA.device)
+    entries = matrix_BAA[..., rows, columns]
+    return entries * torch.where(rows == columns, 1.0, math.sqrt(2)).to(entries) if diagonal else entries

@@ -1,0 +1,136 @@
+"""Prediction across windows: the error against numpy, where targets come from, and that it can be learned."""
+
+import numpy as np
+import pytest
+import torch
+
+from mcsp.augmentations.views import half_of_view
+from mcsp.batch import Batch, Signal
+from mcsp.config import AugmentationConfig, ModelConfig, ObjectiveConfig
+from mcsp.losses import objective, prediction_error
+from mcsp.model.prediction import MEAN_SCALE, PredictionHead, connectivity_target, spectrum_target
+from mcsp.schema import DOMAINS
+from mcsp.training.pretrainer import Pretrainer
+from tests.model.test_encoders import make_signal
+
+HALVES = AugmentationConfig(opposite_halves=DOMAINS)
+
+
+def batch(signals: dict) -> Batch:
+    n = max(int(s.sample_B.max()) for s in signals.values()) + 1
+    return Batch(signals, torch.arange(n), torch.zeros(n, dtype=torch.int64), tuple(map(str, range(n))))
+
+
+def test_error_is_one_minus_the_correlation_with_the_deviation_from_the_mean() -> None:
+    draw = torch.Generator().manual_seed(0)
+    predicted, target = (torch.randn(5, 30, generator=draw, dtype=torch.float64) for _ in range(2))
+    mean = torch.randn(30, generator=draw, dtype=torch.float64).requires_grad_()
+    predicted.requires_grad_(), target.requires_grad_()
+    error = prediction_error(predicted, target, mean)
+    deviation = (target - mean).detach().numpy()
+    expected = [1 - np.corrcoef(p, d)[0, 1] for p, d in zip(predicted.detach().numpy(), deviation, strict=True)]
+    np.testing.assert_allclose(error.detach(), expected, atol=1e-12)
+    weights = torch.arange(1.0, 6.0, dtype=torch.float64)
+    found = torch.autograd.grad((weights * error).sum(), (mean, predicted, target), allow_unused=True)
+    np.testing.assert_allclose(found[0], (weights[:, None] * -torch.from_numpy(deviation)).sum(0) / 30, atol=1e-12)
+    assert found[1].abs().max() > 0 and found[2] is None
+    assert torch.allclose(prediction_error(3 * (target - mean) + 7, target, mean), torch.zeros(5, dtype=torch.float64))
+    assert prediction_error(torch.zeros(2, 30), torch.zeros(2, 30), torch.zeros(30)).tolist() == [1.0, 1.0]
+
+
+def test_tokens_predict_pairs_of_anchors() -> None:
+    torch.manual_seed(0)
+    head = PredictionHead(6 * 5, 15, anchors=6)
+    h = torch.randn(2, 30)
+    predicted, mean = head(h)
+    assert predicted.shape == (2, 15) and mean.shape == (15,)
+    tokens, w = h.view(2, 6, 5), head.read.weight
+    pairs = [(a, b) for a in range(6) for b in range(a + 1, 6)]
+    expected = torch.stack([(tokens[:, a] @ w[b] + tokens[:, b] @ w[a]) / 2 for a, b in pairs], 1)
+    torch.testing.assert_close(predicted, expected)
+    with torch.no_grad():
+        head.mean_E.fill_(0.5)
+    assert head(h)[1].tolist() == [0.5 * MEAN_SCALE] * 15
+
+
+@pytest.mark.parametrize("modality", ["eeg", "fmri"])
+def test_a_view_predicts_the_half_that_it_does_not_see(modality) -> None:
+    """What happens in one half reaches the targets of the other view alone, and only them."""
+    module = Pretrainer(ModelConfig(), ObjectiveConfig(), HALVES)
+    signal = make_signal(modality, rows=8)
+    late = torch.arange(signal.x_BCT.shape[-1]) >= signal.x_BCT.shape[-1] // 2
+    disturbed = signal.replace(x_BCT=torch.where(late, signal.x_BCT.roll(1, dims=1) * 2, signal.x_BCT))
+    before, after = (module._targets(modality, s) for s in (signal, disturbed))
+    sees_late = torch.stack([half_of_view(signal, v, HALVES).x_BCT[:, 0, 0] != signal.x_BCT[:, 0, 0] for v in (0, 1)])
+    assert sees_late.sum(0).tolist() == [1] * 8
+    for name in ("connectivity", "spectrum"):
+        changed = (before[name] != after[name]).any(1).view(2, 8)
+        assert torch.equal(changed, ~sees_late), name
+    other = half_of_view(signal, 1, HALVES)
+    measured = {"connectivity": connectivity_target, "spectrum": spectrum_target}
+    for name, measure in measured.items():
+        torch.testing.assert_close(before[name][:8], measure(module.model, modality, other))
+
+
+def test_every_parameter_is_trained_and_samples_stand_alone() -> None:
+    torch.manual_seed(1)
+    module = Pretrainer(ModelConfig(), ObjectiveConfig(), HALVES)
+    signals = {m: make_signal(m, rows=4, seconds=12.0) for m in ("eeg", "fmri")}
+    signals["fmri"] = signals["fmri"].replace(sample_B=torch.tensor([0, 1, 2, 4]))
+    rows = batch(signals)
+    output = module(rows)
+    assert output.error_Qn.shape == (8, 5)
+    assert (output.error_Qn[:4, 3] == 0).all() and (output.error_Qn[4:, 4] == 0).all(), "a sample without the modality"
+    loss, terms = objective(*output, rows.subject_N, rows.site_N, ObjectiveConfig(), module.terms, module.predictions)
+    loss.backward()
+    silent = [n for n, p in module.named_parameters() if p.grad is None or not p.grad.abs().any()]
+    assert not silent
+    assert 0.3 < float(terms["prediction/fmri/spatial-connectivity"]) < 1.5
+    alone = {
+        m: Signal(**{n: getattr(s, n)[1:2] for n in Signal.__dataclass_fields__}).replace(sample_B=torch.tensor([0]))
+        for m, s in signals.items()
+    }
+    torch.testing.assert_close(module(batch(alone)).error_Qn[:, 0], output.error_Qn[:, 1], rtol=1e-3, atol=1e-3)
+
+
+def test_without_weight_or_halves_there_are_no_heads() -> None:
+    for objective_config, views in (
+        (ObjectiveConfig(prediction=0), HALVES),
+        (ObjectiveConfig(), AugmentationConfig(opposite_halves=())),
+    ):
+        module = Pretrainer(ModelConfig(), objective_config, views)
+        assert not list(module.heads.parameters()) and not module.predictions
+        assert module(batch({"eeg": make_signal("eeg", rows=2, seconds=4.0)})).error_Qn.shape == (0, 2)
+
+
+def test_what_sets_people_apart_is_learned() -> None:
+    """People with connectivity of their own, alike in both halves: new people are predicted, and noise is not."""
+    generator = torch.Generator().manual_seed(0)
+    position = make_signal("fmri", rows=1, channels=24).position_BC3
+
+    def people(seed: int, own: float) -> Batch:
+        draw = torch.Generator().manual_seed(seed)
+        strength = torch.randn(32, 1, 3, generator=draw) * own + 1
+        pattern = torch.randn(24, 3, generator=generator.manual_seed(7))
+        course = torch.randn(32, 3, 160, generator=draw)
+        x = (pattern * strength) @ course + torch.randn(32, 24, 160, generator=draw)
+        signal = make_signal("fmri", rows=32, channels=24, seconds=80.0)
+        keys = torch.randint(2**62, (32,), generator=draw)
+        return batch({"fmri": signal.replace(x_BCT=x, position_BC3=position.expand(32, -1, -1), key_B=keys)})
+
+    def error_of_new_people(own: float) -> float:
+        torch.manual_seed(0)
+        module = Pretrainer(
+            ModelConfig(modalities=("fmri",), domains=("spatial",), fmri_anchors=20), ObjectiveConfig(),
+            AugmentationConfig(disjoint_channels=False),
+        )  # fmt: skip
+        optimizer = torch.optim.AdamW(module.parameters(), lr=2e-3)
+        for step in range(60):
+            optimizer.zero_grad()
+            module(people(step, own)).error_Qn.mean().backward()
+            optimizer.step()
+        with torch.no_grad():
+            return float(module(people(1000, own)).error_Qn.mean())
+
+    assert error_of_new_people(0.7) < 0.5
+    assert error_of_new_people(0.0) > 0.85
