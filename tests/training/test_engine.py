@@ -164,9 +164,9 @@ def test_ranks_that_touch_different_parameters_are_stopped(pretrain_overrides, t
     assert first["1/"] == ""
     lacks = "modalities of the batch: expected the same on all 2 ranks, rank 1 lacks ['fmri']"
     assert first["1/fmri"] == first["3/fmri"] == lacks
-    message = first["2/eeg_spatial"]
+    message = first["2/eeg_spectral"]
     assert message.startswith("parameters with a gradient: expected the same on all 2 ranks, rank 1 lacks ['model.enc")
-    assert "eeg_spatial" in message and "more" in message and "\n" not in message
+    assert "eeg_spectral" in message and "more" in message and "\n" not in message
 
 
 def config_with(tmp_path: Path, deepspeed: dict, *overrides: str) -> PretrainConfig:

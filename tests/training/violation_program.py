@@ -42,7 +42,7 @@ def main(out: str, *overrides: str) -> None:
     start = Trainer(config.model_copy(update={"deepspeed": Path("configs/deepspeed/zero0.json")}))
     rounded = {f.name: torch.equal(f.values["weight"], f.values["weight"].bfloat16().float()) for f in owned(start)}
     found["made"] = [all(rounded.values()), fragments.applied_steps(start.engine._engine)]
-    for stage, lacking in ((1, ""), (1, "fmri"), (3, "fmri"), (2, "eeg_spatial")):
+    for stage, lacking in ((1, ""), (1, "fmri"), (3, "fmri"), (2, "eeg_spectral")):
         own = [f"run_dir={out}-{stage}{lacking}", f"deepspeed=configs/deepspeed/zero{stage}.json"]
         found[f"{stage}/{lacking}"] = told(Trainer(PretrainConfig.load(None, [*overrides, *own])), lacking)
     Path(f"{out}.{distributed.rank()}").write_text(json.dumps(found))
