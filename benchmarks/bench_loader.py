@@ -31,6 +31,7 @@ from fresh_machine import hardware
 from loader_corpus import CHANNELS, SFREQ, write_million, write_shards
 
 from mcsp.config import BatchConfig
+from mcsp.data_sharding import reader
 from mcsp.data_sharding.index import SHARDS_NAME
 from mcsp.data_sharding.reader import Corpus
 from mcsp.schema import BLOCK_SAMPLES, Modality
@@ -128,16 +129,20 @@ def spread(values: list[float]) -> dict[str, float]:
     return {"p20": p20, "p50": p50, "p80": p80}
 
 
-def crc_speed() -> dict[str, float]:
-    """zlib.crc32 in GB/s, on blocks as they are stored."""
+def crc_speed() -> dict[str, Any]:
+    """CRC-32 in GB/s, on blocks as they are stored: the reader's and zlib's."""
     size = BLOCK_SAMPLES["eeg"] * CHANNELS * 2
-    block, values = os.urandom(size), []
-    for _ in range(REPEATS):
-        begin = time.perf_counter()
-        for _ in range(2000):
-            zlib.crc32(block)
-        values.append(2000 * size / (time.perf_counter() - begin) / 1e9)
-    return {"block_bytes": size, **spread(values)}
+    block = os.urandom(size)
+    found: dict[str, Any] = {"block_bytes": size}
+    for name, crc32 in (("reader", reader.crc32), ("zlib", zlib.crc32)):
+        values = []
+        for _ in range(REPEATS):
+            begin = time.perf_counter()
+            for _ in range(2000):
+                crc32(block)
+            values.append(2000 * size / (time.perf_counter() - begin) / 1e9)
+        found[name] = spread(values)
+    return found
 
 
 def amplification() -> dict[str, float]:
@@ -197,25 +202,32 @@ def workers(path: Path, n: int = 2, steps: int = 60) -> dict[str, Any]:
 
 
 def _memory(pid: int) -> dict[str, float]:
-    """Proportional and private memory of a process [MB]; mapped files and libraries are shared with the others."""
+    """Private and proportional memory of a process [MB]. What is shared with the others: files (the mapped table and
+    libraries, which the system drops where memory is short) and shared memory (batches on their way)."""
     values = dict(line.split()[:2] for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:])
     private = int(values["Private_Clean:"]) + int(values["Private_Dirty:"])
-    return {"pss": int(values["Pss:"]) / 1e3, "private": private / 1e3, "anonymous": int(values["Anonymous:"]) / 1e3}
+    parts = {name.lower(): int(values[f"Pss_{name}:"]) / 1e3 for name in ("Anon", "File", "Shmem")}
+    return {"private": private / 1e3, "pss": int(values["Pss:"]) / 1e3} | {f"pss_{n}": mb for n, mb in parts.items()}
 
 
-def data_wait(path: Path, folder: Path, steps: int = 24) -> dict[str, Any]:
-    """The share of a step that a real run waits for data: nano model, two CPU ranks, one worker each."""
+def data_wait(path: Path, folder: Path, ranks: int, steps: int = 34) -> dict[str, Any]:
+    """The share of a step that a real run waits for data: nano model, eight windows and one worker per CPU rank.
+
+    On two cores one rank has a core for its worker, as ranks of a GPU machine have; two ranks share theirs with both.
+    """
     launcher = str(Path(sys.executable).with_name("deepspeed"))
     command = [
-        launcher, "--num_accelerators", "2", str(ROOT / "launchers/pretrain.py"),
+        launcher, "--num_accelerators", str(ranks), str(ROOT / "launchers/pretrain.py"),
         f"corpus_dir={path}", f"run_dir={folder}", f"steps={steps}", "workers=1", "checkpoint_every=1000",
-        "batch={paired: 0, eeg: 16, fmri: 0}", "window_seconds={eeg: 10}",
+        f"batch={{paired: 0, eeg: {8 * ranks}, fmri: 0}}", "window_seconds={eeg: 10}",
     ]  # fmt: skip
     env = {**os.environ, "DS_ACCELERATOR": "cpu", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     subprocess.run(command, check=True, cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     rows = read_metrics(folder)[4:]  # workers start during the first
     step = spread([row["seconds_per_step"] for row in rows])
-    return {"data_wait_fraction": spread([row["data_wait_fraction"] for row in rows]), "seconds_per_step": step}
+    wait = sum(row["seconds/data"] for row in rows) / sum(row["seconds_per_step"] for row in rows)
+    each = spread([row["data_wait_fraction"] for row in rows])
+    return {"data_wait_fraction": wait, "data_wait_fraction_of_steps": each, "seconds_per_step": step}
 
 
 def main() -> None:
@@ -233,7 +245,7 @@ def main() -> None:
         commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
         report = {
             "hardware": hardware(),
-            "versions": {p: version(p) for p in ("torch", "numpy", "pyarrow", "webdataset", "deepspeed")}
+            "versions": {p: version(p) for p in ("torch", "numpy", "pyarrow", "webdataset", "deepspeed", "isal")}
             | {"zlib": zlib.ZLIB_RUNTIME_VERSION},
             "commit": commit.stdout.strip(),
             "date": f"{today:%Y-%m-%d}",
@@ -246,7 +258,9 @@ def main() -> None:
             "table_mb": (million / "recordings.arrow").stat().st_size / 1e6,
             "start_at_these_recordings": first_batch(million),
             "through_workers_at_these_recordings": workers(million),
-            "training_run": data_wait(million, Path(temporary) / "run"),
+            "training_run": {
+                f"{ranks} ranks": data_wait(million, Path(temporary) / f"run{ranks}", ranks) for ranks in (1, 2)
+            },
         }
     options.out.parent.mkdir(exist_ok=True)
     options.out.write_text(json.dumps(report, indent=1) + "\n")

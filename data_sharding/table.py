@@ -171,7 +171,9 @@ class Recordings(Sequence[Recording]):
         return map(self._row, range(len(self)))
 
     def _row(self, i: int) -> Recording:
-        return Recording(**{name: read(i) for name, read in self._read})
+        row = Recording.__new__(Recording)
+        row.__dict__.update({name: read(i) for name, read in self._read})  # __init__ would take as long as all of this
+        return row
 
     def _reader(self, name: str) -> Callable[[int], Any]:
         """A function from a row to the value of one field, as Python's own types."""
@@ -182,7 +184,14 @@ class Recordings(Sequence[Recording]):
             return lambda i: value(codes.item(i))
         if array.type in (pa.int64(), pa.float64()):
             return _numpy(array).item
-        return lambda i: array[i].as_py()
+        if array.type == pa.bool_():
+            return lambda i: array[i].as_py()
+        stops = np.frombuffer(array.buffers()[1], np.int64)[array.offset :]
+        if array.type == pa.large_string():
+            text = memoryview(array.buffers()[2] or b"")
+            return lambda i: str(text[stops.item(i) : stops.item(i + 1)], "utf8")
+        values = _numpy(array.values)
+        return lambda i: values[stops.item(i) : stops.item(i + 1)].tolist()
 
     def column(self, name: str) -> np.ndarray:
         """All values of a field: numbers without a copy, bool, or an array of ``str`` objects.

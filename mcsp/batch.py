@@ -9,6 +9,7 @@ Shape letters: N samples of the batch, B rows of one modality, C channels, T tim
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,6 +35,11 @@ class Signal:
     def __len__(self) -> int:
         return self.x_BCT.shape[0]
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Between processes only the windows go through shared memory: each tensor there costs a handshake."""
+        small = {f.name: getattr(self, f.name).numpy() for f in fields(self) if f.name != "x_BCT"}
+        return _signal, (self.x_BCT, small)
+
     def to(self, device: torch.device | str) -> "Signal":
         """Copy every tensor to ``device``."""
         return replace(self, **{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)})
@@ -41,6 +47,10 @@ class Signal:
     def replace(self, **changes: Tensor) -> "Signal":
         """A copy with some tensors replaced."""
         return replace(self, **changes)
+
+
+def _signal(x_BCT: Tensor, small: dict[str, np.ndarray]) -> Signal:
+    return Signal(x_BCT, **{name: torch.from_numpy(array) for name, array in small.items()})
 
 
 @dataclass(frozen=True)
@@ -56,6 +66,10 @@ class Batch:
     def __len__(self) -> int:
         return len(self.keys)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """As of a signal."""
+        return _batch, (self.signals, self.subject_N.numpy(), self.site_N.numpy(), self.keys, self.unreadable)
+
     def to(self, device: torch.device | str) -> "Batch":
         """Copy every tensor to ``device``."""
         signals = {modality: signal.to(device) for modality, signal in self.signals.items()}
@@ -69,6 +83,10 @@ class Batch:
         }
         subject_N, site_N = self.subject_N.pin_memory(), self.site_N.pin_memory()
         return replace(self, signals=signals, subject_N=subject_N, site_N=site_N)
+
+
+def _batch(signals: dict[Modality, Signal], subject_N: np.ndarray, site_N: np.ndarray, *rest: Any) -> Batch:
+    return Batch(signals, torch.from_numpy(subject_N), torch.from_numpy(site_N), *rest)
 
 
 def valid_times(window: Window) -> np.ndarray:
@@ -91,7 +109,7 @@ def finite_channels(x_TC: Tensor) -> np.ndarray:
 def _zeros(*shape: int) -> Tensor:
     """Float32 zeros; in a loader's worker in memory that the training process shares, where they must be in the end."""
     if get_worker_info() is None:
-        return torch.zeros(shape)
+        return torch.from_numpy(np.zeros(shape, np.float32))  # fresh memory is zero; torch.zeros would write it
     # As torch's own collation does it; fresh shared memory is zero.
     storage = torch.UntypedStorage._new_shared(4 * math.prod(shape), device="cpu")
     shared = torch.empty(0)

@@ -1,7 +1,10 @@
 """Batches: windows of any montage, rate and length side by side, with everything that is not data masked."""
 
+import io
 import math
-from dataclasses import replace
+import pickle
+from dataclasses import fields, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -192,3 +195,27 @@ def test_a_window_as_stored_becomes_what_the_window_in_physical_units_does() -> 
     assert torch.equal(doubled.x_BCT, 2 * expected.x_BCT)
     np.testing.assert_array_equal(stored, kept)
     np.testing.assert_array_equal(physical, stored.astype(np.float32) / 64)
+
+
+def test_between_processes_only_the_windows_are_sent_as_tensors() -> None:
+    batch = collate(
+        [[window("eeg", subject="s1"), window("fmri", 5, 4)], [window("eeg", subject="s2", bad=(1,))]], [7, 8]
+    )
+    sent: list[tuple[int, ...]] = []
+
+    class Pickler(pickle.Pickler):
+        def reducer_override(self, value: Any) -> Any:
+            if isinstance(value, torch.Tensor):
+                sent.append(tuple(value.shape))
+            return NotImplemented
+
+    stream = io.BytesIO()
+    Pickler(stream).dump(batch)
+    found: Batch = pickle.loads(stream.getvalue())
+    assert sent == [(1, 4, 5), (2, 3, 20)]
+    assert (found.keys, found.unreadable) == (batch.keys, batch.unreadable)
+    assert torch.equal(found.subject_N, batch.subject_N) and torch.equal(found.site_N, batch.site_N)
+    for modality, signal in batch.signals.items():
+        for f in fields(signal):
+            mine, theirs = getattr(signal, f.name), getattr(found.signals[modality], f.name)
+            assert mine.dtype == theirs.dtype and torch.equal(mine, theirs), f.name

@@ -20,7 +20,7 @@ from mcsp.training.cuts import Cut
 from mcsp.training.schedule import Draw, Schedule
 
 _log = logging.getLogger(__name__)
-_PREFETCH = 4  # steps that a worker is ahead
+_PREFETCH = 2  # steps that a worker is ahead
 # Steps of a worker whose shards are fetched before their turn; one step may take as long as many shards.
 _FETCH_AHEAD = 16
 # So many samples of a stream in a row are unreadable only where the whole corpus is.
