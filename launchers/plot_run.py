@@ -1,4 +1,4 @@
-"""Draw a pretraining run: losses, retrieval, rate, gradient norm, where the time goes, speed; what went wrong.
+"""Draw a pretraining run: losses, retrieval, rate, gradient norm, where the time goes, speed, memory; what went wrong.
 
 python launchers/plot_run.py RUN_DIR [--out FILE.png]
 """
@@ -43,7 +43,7 @@ def main() -> None:
 
 
 def draw(run_dir: Path, lines: list[dict[str, float]], events: list[dict[str, Any]], out: Path) -> None:
-    """One PNG with eight panels over the step."""
+    """One PNG with ten panels over the step."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -51,7 +51,7 @@ def draw(run_dir: Path, lines: list[dict[str, float]], events: list[dict[str, An
 
     step = np.array([line["step"] for line in lines])
     columns = {name: np.array([line.get(name, np.nan) for line in lines]) for name in sorted(set().union(*lines))}
-    figure, axes = plt.subplots(4, 2, figsize=(13, 13), sharex=True, layout="constrained")
+    figure, axes = plt.subplots(5, 2, figsize=(13, 16), sharex=True, layout="constrained")
     panels = axes.ravel()
     _lines(panels[0], step, {"sum of all terms": columns["loss"]}, "loss")
     _lines(panels[1], step, by_kind(columns, "loss/"), "loss, mean of terms", log=True)
@@ -62,12 +62,11 @@ def draw(run_dir: Path, lines: list[dict[str, float]], events: list[dict[str, An
     _lines(panels[5], step, {"learning rate": columns["learning_rate"]}, "learning rate", smooth=False)
     _split(panels[6], step, columns)
     _lines(panels[7], step, {"samples/s": columns["samples_per_second"]}, "samples per second")
-    panels[7].set_ylim(bottom=0)
-    if "goodput" in columns:
-        right = panels[7].twinx()
-        right.plot(step, columns["goodput"], color=COLOURS[2], linewidth=1.5)
-        right.set_ylim(0, 1)
-        right.set_ylabel("goodput (green)", color=COLOURS[2])
+    _right(panels[7], step, columns.get("goodput"), "goodput", 1.0)
+    _lines(panels[8], step, {"data wait": 100 * columns["data_wait_fraction"]}, "waiting for data, % of a step")
+    _right(panels[8], step, columns.get("memory_gib"), "peak memory of rank 0, GiB")
+    _lines(panels[9], step, {"TFLOP/s": columns["tflops"]}, "TFLOP/s per rank")
+    _right(panels[9], step, columns.get("mfu"), "MFU", 1.0)
     _events(panels, events, int(step[-1]))
     for panel in axes[-1]:
         panel.set_xlabel("step")
@@ -108,6 +107,16 @@ def _lines(
     panel.grid(alpha=0.25)
     if len(series) > 1:
         panel.legend(fontsize=8, loc="best", framealpha=0.8)
+
+
+def _right(panel: Any, step: np.ndarray, values: np.ndarray | None, label: str, top: float | None = None) -> None:
+    """A second quantity in green, its axis on the right; both axes from zero."""
+    panel.set_ylim(bottom=0)
+    if values is not None:
+        right = panel.twinx()
+        right.plot(step, values, color=COLOURS[2], linewidth=1.5)
+        right.set_ylim(0, top or 1.25 * float(np.nanmax(values)))
+        right.set_ylabel(f"{label} (green)", color=COLOURS[2])
 
 
 def _chance(panel: Any, run_dir: Path) -> None:

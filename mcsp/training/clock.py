@@ -12,9 +12,12 @@ Phase = Literal["start", "data", "forward", "backward", "optimizer", "checkpoint
 SPLIT = ("data", "forward", "backward", "communication", "optimizer", "checkpoint")
 
 
-_COLLECTIVES = (
-    "all_reduce", "reduce", "broadcast", "all_gather", "all_gather_into_tensor", "reduce_scatter",
-    "reduce_scatter_tensor", "all_to_all_single", "barrier",
+# By the names of DeepSpeed's backend, which it keeps whatever torch calls them; a test compares the two.
+COLLECTIVES = (
+    "all_reduce", "inference_all_reduce", "all_reduce_coalesced", "reduce", "broadcast", "broadcast_object_list",
+    "all_gather", "all_gather_base", "all_gather_into_tensor", "all_gather_coalesced", "all_gather_object", "gather",
+    "scatter", "reduce_scatter", "reduce_scatter_tensor", "all_to_all", "all_to_all_single", "barrier",
+    "monitored_barrier",
 )  # fmt: skip
 
 
@@ -82,11 +85,11 @@ class Clock:
             def call(*args: Any, **keywords: Any) -> Any:
                 with self.collective():
                     work = collective(*args, **keywords)
-                return _Awaited(work, self) if keywords.get("async_op") and work is not None else work
+                return _Awaited(work, self) if hasattr(work, "wait") else work
 
             return call
 
-        for name in _COLLECTIVES:
+        for name in COLLECTIVES:
             original = getattr(type(backend), name).__get__(backend)  # not what an earlier clock left
             setattr(backend, name, wrapped(original))
 

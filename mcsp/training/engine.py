@@ -171,8 +171,9 @@ class Engine:
         """DeepSpeed adds up gradients by their place in a buffer: ranks that fill it differently corrupt weights."""
         key = torch.tensor([text_key("\n".join(sorted(found)))], device=device())
         low, high = key.clone(), key.clone()
-        torch.distributed.all_reduce(low, torch.distributed.ReduceOp.MIN)
-        torch.distributed.all_reduce(high, torch.distributed.ReduceOp.MAX)
+        with distributed.around_collectives():
+            torch.distributed.all_reduce(low, torch.distributed.ReduceOp.MIN)
+            torch.distributed.all_reduce(high, torch.distributed.ReduceOp.MAX)
         if bool(low == high):
             return
         everyone = distributed.gather_objects(found)
@@ -229,7 +230,8 @@ class Engine:
     def _refuses(self, norm: Tensor) -> bool:
         """Remember the norm that rank 0 found, so that no rounding makes ranks choose differently."""
         norm = norm.detach().float().reshape(1).clone()
-        torch.distributed.broadcast(norm, src=0)
+        with distributed.around_collectives():
+            torch.distributed.broadcast(norm, src=0)
         self._norm = float(norm)
         return not (math.isfinite(self._norm) and self._norm <= self._limit)
 

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -53,8 +54,9 @@ class Metrics:
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
         self._file.write(json.dumps({"step": step, **finite}) + "\n")
         self._file.flush()
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+        # One event for all of them: with add_scalar's event for each, sixty took 5 ms.
+        together = Summary(value=[Summary.Value(tag=name, simple_value=value) for name, value in values.items()])
+        self._board.file_writer.add_summary(together, step)  # type: ignore[attr-defined]
         self._progress(step, values)
 
     def event(self, kind: str, step: int, **facts: Any) -> None:

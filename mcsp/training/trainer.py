@@ -170,7 +170,8 @@ class Trainer:
         if self.rank == 0:
             # One saved while steps were being skipped would lead back to here.
             found = [checkpoint.latest_checkpoint(self.config.run_dir, lambda m: not m["health"]["in_a_row"])]
-        torch.distributed.broadcast_object_list(found)
+        with distributed.around_collectives():
+            torch.distributed.broadcast_object_list(found)
         path: Path | None = found[0]
         if path is None:
             raise RunEnded("no way back", f"{many}, and there is no checkpoint from before", EXIT_DATA)

@@ -103,8 +103,13 @@ def diagnose(
     busy = [r for r in alive if not later[r]["phase"].startswith("communication")]
     waiting = [r for r in alive if r not in busy]
     parts = []
-    if not silent and not (busy and waiting):
+    if not silent and not busy:
         parts.append("all ranks are alive: a link is down, or their collectives differ")
+    elif not silent and not waiting:
+        what = "the start" if all(later[r]["phase"] == "start" for r in busy) else "what they do"
+        parts.append(
+            f"all ranks are alive and none waits for another: {what} takes longer than watchdog_seconds, or a GPU hangs"
+        )
     for name, ranks in (("silent (stopped, dead or cut off)", silent), ("busy", busy), ("waiting", waiting)):
         if ranks:
             parts.append(f"{name}: {_listed(ranks, later, ranks is silent)}")
@@ -116,7 +121,7 @@ def _listed(ranks: list[int], beats: dict[int, dict[str, Any]], silent: bool, mo
         facts = beats.get(rank)
         if facts is None:
             return f"rank {rank} (never heard of)"
-        where = f"{facts['phase']}, step {facts['step'] + 1}"
+        where = facts["phase"] + ("" if facts["phase"] == "start" else f", step {facts['step'] + 1}")
         since = f"last in {where}" if silent else f"in {where}, for {facts['idle_seconds']:.0f} s"
         return f"rank {rank} ({facts['host']}, process {facts['pid']}, {since})"
 

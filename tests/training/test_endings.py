@@ -162,7 +162,15 @@ def test_diagnosis_tells_silent_busy_and_waiting_ranks_apart() -> None:
     assert "rank 3" in waiting
     everyone = {r: beat(r, 6, waits) for r in range(12)}
     report, _ = diagnose({r: beat(r, 5, waits) for r in range(12)}, everyone, 12)
-    assert report.startswith("all ranks are alive") and report.endswith(" and 4 more")
+    assert report.startswith("all ranks are alive: a link is down") and report.endswith(" and 4 more")
+    starting = {r: beat(r, 6, "start") for r in range(2)}
+    report, _ = diagnose({r: beat(r, 5, "start") for r in range(2)}, starting, 2)
+    alive = (
+        "all ranks are alive and none waits for another: the start takes longer than watchdog_seconds, or a GPU hangs"
+    )
+    assert report.startswith(f"{alive}; busy: rank 0 (node0, process 100, in start, for ")
+    report, _ = diagnose({0: beat(0, 5, "start")}, {0: beat(0, 6, "forward")}, 1)
+    assert "another: what they do takes longer" in report and "in forward, step 7" in report
 
 
 def test_the_first_to_say_why_a_run_ended_is_heard(tmp_path) -> None:

@@ -8,6 +8,7 @@ import torch
 
 from mcsp.config import PretrainConfig
 from mcsp.training import checkpoint, engine
+from mcsp.training.clock import COLLECTIVES, Clock
 from mcsp.training.metrics import read_metrics
 from mcsp.training.pretrainer import MAX_SCALE, Pretrainer
 from tests.training import golden
@@ -231,3 +232,35 @@ def test_deepspeed_has_what_is_used_of_its_inside() -> None:
     used = {"_get_norm_groups", "get_param_id", "checkpoint_event_epilogue"}
     assert {*used, "_reassign_or_swap_out_partitioned_parameters"} <= set(dir(DeepSpeedZeroOptimizer_Stage3))
     assert {"hp_fragment_address", "lp_fragment_address"} <= set(tensor_fragment.__dataclass_fields__)
+
+
+def test_every_collective_of_deepspeed_is_watched() -> None:
+    from deepspeed.comm.torch import TorchBackend
+
+    others = {
+        "init_process_group", "destroy_process_group", "is_initialized", "init_device_mesh", "get_backend", "new_group",
+        "get_rank", "get_world_size", "get_global_rank", "get_world_group", "get_all_gather_function",
+        "get_reduce_scatter_function", "has_all_gather_into_tensor", "has_reduce_scatter_tensor",
+        "enable_symm_mem_for_group", "send", "recv", "isend", "irecv", "batch_isend_irecv",
+    }  # fmt: skip
+    assert {name for name in vars(TorchBackend) if not name.startswith("_")} - others == set(COLLECTIVES)
+    # Whether it is to return at once comes by position: what it returns is waited for under the watch.
+    waited = []
+
+    class Work:
+        def wait(self) -> str:
+            waited.append(clock.doing)
+            return "done"
+
+    class Backend:
+        def all_reduce(self, tensor: object, op: object, group: object, async_op: bool) -> Work | None:
+            return Work() if async_op else None
+
+    for name in set(COLLECTIVES) - {"all_reduce"}:
+        setattr(Backend, name, lambda self: None)
+    backend, clock = Backend(), Clock(torch.device("cpu"))
+    clock.watch_collectives(backend)
+    clock.enter("backward")
+    assert backend.all_reduce(None, None, None, False) is None
+    work = backend.all_reduce(None, None, None, True)
+    assert work is not None and work.wait() == "done" and waited == ["communication of backward"]

@@ -69,6 +69,7 @@ def values(step: int, **more: float) -> dict[str, float]:
     line = {"loss": 20 - step / 10, "gradient_norm": 3.0, "learning_rate": 1e-3, "samples_per_second": 50.0}
     line |= {"loss/eeg/spatial": 2.0, "top1/fmri-eeg/spatial": step / 100, "temperature/eeg/spatial": 0.1}
     line |= {f"seconds/{name}": 0.1 for name in SPLIT} | {"seconds_per_step": 0.6, "goodput": 0.9}
+    line |= {"tflops": 0.02, "memory_gib": 1.5 + step / 1000}
     return line | {"data_wait_fraction": 0.05, "skipped_steps": 0.0} | more
 
 
