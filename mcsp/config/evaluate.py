@@ -32,6 +32,10 @@ class EvaluateConfig(LabelledConfig):
     )
     run_dir: Path | None = Field(None, description="draws the loss curves of this run into the report")
     seeds: int = Field(5, ge=1, description="repetitions of the folds")
+    site_correction: tuple[Literal["centred", "combat"], ...] = Field(
+        ("centred",),
+        description="rows of features without their site's mean (transductive), or after ComBat (of training folds)",
+    )
     label_fractions: tuple[float, ...] = Field(
         (0.05, 0.1, 0.25, 0.5, 1.0), description="fractions of the training subjects of the label-efficiency curve"
     )

@@ -4,7 +4,7 @@ Shape letters: N units, F features, R directions, C channels, S seeds.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from sklearn.svm import LinearSVC
 
+from mcsp.downstream.harmonize import Combat
 from mcsp.downstream.splits import Folds, inner_folds
 
 C_GRID = tuple(10.0**k for k in range(-3, 4))  # inverse strengths of the L2 penalty, for features of variance about 1
@@ -103,6 +104,15 @@ def logistic(blocks: Sequence[int]) -> Classifier:
     return Classifier("logistic", _rotation(blocks), _logistic_candidates(), _log_loss, True)
 
 
+def harmonized(classifier: Classifier) -> Classifier:
+    """The same after ComBat, fitted on the training units of each fold; takes the site as an additional last column."""
+
+    def make() -> Pipeline:
+        return make_pipeline(Combat(), *(step for _, step in classifier.prepare().steps))
+
+    return replace(classifier, name=f"ComBat + {classifier.name}", prepare=make)
+
+
 def linear_svm(n_features: int) -> Classifier:
     """Linear support vector machine with squared hinge loss (LIBLINEAR)."""
     candidates = tuple(lambda c=c: LinearSVC(C=c, dual=False, tol=1e-5, max_iter=5000) for c in C_GRID)
@@ -143,6 +153,14 @@ def fit(classifier: Classifier, x_N: np.ndarray, y_N: np.ndarray, groups_N: np.n
         chosen = int(loss.argmin())
     prepare = classifier.prepare().fit(x_N)
     return prepare, classifier.candidates[chosen]().fit(prepare.transform(x_N), y_N)
+
+
+def linear_weights(prepare: Pipeline, estimator: Any) -> tuple[np.ndarray, float]:
+    """Weights ``(F,)`` and bias on the features themselves of what :func:`fit` gives for :func:`logistic`."""
+    scaler, weigh, span = (step for _, step in prepare.steps)
+    weight_F = (span.basis_FR_ @ estimator.coef_[0]) * weigh.kw_args["weight_F"] / scaler.scale_
+    at_zero = estimator.decision_function(prepare.transform(np.zeros((1, len(weight_F)))))
+    return weight_F, float(at_zero[0])
 
 
 def cross_validate(

@@ -17,11 +17,13 @@ from mcsp.downstream.classifiers import (
     Classifier,
     cross_validate,
     discriminant,
+    harmonized,
     linear_svm,
     logistic,
     tangent_logistic,
 )
-from mcsp.downstream.splits import Folds, k_fold, leave_site_out
+from mcsp.downstream.harmonize import site_centred
+from mcsp.downstream.splits import Folds, described_folds, k_fold, leave_site_out
 from mcsp.downstream.units import Labelled
 from mcsp.schema import MODALITIES, Modality
 
@@ -62,6 +64,8 @@ class Method:
     features: str
     classifier: Classifier
     x_N: np.ndarray  # (N, F) or (N, C, C)
+    n_features: int
+    transductive: bool = False  # whether unlabelled units of the tested site have a part in the features
 
     @property
     def name(self) -> str:
@@ -74,7 +78,7 @@ def methods(described: Described, recordings: str) -> list[Method]:
 
     The untrained encoder has the pretrained one's read-out, so their difference is what pretraining learned.
     """
-    modalities: tuple[Modality, ...] = MODALITIES if recordings == "both" else (recordings,)  # type: ignore[assignment]
+    modalities = _modalities(recordings)
     classical = described.classical.joint(modalities)
     if classical is None:
         return []
@@ -82,19 +86,44 @@ def methods(described: Described, recordings: str) -> list[Method]:
     for name, features in ((PRETRAINED, described.pretrained), (UNTRAINED, described.untrained)):
         joint = features.joint(modalities)
         if joint is not None:
-            found.append(Method(name, logistic(joint[1]), joint[0]))
+            found.append(_method(name, logistic(joint[1]), joint[0]))
     x_NF, blocks = classical
-    found.append(Method(CLASSICAL[recordings], logistic(blocks), x_NF))
+    found.append(_method(CLASSICAL[recordings], logistic(blocks), x_NF))
     if recordings == "fmri":
-        found.append(Method(CLASSICAL["fmri"], linear_svm(x_NF.shape[1]), x_NF))
+        found.append(_method(CLASSICAL["fmri"], linear_svm(x_NF.shape[1]), x_NF))
     if recordings == "eeg":
-        found.append(Method(CLASSICAL["eeg"], discriminant(), x_NF))
+        found.append(_method(CLASSICAL["eeg"], discriminant(), x_NF))
     if recordings in described.covariance:
         x_NCC = described.covariance[modalities[0]]
-        found.append(Method(COVARIANCE, tangent_logistic(x_NCC.shape[1]), x_NCC))
+        found.append(_method(COVARIANCE, tangent_logistic(x_NCC.shape[1]), x_NCC))
     if described.covariates is not None:
-        found.append(Method(COVARIATES, logistic([1] * described.covariates.shape[1]), described.covariates))
+        found.append(_method(COVARIATES, logistic([1] * described.covariates.shape[1]), described.covariates))
     return found
+
+
+def corrected(described: Described, recordings: str, sites: list[str], corrections: Sequence[str]) -> list[Method]:
+    """The pretrained and the classical features again, without what tells their site; see mcsp.downstream.harmonize."""
+    site_N = np.unique(np.asarray(sites), return_inverse=True)[1]
+    found: list[Method] = []
+    for name, features in ((PRETRAINED, described.pretrained), (CLASSICAL[recordings], described.classical)):
+        joint = features.joint(_modalities(recordings))
+        if joint is None or len(set(sites)) < 2:
+            continue
+        x_NF, blocks = joint
+        if "combat" in corrections:
+            found.append(Method(name, harmonized(logistic(blocks)), np.c_[x_NF, site_N], x_NF.shape[1]))
+        if "centred" in corrections:
+            centred_NF = site_centred(x_NF, sites)
+            found.append(Method(f"{name}, site-centred", logistic(blocks), centred_NF, x_NF.shape[1], True))
+    return found
+
+
+def _modalities(recordings: str) -> tuple[Modality, ...]:
+    return MODALITIES if recordings == "both" else (recordings,)  # type: ignore[return-value]
+
+
+def _method(features: str, classifier: Classifier, x_N: np.ndarray) -> Method:
+    return Method(features, classifier, x_N, int(np.prod(x_N.shape[1:])))
 
 
 def complete_rows(compared: Sequence[Method]) -> np.ndarray:
@@ -121,27 +150,28 @@ def make_folds(labelled: Labelled, rows: np.ndarray, config: EvaluateConfig) -> 
 
 def compare(
     described: Described, labelled: Labelled, config: EvaluateConfig, seen: frozenset[str]
-) -> tuple[list[dict[str, Any]], dict[str, str], list[str]]:
+) -> tuple[list[dict[str, Any]], dict[str, dict[str, Any]], list[str]]:
     """Score every method on EEG, fMRI and both, under every protocol.
 
     Returns:
-        Rows of JSON types, the digest of the folds by "<recordings>/<protocol>", and notes on what could not be done.
+        Rows of JSON types, the folds by "<recordings>/<protocol>", and notes on what could not be done.
     """
     rows_out: list[dict[str, Any]] = []
-    digests: dict[str, str] = {}
+    splits: dict[str, dict[str, Any]] = {}
     notes: list[str] = []
     for recordings in ("eeg", "fmri", "both"):
         compared = methods(described, recordings)
         if not compared:
             notes.append(f"Nothing on {recordings}: no labelled unit has the recordings for it.")
             continue
+        compared += corrected(described, recordings, labelled.sites, config.site_correction)
         rows = complete_rows(compared)
         all_folds, problems = make_folds(labelled, rows, config)
         notes += [f"Nothing on {recordings}, {problem}" for problem in problems]
         for folds in all_folds:
-            digests[f"{recordings}/{folds.protocol}"] = folds.sha256
+            splits[f"{recordings}/{folds.protocol}"] = described_folds(folds, [labelled.units[i].key for i in rows])
             rows_out += _score_block(recordings, compared, labelled, rows, folds, seen, config)
-    return rows_out, digests, notes
+    return rows_out, splits, notes
 
 
 def _score_block(
@@ -173,16 +203,16 @@ def _score_block(
         score_SN = score_of[m.name]
         row: dict[str, Any] = {
             "recordings": recordings, "protocol": folds.protocol, "features": m.features,
-            "classifier": m.classifier.name, "units": len(rows), "subjects": len(set(subjects)),
-            "n_features": int(np.prod(m.x_N.shape[1:])),
+            "classifier": m.classifier.name, "transductive": m.transductive, "units": len(rows),
+            "subjects": len(set(subjects)), "n_features": m.n_features,
             **scores.all_scores(score_SN, y_N, sites, weight_RN, unseen_N, m.classifier.probabilities),
-            "roc": scores.roc_curve(score_SN, y_N),
+            **scores.roc_curve(score_SN, y_N, weight_RN),
         }  # fmt: skip
         if m is not first:  # the pretrained model's gain over this method
             row["pretrained_minus_this"] = {
                 name: scores.difference(score_of[first.name], score_SN, measure) for name, measure in measures.items()
             }
-        if m.features == PRETRAINED and config.permutations:
+        if m is first and m.features == PRETRAINED and config.permutations:
             row["permutation_p"] = permutation_p(m, rows, labelled, folds, config.permutations, row["auroc"]["value"])
         out.append(row)
     return out

@@ -39,7 +39,7 @@ def untrained_like(model: MCSP) -> MCSP:
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
-    """Evaluate an export; write ``results.json`` and ``report.html`` into ``config.out_dir``.
+    """Evaluate an export; write ``results.json``, ``splits.json`` and ``report.html`` into ``config.out_dir``.
 
     Returns:
         The content of ``results.json``. The same export, corpus and configuration give the same numbers.
@@ -80,7 +80,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
             "bootstrap": BOOTSTRAP_SEED,
             "retrieval": RETRIEVAL_SEED,
         },
-        "splits_sha256": splits,
+        "splits_sha256": {name: folds["sha256"] for name, folds in splits.items()},
         "classification": rows,
         "label_efficiency": diagnostics.label_efficiency(described, labelled, config),
         "site_decoding": diagnostics.site_decoding(described, labelled, config),
@@ -89,6 +89,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     }
     config.out_dir.mkdir(parents=True, exist_ok=True)
     (config.out_dir / "results.json").write_text(json.dumps(results, indent=2, allow_nan=False) + "\n")
+    (config.out_dir / "splits.json").write_text(json.dumps(splits, indent=1) + "\n")
     write_report(config.out_dir / "report.html", results, described.pretrained.x, labelled, config.run_dir)
     return results
 

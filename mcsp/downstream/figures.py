@@ -90,7 +90,7 @@ def image(figure: Figure, alternative: str) -> str:
 
 
 def draw_roc(rows: Sequence[dict[str, Any]]) -> Figure:
-    """ROC curves: one panel per protocol and recordings, one line per method."""
+    """ROC curves: one panel per protocol and recordings, one line per method; bands: 95 %, of both encoders."""
     panels = list(dict.fromkeys((row["protocol"], row["recordings"]) for row in rows))
     columns = min(3, len(panels))
     lines = -(-len(panels) // columns)
@@ -100,7 +100,10 @@ def draw_roc(rows: Sequence[dict[str, Any]]) -> Figure:
         for k, row in enumerate(r for r in rows if (r["protocol"], r["recordings"]) == panel):
             label = f"{row['features']}, {row['classifier']} {row['auroc']['value']:.2f}"
             style = {"lw": 2.2 if row["features"] == "pretrained" else 1.1, "color": colormaps["tab10"](k)}
-            axes.plot(np.linspace(0, 1, len(row["roc"])), row["roc"], label=label, **style)
+            grid = np.linspace(0, 1, len(row["roc"]))
+            axes.plot(grid, row["roc"], label=label, **style)
+            if row["features"] in ("pretrained", "untrained") and row["classifier"] == "logistic":
+                axes.fill_between(grid, row["roc_low"], row["roc_high"], color=style["color"], alpha=0.13, lw=0)
         axes.plot([0, 1], [0, 1], color="#bbb", lw=0.8, ls="--")
         axes.set(
             title=f"{panel[1]}, {PROTOCOL_NAMES[panel[0]]}", xlabel="1 - specificity", ylabel="sensitivity", aspect=1

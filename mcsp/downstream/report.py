@@ -16,13 +16,13 @@ from mcsp.downstream.figures import (
     image,
     read_curves,
 )
-from mcsp.downstream.tables import interval, number, summary_lines, value
+from mcsp.downstream.tables import interval, limits, number, summary_lines, value
 from mcsp.downstream.units import Labelled
 from mcsp.schema import Modality
 
-_PAGE = """<!doctype html>
+PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>MCSP evaluation: {label}</title><style>
+<title>{title}</title><style>
 body {{ font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 62rem; margin: 2rem auto; padding: 0 1.2rem; }}
 h1 {{ font-size: 1.6rem; margin-bottom: .2rem; }} h2 {{ font-size: 1.15rem; margin: 2.2rem 0 .5rem; }}
 table {{ border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: .93rem; }}
@@ -32,7 +32,7 @@ tr.first td {{ border-top: 2px solid #c9ced6; }} .wide {{ overflow-x: auto; }} h
 img {{ max-width: 100%; }} p.small, footer {{ color: #666; font-size: .87rem; }}
 .notice {{ background: #fff6dd; border-left: 4px solid #e0a800; padding: .6rem 1rem; }}
 </style></head><body>
-<h1>MCSP evaluation: {label}</h1>
+<h1>{title}</h1>
 {body}
 <footer><p>{footer}</p></footer>
 </body></html>
@@ -51,8 +51,9 @@ Sensitivity and specificity, below, are for “{positive}” at the classifier's
 pretraining learned. Its features hold connectivity that needs no weights, so it is a strong baseline already.</p>
 """
 _TRANSDUCTIVE_TEXT = """
-<p><b>Transductive:</b> the same scores after each site's own mean score was subtracted. This looks at unlabelled
-subjects of the tested site together, so it is not what a single new person would get.</p>
+<p><b>Transductive:</b> what follows looks at unlabelled subjects of the tested site together, so it is not what a
+single new person would get. “Site-centred” features had their site's mean subtracted before the classifier was fitted.
+The last column is for the scores of a method after each site's own mean score was subtracted.</p>
 """
 _RETRIEVAL_TEXT = """
 <p>Each EEG window ranks the BOLD windows of its draw by cosine similarity, mean over domains; sites: {sites}. Windows
@@ -74,11 +75,12 @@ def write_report(
         labelled: the units.
         run_dir: a pretraining run whose ``metrics.jsonl`` is drawn; None for no curves.
     """
-    rows = results["classification"]
-    sections = [_introduction(results), _summary(rows), _classification_section(results)]
+    rows = [row for row in results["classification"] if not row["transductive"]]
+    sections = [_introduction(results), _summary(results), _classification_section(results, rows)]
     if rows:
         sections.append(image(draw_roc(rows), "ROC curves of every method, by protocol and recordings"))
-        sections += [_detail_section(results), _site_section(rows), _transductive_section(rows)]
+        sections += [_detail_section(results, rows), _site_section(rows)]
+        sections.append(_transductive_section(results["classification"]))
     if results["label_efficiency"]:
         sections.append(
             "<h2>How many labels are needed</h2><p>Only a part of the training subjects has labels; folds as for new "
@@ -98,8 +100,9 @@ def write_report(
     notes = "".join(f"<li>{html.escape(note)}</li>" for note in results["notes"])
     sections.append(f"<h2>Notes</h2><ul>{notes}</ul>" if notes else "")
     used = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
+    title = f"MCSP evaluation: {html.escape(results['label']['name'])}"
     footer = f"{html.escape(used)}. Corpus {results['corpus_index_hash'][:12]}. Every number is in results.json."
-    path.write_text(_PAGE.format(label=html.escape(results["label"]["name"]), body="\n".join(sections), footer=footer))
+    path.write_text(PAGE.format(title=title, body="\n".join(sections), footer=footer))
 
 
 def _introduction(results: dict[str, Any]) -> str:
@@ -137,14 +140,13 @@ def _overlap(results: dict[str, Any]) -> str:
     )
 
 
-def _summary(rows: Sequence[dict[str, Any]]) -> str:
-    items = "".join(f"<li>{html.escape(line)}</li>" for line in summary_lines(rows))
-    return f"<h2>In short</h2><ul>{items}</ul>" if items else ""
+def _summary(results: dict[str, Any]) -> str:
+    items = "".join(f"<li>{html.escape(line)}</li>" for line in summary_lines(results["classification"]))
+    return f"<h2>In short</h2><ul>{items}</ul><p>{html.escape(limits(results))}</p>" if items else ""
 
 
-def _classification_section(results: dict[str, Any]) -> str:
+def _classification_section(results: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:
     parts = ["<h2>Classification from frozen features</h2>"]
-    rows = results["classification"]
     head = ("recordings", "method", "AUROC", "within sites", "pretrained minus this", "subjects")
     for protocol in dict.fromkeys(row["protocol"] for row in rows):
         lines, previous = [], None
@@ -169,18 +171,18 @@ def _classification_section(results: dict[str, Any]) -> str:
     return "".join(parts)
 
 
-def _detail_section(results: dict[str, Any]) -> str:
+def _detail_section(results: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:
     site = {(s["recordings"], s["features"]): s["auroc"] for s in results["site_decoding"]}
     head = (
         "recordings", "tested on", "method", "balanced accuracy", "sensitivity", "specificity", "Brier",
         "calibration error", "unseen AUROC", "site AUROC",
     )  # fmt: skip
     lines = []
-    for row in results["classification"]:
+    for row in rows:
         measures = ("balanced_accuracy", "sensitivity", "specificity", "brier", "calibration_error")
         cells = [row["recordings"], PROTOCOL_NAMES[row["protocol"]], _method(row), *(number(row[m]) for m in measures)]
         cells += [value(row["auroc_unseen"]), number(site.get((row["recordings"], row["features"])))]
-        lines.append(_row(cells, n_text=3, first=row["features"] == "pretrained"))
+        lines.append(_row(cells, n_text=3, first=row["features"] == "pretrained" and row["classifier"] == "logistic"))
     return (
         "<h2>Decisions, calibration, and the site</h2>"
         + _table(head, lines, n_text=3)
@@ -196,12 +198,22 @@ def _method(row: dict[str, Any]) -> str:
 
 def _transductive_section(rows: Sequence[dict[str, Any]]) -> str:
     lines = [
-        _row([r["recordings"], PROTOCOL_NAMES[r["protocol"]], _method(r), interval(r["auroc_centred"])], 3, False)
+        _row(
+            [
+                r["recordings"],
+                PROTOCOL_NAMES[r["protocol"]],
+                _method(r),
+                interval(r["auroc"]) if r["transductive"] else "",
+                interval(r["auroc_centred"]),
+            ],
+            n_text=3,
+            first=False,
+        )
         for r in rows
-        if r["auroc_centred"] is not None
+        if r["transductive"] or r["auroc_centred"] is not None
     ]
-    head = ("recordings", "tested on", "method", "AUROC, site means removed (transductive)")
-    return "<h2>With site means removed</h2>" + _TRANSDUCTIVE_TEXT + _table(head, lines, n_text=3) if lines else ""
+    head = ("recordings", "tested on", "method", "AUROC", "AUROC, site means of scores removed")
+    return "<h2>Transductive rows</h2>" + _TRANSDUCTIVE_TEXT + _table(head, lines, n_text=3) if lines else ""
 
 
 def _site_section(rows: Sequence[dict[str, Any]]) -> str:

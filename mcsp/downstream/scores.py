@@ -135,16 +135,30 @@ def difference(
     return estimate(measure(score_SN) - measure(other_SN))
 
 
-def roc_curve(score_SN: np.ndarray, y_N: np.ndarray, points: int = 101) -> list[float]:
-    """True-positive rate at evenly spaced false-positive rates 0..1, mean over seeds."""
+def roc_curve(
+    score_SN: np.ndarray, y_N: np.ndarray, weight_RN: np.ndarray, points: int = 101
+) -> dict[str, list[float]]:
+    """True-positive rates at evenly spaced false-positive rates 0..1, mean over seeds, as JSON types.
+
+    ``roc`` on the data, ``roc_low`` and ``roc_high`` the 95 % interval of the draws at each rate. Draws that lack a
+    class count in no interval.
+    """
     grid = np.linspace(0, 1, points)
-    curves = []
-    for score_N in score_SN:
-        known = np.isfinite(score_N)
-        order = np.argsort(-score_N[known], kind="stable")
-        y = y_N[known][order]
-        ties = np.append(np.flatnonzero(np.diff(score_N[known][order])), len(y) - 1)
-        tpr = np.concatenate([[0.0], np.cumsum(y)[ties] / max(y.sum(), 1)])
-        fpr = np.concatenate([[0.0], np.cumsum(1 - y)[ties] / max((1 - y).sum(), 1)])
-        curves.append(np.interp(grid, fpr, tpr))
-    return [round(float(v), 6) for v in np.mean(curves, axis=0)]
+    both_R = (weight_RN[:, y_N == 1].sum(1) > 0) & (weight_RN[:, y_N == 0].sum(1) > 0)
+    weight_RN = weight_RN[both_R]
+    mean_RP = np.mean([_roc(score_N, y_N, weight_RN, grid) for score_N in score_SN], axis=0)
+    low_P, high_P = np.percentile(mean_RP[1:], _INTERVAL, axis=0)
+    curves = {"roc": mean_RP[0], "roc_low": low_P, "roc_high": high_P}
+    return {name: [round(float(v), 6) for v in curve_P] for name, curve_P in curves.items()}
+
+
+def _roc(score_N: np.ndarray, y_N: np.ndarray, weight_RN: np.ndarray, grid: np.ndarray) -> np.ndarray:
+    known = np.flatnonzero(np.isfinite(score_N))
+    order = known[np.argsort(-score_N[known], kind="stable")]
+    ties = np.append(np.flatnonzero(np.diff(score_N[order])), len(order) - 1)
+    hits_RT = np.cumsum(weight_RN[:, order] * y_N[order], axis=1)[:, ties]
+    alarms_RT = np.cumsum(weight_RN[:, order] * (1 - y_N[order]), axis=1)[:, ties]
+    with np.errstate(invalid="ignore"):  # a draw whose tested units lack a class
+        tpr_RT = np.nan_to_num(hits_RT / hits_RT[:, -1:])
+        fpr_RT = np.nan_to_num(alarms_RT / alarms_RT[:, -1:])
+    return np.stack([np.interp(grid, [0, *f], [0, *t]) for f, t in zip(fpr_RT, tpr_RT, strict=True)])

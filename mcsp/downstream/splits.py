@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from sklearn.model_selection import StratifiedGroupKFold
@@ -65,6 +65,15 @@ def leave_site_out(keys: Sequence[str], y_N: np.ndarray, subjects: Sequence[str]
     if len(folds) < 2:
         raise ValueError(f"expected at least two sites that can be left out, found {len(folds)} of {len(set(sites))}")
     return _checked("leave_site_out", (tuple(folds),), keys, subjects)
+
+
+def described_folds(folds: Folds, keys: Sequence[str]) -> dict[str, Any]:
+    """JSON types from which anyone can make the same folds: the keys of every test part; all others train."""
+    return {
+        "sha256": folds.sha256,
+        "units": len(keys),
+        "test": [[sorted(keys[i] for i in test) for _, test in of_seed] for of_seed in folds.by_seed],
+    }
 
 
 def _checked(protocol: Protocol, by_seed: tuple, keys: Sequence[str], subjects: Sequence[str]) -> Folds:

@@ -29,6 +29,7 @@ def terminal_table(results: dict[str, Any]) -> str:
     lines = [f"{'recordings':<11}{'tested on':<16}{'features':<27}{'classifier':<26}AUROC (95 % interval)"]
     lines += [
         f"{r['recordings']:<11}{r['protocol']:<16}{r['features']:<27}{r['classifier']:<26}{interval(r['auroc'])}"
+        + "  transductive" * r["transductive"]
         for r in results["classification"]
     ]
     if results["retrieval"]:
@@ -52,7 +53,7 @@ def summary_lines(rows: Sequence[dict[str, Any]]) -> list[str]:
         if block[0]["features"] != "pretrained":
             continue
         verdicts = []
-        for row in block[1:]:
+        for row in (row for row in block[1:] if not row["transductive"]):
             gain = row["pretrained_minus_this"]["auroc"]
             if gain is not None:
                 certain = gain["ci_low"] > 0 or gain["ci_high"] < 0
@@ -64,3 +65,21 @@ def summary_lines(rows: Sequence[dict[str, Any]]) -> list[str]:
             + "."
         )
     return lines
+
+
+def limits(results: dict[str, Any]) -> str:
+    """What the numbers do not show, in sentences."""
+    sites, subjects = results["sites"], results["subjects"]
+    said = [
+        f"{subjects} subjects of {len(sites)} {'site' if len(sites) == 1 else 'sites'} and one pretraining run: the "
+        "intervals hold the spread over subjects, not that of another pretraining run or another choice of sites.",
+        "A score that tells classes apart here says nothing about single persons elsewhere, about why the classes "
+        "differ (age, medication and motion may), or about use in a clinic.",
+    ]
+    if len(sites) < 3:
+        said.append("With fewer than three sites, a score on a site left out rests on one or two scanners.")
+    if any(site["simulated"] for site in sites.values()):
+        said.append("Scores on simulated sites say nothing about brains.")
+    if results["subjects_seen_in_pretraining"] is None:
+        said.append("Whether pretraining has seen these subjects is not known.")
+    return "What these numbers do not show: " + " ".join(said)

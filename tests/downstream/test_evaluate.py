@@ -1,5 +1,6 @@
 """The whole evaluation on a small corpus: numbers, report, determinism, and labels that cannot be used."""
 
+import hashlib
 import json
 import re
 from collections import Counter
@@ -14,6 +15,7 @@ import torch
 from mcsp.config import EvaluateConfig, ModelConfig
 from mcsp.data_sharding.reader import Corpus
 from mcsp.data_sharding.table import Recordings
+from mcsp.downstream.comparison import CLASSICAL
 from mcsp.downstream.evaluate import evaluate, run_retrieval, untrained_like, with_windows
 from mcsp.downstream.export import pretraining_subjects
 from mcsp.downstream.figures import read_curves
@@ -48,6 +50,7 @@ def config(corpus_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Evalua
         label_fractions=(0.25, 1.0),
         retrieval_size=8,
         retrieval_draws=4,
+        site_correction=("centred", "combat"),
     )
 
 
@@ -57,24 +60,43 @@ def results(config: EvaluateConfig) -> dict:
 
 
 def test_every_method_is_scored_under_both_protocols_on_the_same_folds(results: dict) -> None:
-    scored = [(r["recordings"], r["protocol"], r["features"], r["classifier"]) for r in results["classification"]]
+    scored = [
+        (r["recordings"], r["protocol"], r["features"], r["classifier"])
+        for r in results["classification"]
+        if not r["transductive"]
+    ]
+    combat = "ComBat + logistic"
     encoders = [("pretrained", "logistic"), ("untrained", "logistic")]
     tangent = ("covariance", "tangent space + logistic")
-    expected = {
-        "eeg": [*encoders, ("band power", "logistic"), ("band power", "LDA"), tangent],
-        "fmri": [*encoders, ("connectivity", "logistic"), ("connectivity", "linear SVM"), tangent],
-        "both": [*encoders, ("connectivity + band power", "logistic")],
+    classical = {
+        "eeg": [("band power", "logistic"), ("band power", "LDA"), tangent],
+        "fmri": [("connectivity", "logistic"), ("connectivity", "linear SVM"), tangent],
+        "both": [("connectivity + band power", "logistic")],
     }
+    expected = {m: [*encoders, *kinds, ("pretrained", combat), (kinds[0][0], combat)] for m, kinds in classical.items()}
     assert scored == [(m, p, *k) for m, kinds in expected.items() for p in ("kfold", "leave_site_out") for k in kinds]
     for row in results["classification"]:
         assert row["subjects"] == 32
         assert row["auroc"]["ci_low"] <= row["auroc"]["value"] <= row["auroc"]["ci_high"]
         assert set(row["per_site"]) == {"simulated-a", "simulated-b"}
-        assert ("pretrained_minus_this" in row) == (row["features"] != "pretrained")
+        assert ("pretrained_minus_this" in row) == (row["features"] != "pretrained" or row["classifier"] == combat)
+        assert all(low <= high for low, high in zip(row["roc_low"], row["roc_high"], strict=True))
     assert set(results["splits_sha256"]) == {f"{m}/{p}" for m in expected for p in ("kfold", "leave_site_out")}
+    transductive = {r["features"] for r in results["classification"] if r["transductive"]}
+    assert transductive == {f"{f}, site-centred" for f in ("pretrained", *CLASSICAL.values())}
     assert all(re.fullmatch("[0-9a-f]{64}", digest) for digest in results["splits_sha256"].values())
     # Montage and parcellation differ between the sites, so the site must be easy to tell.
     assert max(s["auroc"] for s in results["site_decoding"]) > 0.9
+
+
+def test_the_splits_are_written_down_with_their_digest(config: EvaluateConfig, results: dict) -> None:
+    splits = json.loads((config.out_dir / "splits.json").read_text())
+    assert {name: s["sha256"] for name, s in splits.items()} == results["splits_sha256"]
+    for name, folds in splits.items():
+        assert len(folds["test"]) == 1
+        keys = [key for fold in folds["test"][0] for key in fold]
+        assert len(keys) == len(set(keys)) == folds["units"] == 32
+        assert hashlib.sha256(json.dumps(folds["test"][0]).encode()).hexdigest() == folds["sha256"], name
 
 
 def test_label_efficiency_uses_fewer_units_for_smaller_fractions(results: dict) -> None:
@@ -87,12 +109,13 @@ def test_one_sentence_says_what_each_block_shows(results: dict) -> None:
     lines = summary_lines(results["classification"])
     assert len(lines) == 6
     assert all("pretrained AUROC" in line and "untrained" in line for line in lines)
+    assert not any("site-centred" in line for line in lines)
 
 
 def test_a_permutation_test_gives_a_p_value_on_demand(config: EvaluateConfig, tmp_path: Path) -> None:
     changes = {"permutations": 3, "out_dir": tmp_path, "protocols": ("leave_site_out",), "label_fractions": ()}
     rows = evaluate(config.model_copy(update={**changes, "retrieval_draws": 1}))["classification"]
-    found = [r["permutation_p"] for r in rows if r["features"] == "pretrained"]
+    found = [r["permutation_p"] for r in rows if r["features"] == "pretrained" and r["classifier"] == "logistic"]
     assert len(found) == 3
     assert all(p in (0.25, 0.5, 0.75, 1.0) for p in found)
     assert not any("permutation_p" in r for r in rows if r["features"] != "pretrained")
@@ -140,6 +163,7 @@ def test_the_report_is_one_well_formed_file_with_every_score(config: EvaluateCon
     assert page.elsewhere == []
     assert len(page.images) == 4
     assert all(image.startswith("data:image/png;base64,iVBOR") for image in page.images)
+    assert "What these numbers do not show: 32 subjects of 2 sites" in text
     for row in results["classification"]:
         assert f"{row['auroc']['value']:.3f} ({row['auroc']['ci_low']:.3f} to {row['auroc']['ci_high']:.3f})" in text
     assert "All labelled recordings are simulated" in text
@@ -155,6 +179,7 @@ def test_the_same_input_gives_the_same_files(config: EvaluateConfig, results: di
     same = {k: v for k, v in again.items() if k != "config"}
     assert same == {k: v for k, v in results.items() if k != "config"}
     assert json.loads((tmp_path / "results.json").read_text()) == again
+    assert (tmp_path / "splits.json").read_bytes() == (config.out_dir / "splits.json").read_bytes()
     assert (tmp_path / "report.html").read_bytes() == (config.out_dir / "report.html").read_bytes()
 
 

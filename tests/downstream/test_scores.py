@@ -102,7 +102,10 @@ def test_the_roc_curve_rises_from_zero_to_one_and_has_the_area_of_the_auroc() ->
     rng = np.random.default_rng(3)
     y_N = rng.integers(0, 2, 300)
     score_N = rng.normal(size=300) + y_N
-    curve = scores.roc_curve(score_N[None], y_N, points=1001)
+    curves = scores.roc_curve(score_N[None], y_N, scores.subject_weights(np.arange(300))[:200], points=1001)
+    curve = curves["roc"]
+    assert all(a <= b <= c for a, b, c in zip(curves["roc_low"], curve, curves["roc_high"], strict=True))
+    assert 0.02 < np.trapezoid(curves["roc_high"], dx=1e-3) - np.trapezoid(curve, dx=1e-3) < 0.1
     assert curve[-1] == 1.0
     assert all(b >= a for a, b in pairwise(curve))
     assert np.trapezoid(curve, dx=1e-3) == pytest.approx(roc_auc_score(y_N, score_N), abs=2e-3)
