@@ -103,6 +103,22 @@ def parse_name(name: str) -> tuple[dict[str, str], str]:
     return entities, suffix
 
 
+def ref_of_file(path: Path, modality: Modality) -> RecordingRef:
+    """One recording by its path, with the files that apply to it where it lies in a BIDS dataset.
+
+    The dataset's root is the closest folder above with a ``dataset_description.json``. A file whose name has no
+    subject has no companions.
+    """
+    path = path.absolute()
+    root = next((folder for folder in path.parents if (folder / "dataset_description.json").is_file()), path.parent)
+    entities = parse_name(path.name)[0]
+    companions: dict[str, tuple[Path, ...]] = {}
+    if "subject" in entities:
+        folders = [folder for folder in path.parents if folder == root or root in folder.parents]
+        companions = _companions(path, root, {folder: sorted(os.listdir(folder)) for folder in folders})
+    return RecordingRef(Site(root.name, root, False, None), path, modality, entities, companions)
+
+
 def find_sites(config: CorpusConfig) -> list[Site]:
     """The sites that the configuration names, or every folder directly below ``bids_root``, sorted by name.
 

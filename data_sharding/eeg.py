@@ -3,6 +3,8 @@
 The steps, their constants and sources are in docs/cleaning.md. Shape letters: T time samples, C channels.
 """
 
+from dataclasses import dataclass
+
 import mne
 import numpy as np
 
@@ -10,7 +12,7 @@ from mcsp.config import EegConfig
 from mcsp.data_sharding.bids import RecordingRef, read_sidecar
 from mcsp.data_sharding.eeg_channels import eeg_channels, electrode_positions_mm, normalise_channels
 from mcsp.data_sharding.eeg_files import open_eeg, positive_number, valid_times
-from mcsp.data_sharding.eeg_filter import filter_resample, kernels_of
+from mcsp.data_sharding.eeg_filter import filter_resample, kernels_of, line_harmonics
 from mcsp.data_sharding.eeg_quality import (
     RawWatch,
     artefact_windows,
@@ -37,21 +39,50 @@ def read_eeg(ref: RecordingRef, config: EegConfig, min_seconds: float) -> CleanR
         Exception: whatever MNE raises on a damaged file; :func:`mcsp.data_sharding.samples.read_recording` catches it.
     """
     with naming(ref.path.name):
-        return _read_eeg(ref, config, min_seconds)
+        sidecar = read_sidecar(ref)
+        return clean_eeg(open_eeg(ref, sidecar), ref, sidecar, config, min_seconds)[0]
 
 
-def _read_eeg(ref: RecordingRef, config: EegConfig, min_seconds: float) -> CleanRecording:
-    sidecar = read_sidecar(ref)
-    raw = open_eeg(ref, sidecar)
+@dataclass(frozen=True)
+class EegDetails:
+    """What cleaning found and did beyond what a corpus stores; lists have one entry per channel of the result."""
+
+    sfreq: float  # Hz, of the file
+    names: list[str]  # as the file calls them
+    position_from: list[str]  # as of electrode_positions_mm
+    bad: list[str]  # reason, as in REASONS, or ""
+    others: dict[str, str]  # channels that are no EEG -> why
+    notches_hz: list[float]
+    band_hz: tuple[float, float]  # what is left by the filters and by both Nyquist frequencies
+
+
+def clean_eeg(
+    raw: mne.io.BaseRaw,
+    ref: RecordingRef,
+    sidecar: dict[str, object],
+    config: EegConfig,
+    min_seconds: float,
+    own_positions_first: bool = False,
+) -> tuple[CleanRecording, EegDetails]:
+    """As :func:`read_eeg`, of a file that is open or of a recording in memory.
+
+    Args:
+        raw: continuous, in volts as MNE has it; not changed.
+        ref: names the recording in errors; its companions (tables of channels, electrodes and events) are used.
+        sidecar: ``PowerLineFrequency`` is used.
+        config: constants.
+        min_seconds: least length, of the whole and of what is left outside of artefacts.
+        own_positions_first: positions of ``raw`` come before those of the 10-05 template.
+    """
     sfreq = float(raw.info["sfreq"])
     if raw.n_times < min_seconds * sfreq:
         raise RecordingError(
             "too-short", f"{ref.path.name}: {raw.n_times / sfreq:.1f} s, expected at least {min_seconds:g} s"
         )
     repairs: list[str] = []
-    names, marked_bad = eeg_channels(raw, ref, repairs)
+    names, marked_bad, others = eeg_channels(raw, ref, repairs)
     channels = normalise_channels(names)
-    positions_C3 = electrode_positions_mm(ref, names, channels)
+    positions_C3, position_from = electrode_positions_mm(raw, ref, names, channels, own_positions_first)
     if np.isnan(positions_C3).any(axis=1).all():
         raise RecordingError(
             "unknown-montage", f"no position for {', '.join(names[:4])} ...; expected 10-05 names or electrodes.tsv"
@@ -60,7 +91,7 @@ def _read_eeg(ref: RecordingRef, config: EegConfig, min_seconds: float) -> Clean
     line_hz = positive_number(sidecar.get("PowerLineFrequency")) or config.line_hz
     kernels = kernels_of(sfreq, config, line_hz)
     x_TC = filter_resample(stream.read, raw.n_times, len(names), (sfreq, config.sfreq), kernels)
-    good_C, amplitude_C = _judge(x_TC, stream, np.array([name in marked_bad for name in names]), config)
+    good_C, amplitude_C, bad = _judge(x_TC, stream, np.array([name in marked_bad for name in names]), config)
     if not stream.finite_C.all():
         x_TC[:, ~stream.finite_C] = 0.0
     # Before the reference, which would carry what one channel has into all.
@@ -74,7 +105,7 @@ def _read_eeg(ref: RecordingRef, config: EegConfig, min_seconds: float) -> Clean
     if valid_T.sum() < min_seconds * config.sfreq:
         found = f"{valid_T.sum() / config.sfreq:.1f} s outside of artefacts"
         raise RecordingError("artefacts", f"{ref.path.name}: {found}, expected at least {min_seconds:g} s")
-    return CleanRecording(
+    clean = CleanRecording(
         x_TC=x_TC,
         sfreq=config.sfreq,
         channels=channels,
@@ -84,19 +115,24 @@ def _read_eeg(ref: RecordingRef, config: EegConfig, min_seconds: float) -> Clean
         quality=summarise(amplitude_C, good_C, 1 - valid_T.mean()),
         repairs=tuple(repairs),
     )
+    top_hz = min(config.lowpass_hz, sfreq / 2, config.sfreq / 2)
+    notches_hz = [float(hz) for hz in line_harmonics(line_hz, sfreq, config)]
+    reasons = [next((reason for reason, bad_C in bad.items() if bad_C[c]), "") for c in range(len(names))]
+    details = EegDetails(sfreq, names, position_from, reasons, others, notches_hz, (config.highpass_hz, top_hz))
+    return clean, details
 
 
 def _judge(
     x_TC: np.ndarray, stream: "_Stream", marked_C: np.ndarray, config: EegConfig
-) -> tuple[np.ndarray, np.ndarray]:
-    """Good channels and the robust amplitude [uV] of all, ``(C,)`` each, of filtered values."""
+) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+    """Good channels, the robust amplitude [uV] of all after filtering, and the bad ones by reason; ``(C,)`` each."""
     bad = {"non-finite": ~stream.finite_C, "flat": stream.watch.flat_C(), "clipped": stream.watch.clipped_C()}
     bad["flat"] &= stream.finite_C
     usable_C = ~np.any(list(bad.values()), axis=0)
     amplitude_C = robust_amplitude(subsampled(x_TC))
     check_unit(amplitude_C, usable_C, config)
     bad["bad-channels"] = usable_C & (marked_C | unlike_others(x_TC, amplitude_C, usable_C))
-    return require_enough(bad, config.max_bad_fraction), amplitude_C
+    return require_enough(bad, config.max_bad_fraction), amplitude_C, bad
 
 
 class _Stream:

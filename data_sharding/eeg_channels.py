@@ -25,6 +25,9 @@ _TO_HEAD = {
     "eeglab": np.array([[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]),
 }
 
+# Distance from the origin [mm] of an electrode on any head, children's included. Ours.
+_RADII_MM = (40.0, 200.0)
+
 
 def normalise_channel(name: str) -> str:
     """``EEG FP1-REF`` -> ``Fp1``, ``C3-M2`` -> ``C3``, ``T3`` -> ``T7``; other names only lose the decoration."""
@@ -53,12 +56,45 @@ def standard_positions_mm() -> dict[str, tuple[str, np.ndarray]]:
     return {k.lower(): (k, np.round(xyz * 1e3, 3)) for k, xyz in montage.get_positions()["ch_pos"].items()}
 
 
-def electrode_positions_mm(ref: RecordingRef, names: list[str], channels: list[str]) -> np.ndarray:
-    """Positions [mm, head frame], float64 ``(C, 3)``: ``*_electrodes.tsv``, else the 10-05 template, else NaN.
+def electrode_positions_mm(
+    raw: mne.io.BaseRaw, ref: RecordingRef, names: list[str], channels: list[str], own_first: bool = False
+) -> tuple[np.ndarray, list[str]]:
+    """Positions [mm, head frame], float64 ``(C, 3)``, NaN where unknown, and where each is from.
 
-    ``names`` are those of the file, ``channels`` the normalised ones. A table of electrodes counts only where its
-    ``coordsystem.json`` gives a unit and a frame whose origin lies between the ears (CapTrak, CTF, EEGLAB).
+    The sources are ``electrodes.tsv``, else the ``10-05`` template, else the ``file`` itself (before the template where
+    ``own_first``, because many files hold the places of some other template), else ``""``. ``names`` are those of the
+    file, ``channels`` the normalised ones. A table of electrodes counts only where its ``coordsystem.json`` gives a
+    unit and a frame whose origin lies between the ears (CapTrak, CTF, EEGLAB).
     """
+    measured = _measured_positions_mm(ref)
+    own = _own_positions_mm(raw)
+    positions, sources = [], []
+    for name, channel in zip(names, channels, strict=True):
+        standard = standard_positions_mm().get(channel.lower())
+        if name in measured:
+            found = measured[name], "electrodes.tsv"
+        elif own_first and name in own:
+            found = own[name], "file"
+        elif standard is not None:
+            found = standard[1], "10-05"
+        else:
+            found = own.get(name, np.full(3, np.nan)), "file" if name in own else ""
+        positions.append(found[0])
+        sources.append(found[1])
+    return np.array(positions), sources
+
+
+def _own_positions_mm(raw: mne.io.BaseRaw) -> dict[str, np.ndarray]:
+    """What the file, or a montage that was set, says: only places that a head can have, in the head frame."""
+    montage = raw.get_montage()
+    found = montage.get_positions() if montage is not None else {}
+    if found.get("coord_frame") != "head":
+        return {}
+    positions = {name: np.asarray(xyz) * 1e3 for name, xyz in found["ch_pos"].items()}
+    return {name: xyz for name, xyz in positions.items() if _RADII_MM[0] <= np.linalg.norm(xyz) <= _RADII_MM[1]}
+
+
+def _measured_positions_mm(ref: RecordingRef) -> dict[str, np.ndarray]:
     table, coordsystem = ref.companion("electrodes.tsv"), ref.companion("coordsystem.json")
     measured: dict[str, np.ndarray] = {}
     if table is not None and coordsystem is not None:
@@ -69,13 +105,15 @@ def electrode_positions_mm(ref: RecordingRef, names: list[str], channels: list[s
             for row in read_tsv(table):
                 if {"name", "x", "y", "z"} <= set(row):
                     measured[row["name"]] = rotation @ np.array([float(row[axis]) for axis in "xyz"]) * scale
-    unknown = ("", np.full(3, np.nan))
-    standard = [standard_positions_mm().get(channel.lower(), unknown)[1] for channel in channels]
-    return np.array([measured.get(name, xyz) for name, xyz in zip(names, standard, strict=True)])
+    return measured
 
 
-def eeg_channels(raw: mne.io.BaseRaw, ref: RecordingRef, repairs: list[str]) -> tuple[list[str], set[str]]:
-    """Names of the EEG channels in the file's order, and those that ``channels.tsv`` or the file calls bad.
+def eeg_channels(
+    raw: mne.io.BaseRaw, ref: RecordingRef, repairs: list[str]
+) -> tuple[list[str], set[str], dict[str, str]]:
+    """Names of the EEG channels in the file's order, those that ``channels.tsv`` or the file calls bad, and all others.
+
+    Of the others, the third result, each has the reason.
 
     Raises:
         RecordingError: no EEG channel, or a table most of whose rows name no channel of the file.
@@ -89,13 +127,18 @@ def eeg_channels(raw: mne.io.BaseRaw, ref: RecordingRef, repairs: list[str]) -> 
         raise RecordingError("channels-mismatch", f"{detail}, expected its {len(raw.ch_names)} channels")
     if table is not None and absent:
         repairs.append(f"{table.name}: rows without a channel in the file are ignored: {', '.join(absent)}")
-    names = []
+    names: list[str] = []
+    others: dict[str, str] = {}
     for name, kind in zip(raw.ch_names, raw.get_channel_types(), strict=True):
         row = named.get(name.strip(), {})
         is_eeg = row["type"].upper() == "EEG" if "type" in row else kind == "eeg" and not _OTHER_CHANNEL.search(name)
         if is_eeg:
             names.append(name)
+        elif "type" in row:
+            others[name] = f"type {row['type']} in channels.tsv"
+        else:
+            others[name] = f"type {kind}" if kind != "eeg" else "named like another kind of channel"
     if not names:
         raise RecordingError("no-channels", f"none of {len(raw.ch_names)} channels is EEG")
     bad = {name for name, row in named.items() if row.get("status", "").lower() == "bad"} | set(raw.info["bads"])
-    return names, {name for name in names if name.strip() in bad or name in bad}
+    return names, {name for name in names if name.strip() in bad or name in bad}, others

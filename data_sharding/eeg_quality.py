@@ -23,6 +23,14 @@ _CONSENSUS = 0.25
 # Amplitudes are medians over at most this many samples: 1 % of error.
 _SAMPLES = 1 << 14
 
+# Factors by which mistaken units are off, and what the mistake was; the recording would be ordinary without it.
+_WRONG_UNITS = {
+    1e6: " (microvolts where volts were expected?)",
+    1e3: " (millivolts taken for volts, or microvolts for millivolts?)",
+    1e-6: " (volts where microvolts were expected?)",
+    1e-3: " (millivolts where microvolts were expected?)",
+}
+
 
 class RawWatch:
     """Collects, while the samples pass, what filtering would hide: constant windows and held extremes."""
@@ -89,7 +97,8 @@ def check_unit(amplitude_C: np.ndarray, usable_C: np.ndarray, config: EegConfig)
     median = float(np.median(amplitude_C[usable_C]))
     if not config.min_amplitude_uv <= median <= config.max_amplitude_uv:
         expected = f"{config.min_amplitude_uv:g} to {config.max_amplitude_uv:g} uV"
-        raise RecordingError("wrong-unit", f"median channel amplitude {median:.3g} uV, expected {expected}")
+        guess = next((text for factor, text in _WRONG_UNITS.items() if 1 <= median / factor <= 500), "")
+        raise RecordingError("wrong-unit", f"median channel amplitude {median:.3g} uV, expected {expected}{guess}")
 
 
 def unlike_others(x_TC: np.ndarray, amplitude_C: np.ndarray, usable_C: np.ndarray) -> np.ndarray:

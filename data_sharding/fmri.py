@@ -8,8 +8,9 @@ import numpy as np
 
 from mcsp.config import FmriConfig
 from mcsp.data_sharding.bids import RecordingRef, read_sidecar
-from mcsp.data_sharding.fmri_confounds import read_confounds, regress
+from mcsp.data_sharding.fmri_confounds import Confounds, read_confounds, regress
 from mcsp.data_sharding.fmri_files import read_time_series
+from mcsp.data_sharding.fmri_parcels import Parcels
 from mcsp.data_sharding.recording import (
     CleanRecording,
     RecordingError,
@@ -50,20 +51,51 @@ def _read_fmri(ref: RecordingRef, config: FmriConfig, min_seconds: float) -> Cle
     sidecar = read_sidecar(ref)
     t_r = repetition_time(sidecar)
     x_TP, parcels = read_time_series(ref, t_r, config.min_parcel_coverage)
-    seconds = len(x_TP) * t_r
-    if seconds < min_seconds:
-        raise RecordingError("too-short", f"{ref.path.name}: {seconds:.1f} s, expected at least {min_seconds:g} s")
+    require_length(len(x_TP), t_r, min_seconds)
     confounds = read_confounds(ref, len(x_TP), config)
-    percent = str(sidecar.get("Units", "")).lower() in _PERCENT_UNITS
+    return clean_bold(x_TP, parcels, t_r, confounds, config, min_seconds, in_percent(sidecar))
+
+
+def in_percent(sidecar: dict[str, object]) -> bool:
+    """Whether a sidecar says that values are percent already."""
+    return str(sidecar.get("Units", "")).lower() in _PERCENT_UNITS
+
+
+def require_length(n_volumes: int, t_r: float, min_seconds: float) -> None:
+    """Raise :class:`RecordingError` (``too-short``) where a run lasts less than ``min_seconds``."""
+    if n_volumes * t_r < min_seconds:
+        raise RecordingError("too-short", f"{n_volumes * t_r:.1f} s, expected at least {min_seconds:g} s")
+
+
+def clean_bold(
+    x_TP: np.ndarray,
+    parcels: Parcels,
+    t_r: float,
+    confounds: Confounds,
+    config: FmriConfig,
+    min_seconds: float,
+    percent: bool,
+) -> CleanRecording:
+    """As :func:`read_fmri`, of values in memory.
+
+    Args:
+        x_TP: scanner units with their mean, or percent; NaN for parcels without data.
+        parcels: P names and positions.
+        t_r: s.
+        confounds: what is known of motion, and regressors.
+        config: constants.
+        min_seconds: least time outside of motion.
+        percent: whether the values are percent already.
+    """
     x_TP, good_P = percent_signal_change(x_TP, already_percent=percent)
     if good_P.sum() < (1 - config.max_bad_fraction) * len(good_P):
-        detail = f"{ref.path.name}: {int((~good_P).sum())} of {len(good_P)} parcels have no signal, too many to go on"
+        detail = f"{int((~good_P).sum())} of {len(good_P)} parcels have no signal, too many to go on"
         raise RecordingError("parcels-missing", detail)
     x_TP = np.where(good_P, regress(x_TP, confounds.regressors_TK, config, t_r), 0.0)
     steady_T = np.ones(len(x_TP), dtype=bool) if confounds.steady_T is None else confounds.steady_T
     if steady_T.sum() * t_r < min_seconds:
         found = f"{steady_T.sum() * t_r:.1f} s outside of motion"
-        raise RecordingError("motion", f"{ref.path.name}: {found}, expected at least {min_seconds:g} s")
+        raise RecordingError("motion", f"{found}, expected at least {min_seconds:g} s")
     return CleanRecording(
         x_TC=np.ascontiguousarray(x_TP, dtype=np.float32),
         sfreq=1 / t_r,
@@ -80,12 +112,19 @@ def repetition_time(sidecar: dict[str, object]) -> float:
     for key in ("RepetitionTime", "SamplingFrequency"):
         value = sidecar.get(key)
         if isinstance(value, int | float) and value > 0:
-            t_r = float(value) if key == "RepetitionTime" else 1 / float(value)
-            if not _T_R_BOUNDS[0] <= t_r <= _T_R_BOUNDS[1]:
-                bounds = f"{_T_R_BOUNDS[0]:g} to {_T_R_BOUNDS[1]:g} s"
-                raise RecordingError("t_r-mismatch", f"{key} of the sidecar gives t_r {t_r:g}, expected {bounds}")
-            return t_r
+            return plausible_t_r(
+                float(value) if key == "RepetitionTime" else 1 / float(value), f"{key} of the sidecar gives t_r"
+            )
     raise RecordingError("missing-t_r", "no RepetitionTime in the JSON sidecar, expected seconds")
+
+
+def plausible_t_r(t_r: float, what: str = "t_r") -> float:
+    """``t_r`` [s] itself; raise :class:`RecordingError` where no scanner has it."""
+    if not _T_R_BOUNDS[0] <= t_r <= _T_R_BOUNDS[1]:
+        milliseconds = " (milliseconds?)" if _T_R_BOUNDS[0] <= t_r / 1000 <= _T_R_BOUNDS[1] else ""
+        bounds = f"{_T_R_BOUNDS[0]:g} to {_T_R_BOUNDS[1]:g} s"
+        raise RecordingError("t_r-mismatch", f"{what} {t_r:g}{milliseconds}, expected {bounds}")
+    return t_r
 
 
 def percent_signal_change(x_TP: np.ndarray, already_percent: bool = False) -> tuple[np.ndarray, np.ndarray]:

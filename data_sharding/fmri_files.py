@@ -4,8 +4,9 @@ Shape letters: T volumes, P parcels, V voxels.
 """
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import nibabel
 import numpy as np
@@ -13,7 +14,14 @@ import pandas as pd
 from nibabel.affines import apply_affine
 
 from mcsp.data_sharding.bids import RecordingRef
-from mcsp.data_sharding.fmri_parcels import Parcels, find_label_image, image_parcels, parcel_table
+from mcsp.data_sharding.fmri_parcels import (
+    ParcelRow,
+    Parcels,
+    find_label_image,
+    image_parcels,
+    parcel_table,
+    table_beside,
+)
 from mcsp.data_sharding.recording import RecordingError
 
 # Header and sidecar may differ by rounding only.
@@ -85,7 +93,7 @@ def _read_ptseries(path: Path, t_r: float) -> tuple[np.ndarray, list[str], np.nd
     if kinds != ["SeriesAxis", "ParcelsAxis"]:
         raise RecordingError("unreadable", f"{path.name}: expected time by parcels, found {' by '.join(kinds)}")
     series, parcels = axes
-    _check_t_r(path, t_r, float(series.step) * _SECONDS_PER_UNIT.get(series.unit, 1.0), series.unit)
+    _check_t_r(path.name, t_r, float(series.step) * _SECONDS_PER_UNIT.get(series.unit, 1.0), series.unit)
     positions_P3 = np.full((len(parcels), 3), np.nan)
     for p, voxels in enumerate(parcels.voxels):
         if len(voxels) and parcels.affine is not None:  # parcels of the surface have vertices and no millimetres here
@@ -118,30 +126,52 @@ def _fixed_list(
 
 
 def _read_image(ref: RecordingRef, t_r: float, min_coverage: float) -> tuple[np.ndarray, Parcels]:
-    """Mean of the covered voxels of each label; a voxel is covered where the first volume is finite and not zero."""
-    path = ref.path
     label_file = find_label_image(ref)
-    image = nibabel.load(path, keep_file_open=True)
+    image = Named(nibabel.load(ref.path, keep_file_open=True), ref.path.name)
+    labels = Named(nibabel.load(label_file), label_file.name)
+    return average_parcels(image, labels, table_beside(label_file, ref), t_r, min_coverage)
+
+
+class Named(NamedTuple):
+    """An image and its name in errors."""
+
+    image: nibabel.Nifti1Image
+    name: str
+
+
+def average_parcels(
+    bold: Named, parcellation: Named, rows: Sequence[ParcelRow], t_r: float, min_coverage: float
+) -> tuple[np.ndarray, Parcels]:
+    """Mean of the covered voxels of each label; a voxel is covered where the first volume is finite and not zero.
+
+    Args:
+        bold: 4-D; read a few volumes at a time.
+        parcellation: integer labels, on any grid of the same space.
+        rows: names and positions of labels, where known.
+        t_r: s, with which the header has to agree.
+        min_coverage: fraction of a parcel's voxels below which it is NaN.
+    """
+    image, name = bold
+    labels_image, label_name = parcellation
     if len(image.shape) != 4:
-        raise RecordingError("not-4d", f"{path.name}: expected a 4-D image, found shape {image.shape}")
-    for file, affine in ((path, image.affine), (label_file, nibabel.load(label_file).affine)):
+        raise RecordingError("not-4d", f"{name}: expected a 4-D image, found shape {image.shape}")
+    for file, affine in ((name, image.affine), (label_name, labels_image.affine)):
         if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-6:
-            raise RecordingError("singular-affine", f"{file.name}: its affine maps no voxel to a place")
+            raise RecordingError("singular-affine", f"{file}: its affine maps no voxel to a place")
     unit = image.header.get_xyzt_units()[1]
-    _check_t_r(path, t_r, float(image.header.get_zooms()[3]) * _SECONDS_PER_UNIT.get(unit, 1.0), unit)
-    labels_image = nibabel.load(label_file)
-    parcels, voxels = image_parcels(labels_image, label_file, ref)
+    _check_t_r(name, t_r, float(image.header.get_zooms()[3]) * _SECONDS_PER_UNIT.get(unit, 1.0), unit)
+    parcels, voxels = image_parcels(labels_image, label_name, rows)
     if voxels.shape != image.shape[:3] or not np.allclose(labels_image.affine, image.affine, atol=1e-3):
         voxels = _onto_grid(voxels, labels_image.affine, image)
     rank = {label: p for p, label in enumerate(parcels.labels)}
     inside = np.flatnonzero(voxels.ravel(order="F"))
     parcel_V = np.array([rank[int(label)] for label in voxels.ravel(order="F")[inside]], dtype=np.int64)
     if not len(inside):
-        raise RecordingError("label-space-mismatch", f"{label_file.name}: no label lies inside of {path.name}")
+        raise RecordingError("label-space-mismatch", f"{label_name}: no label lies inside of {name}")
     x_TP = np.full((image.shape[3], len(parcels.labels)), np.nan)
     first = 0
     weight_P, covered_V = np.empty(0), np.empty(0, dtype=bool)
-    for volumes_TV in _chunks(image, path, inside):
+    for volumes_TV in _chunks(image, name, inside):
         if not first:
             covered_V = np.isfinite(volumes_TV[0]) & (volumes_TV[0] != 0)
             size_P = np.bincount(parcel_V, minlength=len(rank))
@@ -154,7 +184,7 @@ def _read_image(ref: RecordingRef, t_r: float, min_coverage: float) -> tuple[np.
     return x_TP, parcels
 
 
-def _chunks(image: nibabel.Nifti1Image, path: Path, inside: np.ndarray) -> Iterator[np.ndarray]:
+def _chunks(image: nibabel.Nifti1Image, name: str, inside: np.ndarray) -> Iterator[np.ndarray]:
     """Labelled voxels of a few volumes at a time, ``(t, V)``, in order, so that a compressed file is read once."""
     n_volumes = image.shape[3]
     per_chunk = max(1, _CHUNK_BYTES // (8 * int(np.prod(image.shape[:3]))))
@@ -162,11 +192,11 @@ def _chunks(image: nibabel.Nifti1Image, path: Path, inside: np.ndarray) -> Itera
         try:
             values = np.asanyarray(image.dataobj[..., first : first + per_chunk])
         except (EOFError, zlib.error) as error:
-            raise RecordingError("truncated", f"{path.name}: {error}; header says {n_volumes} volumes") from None
+            raise RecordingError("truncated", f"{name}: {error}; header says {n_volumes} volumes") from None
         except (OSError, ValueError) as error:
             if "Expected" in str(error) or "not enough data" in str(error):  # as nibabel says it
                 detail = "the data end early"
-                raise RecordingError("truncated", f"{path.name}: {detail}; header says {n_volumes} volumes") from None
+                raise RecordingError("truncated", f"{name}: {detail}; header says {n_volumes} volumes") from None
             raise
         yield values.reshape(-1, values.shape[3], order="F")[inside].T
 
@@ -183,8 +213,8 @@ def _onto_grid(voxels: np.ndarray, affine: np.ndarray, image: nibabel.Nifti1Imag
     return found.reshape(image.shape[:3])
 
 
-def _check_t_r(path: Path, t_r: float, header_t_r: float, unit: str) -> None:
+def _check_t_r(name: str, t_r: float, header_t_r: float, unit: str) -> None:
     if header_t_r > 0 and abs(header_t_r - t_r) > _T_R_TOLERANCE * t_r:
         milliseconds = " (milliseconds?)" if abs(header_t_r / 1000 - t_r) <= _T_R_TOLERANCE * t_r else ""
-        detail = f"{path.name}: sidecar says {t_r:g} s, the image header {header_t_r:g} s (unit {unit}){milliseconds}"
+        detail = f"{name}: t_r is {t_r:g} s, but {header_t_r:g} s in the image header (unit {unit}){milliseconds}"
         raise RecordingError("t_r-mismatch", detail)

@@ -4,6 +4,7 @@ Shape letters: P parcels.
 """
 
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from mcsp.data_sharding.bids import RecordingRef, parse_name, read_tsv
 from mcsp.data_sharding.recording import RecordingError
 
 _NOWHERE = (np.nan,) * 3
+ParcelRow = tuple[str, int | None, tuple[float, ...]]  # name, label, x y z [mm]
 
 
 @dataclass(frozen=True)
@@ -47,10 +49,10 @@ def find_label_image(ref: RecordingRef) -> Path:
     return file
 
 
-def image_parcels(image: nibabel.Nifti1Image, file: Path, ref: RecordingRef) -> tuple[Parcels, np.ndarray]:
+def image_parcels(image: nibabel.Nifti1Image, file_name: str, table: Sequence[ParcelRow]) -> tuple[Parcels, np.ndarray]:
     """Parcels of a label image, by label, and its integer voxels.
 
-    Names and positions come from the table beside it where there is one; other positions are centres of mass.
+    Names and positions come from the table where it has them; other positions are centres of mass.
 
     Raises:
         RecordingError: ``bad-label-image``.
@@ -60,10 +62,10 @@ def image_parcels(image: nibabel.Nifti1Image, file: Path, ref: RecordingRef) -> 
         voxels = voxels[..., 0]
     present = [int(label) for label in np.unique(voxels) if label != 0 and np.isfinite(label)]
     if voxels.ndim != 3 or not present or not np.array_equal(voxels, np.round(voxels)):
-        raise RecordingError("bad-label-image", f"{file.name}: expected integer labels in three dimensions")
+        raise RecordingError("bad-label-image", f"{file_name}: expected integer labels in three dimensions")
     voxels = voxels.astype(np.int32)
-    rows = {index: (name, xyz) for name, index, xyz in _table_beside(file, ref) if index is not None}
-    prefix = parse_name(file.name)[0].get("segmentation", "parcel")
+    rows = {index: (name, xyz) for name, index, xyz in table if index is not None}
+    prefix = parse_name(file_name)[0].get("segmentation", "parcel")
     labels = sorted({label for label in (*present, *rows) if label != 0})
     centres = dict(zip(present, ndimage.center_of_mass(voxels != 0, voxels, present), strict=True))
     names, positions = [], []
@@ -76,7 +78,7 @@ def image_parcels(image: nibabel.Nifti1Image, file: Path, ref: RecordingRef) -> 
     return Parcels(names, labels, np.array(positions, dtype=np.float64)), voxels
 
 
-def parcel_table(table: Path | None) -> list[tuple[str, int | None, tuple[float, ...]]]:
+def parcel_table(table: Path | None) -> list[ParcelRow]:
     """Name, index and position [mm] of each row of a ``*_dseg.tsv`` (columns index, name and, where known, x, y, z)."""
     if table is None:
         return []
@@ -97,7 +99,7 @@ def parcel_table(table: Path | None) -> list[tuple[str, int | None, tuple[float,
         ) from None
 
 
-def _table_beside(file: Path, ref: RecordingRef) -> list[tuple[str, int | None, tuple[float, ...]]]:
+def table_beside(file: Path, ref: RecordingRef) -> list[ParcelRow]:
     """The table of a label image, in BIDS's form or in those that nilearn's atlases come with."""
     stem = file.name.split(".")[0]
     if (beside := file.with_name(stem + ".tsv")).is_file():

@@ -3,10 +3,14 @@
 Shape letters: T time samples, C channels.
 """
 
+import os
 import re
+import struct
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
@@ -58,6 +62,7 @@ REASONS = {
 }
 
 
+_DETAIL_LENGTH = 200
 _BEGINS_WITH_FILE = re.compile(r"[^\s:]+\.\w+[: ]")
 
 
@@ -76,9 +81,31 @@ def naming(file: str) -> Iterator[None]:
     try:
         yield
     except RecordingError as error:
-        if _BEGINS_WITH_FILE.match(str(error)):
+        if _BEGINS_WITH_FILE.match(str(error)) or str(error).startswith(file):
             raise
         raise RecordingError(error.reason, f"{file}: {error}") from None
+
+
+@contextmanager
+def reading(root: Path) -> Iterator[None]:
+    """Turn what MNE, nibabel, pandas and the codecs below them raise on a damaged file into a :class:`RecordingError`.
+
+    The path of ``root`` is left out of the text: it would make an index depend on the machine.
+    """
+    from nibabel.filebasedimages import ImageFileError
+    from nibabel.spatialimages import HeaderDataError
+
+    damaged = (
+        OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, ArithmeticError, EOFError,
+        struct.error, zlib.error, ImageFileError, HeaderDataError,
+    )  # fmt: skip
+    try:
+        yield
+    except RecordingError:
+        raise
+    except damaged as error:
+        detail = " ".join(str(error).split()).replace(f"{root}{os.sep}", "")
+        raise RecordingError("unreadable", f"{type(error).__name__}: {detail}"[:_DETAIL_LENGTH]) from None
 
 
 @dataclass(frozen=True)

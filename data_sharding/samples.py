@@ -1,15 +1,9 @@
 """Read all recordings of one subject-session and put them on one clock, or say why not."""
 
 import math
-import os
-import struct
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError
 
 from mcsp.config import CorpusConfig
 from mcsp.data_sharding.bids import RecordingRef, read_tsv
@@ -19,15 +13,8 @@ from mcsp.data_sharding.index import Rejection
 from mcsp.data_sharding.isolation import Reading, ReadingProcess
 from mcsp.data_sharding.layout import PlannedSample
 from mcsp.data_sharding.pairing import marked_times
-from mcsp.data_sharding.recording import CleanRecording, RecordingError, valid_seconds
+from mcsp.data_sharding.recording import CleanRecording, RecordingError, reading, valid_seconds
 from mcsp.schema import Modality
-
-_DETAIL_LENGTH = 200
-# What MNE, nibabel, pandas and the codecs below them raise on damaged files.
-_READ_ERRORS = (
-    OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, ArithmeticError, EOFError,
-    struct.error, zlib.error, ImageFileError, HeaderDataError,
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -70,17 +57,11 @@ def read_sample(
 def read_recording(ref: RecordingRef, config: CorpusConfig) -> CleanRecording:
     """Read and clean one recording; raise :class:`RecordingError` with the reason, whatever is wrong with the file."""
     min_seconds = config.min_seconds.get(ref.modality, 0.0)
-    try:
+    with reading(ref.site.root):
         if ref.modality == "eeg":
             clean = read_eeg(ref, config.eeg_of(ref.site.name), min_seconds)
         else:
             clean = read_fmri(ref, config.fmri_of(ref.site.name), min_seconds)
-    except RecordingError:
-        raise
-    except _READ_ERRORS as error:
-        # The path would make the index depend on the machine.
-        detail = " ".join(str(error).split()).replace(f"{ref.site.root}{os.sep}", "")
-        raise RecordingError("unreadable", f"{type(error).__name__}: {detail}"[:_DETAIL_LENGTH]) from None
     if valid_seconds(clean) < min_seconds:
         detail = f"{valid_seconds(clean):.1f} s outside of bad spans, expected at least {min_seconds:g} s"
         raise RecordingError("too-short", detail)

@@ -34,6 +34,12 @@ def corpus_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
+def corpus_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The key of the subject hashes in ``corpus_dir``."""
+    monkeypatch.setenv("MCSP_SUBJECT_KEY", SUBJECT_KEY)
+
+
+@pytest.fixture
 def pretrain_overrides(corpus_dir: Path, tmp_path: Path) -> list[str]:
     """A run of a few quick steps on the small corpus, as key=value overrides."""
     return [

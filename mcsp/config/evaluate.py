@@ -8,6 +8,9 @@ from pydantic import Field
 from mcsp.config.base import Config
 from mcsp.schema import Modality
 
+# Enough that features of a recording are stable, few enough for a laptop; ours.
+WINDOWS_PER_RECORDING = 4
+
 
 class LabelledConfig(Config):
     """What evaluation and fine-tuning share: an export, labelled recordings, and the windows cut from them."""
@@ -17,7 +20,9 @@ class LabelledConfig(Config):
     label: str = Field("diagnosis", description="a column that participants_columns let through, or task, session, run")
     classes: tuple[str, str] | None = Field(None, description="two values to compare, negative first; null: both found")
     window_seconds: dict[Modality, float] | None = Field(None, description="null: as in pretraining")
-    windows_per_recording: int = Field(4, ge=1, description="evenly spaced; features or logits are averaged over them")
+    windows_per_recording: int = Field(
+        WINDOWS_PER_RECORDING, ge=1, description="evenly spaced; features or logits are averaged over them"
+    )
     batch_size: int = Field(32, ge=1, description="samples encoded, or units trained on, at once")
     folds: int = Field(5, ge=2, description="grouped by subject")
 

@@ -6,47 +6,14 @@ Shape letters: B rows, T time samples, C channels, F features.
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
-from mcsp.batch import collate
 from mcsp.config import LabelledConfig
 from mcsp.data_sharding.reader import Corpus
 from mcsp.downstream.units import Unit
+from mcsp.downstream.windows import encode_windows, window_starts
 from mcsp.model.mcsp import MCSP
-from mcsp.schema import Modality, Recording, Window, window_samples
-
-
-def window_starts(recording: Recording, n_samples: int, count: int) -> list[int]:
-    """First time samples of up to ``count`` windows, evenly spaced over the valid spans that hold a whole window.
-
-    Windows may overlap where the recording is short. Where no span is long enough the whole recording is the span;
-    a recording shorter than the window gives one window at 0.
-    """
-    spans = _spans(recording, n_samples)
-    places = np.unique(np.linspace(0, sum(room for _, room in spans) - 1, count).round().astype(int))
-    return [_start_at(spans, int(place)) for place in places]
-
-
-def random_start(recording: Recording, n_samples: int, draw: float) -> int:
-    """The first time sample of one such window, all equally likely for a uniform ``draw`` in [0, 1)."""
-    spans = _spans(recording, n_samples)
-    return _start_at(spans, int(draw * sum(room for _, room in spans)))
-
-
-def _spans(recording: Recording, n_samples: int) -> list[tuple[int, int]]:
-    """First time sample of each span that holds a whole window, and how many windows start in it."""
-    spans = list(zip(recording.valid_spans[::2], recording.valid_spans[1::2], strict=True))
-    spans = [(a, b) for a, b in spans if b - a >= n_samples] or [(0, recording.n_samples)]
-    return [(a, max(b - a - n_samples, 0) + 1) for a, b in spans]
-
-
-def _start_at(spans: Sequence[tuple[int, int]], place: int) -> int:
-    for first, room in spans:
-        if place < room:
-            return int(first + place)
-        place -= room
-    raise AssertionError("a place lies in one of the spans")
+from mcsp.schema import Modality, Window, window_samples
 
 
 def read_windows(
@@ -107,30 +74,13 @@ def unit_features(
     Raises:
         ValueError: features that are not finite, naming the unit.
     """
-    device = next(model.parameters()).device
     features: dict[Modality, np.ndarray] = {}
     for modality in model.config.modalities:
         means = UnitMean(len(units))
-        for batch in _batched(read_windows(corpus, units, modality, config, title), config.batch_size):
-            signals = collate([[window] for _, window in batch]).to(device).signals
-            with torch.inference_mode():
-                x_BF = model.features(signals)[modality].double().cpu().numpy()
-            for (i, _), vector_F in zip(batch, x_BF, strict=True):
-                if not np.isfinite(vector_F).all():
-                    raise ValueError(f"{units[i].key}: expected finite {modality} features, found NaN or infinity")
-                means.add(i, vector_F)
+        windows = read_windows(corpus, units, modality, config, title)
+        for i, vector_F in encode_windows(model, modality, windows, config.batch_size, lambda i: units[i].key):
+            means.add(i, vector_F)
         mean = means.mean()
         if mean is not None:
             features[modality] = mean
     return features
-
-
-def _batched(items: Iterator[tuple[int, Window]], size: int) -> Iterator[list[tuple[int, Window]]]:
-    batch = []
-    for item in items:
-        batch.append(item)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch

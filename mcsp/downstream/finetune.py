@@ -21,9 +21,10 @@ from mcsp.downstream import scores
 from mcsp.downstream.classifier_model import MCSPClassifier
 from mcsp.downstream.classifiers import cross_validate, logistic
 from mcsp.downstream.evaluate import versions, with_windows
-from mcsp.downstream.features import random_start, unit_features, window_starts
+from mcsp.downstream.features import unit_features
 from mcsp.downstream.splits import Folds, k_fold, labelled_part, leave_site_out
 from mcsp.downstream.units import Labelled, Unit, read_labels, read_seen
+from mcsp.downstream.windows import random_start, window_starts
 from mcsp.model.pretrained import from_pretrained
 from mcsp.schema import Modality, Window, random_key, unit_interval, window_samples
 

@@ -13,7 +13,7 @@ Nothing here unpickles.
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -22,6 +22,9 @@ from torch import Tensor
 
 from mcsp.config import ModelConfig
 from mcsp.model.mcsp import MCSP
+
+if TYPE_CHECKING:
+    from mcsp.downstream.encode import EncodedRecording
 
 FORMAT_VERSION = 2  # 1: h of the spatial domain was as narrow as the others
 CONFIG_FILE, WEIGHTS_FILE, PREPROCESSING_FILE, SUMS_FILE = (
@@ -36,6 +39,38 @@ class PretrainedMCSP(MCSP):
     """An :class:`MCSP` that knows how its inputs were prepared."""
 
     preprocessing: dict[str, Any]  # the content of preprocessing.json
+
+    def encode_raw(
+        self, raw: Any, line_hz: float | None = None, measured_positions: bool = False, **options: Any
+    ) -> "EncodedRecording":
+        """Features of one EEG recording, a file or an MNE Raw, with a report of what was done to it.
+
+        See :func:`mcsp.downstream.encode_eeg.encode_raw` for the arguments and errors, and
+        :class:`mcsp.downstream.encode.Options` for ``options``. Needs the ``lab`` extra.
+        """
+        from mcsp.downstream.encode import Options
+        from mcsp.downstream.encode_eeg import encode_raw
+
+        return encode_raw(self, raw, line_hz, measured_positions, Options(**options))
+
+    def encode_bold(
+        self,
+        bold: Any,
+        t_r: float | None = None,
+        parcellation: Any = None,
+        percent: bool = False,
+        require_known_parcellation: bool = False,
+        **options: Any,
+    ) -> "EncodedRecording":
+        """Features of one run of BOLD, a file, an image or an array, with a report of what was done to it.
+
+        See :func:`mcsp.downstream.encode_bold.encode_bold` for the arguments and errors, and
+        :class:`mcsp.downstream.encode.Options` for ``options``. Needs the ``lab`` extra.
+        """
+        from mcsp.downstream.encode import Options
+        from mcsp.downstream.encode_bold import encode_bold
+
+        return encode_bold(self, bold, t_r, parcellation, percent, require_known_parcellation, Options(**options))
 
 
 def from_pretrained(path: str | Path) -> PretrainedMCSP:

@@ -123,7 +123,7 @@ def test_the_header_is_checked_against_the_sidecar(tmp_path: Path, header_t_r: f
     if sound:
         assert read(tmp_path).sfreq == 1 / T_R
     else:
-        with pytest.raises(RecordingError, match=r"sidecar says 1\.35 s") as error:
+        with pytest.raises(RecordingError, match=r"t_r is 1\.35 s") as error:
             read(tmp_path)
         assert error.value.reason == "t_r-mismatch"
 

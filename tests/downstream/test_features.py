@@ -24,8 +24,9 @@ from mcsp.downstream.baselines import (
     same_channels,
     scalp_band_power,
 )
-from mcsp.downstream.features import unit_features, window_starts
+from mcsp.downstream.features import unit_features
 from mcsp.downstream.units import Unit
+from mcsp.downstream.windows import window_starts
 from mcsp.kernels.spectral import EEG_BANDS_HZ
 from mcsp.model.mcsp import MCSP
 from mcsp.schema import Recording, Window

@@ -12,8 +12,8 @@ from mcsp.batch import collate
 from mcsp.config import FinetuneConfig, ModelConfig
 from mcsp.data_sharding.reader import Corpus
 from mcsp.downstream.classifier_model import MCSPClassifier
-from mcsp.downstream.features import random_start, window_starts
 from mcsp.downstream.finetune import Finetuning, finetune
+from mcsp.downstream.windows import random_start, window_starts
 from mcsp.model.mcsp import MCSP
 from mcsp.model.pretrained import write_pretrained
 
