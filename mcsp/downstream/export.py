@@ -16,6 +16,7 @@ from mcsp.batch import Signal
 from mcsp.config import ModelConfig
 from mcsp.data_sharding.reader import Corpus
 from mcsp.downstream.card import model_card
+from mcsp.downstream.parcellations import parcellations_of
 from mcsp.model.mcsp import MCSP
 from mcsp.model.pretrained import CONFIG_FILE, WEIGHTS_FILE, from_pretrained, load_weights, write_pretrained, write_sums
 from mcsp.schema import MODALITIES, UNITS, Modality
@@ -121,6 +122,8 @@ def preprocessing_of(manifest: Mapping[str, Any], corpus: Corpus, modalities: tu
         "window_seconds": {m: run["window_seconds"][m] for m in modalities},
         "hemodynamic_delay_seconds": run["hemodynamic_delay_seconds"],
         "cleaning": {m: cleaning[m] for m in modalities},
+        "min_seconds": {m: config["min_seconds"][m] for m in modalities},
+        "parcellations": parcellations_of(corpus.recordings) if "fmri" in modalities else [],
         "corpus_index_hash": corpus.index_hash,
         "software": {**corpus.index.get("software", {}), "torch": str(torch.__version__)},
     }

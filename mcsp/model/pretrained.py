@@ -58,6 +58,7 @@ class PretrainedMCSP(MCSP):
         bold: Any,
         t_r: float | None = None,
         parcellation: Any = None,
+        parcel_table: str | Path | None = None,
         percent: bool = False,
         require_known_parcellation: bool = False,
         **options: Any,
@@ -70,7 +71,8 @@ class PretrainedMCSP(MCSP):
         from mcsp.downstream.encode import Options
         from mcsp.downstream.encode_bold import encode_bold
 
-        return encode_bold(self, bold, t_r, parcellation, percent, require_known_parcellation, Options(**options))
+        checked = require_known_parcellation
+        return encode_bold(self, bold, t_r, parcellation, parcel_table, percent, checked, Options(**options))
 
 
 def from_pretrained(path: str | Path) -> PretrainedMCSP:
