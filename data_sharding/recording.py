@@ -63,7 +63,7 @@ REASONS = {
 
 
 _DETAIL_LENGTH = 200
-_BEGINS_WITH_FILE = re.compile(r"[^\s:]+\.\w+[: ]")
+_BEGINS_WITH_FILE = re.compile(r"[^\s:]+\.\w*[A-Za-z]\w*[: ]")  # and not "2.0 s"
 
 
 class RecordingError(ValueError):
