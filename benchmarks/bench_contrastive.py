@@ -5,8 +5,9 @@ python benchmarks/bench_contrastive.py [--out FILE] [--repeats K] [--table]
 writes benchmarks/results/contrastive_<cpu or cuda>_<yyyymm>.json; --table prints the file that is there instead.
 
 Two dense rivals: ``reference``, the definition, masks and all; and ``lean``, what is usually written: one product,
-two cross-entropies, no masks. The implementations take turns, so that a slow spell of the machine meets all of them.
-Embeddings are as late in training: pairs at a cosine of about 0.9, one row per subject.
+two cross-entropies, no masks. Other packages' losses are those of ``contrast_peers.py``. The implementations take
+turns, so that a slow spell of the machine meets all of them. Embeddings are as late in training: pairs at a cosine of
+about 0.9, one row per subject.
 """
 
 import argparse
@@ -19,10 +20,12 @@ import sys
 import time
 from collections.abc import Callable
 from datetime import date
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
+from contrast_peers import PEERS, Loss, versions, why_not
 from torch import Tensor
 
 from mcsp.kernels.contrastive import contrastive_loss
@@ -47,10 +50,20 @@ def lean(z: Tensor, scale: Tensor) -> Tensor:
     return 0.5 * (torch.nn.functional.cross_entropy(logits, own) + torch.nn.functional.cross_entropy(logits.T, own))
 
 
+@cache
+def peer(name: str) -> Loss:
+    """One of :data:`contrast_peers.PEERS`, or ``compiled lean``; made once, as making takes long."""
+    if name in PEERS:
+        return PEERS[name][0]()
+    return torch.compile(lambda a, b, scale: lean(torch.stack([a, b]), scale))
+
+
 def implementation(name: str) -> Callable[[Tensor, Tensor], Tensor]:
     """Loss of (2, n, D) embeddings and a scale (1,); a name like ``triton-bf16`` carries its precision."""
     if name == "lean":
         return lambda z, scale: lean(z, scale[0])
+    if name in PEERS or name == "compiled lean":
+        return lambda z, scale: peer(name)(z[0], z[1], scale[0])
     impl, _, precision = name.partition("-")
     keywords = {"precision": precision} if precision else {}
     return lambda z, scale: contrastive_loss(z, [(0, 1)], scale, impl=impl, **keywords).sum()  # type: ignore[arg-type]
@@ -139,18 +152,18 @@ def measure(n: int, width: int, names: list[str], repeats: int, device: str) -> 
             "relative_error": error(name, n, width, device),
         }
         rows.append(row)
-        print(f"{n:6} {width:5} {name:14} {row['seconds_median']:9.4f} s {row['peak_extra_mib']:8} MiB", flush=True)
+        print(f"{n:6} {width:5} {name:20} {row['seconds_median']:9.4f} s {row['peak_extra_mib']:8} MiB", flush=True)
     return rows
 
 
 def where() -> dict[str, object]:
     """Hardware, versions and commit."""
     found: dict[str, object] = {"python": platform.python_version(), "torch": torch.__version__}
-    for package in ("triton", "inf-cl"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = None
+    try:
+        found["triton"] = version("triton")
+    except PackageNotFoundError:
+        found["triton"] = None
+    found |= versions()
     cpu = next(
         (x.split(":")[1] for x in Path("/proc/cpuinfo").read_text().splitlines() if x.startswith("model name")), ""
     )
@@ -200,17 +213,20 @@ def main() -> None:
         print(peak_of_this_process(name, int(n), int(width)))
         return
     if options.table:
-        print(table(json.loads(options.out.read_text())["rows"]))
+        report = json.loads(options.out.read_text())
+        print(table(report["rows"]))
+        print("\nNot run: " + "; ".join(f"{name} ({reason})" for name, reason in report["not_run"].items()))
         return
     names = ["lean", "reference", "chunked"]
     if device == "cuda":
-        names += ["triton-bf16", "triton-tf32", "triton-fp32"]
+        names += ["compiled lean", "triton-bf16", "triton-tf32", "triton-fp32"]
+    not_run = {name: reason for name in PEERS if (reason := why_not(name, device))}
+    names += [name for name in PEERS if name not in not_run]
     facts = where()
     rows = [row for n, width in (CUDA_GRID if device == "cuda" else CPU_GRID)
             for row in measure(n, width, names, options.repeats, device)]  # fmt: skip
-    options.out.write_text(
-        json.dumps({"measured_on": facts, "repeats": options.repeats, "rows": rows}, indent=1) + "\n"
-    )
+    report = {"measured_on": facts, "repeats": options.repeats, "not_run": not_run, "rows": rows}
+    options.out.write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """Log-power of this project beside FFTs in PyTorch, SciPy and nnAudio: time, peak memory, error against float64.
 
-python benchmarks/bench_spectral.py [--out FILE] [--samples N]
+python benchmarks/bench_spectral.py [--out FILE] [--samples N] [--table]
 
-writes benchmarks/results/spectral_<device>_<yyyymm>.json and prints a table. nnAudio comes with the `bench` extra.
+writes benchmarks/results/spectral_<device>_<yyyymm>.json and prints a table; --table prints that of the file that is
+there instead. nnAudio comes with the `bench` extra.
 
 Every contender gives log10 density at the same bins of the same frames: demeaned, Hann window, one-sided. In one run,
 contenders take turns, so that a busy machine slows all of them. On a machine with a CUDA GPU, that is what is measured,
@@ -37,6 +38,7 @@ CASES = [(length, length, length) for length in LENGTHS] + [(6000, 400, 200)]
 # Compiling takes longer than all the rest; on a CPU these have to do.
 COMPILED_ON_CPU = (200, 1190)
 NO_GRADIENT = "scipy.signal.welch"
+HEAD = "| T, frame | contender | forward / with backward [ms] | peak [MiB] | rms error |\n|---|---|---|---|---|"
 Contender = Callable[[Tensor], Tensor]
 
 
@@ -235,6 +237,24 @@ def line(entry: dict[str, Any]) -> str:
     return f"| {shape['T']}, {shape['frame']} | {entry['contender']} | {times} | {memory} | {error} |"
 
 
+def table(results: list[dict[str, Any]]) -> str:
+    """Markdown of a result file: a row per shape, a column per contender (milliseconds and MiB, both of value and
+    gradient where there is one)."""
+    names = list(dict.fromkeys(entry["contender"] for entry in results))
+    lines = ["| T, frame | " + " | ".join(names) + " |", "|---" * (1 + len(names)) + "|"]
+    for shape in dict.fromkeys((e["shape"]["T"], e["shape"]["frame"]) for e in results):
+        cells = [f"{shape[0]}, {shape[1]}"]
+        for name in names:
+            found = [e for e in results if e["contender"] == name and (e["shape"]["T"], e["shape"]["frame"]) == shape]
+            cells.append("".join(f"{_last(e, 'ms')['p50']:.1f}, {_last(e, 'peak_mib'):.0f}" for e in found))
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _last(entry: dict[str, Any], what: str) -> Any:
+    return entry.get(f"forward_backward_{what}", entry[f"forward_{what}"])
+
+
 def copy_gb_per_s() -> float:
     """Bytes read and written per second by a copy of 1 GiB on the GPU."""
     source = torch.ones(2**28, device="cuda")
@@ -271,10 +291,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=default)
     most = 2**26 if device == "cuda" else 2**20
     parser.add_argument("--samples", type=int, default=most, help="samples of all channels and rows together")
+    parser.add_argument("--table", action="store_true", help="print the table of the file that is there")
     options = parser.parse_args()
+    if options.table:
+        print(table(json.loads(options.out.read_text())["results"]))
+        return
     torch.set_num_threads(1)
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    print("| T, frame | contender | forward / with backward [ms] | peak [MiB] | rms error |\n|---|---|---|---|---|")
+    print(HEAD)
     report: dict[str, Any] = {
         "hardware": hardware(),
         "threads": 1,

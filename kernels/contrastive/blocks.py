@@ -56,6 +56,7 @@ class Blocks:
                 yield rows, columns, same_rc if same_rc.any() else None
 
     def plane(self, k: int, rows: slice, columns: slice) -> Tensor:
+        """The memory of block ``k`` in the shape of these rows and columns, whatever it holds."""
         shape = (rows.stop - rows.start, columns.stop - columns.start)
         return self.memory[k, : shape[0] * shape[1]].view(shape)
 

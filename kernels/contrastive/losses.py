@@ -82,9 +82,7 @@ def contrastive_loss(
         ValueError: shapes or types that do not fit, a pair index out of range, within_site without sites, embeddings
             that fail ``check``, or an ``impl`` that cannot run here, with the reason.
     """
-    if combine and (columns is None or impl not in ("auto", "chunked")):
-        found = "no columns" if columns is None else f"impl={impl!r}"
-        raise ValueError(f"combine: expected columns and impl='chunked' (or 'auto'), found {found}")
+    _check_combine(combine, columns, impl)
     problem = checked(z_MnD, pairs_P2, valid_Mn, subject_n, site_n, negatives, columns, row_offset, weight_P)
     scale_P = checked_scale(scale_P, problem)
     if check:
@@ -92,13 +90,24 @@ def contrastive_loss(
     if combine:
         choose("contrastive_loss", "chunked", precision, False, None)
         return chunked.contrast(problem.zeroed(), scale_P, combine)
-    small = problem.z_MnD.shape[1] * problem.z_MND.shape[1] <= DENSE_SIMILARITIES
-    chosen = choose("contrastive_loss", impl, precision, small, _no_triton(problem, impl))
+    chosen = _chosen("contrastive_loss", problem, impl, precision)
     if chosen == "triton":
         from mcsp.kernels.contrastive import launch
 
         return launch.contrast(problem, scale_P, precision)
     return (reference if chosen == "reference" else chunked).contrast(problem.zeroed(), scale_P)
+
+
+def _check_combine(combine: Combine | None, columns: Columns | None, impl: str) -> None:
+    if combine and (columns is None or impl not in ("auto", "chunked")):
+        found = "no columns" if columns is None else f"impl={impl!r}"
+        raise ValueError(f"combine: expected columns and impl='chunked' (or 'auto'), found {found}")
+
+
+def _chosen(operation: str, problem: Problem, impl: Impl, precision: Precision) -> str:
+    """The implementation that runs on these embeddings."""
+    small = problem.z_MnD.shape[1] * problem.z_MND.shape[1] <= DENSE_SIMILARITIES
+    return choose(operation, impl, precision, small, _no_triton(problem, impl))
 
 
 def _no_triton(problem: Problem, impl: str) -> str | None:
@@ -148,8 +157,7 @@ def relational_distillation(
     scale_P = checked_scale(scale_P, problem)
     if check:
         check_values(problem)
-    small = problem.z_MnD.shape[1] * problem.z_MND.shape[1] <= DENSE_SIMILARITIES
-    chosen = choose("relational_distillation", impl, precision, small, _no_triton(problem, impl))
+    chosen = _chosen("relational_distillation", problem, impl, precision)
     if chosen == "triton":
         from mcsp.kernels.contrastive import launch_distillation
 
