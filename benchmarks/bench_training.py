@@ -32,7 +32,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 BATCH = 32  # paired samples per rank
-OVERHEAD = ((8, 1), (8, 0), (BATCH, 1))  # paired samples and ZeRO stage of one rank
+OVERHEAD = ((8, 1), (8, 0), (BATCH, 1), (BATCH, 0))  # paired samples and ZeRO stage of one rank
 WINDOWS = "window_seconds={eeg: 10, fmri: 30}"
 
 
