@@ -1,0 +1,65 @@
+"""An ablation: short pretraining runs that differ in one thing each, over seeds, scored in the same way; one table.
+
+python launchers/ablate.py --config configs/ablate/fmri.yaml corpus_dir=DIR out_dir=DIR [at_once=2] [seeds=[0,1,2]]
+
+Run it again to make what is missing: a run that is finished is kept, one that was stopped continues. A run that fails
+costs itself alone; the status is 1 then. out_dir gets ablation.json and ablation.png. only=VARIANT/SEED makes one run,
+for a cluster's job array.
+"""
+
+import json
+import sys
+
+from mcsp.config import AblateConfig, parse_command_line
+
+
+def main() -> int:
+    """Make the runs, then the table of all that have a result."""
+    config, _ = parse_command_line(AblateConfig, __doc__ or "")
+    try:
+        if config.only is not None:
+            one(config, config.only)
+            return 0
+        from mcsp.training.ablation import run_all
+
+        failed = run_all(config, [sys.executable, __file__, *sys.argv[1:]])
+        tabulate(config, failed)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 1 if failed else 0
+
+
+def one(config: AblateConfig, run: str) -> None:
+    """Train and score one run."""
+    from mcsp.downstream.ablation import score_run
+    from mcsp.training.ablation import initial, train, write_result
+
+    variant, seed = run.split("/")
+    pretraining = config.pretraining(variant, int(seed))
+    model, before = train(pretraining), initial(pretraining)
+    delay = pretraining.hemodynamic_delay_seconds
+    write_result(config, run, score_run(model, before, config, config.evaluation(pretraining), delay))
+
+
+def tabulate(config: AblateConfig, failed: list[str]) -> None:
+    """Print the table; write it with all results beside it, and as a picture."""
+    from mcsp.downstream.ablation_table import draw, summarise, table_lines
+    from mcsp.training.ablation import read_result
+
+    results = [found for run in config.runs() if (found := read_result(config, run)) is not None]
+    if not results:
+        raise ValueError(f"{config.out_dir}: no run has a result; see log.txt in the folders of the runs")
+    rows = summarise(results, list(config.variants), config.base)
+    print("\n".join(table_lines(rows)))
+    content = {"config": config.dump(), "table": rows, "failed": failed, "runs": results}
+    (config.out_dir / "ablation.json").write_text(json.dumps(content, indent=1) + "\n")
+    scores = results[0]["scores"]["trained"]
+    chance = {key[len("chance_") :]: value for key, value in scores.items() if key.startswith("chance_") and value}
+    figure = draw(rows, {"auroc_learned": 0.5, "auroc_few_labels": 0.5, **chance})
+    figure.savefig(config.out_dir / "ablation.png", dpi=120)
+    print(f"results: {config.out_dir / 'ablation.json'}\nfigure:  {config.out_dir / 'ablation.png'}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,216 @@
+"""Scores of one run of an ablation.
+
+Scores are of all features and of the learned ones alone (h of every domain), because connectivity that is passed on
+untouched would make all variants look alike.
+
+Shape letters: N units, F features.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.metrics import balanced_accuracy_score
+from sklearn.model_selection import StratifiedKFold, cross_val_predict
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from mcsp.config import AblateConfig, EvaluateConfig
+from mcsp.data_sharding.reader import Corpus
+from mcsp.downstream import scores
+from mcsp.downstream.classifiers import cross_validate, logistic
+from mcsp.downstream.features import window_features
+from mcsp.downstream.retrieval import find_pairs, similarities, top1
+from mcsp.downstream.splits import labelled_part, leave_site_out
+from mcsp.downstream.units import Labelled, Unit, read_labels
+from mcsp.model.mcsp import MCSP
+from mcsp.schema import MODALITIES, Modality
+
+SITE_FOLDS = 5
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Features of the windows of all units, of one modality."""
+
+    unit_W: np.ndarray
+    x_WF: np.ndarray
+    widths: list[int]
+    n_learned: int  # the first so many parts are h
+
+    def parts(self, learned: bool) -> list[int]:
+        """Widths of the parts, of h alone if ``learned``."""
+        return self.widths[: self.n_learned] if learned else self.widths
+
+    def means(self, n_units: int, learned: bool) -> np.ndarray:
+        """``(N, F)``, zero (the mean over units) where a unit has no window."""
+        columns = sum(self.parts(learned))
+        sum_NF = np.zeros((n_units, columns))
+        np.add.at(sum_NF, self.unit_W, self.x_WF[:, :columns])
+        count_N1 = np.bincount(self.unit_W, minlength=n_units)[:, None]
+        mean_NF = sum_NF / np.maximum(count_N1, 1)
+        return np.where(count_N1 > 0, mean_NF - mean_NF[count_N1[:, 0] > 0].mean(0), 0.0)
+
+    def ends(self, units: np.ndarray) -> np.ndarray:
+        """Learned features of the first and the last window of each unit, ``(2, N, F)``."""
+        rows = [np.flatnonzero(self.unit_W == unit)[[0, -1]] for unit in units]
+        return self.x_WF[np.array(rows).T, : sum(self.parts(True))]
+
+
+def score_run(
+    model: MCSP, untrained: MCSP, config: AblateConfig, evaluation: EvaluateConfig, delay_seconds: float
+) -> dict[str, Any]:
+    """Leave-site-out AUROC, few-label AUROC, identification, cross-modal retrieval and site decoding.
+
+    Args:
+        model: of the run, in evaluation mode.
+        untrained: the same architecture before training; its scores stand beside those of the model.
+        config: label and number of windows.
+        evaluation: the same as the functions of the evaluation want it, with ``window_seconds``.
+        delay_seconds: how much later than its EEG a BOLD window begins.
+
+    Returns:
+        ``{"trained": {...}, "untrained": {...}, "units": n, "sites": n}``. Scores are ``auroc``, ``auroc_learned``,
+        ``auroc_few_labels`` (learned features), ``identification``, ``retrieval``, ``site`` (lower is better; these
+        three with ``chance_<name>``), ``site_variance``; None where a score is not defined (retrieval, one modality).
+    """
+    corpus = Corpus(config.corpus_dir)
+    labelled = read_labels(corpus, config.label)
+    found: dict[str, Any] = {"units": len(labelled.units), "sites": len(set(labelled.sites))}
+    for name, encoder in (("trained", model), ("untrained", untrained)):
+        windows = describe(encoder, corpus, labelled, evaluation)
+        held_out = _held_out(labelled)
+        found[name] = {
+            **_aurocs(windows, labelled, config),
+            **identification(windows, labelled, held_out, (evaluation.window_seconds or {})),
+            **_retrieval(encoder, corpus, evaluation, delay_seconds),
+            **site_decoding(_joint(windows, len(labelled.units), learned=True), labelled.sites),
+        }
+    return found
+
+
+def describe(model: MCSP, corpus: Corpus, labelled: Labelled, evaluation: EvaluateConfig) -> dict[Modality, Windows]:
+    """Features of every window of the labelled units."""
+    described: dict[Modality, Windows] = {}
+    for modality in model.config.modalities:
+        found = list(window_features(model, corpus, labelled.units, modality, evaluation, "features"))
+        if found:
+            widths = list(model.feature_widths(modality).values())
+            x_WF = np.stack([vector for _, vector in found])
+            unit_W = np.array([i for i, _ in found])
+            described[modality] = Windows(unit_W, x_WF, widths, len(model.config.domains))
+    return described
+
+
+def _joint(windows: dict[Modality, Windows], n_units: int, learned: bool) -> np.ndarray:
+    return np.concatenate([w.means(n_units, learned) for w in windows.values()], axis=1)
+
+
+def _blocks(windows: dict[Modality, Windows], learned: bool) -> list[int]:
+    return [width for w in windows.values() for width in w.parts(learned)]
+
+
+def _aurocs(windows: dict[Modality, Windows], labelled: Labelled, config: AblateConfig) -> dict[str, float]:
+    n_units = len(labelled.units)
+    all_NF, learned_NF = (_joint(windows, n_units, learned) for learned in (False, True))
+    learned_blocks = _blocks(windows, learned=True)
+    few = [
+        left_out_auroc(learned_NF, learned_blocks, labelled, config.few_labels, draw)
+        for draw in range(config.few_label_draws)
+    ]
+    return {
+        "auroc": left_out_auroc(all_NF, _blocks(windows, learned=False), labelled),
+        "auroc_learned": left_out_auroc(learned_NF, learned_blocks, labelled),
+        "auroc_few_labels": float(np.mean(few)),
+    }
+
+
+def left_out_auroc(
+    x_NF: np.ndarray, blocks: Sequence[int], labelled: Labelled, fraction: float = 1.0, draw: int = 0
+) -> float:
+    """Mean over sites of the AUROC within a site, by logistic regression on ``fraction`` of the subjects elsewhere."""
+    keys = [unit.key for unit in labelled.units]
+    folds = leave_site_out(keys, labelled.y_N, labelled.subjects, labelled.sites)
+    groups_N, y_N = labelled.group_index(), labelled.y_N
+
+    def part(train: np.ndarray, _: int) -> np.ndarray:
+        return labelled_part(train, y_N, groups_N, fraction, draw)
+
+    score_SN = cross_validate(logistic(blocks), x_NF, y_N, groups_N, folds, part if fraction < 1 else None)
+    of_site = scores.by_site(score_SN, y_N, labelled.sites, np.ones((1, len(y_N))))
+    return float(np.mean([value_R[0] for value_R in of_site.values()]))
+
+
+def _held_out(labelled: Labelled) -> np.ndarray:
+    """Units that pretraining on this corpus does not see; all of them where there are none."""
+    kept = np.array([unit.recordings[0].split != "train" for unit in labelled.units])
+    return np.flatnonzero(kept) if kept.any() else np.arange(len(kept))
+
+
+def identification(
+    windows: dict[Modality, Windows], labelled: Labelled, units_H: np.ndarray, seconds: dict[Modality, float]
+) -> dict[str, float | None]:
+    """Top-1 accuracy of finding a person's last window from the first one among people of the same site.
+
+    By the cosine of standardised learned features, mean over modalities; units whose first and last window would
+    overlap are left out. ``units_H`` are the units it is asked of.
+    """
+    hits: list[bool] = []
+    chance: list[float] = []
+    site_N = np.array(labelled.sites)
+    for modality, found in windows.items():
+        least = 2 * seconds[modality]
+        long_H = np.array([i for i in units_H if _shortest(labelled.units[i], modality) >= least], dtype=int)
+        for site in np.unique(site_N):
+            mine = long_H[site_N[long_H] == site]
+            if len(mine) < 2:
+                continue
+            ends_2NF = found.ends(mine)
+            ends_2NF = (ends_2NF - ends_2NF.mean((0, 1))) / (ends_2NF.std((0, 1)) + 1e-12)
+            first_NF, last_NF = ends_2NF / np.linalg.norm(ends_2NF, axis=-1, keepdims=True)
+            hits += ((first_NF @ last_NF.T).argmax(1) == np.arange(len(mine))).tolist()
+            chance += [1 / len(mine)] * len(mine)
+    if not hits:
+        return {"identification": None, "chance_identification": None}
+    return {"identification": float(np.mean(hits)), "chance_identification": float(np.mean(chance))}
+
+
+def _shortest(unit: Unit, modality: Modality) -> float:
+    return min((recording.seconds for recording in unit.of(modality)), default=0.0)
+
+
+def _retrieval(
+    model: MCSP, corpus: Corpus, evaluation: EvaluateConfig, delay_seconds: float
+) -> dict[str, float | None]:
+    """Across modalities, of held-out subjects, among candidates of one site."""
+    nothing: dict[str, float | None] = {"retrieval": None, "chance_retrieval": None}
+    if set(model.config.modalities) != set(MODALITIES):
+        return nothing
+    cuts = find_pairs(corpus, ("validation", "test"), evaluation.window_seconds or {}, delay_seconds)
+    if len(cuts) < 4:
+        return nothing
+    pairs = similarities(model, corpus, cuts, evaluation, "retrieval")
+    found = top1(pairs, evaluation.retrieval_size, evaluation.retrieval_draws, within_site=True)
+    return {"retrieval": found["top1"], "chance_retrieval": found["chance"]}
+
+
+def site_decoding(x_NF: np.ndarray, sites: Sequence[str]) -> dict[str, float]:
+    """How much of the site there is in features; lower is better.
+
+    ``site``: balanced accuracy of telling the site, by shrunken linear discriminants in folds of people.
+    ``site_variance``: the share of the variance that lies between sites, mean over features; it still tells features
+    apart where the site is always found.
+    """
+    reader = make_pipeline(StandardScaler(), LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto"))
+    folds = StratifiedKFold(SITE_FOLDS, shuffle=True, random_state=0)
+    site_N = np.unique(np.asarray(sites), return_inverse=True)[1]
+    told_N = cross_val_predict(reader, x_NF, site_N, cv=folds)
+    z_NF = StandardScaler().fit_transform(x_NF)
+    between_F = sum((site_N == s).mean() * z_NF[site_N == s].mean(0) ** 2 for s in range(site_N.max() + 1))
+    return {
+        "site": float(balanced_accuracy_score(site_N, told_N)),
+        "chance_site": 1 / (site_N.max() + 1),
+        "site_variance": float(np.mean(between_F)),
+    }
