@@ -32,14 +32,15 @@ def main() -> int:
 
 def one(config: AblateConfig, run: str) -> None:
     """Train and score one run."""
-    from mcsp.downstream.ablation import score_run
-    from mcsp.training.ablation import initial, train, write_result
+    from mcsp.downstream.ablation import score_model
+    from mcsp.training.ablation import initial, remembered, train, write_result
 
     variant, seed = run.split("/")
     pretraining = config.pretraining(variant, int(seed))
-    model, before = train(pretraining), initial(pretraining)
-    delay = pretraining.hemodynamic_delay_seconds
-    write_result(config, run, score_run(model, before, config, config.evaluation(pretraining), delay))
+    how = (config, config.evaluation(pretraining), pretraining.hemodynamic_delay_seconds)
+    trained = score_model(train(pretraining), *how)
+    before = remembered(config, pretraining, lambda: score_model(initial(pretraining), *how))
+    write_result(config, run, {"trained": trained, "untrained": before})
 
 
 def tabulate(config: AblateConfig, failed: list[str]) -> None:

@@ -7,8 +7,7 @@ Shape letters: N units, F features.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
@@ -29,6 +28,7 @@ from mcsp.model.mcsp import MCSP
 from mcsp.schema import MODALITIES, Modality
 
 SITE_FOLDS = 5
+STRENGTHS = slice(1, 6, 2)  # three of the evaluation's seven inverse penalties (0.01, 1, 100): a grid has many fits
 
 
 @dataclass(frozen=True)
@@ -59,36 +59,31 @@ class Windows:
         return self.x_WF[np.array(rows).T, : sum(self.parts(True))]
 
 
-def score_run(
-    model: MCSP, untrained: MCSP, config: AblateConfig, evaluation: EvaluateConfig, delay_seconds: float
-) -> dict[str, Any]:
-    """Leave-site-out AUROC, few-label AUROC, identification, cross-modal retrieval and site decoding.
+def score_model(
+    model: MCSP, config: AblateConfig, evaluation: EvaluateConfig, delay_seconds: float
+) -> dict[str, float | None]:
+    """Leave-site-out AUROC, few-label AUROC, identification, cross-modal retrieval and site decoding of one model.
 
     Args:
-        model: of the run, in evaluation mode.
-        untrained: the same architecture before training; its scores stand beside those of the model.
-        config: label and number of windows.
+        model: in evaluation mode.
+        config: corpus, label and few labels.
         evaluation: the same as the functions of the evaluation want it, with ``window_seconds``.
         delay_seconds: how much later than its EEG a BOLD window begins.
 
     Returns:
-        ``{"trained": {...}, "untrained": {...}, "units": n, "sites": n}``. Scores are ``auroc``, ``auroc_learned``,
-        ``auroc_few_labels`` (learned features), ``identification``, ``retrieval``, ``site`` (lower is better; these
-        three with ``chance_<name>``), ``site_variance``; None where a score is not defined (retrieval, one modality).
+        ``auroc``, ``auroc_learned``, ``auroc_few_labels`` (learned features), ``identification``, ``retrieval``,
+        ``site`` (lower is better; these three with ``chance_<name>``), ``site_variance``; None where a score is not
+        defined (retrieval with one modality, say).
     """
     corpus = Corpus(config.corpus_dir)
     labelled = read_labels(corpus, config.label)
-    found: dict[str, Any] = {"units": len(labelled.units), "sites": len(set(labelled.sites))}
-    for name, encoder in (("trained", model), ("untrained", untrained)):
-        windows = describe(encoder, corpus, labelled, evaluation)
-        held_out = _held_out(labelled)
-        found[name] = {
-            **_aurocs(windows, labelled, config),
-            **identification(windows, labelled, held_out, (evaluation.window_seconds or {})),
-            **_retrieval(encoder, corpus, evaluation, delay_seconds),
-            **site_decoding(_joint(windows, len(labelled.units), learned=True), labelled.sites),
-        }
-    return found
+    windows = describe(model, corpus, labelled, evaluation)
+    return {
+        **_aurocs(windows, labelled, config),
+        **identification(windows, labelled, _held_out(labelled), (evaluation.window_seconds or {})),
+        **_retrieval(model, corpus, evaluation, delay_seconds),
+        **site_decoding(_joint(windows, len(labelled.units), learned=True), labelled.sites),
+    }
 
 
 def describe(model: MCSP, corpus: Corpus, labelled: Labelled, evaluation: EvaluateConfig) -> dict[Modality, Windows]:
@@ -138,7 +133,9 @@ def left_out_auroc(
     def part(train: np.ndarray, _: int) -> np.ndarray:
         return labelled_part(train, y_N, groups_N, fraction, draw)
 
-    score_SN = cross_validate(logistic(blocks), x_NF, y_N, groups_N, folds, part if fraction < 1 else None)
+    classifier = logistic(blocks)
+    classifier = replace(classifier, candidates=classifier.candidates[STRENGTHS])
+    score_SN = cross_validate(classifier, x_NF, y_N, groups_N, folds, part if fraction < 1 else None)
     of_site = scores.by_site(score_SN, y_N, labelled.sites, np.ones((1, len(y_N))))
     return float(np.mean([value_R[0] for value_R in of_site.values()]))
 

@@ -4,11 +4,13 @@ A run is ``variant/seed``. Its folder holds ``log.txt``, ``run/`` (metrics) and,
 ``result.json``; a run that has one with the same configuration is not made again.
 """
 
+import hashlib
 import json
+import os
 import shutil
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +110,24 @@ def initial(config: PretrainConfig) -> MCSP:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         return MCSP(for_corpus(config, Corpus(config.corpus_dir)).model).eval()
+
+
+def remembered(
+    config: AblateConfig, pretraining: PretrainConfig, score: Callable[[], dict[str, Any]]
+) -> dict[str, Any]:
+    """What ``score`` says of a model before training, kept on disk: many variants start from the same one."""
+    keys = ("corpus_dir", "seed", "window_seconds", "model", "hemodynamic_delay_seconds")
+    start = {key: value for key, value in pretraining.dump().items() if key in keys}
+    scoring = [config.label, config.windows_per_recording, config.few_labels, config.few_label_draws]
+    digest = hashlib.sha256(json.dumps([start, scoring], sort_keys=True).encode()).hexdigest()[:16]
+    path = config.out_dir / "untrained" / f"{digest}.json"
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.with_suffix(f".{os.getpid()}.partial")
+        aside.write_text(json.dumps(score(), indent=1) + "\n")
+        aside.rename(path)
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
 
 
 def write_result(config: AblateConfig, run: str, scores: dict[str, Any]) -> None:

@@ -1,0 +1,86 @@
+"""The ablation harness through its launcher: resumable, one bad variant costs itself alone, differences to the base."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mcsp.config import AblateConfig
+from mcsp.downstream.ablation_table import UNTRAINED, summarise, table_lines
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = ["batch={paired: 4, eeg: 0, fmri: 0}", "window_seconds={eeg: 10, fmri: 30}", "steps=1", "warmup_steps=1"]
+
+
+def config(out_dir: Path, corpus_dir: Path, **changes: object) -> AblateConfig:
+    values: dict[str, object] = {
+        "corpus_dir": corpus_dir, "out_dir": out_dir, "overrides": SMALL, "seeds": [0],
+        "variants": {"base": ["model.domains=[spectral]"], "bad": ["model.domains=[spectral]", "init_from=nowhere"]},
+    }  # fmt: skip
+    return AblateConfig.parse({**values, **changes}, "test")
+
+
+def scores(auroc: float, site: float = 0.5) -> dict[str, dict[str, float | None]]:
+    return {
+        "trained": {"auroc_learned": auroc, "site": site, "retrieval": None},
+        "untrained": {"auroc_learned": 0.6, "site": 0.9, "retrieval": None},
+    }
+
+
+def test_differences_are_taken_seed_by_seed() -> None:
+    results = [
+        {"variant": name, "seed": seed, "scores": scores(value)}
+        for name, values in {"base": (0.7, 0.8), "other": (0.71, 0.83)}.items()
+        for seed, value in enumerate(values)
+    ]
+    rows = {row["variant"]: row for row in summarise(results, ["base", "missing", "other"], "base")}
+    assert list(rows) == ["base", UNTRAINED, "other"]
+    gain = rows["other"]["minus_base"]["auroc_learned"]
+    assert gain["mean"] == pytest.approx(0.02) and gain["sd"] == pytest.approx(0.0141, abs=1e-3) and gain["n"] == 2
+    assert rows["base"]["minus_untrained"]["auroc_learned"]["mean"] == pytest.approx(0.15)
+    assert "retrieval" not in rows["base"]["scores"]
+    lines = table_lines(list(rows.values()), markdown=True)
+    assert "+0.020 ± 0.014" in lines[-1] and lines[0].count("|") == lines[-1].count("|")
+
+
+def test_a_grid_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    for changes, message in (
+        ({"base": "gone"}, "base=gone: expected one of the variants"),
+        ({"variants": {"base": ["objective.alpah=0"]}}, "unknown key 'objective.alpah'"),
+        ({"variants": {"base": [], "a/b": []}}, "names become folders"),
+        ({"only": "base/7"}, "only=base/7: expected one of"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            config(tmp_path, tmp_path, **changes)
+
+
+@pytest.mark.parametrize("name", ["fmri.yaml", "paired.yaml"])
+def test_the_committed_grids_name_what_exists(name: str, tmp_path: Path) -> None:
+    path = ROOT / "configs" / "ablate" / name
+    found = AblateConfig.load(path, [f"corpus_dir={tmp_path}", f"out_dir={tmp_path}"])
+    assert len(found.variants) > 10
+
+
+@pytest.mark.slow
+def test_a_failing_variant_costs_itself_alone_and_the_rest_is_kept(corpus_dir: Path, tmp_path: Path) -> None:
+    asked = config(tmp_path, corpus_dir, few_label_draws=1, windows_per_recording=2)
+    file = tmp_path / "grid.yaml"
+    file.write_text(json.dumps(asked.dump()))
+    command = [sys.executable, str(ROOT / "launchers" / "ablate.py"), "--config", str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=500)
+    assert done.returncode == 1, done.stderr
+    assert "bad/0: failed (status 2)" in done.stderr and "Traceback" not in done.stderr
+    assert "init_from=nowhere" in (tmp_path / "bad" / "0" / "log.txt").read_text()
+    content = json.loads((tmp_path / "ablation.json").read_text())
+    assert [row["variant"] for row in content["table"]] == ["base", UNTRAINED] and content["failed"] == ["bad/0"]
+    (run,) = content["runs"]
+    assert 0 <= run["scores"]["trained"]["auroc"] <= 1 and run["scores"]["trained"]["retrieval"] is not None
+    assert (tmp_path / "ablation.png").stat().st_size > 1000
+    assert not (tmp_path / "base" / "0" / "run" / "checkpoints").exists()
+    before = (tmp_path / "base" / "0" / "result.json").stat().st_mtime_ns
+    again = subprocess.run([*command, "variants={base: ['model.domains=[spectral]']}"], capture_output=True, text=True,
+                           cwd=ROOT, timeout=500)  # fmt: skip
+    assert again.returncode == 0, again.stderr
+    assert (tmp_path / "base" / "0" / "result.json").stat().st_mtime_ns == before
