@@ -20,10 +20,11 @@ from mcsp.config import AblateConfig, EvaluateConfig
 from mcsp.data_sharding.reader import Corpus
 from mcsp.downstream import scores
 from mcsp.downstream.classifiers import cross_validate, logistic
-from mcsp.downstream.features import window_features
+from mcsp.downstream.features import read_windows
 from mcsp.downstream.retrieval import find_pairs, similarities, top1
 from mcsp.downstream.splits import labelled_part, leave_site_out
 from mcsp.downstream.units import Labelled, Unit, read_labels
+from mcsp.downstream.windows import encode_windows
 from mcsp.model.mcsp import MCSP
 from mcsp.schema import MODALITIES, Modality
 
@@ -90,7 +91,9 @@ def describe(model: MCSP, corpus: Corpus, labelled: Labelled, evaluation: Evalua
     """Features of every window of the labelled units."""
     described: dict[Modality, Windows] = {}
     for modality in model.config.modalities:
-        found = list(window_features(model, corpus, labelled.units, modality, evaluation, "features"))
+        windows = read_windows(corpus, labelled.units, modality, evaluation, "features")
+        name_of = [unit.key for unit in labelled.units].__getitem__
+        found = list(encode_windows(model, modality, windows, evaluation.batch_size, name_of))
         if found:
             widths = list(model.feature_widths(modality).values())
             x_WF = np.stack([vector for _, vector in found])
