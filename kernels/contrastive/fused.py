@@ -121,6 +121,12 @@ def compared(key_ptr, i_m, i_c, stop_m, stop_c, total, SITES: tl.constexpr):  # 
 
 
 @triton.jit
+def finite(top):  # type: ignore[no-untyped-def]
+    """A running maximum to subtract: 0 where nothing was kept so far, since -inf - -inf is no number."""
+    return tl.where(top == float("-inf"), 0.0, top)
+
+
+@triton.jit
 def any_flag(flag_ptr, count):  # type: ignore[no-untyped-def]
     """Whether any of ``count`` flags is up, as 0 or 1."""
     found = tl.zeros((128,), tl.int32)
@@ -163,13 +169,12 @@ def sum_tiles(  # type: ignore[no-untyped-def]
         if EXACT:
             logit_mc = tl.where(keep_mc, logit_mc, float("-inf"))
             new_m = tl.maximum(top_m, tl.max(logit_mc, 1))
-            # A finite stand-in where nothing was kept so far, since -inf - -inf is no number.
-            base_m = tl.where(new_m == float("-inf"), 0.0, new_m)
+            base_m = finite(new_m)
             sum_m = sum_m * tl.exp(top_m - base_m) + tl.sum(tl.exp(logit_mc - base_m[:, None]), 1)
             top_m = new_m
             if OWN:
                 top_c = tl.max(logit_mc, 0)
-                base_c = tl.where(top_c == float("-inf"), 0.0, top_c)
+                base_c = finite(top_c)
                 part_c = tl.log(tl.sum(tl.exp(logit_mc - base_c[None, :]), 0)) + base_c
                 tl.store(column_at, part_c, mask=i_c < total)
         else:
@@ -178,8 +183,24 @@ def sum_tiles(  # type: ignore[no-untyped-def]
             if OWN:
                 tl.store(column_at, tl.sum(e_mc, 0), mask=i_c < total)
     if EXACT:
-        sum_m = tl.log(sum_m) + tl.where(top_m == float("-inf"), 0.0, top_m)
+        sum_m = tl.log(sum_m) + finite(top_m)
     tl.store(row_ptr + (job.to(tl.int64) * tl.num_programs(1) + span) * n + i_m - offset, sum_m, mask=i_m < stop)
+
+
+@triton.jit
+def _pushes(  # type: ignore[no-untyped-def]
+    cosine_mc, keep_mc, scale, exact, pull_m, pull_c, base_m, base_at_c, mask_c
+):  # fmt: skip
+    """How strongly each row and column of a tile push each other away: the gradient of their logit."""
+    if exact != 0:
+        base_c = tl.load(base_at_c, mask=mask_c, other=float("inf"))
+        logit_mc = tl.where(keep_mc, scale * cosine_mc, float("-inf"))
+        push_mc = tl.exp(logit_mc - base_m[:, None]) * pull_m[:, None]
+        push_mc += tl.exp(logit_mc - base_c[None, :]) * pull_c[None, :]
+    else:
+        e_mc = tl.where(keep_mc, tl.exp(scale * cosine_mc - tl.maximum(scale - MARGIN, 0.0)), 0.0)
+        push_mc = e_mc * (pull_m[:, None] + pull_c[None, :])
+    return push_mc
 
 
 @triton.jit
@@ -212,7 +233,6 @@ def grad_tiles(  # type: ignore[no-untyped-def]
         weight = tl.load(grad_ptr + pair * grad_stride).to(tl.float32)
         scale = tl.load(scale_ptr + pair).to(tl.float32)
         exact = tl.load(exact_ptr + tl.maximum(side_m, side_c))
-        m = tl.maximum(scale - MARGIN, 0.0)
         mask_m = i_m < tl.where(side_m >= 0, stop_m, 0)
         pull_m = weight * tl.load(pull_ptr + side_m * n + i_m - offset, mask=mask_m, other=0.0)
         base_m = tl.load(base_ptr + side_m * n + i_m - offset, mask=mask_m, other=float("inf"))
@@ -227,14 +247,8 @@ def grad_tiles(  # type: ignore[no-untyped-def]
                 z_ptr + mine * total * D, other_ptr, i_m, i_c, stop_m, stop_c, D, BM, BC, BD, PRECISION, UPCAST
             )
             keep_mc = compared(key_ptr, i_m, i_c, stop_m, stop_c, total, SITES) & valid_m[:, None] & valid_c[None, :]
-            if exact != 0:
-                base_c = tl.load(base_ptr + side_c * n + i_c - offset, mask=mask_c, other=float("inf"))
-                logit_mc = tl.where(keep_mc, scale * cosine_mc, float("-inf"))
-                push_mc = tl.exp(logit_mc - base_m[:, None]) * pull_m[:, None]
-                push_mc += tl.exp(logit_mc - base_c[None, :]) * pull_c[None, :]
-            else:
-                e_mc = tl.where(keep_mc, tl.exp(scale * cosine_mc - m), 0.0)
-                push_mc = e_mc * (pull_m[:, None] + pull_c[None, :])
+            base_at_c = base_ptr + side_c * n + i_c - offset
+            push_mc = _pushes(cosine_mc, keep_mc, scale, exact, pull_m, pull_c, base_m, base_at_c, mask_c)
             scale_m += tl.sum(push_mc * cosine_mc, 1)
             other_cd = load_rows(other_ptr, i_c, stop_c, start_d, D, SPAN, UPCAST)
             push_mc = rounded(scale * push_mc, z_ptr.dtype.element_ty, UPCAST).to(other_cd.dtype)

@@ -10,7 +10,7 @@ rows, columns and depth of a tile.
 import triton
 import triton.language as tl
 
-from mcsp.kernels.contrastive.fused import compared, cosines, load_rows, rounded
+from mcsp.kernels.contrastive.fused import compared, cosines, finite, load_rows, rounded
 from mcsp.kernels.contrastive.fused_losses import anchor_count
 
 
@@ -26,8 +26,7 @@ def valid_in_both(valid_ptr, a, b, i, stop, total):  # type: ignore[no-untyped-d
 def _take(top_m, sum_m, mean_m, logit_mc, difference_mc):  # type: ignore[no-untyped-def]
     """Running maximum of logits, and sums of exp(logit - maximum) and of the same times a difference."""
     new_m = tl.maximum(top_m, tl.max(logit_mc, 1))
-    # A finite stand-in where nothing was kept so far, since -inf - -inf is no number.
-    base_m = tl.where(new_m == float("-inf"), 0.0, new_m)
+    base_m = finite(new_m)
     e_mc = tl.exp(logit_mc - base_m[:, None])
     shrink_m = tl.exp(top_m - base_m)
     return new_m, sum_m * shrink_m + tl.sum(e_mc, 1), mean_m * shrink_m + tl.sum(e_mc * difference_mc, 1)
@@ -96,7 +95,7 @@ def close_distillation(  # type: ignore[no-untyped-def]
             at = part_ptr + ((pair * spans + span) * 6 + 3 * k) * n + i_m
             other_m = tl.load(at, mask=mask, other=float("-inf"))
             new_m = tl.maximum(top_m, other_m)
-            base_m = tl.where(new_m == float("-inf"), 0.0, new_m)
+            base_m = finite(new_m)
             left_m, right_m = tl.exp(top_m - base_m), tl.exp(other_m - base_m)
             sum_m = sum_m * left_m + tl.load(at + n, mask=mask, other=0.0) * right_m
             mean_m = mean_m * left_m + tl.load(at + 2 * n, mask=mask, other=0.0) * right_m

@@ -6,7 +6,7 @@ Shape letters: P pairs, Q = 2 P sides, n own rows, N (``total``) rows of all pro
 import triton
 import triton.language as tl
 
-from mcsp.kernels.contrastive.fused import LEAST, MARGIN, MOST, any_flag, load_rows
+from mcsp.kernels.contrastive.fused import LEAST, MARGIN, MOST, any_flag, finite, load_rows
 
 
 @triton.jit
@@ -51,6 +51,34 @@ def add_parts(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
+def _closed_sums(  # type: ignore[no-untyped-def]
+    row_ptr, column_ptr, sum_ptr, pair, exact, scale, n, spans, bands, i_m, K: tl.constexpr, BM: tl.constexpr,
+    OWN: tl.constexpr,
+):  # fmt: skip
+    """Of the rows of side K of a pair: logarithms of sums, their reference, whether there is a sum, and one over sums.
+
+    With ``exact``, logarithms come from parts, and one over sums is 1.
+    """
+    side = 2 * pair + K
+    sum_m = tl.load(sum_ptr + side * n + i_m, mask=i_m < n, other=0.0)
+    m = tl.maximum(scale - MARGIN, 0.0)
+    log_m = tl.log(tl.maximum(sum_m, LEAST))
+    some_m = sum_m > 0
+    share_m = 1 / tl.where(some_m, sum_m, 1.0)
+    if exact != 0:
+        if OWN:
+            log_m = add_logs(row_ptr, pair, spans, n, i_m, BM) if K == 0 else add_logs(
+                column_ptr, pair, bands, n, i_m, BM
+            )  # fmt: skip
+        else:
+            log_m = add_logs(row_ptr, side, spans, n, i_m, BM)
+        m = 0.0
+        some_m = log_m > float("-inf")
+        share_m = tl.full((BM,), 1.0, tl.float32)
+    return log_m, m, some_m, share_m
+
+
+@triton.jit
 def close_losses(  # type: ignore[no-untyped-def]
     pair_ptr, scale_ptr, weight_ptr, valid_ptr, row_ptr, column_ptr, sum_ptr, flag_ptr, cosine_ptr, loss_ptr,
     exact_ptr, pull_ptr, base_ptr, diagonal_ptr, slope_ptr, n, total, offset, spans, bands, blocks,
@@ -86,21 +114,9 @@ def close_losses(  # type: ignore[no-untyped-def]
         for k in tl.static_range(2):
             side = 2 * pair + k
             exact = first if k == 0 else second
-            sum_m = tl.load(sum_ptr + side * n + i_m, mask=mask, other=0.0)
-            m = tl.maximum(scale - MARGIN, 0.0)
-            log_m = tl.log(tl.maximum(sum_m, LEAST))
-            some_m = sum_m > 0
-            share_m = 1 / tl.where(some_m, sum_m, 1.0)
-            if exact != 0:
-                if OWN:
-                    log_m = add_logs(row_ptr, pair, spans, n, i_m, BM) if k == 0 else add_logs(
-                        column_ptr, pair, bands, n, i_m, BM
-                    )  # fmt: skip
-                else:
-                    log_m = add_logs(row_ptr, side, spans, n, i_m, BM)
-                m = 0.0
-                some_m = log_m > float("-inf")
-                share_m = tl.full((BM,), 1.0, tl.float32)
+            log_m, m, some_m, share_m = _closed_sums(
+                row_ptr, column_ptr, sum_ptr, pair, exact, scale, n, spans, bands, i_m, k, BM, OWN
+            )
             active_m = some_m & (valid_a != 0) & (valid_b != 0)
             excess_m = tl.where(active_m, log_m - (scale * cosine_m - m), -1e30)
             loss_m += softplus(excess_m)
@@ -134,10 +150,10 @@ def add_logs(part_ptr, first, parts, n, i_m, BM: tl.constexpr):  # type: ignore[
     for k in range(parts):
         log_m = tl.load(part_ptr + (first * parts + k) * n + i_m, mask=i_m < n, other=float("-inf"))
         new_m = tl.maximum(top_m, log_m)
-        base_m = tl.where(new_m == float("-inf"), 0.0, new_m)
+        base_m = finite(new_m)
         sum_m = sum_m * tl.exp(top_m - base_m) + tl.exp(log_m - base_m)
         top_m = new_m
-    return tl.log(sum_m) + tl.where(top_m == float("-inf"), 0.0, top_m)
+    return tl.log(sum_m) + finite(top_m)
 
 
 @triton.jit
