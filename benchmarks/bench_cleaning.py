@@ -68,9 +68,11 @@ def bare_mne(ref: RecordingRef) -> np.ndarray:
     return raw.get_data().astype(np.float32)
 
 
-def write_image(root: Path, shape: tuple[int, int, int], volumes: int) -> RecordingRef:
+def write_image(
+    root: Path, shape: tuple[int, int, int], volumes: int, subject: str = "1", seed: int = 0
+) -> RecordingRef:
     """A brain-sized ellipsoid of noise over a mean of 10,000, as int16, with 200 labels."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     grid = np.stack(np.meshgrid(*[np.linspace(-1, 1, n) for n in shape], indexing="ij"))
     brain = (grid**2).sum(axis=0) < 0.8
     labels = np.where(brain, 1 + np.cumsum(brain.ravel()).reshape(shape) * 200 // (brain.sum() + 1), 0)
@@ -79,13 +81,14 @@ def write_image(root: Path, shape: tuple[int, int, int], volumes: int) -> Record
     image = nibabel.Nifti1Image(values, affine)
     image.header.set_xyzt_units("mm", "sec")
     image.header.set_zooms((3.0, 3.0, 3.0, T_R))
-    path = root / "sub-1/func/sub-1_task-rest_space-MNI152NLin6Asym_desc-preproc_bold.nii.gz"
+    name = f"sub-{subject}_task-rest_space-MNI152NLin6Asym_desc-preproc_bold.nii.gz"
+    path = root / f"sub-{subject}" / "func" / name
     path.parent.mkdir(parents=True)
     nibabel.save(image, path)
     nibabel.save(nibabel.Nifti1Image(labels.astype(np.int16), affine), root / "seg-bench_dseg.nii.gz")
     write_json(root / "task-rest_bold.json", {"RepetitionTime": T_R})
-    (ref,) = find_recordings(Site("bench", root, False, None))
-    return ref
+    write_json(root / "dataset_description.json", {"Name": "bench", "BIDSVersion": "1.10.0"})
+    return next(ref for ref in find_recordings(Site("bench", root, False, None)) if ref.path == path)
 
 
 def bare_nilearn(ref: RecordingRef) -> np.ndarray:

@@ -1,13 +1,16 @@
 """Planning, building and indexing a corpus: seconds, memory, recordings per second, beside a bare MNE script.
 
-python benchmarks/bench_corpus.py [--out FILE] [--plan N] [--index N] [--recordings N] [--seconds S] [--repeats N]
-                        [--parts plan index isolation build]
+python benchmarks/bench_corpus.py [--out FILE] [--plan N] [--index N] [--seal N N] [--recordings N N]
+                        [--seconds S] [--images N N] [--repeats N] [--parts plan index seal isolation build images]
 
 writes benchmarks/results/corpus_cpu_<yyyymm>.json and prints it; parts that are not asked for stay in the file as they
-are, and each part says of which commit and options it is. Planned recordings are empty files with BIDS names on
-50 sites. Built ones are EDF files of 64 channels at 500 Hz, 16-bit noise, as the bare script reads, filters (notch,
-0.5-75 Hz), resamples (200 Hz) and saves them as float16 with numpy.save. Each figure is the median of the repeats.
-Isolation is a build's reading through the second process against the same function in this process.
+are, and each part says of which commit and options it is. What is planned, indexed and sealed are recordings that do
+not exist (corpus_scale.py). Built ones are EDF files of 64 channels at 500 Hz, 16-bit noise, as the bare script reads,
+filters (notch, 0.5-75 Hz), resamples (200 Hz) and saves them as float16 with numpy.save; images are those of
+bench_cleaning.py, with nilearn's NiftiLabelsMasker as the bare script. Each figure is the median of the repeats. A
+build starts processes that import MNE and nilearn, so few and many recordings are built: what a further recording costs
+is the difference, and what remains is the start. Isolation is a build's reading through the second process against the
+same function in this process.
 """
 
 import argparse
@@ -27,18 +30,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from corpus_scale import KEY
 from fresh_machine import hardware
 
 ROOT = Path(__file__).resolve().parents[1]
-PARTS = ("plan", "index", "isolation", "build")
-CHANNELS, SFREQ, SITES = 64, 500, 50
-KEY = "the key of a benchmark, no secret"
+PARTS = ("plan", "index", "seal", "isolation", "build", "images")
+CHANNELS, SFREQ = 64, 500
 
 
 def alone(function: str, *arguments: object) -> dict[str, Any]:
-    """Run one of the functions below in a process of its own: its result, seconds and peak memory."""
-    run = f"b.measured(b.{function}, *json.loads(sys.argv[1]))"
-    code = f"import json, sys; sys.path.insert(0, {str(ROOT / 'benchmarks')!r}); import bench_corpus as b; {run}"
+    """Run one of the functions below, or of corpus_scale, in a process of its own: its result and peak memory."""
+    run = f"b.measured({'' if function.startswith('s.') else 'b.'}{function}, *json.loads(sys.argv[1]))"
+    modules = "import bench_corpus as b, corpus_scale as s"
+    code = f"import json, sys; sys.path.insert(0, {str(ROOT / 'benchmarks')!r}); {modules}; {run}"
     command = [sys.executable, "-c", code, json.dumps([str(a) if isinstance(a, Path) else a for a in arguments])]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MCSP_SUBJECT_KEY": KEY}
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -52,69 +56,6 @@ def measured(function: Callable[..., dict[str, Any]], *arguments: Any) -> None:
     result = function(*arguments)
     result["peak_mb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
     print(json.dumps(result))
-
-
-def write_names(root: str, n: int) -> dict[str, Any]:
-    """Empty recordings of ``n`` subjects on 50 sites."""
-    for site in range(SITES):
-        folder = Path(root) / f"site-{site:02d}"
-        folder.mkdir(parents=True)
-        (folder / "dataset_description.json").write_text('{"Name": "x", "BIDSVersion": "1.10.0"}')
-        for subject in range(site, n, SITES):
-            name = f"sub-{subject:07d}"
-            (folder / name / "eeg").mkdir(parents=True)
-            (folder / name / "eeg" / f"{name}_task-rest_eeg.edf").touch()
-    return {}
-
-
-def plan(root: str) -> dict[str, Any]:
-    """Plan everything below ``root``."""
-    from mcsp.config import CorpusConfig
-    from mcsp.data_sharding.plan import make_plan
-
-    config = CorpusConfig(bids_root=Path(root), out_dir=Path(root) / "out")
-    baseline = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    start = time.perf_counter()
-    made = make_plan(config, KEY.encode())
-    seconds = time.perf_counter() - start
-    return {"seconds": round(seconds, 2), "shards": len(made.names), "recordings": sum(made.found.values()),
-            "mb_before": round(baseline)}  # fmt: skip
-
-
-def index(root: str, n: int) -> dict[str, Any]:
-    """Write and open the index of ``n`` recordings on 64 channels, as the end of a build does."""
-    from mcsp.data_sharding.index import make_index, read_index, write_index
-    from mcsp.data_sharding.reader import Corpus
-    from mcsp.schema import Recording
-
-    positions = np.random.default_rng(0).normal(0, 60, 3 * CHANNELS).round(3).tolist()
-    names = [f"E{c}" for c in range(CHANNELS)]
-
-    def rows() -> Any:
-        for i in range(n):
-            site, key = f"site-{i % SITES:02d}", f"site-{i % SITES:02d}_{i:016x}"
-            yield Recording(
-                key=key, shard=f"train-{i // 64:07d}-000000000000.tar", member=f"{key}.eeg-0.npy", modality="eeg",
-                site=site, subject=f"{i:016x}", session="", task="rest", run="", split="train", sfreq=200.0, unit="uV",
-                scale=0.0078125, n_samples=120_000 + i % 1000, n_channels=CHANNELS, dtype="float16", byte_offset=1024,
-                crc_offset=0, block_samples=2000, simulated=False, onset_seconds=float("nan"), channels=names,
-                positions_mm=positions, channel_good=[True] * CHANNELS, valid_spans=[0, 120_000], participant="{}",
-                quality='{"amplitude": 10.0}',
-            )  # fmt: skip
-
-    shards = [{"name": f"train-{i:07d}-000000000000.tar", "sha256": f"{i:064x}", "bytes": 1, "samples": 64,
-               "recordings": 64} for i in range(-(-n // 64))]  # fmt: skip
-    described = {"config": {}, "software": {}, "fingerprint": "", "shards": shards,
-                 "simulated": {f"site-{s:02d}": False for s in range(SITES)}}  # fmt: skip
-    start = time.perf_counter()
-    content, tables = make_index(described, rows(), [], [])
-    write_index(Path(root), content, tables)
-    written = time.perf_counter() - start
-    start = time.perf_counter()
-    assert len(Corpus(root).recordings) == n == read_index(Path(root))["totals"]["all"]["recordings"]
-    opened = time.perf_counter() - start
-    n_bytes = sum(p.stat().st_size for p in Path(root).iterdir())
-    return {"write_seconds": round(written, 1), "open_seconds": round(opened, 2), "mb": round(n_bytes / 1e6)}
 
 
 def write_recordings(root: str, n: int, seconds: float) -> dict[str, Any]:
@@ -154,6 +95,30 @@ def bare(root: str) -> dict[str, Any]:
     return {"seconds": round(seconds, 2), "recordings": len(files)}
 
 
+def write_images(root: str, n: int) -> dict[str, Any]:
+    """``n`` images of 200 volumes with 200 labels on two sites."""
+    from bench_cleaning import write_image
+
+    for i in range(n):
+        write_image(Path(root) / f"site-{i % 2}", (60, 72, 60), volumes=200, subject=str(i), seed=i)
+    return {}
+
+
+def bare_images(root: str) -> dict[str, Any]:
+    """What one would write by hand."""
+    from nilearn.maskers import NiftiLabelsMasker
+
+    files = sorted(Path(root).rglob("*_bold.nii.gz"))
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        for number, file in enumerate(files):
+            labels = file.parents[2] / "seg-bench_dseg.nii.gz"
+            masker = NiftiLabelsMasker(labels, standardize="psc", detrend=True, t_r=2.0, reports=False, verbose=0)
+            np.save(Path(folder) / f"{number}.npy", masker.fit_transform(file).astype(np.float16))
+        seconds = time.perf_counter() - start
+    return {"seconds": round(seconds, 2), "recordings": len(files)}
+
+
 def isolation(root: str) -> dict[str, Any]:
     """Reading here against reading through the second process, in turns, without its start."""
     from mcsp.config import CorpusConfig
@@ -176,11 +141,11 @@ def isolation(root: str) -> dict[str, Any]:
 
 
 def build(root: str, out: str, workers: int) -> dict[str, Any]:
-    """Build, and once more; without the start of Ray and of its workers."""
+    """Build, and once more; without the start of Ray."""
     from mcsp.config import CorpusConfig
     from mcsp.data_sharding import corpus
 
-    config = CorpusConfig(bids_root=Path(root), out_dir=Path(out), workers=workers, samples_per_shard=4)
+    config = CorpusConfig(bids_root=Path(root), out_dir=Path(out), workers=workers, samples_per_shard=1)
     with corpus.ray_session(workers):
         start = time.perf_counter()
         index, _ = corpus.build_corpus(config)
@@ -188,12 +153,9 @@ def build(root: str, out: str, workers: int) -> dict[str, Any]:
         start = time.perf_counter()
         assert corpus.build_corpus(config)[1]
         again = time.perf_counter() - start
-    status = json.loads((Path(out) / ".build" / "status.json").read_text())
-    started, updated = (datetime.datetime.fromisoformat(status[name]).timestamp() for name in ("started", "updated"))
     shutil.rmtree(out)
     counts = index["totals"]["all"]
-    return {"seconds": round(seconds, 2), "again_seconds": round(again, 2), "recordings": counts["recordings"],
-            "hours": counts["hours"], "tasks_seconds": updated - started}  # fmt: skip
+    return {"seconds": round(seconds, 2), "again_seconds": round(again, 2), "recordings": counts["recordings"]}
 
 
 def main() -> None:
@@ -204,7 +166,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=default)
     parser.add_argument("--plan", type=int, default=100_000, help="recordings to plan")
     parser.add_argument("--index", type=int, default=1_000_000, help="rows of the index")
-    parser.add_argument("--recordings", type=int, default=16, help="recordings to build")
+    parser.add_argument("--seal", type=int, nargs="+", default=[50_000, 250_000], help="recordings to seal")
+    parser.add_argument("--images", type=int, nargs=2, default=[2, 8], help="images to build: few and many")
+    parser.add_argument("--recordings", type=int, nargs=2, default=[4, 20], help="recordings to build: few and many")
     parser.add_argument("--seconds", type=float, default=300, help="length of each")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure (default: all)")
@@ -224,44 +188,64 @@ def main() -> None:
 def measure(arguments: argparse.Namespace, root: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Each part that is asked for, with what was measured; inputs are made below ``root``."""
     if "plan" in arguments.parts:
-        alone("write_names", root / "names", arguments.plan)
-        yield "plan", alone("plan", root / "names")
+        alone("s.write_names", root / "names", arguments.plan)
+        yield "plan", alone("s.plan", root / "names")
         shutil.rmtree(root / "names")
     if "index" in arguments.parts:
         (root / "index").mkdir()
-        yield "index", {"rows": arguments.index, **alone("index", root / "index", arguments.index)}
+        found = {"rows": arguments.index, **alone("s.index", root / "index", arguments.index)}
+        found |= {what: alone("s.use", root / "index", what) for what in ("report", "lint", "privacy")}
+        yield "index", found
         shutil.rmtree(root / "index")
-    if not {"isolation", "build"} & set(arguments.parts):
-        return
-    alone("write_recordings", root / "bids", arguments.recordings, arguments.seconds)
-    if "isolation" in arguments.parts:
-        yield "isolation", alone("isolation", root / "bids")
-    if "build" in arguments.parts:
-        runs: dict[str, list[dict[str, Any]]] = {"bare": [], "one_worker": [], "two_workers": []}
-        for _ in range(arguments.repeats):
-            runs["bare"].append(alone("bare", root / "bids"))
-            runs["one_worker"].append(alone("build", root / "bids", root / "corpus", 1))
-            runs["two_workers"].append(alone("build", root / "bids", root / "corpus", 2))
-        yield "build", summarised(runs, arguments.recordings * arguments.seconds / 3600)
+    if "seal" in arguments.parts:
+        sealed = []
+        for n in arguments.seal:
+            alone("s.write_receipts", root / "receipts", n)
+            sealed.append(alone("s.seal", root / "receipts", n))
+            shutil.rmtree(root / "receipts")
+        yield "seal", {"runs": sealed}
+    if {"isolation", "build"} & set(arguments.parts):
+        few, many = arguments.recordings
+        alone("write_recordings", root / "few", few, arguments.seconds)
+        if "isolation" in arguments.parts:
+            yield "isolation", alone("isolation", root / "few")
+        if "build" in arguments.parts:
+            alone("write_recordings", root / "many", many, arguments.seconds)
+            yield "build", builds(arguments.repeats, "bare", root, few, many, arguments.seconds / 3600)
+            shutil.rmtree(root / "many")
+        shutil.rmtree(root / "few")
+    if "images" in arguments.parts:
+        few, many = arguments.images
+        alone("write_images", root / "few", few)
+        alone("write_images", root / "many", many)
+        yield "images", builds(arguments.repeats, "bare_images", root, few, many, 400 / 3600)
 
 
-def summarised(runs: dict[str, list[dict[str, Any]]], hours: float) -> dict[str, Any]:
-    """Medians with the fastest and slowest run, and what follows from them."""
+def builds(repeats: int, bare_script: str, root: Path, few: int, many: int, hours: float) -> dict[str, Any]:
+    """The bare script and builds of the same files by one and by two workers, in turns; of ``hours`` each."""
+    calls = {"bare": (bare_script, 1), "one_worker": ("build", 1), "two_workers": ("build", 2)}
+    runs: dict[str, list[list[dict[str, Any]]]] = {name: [] for name in calls}
+    for _ in range(repeats):
+        for name, (function, cores) in calls.items():
+            options = (root / "corpus", cores) if function == "build" else ()
+            runs[name].append([alone(function, root / size, *options) for size in ("few", "many")])
     rows: dict[str, Any] = {}
-    for name, found in runs.items():
-        times = [run["seconds"] for run in found]
-        cores = 2 if name == "two_workers" else 1
-        median = statistics.median(times)
+    for name, pairs in runs.items():
+        seconds = [[run["seconds"] for run in runs_of_size] for runs_of_size in zip(*pairs, strict=True)]
+        further = statistics.median((b - a) / (many - few) for a, b in zip(*seconds, strict=True))
         rows[name] = {
-            "seconds": median, "fastest": min(times), "slowest": max(times),
-            "recordings_per_second": round(found[0]["recordings"] / median, 3),
-            "eeg_hours_per_core_hour": round(hours / (median / 3600) / cores, 1),
-            "driver_peak_mb": max(run["peak_mb"] for run in found),
-        }  # fmt: skip
-    rows["again_seconds"] = statistics.median(run["again_seconds"] for run in runs["one_worker"])
-    rows["one_worker_to_bare"] = round(rows["one_worker"]["seconds"] / rows["bare"]["seconds"], 3)
-    rows["scaling_1_to_2"] = round(rows["one_worker"]["seconds"] / rows["two_workers"]["seconds"], 3)
-    return rows
+            "seconds": {"few": seconds[0], "many": seconds[1]},
+            "start_seconds": round(statistics.median(seconds[0]) - few * further, 2),
+            "seconds_per_further_recording": round(further, 4),
+            "recordings_per_second": round(1 / further, 3),
+            "hours_per_core_hour": round(hours * 3600 / further / calls[name][1], 1),
+            "peak_mb": max(run["peak_mb"] for pair in pairs for run in pair),
+        }
+    rows["again_seconds"] = statistics.median(pair[1]["again_seconds"] for pair in runs["one_worker"])
+    cost = {name: rows[name]["seconds_per_further_recording"] for name in calls}
+    rows["one_worker_to_bare"] = round(cost["one_worker"] / cost["bare"], 3)
+    rows["scaling_1_to_2"] = round(cost["one_worker"] / cost["two_workers"], 3)
+    return {"recordings": {"few": few, "many": many}, **rows}
 
 
 if __name__ == "__main__":

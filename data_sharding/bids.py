@@ -17,6 +17,7 @@ from typing import Any
 from mcsp.config import CorpusConfig, SiteConfig
 from mcsp.config.corpus import Pairing
 from mcsp.data_sharding.recording import RecordingError
+from mcsp.data_sharding.storage import Location
 from mcsp.schema import Modality
 
 EEG_EXTENSIONS = (".edf", ".bdf", ".vhdr", ".set", ".fif")
@@ -84,8 +85,11 @@ class RecordingRef:
 
     def inputs(self) -> list[Path]:
         """Every file that decides what is stored of this recording."""
-        stem = re.sub(r"_split-\d+", "_split-*", self.path.name.split(".")[0])  # one FIF recording in several files
-        same_stem = self.path.parent.glob(stem + ".*")
+        folder, stem = self.path.parent, self.path.name.split(".")[0]
+        if "_split-" in stem:  # one FIF recording in several files
+            same_stem = list(folder.glob(re.sub(r"_split-\d+", "_split-*", stem) + ".*"))
+        else:  # a pattern would be compiled for every recording, which costs more than all the rest
+            same_stem = [folder / name for name in os.listdir(folder) if name.startswith(stem + ".")]
         others = [p for files in self.companions.values() for p in files]
         if self.modality == "fmri":
             if self.site.label_image:
@@ -232,7 +236,7 @@ def read_sidecar(ref: RecordingRef) -> dict[str, Any]:
     return merged
 
 
-def read_json(file: Path) -> dict[str, Any]:
+def read_json(file: Location) -> dict[str, Any]:
     """Read a JSON object; raise :class:`RecordingError`, a ``ValueError``, with one line naming the file."""
     try:
         content = json.loads(file.read_text(encoding="utf-8-sig"))

@@ -6,41 +6,46 @@ says what is done. So an interrupted build goes on where it stopped, and a chang
 
 import os
 import socket
-import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
-from tqdm import tqdm
 
 import mcsp
 from mcsp.config import CorpusConfig
 from mcsp.data_sharding.accounts import settle
 from mcsp.data_sharding.index import INDEX_NAME, SHARDS_NAME, read_index
-from mcsp.data_sharding.isolation import ONE_THREAD, ReadingProcess
+from mcsp.data_sharding.isolation import ONE_THREAD
 from mcsp.data_sharding.layout import Plan, PlannedShard
 from mcsp.data_sharding.plan import make_plan, subject_key
+from mcsp.data_sharding.progress import Progress
 from mcsp.data_sharding.receipts import (
     BUILD_NAME,
     claimed,
     duplicates,
+    headers,
     is_current,
     read_header,
     remove_stale,
     sealed_plan,
-    write_receipt,
     write_sealed,
 )
-from mcsp.data_sharding.shards import Receipt, build_shard
-from mcsp.data_sharding.status import STATUS_NAME, BuildStatus
+from mcsp.data_sharding.seal import scan_shards_here
+from mcsp.data_sharding.shards import Receipt
+from mcsp.data_sharding.status import BuildStatus
 from mcsp.data_sharding.storage import Location, location, size, write_atomic
+from mcsp.data_sharding.worker import build_or_keep, fingerprint_here, reading_limits
 
+Key = TypeVar("Key")
 _FINGERPRINT_NAME = "fingerprint.txt"
 _TASK_RETRIES = 3
 _CONNECT_SECONDS = 10
+_LOOK_SECONDS = 1.0
+# Shards that one task looks through for personal data: of each only headers and JSON are read.
+_SCANNED_TOGETHER = 16
 
 
 def build_corpus(config: CorpusConfig, address: str | None = None) -> tuple[dict[str, Any], bool]:
@@ -60,17 +65,16 @@ def build_corpus(config: CorpusConfig, address: str | None = None) -> tuple[dict
     """
     plan = make_plan(config, subject_key(config))
     out = location(config.out_dir)
-    # Under other limits, what failed for them is read again.
-    digest = f"{plan.digest} {_limits(config)}"
+    digest = f"{plan.digest} {reading_limits(config)}"
     with claimed(out, plan):
         if sealed_plan(out) == digest and _is_finished(out):
             return read_index(out), True
         with ray_session(config.workers, address):
-            status = BuildStatus(out / BUILD_NAME / STATUS_NAME, plan.found, len(plan.names))
+            status = BuildStatus(out, plan.found, len(plan.names))
             state = "failed"
             try:
                 fingerprint = _run(plan, config, out, status)
-                index = settle(plan, config, out, fingerprint)
+                index = settle(plan, config, out, fingerprint, partial(_scanned, out))
                 write_sealed(out, digest)
                 remove_stale(out, index, plan)
                 state = "complete"
@@ -87,6 +91,7 @@ def ray_session(workers: int | None = None, address: str | None = None) -> Itera
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # its default only warns
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # of tasks that nobody asks for after the first error
     address = address or os.environ.get("RAY_ADDRESS")  # set by `ray job submit`
     _check_reachable(address)
     try:
@@ -121,10 +126,6 @@ def _check_reachable(address: str | None) -> None:
             raise ValueError(f"Ray at {address}: cannot connect ({error})") from None
 
 
-def _limits(config: CorpusConfig) -> list[float]:
-    return [config.read_timeout_seconds, config.read_memory_gb]
-
-
 def _is_finished(out: Location) -> bool:
     """Whether the index and all of its files are there, shards by size; `lint_corpus` looks deeper."""
     if size(out / INDEX_NAME) is None:
@@ -139,19 +140,18 @@ def _run(plan: Plan, config: CorpusConfig, out: Location, status: BuildStatus) -
     fingerprint = _common_fingerprint(config, out)
     # Files of a finished corpus were compared when they were written; those of an interrupted build are read again.
     deep = sealed_plan(out) is None
-    for _, header, kept in _built(plan, config, dict.fromkeys(range(len(plan.names))), fingerprint, deep):
-        status.add(header.sites, kept)
-        _tell(header, kept, config)
+    for number, header, kept in _built(plan, config, dict.fromkeys(range(len(plan.names))), fingerprint, deep, status):
+        status.add(plan.names[number], header.sites, kept)
+        _tell(header, kept, config, status)
     excluded = duplicates(out, plan)
     before = {}
-    for number, name in enumerate(plan.names):
-        header = _header(out, name)
+    for number, (name, header) in enumerate(headers(out, plan)):
         if header.excluded != excluded.get(name, {}):
             before[number] = header.sites
     wanted = {number: excluded.get(plan.names[number], {}) for number in before}
     for number, header, kept in _built(plan, config, wanted, fingerprint, deep=False):
         status.correct(before[number], header.sites)
-        _tell(header, kept, config, only="duplicate")
+        _tell(header, kept, config, status, only="duplicate")
     return fingerprint
 
 
@@ -159,7 +159,7 @@ def _common_fingerprint(config: CorpusConfig, out: Location) -> str:
     """What every machine must compute: what the first worker of this build computed."""
     file = out / BUILD_NAME / _FINGERPRINT_NAME
     if size(file) is None:
-        task = ray.remote(num_cpus=1, max_retries=_TASK_RETRIES)(_fingerprint_here)
+        task = ray.remote(num_cpus=1, max_retries=_TASK_RETRIES)(fingerprint_here)
         write_atomic(file, _result(task.remote(config), "numeric fingerprint").encode())
     return file.read_bytes().decode()
 
@@ -170,39 +170,99 @@ def _built(
     wanted: Mapping[int, dict[str, str] | None],
     fingerprint: str,
     deep: bool,
+    status: BuildStatus | None = None,
 ) -> Iterator[tuple[int, Receipt, bool]]:
-    """Make shards current, with a bounded number of tasks at a time.
+    """Make shards current, with a bounded number of tasks at a time, while ``status`` hears how far they are.
 
     Takes places in the plan with their exclusions (None: as before); gives place, receipt without rows, and whether
     the shard was there already.
     """
-    out, limits = location(config.out_dir), _limits(config)
+    out, limits = location(config.out_dir), reading_limits(config)
     config_ref = ray.put(config)
     task = ray.remote(num_cpus=1, max_retries=_TASK_RETRIES)(_build_or_keep)
-    running: dict[ray.ObjectRef, int] = {}
-    for number, excluded in wanted.items():
-        header = None if deep else read_header(out, plan.names[number])
-        if header is not None:
-            exclusions = header.excluded if excluded is None else excluded
-            if is_current(header, out, plan.digests[number], exclusions, limits, deep=False):
-                yield number, header, True
-                continue
-        running[task.remote(plan.shard(number), excluded, config_ref, fingerprint, deep)] = number
-        # Twice as many as cores, asked for anew because a cluster may grow.
+    progress = ray.remote(num_cpus=0, max_restarts=-1)(Progress).remote() if status else None
+    there: dict[int, Receipt] = {}
+
+    def tasks() -> Iterator[tuple[int, ray.ObjectRef | None]]:
+        for number, excluded in wanted.items():
+            header = None if deep else read_header(out, plan.names[number])
+            if header is not None:
+                exclusions = header.excluded if excluded is None else excluded
+                if is_current(header, out, plan.digests[number], exclusions, limits, deep=False):
+                    there[number] = header
+                    yield number, None
+                    continue
+            yield number, task.remote(plan.shard(number), excluded, config_ref, fingerprint, deep, progress)
+
+    asked: list[ray.ObjectRef] = []
+
+    def look(running: Iterable[int]) -> None:
+        if not (status and progress):
+            return
+        if asked and ray.wait(asked, timeout=0)[0]:
+            with suppress(ray.exceptions.RayError):  # its node may be dead for a while; then nothing is known
+                counts, going_on = ray.get(asked[0]), {plan.names[number] for number in running}
+                status.look({shard: found for shard, found in counts.items() if shard in going_on})
+            asked.clear()
+        if not asked:
+            asked.append(progress.of.remote([plan.names[number] for number in running]))
+
+    for number, reference in _bounded(tasks(), look):
+        kept = reference is None or _result(reference, plan.names[number])
+        yield number, there.pop(number) if number in there else _header(out, plan.names[number]), kept
+
+
+def _bounded(
+    tasks: Iterable[tuple[Key, "ray.ObjectRef | None"]], look: Callable[[Iterable[Key]], None] = lambda running: None
+) -> Iterator[tuple[Key, "ray.ObjectRef | None"]]:
+    """The tasks as they end, of which only twice as many as cores exist at a time; those that are None at once.
+
+    ``look`` is told what runs, about once a second.
+    """
+    running: dict[ray.ObjectRef, Key] = {}
+
+    def ended() -> Iterator[tuple[Key, ray.ObjectRef]]:
+        found, _ = ray.wait(list(running), timeout=_LOOK_SECONDS)
+        for reference in found:
+            yield running.pop(reference), reference
+        look(running.values())
+
+    for key, reference in tasks:
+        if reference is None:
+            yield key, None
+            continue
+        running[reference] = key
+        # Asked for anew because a cluster may grow.
         while len(running) >= 2 * max(int(ray.cluster_resources().get("CPU", 1)), 1):
-            yield from _finished_tasks(running, plan, out)
+            yield from ended()
     while running:
-        yield from _finished_tasks(running, plan, out)
+        yield from ended()
 
 
-def _finished_tasks(
-    running: dict["ray.ObjectRef", int], plan: Plan, out: Location
-) -> Iterator[tuple[int, Receipt, bool]]:
-    """Wait for a task and take it out of ``running``."""
-    for reference in ray.wait(list(running))[0]:
-        number = running.pop(reference)
-        kept = _result(reference, plan.names[number])
-        yield number, _header(out, plan.names[number]), kept
+def _build_or_keep(
+    shard: PlannedShard,
+    excluded: dict[str, str] | None,
+    config: CorpusConfig,
+    fingerprint: str,
+    deep: bool,
+    progress: Any,
+) -> bool:
+    """The Ray task of a shard; nobody waits for what it tells on the way."""
+    tell = partial(progress.tell.remote, shard.name) if progress else None
+    return build_or_keep(shard, excluded, config, fingerprint, deep, tell)
+
+
+def _scanned(out: Location, shards: Sequence[str], names: frozenset[str]) -> Iterator[list[str]]:
+    """What may identify a person in each of some shards, looked for by the workers."""
+    task = ray.remote(num_cpus=1, max_retries=_TASK_RETRIES)(_scan)
+    names_ref = ray.put(names)
+    parts = (shards[start : start + _SCANNED_TOGETHER] for start in range(0, len(shards), _SCANNED_TOGETHER))
+    for first, reference in _bounded((part[0], task.remote(str(out), part, names_ref)) for part in parts):
+        yield from _result(reference, f"privacy scan from {first} on")
+
+
+def _scan(out: str, shards: Sequence[str], names: frozenset[str]) -> list[list[str]]:
+    return list(scan_shards_here(location(out), shards, names))
 
 
 def _header(out: Location, name: str) -> Receipt:
@@ -211,7 +271,7 @@ def _header(out: Location, name: str) -> Receipt:
     return header
 
 
-def _tell(header: Receipt, kept: bool, config: CorpusConfig, only: str | None = None) -> None:
+def _tell(header: Receipt, kept: bool, config: CorpusConfig, status: BuildStatus, only: str | None = None) -> None:
     """Say what came of a shard, as ``on_error`` wants it."""
     for row in header.rejected:
         if only in (None, row["reason"]):
@@ -219,7 +279,7 @@ def _tell(header: Receipt, kept: bool, config: CorpusConfig, only: str | None = 
             if config.on_error == "raise":
                 raise ValueError(f"{line} (on_error: raise)")
             if config.on_error == "warn" and not kept:
-                tqdm.write(f"warning: {line}", file=sys.stderr)
+                status.say(f"warning: {line}")
 
 
 def _result(reference: "ray.ObjectRef", what: str) -> Any:
@@ -230,50 +290,3 @@ def _result(reference: "ray.ObjectRef", what: str) -> Any:
     except ray.exceptions.RayError as error:
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"{what}: lost its worker {_TASK_RETRIES + 1} times ({reason})") from None
-
-
-# The process that reads for this Ray worker; it serves one task after the other.
-_reading: list[ReadingProcess] = []
-_fingerprints: dict[int, str] = {}  # by the reading process's id
-
-
-def _reading_process(config: CorpusConfig) -> ReadingProcess:
-    if not _reading or _reading[0].config != config:
-        for old in _reading:
-            old.close()
-        _reading[:] = [ReadingProcess(config)]
-    return _reading[0]
-
-
-def _fingerprint_here(config: CorpusConfig) -> str:
-    return _reading_process(config).fingerprint()
-
-
-def _build_or_keep(
-    shard: PlannedShard, excluded: dict[str, str] | None, config: CorpusConfig, fingerprint: str, deep: bool
-) -> bool:
-    """The Ray task: a shard that a receipt proves to be the same is kept (True), any other is built.
-
-    ``excluded`` None: those of the receipt, if there is one.
-    """
-    process = _reading_process(config)
-    if id(process) not in _fingerprints:
-        _fingerprints[id(process)] = process.fingerprint()
-    if _fingerprints[id(process)] != fingerprint:
-        raise ValueError(
-            f"node {socket.gethostname()} ({ray.util.get_node_ip_address()}) computes other values than the first "
-            f"worker of this build: numeric fingerprint {_fingerprints[id(process)][:16]}, expected "
-            f"{fingerprint[:16]}; take it out of the cluster"
-        )
-    out = location(config.out_dir)
-    header = read_header(out, shard.name)
-    if header is not None:
-        wanted = header.excluded if excluded is None else excluded
-        if is_current(header, out, shard.digest, wanted, _limits(config), deep):
-            return True
-    receipt = build_shard(shard, config, process, excluded)
-    if header is not None and excluded:  # not read again, and still the same content
-        carried = [entry for entry in header.contents if f"{entry[0]}/{entry[1]}" in excluded]
-        receipt = replace(receipt, contents=[*receipt.contents, *carried])
-    write_receipt(out, shard.name, receipt)
-    return False

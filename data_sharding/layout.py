@@ -5,14 +5,21 @@ import hashlib
 import json
 import os
 import tempfile
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from mcsp.config import CorpusConfig
 from mcsp.data_sharding.bids import RecordingRef, Site
 from mcsp.schema import SPLITS, Split
+
+# What of each sample stays in memory: 49 bytes.
+_ENTRY = np.dtype([("split", "u1"), ("order", "u8"), ("offset", "u8"), ("digest", "V32")])
 
 
 @dataclass(frozen=True)
@@ -61,31 +68,36 @@ class Plan:
         self.sites, self.recipe, self._limit = tuple(sites), recipe, config.samples_per_shard
         self.found = {site.name: 0 for site in sites}
         self._spool = tempfile.TemporaryFile(prefix="mcsp-plan-")  # noqa: SIM115  lives as long as the plan
-        self._entries: list[tuple[int, int, int, bytes]] = []  # split, order, offset in the spool, digest
+        self._entries = bytearray()  # of _ENTRY, one per sample
         self.names: list[str] = []
         self.digests: list[str] = []
-        self._members: list[list[int]] = []  # offsets of the samples of each shard
+        self._offsets = np.empty(0, dtype=np.uint64)  # in the spool, of all samples in the order of the shards
+        self._starts: list[int] = []  # the first of each shard there
 
     def add(self, sample: PlannedSample, seed: int, states: "FileStates", options: Any) -> None:
         """Take up a sample; ``options`` are what the configuration says of its site alone."""
         order = int.from_bytes(hashlib.sha256(f"{seed}/{sample.key}".encode()).digest()[:8], "big")
         digest = bytes.fromhex(sha256_json([options, _sample_inputs(sample, states)]))
-        self._entries.append((SPLITS.index(sample.split), order, self._spool.tell(), digest))
+        entry = (SPLITS.index(sample.split), order, self._spool.tell(), digest)
+        self._entries += np.array([entry], dtype=_ENTRY).tobytes()
         self._spool.write(_to_line(sample))
         self.found[sample.site.name] += len(sample.recordings)
 
     def close(self, common: Sequence[Any]) -> None:
         """Cut the samples of each split into shards (:func:`cut`)."""
-        self._entries.sort()
-        for number, split in enumerate(SPLITS):
-            entries = [entry for entry in self._entries if entry[0] == number]
-            for node, start, stop in cut([entry[1] for entry in entries], self._limit):
-                part = entries[start:stop]
+        entries = np.frombuffer(self._entries, dtype=_ENTRY)
+        entries = entries[np.lexsort((entries["offset"], entries["order"], entries["split"]))]
+        self._entries, self._offsets = bytearray(), entries["offset"].copy()
+        bounds = np.searchsorted(entries["split"], range(len(SPLITS) + 1))
+        for split, (first, end) in zip(SPLITS, pairwise(bounds.tolist()), strict=True):
+            orders = array("Q", entries["order"][first:end].tobytes())
+            for node, start, stop in cut(orders, self._limit):
                 name = f"{split}-{node:05d}"
+                digests = [bytes(digest).hex() for digest in entries["digest"][first + start : first + stop]]
                 self.names.append(name)
-                self.digests.append(sha256_json([*common, name, [entry[3].hex() for entry in part]]))
-                self._members.append([entry[2] for entry in part])
-        self._entries = []
+                self.digests.append(sha256_json([*common, name, digests]))
+                self._starts.append(first + start)
+        self._starts.append(len(entries))
 
     @property
     def digest(self) -> str:
@@ -97,8 +109,8 @@ class Plan:
         """The shard at a place in ``names``."""
         sites = {site.name: site for site in self.sites}
         samples = []
-        for offset in self._members[number]:
-            self._spool.seek(offset)
+        for offset in self._offsets[self._starts[number] : self._starts[number + 1]]:
+            self._spool.seek(int(offset))
             samples.append(_from_line(self._spool.readline(), sites))
         return PlannedShard(self.names[number], tuple(samples), self.digests[number])
 

@@ -5,9 +5,11 @@ import json
 import math
 import re
 import tarfile
+import tempfile
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager, suppress
 from itertools import pairwise
 from multiprocessing import get_context
 from pathlib import Path
@@ -21,25 +23,26 @@ from mcsp.data_sharding.index import INDEX_NAME, REJECTED_NAME, SHARDS_NAME, Tot
 from mcsp.data_sharding.index import index_hash as hash_of
 from mcsp.data_sharding.reader import Corpus, crc_name
 from mcsp.data_sharding.recording import REASONS
-from mcsp.data_sharding.storage import names, sha256_file
+from mcsp.data_sharding.storage import Location, names, sha256_file
 from mcsp.data_sharding.table import RECORDINGS_NAME, Recordings
 from mcsp.schema import BLOCK_SAMPLES, MODALITIES, SPLITS, UNITS, Recording
 
 _SUBJECT = re.compile(r"[0-9a-f]{16}")
 
 
-def lint_corpus(path: Path, workers: int = 1) -> list[str]:
+def lint_corpus(path: Location, workers: int = 1) -> list[str]:
     """Check every byte of the corpus in ``path``; one line per lie, none where it is sound.
 
     Checks the totals, rejections and hash of the index; each row's fields; that no subject is in two splits; each
     shard's size and SHA-256; its members against the rows; offsets, block checksums and values of every array. Rows are
-    made shard by shard, so memory does not grow with their number; ``workers`` processes read the shards.
+    made shard by shard, so memory does not grow with their number; ``workers`` processes read the shards, those of an
+    object store through a copy on this machine, one shard each at a time.
 
     Raises:
         ValueError: there is no corpus of this schema version at all.
     """
-    corpus = Corpus(path)
-    lies = [*_index_lies(corpus), *_table_lies(corpus.recordings)]
+    corpus = Corpus(str(path))
+    lies = [*_index_lies(corpus, path), *_table_lies(corpus.recordings)]
     described = {shard["name"]: shard for shard in corpus.index["shards"]}
     jobs = []
     for name, rows in _rows_by_shard(corpus.recordings).items():
@@ -57,17 +60,17 @@ def lint_corpus(path: Path, workers: int = 1) -> list[str]:
     expected = {file for shard in corpus.index["shards"] for file in (shard["name"], crc_name(shard["name"]))}
     present = names(path / SHARDS_NAME)
     lies += [f"{SHARDS_NAME}/{n}: not in the index" for n in present if n not in expected and not n.startswith(".")]
-    return [*lies, *_description_lies(corpus)]
+    return [*lies, *_description_lies(corpus, path)]
 
 
-def _index_lies(corpus: Corpus) -> Iterator[str]:
+def _index_lies(corpus: Corpus, path: Location) -> Iterator[str]:
     index = corpus.index
     if index["index_hash"] != hash_of(index["shards"]):
         yield f"{INDEX_NAME}: index_hash does not follow from the shards"
     totals = Totals({name: site["simulated"] for name, site in index["totals"]["sites"].items()})
     for recording in corpus.recordings:
         totals.add(recording)
-    for rejection in read_rejected(corpus.path):
+    for rejection in read_rejected(path):
         totals.add_rejection(rejection)
         if rejection.reason not in REASONS or rejection.site not in index["totals"]["sites"]:
             yield f"{REJECTED_NAME}: {rejection.file}: unknown reason {rejection.reason!r} or site {rejection.site!r}"
@@ -105,15 +108,29 @@ def _rows_by_shard(recordings: Recordings) -> dict[str, np.ndarray]:
 _corpora: dict[str, Corpus] = {}
 
 
-def _open(path: Path) -> None:
-    _corpora["linted"] = Corpus(path)
+def _open(path: Location) -> None:
+    _corpora["linted"] = Corpus(str(path))
 
 
-def _check_shard(job: tuple[Path, dict[str, Any], np.ndarray]) -> list[str]:
+def _check_shard(job: tuple[Location, dict[str, Any], np.ndarray]) -> list[str]:
     path, described, numbers = job
     rows = [_corpora["linted"].recordings[int(number)] for number in numbers]
     lies = [lie for row in rows for lie in _row_lies(row)]
-    return [*lies, *_shard_lies(path / SHARDS_NAME / described["name"], described, rows)]
+    with _here(path / SHARDS_NAME / described["name"]) as tar:
+        return [*lies, *_shard_lies(tar, described, rows)]
+
+
+@contextmanager
+def _here(tar: Location) -> Iterator[Path]:
+    """The shard and its checksums as files of this machine; what cannot be fetched is missing there."""
+    if isinstance(tar, Path):
+        yield tar
+        return
+    with tempfile.TemporaryDirectory(prefix="mcsp-lint-") as folder:
+        for name in (tar.name, crc_name(tar.name)):
+            with suppress(OSError):
+                tar.fs.get_file(tar.with_name(name).path, str(Path(folder) / name))
+        yield Path(folder) / tar.name
 
 
 def _row_lies(r: Recording) -> Iterator[str]:
@@ -143,11 +160,11 @@ def _row_lies(r: Recording) -> Iterator[str]:
     )
 
 
-def _description_lies(corpus: Corpus) -> Iterator[str]:
+def _description_lies(corpus: Corpus, path: Location) -> Iterator[str]:
     """``dataset_description.json`` must speak of this index."""
     try:
-        found = json.loads((corpus.path / DESCRIPTION_NAME).read_bytes())
-        sources = {source["Site"]: corpus.path / "absent" for source in found["SourceDatasets"]}
+        found = json.loads((path / DESCRIPTION_NAME).read_bytes())
+        sources = {source["Site"]: Path("absent") for source in found["SourceDatasets"]}
         expected = dataset_description(corpus.index["config"], corpus.index["software"], sources)
         same = found["GeneratedBy"] == expected["GeneratedBy"] and set(sources) == set(corpus.index["totals"]["sites"])
     except (OSError, ValueError, LookupError, TypeError) as error:

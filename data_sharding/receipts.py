@@ -7,10 +7,14 @@ line per stored recording, so that the driver of a large build never holds more 
 import fcntl
 import json
 import time
-from collections.abc import Iterator
+from array import array
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, TypeVar
+
+import numpy as np
 
 from mcsp.data_sharding.index import SHARDS_NAME
 from mcsp.data_sharding.layout import Plan
@@ -23,6 +27,9 @@ BUILD_NAME = ".build"
 _RECIPE_NAME, _SEALED_NAME, _LOCK_NAME, _RECEIPTS_NAME = "recipe.json", "sealed.json", "lock", "receipts"
 # A network disk may show another machine's new file only after a while.
 _APPEAR_SECONDS = 60
+# A receipt of an object store takes some 20 ms, however small it is.
+_THREADS, _READ_AHEAD = 16, 64
+Found = TypeVar("Found")
 
 
 @contextmanager
@@ -87,14 +94,6 @@ def read_header(out: Location, name: str, wait: bool = False) -> Receipt | None:
             time.sleep(1)
 
 
-def read_rows(out: Location, name: str) -> Iterator[Recording]:
-    """The stored recordings of a shard, in the order of its tar."""
-    with _file(out, name).open("rb") as lines:
-        next(iter(lines))
-        for line in lines:
-            yield Recording.from_row(json.loads(line))
-
-
 def is_current(
     receipt: Receipt, out: Location, digest: str, excluded: dict[str, str], limits: list[float], deep: bool
 ) -> bool:
@@ -109,37 +108,63 @@ def is_current(
     return not deep or sha256_file(tar) == receipt.shard["sha256"]
 
 
+def headers(out: Location, plan: Plan) -> Iterator[tuple[str, Receipt]]:
+    """Name and receipt without rows of every shard of a plan, in its order.
+
+    Raises:
+        ValueError: one is missing, although all shards were built.
+    """
+
+    def read(name: str) -> tuple[str, Receipt]:
+        header = read_header(out, name, wait=True)
+        if header is None:
+            raise ValueError(f"{_file(out, name)}: the receipt of a finished shard is missing; run the build again")
+        return name, header
+
+    return _each(out, plan, read)
+
+
+def read_rows(out: Location, plan: Plan) -> Iterator[Recording]:
+    """The stored recordings of every shard, in the order of the plan and of its tar."""
+
+    def read(name: str) -> list[bytes]:
+        return _file(out, name).read_bytes().splitlines()[1:]
+
+    return (Recording.from_row(json.loads(line)) for lines in _each(out, plan, read) for line in lines)
+
+
+def _each(out: Location, plan: Plan, read: Callable[[str], Found]) -> Iterator[Found]:
+    """What ``read`` makes of each shard's name; of an object store several are read at a time."""
+    if is_local(out):
+        yield from map(read, plan.names)
+        return
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for start in range(0, len(plan.names), _READ_AHEAD):
+            yield from pool.map(read, plan.names[start : start + _READ_AHEAD])
+
+
 def duplicates(out: Location, plan: Plan) -> dict[str, dict[str, str]]:
     """Recordings whose content is stored under an earlier name: shard -> {<site>/<file> -> a line that says where}.
 
-    The first by site and file is kept. Only the beginning of each hash stays in memory, and names only of those that
-    occur twice.
+    The first by site and file is kept. Of each recording only the first eight bytes of its hash stay in memory, and
+    names only of those that occur twice.
     """
-    seen: set[int] = set()
-    twice: set[int] = set()
-    for name in plan.names:
-        for _, _, content in _contents(out, name):
-            number = int(content[:16], 16)
-            (twice if number in seen else seen).add(number)
+    seen: array[int] = array("Q")
+    for _, header in headers(out, plan):
+        seen.extend(int(content[:16], 16) for _, _, content in header.contents)
+    values, counts = np.unique(np.frombuffer(seen, np.uint64), return_counts=True)
+    twice = set(values[counts > 1].tolist())
     places: dict[str, list[tuple[str, str, str]]] = {}
-    if twice:
-        for name in plan.names:
-            for site, file, content in _contents(out, name):
-                if int(content[:16], 16) in twice:
-                    places.setdefault(content, []).append((site, file, name))
+    for name, header in headers(out, plan) if twice else ():
+        for site, file, content in header.contents:
+            if int(content[:16], 16) in twice:
+                places.setdefault(content, []).append((site, file, name))
     excluded: dict[str, dict[str, str]] = {}
     for found in places.values():
         first, *others = sorted(found)
         for site, file, name in others:
             excluded.setdefault(name, {})[f"{site}/{file}"] = f"same content as {first[1]} of site {first[0]}"
     return excluded
-
-
-def _contents(out: Location, name: str) -> list[tuple[str, str, str]]:
-    header = read_header(out, name, wait=True)
-    if header is None:
-        raise ValueError(f"{_file(out, name)}: the receipt of a finished shard is missing; run the build again")
-    return [(site, file, content) for site, file, content in header.contents]
 
 
 def sealed_plan(out: Location) -> str | None:

@@ -79,7 +79,7 @@ def write_report(path: Location) -> Location:
     """
     corpus = Corpus(str(path))
     file = path / REPORT_NAME
-    write_atomic(file, make_page(corpus.index, survey(corpus), read_rejected(path)).encode())
+    write_atomic(file, make_page(corpus.index, survey(corpus, path), read_rejected(path)).encode())
     corpus.close()
     return file
 

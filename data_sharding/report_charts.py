@@ -29,7 +29,7 @@ def side_by_side(groups: Sequence[Group]) -> str:
         drawn.append(charts.ranges(rows, (low, float(edges[-1])), log, title))
     return (
         "<h2>Sites side by side</h2><p>The dot is the median over recordings, the box holds the middle half, the line "
-        f"goes from 5 to 95 %.</p><div class=charts>{''.join(drawn)}</div>"
+        f"goes from 5 to 95&nbsp;%.</p><div class=charts>{''.join(drawn)}</div>"
     )
 
 

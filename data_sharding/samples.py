@@ -1,7 +1,7 @@
 """Read all recordings of one subject-session and put them on one clock, or say why not."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -27,11 +27,18 @@ class SampleRecording:
 
 
 def read_sample(
-    sample: PlannedSample, process: ReadingProcess, excluded: Mapping[str, str] | None = None
+    sample: PlannedSample,
+    process: ReadingProcess,
+    excluded: Mapping[str, str] | None = None,
+    done: Callable[[RecordingRef, float | None], None] | None = None,
 ) -> tuple[list[SampleRecording], list[Rejection]]:
     """Read every recording of a sample; one that fails is listed and does not disturb the others.
 
-    ``excluded`` maps ``<site>/<file>`` of recordings that are stored under another name to the line that says where.
+    Args:
+        sample: what to read.
+        process: reads it.
+        excluded: ``<site>/<file>`` of recordings that are stored under another name -> the line that says where.
+        done: is told of every recording, with its length in seconds, or None where it is rejected.
     """
     readings: list[tuple[RecordingRef, Reading]] = []
     rejected: list[Rejection] = []
@@ -40,11 +47,15 @@ def read_sample(
             if (twin := (excluded or {}).get(f"{ref.site.name}/{ref.file}")) is not None:
                 raise RecordingError("duplicate", twin)
             readings.append((ref, process.read(ref)))
+            seconds_read = _seconds(readings[-1][1])
         except RecordingError as error:
             rejected.append(Rejection(sample.site.name, ref.file, ref.modality, error.reason, str(error)))
+            seconds_read = None
+        if done is not None:
+            done(ref, seconds_read)
     onsets = [math.nan] * len(readings)
     if sample.site.pairing == "simultaneous":
-        seconds = [len(r.clean.x_TC) / r.clean.sfreq for _, r in readings]
+        seconds = [_seconds(r) for _, r in readings]
         began = [r.began for _, r in readings]
         if (marker := sample.site.first_volume_event) is not None:
             refs = [ref for ref, _ in readings]
@@ -52,6 +63,10 @@ def read_sample(
         times = zip(readings, began, seconds, strict=True)
         onsets = onset_seconds([(ref.modality, start, length) for (ref, _), start, length in times])
     return [SampleRecording(ref, r.clean, onset) for (ref, r), onset in zip(readings, onsets, strict=True)], rejected
+
+
+def _seconds(reading: Reading) -> float:
+    return len(reading.clean.x_TC) / reading.clean.sfreq
 
 
 def read_recording(ref: RecordingRef, config: CorpusConfig) -> CleanRecording:

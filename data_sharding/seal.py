@@ -2,14 +2,16 @@
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
+from itertools import chain, islice
 from multiprocessing import get_context
-from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from mcsp.data_sharding.bids import Site, read_json
@@ -22,6 +24,7 @@ from mcsp.data_sharding.index import (
     Rejection,
     Repair,
     make_index,
+    read_entries,
     read_rejected,
     read_repairs,
     write_index,
@@ -29,8 +32,9 @@ from mcsp.data_sharding.index import (
 from mcsp.data_sharding.plan import read_participants, session_label, subject_hash
 from mcsp.data_sharding.privacy import name_words, redact, scan_participant, scan_shard, scan_texts, walk
 from mcsp.data_sharding.reader import Corpus
+from mcsp.data_sharding.receipts import BUILD_NAME
 from mcsp.data_sharding.report import write_report
-from mcsp.data_sharding.storage import Location, write_atomic
+from mcsp.data_sharding.storage import Location, new_file, scratch_folder, write_atomic
 from mcsp.data_sharding.table import RECORDINGS_NAME, Recordings
 from mcsp.schema import Recording
 
@@ -40,16 +44,20 @@ PRIVATE_NAME = "rejected.tsv"
 _NAME_COLUMN = re.compile(r"(^|_)name$|^(sur|fore)name|^(first|last|given|family)_?name", re.IGNORECASE)
 _LABEL = re.compile(r"(?<![A-Za-z0-9])(sub|ses)-([A-Za-z0-9]+)")
 _SHOWN = 5
+_ROWS_AT_ONCE, _REMEMBERED_TEXTS = 8192, 1 << 16
+# Takes names of shards and of people; gives the findings in each shard.
+ScanShards = Callable[[Sequence[str], frozenset[str]], Iterable[list[str]]]
 
 
 def seal_corpus(
     path: Location,
     described: dict[str, Any],
     recordings: Iterable[Recording],
-    rejected: Sequence[Rejection],
-    repairs: Sequence[Repair],
+    rejected: Iterable[Rejection],
+    repairs: Iterable[Repair],
     sites: Sequence[Site],
     names: frozenset[str],
+    scan_shards: ScanShards,
 ) -> dict[str, Any]:
     """Scan everything that would be published, then write the description, the index and the report into ``path``.
 
@@ -58,9 +66,10 @@ def seal_corpus(
         described: as :func:`mcsp.data_sharding.index.make_index` takes it.
         recordings: rows of the table.
         rejected: as :func:`publish` gives them.
-        repairs: as :func:`publish` gives them.
+        repairs: as :func:`publish_repair` gives them.
         sites: whose descriptions become SourceDatasets.
         names: of people, from :func:`people`.
+        scan_shards: gives the findings in each of the shards.
 
     Returns:
         the content of ``index.json``.
@@ -68,21 +77,31 @@ def seal_corpus(
     Raises:
         ValueError: something may identify a person; nothing was written.
     """
-    table = Recordings.of(recordings)
-    index, tables = make_index(described, table, rejected, repairs)
-    description = dataset_description(index["config"], index["software"], {site.name: site.root for site in sites})
-    findings = [*scan_index(index, description, names), *scan_table(table, names), *scan_lists(rejected, names)]
-    findings += scan_lists(repairs, names)
-    for shard in index["shards"]:
-        findings += scan_shard(path / SHARDS_NAME / shard["name"], names)
-    if findings:
-        more = f" and {len(findings) - _SHOWN} more" if len(findings) > _SHOWN else ""
-        raise ValueError(f"{path}: not sealed, personal data is suspected: {'; '.join(findings[:_SHOWN])}{more}")
-    write_atomic(path / DESCRIPTION_NAME, encode_description(description))
-    write_index(path, index, tables)
-    if isinstance(path, Path):  # the report draws recordings, which are read where they can be mapped
-        write_report(path)
+    with scratch_folder(path / BUILD_NAME) as scratch:
+        index, tables = make_index(described, recordings, rejected, repairs, scratch)
+        description = dataset_description(index["config"], index["software"], {site.name: site.root for site in sites})
+        files = {table: tables[name] for table, name in index["tables"].items()}
+        findings = chain(
+            scan_index(index, description, names),
+            scan_table(Recordings.open(files["recordings"]), names),
+            scan_lists(read_entries(files["rejected"], Rejection), names),
+            scan_lists(read_entries(files["repairs"], Repair), names),
+            chain.from_iterable(scan_shards([shard["name"] for shard in index["shards"]], names)),
+        )
+        shown = list(islice(findings, _SHOWN))
+        if shown:
+            n_more = sum(1 for _ in findings)
+            more = f" and {n_more} more" if n_more else ""
+            raise ValueError(f"{path}: not sealed, personal data is suspected: {'; '.join(shown)}{more}")
+        write_atomic(path / DESCRIPTION_NAME, encode_description(description))
+        write_index(path, index, tables)
+    write_report(path)
     return index
+
+
+def scan_shards_here(path: Location, shards: Sequence[str], names: frozenset[str]) -> Iterator[list[str]]:
+    """Findings in each of some shards of the corpus in ``path``, one after the other."""
+    return (scan_shard(path / SHARDS_NAME / shard, names) for shard in shards)
 
 
 def people(sites: Sequence[Site]) -> frozenset[str]:
@@ -92,16 +111,18 @@ def people(sites: Sequence[Site]) -> frozenset[str]:
 
 
 def publish_rejections(
-    private: Location, rejected: Sequence[Rejection], key: bytes, names: frozenset[str]
-) -> list[Rejection]:
-    """The rejections as :func:`publish` gives them; the file ``private`` gets the original names beside the public."""
-    published, lines = [], ["site\tfile\treason\toriginal_file\toriginal_detail"]
-    for r in rejected:
-        public = publish(r, key, names)
-        published.append(public)
-        lines.append("\t".join((r.site, public.file, r.reason, r.file, " ".join(r.detail.split()))))
-    write_atomic(private, ("\n".join(lines) + "\n").encode())
-    return sorted(published, key=lambda r: (r.site, r.file))
+    private: Location, rejected: Iterable[Rejection], key: bytes, names: frozenset[str]
+) -> Iterator[Rejection]:
+    """The rejections as :func:`publish` gives them, one by one.
+
+    Where the last was taken, the file ``private`` has the original names beside the public ones.
+    """
+    with new_file(private) as temporary, open(temporary, "w", encoding="utf-8") as lines:
+        lines.write("site\tfile\treason\toriginal_file\toriginal_detail\n")
+        for r in rejected:
+            public = publish(r, key, names)
+            lines.write("\t".join((r.site, public.file, r.reason, r.file, " ".join(r.detail.split()))) + "\n")
+            yield public
 
 
 def publish_repair(repair: Repair, key: bytes, names: frozenset[str]) -> Repair:
@@ -130,13 +151,13 @@ def pseudonymise(text: str, site: str, key: bytes) -> str:
     return _LABEL.sub(public, text)
 
 
-def scan_corpus(path: Path, names: frozenset[str] = frozenset(), workers: int = 1) -> list[str]:
+def scan_corpus(path: Location, names: frozenset[str] = frozenset(), workers: int = 1) -> list[str]:
     """Findings in all that a finished corpus publishes: index, rejections, description, table and every shard.
 
     Raises:
         ValueError: there is no finished corpus, or its description cannot be read.
     """
-    corpus = Corpus(path)
+    corpus = Corpus(str(path))
     findings = [*scan_index(corpus.index, read_json(path / DESCRIPTION_NAME), names)]
     findings += scan_table(corpus.recordings, names)
     findings += [*scan_lists(read_rejected(path), names), *scan_lists(read_repairs(path), names)]
@@ -165,16 +186,28 @@ def scan_lists(entries: Iterable[Rejection | Repair], names: frozenset[str]) -> 
 
 
 def scan_table(table: Recordings, names: frozenset[str]) -> Iterator[str]:
-    """Findings in the text columns of the table of recordings."""
+    """Findings in the text columns of the table of recordings, read some thousand rows at a time."""
     for column in ("shard", "modality", "site", "task", "run", "split", "unit", "dtype"):
         yield from scan_texts([(f"{RECORDINGS_NAME}: {column}", t) for t in table.codes(column)[1]], names)
-    subjects = table.column("subject")
-    for column in ("key", "member", "session"):
-        distinct = {text.replace(subject, "x") for text, subject in zip(table.column(column), subjects, strict=True)}
-        yield from scan_texts([(f"{RECORDINGS_NAME}: {column}", text) for text in sorted(distinct)], names)
-    for text in sorted(set(table.column("participant"))):
-        yield from scan_participant(f"{RECORDINGS_NAME}: participant", json.loads(text), names)
-    for measure in sorted({name for values in table.column("quality") for name in json.loads(values)}):
-        yield from scan_texts([(f"{RECORDINGS_NAME}: quality", measure)], names)
+    seen: dict[str, set[str]] = defaultdict(set)
+
+    def new(column: str, texts: Iterable[str]) -> list[str]:
+        found = sorted(set(texts) - seen[column])
+        if len(seen[column]) < _REMEMBERED_TEXTS:  # what comes again later is told again, and not remembered
+            seen[column].update(found)
+        return found
+
+    for start in range(0, len(table), _ROWS_AT_ONCE):
+        rows = np.arange(start, min(start + _ROWS_AT_ONCE, len(table)))
+        subjects = table.texts("subject", rows)
+        for column in ("key", "member", "session"):
+            texts = zip(table.texts(column, rows), subjects, strict=True)
+            distinct = new(column, (text.replace(subject, "x") for text, subject in texts))
+            yield from scan_texts([(f"{RECORDINGS_NAME}: {column}", text) for text in distinct], names)
+        for text in new("participant", table.texts("participant", rows)):
+            yield from scan_participant(f"{RECORDINGS_NAME}: participant", json.loads(text), names)
+        quality = {measure for text in table.texts("quality", rows) for measure in json.loads(text)}
+        for measure in new("quality", quality):
+            yield from scan_texts([(f"{RECORDINGS_NAME}: quality", measure)], names)
     channels = {name for montage in table.distinct("channels") for name in montage}
     yield from scan_texts([(f"{RECORDINGS_NAME}: channels", name) for name in sorted(channels)], names)

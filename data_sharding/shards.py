@@ -9,7 +9,7 @@ import json
 import math
 import tarfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -19,6 +19,7 @@ import numpy as np
 import webdataset
 
 from mcsp.config import CorpusConfig
+from mcsp.data_sharding.bids import RecordingRef
 from mcsp.data_sharding.index import SHARDS_NAME, Rejection, Repair, block_bounds
 from mcsp.data_sharding.isolation import ReadingProcess
 from mcsp.data_sharding.layout import PlannedSample, PlannedShard
@@ -58,6 +59,7 @@ def build_shard(
     config: CorpusConfig,
     process: ReadingProcess,
     excluded: Mapping[str, str] | None = None,
+    done: Callable[[RecordingRef, float | None], None] | None = None,
 ) -> Receipt:
     """Read, clean and store every recording of a shard.
 
@@ -70,6 +72,7 @@ def build_shard(
         config: how.
         process: reads the recordings.
         excluded: recordings whose content is stored elsewhere, ``<site>/<file>`` -> where.
+        done: is told of every recording, with its length in seconds, or None where it is rejected.
 
     Raises:
         OSError: the disk is full or failing.
@@ -86,7 +89,7 @@ def build_shard(
         with open(temporary, "wb") as file:
             writer = webdataset.TarWriter(file, user="mcsp", group="mcsp", mode=0o444, encoder=False, mtime=0)
             for sample in planned.samples:
-                survivors, failures = read_sample(sample, process, excluded)
+                survivors, failures = read_sample(sample, process, excluded, done)
                 rows, members = _encode_sample(sample, survivors, crcs)
                 recordings += rows
                 rejected += failures

@@ -66,6 +66,18 @@ def scratch_file(folder: Location) -> Iterator[Path]:
         Path(name).unlink(missing_ok=True)
 
 
+@contextmanager
+def scratch_folder(folder: Location) -> Iterator[Path]:
+    """An empty local folder of this process, for files that :func:`publish` moves: in ``folder``, or in this machine's
+    own; it vanishes with what is left in it."""
+    if isinstance(folder, Path):
+        folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(
+        prefix=".", suffix=".tmp", dir=folder if isinstance(folder, Path) else None, ignore_cleanup_errors=True
+    ) as name:
+        yield Path(name)
+
+
 def publish(temporary: Path, path: Location) -> None:
     """Give a scratch file its name: synced and renamed on a disk, one upload to an object store.
 

@@ -13,13 +13,16 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy.signal import welch
 
+from mcsp.data_sharding.index import SHARDS_NAME
 from mcsp.data_sharding.reader import Corpus
+from mcsp.data_sharding.storage import Location, is_local, read_range
 from mcsp.data_sharding.table import Recordings
 from mcsp.schema import Modality, Recording, Window
 
 # Recordings per site and modality that spectra are made of, and those of them that are drawn as traces.
 SAMPLED = 12
 _EXAMPLES = 2
+_ROWS_AT_ONCE = 8192
 _EXAMPLE_CHANNELS = 8
 _EXAMPLE_SECONDS: dict[Modality, float] = {"eeg": 10.0, "fmri": 300.0}
 # Length of what is read for a spectrum, and of the pieces that Welch's method averages.
@@ -68,11 +71,14 @@ class Group:
     unreadable: list[str] = field(default_factory=list)
 
 
-def survey(corpus: Corpus) -> list[Group]:
-    """Distributions, spectra and examples of every site and modality, sorted by site and by modality."""
+def survey(corpus: Corpus, place: "Location | None" = None) -> list[Group]:
+    """Distributions, spectra and examples of every site and modality, sorted by site and by modality.
+
+    Of a corpus in an object store, which is ``place``, only the windows are read, not the shards that hold them.
+    """
     groups = table_groups(corpus.recordings)
     for group in groups:
-        _sample(corpus, group)
+        _sample(corpus, place or corpus.path, group)
     return groups
 
 
@@ -81,7 +87,7 @@ def table_groups(table: Recordings) -> list[Group]:
     site_codes, sites = table.codes("site")
     modality_codes, modalities = table.codes("modality")
     sfreq, channels = table.column("sfreq"), table.column("n_channels")
-    quantities = {"minutes": table.column("n_samples") / sfreq / 60, **_quality(table.column("quality"))}
+    quantities = {"minutes": table.column("n_samples") / sfreq / 60, **_quality(table)}
     codes = site_codes.astype(np.int64) * len(modalities) + modality_codes
     order = np.argsort(codes, kind="stable")
     groups = []
@@ -98,25 +104,28 @@ def table_groups(table: Recordings) -> list[Group]:
     return sorted(groups, key=lambda g: (g.site, g.modality))
 
 
-def _quality(texts: np.ndarray) -> dict[str, np.ndarray]:
+def _quality(table: Recordings) -> dict[str, np.ndarray]:
     """Columns of the quality measures, NaN where a recording has none."""
-    parsed = [json.loads(text) for text in texts]
-    measures = {
-        name: np.array([p.get(name, np.nan) for p in parsed], dtype=np.float32)
-        for name in ("amplitude", "bad_channels", "artefact_fraction", "mean_fd_mm", "mean_dvars")
-    }
+    names = ("amplitude", "bad_channels", "artefact_fraction", "mean_fd_mm", "mean_dvars")
+    measures = {name: np.full(len(table), np.nan, dtype=np.float32) for name in names}
+    for start in range(0, len(table), _ROWS_AT_ONCE):
+        rows = np.arange(start, min(start + _ROWS_AT_ONCE, len(table)))
+        for row, text in enumerate(table.texts("quality", rows), start):
+            for name, value in json.loads(text).items():
+                if name in measures:
+                    measures[name][row] = value
     measures["artefact_percent"] = 100 * measures.pop("artefact_fraction")
     return measures
 
 
-def _sample(corpus: Corpus, group: Group) -> None:
+def _sample(corpus: Corpus, place: Location, group: Group) -> None:
     """Fill in spectra and examples from recordings that are spread evenly over the group."""
     places = np.unique(np.linspace(0, len(group.rows) - 1, SAMPLED).round().astype(int))
     chosen = [corpus.recordings[int(row)] for row in group.rows[places]]
     spectra = []
     for recording in chosen:
         try:
-            spectra.append(_power(_middle(corpus, recording, _SPECTRUM_SECONDS[group.modality])))
+            spectra.append(_power(_middle(corpus, place, recording, _SPECTRUM_SECONDS[group.modality])))
         except ValueError as error:
             group.unreadable.append(str(error))
     if spectra:
@@ -125,7 +134,7 @@ def _sample(corpus: Corpus, group: Group) -> None:
     group.n_spectra = len(spectra)
     for recording in chosen[:: max(len(chosen) // _EXAMPLES, 1)][:_EXAMPLES]:
         try:
-            window = _middle(corpus, recording, _EXAMPLE_SECONDS[group.modality])
+            window = _middle(corpus, place, recording, _EXAMPLE_SECONDS[group.modality])
         except ValueError:
             continue  # told above
         group.examples.append(window)
@@ -137,12 +146,27 @@ def example_channels(recording: Recording) -> list[int]:
     return np.linspace(0, recording.n_channels - 1, count).round().astype(int).tolist()
 
 
-def _middle(corpus: Corpus, recording: Recording, seconds: float) -> Window:
+def _middle(corpus: Corpus, place: Location, recording: Recording, seconds: float) -> Window:
     """The middle of the longest valid span, at most ``seconds`` of it."""
     spans = np.asarray(recording.valid_spans).reshape(-1, 2)
     start, stop = spans[np.argmax(spans[:, 1] - spans[:, 0])]
     length = min(int(stop - start), max(round(seconds * recording.sfreq), 1))
-    return corpus.read_window(recording, int(start + (stop - start - length) // 2), length)
+    start = int(start + (stop - start - length) // 2)
+    return corpus.read_window(recording, start, length) if is_local(place) else _fetch(place, recording, start, length)
+
+
+def _fetch(place: Location, r: Recording, start: int, length: int) -> Window:
+    """A window by its range of bytes; raise ``ValueError`` where it cannot be read. Checksums are the linter's work."""
+    shard, dtype = place / SHARDS_NAME / r.shard, np.dtype(r.dtype).newbyteorder("<")
+    row_bytes = r.n_channels * dtype.itemsize
+    try:
+        content = read_range(shard, r.byte_offset + start * row_bytes, length * row_bytes)
+    except OSError as error:
+        raise ValueError(f"{shard}: cannot read the shard ({error})") from None
+    if len(content) != length * row_bytes:
+        raise ValueError(f"{shard}: truncated inside {r.member}")
+    x_TC = np.frombuffer(content, dtype).reshape(length, r.n_channels).astype(np.float32) * np.float32(r.scale)
+    return Window(x_TC, r, start)
 
 
 def _power(window: Window) -> np.ndarray:

@@ -9,7 +9,6 @@ import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from functools import lru_cache
-from itertools import islice
 from pathlib import Path
 from typing import Any, overload
 
@@ -17,87 +16,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
+from mcsp.data_sharding.table_write import REPEATED_TEXT, SCHEMA, make_batch
 from mcsp.schema import Recording
 
 RECORDINGS_NAME = "recordings.arrow"
 
-# Every other field is text of its own for each row.
-_REPEATED_TEXT = ("shard", "modality", "site", "task", "run", "split", "unit", "dtype")
-_REPEATED_LISTS = {"channels": pa.string(), "positions_mm": pa.float64(), "channel_good": pa.bool_()}
-_NUMBERS = {int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
 # Decoded lists kept per column: a corpus has few montages, unless the positions of every subject were measured.
 _CACHED_LISTS = 512
-_ROWS_AT_ONCE = 8192
-
-
-def _arrow_type(name: str, python_type: Any) -> pa.DataType:
-    if name in _REPEATED_TEXT:
-        return pa.dictionary(pa.int32(), pa.large_string())
-    if name in _REPEATED_LISTS:
-        return pa.dictionary(pa.int32(), pa.large_list(_REPEATED_LISTS[name]))
-    if python_type == list[int]:
-        return pa.large_list(pa.int64())
-    return _NUMBERS.get(python_type, pa.large_string())
-
-
-_SCHEMA = pa.schema([pa.field(f.name, _arrow_type(f.name, f.type), nullable=False) for f in fields(Recording)])
-
-
-class _Column:
-    """Values of one field on their way into the table."""
-
-    def __init__(self, arrow_type: pa.DataType) -> None:
-        self.type, self.repeats = arrow_type, pa.types.is_dictionary(arrow_type)
-        self.codes: dict[Any, int] = {}
-        self.distinct: list[Any] = []
-        self.parts: list[pa.Array] = []
-
-    def extend(self, values: list[Any]) -> None:
-        if not self.repeats:
-            self.parts.append(pa.array(values, self.type))
-            return
-        codes = np.empty(len(values), dtype=np.int32)
-        for row, value in enumerate(values):
-            codes[row] = self.codes.setdefault(_hashable(value), len(self.codes))
-            if len(self.codes) > len(self.distinct):
-                self.distinct.append(value)
-        self.parts.append(pa.array(codes))
-
-    def array(self) -> pa.Array:
-        array = pa.concat_arrays(self.parts or [pa.array([], pa.int32() if self.repeats else self.type)])
-        if not self.repeats:
-            return array
-        return pa.DictionaryArray.from_arrays(array, pa.array(self.distinct, self.type.value_type))
-
-
-def make_batch(recordings: Iterable[Recording]) -> pa.RecordBatch:
-    """The table of ``recordings`` in their order, with a column per field of :class:`mcsp.schema.Recording`.
-
-    Of an iterator only a few thousand recordings exist at a time.
-    """
-    columns = {field.name: _Column(field.type) for field in _SCHEMA}
-    rows = iter(recordings)
-    while part := list(islice(rows, _ROWS_AT_ONCE)):
-        for name, column in columns.items():
-            column.extend([getattr(recording, name) for recording in part])
-    return pa.RecordBatch.from_arrays([column.array() for column in columns.values()], schema=_SCHEMA)
-
-
-def _hashable(value: Any) -> Any:
-    """A key that is equal where the content is; NaN does not equal itself, its bytes do."""
-    if isinstance(value, str):
-        return value
-    if value and isinstance(value[0], float):
-        return np.asarray(value, dtype=np.float64).tobytes()
-    return tuple(value)
-
-
-def encode_table(recordings: Iterable[Recording]) -> pa.Buffer:
-    """The content of ``recordings.arrow``: a function of ``recordings`` alone."""
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, _SCHEMA) as writer:
-        writer.write_batch(make_batch(recordings))
-    return sink.getvalue()
 
 
 def _numpy(array: pa.Array) -> np.ndarray:
@@ -114,7 +39,7 @@ class Recordings(Sequence[Recording]):
     """Rows of the table as a sequence, made one by one when they are asked for; whole columns as numpy arrays."""
 
     def __init__(self, batch: pa.RecordBatch) -> None:
-        """Wrap the result of :func:`make_batch` or of a mapped file."""
+        """Wrap the result of :func:`mcsp.data_sharding.table_write.make_batch` or of a mapped file."""
         self._batch = batch
         self._file: Path | None = None
         self._read = [(f.name, self._reader(f.name)) for f in fields(Recording)]
@@ -136,11 +61,11 @@ class Recordings(Sequence[Recording]):
             batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
         except (OSError, pa.ArrowInvalid) as error:
             raise ValueError(f"{file}: cannot read the table of recordings ({str(error).splitlines()[0]})") from None
-        missing = [f.name for f in _SCHEMA if f.name not in reader.schema.names]
+        missing = [f.name for f in SCHEMA if f.name not in reader.schema.names]
         if missing:
             raise ValueError(f"{file}: missing columns {missing}")
-        if len(batches) != 1 or not reader.schema.equals(_SCHEMA):
-            other = [f.name for f in reader.schema if f.name not in _SCHEMA.names or f != _SCHEMA.field(f.name)]
+        if len(batches) != 1 or not reader.schema.equals(SCHEMA):
+            other = [f.name for f in reader.schema if f.name not in SCHEMA.names or f != SCHEMA.field(f.name)]
             raise ValueError(
                 f"{file}: expected one batch of the columns of this version, found {len(batches)}, {other}"
             )
@@ -199,7 +124,7 @@ class Recordings(Sequence[Recording]):
         Raises:
             ValueError: a field that holds lists.
         """
-        if name in _REPEATED_TEXT:
+        if name in REPEATED_TEXT:
             codes, values = self.codes(name)
             return np.array(values, dtype=object)[codes]
         array = self._batch.column(name)
@@ -213,8 +138,8 @@ class Recordings(Sequence[Recording]):
         Raises:
             ValueError: any other field.
         """
-        if name not in _REPEATED_TEXT:
-            raise ValueError(f"column {name}: expected one of {_REPEATED_TEXT}")
+        if name not in REPEATED_TEXT:
+            raise ValueError(f"column {name}: expected one of {REPEATED_TEXT}")
         array = self._batch.column(name)
         return _numpy(array.indices), array.dictionary.to_pylist()
 

@@ -9,12 +9,15 @@ from mcsp.data_sharding.index import read_index
 from mcsp.data_sharding.lint import lint_corpus
 from mcsp.data_sharding.privacy import name_words
 from mcsp.data_sharding.seal import scan_corpus
+from mcsp.data_sharding.storage import location
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Status 0 where the corpus is sound, 1 after a line for every lie, 2 where there is no readable corpus."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("corpus_dir", type=Path, metavar="DIR", help="a corpus that build_corpus wrote")
+    parser.add_argument(
+        "corpus_dir", metavar="DIR", help="a corpus that build_corpus wrote, a folder or a URL like s3://..."
+    )
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes that read shards (default: 1)")
     parser.add_argument(
         "--privacy",
@@ -26,12 +29,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.workers < 1 or (arguments.names and not arguments.privacy):
         parser.error("--workers must be 1 or more, and --names goes with --privacy")
     try:
+        path = location(arguments.corpus_dir)
         if arguments.privacy:
             names = arguments.names.read_text(encoding="utf-8").splitlines() if arguments.names else []
-            lies = scan_corpus(arguments.corpus_dir, name_words(names), arguments.workers)
+            lies = scan_corpus(path, name_words(names), arguments.workers)
         else:
-            lies = lint_corpus(arguments.corpus_dir, arguments.workers)
-        counts = read_index(arguments.corpus_dir)["totals"]["all"]
+            lies = lint_corpus(path, arguments.workers)
+        counts = read_index(path)["totals"]["all"]
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

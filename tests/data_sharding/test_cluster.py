@@ -18,6 +18,8 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
+from launchers.corpus_status import main as watch
+from launchers.lint_corpus import main as lint
 from mcsp.config import CorpusConfig
 from mcsp.data_sharding.corpus import build_corpus
 from mcsp.data_sharding.lint import lint_corpus
@@ -209,7 +211,12 @@ def job_folder(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("workers", [2])
 def test_an_object_store_holds_the_same_bytes(
-    small: dict, expected: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+    small: dict,
+    expected: dict,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    workers: int,
 ) -> None:
     """A local server that speaks S3; what lies in it is downloaded and compared."""
     from moto.server import ThreadedMotoServer
@@ -231,8 +238,10 @@ def test_an_object_store_holds_the_same_bytes(
         index, was_there = build_corpus(config)
         assert not was_there
         assert build_corpus(config) == (index, True)
+        assert [lint(["s3://consortium/corpus", *options]) for options in ([], ["--privacy"])] == [0, 0]
+        assert watch(["s3://consortium/corpus"]) == 0
         store.get("consortium/corpus", str(tmp_path / "copy"), recursive=True)
     finally:
         server.stop()
-    found = files(tmp_path / "copy")
-    assert found == {name: content for name, content in expected.items() if name != "report.html"}
+    assert files(tmp_path / "copy") == expected
+    assert "complete, " in capsys.readouterr().out

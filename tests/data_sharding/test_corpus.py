@@ -187,7 +187,7 @@ def test_on_error_raises_or_warns(config: CorpusConfig, capfd: pytest.CaptureFix
 def test_a_machine_that_computes_otherwise_is_named(copied: Path, config: CorpusConfig) -> None:
     (copied / BUILD_NAME / "sealed.json").unlink()
     (copied / BUILD_NAME / "fingerprint.txt").write_text("0" * 64)
-    with pytest.raises(ValueError, match=rf"node {socket.gethostname()} .* computes other values"):
+    with pytest.raises(ValueError, match=rf"node {socket.gethostname()} computes other values"):
         build_corpus(config.model_copy(update={"out_dir": copied}))
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from launchers.lint_corpus import main
 from mcsp.data_sharding.index import (
     SHARDS_NAME,
     index_hash,
@@ -23,7 +24,7 @@ from mcsp.data_sharding.index import (
 )
 from mcsp.data_sharding.lint import lint_corpus
 from mcsp.data_sharding.reader import Corpus, crc_name
-from mcsp.data_sharding.storage import sha256_file
+from mcsp.data_sharding.storage import location, scratch_folder, sha256_file
 from mcsp.schema import Recording
 
 
@@ -54,6 +55,26 @@ def test_a_description_of_something_else_is_caught(copied: Path) -> None:
     assert len(lint_corpus(copied)) == 1
 
 
+def test_an_object_store_is_read_as_a_folder_is(built: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    url = f"memory://linted-{built.parent.name}/corpus"
+    remote = location(url)
+    for file in built.rglob("*"):
+        if file.is_file() and ".build" not in file.parts:
+            (remote / file.relative_to(built).as_posix()).write_bytes(file.read_bytes())
+    assert main([url]) == 0 and main([url, "--privacy"]) == 0, capsys.readouterr().out
+    r = Corpus(built).recordings[0]
+    shard = remote / SHARDS_NAME / r.shard
+    content = bytearray(shard.read_bytes())
+    content[r.byte_offset] ^= 1
+    shard.write_bytes(bytes(content))
+    capsys.readouterr()
+    assert main([url]) == 1
+    lies = capsys.readouterr().out.splitlines()
+    assert len(lies) == 3 and "SHA-256" in lies[0] and lies[1] == f"{r.member}: block 0 does not match its CRC-32"
+    shard.unlink()
+    assert main([url]) == 1 and "missing" in capsys.readouterr().out
+
+
 def overwrite(path: Path, offset: int, content: bytes) -> None:
     path.chmod(0o644)
     with open(path, "r+b") as file:
@@ -70,8 +91,9 @@ def rewrite(corpus: Path, index: dict[str, Any], rows: list[Recording]) -> None:
     """Other rows under the old totals, as a mistake of the builder would leave them."""
     simulated = {site: counts["simulated"] for site, counts in index["totals"]["sites"].items()}
     described = {**index, "simulated": simulated}
-    made, tables = make_index(described, rows, list(read_rejected(corpus)), list(read_repairs(corpus)))
-    write_index(corpus, {**made, "totals": index["totals"]}, tables)
+    with scratch_folder(corpus) as scratch:
+        made, tables = make_index(described, rows, list(read_rejected(corpus)), list(read_repairs(corpus)), scratch)
+        write_index(corpus, {**made, "totals": index["totals"]}, tables)
 
 
 def accept(corpus: Path) -> None:

@@ -9,7 +9,9 @@ import pyarrow as pa
 import pyarrow.feather
 import pytest
 
-from mcsp.data_sharding.table import Recordings, Samples, encode_table
+from mcsp.data_sharding import table_write
+from mcsp.data_sharding.table import Recordings, Samples
+from mcsp.data_sharding.table_write import encode_table, write_table
 from mcsp.schema import Recording
 
 
@@ -66,6 +68,20 @@ def test_montages_are_stored_once_and_a_nan_is_a_nan(tmp_path: Path) -> None:
     rows = [recording(f"s{i:03d}", n_channels=400, channels=names, positions_mm=nan) for i, nan in enumerate(own_nan)]
     assert encode_table(rows).size < 200 * 300 + 400 * 60
     assert encode_table(rows) == encode_table(iter(rows)), "the same rows must give the same bytes"
+
+
+def test_a_table_grows_on_the_disk_and_not_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    own = [rng.normal(size=9).tolist() for _ in range(40)]
+    rows = [recording(f"s{i:04d}", positions_mm=own[i % 40], valid_spans=[0, i]) for i in range(3000)]
+    write_table(tmp_path / "t", iter(rows))
+    assert (tmp_path / "t").read_bytes() == encode_table(rows).to_pybytes()
+    assert all(same(a, b) for a, b in zip(Recordings.open(tmp_path / "t"), rows, strict=True))
+    # Beyond what is remembered a list is stored again, and reads the same.
+    monkeypatch.setattr(table_write, "_REMEMBERED_LISTS", 10)
+    write_table(tmp_path / "u", iter(rows))
+    table = Recordings.open(tmp_path / "u")
+    assert len(table.distinct("positions_mm")) > 40 and all(same(a, b) for a, b in zip(table, rows, strict=True))
 
 
 def test_columns_are_arrays(tmp_path: Path) -> None:

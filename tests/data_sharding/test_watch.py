@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from launchers.corpus_status import main
+from mcsp.data_sharding.status import BuildStatus
 from mcsp.data_sharding.storage import location
 from mcsp.data_sharding.watch import STATUS_FILE, read_status, status_lines
 
@@ -100,3 +101,38 @@ def test_a_status_is_read_from_an_object_store(tmp_path: Path) -> None:
     found = read_status(out)
     assert found == status()
     assert "memory://watched/corpus: running" in status_lines(out, found, START + timedelta(minutes=31))[-1]
+
+
+def test_recordings_count_before_their_shard_is_done(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / ".build").mkdir()
+    building = BuildStatus(tmp_path, {"a": 10, "b": 5}, shards=2)
+    building.look({"train-1": {"a": [3, 1, 0.5], "b": [0, 0, 0.0]}})
+    building.write("running")
+    found = read_status(tmp_path)
+    assert found is not None and found["sites"]["a"] == {"found": 10, "done": 4, "quarantined": 1, "hours": 0.5}
+    assert (
+        found["shards"] == {"done": 0, "total": 2}
+        and found["hours_per_second"] > 0
+        and found["seconds_left"] is not None
+    )
+    building.add("train-1", {"a": [6, 1, 1.0], "b": [5, 0, 1.0]}, kept=False)  # in place of what was known of it
+    building.correct({"a": [6, 1, 1.0]}, {"a": [5, 2, 0.75]})
+    building.say("warning: a line")
+    building.close("complete")
+    found = read_status(tmp_path)
+    assert found is not None and found["sites"] == {
+        "a": {"found": 10, "done": 7, "quarantined": 2, "hours": 0.75},
+        "b": {"found": 5, "done": 5, "quarantined": 0, "hours": 1.0},
+    }
+    said = capsys.readouterr().err.splitlines()
+    assert "warning: a line" in said and "complete, 1 of 2 shards" in said[-1]
+    assert any(line.split()[:5] == ["a", "10", "7", "(70", "%)"] for line in said)
+
+
+def test_what_was_there_before_does_not_count_as_speed(tmp_path: Path) -> None:
+    (tmp_path / ".build").mkdir()
+    building = BuildStatus(tmp_path, {"a": 100}, shards=2)
+    building.add("train-1", {"a": [50, 0, 9.0]}, kept=True)
+    building.write("running")
+    found = read_status(tmp_path)
+    assert found is not None and (found["hours_per_second"], found["seconds_left"]) == (0, None)
