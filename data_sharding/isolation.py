@@ -130,7 +130,7 @@ def serve(descriptor: int, parent: int) -> None:
         return
     # Imported before the limit counts, and not by those who only want the class above.
     from mcsp.data_sharding.fingerprint import fingerprint
-    from mcsp.data_sharding.samples import acquisition_time, read_recording
+    from mcsp.data_sharding.reading import acquisition_time, read_recording
 
     connection = Connection(descriptor)
     config: CorpusConfig = connection.recv()

@@ -3,17 +3,13 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
-from mcsp.config import CorpusConfig
-from mcsp.data_sharding.bids import RecordingRef, read_tsv
-from mcsp.data_sharding.eeg import read_eeg
-from mcsp.data_sharding.fmri import read_fmri
+from mcsp.data_sharding.bids import RecordingRef
 from mcsp.data_sharding.index import Rejection
 from mcsp.data_sharding.isolation import Reading, ReadingProcess
 from mcsp.data_sharding.layout import PlannedSample
 from mcsp.data_sharding.pairing import marked_times
-from mcsp.data_sharding.recording import CleanRecording, RecordingError, reading, valid_seconds
+from mcsp.data_sharding.recording import CleanRecording, RecordingError
 from mcsp.schema import Modality
 
 
@@ -69,20 +65,6 @@ def _seconds(reading: Reading) -> float:
     return len(reading.clean.x_TC) / reading.clean.sfreq
 
 
-def read_recording(ref: RecordingRef, config: CorpusConfig) -> CleanRecording:
-    """Read and clean one recording; raise :class:`RecordingError` with the reason, whatever is wrong with the file."""
-    min_seconds = config.min_seconds.get(ref.modality, 0.0)
-    with reading(ref.site.root):
-        if ref.modality == "eeg":
-            clean = read_eeg(ref, config.eeg_of(ref.site.name), min_seconds)
-        else:
-            clean = read_fmri(ref, config.fmri_of(ref.site.name), min_seconds)
-    if valid_seconds(clean) < min_seconds:
-        detail = f"{valid_seconds(clean):.1f} s outside of bad spans, expected at least {min_seconds:g} s"
-        raise RecordingError("too-short", detail)
-    return clean
-
-
 def onset_seconds(times: Sequence[tuple[Modality, float, float]]) -> list[float]:
     """Start of each recording on the clock of the sample [s].
 
@@ -98,20 +80,3 @@ def onset_seconds(times: Sequence[tuple[Modality, float, float]]) -> list[float]
     shared = [start if simultaneous(m, start, seconds) else math.nan for m, start, seconds in times]
     first = min((start for start in shared if not math.isnan(start)), default=math.nan)
     return [round(start - first, 6) for start in shared]
-
-
-def acquisition_time(ref: RecordingRef) -> float:
-    """Start of a recording in seconds since 1970 by the scanner's clock (``acq_time`` of ``*_scans.tsv``), or NaN."""
-    for table in reversed(ref.companions.get("scans.tsv", ())):
-        try:
-            rows = read_tsv(table)
-        except ValueError:  # costs the pairing, not the recordings
-            continue
-        for row in rows:
-            if "acq_time" in row and table.parent / row.get("filename", "") == ref.path:
-                try:
-                    time = datetime.fromisoformat(row["acq_time"])
-                except ValueError:
-                    return math.nan
-                return (time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp()
-    return math.nan

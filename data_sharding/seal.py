@@ -33,7 +33,6 @@ from mcsp.data_sharding.plan import read_participants, session_label, subject_ha
 from mcsp.data_sharding.privacy import name_words, redact, scan_participant, scan_shard, scan_texts, walk
 from mcsp.data_sharding.reader import Corpus
 from mcsp.data_sharding.receipts import BUILD_NAME
-from mcsp.data_sharding.report import write_report
 from mcsp.data_sharding.storage import Location, new_file, scratch_folder, write_atomic
 from mcsp.data_sharding.table import RECORDINGS_NAME, Recordings
 from mcsp.schema import Recording
@@ -95,6 +94,9 @@ def seal_corpus(
             raise ValueError(f"{path}: not sealed, personal data is suspected: {'; '.join(shown)}{more}")
         write_atomic(path / DESCRIPTION_NAME, encode_description(description))
         write_index(path, index, tables)
+    # What draws takes a second to import, which every worker would wait for.
+    from mcsp.data_sharding.report import write_report
+
     write_report(path)
     return index
 

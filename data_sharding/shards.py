@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import webdataset
 
 from mcsp.config import CorpusConfig
 from mcsp.data_sharding.bids import RecordingRef
@@ -86,8 +85,7 @@ def build_shard(
     crcs: list[int] = []
     shard = None
     with scratch_file(folder) as temporary:
-        with open(temporary, "wb") as file:
-            writer = webdataset.TarWriter(file, user="mcsp", group="mcsp", mode=0o444, encoder=False, mtime=0)
+        with tarfile.open(temporary, "w") as tar:
             for sample in planned.samples:
                 survivors, failures = read_sample(sample, process, excluded, done)
                 rows, members = _encode_sample(sample, survivors, crcs)
@@ -99,8 +97,7 @@ def build_shard(
                     content = members[row.member.removeprefix(f"{sample.key}.")]
                     contents.append((*where, hashlib.sha256(content).hexdigest()[:32]))
                 if rows:
-                    writer.write({"__key__": sample.key, **members})
-            writer.close()
+                    add_members(tar, sample.key, members)
         if recordings:
             shard, recordings = _publish(planned.name, temporary, folder, recordings, crcs)
     limits = [config.read_timeout_seconds, config.read_memory_gb]
@@ -115,6 +112,14 @@ def build_shard(
         repairs=[vars(r) for r in repairs],
         rows=[vars(r) for r in recordings],
     )
+
+
+def add_members(tar: tarfile.TarFile, key: str, members: Mapping[str, bytes]) -> None:
+    """The members of a sample as WebDataset's own writer lays them down, which would import torch."""
+    for extension, content in sorted(members.items()):
+        header = tarfile.TarInfo(f"{key}.{extension}")
+        header.size, header.mtime, header.mode, header.uname, header.gname = len(content), 0, 0o444, "mcsp", "mcsp"
+        tar.addfile(header, io.BytesIO(content))
 
 
 def _publish(

@@ -15,8 +15,8 @@ from mcsp.data_sharding.bids import RecordingRef, Site, find_recordings
 from mcsp.data_sharding.bids_write import write_eeg, write_json
 from mcsp.data_sharding.fingerprint import fingerprint
 from mcsp.data_sharding.isolation import ReadingProcess
+from mcsp.data_sharding.reading import read_recording
 from mcsp.data_sharding.recording import RecordingError
-from mcsp.data_sharding.samples import read_recording
 
 CHANNELS = ["Fp1", "Fp2", "C3", "C4", "O1", "O2", "T3"]
 

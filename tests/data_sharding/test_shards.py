@@ -1,9 +1,11 @@
 """Encoding of values, and the clock of simultaneous recordings."""
 
+import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+import webdataset
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,9 +15,10 @@ from mcsp.data_sharding.bids_write import write_tsv
 from mcsp.data_sharding.index import SHARDS_NAME
 from mcsp.data_sharding.isolation import ReadingProcess
 from mcsp.data_sharding.plan import make_plan
+from mcsp.data_sharding.reading import acquisition_time
 from mcsp.data_sharding.recording import REASONS
-from mcsp.data_sharding.samples import acquisition_time, onset_seconds
-from mcsp.data_sharding.shards import build_shard, encode
+from mcsp.data_sharding.samples import onset_seconds
+from mcsp.data_sharding.shards import add_members, build_shard, encode
 from mcsp.schema import Modality
 
 FP16_RELATIVE = 2.0**-11  # half a unit in the last place
@@ -97,3 +100,16 @@ def test_the_format_page_lists_every_reason() -> None:
     page = (Path(__file__).parents[2] / "docs" / "corpus-format.md").read_text()
     listed = page.split("| reason | meaning |")[1].split("\n\n")[0]
     assert [line.split("|")[1].strip() for line in listed.splitlines()[2:]] == list(REASONS)
+
+
+def test_the_tar_is_the_one_that_webdatasets_own_writer_makes(tmp_path: Path) -> None:
+    members = {"json": b"{}", "eeg-0.npy": bytes(700), "fmri-0.npy": b"abc"}
+    with open(tmp_path / "theirs.tar", "wb") as file:
+        writer = webdataset.TarWriter(file, user="mcsp", group="mcsp", mode=0o444, encoder=False, mtime=0)
+        for key in ("a", "b" * 120):
+            writer.write({"__key__": key, **members})
+        writer.close()
+    with tarfile.open(tmp_path / "ours.tar", "w") as tar:
+        for key in ("a", "b" * 120):
+            add_members(tar, key, members)
+    assert (tmp_path / "ours.tar").read_bytes() == (tmp_path / "theirs.tar").read_bytes()

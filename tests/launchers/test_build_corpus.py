@@ -60,7 +60,7 @@ def test_build_reports_what_it_rejected_and_lint_agrees(tmp_path: Path) -> None:
     assert built.returncode == 0, built.stderr
     assert built.stdout.splitlines()[1].split() == ["clinic", "4", "2", "2", "1", "0.03"]
     assert "rejected 1 x unreadable" in built.stdout and "rejected 1 x missing-t_r" in built.stdout
-    assert "4/4" in built.stderr  # the progress bar
+    assert "4 (100 %)" in built.stderr  # the progress bar
 
     again = call(*arguments)
     assert again.returncode == 0 and f"already complete: {out}" in again.stdout
