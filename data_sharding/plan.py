@@ -27,7 +27,7 @@ _MIN_KEY_LENGTH = 16
 _PACKAGES = ("mne", "nibabel", "nilearn", "numpy", "pandas", "pyarrow", "scipy")
 _RECIPE_MODULES = (
     "bids", "eeg", "eeg_channels", "eeg_files", "eeg_filter", "eeg_quality", "fmri", "fmri_confounds",
-    "fmri_files", "fmri_parcels", "layout", "pairing", "plan", "reading", "recording", "samples",
+    "fmri_files", "fmri_parcels", "layout", "pairing", "plan", "privacy", "reading", "recording", "samples",
     "shards",
 )  # fmt: skip
 _IDENTIFYING = {"participant_id", "name", "first_name", "last_name", "date_of_birth", "birth_date", "dob", "acq_time"}

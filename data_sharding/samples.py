@@ -1,5 +1,6 @@
 """Read all recordings of one subject-session and put them on one clock, or say why not."""
 
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,8 +10,12 @@ from mcsp.data_sharding.index import Rejection
 from mcsp.data_sharding.isolation import Reading, ReadingProcess
 from mcsp.data_sharding.layout import PlannedSample
 from mcsp.data_sharding.pairing import marked_times
+from mcsp.data_sharding.plan import without_dates
+from mcsp.data_sharding.privacy import scan_participant, scan_texts
 from mcsp.data_sharding.recording import CleanRecording, RecordingError
 from mcsp.schema import Modality
+
+_SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -42,8 +47,10 @@ def read_sample(
         try:
             if (twin := (excluded or {}).get(f"{ref.site.name}/{ref.file}")) is not None:
                 raise RecordingError("duplicate", twin)
-            readings.append((ref, process.read(ref)))
-            seconds_read = _seconds(readings[-1][1])
+            found = process.read(ref)
+            _refuse_personal(sample, ref, found.clean.channels)
+            readings.append((ref, found))
+            seconds_read = _seconds(found)
         except RecordingError as error:
             rejected.append(Rejection(sample.site.name, ref.file, ref.modality, error.reason, str(error)))
             seconds_read = None
@@ -59,6 +66,20 @@ def read_sample(
         times = zip(readings, began, seconds, strict=True)
         onsets = onset_seconds([(ref.modality, start, length) for (ref, _), start, length in times])
     return [SampleRecording(ref, r.clean, onset) for (ref, r), onset in zip(readings, onsets, strict=True)], rejected
+
+
+def _refuse_personal(sample: PlannedSample, ref: RecordingRef, channels: Sequence[str]) -> None:
+    """Raise :class:`RecordingError` where a text that would go along has the form of a date, a record number, ...
+
+    People's names are looked for when the corpus is sealed: a list of them may change without the recordings.
+    """
+    texts = [("channel", name) for name in channels]
+    texts += [(entity, without_dates(ref.entities.get(entity, ""))) for entity in ("task", "run")]
+    found = [*scan_texts(texts, frozenset())]
+    found += scan_participant("participants.tsv", json.loads(sample.participant), frozenset())
+    if found:
+        more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+        raise RecordingError("suspected-personal-data", "; ".join(found[:_SHOWN]) + more)
 
 
 def _seconds(reading: Reading) -> float:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from mcsp.config import CorpusConfig
 from mcsp.data_sharding.bids import RecordingRef, Site
-from mcsp.data_sharding.bids_write import write_tsv
+from mcsp.data_sharding.bids_write import write_eeg, write_json, write_participants, write_tsv
 from mcsp.data_sharding.index import SHARDS_NAME
 from mcsp.data_sharding.isolation import ReadingProcess
 from mcsp.data_sharding.plan import make_plan
@@ -20,6 +20,7 @@ from mcsp.data_sharding.recording import REASONS
 from mcsp.data_sharding.samples import onset_seconds
 from mcsp.data_sharding.shards import add_members, build_shard, encode
 from mcsp.schema import Modality
+from tests.data_sharding.conftest import CHANNELS, DESCRIPTION, eeg_uv
 
 FP16_RELATIVE = 2.0**-11  # half a unit in the last place
 
@@ -94,6 +95,29 @@ def test_a_shard_of_which_nothing_survives_is_not_written(config: CorpusConfig) 
     assert receipt.shard is None and receipt.rows == []
     assert [r["reason"] for r in receipt.rejected] == ["flat"]
     assert list((config.out_dir / SHARDS_NAME).iterdir()) == []
+
+
+def test_what_may_identify_a_person_keeps_its_recording_out_and_no_other(tmp_path: Path) -> None:
+    root = tmp_path / "bids" / "a"
+    write_json(root / "dataset_description.json", DESCRIPTION)
+    dated = [*CHANNELS[:-1], "12.05.1987"]
+    for subject, channels in (("1", CHANNELS), ("2", dated), ("3", CHANNELS)):
+        sidecar = {"SamplingFrequency": 250, "PowerLineFrequency": 50}
+        write_eeg(root, subject, "rest", eeg_uv(15, seed=int(subject)), channels, sidecar)
+    write_participants(root, {"note": {}}, [("sub-1", "well"), ("sub-2", "well"), ("sub-3", "file 0012345678")])
+    config = CorpusConfig(bids_root=root.parent, out_dir=tmp_path / "corpus", participants_columns=["note"])
+    (config.out_dir / SHARDS_NAME).mkdir(parents=True)
+    found, stored = {}, 0
+    with ReadingProcess(config) as process:
+        for shard in make_plan(config, b"some key for this test").shards:
+            receipt = build_shard(shard, config, process)
+            found |= {row["file"][:5]: (row["reason"], row["detail"]) for row in receipt.rejected}
+            stored += len(receipt.rows)
+    reason = "suspected-personal-data"
+    assert stored == 1 and found == {
+        "sub-2": (reason, "channel: date like '99.99.9999'"),
+        "sub-3": (reason, "participants.tsv: note: record number like '9999999999'"),
+    }
 
 
 def test_the_format_page_lists_every_reason() -> None:
