@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcsp.config import CorpusConfig
+from mcsp.config import CorpusConfig, EegConfig, FmriConfig, SiteConfig
 from mcsp.data_sharding.bids_write import write_json, write_tsv
 from mcsp.data_sharding.layout import Plan, cut
 from mcsp.data_sharding.plan import KEY_VARIABLE, assign_split, make_plan, public_config, subject_key
@@ -193,3 +193,10 @@ def test_the_subject_key_may_come_from_a_file(tmp_path: Path) -> None:
     (tmp_path / "key").write_text(KEY.decode() + "\n")
     assert subject_key(config) == KEY
     assert str(tmp_path) not in json.dumps(public_config(config))
+
+
+def test_the_example_of_a_consortium_explains_every_key() -> None:
+    text = (Path(__file__).parents[2] / "configs/corpus/example-consortium.yaml").read_text()
+    for section in (CorpusConfig, SiteConfig, EegConfig, FmriConfig):
+        missing = [name for name in section.model_fields if f"{name}:" not in text]
+        assert missing == [], section.__name__
