@@ -49,8 +49,8 @@ def refs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, RecordingRef]:
 
 @pytest.fixture(scope="module")
 def process() -> Iterator[ReadingProcess]:
-    # A busy machine may need long to fill four gigabytes: only the test of the timeout has a short one.
-    config = CorpusConfig(bids_root=Path("a"), out_dir=Path("b"), read_timeout_seconds=120, read_memory_gb=4)
+    # A busy machine may need long to fill two gigabytes: only the test of the timeout has a short one.
+    config = CorpusConfig(bids_root=Path("a"), out_dir=Path("b"), read_timeout_seconds=120, read_memory_gb=2)
     with ReadingProcess(config) as process:
         yield process
 
@@ -79,7 +79,7 @@ def test_a_hang_is_ended_and_the_next_file_is_read(refs: dict[str, RecordingRef]
 
 
 def test_memory_is_limited(refs: dict[str, RecordingRef], process: ReadingProcess) -> None:
-    with pytest.raises(RecordingError, match="read_memory_gb = 4") as caught:
+    with pytest.raises(RecordingError, match="read_memory_gb = 2") as caught:
         process.read(refs["large"])
     assert caught.value.reason == "out-of-memory"
     assert len(process.read(refs["sound"]).clean.channels) == len(CHANNELS)
