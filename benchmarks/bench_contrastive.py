@@ -215,7 +215,7 @@ def main() -> None:
     if options.table:
         report = json.loads(options.out.read_text())
         print(table(report["rows"]))
-        print("\nNot run: " + "; ".join(f"{name} ({reason})" for name, reason in report["not_run"].items()))
+        print("\nNot run: " + "; ".join(f"{name} ({reason})" for name, reason in report.get("not_run", {}).items()))
         return
     names = ["lean", "reference", "chunked"]
     if device == "cuda":

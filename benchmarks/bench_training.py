@@ -7,8 +7,8 @@ writes benchmarks/results/training_<cpu or cuda>_<yyyymm>.json.
 * overhead: steps of :class:`mcsp.training.run.Run` (DeepSpeed, health, clock, watchdog, metrics, progress line) against
   the barest torch loop: the same module, objective and AdamW on the same batches (so the same views), ``zero_grad,
   backward, clip, step``. The two take turns, so that a slow spell of the machine meets both. What our loop adds is so
-  many milliseconds per step, whatever the batch, mostly DeepSpeed's handling of each of the 269 parameters of the
-  smallest model; so it is measured with a batch too small to train with, 8, and with one of ordinary size, 32.
+  many milliseconds per step, whatever the batch, mostly DeepSpeed's handling of each parameter; so it is measured with
+  a batch too small to train with, 8, and with one of ordinary size, 32.
 * weak scaling: one rank with a batch, then two ranks with twice that batch; the share of communication in a step.
 * mfu (CUDA only): small and base, model FLOP/s over the peak of the GPU.
 """

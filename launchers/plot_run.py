@@ -65,6 +65,8 @@ def draw(run_dir: Path, lines: list[dict[str, float]], events: list[dict[str, An
     _right(panels[7], step, columns.get("goodput"), "goodput", 1.0)
     _lines(panels[8], step, {"data wait": 100 * columns["data_wait_fraction"]}, "waiting for data, % of a step")
     _right(panels[8], step, columns.get("memory_gib"), "peak memory of rank 0, GiB")
+    # The first step waits for the workers to start: the axis is for the others.
+    panels[8].set_ylim(0, max(5.0, 150 * float(np.nanpercentile(columns["data_wait_fraction"], 98))))
     _lines(panels[9], step, {"TFLOP/s": columns["tflops"]}, "TFLOP/s per rank")
     _right(panels[9], step, columns.get("mfu"), "MFU", 1.0)
     _events(panels, events, int(step[-1]))
@@ -103,6 +105,8 @@ def _lines(
         panel.plot(step, values, color=colour, linewidth=1.5, label=name)
     if log:
         panel.set_yscale("log")
+        for axis in (panel.yaxis.set_major_formatter, panel.yaxis.set_minor_formatter):
+            axis("{x:g}")
     panel.set_ylabel(label)
     panel.grid(alpha=0.25)
     if len(series) > 1:
@@ -126,15 +130,17 @@ def _chance(panel: Any, run_dir: Path) -> None:
         paired = json.loads(path.read_text())["batch"]["paired"]
         if paired:
             panel.axhline(1 / paired, color="#888888", linewidth=1)
-            panel.annotate(f"chance among {paired}", (0.01, 1 / paired), xycoords=("axes fraction", "data"), fontsize=8,
-                           va="bottom", color="#555555")  # fmt: skip
+            panel.annotate(f"chance among {paired}", (0.99, 1 / paired), xycoords=("axes fraction", "data"), fontsize=8,
+                           va="bottom", ha="right", color="#555555")  # fmt: skip
 
 
 def _split(panel: Any, step: np.ndarray, columns: dict[str, np.ndarray]) -> None:
     width = max(1, len(step) // 50)
     parts = {name: columns[f"seconds/{name}"] for name in SPLIT if f"seconds/{name}" in columns}
     stack = [smoothed(values, width) if name != "checkpoint" else values for name, values in parts.items()]
-    share = [f"{name} {100 * np.nansum(v) / np.nansum(columns['seconds_per_step']):.0f} %" for name, v in parts.items()]
+    # Without the first step, in which workers start and memory is first used.
+    whole = np.nansum(columns["seconds_per_step"][1:]) or np.nan
+    share = [f"{name} {100 * np.nansum(values[1:]) / whole:.0f} %" for name, values in parts.items()]
     panel.stackplot(step, *stack, colors=COLOURS, labels=share, alpha=0.85, linewidth=0)
     # Checkpoints are rare and long: the axis is for the other steps.
     panel.set_ylim(0, 1.25 * np.nanpercentile(columns["seconds_per_step"], 95))
