@@ -1,6 +1,6 @@
 """Views in the spatial domain: which channels there are, and where. Pure functions of (signal, strengths, key).
 
-Shape letters: B rows, C channels.
+Shape letters: B rows, C channels, A anchors.
 """
 
 import torch
@@ -17,6 +17,27 @@ def drop_channels(signal: Signal, largest_fraction: float, key_B: Tensor) -> Sig
     draw_BC = uniform(key_B, 102, channels).masked_fill(~signal.channel_valid_BC, -1.0)
     keep_BC = (draw_BC >= fraction_B1) | (draw_BC == draw_BC.amax(1, keepdim=True))
     return _keep(signal, keep_BC)
+
+
+def mask_region(signal: Signal, largest_radius_mm: float, key_B: Tensor) -> Signal:
+    """Mask the channels within a random radius of a random channel: a bad cap corner, a dropout of signal in BOLD.
+
+    The channel that is furthest away always stays; channels without a position are left alone.
+    """
+    placed_BC = signal.position_valid_BC & signal.channel_valid_BC
+    draw_BC = uniform(key_B, 108, placed_BC.shape[1]).masked_fill(~placed_BC, -1.0)
+    centre_B1 = draw_BC.argmax(1, keepdim=True)
+    centre_B13 = signal.position_BC3.gather(1, centre_B1[..., None].expand(-1, -1, 3))
+    distance_BC = (signal.position_BC3 - centre_B13).norm(dim=-1).masked_fill(~placed_BC, -1.0)
+    radius_B1 = uniform(key_B, 109, 1) * largest_radius_mm
+    hidden_BC = placed_BC & (distance_BC < radius_B1) & (distance_BC < distance_BC.amax(1, keepdim=True))
+    return _keep(signal, ~hidden_BC)
+
+
+def kept_edges(key_B: Tensor, anchors: int, fraction: float) -> Tensor:
+    """Which connections between anchors stay, bool ``(B, A, A)``, symmetric; ``fraction`` of them are dropped."""
+    draw_BAA = uniform(key_B, 110, anchors, anchors).triu(1)
+    return (draw_BAA + draw_BAA.mT) >= fraction
 
 
 def channel_half(signal: Signal, which_B: Tensor, key_B: Tensor) -> Signal:

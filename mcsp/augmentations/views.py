@@ -3,9 +3,18 @@
 from torch import Tensor
 
 from mcsp.augmentations.random import mix64, uniform
-from mcsp.augmentations.spatial import channel_half, drop_channels, jitter_positions
-from mcsp.augmentations.spectral import reshape_spectrum
-from mcsp.augmentations.temporal import add_noise, flip_polarity, mask_time, scale_amplitude, time_half
+from mcsp.augmentations.spatial import channel_half, drop_channels, jitter_positions, kept_edges, mask_region
+from mcsp.augmentations.spectral import add_line, randomise_phase, reshape_spectrum
+from mcsp.augmentations.temporal import (
+    add_noise,
+    crop,
+    flip_polarity,
+    mask_time,
+    scale_amplitude,
+    time_half,
+    warp_amplitude,
+    warp_time,
+)
 from mcsp.batch import Signal
 from mcsp.config import AugmentationConfig
 from mcsp.schema import DOMAINS, Domain, Modality
@@ -29,12 +38,52 @@ def view(signal: Signal, modality: Modality, domain: Domain, index: int, config:
     if domain in config.opposite_halves:
         signal = half_of_view(signal, index, config)
     if domain == "spatial":
-        return jitter_positions(drop_channels(signal, config.channel_dropout, key_B), config.position_jitter_mm, key_B)
+        return _spatial(signal, config, key_B)
     if domain == "temporal":
-        signal = scale_amplitude(mask_time(signal, config.time_mask, key_B), config.amplitude_jitter, key_B)
+        return _temporal(signal, modality, config, key_B)
+    return _spectral(signal, modality, config, key_B)
+
+
+def edges_of_view(signal: Signal, anchors: int, index: int, config: AugmentationConfig) -> Tensor | None:
+    """Which connections between anchors the spatial encoder may see in a view, ``(B, A, A)``; None for all."""
+    if not config.edge_dropout:
+        return None
+    return kept_edges(mix64(signal.key_B ^ (2000 + index)), anchors, config.edge_dropout)
+
+
+# What is off costs nothing: a strength of zero leaves its function out.
+def _spatial(signal: Signal, config: AugmentationConfig, key_B: Tensor) -> Signal:
+    if config.channel_dropout:
+        signal = drop_channels(signal, config.channel_dropout, key_B)
+    if config.region_mask_mm:
+        signal = mask_region(signal, config.region_mask_mm, key_B)
+    return jitter_positions(signal, config.position_jitter_mm, key_B) if config.position_jitter_mm else signal
+
+
+def _temporal(signal: Signal, modality: Modality, config: AugmentationConfig, key_B: Tensor) -> Signal:
+    if config.crop:
+        signal = crop(signal, config.crop, key_B)
+    if config.time_warp:
+        signal = warp_time(signal, config.time_warp, key_B)
+    if config.time_mask:
+        signal = mask_time(signal, config.time_mask, key_B)
+    if config.amplitude_jitter:
+        signal = scale_amplitude(signal, config.amplitude_jitter, key_B)
+    if config.amplitude_warp:
+        signal = warp_amplitude(signal, config.amplitude_warp, key_B)
+    if config.noise:
         signal = add_noise(signal, config.noise, key_B)
-        return flip_polarity(signal, key_B) if modality == "eeg" else signal
-    return reshape_spectrum(signal, config.band_mask, config.tilt, HIGHEST_HZ[modality], key_B)
+    return flip_polarity(signal, key_B) if config.polarity and modality == "eeg" else signal
+
+
+def _spectral(signal: Signal, modality: Modality, config: AugmentationConfig, key_B: Tensor) -> Signal:
+    if config.line_noise and modality == "eeg":
+        signal = add_line(signal, config.line_noise, key_B)
+    if config.phase:
+        signal = randomise_phase(signal, config.phase, key_B)
+    if config.band_mask or config.tilt:
+        signal = reshape_spectrum(signal, config.band_mask, config.tilt, HIGHEST_HZ[modality], key_B)
+    return signal
 
 
 def _second_B(signal: Signal, purpose: int, index: int) -> Tensor:

@@ -23,8 +23,10 @@ SIZES: dict[str, tuple[int, int, int, int]] = {
     "huge": (1280, 8, 20, 48),
 }
 
-# Features per token where h keeps tokens apart: 100 anchors at "huge" would otherwise give an h of 16,000.
-WIDEST_RESOLVED = 64
+# Features per token where h keeps tokens apart. In the spatial domain they are, before training, connectivity to that
+# many mixtures of anchors, so fewer than the usual parcellations have networks (17 in Yeo et al., 2011) lose too much;
+# 100 anchors at "huge" would otherwise give an h of 16,000.
+NARROWEST_RESOLVED, WIDEST_RESOLVED = 16, 64
 
 # Log-power below this (in uV^2/Hz or percent^2/Hz) says "nothing here": flat and masked channels have a floor of -20,
 # which would drown everything else in a linear layer.
@@ -203,7 +205,7 @@ class TokenEncoder(nn.Module):
         width, depth, heads, _ = SIZES[size]
         narrow = max(8, width // 8)
         if resolved:
-            narrow = min(narrow, WIDEST_RESOLVED)
+            narrow = min(max(narrow, NARROWEST_RESOLVED), WIDEST_RESOLVED)
         self.recompute = False  # keep the input of each block only, and run it again in the backward pass
         scale = 0.1 if resolved else 0.3
         self.blocks = nn.ModuleList(Block(width, heads, scale) for _ in range(depth))

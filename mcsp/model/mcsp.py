@@ -55,9 +55,12 @@ class MCSP(nn.Module):
         found: Encoder = self.encoders[_name(modality, domain)]  # type: ignore[assignment]
         return found
 
-    def encode_domain(self, modality: Modality, domain: Domain, signal: Signal) -> Tensor:
-        """``h_BD`` of one domain."""
-        h_BD: Tensor = self.encoders[_name(modality, domain)](signal)
+    def encode_domain(
+        self, modality: Modality, domain: Domain, signal: Signal, kept_BAA: Tensor | None = None
+    ) -> Tensor:
+        """``h_BD`` of one domain; ``kept_BAA`` hides connections from the spatial one."""
+        encoder = self.encoders[_name(modality, domain)]
+        h_BD: Tensor = encoder(signal) if kept_BAA is None else encoder(signal, kept_BAA)
         return h_BD
 
     def project(self, modality: Modality, domain: Domain, h_BD: Tensor) -> Tensor:

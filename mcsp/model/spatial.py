@@ -71,9 +71,12 @@ class SpatialEncoder(nn.Module):
             every["coherence"] = len(self.bands_hz) * pairs
         self.skip_widths: dict[str, int] = {name: count for name, count in every.items() if name in config.skips}
 
-    def forward(self, signal: Signal) -> Tensor:
-        """Encode the windows of one modality."""
-        return self.encode(self.measure(signal))
+    def forward(self, signal: Signal, kept_BAA: Tensor | None = None) -> Tensor:
+        """Encode the windows of one modality; connections that are not kept count as zero."""
+        measured = self.measure(signal)
+        if kept_BAA is not None:
+            measured = measured._replace(measures_BKAA=measured.measures_BKAA * kept_BAA[:, None])
+        return self.encode(measured)
 
     def measure(self, signal: Signal, coherence: bool = True) -> Connectivity:
         """Connectivity of the windows at the anchors; ``coherence=False`` leaves Pearson alone."""

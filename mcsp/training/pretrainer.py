@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mcsp.augmentations.views import half_of_view, view
+from mcsp.augmentations.views import edges_of_view, half_of_view, view
 from mcsp.batch import Batch, Signal
 from mcsp.config import AugmentationConfig, ModelConfig, ObjectiveConfig
 from mcsp.losses import VIEWS, initial_log_scale, pair_terms, prediction_error, prediction_terms, slots
@@ -76,7 +76,8 @@ class Pretrainer(nn.Module):
             for domain in self.model.config.domains:
                 with torch.no_grad():
                     both = _stack(*(view(signal, modality, domain, v, self.augmentation) for v in VIEWS))
-                h_BD = self.model.encode_domain(modality, domain, both)
+                    kept_BAA = self._kept_edges(modality, signal) if domain == "spatial" else None
+                h_BD = self.model.encode_domain(modality, domain, both, kept_BAA)
                 for v, z_BK in enumerate(self.model.project(modality, domain, h_BD).chunk(2)):
                     z_nK = z_BK.new_zeros(n, z_BK.shape[1]).index_copy(0, signal.sample_B, z_BK)
                     z_by_slot[modality, domain, v] = z_nK
@@ -109,6 +110,12 @@ class Pretrainer(nn.Module):
         if "spectrum" in wanted:
             found["spectrum"] = spectrum_target(self.model, modality, other)
         return found
+
+    def _kept_edges(self, modality: Modality, signal: Signal) -> Tensor | None:
+        config = self.model.config
+        anchors = config.eeg_anchors if modality == "eeg" else config.fmri_anchors
+        kept = [edges_of_view(signal, anchors, v, self.augmentation) for v in VIEWS]
+        return torch.cat([k for k in kept if k is not None]) if kept[0] is not None else None
 
     def scale_P(self) -> Tensor:
         """Inverse temperatures in float32, within [1, MAX_SCALE]; one tensor (P,), as DeepSpeed takes no 0-dim ones.

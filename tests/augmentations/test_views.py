@@ -2,10 +2,18 @@ import pytest
 import torch
 
 from mcsp.augmentations import random as counter
-from mcsp.augmentations.spatial import channel_half, drop_channels, jitter_positions
-from mcsp.augmentations.spectral import reshape_spectrum
-from mcsp.augmentations.temporal import add_noise, flip_polarity, mask_time, time_half
-from mcsp.augmentations.views import half_of_view, view
+from mcsp.augmentations.spatial import channel_half, drop_channels, jitter_positions, kept_edges, mask_region
+from mcsp.augmentations.spectral import add_line, randomise_phase, reshape_spectrum
+from mcsp.augmentations.temporal import (
+    add_noise,
+    crop,
+    flip_polarity,
+    mask_time,
+    time_half,
+    warp_amplitude,
+    warp_time,
+)
+from mcsp.augmentations.views import edges_of_view, half_of_view, view
 from mcsp.batch import Signal
 from mcsp.config import AugmentationConfig
 from mcsp.schema import DOMAINS, mix64
@@ -56,11 +64,17 @@ def test_draws_look_uniform_and_normal() -> None:
     assert float((neighbours - torch.eye(3)).abs().max()) < 0.08
 
 
+EVERYTHING = AugmentationConfig(
+    opposite_halves=DOMAINS, half_gap=0.2, region_mask_mm=30, edge_dropout=0.3, crop=0.1, time_warp=0.2,
+    amplitude_warp=0.2, line_noise=0.3, phase=1.0,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("config", [AugmentationConfig(), EVERYTHING], ids=["defaults", "everything"])
 @pytest.mark.parametrize("domain", DOMAINS)
 @pytest.mark.parametrize("modality", ["eeg", "fmri"])
-def test_a_view_depends_on_its_row_alone(domain, modality) -> None:
+def test_a_view_depends_on_its_row_alone(domain, modality, config) -> None:
     signal = make_signal(sfreq=200.0 if modality == "eeg" else 0.5)
-    config = AugmentationConfig()
     whole = view(signal, modality, domain, 0, config)
     part = view(rows_of(signal, [4, 1]), modality, domain, 0, config)
     wide = view(padded(signal, 3), modality, domain, 0, config)
@@ -178,3 +192,100 @@ def test_spectral_view_keeps_the_mean_and_attenuates_one_band() -> None:
     assert float(low.float().mean()) > 0.02
     assert float(gain[..., 1:][~low].sub(1).abs().max()) < 1e-2
     assert not low[..., torch.fft.rfftfreq(1000, 1 / 200)[1:] > 45.1].any()
+
+
+def test_a_region_is_masked_around_a_channel_and_something_stays() -> None:
+    signal = make_signal(rows=200, channels=30)
+    masked = mask_region(signal, 60.0, signal.key_B)
+    hidden = ~masked.channel_valid_BC
+    assert (masked.x_BCT[hidden] == 0).all() and not masked.position_valid_BC[hidden].any()
+    assert 0.03 < float(hidden.float().mean()) < 0.5
+    distance = torch.cdist(signal.position_BC3, signal.position_BC3)
+    for row in range(200):
+        if hidden[row].any():  # some hidden channel is the centre: what it is nearest to is hidden first
+            inside, outside = hidden[row].nonzero()[:, 0], (~hidden[row]).nonzero()[:, 0]
+            nearest_kept = distance[row][inside][:, outside].amin(1)
+            assert bool((nearest_kept >= distance[row][inside][:, inside].amax(1)).any()), (
+                "no ball holds what is hidden and no more"
+            )
+    all_of_it = mask_region(signal, 1e5, signal.key_B)
+    assert (all_of_it.channel_valid_BC.sum(1) >= 1).all()
+    unplaced = signal.replace(position_valid_BC=torch.zeros_like(signal.position_valid_BC))
+    assert torch.equal(mask_region(unplaced, 60.0, signal.key_B).x_BCT, signal.x_BCT)
+
+
+def test_edges_are_dropped_in_both_directions() -> None:
+    signal = make_signal(rows=30)
+    kept = kept_edges(signal.key_B, 40, 0.25)
+    assert torch.equal(kept, kept.mT) and kept.shape == (30, 40, 40)
+    off_diagonal = ~torch.eye(40, dtype=torch.bool)
+    assert abs(float(kept[:, off_diagonal].float().mean()) - 0.75) < 0.02
+    assert edges_of_view(signal, 40, 0, AugmentationConfig()) is None
+    first, second = (edges_of_view(signal, 40, v, AugmentationConfig(edge_dropout=0.25)) for v in (0, 1))
+    assert first is not None and second is not None and not torch.equal(first, second)
+
+
+def test_crop_shifts_the_window() -> None:
+    signal = make_signal(rows=100)
+    signal = signal.replace(x_BCT=(torch.arange(1000.0) + 1).expand(100, 8, 1000))
+    out = crop(signal, 0.3, signal.key_B)
+    assert out.x_BCT.shape[-1] == 700 and out.time_valid_BT.all()
+    starts = out.x_BCT[:, 0, 0]
+    assert (out.x_BCT.diff(dim=-1) == 1).all()
+    assert 1 <= float(starts.min()) < 20 and 280 < float(starts.max()) <= 301
+
+
+def test_a_warp_of_time_keeps_the_ends_and_bounds_the_speed() -> None:
+    signal = make_signal(rows=50)
+    ramp = signal.replace(x_BCT=torch.arange(1000.0).expand(50, 8, 1000))
+    out = warp_time(ramp, 0.3, signal.key_B).x_BCT
+    speed = out.diff(dim=-1)[..., :-1]
+    assert 0.69 < float(speed.min()) < 0.8 and 1.2 < float(speed.max()) < 1.31
+    assert float(out[..., 0].abs().max()) < 1e-2 and float((out[..., -1] - 999).abs().max()) < 0.5
+    assert len({round(float(v), 3) for v in out[:, 0, 500]}) > 30
+
+
+def test_a_warp_of_amplitude_is_smooth_and_the_same_in_all_channels() -> None:
+    signal = make_signal(rows=300)
+    log_gain = (warp_amplitude(signal, 0.2, signal.key_B).x_BCT / signal.x_BCT).log()
+    assert float((log_gain[:, 0] - log_gain[:, 5]).abs().max()) < 1e-4
+    assert abs(float(log_gain.std()) - 0.2) < 0.02
+    assert float(log_gain.diff(dim=-1).abs().max()) < 0.02
+
+
+def test_hum_is_at_50_or_60_hz_and_stays_out_of_slow_recordings() -> None:
+    signal = make_signal(rows=60)
+    added = add_line(signal, 0.5, signal.key_B).x_BCT - signal.x_BCT
+    power = torch.fft.rfft(added).abs().square()
+    line = power[..., [250, 300]]  # bins of 0.2 Hz
+    assert float((line.sum(-1) / power.sum(-1)).min()) > 0.999
+    assert 10 < int((line[:, 0, 0] > line[:, 0, 1]).sum()) < 50
+    ratio = added.std(-1) / signal.x_BCT.std(-1)
+    assert float(ratio.max()) < 0.51 and abs(float(ratio.mean()) - 0.25) < 0.03
+    slow = make_signal(rows=60, sfreq=90.0)
+    assert torch.equal(add_line(slow, 0.5, slow.key_B).x_BCT, slow.x_BCT)
+
+
+@pytest.mark.parametrize("samples", [999, 1000])
+def test_random_phases_keep_spectra_and_cross_spectra(samples) -> None:
+    signal = make_signal(samples=samples)
+    signal = signal.replace(x_BCT=signal.x_BCT + signal.x_BCT.roll(1, dims=1) + 7)
+    out = randomise_phase(signal, 1.0, signal.key_B)
+    old, new = torch.fft.rfft(signal.x_BCT.double()), torch.fft.rfft(out.x_BCT.double())
+    cross = [x[:, 0] * x[:, 1].conj() for x in (old, new)]
+    scale = old.abs().square().mean()
+    assert float((old.abs() - new.abs()).abs().max() / scale.sqrt()) < 1e-4
+    assert float((cross[0] - cross[1]).abs().max() / scale) < 1e-4
+    assert float(torch.corrcoef(torch.stack([signal.x_BCT[0, 0], out.x_BCT[0, 0]]))[0, 1].abs()) < 0.2
+    torch.testing.assert_close(out.x_BCT.mean(-1), signal.x_BCT.mean(-1), rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(randomise_phase(signal, 0.0, signal.key_B).x_BCT, signal.x_BCT, rtol=1e-4, atol=1e-3)
+
+
+def test_noise_is_white_standard_normal_and_differs_between_channels() -> None:
+    noise = counter.white_noise(torch.arange(40), 5, 16, 3000)
+    assert abs(float(noise.mean())) < 0.01 and abs(float(noise.std()) - 1) < 0.01
+    correlation = torch.corrcoef(noise[:3].flatten(0, 1)) - torch.eye(48)
+    assert float(correlation.abs().max()) < 0.1
+    assert float((noise[..., 1:] * noise[..., :-1]).mean().abs()) < 0.01
+    with pytest.raises(ValueError, match="at most 1048576 time samples, found 1048577"):
+        counter.white_noise(torch.arange(1), 5, 1, (1 << 20) + 1)

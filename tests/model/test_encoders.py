@@ -103,9 +103,9 @@ def test_any_montage_length_and_rate_gives_finite_features_of_one_shape(
         features = model.features({modality: signal})[modality]
     width = SIZES["nano"][0]
     assert model.feature_widths(modality) == {
-        "eeg": {"spatial": 32 * width // 8, "temporal": width, "spectral": width, "connectivity": 32 * 31 // 2,
+        "eeg": {"spatial": 32 * 16, "temporal": width, "spectral": width, "connectivity": 32 * 31 // 2,
                 "tangent": 32 * 33 // 2, "coherence": 5 * 32 * 31 // 2, "band_power": 5 * 32},
-        "fmri": {"spatial": 100 * width // 8, "temporal": width, "spectral": width, "connectivity": 100 * 99 // 2,
+        "fmri": {"spatial": 100 * 16, "temporal": width, "spectral": width, "connectivity": 100 * 99 // 2,
                  "tangent": 100 * 101 // 2, "band_power": 4 * 100},
     }[modality]  # fmt: skip
     assert features.shape == (2, sum(model.feature_widths(modality).values()))
