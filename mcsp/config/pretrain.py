@@ -84,7 +84,7 @@ class PretrainConfig(Config):
     checkpoint_every: int = Field(100, ge=1, description="steps")
     keep_checkpoints: int = Field(3, ge=1, description="older ones are deleted")
     keep_every: int = Field(0, ge=0, description="checkpoints after a multiple of this many steps stay; 0: none do")
-    log_every: int = Field(1, ge=1, description="steps per line of metrics.jsonl")
+    log_every: int = Field(1, ge=1, description="steps per line of metrics.jsonl; the first has one as well")
     resume: Literal["auto", "never", "must"] = Field(
         "auto", description="auto: continue where run_dir has a checkpoint"
     )

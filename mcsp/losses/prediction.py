@@ -1,14 +1,14 @@
 """Prediction across windows: from one half of a window, the other half's connectivity and spectrum.
 
-For a prediction p_n and the target y_n of sample n, both E numbers, and m, the mean of targets over people::
+For a prediction p_n and the target y_n of sample n, both E numbers, and their means over people, m_p and m_y::
 
-    e_n = 1 - corr(p_n, y_n - m)        L_q = mean_n e_n, over samples that have the modality
+    e_n = 1 - corr(p_n - m_p, y_n - m_y)        L_q = mean_n e_n, over samples that have the modality
 
 corr is Pearson's correlation over the E numbers, so e is 1 where nothing of what sets a person apart from the average
-is predicted, and 0 where its pattern is predicted in full. The mean is a parameter that follows the targets, with the
-gradient of ``|y_n - m|^2 / (2 E)`` alone; without it a term would be small as soon as the average over people is
-known. Targets have no gradient. They are measured on the other half of the window as it is, without augmentation, by
-all of its channels.
+is predicted, and 0 where its pattern is predicted in full. The means are parameters that follow predictions and
+targets, each with the gradient of ``|y_n - m|^2 / (2 E)`` alone; without them a term would be small as soon as the
+average over people is known. Targets have no gradient. They are measured on the other half of the window as it is,
+without augmentation, by all of its channels.
 
 Predicting one window from another is an old idea (for EEG: relative positioning and contrastive predictive coding of
 Banville et al., arXiv 2007.16104); what is predicted here, and this loss, are ours. Telling people apart by two of
@@ -66,14 +66,16 @@ def prediction_terms(stack: Sequence[Slot], config: ObjectiveConfig, halves: Seq
     ]
 
 
-def prediction_error(predicted_BE: Tensor, target_BE: Tensor, mean_E: Tensor) -> Tensor:
-    """``e`` of the module's docstring for each row, (B,), between 0 and 2, with the gradient of the mean added."""
+def prediction_error(
+    predicted_BE: Tensor, target_BE: Tensor, mean_predicted_E: Tensor, mean_target_E: Tensor
+) -> Tensor:
+    """``e`` of the module's docstring for each row, (B,), between 0 and 2, with the gradients of the means added."""
     target_BE = target_BE.detach()
-    deviation_BE = target_BE - mean_E.detach()
-    a_BE = predicted_BE - predicted_BE.mean(1, keepdim=True)
-    b_BE = deviation_BE - deviation_BE.mean(1, keepdim=True)
+    sides = [predicted_BE - mean_predicted_E.detach(), target_BE - mean_target_E.detach()]
+    a_BE, b_BE = (side - side.mean(1, keepdim=True) for side in sides)
     error_B = 1 - torch.nn.functional.cosine_similarity(a_BE, b_BE, dim=1, eps=1e-6)
-    follow_B = (mean_E - target_BE).square().mean(1) / 2
+    follow_B = (mean_target_E - target_BE).square().mean(1) / 2
+    follow_B = follow_B + (mean_predicted_E - predicted_BE.detach()).square().mean(1) / 2
     return error_B + (follow_B - follow_B.detach())
 
 

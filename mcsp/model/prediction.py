@@ -1,7 +1,10 @@
 """Linear heads that predict the other half of a window from h; pretraining needs them, an export does not hold them.
 
-Shape letters: B rows, A anchors, F frequency bins, P frequency patches, E numbers of a target.
+Shape letters: B rows, A anchors, F frequency bins, P frequency patches, E numbers of a target, K numbers
+per anchor.
 """
+
+from typing import NamedTuple
 
 import torch
 from einops import reduce
@@ -15,7 +18,7 @@ from mcsp.model.tangent import upper_triangle
 from mcsp.schema import Domain, Modality
 
 # AdamW moves a parameter by about the learning rate in a step, whatever it stands for: times this, the mean over people
-# is there within some tens of steps.
+# has arrived within some tens of steps.
 MEAN_SCALE = 20.0
 
 
@@ -34,8 +37,16 @@ def spectrum_target(model: MCSP, modality: Modality, signal: Signal) -> Tensor:
     return reduce(power_BAF, "b a (p f) -> b (a p)", "mean", f=BINS_PER_PATCH)
 
 
+class Prediction(NamedTuple):
+    """What a head says of h, in float32 at least."""
+
+    predicted_BE: Tensor
+    mean_predicted_E: Tensor  # over people
+    mean_target_E: Tensor
+
+
 class PredictionHead(nn.Module):
-    """``h -> (prediction, mean over people)``, each of ``count`` numbers, in float32 at least.
+    """``h -> Prediction`` of ``count`` numbers, linear in h.
 
     With ``anchors`` h holds that many tokens, and the numbers are the pairs of anchors: the pair (a, b) is then
     ``(w_b . h_a + w_a . h_b) / 2`` with one w per anchor, so that a token has to hold its own anchor's connectivity.
@@ -45,25 +56,38 @@ class PredictionHead(nn.Module):
         super().__init__()
         self.anchors = anchors
         self.read = nn.Linear(h_width // anchors if anchors else h_width, anchors or count, bias=False)
-        self.mean_E = nn.Parameter(torch.zeros(count))
+        self.mean_predicted_E = nn.Parameter(torch.zeros(count))
+        self.mean_target_E = nn.Parameter(torch.zeros(count))
 
     @classmethod
     def of(cls, model: MCSP, modality: Modality, domain: Domain, target: str) -> "PredictionHead":
-        """The head that predicts ``target`` from h of one domain of ``model``."""
+        """The head that predicts ``target`` from h of one domain of ``model``.
+
+        From the spatial domain's own h it starts with the connectivity that h was made from: the pseudo-inverse of the
+        way there, of which only the step through few numbers per anchor loses anything.
+        """
         encoder = model.encoder(modality, domain)
         anchors = model.config.eeg_anchors if modality == "eeg" else model.config.fmri_anchors
         if target == "spectrum":
             spectral = model.encoder(modality, "spectral")
             assert isinstance(spectral, SpectralEncoder)
             return cls(encoder.h_width, anchors * spectral.n_patches)
-        return cls(encoder.h_width, anchors * (anchors - 1) // 2, anchors if domain == "spatial" else 0)
+        pairs = anchors * (anchors - 1) // 2
+        if not isinstance(encoder, SpatialEncoder):
+            return cls(encoder.h_width, pairs)
+        head = cls(encoder.h_width, pairs, anchors)
+        with torch.no_grad():
+            way_KA = encoder.encoder.narrow.weight @ encoder.embed.weight[:, :anchors]
+            head.read.weight.copy_(torch.linalg.pinv(way_KA))
+        return head
 
-    def forward(self, h_BD: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, h_BD: Tensor) -> Prediction:
         """Predict from the h of each row."""
-        mean_E = MEAN_SCALE * (self.mean_E if self.mean_E.dtype == torch.float64 else self.mean_E.float())
+        wide = torch.float64 if self.mean_target_E.dtype == torch.float64 else torch.float32
         if self.anchors:
             square_BAA = self.read(h_BD.unflatten(1, (self.anchors, -1)))
             predicted_BE = upper_triangle(square_BAA + square_BAA.mT) / 2
         else:
             predicted_BE = self.read(h_BD)
-        return predicted_BE.to(mean_E.dtype), mean_E
+        means = (MEAN_SCALE * mean_E.to(wide) for mean_E in (self.mean_predicted_E, self.mean_target_E))
+        return Prediction(predicted_BE.to(wide), *means)

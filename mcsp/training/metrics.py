@@ -1,8 +1,9 @@
 """What a run leaves to look at: ``metrics.jsonl``, ``events.jsonl``, TensorBoard files, and progress on stderr.
 
-Only rank 0 makes one. ``metrics.jsonl`` has one line per logged step and holds the run as it counts: steps that are
-taken again after a crash or a rollback appear once. ``events.jsonl`` is only ever appended to: starts, skipped steps,
-rollbacks, ends, with the time.
+Only rank 0 makes one. ``metrics.jsonl`` has one line per logged step, and always one of the first, whose losses and
+retrieval accuracies are those of the untrained model (they precede its update). It holds the run as it counts: steps
+that are taken again after a crash or a rollback appear once. ``events.jsonl`` is only ever appended to: starts, skipped
+steps, rollbacks, ends, with the time.
 """
 
 import json
@@ -38,6 +39,8 @@ class Metrics:
             # Later lines belong to steps that will be taken again; the last may be cut off by a crash.
             kept = [line for line in self._path.read_text().splitlines() if _step_of(line) in range(1, step + 1)]
             self._path.write_text("".join(line + "\n" for line in kept))
+        first = next(iter(read_metrics(self.run_dir)), {})
+        self._untrained = first if first.get("step") == 1 else {}
         self._file = self._path.open("a")
         self._board = SummaryWriter(str(self.run_dir / "tensorboard"), purge_step=step + 1 if step else None)
 
@@ -78,7 +81,8 @@ class Metrics:
             stream.close()
 
     def _progress(self, step: int, values: dict[str, float]) -> None:
-        shown = progress(values)
+        self._untrained = values if step == 1 else self._untrained
+        shown = progress(values, self._untrained)
         self._bar.set_postfix_str(shown, refresh=False)
         now = time.monotonic()
         if self._bar.disable and (now - self._said > LINE_SECONDS or step == self.steps):
@@ -87,16 +91,24 @@ class Metrics:
             print(f"step {step}/{self.steps}, {shown}, {_clock(left)} left", file=sys.stderr, flush=True)
 
 
-def progress(values: dict[str, float]) -> str:
-    """The few numbers to watch: loss, retrieval across modalities (else all), rate, norm, speed, waiting, skipped."""
-    found = {name: value for name, value in values.items() if name.startswith("top1/")}
-    across = [v for name, v in found.items() if name.startswith("top1/fmri-eeg")] or list(found.values())
+def progress(values: dict[str, float], untrained: dict[str, float]) -> str:
+    """The few numbers to watch: loss, retrieval across modalities (else all), rate, norm, speed, waiting, skipped.
+
+    Retrieval beside that of step 1, which no training came before: views that are too easy show there.
+    """
     parts = [f"loss {values['loss']:.3f}"]
-    parts += [f"top-1 {sum(across) / len(across):.2f}"] if across else []
+    now, then = _retrieval(values), _retrieval(untrained)
+    parts += [f"top-1 {now:.2f}" + (f" ({then:.2f} untrained)" if then is not None else "")] if now is not None else []
     parts += [f"lr {values['learning_rate']:.1e}", f"norm {values['gradient_norm']:.2g}"]
     parts += [f"{values['samples_per_second']:.0f} samples/s", f"data wait {100 * values['data_wait_fraction']:.0f} %"]
     parts += [f"skipped {values['skipped_steps']:.0f}"] if values["skipped_steps"] else []
     return ", ".join(parts)
+
+
+def _retrieval(values: dict[str, float]) -> float | None:
+    found = {name: value for name, value in values.items() if name.startswith("top1/")}
+    across = [v for name, v in found.items() if name.startswith("top1/fmri-eeg")] or list(found.values())
+    return sum(across) / len(across) if across else None
 
 
 def _clock(seconds: float) -> str:

@@ -18,7 +18,7 @@ from mcsp.config import AugmentationConfig, ModelConfig, ObjectiveConfig
 from mcsp.losses import VIEWS, initial_log_scale, pair_terms, prediction_error, prediction_terms, slots
 from mcsp.model.layers import TokenEncoder
 from mcsp.model.mcsp import MCSP
-from mcsp.model.prediction import PredictionHead, connectivity_target, spectrum_target
+from mcsp.model.prediction import Prediction, PredictionHead, connectivity_target, spectrum_target
 from mcsp.schema import Modality
 
 MAX_SCALE = 100.0  # of logits, as in CLIP (arXiv 2103.00020); at least 1, as in OpenCLIP
@@ -83,8 +83,10 @@ class Pretrainer(nn.Module):
                     z_by_slot[modality, domain, v] = z_nK
                 for term in self.predictions:
                     if (term.modality, term.domain) == (modality, domain):
-                        predicted, mean = self.heads[_key(term.name)](h_BD)
-                        error_2B = prediction_error(predicted, targets[term.target], mean)
+                        said: Prediction = self.heads[_key(term.name)](h_BD)
+                        error_2B = prediction_error(
+                            said.predicted_BE, targets[term.target], said.mean_predicted_E, said.mean_target_E
+                        )
                         error_B = error_2B.view(len(VIEWS), -1).mean(0)
                         error_by_name[term.name] = error_B.new_zeros(n).index_copy(0, signal.sample_B, error_B)
         some = next(iter(z_by_slot.values()))

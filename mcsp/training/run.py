@@ -96,7 +96,8 @@ class Run:
         step = self.trainer.step
         if not self.metrics:
             return
-        if step % self.config.log_every == 0 or step == self.config.steps or self.trainer.stopping:
+        due = step == 1 or step % self.config.log_every == 0
+        if due or step == self.config.steps or self.trainer.stopping:
             self.metrics.write(step, {**values, **self._speed(step - self.logged_step)})
             self.logged_step = step
         self.metrics.advance()

@@ -94,7 +94,9 @@ def test_metrics_forget_what_is_taken_again_and_events_do_not(tmp_path, capsys) 
     assert len(lines) == 31 and json.loads(lines[-1])["loss"] is None
     assert [event["event"] for event in read_events(tmp_path)] == ["start", "skip", "rollback", "start"]
     assert "rollback at step 40: because 3 steps in a row were skipped" in capsys.readouterr().err
-    assert progress(values(7)) == "loss 19.300, top-1 0.07, lr 1.0e-03, norm 3, 50 samples/s, data wait 5 %"
+    told = "loss 19.300, top-1 0.07, lr 1.0e-03, norm 3, 50 samples/s, data wait 5 %"
+    assert progress(values(7), {}) == told
+    assert progress(values(7), values(1)) == told.replace("0.07", "0.07 (0.01 untrained)")
 
 
 def test_a_run_is_drawn_with_its_events(tmp_path, monkeypatch, capsys) -> None:
