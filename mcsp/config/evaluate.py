@@ -1,9 +1,9 @@
 """What ``launchers/evaluate.py`` is told."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from mcsp.config.base import Config
 from mcsp.schema import Modality
@@ -16,7 +16,10 @@ class LabelledConfig(Config):
     """What evaluation and fine-tuning share: an export, labelled recordings, and the windows cut from them."""
 
     model_dir: Path = Field(description="an export")
-    corpus_dir: Path = Field(description="a corpus that build_corpus wrote")
+    corpus_dir: Path | None = Field(None, description="a corpus that build_corpus wrote")
+    bids_root: Path | None = Field(
+        None, description="instead of corpus_dir: a BIDS dataset or a folder of some; a corpus is built in out_dir"
+    )
     label: str = Field("diagnosis", description="a column that participants_columns let through, or task, session, run")
     classes: tuple[str, str] | None = Field(None, description="two values to compare, negative first; null: both found")
     window_seconds: dict[Modality, float] | None = Field(None, description="null: as in pretraining")
@@ -25,6 +28,12 @@ class LabelledConfig(Config):
     )
     batch_size: int = Field(32, ge=1, description="samples encoded, or units trained on, at once")
     folds: int = Field(5, ge=2, description="grouped by subject")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.corpus_dir is None) == (self.bids_root is None):
+            raise ValueError("expected one of corpus_dir and bids_root")
+        return self
 
 
 class EvaluateConfig(LabelledConfig):

@@ -15,6 +15,7 @@ from mcsp.config import EvaluateConfig, LabelledConfig
 from mcsp.data_sharding.reader import Corpus
 from mcsp.downstream import comparison, diagnostics
 from mcsp.downstream.baselines import classical_features, covariances, covariate_table
+from mcsp.downstream.bids_corpus import open_corpus, same_key_is_likely
 from mcsp.downstream.comparison import PRETRAINED, UNTRAINED, Described, FeatureSet
 from mcsp.downstream.features import unit_features
 from mcsp.downstream.report import read_curves, write_report
@@ -48,7 +49,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         ValueError: an unusable export or corpus, or labels from which no folds can be made; one line.
     """
     model = from_pretrained(config.model_dir)
-    corpus = Corpus(config.corpus_dir)
+    corpus = open_corpus(config, config.out_dir, model, [config.label, *config.covariates])
     config = with_windows(config, model)
     labelled = read_labels(corpus, config.label, config.classes)
     keys = [unit.key for unit in labelled.units]
@@ -62,6 +63,12 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     described = describe(model, untrained, corpus, labelled.units, config, covariates)
     rows, splits, notes = comparison.compare(described, labelled, config, seen or frozenset())
     retrieval, more_notes = run_retrieval({PRETRAINED: model, UNTRAINED: untrained}, corpus, config)
+    if not same_key_is_likely(config):
+        notes.append(
+            "Subjects were hashed under a public key (MCSP_SUBJECT_KEY is not set), so an overlap with the pretraining "
+            "subjects cannot show."
+        )
+        seen = None
     results = {
         "versions": versions(),
         "config": config.dump(),

@@ -99,7 +99,8 @@ def draw_roc(rows: Sequence[dict[str, Any]]) -> Figure:
     for axes, panel in zip(axes_list, panels, strict=False):
         for k, row in enumerate(r for r in rows if (r["protocol"], r["recordings"]) == panel):
             label = f"{row['features']}, {row['classifier']} {row['auroc']['value']:.2f}"
-            style = {"lw": 2.2 if row["features"] == "pretrained" else 1.1, "color": colormaps["tab10"](k)}
+            plain = row["features"] == "pretrained" and row["classifier"] == "logistic"
+            style = {"lw": 2.2 if plain else 1.1, "color": colormaps["tab10"](k)}
             grid = np.linspace(0, 1, len(row["roc"]))
             axes.plot(grid, row["roc"], label=label, **style)
             if row["features"] in ("pretrained", "untrained") and row["classifier"] == "logistic":

@@ -16,8 +16,8 @@ from tqdm import tqdm
 
 from mcsp.batch import collate
 from mcsp.config.finetune import FinetuneConfig
-from mcsp.data_sharding.reader import Corpus
 from mcsp.downstream import scores
+from mcsp.downstream.bids_corpus import open_corpus
 from mcsp.downstream.classifier_model import MCSPClassifier
 from mcsp.downstream.classifiers import cross_validate, logistic
 from mcsp.downstream.evaluate import versions, with_windows
@@ -35,7 +35,7 @@ class Finetuning:
     def __init__(self, config: FinetuneConfig) -> None:
         """Open the export and the corpus and encode every unit once; ``ValueError`` where something does not fit."""
         self.model = from_pretrained(config.model_dir)
-        self.corpus = Corpus(config.corpus_dir)
+        self.corpus = open_corpus(config, config.out_dir, self.model, [config.label])
         self.labelled: Labelled = read_labels(self.corpus, config.label, config.classes)
         self.config = config = with_windows(config, self.model)
         assert config.window_seconds is not None

@@ -1,0 +1,157 @@
+"""What a classifier's score rests on: integrated gradients per channel and frequency band, from controls to cases.
+
+Integrated gradients (Sundararajan et al., ICML 2017, through captum) need a starting point. Silence is a bad one: a
+spectrum's logarithm has no value there, and connectivity does not change with volume at all. So the path leads from a
+window of a unit of the negative class to one of a unit of the positive class, of the same site and channels. The
+attributions of a pair sum to the difference of their two scores, and their mean over pairs says which channels and
+bands hold the classes apart. Bands add up because a window is the sum of its bands.
+
+Shape letters: B rows, C channels, T time samples, K bands, the last of them all that lies in no other, F features.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from captum.attr import IntegratedGradients
+from scipy.stats import spearmanr
+from torch import Tensor, nn
+
+from mcsp.batch import Signal, collate
+from mcsp.kernels.spectral import BOLD_BANDS_HZ, EEG_BANDS_HZ
+from mcsp.model.mcsp import MCSP
+from mcsp.schema import Modality, Window
+
+BANDS_HZ: Mapping[Modality, Mapping[str, tuple[float, float]]] = {"eeg": EEG_BANDS_HZ, "fmri": BOLD_BANDS_HZ}
+OTHER_BAND = "other"
+Score = Callable[[Signal], Tensor]  # (B,), higher for the positive class
+
+
+def band_names(modality: Modality) -> list[str]:
+    """Names of the K bands."""
+    return [*BANDS_HZ[modality], OTHER_BAND]
+
+
+def split_bands(x_BCT: Tensor, sfreq: float, modality: Modality) -> Tensor:
+    """Parts ``(B, K, C, T)`` of a signal that sum to it, cut without overlap in the discrete Fourier transform."""
+    hz_F = torch.fft.rfftfreq(x_BCT.shape[-1], 1 / sfreq, dtype=torch.float64)
+    spectrum_BCF = torch.fft.rfft(x_BCT)
+    parts = [
+        torch.fft.irfft(spectrum_BCF * ((hz_F >= low) & (hz_F < high)).to(x_BCT), x_BCT.shape[-1])
+        for low, high in BANDS_HZ[modality].values()
+    ]
+    return torch.stack([*parts, x_BCT - torch.stack(parts).sum(0)], 1)
+
+
+@dataclass(frozen=True)
+class LinearProbe:
+    """A linear classifier on ``model.features`` of one modality."""
+
+    model: MCSP
+    modality: Modality
+    weight_F: Tensor  # float64
+    bias: float
+
+    def __call__(self, signal: Signal) -> Tensor:
+        """Scores ``(B,)``."""
+        return self.model.features({self.modality: signal})[self.modality].double() @ self.weight_F + self.bias
+
+
+@dataclass(frozen=True)
+class FinetunedScore:
+    """A fine-tuned model on one modality: the difference of its two logits."""
+
+    classifier: nn.Module
+    modality: Modality
+
+    def __call__(self, signal: Signal) -> Tensor:
+        """Scores ``(B,)``; every row is a unit of its own."""
+        rows = len(signal)
+        own = signal.replace(sample_B=torch.arange(rows, device=signal.x_BCT.device))
+        logits_BO = self.classifier({self.modality: own}, rows)
+        return logits_BO[:, 1] - logits_BO[:, 0]
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """Of one pair of windows, or of the mean over several."""
+
+    value_CK: np.ndarray  # in units of the score; 0 for a channel that is bad in either window
+    difference: float  # score of the positive window minus that of the negative one
+
+
+def attribute_pair(
+    score: Score, positive: Window, negative: Window, modality: Modality, steps: int, rows_at_once: int = 16
+) -> Attribution:
+    """Integrated gradients along the straight line from the negative to the positive window.
+
+    Both see the channels and time samples that are valid in both.
+
+    Args:
+        score: of the classifier.
+        positive, negative: windows with the same channels, rate and length.
+        modality: of both.
+        steps: points of Gauss-Legendre quadrature on the line.
+        rows_at_once: points that go through the model together.
+
+    Raises:
+        ValueError: windows that differ in channels, rate or length.
+    """
+    a, b = positive.recording, negative.recording
+    if a.channels != b.channels or a.sfreq != b.sfreq or positive.x_TC.shape != negative.x_TC.shape:
+        raise ValueError(
+            f"attribution: expected two windows of the same channels, rate and length, found {a.key} with "
+            f"{positive.x_TC.shape} at {a.sfreq:g} Hz and {b.key} with {negative.x_TC.shape} at {b.sfreq:g} Hz"
+        )
+    both = collate([[positive], [negative]]).signals[modality]
+    channel_valid_1C = both.channel_valid_BC.all(0, keepdim=True)
+    time_valid_1T = both.time_valid_BT.all(0, keepdim=True)
+    mask_1CT = channel_valid_1C[:, :, None] & time_valid_1T[:, None]
+    parts_BKCT = split_bands(both.x_BCT * mask_1CT, a.sfreq, modality)
+    # Masked again: a filter reaches into masked time.
+    parts_BKCT = parts_BKCT * mask_1CT[:, None]
+    rest = Signal(
+        x_BCT=both.x_BCT[:1],
+        sfreq_B=both.sfreq_B[:1],
+        channel_valid_BC=channel_valid_1C,
+        time_valid_BT=time_valid_1T,
+        position_BC3=both.position_BC3[:1],
+        position_valid_BC=both.position_valid_BC.all(0, keepdim=True) & channel_valid_1C,
+        sample_B=both.sample_B[:1],
+        key_B=both.key_B[:1],
+    )
+
+    def scored(x_BKCT: Tensor) -> Tensor:
+        return score(_repeated(rest, len(x_BKCT)).replace(x_BCT=x_BKCT.sum(1)))
+
+    found = IntegratedGradients(scored).attribute(
+        parts_BKCT[:1], baselines=parts_BKCT[1:], n_steps=steps, internal_batch_size=rows_at_once
+    )
+    with torch.no_grad():
+        high, low = scored(parts_BKCT).tolist()
+    return Attribution(found[0].sum(-1).T.double().numpy(), high - low)
+
+
+def _repeated(signal: Signal, rows: int) -> Signal:
+    return Signal(
+        x_BCT=signal.x_BCT,
+        sfreq_B=signal.sfreq_B.repeat(rows),
+        channel_valid_BC=signal.channel_valid_BC.expand(rows, -1),
+        time_valid_BT=signal.time_valid_BT.expand(rows, -1),
+        position_BC3=signal.position_BC3.expand(rows, -1, -1),
+        position_valid_BC=signal.position_valid_BC.expand(rows, -1),
+        sample_B=torch.arange(rows),
+        key_B=signal.key_B.repeat(rows),
+    )
+
+
+def mean_attribution(found: Sequence[Attribution]) -> Attribution:
+    """The mean over pairs of the same channels."""
+    return Attribution(np.mean([a.value_CK for a in found], axis=0), float(np.mean([a.difference for a in found])))
+
+
+def rank_correlation(a: Sequence[Attribution], b: Sequence[Attribution]) -> float | None:
+    """Spearman's correlation of all channels and bands of maps and their controls; None where a map is constant."""
+    x, y = (np.concatenate([m.value_CK.ravel() for m in maps]) for maps in (a, b))
+    return float(spearmanr(x, y).statistic) if np.ptp(x) > 0 and np.ptp(y) > 0 else None
