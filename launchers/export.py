@@ -1,14 +1,14 @@
 """Export the newest checkpoint of a run: safetensors weights that load without DeepSpeed, with a model card.
 
-python launchers/export.py RUN_DIR OUT_DIR [--corpus CORPUS_DIR] [--dtype bf16] [--modalities eeg]
+python launchers/export.py RUN_DIR OUT_DIR [--corpus CORPUS_DIR] [--dtype bf16] [--modalities eeg] \\
+    [--format torch-export onnx] [--evaluation EVALUATION_DIR]
 """
 
 import argparse
 import json
 import sys
 from pathlib import Path
-
-from mcsp.schema import Modality
+from typing import Any
 
 
 def main() -> None:
@@ -19,18 +19,20 @@ def main() -> None:
     parser.add_argument("--corpus", type=Path, help="the run's corpus, if it has moved since")
     parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32", help="of the stored weights")
     parser.add_argument("--modalities", nargs="+", choices=("fmri", "eeg"), help="encoders to export; default: all")
-    arguments = parser.parse_args()
+    parser.add_argument(
+        "--format", nargs="+", default=[], choices=("torch-export", "onnx"), dest="formats",
+        help="programs of each encoder beside the weights: .pt2 runs with torch alone, .onnx with onnxruntime",
+    )  # fmt: skip
+    parser.add_argument("--evaluation", type=Path, help="folder of evaluate's results.json, for the model card")
     try:
-        export(arguments.run_dir, arguments.out_dir, arguments.corpus, arguments.dtype, arguments.modalities)
+        export(parser.parse_args())
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
 
 
-def export(
-    run_dir: Path, out_dir: Path, corpus_dir: Path | None, dtype: str, modalities: list[Modality] | None
-) -> None:
-    """Export ``run_dir``; ``ValueError`` where it has no checkpoint, and as of ``mcsp.downstream.export``."""
+def export(arguments: argparse.Namespace) -> None:
+    """Export a run; ``ValueError`` where it has no checkpoint, and as of ``mcsp.downstream.export``."""
     import torch
 
     from mcsp.data_sharding.reader import Corpus
@@ -38,21 +40,34 @@ def export(
     from mcsp.training.checkpoint import latest_checkpoint
     from mcsp.training.metrics import read_metrics
 
+    run_dir, out_dir, dtype = arguments.run_dir, arguments.out_dir, arguments.dtype
     checkpoint = latest_checkpoint(run_dir)
     if checkpoint is None:
         raise ValueError(f"{run_dir}: expected a pretraining run with a checkpoint, found none")
     check_out_dir(out_dir)
     manifest = json.loads((checkpoint / "manifest.json").read_text())
-    corpus = Corpus(corpus_dir or manifest["config"]["corpus_dir"])
+    corpus = Corpus(arguments.corpus or manifest["config"]["corpus_dir"])
     from mcsp.training.state import consolidate_weights
 
     print(f"export: step {manifest['step']} of {run_dir}")
     metrics = [line for line in read_metrics(run_dir) if line["step"] <= manifest["step"]]
     stored = {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
-    last = metrics[-1] if metrics else {}
-    write_export(consolidate_weights(checkpoint), manifest, last, corpus, out_dir, stored, modalities)
+    evaluation = read_evaluation(arguments.evaluation) if arguments.evaluation else None
+    write_export(
+        consolidate_weights(checkpoint), manifest, metrics, corpus, out_dir, stored, arguments.modalities, evaluation,
+        arguments.formats,
+    )  # fmt: skip
     rounded = "" if dtype == "fp32" else f", its weights rounded to {dtype}"
     print(f"model: {out_dir}  (reloaded; outputs bit-identical to those of the checkpoint{rounded})")
+
+
+def read_evaluation(folder: Path) -> dict[str, Any]:
+    """The content of evaluate's results.json; ``ValueError`` where there is none."""
+    path = folder / "results.json"
+    if not path.is_file():
+        raise ValueError(f"{path}: expected the results of launchers/evaluate.py, found none")
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
 
 
 if __name__ == "__main__":

@@ -1,8 +1,11 @@
 """The model card of an export, filled from the run and the corpus."""
 
-from collections.abc import Mapping
+import json
+import statistics
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mcsp.data_sharding.description import DESCRIPTION_NAME
 from mcsp.data_sharding.reader import Corpus
 from mcsp.model.mcsp import MCSP
 
@@ -34,19 +37,26 @@ Needs torch, numpy, einops, safetensors, pyyaml and pydantic. `sha256sum -c SHA2
 Only the training split was used: {subjects} subjects, listed as keyed hashes in `pretraining_subjects.txt`. Do not test
 on them. {simulated_note}
 
-| site | kind | subjects | samples | recordings | EEG hours | fMRI hours |
-|---|---|---|---|---|---|---|
+| site | kind | subjects | samples | recordings | EEG hours | fMRI hours | terms |
+|---|---|---|---|---|---|---|---|
 {sites}
 
-Corpus index hash `{index_hash}`.
+Terms are what the site's `dataset_description.json` says under License; they apply to the recordings and may apply to
+weights trained on them. Corpus index hash `{index_hash}`.
 
 ## Training
 
 {steps_line}
 
-| quantity at the last logged step | value |
+{cost}
+
+{curves}| quantity at the last logged step | value |
 |---|---|
 {metrics}
+
+## Results
+
+{results}
 
 ## Intended use and limits
 
@@ -62,9 +72,26 @@ Corpus index hash `{index_hash}`.
 
 
 def model_card(
-    model: MCSP, manifest: Mapping[str, Any], metrics: Mapping[str, float], corpus: Corpus, n_subjects: int
+    model: MCSP,
+    manifest: Mapping[str, Any],
+    metrics: Sequence[Mapping[str, float]],
+    corpus: Corpus,
+    n_subjects: int,
+    evaluation: Mapping[str, Any] | None = None,
+    curves: str | None = None,
 ) -> str:
-    """Markdown text; simulated sites are called so, and nothing in it names a path of the machine."""
+    """Markdown text; simulated sites are called so, and nothing in it names a path of the machine.
+
+    Args:
+        model: the one that is exported.
+        manifest: of its checkpoint.
+        metrics: lines of metrics.jsonl up to that step.
+        corpus: of the run.
+        n_subjects: in the training split.
+        evaluation: content of evaluate's results.json; None where there is none yet.
+        curves: file name of a picture of the loss beside the card; None for none.
+    """
+    terms = terms_of_sites(corpus)
     used = [r for r in corpus.recordings if r.split == "train" and r.modality in model.config.modalities]
     simulated = sorted({r.site for r in used if r.simulated})
     hours = {True: 0.0, False: 0.0}
@@ -77,7 +104,7 @@ def model_card(
         rows.append(
             f"| {site} | {'simulated' if site in simulated else 'recorded'} | {len({r.subject for r in of_site})} "
             f"| {len({r.key for r in of_site})} | {len(of_site)} "
-            f"| {seconds['eeg'] / 3600:.2f} | {seconds['fmri'] / 3600:.2f} |"
+            f"| {seconds['eeg'] / 3600:.2f} | {seconds['fmri'] / 3600:.2f} | {terms.get(site, 'not stated')} |"
         )
     note = (
         f"**Simulated sites: {', '.join(simulated)} ({hours[True]:.2f} of {hours[True] + hours[False]:.2f} hours).** "
@@ -88,7 +115,8 @@ def model_card(
     run = manifest["config"]
     batch = ", ".join(f"{n} {name}" for name, n in run["batch"].items())
     windows = ", ".join(f"{run['window_seconds'][m]:g} s of {m}" for m in model.config.modalities)
-    shown = ["loss"] * ("loss" in metrics) + sorted(k for k in metrics if "/" in k)
+    last: Mapping[str, float] = metrics[-1] if metrics else {}
+    shown = ["loss"] * ("loss" in last) + sorted(k for k in last if k.startswith(("loss/", "top1/")))
     return _CARD.format(
         size=model.config.size,
         parameters=sum(p.numel() for p in model.parameters()),
@@ -102,6 +130,51 @@ def model_card(
         index_hash=corpus.index_hash,
         steps_line=f"{manifest['step']:,} steps of {batch} samples per batch; windows of {windows}; "
         f"seed {run['seed']}; peak learning rate {run['learning_rate']:g}; ZeRO stage {manifest['zero_stage']}.",
-        metrics="\n".join(f"| {name} | {metrics[name]:.4g} |" for name in shown) or "| (nothing was logged) | |",
+        metrics="\n".join(f"| {name} | {last[name]:.4g} |" for name in shown) or "| (nothing was logged) | |",
         hours=hours[True] + hours[False],
+        cost=training_cost(manifest, metrics),
+        curves=f"![loss by step]({curves})\n\n" if curves else "",
+        results=_results(evaluation, corpus),
+    )
+
+
+def terms_of_sites(corpus: Corpus) -> dict[str, str]:
+    """The licence that each site states; sites that state none are left out."""
+    path = corpus.path / DESCRIPTION_NAME
+    sources = json.loads(path.read_text())["SourceDatasets"] if path.is_file() else []
+    return {s["Site"]: s["License"].replace("|", "/") for s in sources if s.get("License")}
+
+
+def training_cost(manifest: Mapping[str, Any], metrics: Sequence[Mapping[str, float]]) -> str:
+    """A sentence on ranks, hours, operations and memory, of what was logged."""
+    ranks, hours = manifest.get("world_size", 1), manifest.get("useful_seconds", 0.0) / 3600
+    parts = [f"{ranks} {'rank' if ranks == 1 else 'ranks'} for {hours:.2f} hours ({ranks * hours:.2f} rank-hours)"]
+    speeds = [line["tflops"] for line in metrics if line.get("tflops")]
+    if speeds:
+        operations = statistics.fmean(speeds) * ranks * hours * 3600 / 1e3
+        parts.append(f"about {operations:.3g} PFLOP")
+    memory = [line["memory_gib"] for line in metrics if line.get("memory_gib")]
+    if memory:
+        parts.append(f"at most {max(memory):.1f} GiB of memory per rank")
+    return f"Cost: {', '.join(parts)}. Steps that were lost to a crash are not in it."
+
+
+def _results(evaluation: Mapping[str, Any] | None, corpus: Corpus) -> str:
+    if evaluation is None:
+        return "No evaluation came with this export."
+    sites = evaluation["sites"]
+    names = ", ".join(f"{s} (simulated)" if v["simulated"] else s for s, v in sites.items())
+    own = "the corpus of the pretraining" if evaluation["corpus_index_hash"] == corpus.index_hash else "another corpus"
+    seen = evaluation["subjects_seen_in_pretraining"]
+    rows = [
+        f"| {r['recordings']} | {r['protocol']} | {r['features']}, {r['classifier']} | {r['auroc']['value']:.3f} "
+        f"({r['auroc']['ci_low']:.3f} to {r['auroc']['ci_high']:.3f}) |"
+        for r in evaluation["classification"]
+        if not r["transductive"] and r["auroc"] is not None
+    ]
+    head = "| recordings | tested on | method | AUROC (95 % interval over subjects) |\n|---|---|---|---|\n"
+    return (
+        f"`{evaluation['label']['name']}` ({' against '.join(evaluation['label']['classes'])}) of "
+        f"{evaluation['subjects']} subjects of {own}, {'unknown how many' if seen is None else seen} of them seen in "
+        f"pretraining; sites: {names}.\n\n{head}" + "\n".join(rows)
     )

@@ -3,8 +3,10 @@
 Shape letters: B rows, C channels, T time samples.
 """
 
+import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,32 +23,37 @@ from mcsp.model.mcsp import MCSP
 from mcsp.model.pretrained import CONFIG_FILE, WEIGHTS_FILE, from_pretrained, load_weights, write_pretrained, write_sums
 from mcsp.schema import MODALITIES, UNITS, Modality
 
-SUBJECTS_FILE = "pretraining_subjects.txt"
+SUBJECTS_FILE, CURVES_FILE, PROGRAMS_FILE = "pretraining_subjects.txt", "loss.png", "programs.json"
 
 
 def write_export(
     weights: dict[str, Tensor],
     manifest: dict[str, Any],
-    metrics: dict[str, float],
+    metrics: Sequence[dict[str, float]],
     corpus: Corpus,
     out_dir: Path,
     dtype: torch.dtype = torch.float32,
     modalities: Sequence[Modality] | None = None,
+    evaluation: dict[str, Any] | None = None,
+    formats: Sequence[str] = (),
 ) -> None:
     """Write an export of ``weights`` to ``out_dir``, replacing an earlier export there.
 
     Args:
         weights: float32, under the names of ``MCSP.state_dict()``.
         manifest: of the checkpoint: ``step``, ``config``, ``model_config``, ``index_hash``.
-        metrics: the last logged step, for the model card.
+        metrics: lines of metrics.jsonl up to the checkpoint, for the model card.
         corpus: the one that the run was trained on.
         out_dir: the folder.
         dtype: that weights are stored in; with bfloat16 the file is half as large, and loading rounds nothing more.
         modalities: the encoders that go along; None: all that the model has.
+        evaluation: content of evaluate's results.json, for the model card.
+        formats: "torch-export" and "onnx" write programs beside, see :mod:`mcsp.downstream.program`.
 
     Raises:
-        ValueError: ``out_dir`` holds something else, a modality that the model lacks, another corpus than the
-            checkpoint's, weights that do not match, or an export that does not give back the same numbers.
+        ValueError: a format that the model's operators do not allow, ``out_dir`` holds something else, a modality that
+            the model lacks, another corpus than the checkpoint's, weights that do not match, or an export that does not
+            give back the same numbers.
     """
     check_out_dir(out_dir)
     if corpus.index_hash != manifest["index_hash"]:
@@ -66,12 +73,61 @@ def write_export(
         write_pretrained(model, aside, preprocessing_of(manifest, corpus, config.modalities), dtype)
         subjects = pretraining_subjects(corpus)
         (aside / SUBJECTS_FILE).write_text("".join(f"{subject}\n" for subject in subjects))
-        (aside / "README.md").write_text(model_card(model, manifest, metrics, corpus, len(subjects)))
+        curves = write_curves(metrics, aside)
+        card = model_card(model, manifest, metrics, corpus, len(subjects), evaluation, curves)
+        (aside / "README.md").write_text(card)
+        write_programs(model, corpus, manifest["config"]["window_seconds"], aside, formats)
         write_sums(aside)
         check_same(model, from_pretrained(aside))
         _replace(aside, out_dir)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def write_curves(metrics: Sequence[dict[str, float]], folder: Path) -> str | None:
+    """Draw the run's curves into ``folder``; the file's name, or None without matplotlib or anything to draw."""
+    try:
+        from mcsp.downstream.figures import draw_curves
+    except ModuleNotFoundError:  # a training environment may lack what evaluation needs
+        return None
+    if len(metrics) < 2:
+        return None
+    draw_curves(metrics).savefig(folder / CURVES_FILE, dpi=90)
+    return CURVES_FILE
+
+
+def write_programs(
+    model: MCSP, corpus: Corpus, window_seconds: Mapping[str, float], folder: Path, formats: Sequence[str]
+) -> None:
+    """Programs of every modality, for the corpus' commonest rate, its largest montage and the pretraining's window.
+
+    ``programs.json`` says for each what it takes.
+    """
+    if not formats:
+        return
+    from mcsp.downstream import program
+
+    described: dict[str, Any] = {}
+    for modality in model.config.modalities:
+        recordings = [r for r in corpus.recordings if r.modality == modality]
+        sfreq = Counter(r.sfreq for r in recordings).most_common(1)[0][0]
+        channels = max(r.n_channels for r in recordings)
+        samples = round(window_seconds[modality] * sfreq)
+        exported = program.record(program.EncoderProgram(model, modality, sfreq), channels, samples)
+        files = []
+        if "torch-export" in formats:
+            files.append(f"{modality}.pt2")
+            program.write_program(exported, folder / files[-1])
+        if "onnx" in formats:
+            files.append(f"{modality}.onnx")
+            program.write_onnx(exported, folder / files[-1])
+        shapes = {"x_BCT": [1, channels, samples], "position_BC3": [1, channels, 3], "channel_valid_BC": [1, channels]}
+        units = {"x_BCT": UNITS[modality], "position_BC3": "mm, zeros where unknown", "channel_valid_BC": "bool"}
+        widths = model.feature_widths(modality)
+        described[modality] = {
+            "files": files, "sfreq_hz": sfreq, "inputs": shapes, "units": units, "features_BF": widths
+        }  # fmt: skip
+    (folder / PROGRAMS_FILE).write_text(json.dumps(described, indent=2) + "\n")
 
 
 def only(

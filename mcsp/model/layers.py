@@ -108,7 +108,7 @@ class AnchorWeights(nn.Module):
         distance2_BAC = (anchors[None, :, None] - signal.position_BC3[:, None]).square().sum(-1)
         placed_BC = signal.position_valid_BC & signal.channel_valid_BC
         any_placed_B1 = placed_BC.any(1, keepdim=True)
-        usable_BC = torch.where(any_placed_B1, placed_BC, signal.channel_valid_BC)
+        usable_BC = placed_BC | (signal.channel_valid_BC & ~any_placed_B1)
         logits = torch.where(any_placed_B1[:, :, None], -distance2_BAC / (2 * self.sigma_mm**2), 0.0)
         # A large finite number keeps rows without any valid channel finite (uniform over padding, which is zero).
         return logits.masked_fill(~usable_BC[:, None], -1e9).softmax(-1)

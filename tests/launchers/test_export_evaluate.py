@@ -79,6 +79,11 @@ def test_the_export_is_complete_and_says_what_it_is(export: Path, run_dir: Path,
     card = (export / "README.md").read_text()
     assert "Simulated sites: simulated-a, simulated-b" in card
     assert "for 2 steps" in card
+    assert "1 rank for 0.0" in card and "GiB of memory per rank" in card
+    assert "No evaluation came with this export." in card
+    assert "![loss by step](loss.png)" in card
+    assert (export / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert all(line.rstrip(" |").split("|")[-1].strip() for line in card.splitlines() if line.startswith("| simulated"))
     subjects = (export / "pretraining_subjects.txt").read_text().split()
     assert set(subjects) == {f"{r.site}/{r.subject}" for r in corpus.recordings if r.split == "train"}
     for file in export.iterdir():
@@ -111,6 +116,39 @@ def test_an_export_of_one_modality_in_bfloat16_is_half_as_large_and_gives_the_sa
     with torch.inference_mode():
         a, b = (m.features(signal)["eeg"] for m in (whole, part))
     assert (a - b).norm() / a.norm() < 0.01
+
+
+@pytest.mark.slow
+def test_programs_and_results_go_along(export: Path, run_dir: Path, tmp_path: Path) -> None:
+    row = {
+        "recordings": "fmri", "protocol": "kfold", "features": "pretrained", "classifier": "logistic",
+        "transductive": False, "auroc": {"value": 0.81, "ci_low": 0.7, "ci_high": 0.9},
+    }  # fmt: skip
+    results = {
+        "classification": [row, {**row, "transductive": True, "auroc": {"value": 0.99, "ci_low": 0, "ci_high": 1}}],
+        "sites": {"simulated-a": {"simulated": True}}, "subjects": 32, "subjects_seen_in_pretraining": 24,
+        "corpus_index_hash": "0" * 64, "label": {"name": "diagnosis", "classes": ["control", "case"]},
+    }  # fmt: skip
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    out = tmp_path / "model"
+    options = ["--modalities", "fmri", "--format", "torch-export", "--evaluation", tmp_path]
+    done = launch("export.py", run_dir, out, *options)
+    assert done.returncode == 0, done.stderr
+    card = (out / "README.md").read_text()
+    assert "0.810 (0.700 to 0.900)" in card and "0.990" not in card and "24 of them seen in pretraining" in card
+    program = json.loads((out / "programs.json").read_text())["fmri"]
+    inputs = (
+        torch.randn(program["inputs"]["x_BCT"]), torch.randn(program["inputs"]["position_BC3"]),
+        torch.ones(program["inputs"]["channel_valid_BC"], dtype=torch.bool),
+    )  # fmt: skip
+    features = torch.export.load(out / "fmri.pt2").module()(*inputs)
+    assert features.shape == (1, sum(program["features_BF"].values()))
+    assert "fmri.pt2" in (out / "SHA256SUMS").read_text()
+    refused = launch("export.py", run_dir, out, "--modalities", "fmri", "--format", "onnx")
+    assert refused.returncode == 2
+    assert len([line for line in refused.stderr.splitlines() if line.startswith("error: ")]) == 1
+    assert "no ONNX" in refused.stderr and "eigh" in refused.stderr
+    assert (out / "fmri.pt2").is_file(), "a refused export must leave the earlier one"
 
 
 def test_exporting_again_replaces_the_export_and_leaves_nothing_beside_it(export: Path, run_dir: Path) -> None:
@@ -169,7 +207,7 @@ def test_another_corpus_than_the_checkpoints(
         ("model_dir=nowhere", "nowhere: expected an exported model, a folder with config.json"),
         ("corpus_dir=nowhere", "nowhere/index.json: cannot read the index"),
         ("label=handedness", "no sample has the label 'handedness'"),
-        ("fold=3", "unknown key 'fold'; known keys: batch_size, classes, corpus_dir"),
+        ("fold=3", "unknown key 'fold'; known keys: batch_size, bids_root, classes, corpus_dir"),
     ],
 )
 def test_evaluate_refuses_bad_input(

@@ -1,0 +1,57 @@
+"""Exports on the Hugging Face Hub, with its usual names; needs the extra ``hub``.
+
+A repository holds the files of an export and nothing else. What comes down is checked against its SHA256SUMS, and
+nothing is unpickled.
+"""
+
+from pathlib import Path
+
+from mcsp.model.pretrained import CONFIG_FILE, PREPROCESSING_FILE, SUMS_FILE, WEIGHTS_FILE, PretrainedMCSP
+from mcsp.model.pretrained import from_pretrained as from_folder
+
+_LOADED = [CONFIG_FILE, WEIGHTS_FILE, PREPROCESSING_FILE, SUMS_FILE, "pretraining_subjects.txt", "README.md"]
+
+
+def from_pretrained(
+    path_or_repo_id: str | Path, revision: str | None = None, cache_dir: Path | None = None
+) -> PretrainedMCSP:
+    """Load an export from a folder, else from a repository of the Hub, as :func:`mcsp.from_pretrained` does.
+
+    Args:
+        path_or_repo_id: a folder that exists, or "owner/name".
+        revision: branch, tag or commit of the repository; name a commit where a result must not change.
+        cache_dir: where downloads are kept; None: the Hub's own cache.
+
+    Raises:
+        ValueError: neither a folder nor a name of a repository, and as ``mcsp.from_pretrained``.
+        ModuleNotFoundError: the extra ``hub`` is not installed and there is no such folder.
+    """
+    if Path(path_or_repo_id).is_dir():
+        return from_folder(path_or_repo_id)
+    owner, slash, name = str(path_or_repo_id).partition("/")
+    if not (owner and slash and name) or "/" in name:
+        raise ValueError(f"{path_or_repo_id}: expected a folder or a repository owner/name, found neither")
+    from huggingface_hub import snapshot_download
+
+    folder = snapshot_download(str(path_or_repo_id), revision=revision, cache_dir=cache_dir, allow_patterns=_LOADED)
+    return from_folder(folder)
+
+
+def push_to_hub(folder: str | Path, repo_id: str, private: bool = True, revision: str | None = None) -> str:
+    """Upload an export with the files it has; the address of the commit.
+
+    The export is loaded before anything leaves the machine, and a repository is private unless asked otherwise: the
+    terms of the recordings come first (see docs/data-terms.md).
+
+    Raises:
+        ValueError: as ``mcsp.from_pretrained``.
+    """
+    from huggingface_hub import HfApi
+
+    from_folder(folder)
+    api = HfApi()
+    api.create_repo(repo_id, private=private, exist_ok=True)
+    done = api.upload_folder(
+        repo_id=repo_id, folder_path=str(folder), revision=revision, commit_message="MCSP export", delete_patterns="*"
+    )
+    return str(done.commit_url)
