@@ -1,7 +1,7 @@
-"""Evaluate an export on a labelled corpus: probes beside their baselines, retrieval across modalities, one report.
+"""Evaluate an export on a labelled corpus or BIDS folders: probes beside their baselines, retrieval, one report.
 
 python launchers/evaluate.py --config configs/evaluate/demo.yaml model_dir=DIR corpus_dir=DIR out_dir=DIR \\
-    label=diagnosis
+    label=diagnosis        # or bids_root=DIR in place of corpus_dir
 """
 
 import sys
