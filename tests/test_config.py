@@ -8,7 +8,15 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mcsp.config import Config, CorpusConfig, EvaluateConfig, ModelConfig, PretrainConfig, parse_command_line
+from mcsp.config import (
+    AblateConfig,
+    Config,
+    CorpusConfig,
+    EvaluateConfig,
+    ModelConfig,
+    PretrainConfig,
+    parse_command_line,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 MODELS: dict[str, type[Config]] = {"corpus": CorpusConfig, "pretrain": PretrainConfig, "evaluate": EvaluateConfig}
@@ -25,7 +33,10 @@ def written(tmp_path: Path, text: str) -> Path:
     return path
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*/*.yaml")), ids=lambda p: f"{p.parent.name}/{p.name}")
+SHIPPED = [path for kind in MODELS for path in sorted((ROOT / "configs" / kind).glob("*.yaml"))]
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: f"{p.parent.name}/{p.name}")
 def test_every_shipped_config_loads_and_its_values_arrive(path: Path) -> None:
     kind = path.parent.name
     config = MODELS[kind].load(path, FOLDERS[kind])
@@ -33,6 +44,12 @@ def test_every_shipped_config_loads_and_its_values_arrive(path: Path) -> None:
     folders = {override.split("=")[0] for override in FOLDERS[kind]}
     written = set(yaml.safe_load(path.read_text())) - folders
     assert {name for name in type(config).model_fields if getattr(config, name) != getattr(default, name)} <= written
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "ablate").glob("*.yaml")), ids=lambda p: p.name)
+def test_every_shipped_ablation_loads(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)  # they name a file of pretraining beside them
+    assert len(AblateConfig.load(path, ["corpus_dir=corpus", "out_dir=out"]).variants) > 1
 
 
 def test_there_are_configs_for_all_launchers() -> None:
