@@ -47,10 +47,13 @@ class MCSPClassifier(nn.Module):
             parameter.requires_grad_(id(parameter) in trained)
 
     def _trained_encoder_parameters(self) -> Iterator[nn.Parameter]:
+        # Encoders of a modality that has no head here would get no gradient.
+        encoders = [e for name, e in self.model.encoders.items() if name.split("_")[0] in self.n_features]
         if self.depth == "full":
-            yield from self.model.encoders.parameters()
+            for encoder in encoders:
+                yield from encoder.parameters()
         elif self.depth == "last_layers":
-            for encoder in self.model.encoders.values():
+            for encoder in encoders:
                 tokens = encoder.get_submodule("encoder")
                 assert isinstance(tokens, TokenEncoder)
                 for part in (tokens.blocks[-1], tokens.norm, tokens.narrow, tokens.read):

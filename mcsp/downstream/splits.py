@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -32,8 +32,11 @@ def k_fold(keys: Sequence[str], y_N: np.ndarray, subjects: Sequence[str], folds:
         seeds: repetitions.
 
     Raises:
-        ValueError: one class only, or fewer subjects in a class than folds.
+        ValueError: labels other than 0 and 1, one class only, or fewer subjects in a class than folds.
     """
+    unknown = set(np.unique(y_N)) - {0, 1}
+    if unknown:
+        raise ValueError(f"expected labels 0 and 1, found {sorted(unknown, key=str)[:5]}")
     count = {c: len({s for s, y in zip(subjects, y_N, strict=True) if y == c}) for c in (0, 1)}
     if min(count.values()) == 0:
         raise ValueError(f"expected labels of two classes, found one class in {len(y_N)} units")
@@ -76,13 +79,18 @@ def described_folds(folds: Folds, keys: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _checked(protocol: Protocol, by_seed: tuple, keys: Sequence[str], subjects: Sequence[str]) -> Folds:
+def require_disjoint(folds: Iterable[tuple[np.ndarray, np.ndarray]], subjects: Sequence[str]) -> None:
+    """Raise ``ValueError`` if any subject is in the training and in the test part of one fold."""
     subject_N = np.asarray(subjects)
+    for train, test in folds:
+        both = set(subject_N[train]) & set(subject_N[test])
+        if both:
+            raise ValueError(f"subject {min(both)} is in the training and in the test part of one fold")
+
+
+def _checked(protocol: Protocol, by_seed: tuple, keys: Sequence[str], subjects: Sequence[str]) -> Folds:
     for folds in by_seed:
-        for train, test in folds:
-            both = set(subject_N[train]) & set(subject_N[test])
-            if both:
-                raise ValueError(f"subject {min(both)} is in the training and in the test part of one fold")
+        require_disjoint(folds, subjects)
     described = json.dumps([sorted(keys[i] for i in test) for folds in by_seed for _, test in folds])
     return Folds(protocol, by_seed, hashlib.sha256(described.encode()).hexdigest())
 

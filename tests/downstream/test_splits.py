@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mcsp.downstream.splits import _checked, inner_folds, k_fold, labelled_part, leave_site_out
+from mcsp.downstream.splits import _checked, inner_folds, k_fold, labelled_part, leave_site_out, require_disjoint
 
 
 def people(n: int = 40, sessions: int = 2) -> tuple[list[str], np.ndarray, list[str], list[str]]:
@@ -87,3 +87,17 @@ def test_labels_that_allow_no_folds(y: list[int], folds: int, message: str) -> N
     names = [f"s{i}" for i in range(12)]
     with pytest.raises(ValueError, match=message):
         k_fold(names, np.array(y), names, folds, 1)
+
+
+def test_folds_of_another_splitter_are_checked_too() -> None:
+    from sklearn.model_selection import GroupKFold, KFold
+
+    subjects = ["a", "a", "b", "b", "c", "c"]
+    require_disjoint(list(GroupKFold(3).split(np.zeros(6), groups=subjects)), subjects)
+    with pytest.raises(ValueError, match="subject a is in the training and in the test part of one fold"):
+        require_disjoint(list(KFold(6).split(np.zeros(6))), subjects)
+
+
+def test_labels_that_are_no_classes() -> None:
+    with pytest.raises(ValueError, match=r"expected labels 0 and 1, found \[2\]"):
+        k_fold(["a", "b"], np.array([1, 2]), ["a", "b"], 2, 1)

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -225,13 +224,21 @@ def test_a_refusal_is_one_line_and_no_stack_trace(tmp_path: Path) -> None:
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_the_example_encodes_a_recording_of_other_channels_and_rate(export: Path, tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    positions = 90 * (unit := rng.normal(size=(5, 3))) / np.linalg.norm(unit, axis=1, keepdims=True)
-    positions[3] = np.nan
-    np.savez(tmp_path / "rec.npz", x_CT=20 * rng.normal(size=(5, 8000)), sfreq=256.0, positions_mm=positions)
-    command = [sys.executable, str(ROOT / "examples" / "encode_recording.py"), str(export), str(tmp_path / "rec.npz")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+def example(name: str, *arguments: str | Path) -> str:
+    command = [sys.executable, str(ROOT / "examples" / name), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("3 windows of 10 s")
-    assert "nan" not in done.stdout
+    return done.stdout
+
+
+def test_the_examples_encode_recordings(export: Path, corpus_dir: Path) -> None:
+    site = corpus_dir.parent / "bids" / "simulated-b"
+    printed = example("encode_recording.py", export, next(site.glob("sub-*/eeg/*_eeg.edf")))
+    assert "average of the 14 good channels" in printed and "features, mean over 4 windows" in printed
+    printed = example("encode_recording.py", export, next(site.glob("sub-*/func/*_timeseries.tsv")))
+    assert "as in pretraining (simulated-b)" in printed and "nan" not in printed
+
+
+def test_the_example_classifies_a_folder(export: Path, corpus_dir: Path) -> None:
+    printed = example("classify_recordings.py", export, corpus_dir.parent / "bids/simulated-a", "diagnosis", "case")
+    assert printed.startswith("16 recordings of 16 subjects, AUROC per fold: [")

@@ -1,0 +1,131 @@
+"""FeatureExtractor in scikit-learn's own machinery."""
+
+import pickle
+from pathlib import Path
+
+import mne
+import numpy as np
+import pytest
+from sklearn.base import clone
+from sklearn.decomposition import PCA
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV, GroupKFold, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from mcsp.data_sharding.bids_write import write_eeg
+from mcsp.downstream.extractor import FeatureExtractor
+from mcsp.model.pretrained import PretrainedMCSP
+
+CHANNELS = ("Fp1", "Fp2", "C3", "C4", "O1", "O2")
+SFREQ, SECONDS = 128.0, 12
+
+
+def recordings(n: int = 12) -> tuple[np.ndarray, np.ndarray]:
+    """White noise with alpha over the back of the head in every other one, uV (N, C, T), and which."""
+    rng = np.random.default_rng(0)
+    x_NCT = 10 * rng.standard_normal((n, len(CHANNELS), round(SECONDS * SFREQ)))
+    y_N = np.arange(n) % 2
+    alpha_T = 40 * np.sin(2 * np.pi * 10 * np.arange(x_NCT.shape[2]) / SFREQ)
+    x_NCT[y_N == 1, -2:] += alpha_T
+    return x_NCT, y_N
+
+
+@pytest.fixture
+def extractor(export_dir: Path) -> FeatureExtractor:
+    return FeatureExtractor(export_dir, sfreq=SFREQ, channels=CHANNELS, windows_per_recording=1)
+
+
+def test_arrays_raws_and_files_give_the_same_features(extractor: FeatureExtractor, tmp_path: Path) -> None:
+    x_NCT, _ = recordings(3)
+    raws = [mne.io.RawArray(x * 1e-6, mne.create_info(list(CHANNELS), SFREQ, "eeg"), verbose="ERROR") for x in x_NCT]
+    paths = [
+        write_eeg(tmp_path, str(i), "rest", x_CT, CHANNELS, {"SamplingFrequency": SFREQ})
+        for i, x_CT in enumerate(x_NCT)
+    ]
+    expected = extractor.fit_transform(x_NCT)
+    assert expected.shape == (3, len(extractor.get_feature_names_out()))
+    np.testing.assert_allclose(extractor.transform(list(x_NCT)), expected)
+    np.testing.assert_allclose(extractor.transform(raws), expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(extractor.transform(paths), expected, rtol=0.02, atol=0.02)  # EDF of 0.05 uV
+    assert "12.0 s at 128 Hz" in str(extractor.encode(paths[0]).report)
+
+
+def test_names_say_the_part_of_the_features(extractor: FeatureExtractor, pretrained: PretrainedMCSP) -> None:
+    names = extractor.get_feature_names_out()
+    widths = pretrained.feature_widths("eeg")
+    assert len(names) == len(set(names)) == sum(widths.values())
+    for part, width in widths.items():
+        assert sum(name.startswith(f"eeg_{part}_") and name[len(f"eeg_{part}_") :].isdigit() for name in names) == width
+
+
+def test_it_is_cloned_and_pickled_without_weights(extractor: FeatureExtractor) -> None:
+    x_NCT, _ = recordings(1)
+    expected = extractor.fit_transform(x_NCT)
+    copy = clone(extractor)
+    assert copy.get_params() == extractor.get_params()
+    assert not hasattr(copy, "feature_names_")
+    stored = pickle.dumps(extractor)
+    assert len(stored) < 200_000
+    np.testing.assert_array_equal(pickle.loads(stored).transform(x_NCT), expected)
+
+
+def test_a_pipeline_is_cross_validated_in_two_processes(extractor: FeatureExtractor) -> None:
+    x_NCT, y_N = recordings()
+    pipeline = make_pipeline(extractor, StandardScaler(), LogisticRegression(C=0.1))
+    groups_N = np.arange(len(y_N)) // 2
+    scores = cross_val_score(pipeline, x_NCT, y_N, groups=groups_N, cv=GroupKFold(3), n_jobs=2)
+    assert scores.mean() > 0.8
+    as_list = cross_val_score(pipeline, list(x_NCT), y_N, groups=groups_N, cv=GroupKFold(3))
+    np.testing.assert_array_equal(as_list, scores)
+
+
+def test_a_grid_search_may_vary_windows_and_classifier(extractor: FeatureExtractor) -> None:
+    x_NCT, y_N = recordings(8)
+    pipeline = make_pipeline(extractor, StandardScaler(), PCA(3), LogisticRegression())
+    grid = {"featureextractor__window_seconds": [4.0, 8.0], "logisticregression__C": [0.1, 1.0]}
+    search = GridSearchCV(pipeline, grid, cv=2).fit(x_NCT, y_N)
+    assert search.best_params_.keys() == grid.keys()
+    assert np.isfinite(search.cv_results_["mean_test_score"]).all()
+    assert search.predict(x_NCT).shape == (8,)
+
+
+def test_bold_arrays(export_dir: Path, pretrained: PretrainedMCSP) -> None:
+    rng = np.random.default_rng(1)
+    places = rng.uniform(-60, 60, (10, 3))
+    x_NTP = 1000 + 5 * rng.standard_normal((2, 40, 10)).cumsum(axis=1)
+    extractor = FeatureExtractor(export_dir, "fmri", t_r=2.0, parcellation=places)
+    found = extractor.fit_transform(x_NTP)
+    np.testing.assert_array_equal(found[1], pretrained.encode_bold(x_NTP[1], 2.0, places).features)
+    assert clone(extractor).transform(list(x_NTP)).shape == found.shape
+
+
+def test_a_bad_recording_is_named_or_becomes_a_row_of_nan(extractor: FeatureExtractor) -> None:
+    x_NCT, _ = recordings(3)
+    x_NCT[1] = np.nan
+    with pytest.raises(ValueError, match=r"recording 1: Raw: 6 of 6 channels are bad \(6 non-finite\)"):
+        extractor.fit_transform(x_NCT)
+    found = clone(extractor).set_params(on_error="nan").fit_transform(x_NCT)
+    assert np.isnan(found).all(axis=1).tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("change", "X", "pattern"),
+    [
+        ({"sfreq": None}, np.zeros((1, 6, 2000)), "expected sfreq in Hz"),
+        ({"channels": None}, np.zeros((1, 6, 2000)), "expected channel names or positions_mm"),
+        ({"channels": ("Cz",)}, np.zeros((1, 6, 2000)), "1 channel names, expected one for each of 6 rows"),
+        ({}, np.zeros((6, 2000)), r"expected recordings of shape \(N, channels, time samples\), found \(6, 2000\)"),
+        ({}, "recording.edf", "put it into a list"),
+        ({"modality": "meg"}, [], r"modality: expected one of \['fmri', 'eeg'\], found 'meg'"),
+        ({"on_error": "ignore"}, [], "on_error: expected 'raise' or 'nan', found 'ignore'"),
+        ({"model_dir": "nowhere"}, [], "nowhere: expected an exported model"),
+    ],
+)
+def test_mistakes(extractor: FeatureExtractor, change: dict[str, object], X: object, pattern: str) -> None:
+    with pytest.raises(ValueError, match=pattern):
+        clone(extractor).set_params(**change).fit_transform(X)
+
+
+def test_no_recordings_give_no_rows(extractor: FeatureExtractor) -> None:
+    assert extractor.fit_transform([]).shape == (0, len(extractor.get_feature_names_out()))
