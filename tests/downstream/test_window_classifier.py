@@ -45,7 +45,8 @@ def test_a_plain_loop_overfits_and_trains_what_the_depth_says(model: PretrainedM
         loss.backward()
         optimizer.step()
     classifier.eval()
-    assert float(F.cross_entropy(classifier(x_BCT), y_B)) < 0.1
+    with torch.no_grad():
+        assert float(F.cross_entropy(classifier(x_BCT), y_B)) < 0.1
     changed = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
     assert bool(changed) == (depth != "head")
     assert all(name.startswith("encoders.eeg") for name in changed)
