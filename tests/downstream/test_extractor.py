@@ -1,6 +1,8 @@
 """FeatureExtractor in scikit-learn's own machinery."""
 
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import mne
@@ -57,6 +59,38 @@ def test_names_say_the_part_of_the_features(extractor: FeatureExtractor, pretrai
     assert len(names) == len(set(names)) == sum(widths.values())
     for part, width in widths.items():
         assert sum(name.startswith(f"eeg_{part}_") and name[len(f"eeg_{part}_") :].isdigit() for name in names) == width
+
+
+def test_a_table_with_names_comes_out_where_it_is_asked_for(extractor: FeatureExtractor) -> None:
+    table = extractor.set_output(transform="pandas").fit_transform(recordings(2)[0])
+    assert list(table.columns) == list(extractor.get_feature_names_out())
+
+
+LAB_ONLY = """
+import sys
+class Refuse:
+    names = {"ray", "webdataset", "deepspeed", "triton", "pyarrow", "upath", "isal", "pyriemann", "tensorboard"}
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in self.names:
+            raise ModuleNotFoundError(f"import of {name}, which the lab extra does not have")
+sys.meta_path.insert(0, Refuse())
+import numpy as np
+from mcsp.downstream.extractor import FeatureExtractor
+from mcsp.downstream.splits import k_fold
+from mcsp.downstream.window_classifier import WindowClassifier
+rng = np.random.default_rng(0)
+print(np.isfinite(FeatureExtractor(sys.argv[1]).transform([sys.argv[2]])).all())
+bold = FeatureExtractor(sys.argv[1], "fmri", t_r=2.0, parcellation=rng.uniform(-60, 60, (8, 3)))
+print(np.isfinite(bold.transform(1000 + rng.standard_normal((1, 40, 8)))).all())
+"""
+
+
+def test_the_lab_extra_is_enough(export_dir: Path, tmp_path: Path) -> None:
+    path = write_eeg(tmp_path, "1", "rest", recordings(1)[0][0], CHANNELS, {"SamplingFrequency": SFREQ})
+    command = [sys.executable, "-c", LAB_ONLY, str(export_dir), str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["True", "True"]
 
 
 def test_it_is_cloned_and_pickled_without_weights(extractor: FeatureExtractor) -> None:
