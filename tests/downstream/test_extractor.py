@@ -104,6 +104,7 @@ def test_it_is_cloned_and_pickled_without_weights(extractor: FeatureExtractor) -
     np.testing.assert_array_equal(pickle.loads(stored).transform(x_NCT), expected)
 
 
+@pytest.mark.slow  # each process imports everything anew
 def test_a_pipeline_is_cross_validated_in_two_processes(extractor: FeatureExtractor) -> None:
     x_NCT, y_N = recordings()
     pipeline = make_pipeline(extractor, StandardScaler(), LogisticRegression(C=0.1))
