@@ -20,7 +20,7 @@ from mcsp.model.pretrained import SUMS_FILE, PretrainedMCSP, from_pretrained
 from mcsp.schema import Modality
 
 
-class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
+class FeatureExtractor(TransformerMixin, BaseEstimator):
     """Encodes recordings with an exported model that stays frozen.
 
     Nothing is learned in :meth:`fit`, so features may be computed once before any cross-validation without a leak. The
