@@ -34,7 +34,7 @@ def k_fold(keys: Sequence[str], y_N: np.ndarray, subjects: Sequence[str], folds:
     Raises:
         ValueError: labels other than 0 and 1, one class only, or fewer subjects in a class than folds.
     """
-    unknown = set(np.unique(y_N)) - {0, 1}
+    unknown = set(np.unique(y_N).tolist()) - {0, 1}
     if unknown:
         raise ValueError(f"expected labels 0 and 1, found {sorted(unknown, key=str)[:5]}")
     count = {c: len({s for s, y in zip(subjects, y_N, strict=True) if y == c}) for c in (0, 1)}
