@@ -37,7 +37,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], Cluster]]:
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Cluster]]:
     """Starts raylets of one CPU each; stops only those."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -45,8 +45,9 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], Cluster
         ray.shutdown()
     started: list[Cluster] = []
 
-    def start(nodes: int) -> Cluster:
-        started.append(Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}))
+    def start(nodes: int, head_cpus: int = 1) -> Cluster:
+        head = {"num_cpus": head_cpus, "include_dashboard": False}
+        started.append(Cluster(initialize_head=True, head_node_args=head))
         for _ in range(nodes - 1):
             started[-1].add_node(num_cpus=1)
         return started[-1]
@@ -77,7 +78,7 @@ def expected(small: dict[str, object], tmp_path_factory: pytest.TempPathFactory)
 
 @pytest.mark.parametrize("nodes", [2, 3])
 def test_the_same_bytes_from_any_number_of_nodes(
-    cluster: Callable[[int], Cluster], small: dict, expected: dict, tmp_path: Path, nodes: int
+    cluster: Callable[..., Cluster], small: dict, expected: dict, tmp_path: Path, nodes: int
 ) -> None:
     config = CorpusConfig.parse({**small, "out_dir": tmp_path / "corpus"}, "test")
     build_corpus(config, cluster(nodes).address)
@@ -114,9 +115,10 @@ def kill_busy_worker(raylets: list[int], driver: subprocess.Popen[str]) -> int:
 
 
 def test_the_death_of_a_worker_and_of_a_node_changes_nothing(
-    cluster: Callable[[int], Cluster], small: dict, expected: dict, tmp_path: Path
+    cluster: Callable[..., Cluster], small: dict, expected: dict, tmp_path: Path
 ) -> None:
-    nodes, out = cluster(3), tmp_path / "corpus"
+    # The head builds nothing, or it would be done before the others have started.
+    nodes, out = cluster(3, head_cpus=0), tmp_path / "corpus"
     raylets = [node.all_processes["raylet"][0].process.pid for node in nodes.worker_nodes]
     driver = start_driver(small, out, "--address", nodes.address)
     bereaved = kill_busy_worker(raylets, driver)
