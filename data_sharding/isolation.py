@@ -12,10 +12,12 @@ import socket
 import subprocess
 import sys
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Self
+
+import numpy as np
 
 import mcsp
 from mcsp.config import CorpusConfig
@@ -39,6 +41,37 @@ class Reading:
     began: float  # seconds since 1970 by the scanner's clock; NaN where unknown
 
 
+@dataclass(frozen=True)
+class _Lent:
+    """A reading whose values lie in memory that both processes have: in a message they would be copied five times."""
+
+    reading: Reading
+    shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, reading: Reading, memory: int) -> "_Lent":
+        """Put the values of a reading into ``memory``, a file descriptor."""
+        x_TC = np.ascontiguousarray(reading.clean.x_TC, dtype=np.float32)
+        content, place = x_TC.data.cast("B"), 0
+        os.ftruncate(memory, 0)
+        while place < len(content):
+            place += os.pwrite(memory, content[place:], place)
+        clean = replace(reading.clean, x_TC=np.empty((0, x_TC.shape[1]), dtype=np.float32))
+        return cls(replace(reading, clean=clean), x_TC.shape)
+
+    def taken(self, memory: int) -> Reading:
+        """The reading with its values, which leave ``memory``."""
+        x_TC = np.empty(self.shape, dtype=np.float32)
+        content, place = x_TC.data.cast("B"), 0
+        while place < len(content):
+            n_bytes = os.preadv(memory, [content[place:]], place)
+            if n_bytes == 0:
+                raise EOFError("the reading process gave less than it said")
+            place += n_bytes
+        os.ftruncate(memory, 0)
+        return replace(self.reading, clean=replace(self.reading.clean, x_TC=x_TC))
+
+
 class ReadingProcess:
     """Reads recordings in another process, within ``read_timeout_seconds`` and ``read_memory_gb`` of ``config``."""
 
@@ -47,6 +80,7 @@ class ReadingProcess:
         self.config = config
         self.process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
+        self._memory = -1
 
     def read(self, ref: RecordingRef) -> Reading:
         """Read and clean one recording; raise :class:`RecordingError` with the reason, whatever happens to it."""
@@ -76,7 +110,10 @@ class ReadingProcess:
             if not connection.poll(seconds):
                 self.close()
                 return ("timeout", f"not read within {seconds:g} s"), ""
-            return connection.recv(), ""
+            answer = connection.recv()
+            if isinstance(answer, _Lent):
+                return answer.taken(self._memory), ""
+            return answer, ""
         except (EOFError, OSError):
             try:
                 code = process.wait(_KILL_SECONDS)
@@ -89,13 +126,15 @@ class ReadingProcess:
         if self.process is None or self._connection is None or self.process.poll() is not None:
             self.close()
             ours, theirs = socket.socketpair()
+            self._memory = os.memfd_create("mcsp-recording")
             # What is importable here must be there: a checkout on sys.path, or Ray's copy of a working directory.
             paths = [str(Path(mcsp.__file__).parent.parent), *filter(None, sys.path)]
-            command = f"from mcsp.data_sharding.isolation import serve; serve({theirs.fileno()}, {os.getpid()})"
+            arguments = f"{theirs.fileno()}, {self._memory}, {os.getpid()}"
+            command = f"from mcsp.data_sharding.isolation import serve; serve({arguments})"
             self.process = subprocess.Popen(
                 [sys.executable, "-c", command],
                 env={**os.environ, **ONE_THREAD, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))},
-                pass_fds=[theirs.fileno()],
+                pass_fds=[theirs.fileno(), self._memory],
                 stdin=subprocess.DEVNULL,
             )
             theirs.close()
@@ -114,7 +153,9 @@ class ReadingProcess:
             self.process.kill()
             with suppress(subprocess.TimeoutExpired):  # stuck in the kernel, on a network disk for example
                 self.process.wait(_KILL_SECONDS)
-        self.process = self._connection = None
+        if self._memory >= 0:
+            os.close(self._memory)
+        self.process, self._connection, self._memory = None, None, -1
 
     def __enter__(self) -> Self:
         return self
@@ -123,7 +164,7 @@ class ReadingProcess:
         self.close()
 
 
-def serve(descriptor: int, parent: int) -> None:
+def serve(descriptor: int, memory: int, parent: int) -> None:
     """The other process: answer until the connection closes or the parent dies."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
@@ -143,9 +184,12 @@ def serve(descriptor: int, parent: int) -> None:
             ref: RecordingRef | None = connection.recv()
         except EOFError:
             return
-        answer: Reading | str | tuple[str, str]
+        answer: _Lent | str | tuple[str, str]
         try:
-            answer = fingerprint() if ref is None else Reading(read_recording(ref, config), acquisition_time(ref))
+            if ref is None:
+                answer = fingerprint()
+            else:
+                answer = _Lent.of(Reading(read_recording(ref, config), acquisition_time(ref)), memory)
         except RecordingError as error:
             answer = (error.reason, str(error))
         except MemoryError:
