@@ -69,7 +69,7 @@ def test_a_table_with_names_comes_out_where_it_is_asked_for(extractor: FeatureEx
 LAB_ONLY = """
 import sys
 class Refuse:
-    names = {"ray", "webdataset", "deepspeed", "triton", "pyarrow", "upath", "isal", "pyriemann", "tensorboard"}
+    names = {"ray", "webdataset", "deepspeed", "triton", "pyarrow", "isal", "pyriemann", "tensorboard"}
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in self.names:
             raise ModuleNotFoundError(f"import of {name}, which the lab extra does not have")
