@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -76,7 +77,7 @@ def run_all(config: AblateConfig, command: Sequence[str]) -> list[str]:
                     if read_result(config, run) is None:
                         failed.append(run)
                         log = config.out_dir / run / "log.txt"
-                        tqdm.write(f"{run}: failed (status {process.returncode}), see {log}")
+                        tqdm.write(f"{run}: failed (status {process.returncode}), see {log}", file=sys.stderr)
     finally:
         for process in working.values():
             process.terminate()
