@@ -82,7 +82,7 @@ def demo_results(clone: Path) -> dict[str, object]:
     except OSError:
         return {}
     kept = ("step", "loss", "samples_per_second", "seconds_per_step", "data_wait_fraction", "skipped_steps")
-    classification = [{k: v for k, v in row.items() if k != "roc"} for row in results["classification"]]
+    classification = [{k: v for k, v in row.items() if not k.startswith("roc")} for row in results["classification"]]
     return {
         "last_step": {k: last[k] for k in kept},
         "classification": classification,
