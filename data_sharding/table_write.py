@@ -122,6 +122,7 @@ class _Column:
         self._distinct = 0
 
     def extend(self, values: list[Any]) -> None:
+        """Take up the values of further rows."""
         if not self._repeats:
             self._values.extend(pa.array(values, self._value_type))
             return

@@ -131,7 +131,7 @@ def write_onnx(exported: torch.export.ExportedProgram, path: Path) -> None:
         )
     except ModuleNotFoundError as error:
         raise ValueError(f"ONNX needs the extra onnx: pip install 'mcsp-pretraining[onnx]' ({error})") from None
-    except Exception as error:  # noqa: BLE001, whatever the converter raises
+    except torch.onnx.OnnxExporterError as error:
         cause = error.__cause__ or error
         raise ValueError(f"{path.name}: no ONNX ({' '.join(str(cause).split())[:300]})") from None
     assert program is not None
