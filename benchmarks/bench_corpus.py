@@ -31,7 +31,8 @@ from typing import Any
 
 import numpy as np
 from corpus_scale import KEY
-from fresh_machine import hardware
+
+from mcsp.provenance import hardware
 
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = ("plan", "index", "seal", "isolation", "build", "images")

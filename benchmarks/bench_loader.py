@@ -27,13 +27,13 @@ from typing import Any
 import numpy as np
 import torch
 import webdataset
-from fresh_machine import hardware
 from loader_corpus import CHANNELS, SFREQ, write_million, write_shards
 
 from mcsp.config import BatchConfig
 from mcsp.data_sharding import reader
 from mcsp.data_sharding.index import SHARDS_NAME
 from mcsp.data_sharding.reader import Corpus
+from mcsp.provenance import hardware
 from mcsp.schema import BLOCK_SAMPLES, Modality
 from mcsp.training.loader import StepDataset, batches
 from mcsp.training.metrics import read_metrics

@@ -24,11 +24,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from fresh_machine import hardware
 from scipy.signal import welch
 from torch import Tensor
 
 from mcsp.kernels.spectral import log_power
+from mcsp.provenance import hardware
 
 ROOT = Path(__file__).resolve().parents[1]
 SFREQ, CHANNELS, REPEATS, MOST_BINS = 200.0, 19, 7, 45

@@ -10,7 +10,6 @@ not, since it lies in the home folder.
 import argparse
 import json
 import os
-import platform
 import re
 import subprocess
 import sys
@@ -19,24 +18,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+from mcsp.provenance import hardware
+
 ROOT = Path(__file__).resolve().parents[1]
 STAGES = {"demo": ["make", "demo"], "test": ["make", "test"], "demo_again": ["make", "demo"]}
 PACKAGES = ("torch", "deepspeed", "ray", "webdataset", "mne", "nilearn", "numpy")
-
-
-def hardware() -> dict[str, object]:
-    """CPU model, usable cores, memory [GiB] and CUDA devices of this machine."""
-    cpu = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    memory = re.search(r"^MemTotal:\s*(\d+) kB$", Path("/proc/meminfo").read_text(), re.MULTILINE)
-    gpus = subprocess.run(["sh", "-c", "nvidia-smi -L 2>/dev/null"], capture_output=True, text=True, check=False).stdout
-    return {
-        "cpu": cpu.group(1) if cpu else platform.machine(),
-        "cores": len(os.sched_getaffinity(0)),
-        "memory_gib": round(int(memory.group(1)) / 2**20, 1) if memory else None,
-        "gpus": [re.sub(r" \(UUID.*", "", line) for line in gpus.splitlines()],
-        "system": f"{platform.system()} {platform.release()}",
-        "python": platform.python_version(),
-    }
 
 
 def versions(python: Path) -> dict[str, str]:

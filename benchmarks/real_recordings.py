@@ -29,7 +29,6 @@ from typing import Any
 import numpy as np
 import scipy.io
 import torch
-from fresh_machine import hardware
 from pyriemann.tangentspace import TangentSpace
 from scipy.signal import welch
 from sklearn.covariance import ledoit_wolf
@@ -47,6 +46,7 @@ from mcsp.data_sharding.simulate import electrode_positions_mm
 from mcsp.losses.objective import objective
 from mcsp.model.mcsp import MCSP
 from mcsp.model.pretrained import from_pretrained
+from mcsp.provenance import hardware
 from mcsp.schema import Modality
 from mcsp.training.pretrainer import Pretrainer
 

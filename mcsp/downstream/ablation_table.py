@@ -1,4 +1,4 @@
-"""The table of an ablation: mean and spread over seeds, and the difference to the base with the same seeds."""
+"""The tables of an ablation: mean and spread over seeds, and the difference to the base with the same seeds."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,18 +6,25 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-# Key in the scores of a run, heading of the column.
+from mcsp.schema import MODALITIES
+
+# Key in the scores of a run, heading of the column. With two modalities there is also <key>_<modality>.
 COLUMNS = {
     "auroc": "AUROC, all",
+    "auroc_pooled": "all, pooled",
     "auroc_learned": "AUROC, learned",
+    "auroc_learned_pooled": "learned, pooled",
     "auroc_few_labels": "few labels",
     "identification": "same person",
     "retrieval": "retrieval",
     "site": "site",
     "site_variance": "site variance",
 }
-DRAWN = ("auroc_learned", "auroc_few_labels", "identification", "site_variance")
+PARTS = {"": "all recordings"} | {f"_{modality}": f"{modality} alone" for modality in MODALITIES}
+DRAWN = ("auroc_learned", "auroc_learned_pooled", "auroc_few_labels", "identification", "retrieval", "site_variance")
 UNTRAINED = "untrained"
+Scores = dict[str, float | None]
+Spread = dict[str, dict[str, float | None]]
 
 
 def summarise(results: Sequence[dict[str, Any]], order: Sequence[str], base: str) -> list[dict[str, Any]]:
@@ -29,9 +36,9 @@ def summarise(results: Sequence[dict[str, Any]], order: Sequence[str], base: str
         base: the one that the others are compared with.
 
     Returns:
-        Rows ``{"variant", "seeds", "scores": {key: {"mean", "sd", "n"}}, "minus_base": {...}, "minus_untrained":
-        {...}}``; ``sd`` is over seeds, None for one seed. Differences are taken seed by seed; keys without a value are
-        left out.
+        Rows ``{"variant", "seeds", "scores": {key: {"mean", "sd", "se", "n"}}, "minus_base": {...}, "minus_untrained":
+        {...}}``; ``sd`` is over seeds and ``se`` of the mean over them, None for one seed. Differences are taken seed
+        by seed; keys without a value are left out.
     """
     by_run = {(r["variant"], r["seed"]): r["scores"] for r in results}
     trained = {run: scores["trained"] for run, scores in by_run.items()}
@@ -59,48 +66,55 @@ def summarise(results: Sequence[dict[str, Any]], order: Sequence[str], base: str
     return rows
 
 
-def _minus(a: dict[str, float | None], b: dict[str, float | None]) -> dict[str, float | None]:
-    found: dict[str, float | None] = {}
-    for key in COLUMNS:
-        x, y = a.get(key), b.get(key)
-        found[key] = None if x is None or y is None else x - y
-    return found
+def _minus(a: Scores, b: Scores) -> Scores:
+    return {key: x - y for key in a if (x := a[key]) is not None and (y := b.get(key)) is not None}
 
 
-def _spread(rows: Sequence[dict[str, float | None]]) -> dict[str, dict[str, float | None]]:
-    found: dict[str, dict[str, float | None]] = {}
-    for key in COLUMNS:
+def _spread(rows: Sequence[Scores]) -> Spread:
+    found: Spread = {}
+    for key in (key + part for part in PARTS for key in COLUMNS):
         values = [v for row in rows if (v := row.get(key)) is not None]
         if values:
             sd = float(np.std(values, ddof=1)) if len(values) > 1 else None
-            found[key] = {"mean": float(np.mean(values)), "sd": sd, "n": len(values)}
+            se = sd / len(values) ** 0.5 if sd is not None else None
+            found[key] = {"mean": float(np.mean(values)), "sd": sd, "se": se, "n": len(values)}
     return found
 
 
-def _cell(value: dict[str, float | None] | None, form: str = ".3f") -> str:
+def markdown(rows: Sequence[dict[str, Any]], base: str) -> str:
+    """For all recordings, and for each modality alone where there are two: the scores, then differences to the base."""
+    blocks = []
+    for part, title in PARTS.items():
+        shown = [key for key in COLUMNS if any(key + part in row["scores"] for row in rows)]
+        if not shown:
+            continue
+        head = ["variant", "seeds", *(COLUMNS[key] for key in shown)]
+        scores = [
+            [row["variant"], str(len(row["seeds"])), *(_cell(row["scores"].get(key + part), "sd") for key in shown)]
+            for row in rows
+        ]
+        blocks += [f"{title}: mean ± sd over seeds", _table(head, scores)]
+        minus = [
+            [row["variant"], str(max(value["n"] for value in of.values()))]
+            + [_cell(of.get(key + part), "se", "+.3f") for key in shown]
+            for row in rows
+            if row["variant"] != base and (of := row["minus_base"])
+        ]
+        if minus:
+            blocks += [f"{title}: minus {base}, mean ± standard error over seeds", _table(head, minus)]
+    return "\n\n".join(blocks)
+
+
+def _cell(value: dict[str, float | None] | None, spread: str, form: str = ".3f") -> str:
     if value is None:
         return "-"
-    return f"{value['mean']:{form}}" + (f" ± {value['sd']:.3f}" if value["sd"] is not None else "")
+    return f"{value['mean']:{form}}" + (f" ± {value[spread]:.3f}" if value[spread] is not None else "")
 
 
-def table_lines(rows: Sequence[dict[str, Any]], markdown: bool = False) -> list[str]:
-    """The scores and the difference of the learned AUROC to the base, as text or as a table of Markdown."""
-    shown = [key for key in COLUMNS if any(key in row["scores"] for row in rows)]
-    head = ["variant", "seeds", *(COLUMNS[key] for key in shown), "learned - base", "learned - untrained"]
-    body = [
-        [
-            row["variant"],
-            str(len(row["seeds"])),
-            *(_cell(row["scores"].get(key)) for key in shown),
-            _cell(row["minus_base"].get("auroc_learned"), "+.3f"),
-            _cell(row["minus_untrained"].get("auroc_learned"), "+.3f"),
-        ]
-        for row in rows
-    ]
-    if markdown:
-        return ["| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *body]]
+def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     widths = [max(len(line[k]) for line in [head, *body]) for k in range(len(head))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in [head, *body]]
+    lines = [head, ["-" * width for width in widths], *body]
+    return "\n".join("| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |" for line in lines)
 
 
 def draw(rows: Sequence[dict[str, Any]], chance: dict[str, float]) -> Figure:

@@ -58,13 +58,13 @@ def _weigh(x_NF: np.ndarray, weight_F: np.ndarray) -> np.ndarray:
     return x_NF * weight_F
 
 
-class _Span(TransformerMixin, BaseEstimator):
+class Span(TransformerMixin, BaseEstimator):
     """Rotates centred features onto the span of the training units, through whichever Gram matrix is the smaller.
 
     Directions below 1e-12 of the largest variance are left out: double precision does not tell them from rounding.
     """
 
-    def fit(self, x_NF: np.ndarray, y: object = None) -> "_Span":
+    def fit(self, x_NF: np.ndarray, y: object = None) -> "Span":
         """Find an orthonormal basis ``(F, R)``."""
         self.mean_F_ = x_NF.mean(axis=0)
         centred_NF = x_NF - self.mean_F_
@@ -90,7 +90,7 @@ def _rotation(blocks: Sequence[int]) -> Callable[[], Pipeline]:
 
     def make() -> Pipeline:
         weigh = FunctionTransformer(_weigh, kw_args={"weight_F": weight_F})
-        return make_pipeline(StandardScaler(), weigh, _Span())
+        return make_pipeline(StandardScaler(), weigh, Span())
 
     return make
 

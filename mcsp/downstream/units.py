@@ -1,7 +1,7 @@
 """What is classified: one unit per labelled subject-session, or per session and task where the task is the label."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +37,16 @@ class Labelled:
     subjects: list[str]  # "site/subject"
     sites: list[str]
     simulated: dict[str, bool]  # per site
+
+    def part(self, rows: np.ndarray) -> "Labelled":
+        """Some of the units, by their indices."""
+        return replace(
+            self,
+            units=[self.units[i] for i in rows],
+            y_N=self.y_N[rows],
+            subjects=[self.subjects[i] for i in rows],
+            sites=[self.sites[i] for i in rows],
+        )
 
     def group_index(self) -> np.ndarray:
         """Subjects as integers, int64 ``(N,)``."""

@@ -29,6 +29,7 @@ from mcsp.training.state import consolidate_weights
 from mcsp.training.trainer import for_corpus
 
 RESULT_FILE = "result.json"
+SCORING = 2  # raise when scores change their meaning, so that older results are made again
 _POLL_SECONDS = 0.2
 
 
@@ -50,6 +51,7 @@ def asked(config: AblateConfig, variant: str, seed: int) -> dict[str, Any]:
         "label": config.label,
         "windows_per_recording": config.windows_per_recording,
         "few_labels": [config.few_labels, config.few_label_draws],
+        "scoring": SCORING,
     }
 
 
@@ -83,6 +85,37 @@ def run_all(config: AblateConfig, command: Sequence[str]) -> list[str]:
             process.terminate()
         bar.close()
     return failed
+
+
+def result_file(config: AblateConfig, results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What ``ablation.json`` says beside its table: who made it, of what, and every run; no path of the machine.
+
+    Args:
+        config: the grid.
+        results: contents of ``result.json`` of the runs that have one.
+    """
+    corpus = Corpus(config.corpus_dir)
+    totals = corpus.index["totals"]
+    makers: list[dict[str, Any]] = []
+    for result in results:
+        if result["made_by"] not in makers:
+            makers.append(result["made_by"])
+    base = config.pretraining(config.base, config.seeds[0]).dump()
+    shared = config.dump()
+    if config.pretrain is not None and config.pretrain.is_absolute():
+        shared["pretrain"] = config.pretrain.name
+    return {
+        "made_by": makers,
+        "corpus": {
+            "index_hash": corpus.index_hash,
+            "subjects": totals["all"]["subjects"],
+            "sites": len(totals["sites"]),
+            "simulated_sites": sum(site["simulated"] for site in totals["sites"].values()),
+        },
+        "config": {k: v for k, v in shared.items() if k not in ("corpus_dir", "out_dir", "at_once", "only")},
+        "base": {k: v for k, v in base.items() if k not in ("corpus_dir", "run_dir", "seed")},
+        "runs": [{k: v for k, v in result.items() if k not in ("asked", "made_by")} for result in results],
+    }
 
 
 def _start(folder: Path, command: Sequence[str]) -> subprocess.Popen[bytes]:
@@ -119,7 +152,7 @@ def remembered(
     """What ``score`` says of a model before training, kept on disk: many variants start from the same one."""
     keys = ("corpus_dir", "seed", "window_seconds", "model", "hemodynamic_delay_seconds")
     start = {key: value for key, value in pretraining.dump().items() if key in keys}
-    scoring = [config.label, config.windows_per_recording, config.few_labels, config.few_label_draws]
+    scoring = [SCORING, config.label, config.windows_per_recording, config.few_labels, config.few_label_draws]
     digest = hashlib.sha256(json.dumps([start, scoring], sort_keys=True).encode()).hexdigest()[:16]
     path = config.out_dir / "untrained" / f"{digest}.json"
     if not path.is_file():
@@ -131,8 +164,15 @@ def remembered(
     return found
 
 
-def write_result(config: AblateConfig, run: str, scores: dict[str, Any]) -> None:
-    """Write ``result.json`` at once or not at all, then drop the checkpoints, which are large."""
+def write_result(config: AblateConfig, run: str, scores: dict[str, Any], made_by: dict[str, Any]) -> None:
+    """Write ``result.json`` at once or not at all, then drop the checkpoints, which are large.
+
+    Args:
+        config: the grid.
+        run: variant/seed.
+        scores: of the trained and of the untrained model.
+        made_by: from :func:`mcsp.provenance.made_by`, taken when the run began.
+    """
     variant, seed = run.split("/")
     folder, pretraining = config.out_dir / run, config.pretraining(variant, int(seed))
     metrics = read_metrics(pretraining.run_dir)
@@ -142,7 +182,7 @@ def write_result(config: AblateConfig, run: str, scores: dict[str, Any]) -> None
     seconds = sum(line["seconds_per_step"] for line in metrics) / len(metrics)
     content = {
         "variant": variant, "seed": int(seed), "asked": asked(config, variant, int(seed)), "scores": scores,
-        "first_and_last_step": training, "seconds_per_step": seconds,
+        "first_and_last_step": training, "seconds_per_step": seconds, "made_by": made_by,
     }  # fmt: skip
     aside = folder / f".{RESULT_FILE}.partial"
     aside.write_text(json.dumps(content, indent=1) + "\n")

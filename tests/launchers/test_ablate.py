@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from mcsp.config import AblateConfig
-from mcsp.downstream.ablation_table import UNTRAINED, summarise, table_lines
+from mcsp.data_sharding.reader import Corpus
+from mcsp.downstream.ablation_table import UNTRAINED, markdown, summarise
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["batch={paired: 4, eeg: 0, fmri: 0}", "window_seconds={eeg: 10, fmri: 30}", "steps=1", "warmup_steps=1"]
@@ -24,7 +25,7 @@ def config(out_dir: Path, corpus_dir: Path, **changes: object) -> AblateConfig:
 
 def scores(auroc: float, site: float = 0.5) -> dict[str, dict[str, float | None]]:
     return {
-        "trained": {"auroc_learned": auroc, "site": site, "retrieval": None},
+        "trained": {"auroc_learned": auroc, "auroc_learned_eeg": auroc - 0.2, "site": site, "retrieval": None},
         "untrained": {"auroc_learned": 0.6, "site": 0.9, "retrieval": None},
     }
 
@@ -39,10 +40,24 @@ def test_differences_are_taken_seed_by_seed() -> None:
     assert list(rows) == ["base", UNTRAINED, "other"]
     gain = rows["other"]["minus_base"]["auroc_learned"]
     assert gain["mean"] == pytest.approx(0.02) and gain["sd"] == pytest.approx(0.0141, abs=1e-3) and gain["n"] == 2
+    assert gain["se"] == pytest.approx(0.01)
     assert rows["base"]["minus_untrained"]["auroc_learned"]["mean"] == pytest.approx(0.15)
     assert "retrieval" not in rows["base"]["scores"]
-    lines = table_lines(list(rows.values()), markdown=True)
-    assert "+0.020 ± 0.014" in lines[-1] and lines[0].count("|") == lines[-1].count("|")
+    scored, minus, eeg = markdown(list(rows.values()), "base").split("\n\n")[1:6:2]
+    assert "0.750 ± 0.071" in scored.splitlines()[2] and "| retrieval" not in scored
+    assert "| other" in minus.splitlines()[-1] and "+0.020 ± 0.010" in minus.splitlines()[-1]
+    assert eeg.splitlines()[2].count("|") == 4 and "0.550 ± 0.071" in eeg  # of EEG there is one score
+
+
+def test_a_result_file_is_shown_again(tmp_path: Path) -> None:
+    rows = summarise([{"variant": "base", "seed": 0, "scores": scores(0.7)}], ["base"], "base")
+    file = tmp_path / "ablation.json"
+    file.write_text(json.dumps({"config": {"base": "base"}, "table": rows}))
+    command = [sys.executable, str(ROOT / "launchers" / "ablate.py"), "--table"]
+    shown = subprocess.run([*command, str(file)], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert shown.stdout.strip() == markdown(rows, "base")
+    refused = subprocess.run([*command, str(tmp_path / "none")], capture_output=True, text=True, cwd=ROOT)
+    assert refused.returncode == 2 and refused.stderr.startswith("error: --table: expected one ablation.json")
 
 
 def test_a_grid_is_refused_before_anything_runs(tmp_path: Path) -> None:
@@ -76,7 +91,16 @@ def test_a_failing_variant_costs_itself_alone_and_the_rest_is_kept(corpus_dir: P
     content = json.loads((tmp_path / "ablation.json").read_text())
     assert [row["variant"] for row in content["table"]] == ["base", UNTRAINED] and content["failed"] == ["bad/0"]
     (run,) = content["runs"]
-    assert 0 <= run["scores"]["trained"]["auroc"] <= 1 and run["scores"]["trained"]["retrieval"] is not None
+    trained = run["scores"]["trained"]
+    assert 0 <= trained["auroc"] <= 1 and trained["retrieval"] is not None
+    # With two modalities each is scored alone as well, and sites pooled beside the mean over them.
+    assert all(
+        0 <= trained[f"auroc_{kind}{m}"] <= 1 for kind in ("learned", "learned_pooled") for m in ("_eeg", "_fmri")
+    )
+    assert str(tmp_path) not in json.dumps(content) and str(corpus_dir) not in json.dumps(content)
+    (maker,) = content["made_by"]
+    assert maker["hardware"]["cores"] > 0 and maker["versions"]["torch"] and content["base"]["steps"] == 1
+    assert content["corpus"]["index_hash"] == Corpus(corpus_dir).index_hash
     assert (tmp_path / "ablation.png").stat().st_size > 1000
     assert not (tmp_path / "base" / "0" / "run" / "checkpoints").exists()
     before = (tmp_path / "base" / "0" / "result.json").stat().st_mtime_ns
