@@ -54,6 +54,12 @@ class PretrainConfig(Config):
         allow_inf_nan=False,
         description="sites are drawn in proportion to size^(1/T): 1 every sample equally often, 1000 every site",
     )
+    sites_per_batch: int = Field(
+        0,
+        ge=0,
+        description="from how many sites each part of the batch comes (paired, eeg, fmri), so that there are many "
+        "samples of each; divides each quota. 0: all sites mixed",
+    )
     shuffle_shards: int = Field(
         0, ge=0, description="shuffle within groups of so many shards, for remote or slow disks; 0: whole corpus"
     )

@@ -6,7 +6,8 @@ parameters. The data state of a run is one integer, the step.
 
 What "once per pass" means: position p of a stream is place p mod n of its cycle p div n. With ``site_temperature`` 1
 every sample of the stream is read exactly once in each cycle; otherwise every sample of a site once in each pass over
-that site (:class:`mcsp.training.order.Order`). Each time a sample is read its windows are cut anew, and the next of its
+that site (:class:`mcsp.training.order.Order`; where a step draws from few sites,
+:class:`mcsp.training.order.SiteBatches`). Each time a sample is read its windows are cut anew, and the next of its
 recordings is taken, or the next of its pairs of recordings; after as many passes as it has of these, all were read.
 """
 
@@ -19,7 +20,7 @@ from mcsp.config import BatchConfig
 from mcsp.data_sharding.table import Recordings
 from mcsp.schema import MODALITIES, Modality, random_key, text_key
 from mcsp.training.cuts import Cut, cut_one, cut_pair, pairings
-from mcsp.training.order import Order
+from mcsp.training.order import Order, SiteBatches
 
 STREAMS = ("paired", "eeg", "fmri")
 
@@ -31,7 +32,7 @@ class Stream:
     name: str
     quota: int  # samples per global batch
     rows_N2: np.ndarray  # first row of each sample and one past its last, int32
-    order: Order
+    order: Order | SiteBatches
 
     def __len__(self) -> int:
         return len(self.rows_N2)
@@ -65,6 +66,7 @@ class Schedule:
         delay_seconds: float,
         site_temperature: float = 1.0,
         shuffle_shards: int = 0,
+        sites_per_batch: int = 0,
     ) -> None:
         """Sort the samples of the training split into streams.
 
@@ -77,9 +79,11 @@ class Schedule:
             delay_seconds: how much later the BOLD window of a simultaneous pair starts.
             site_temperature: 1 reads every sample equally often, infinity every site.
             shuffle_shards: samples are shuffled within groups of so many shards, group after group; 0: all together.
+            sites_per_batch: from how many sites a stream's samples of one step come; 0: from all, mixed.
 
         Raises:
-            ValueError: a stream with a quota but without samples whose recordings are long enough, or no quota at all.
+            ValueError: a stream with a quota but without samples whose recordings are long enough, no quota at all, or
+                a quota that ``sites_per_batch`` does not divide.
         """
         self.recordings, self.window_seconds, self.delay_seconds = recordings, window_seconds, delay_seconds
         self.key = random_key(text_key(index_hash), seed)
@@ -100,7 +104,14 @@ class Schedule:
                     )
                 rows_N2 = np.stack([starts[numbers], starts[numbers + 1]], axis=1).astype(np.int32)
                 order_key = random_key(self.key, 0, STREAMS.index(name))
-                order = Order(*self._cells(rows_N2[:, 0], shuffle_shards), site_temperature, order_key)
+                site_N, group_N = self._cells(rows_N2[:, 0], shuffle_shards)
+                order: Order | SiteBatches
+                if sites_per_batch:
+                    if n % sites_per_batch:
+                        raise ValueError(f"sites_per_batch={sites_per_batch}: expected a divisor of batch.{name}={n}")
+                    order = SiteBatches(site_N, group_N, site_temperature, order_key, n, sites_per_batch)
+                else:
+                    order = Order(site_N, group_N, site_temperature, order_key, n)
                 self.streams.append(Stream(name, n, rows_N2, order))
         if not self.streams:
             raise ValueError("batch: expected a quota above 0 for paired, eeg or fmri, found none")
@@ -173,11 +184,10 @@ class Schedule:
     def draw(self, number: int, position: int, attempt: int = 0) -> Draw:
         """What a position of a stream reads; with ``attempt`` k > 0, what stands in where k samples could not be read.
 
-        That is the sample of the same place in the next step, then the one after that, and so on through the cycle.
+        Which one is the order's business.
         """
         stream = self.streams[number]
-        shift = stream.quota + attempt - 1 if attempt else 0
-        sample, pass_ = stream.order(position, shift)
+        sample, pass_ = stream.order(position, attempt)
         first, stop = stream.rows_N2[sample].tolist()
         key = random_key(self.key, 1, STREAMS.index(stream.name), position, attempt)
         turn = pass_ + (random_key(self.key, 2, first) >> 32)

@@ -72,6 +72,7 @@ def schedule_of(config: PretrainConfig, corpus: Corpus) -> Schedule:
         delay_seconds=config.hemodynamic_delay_seconds,
         site_temperature=config.site_temperature,
         shuffle_shards=config.shuffle_shards,
+        sites_per_batch=config.sites_per_batch,
     )
 
 

@@ -1,4 +1,5 @@
 import math
+from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
 
@@ -28,6 +29,11 @@ def corpus(paired: int, eeg: int, fmri: int) -> dict[str, list[Recording]]:
     return samples | {f"f{i:03d}": [recording(f"f{i:03d}", "fmri")] for i in range(fmri)}
 
 
+def at_sites(samples: dict[str, list[Recording]], count: int) -> dict[str, list[Recording]]:
+    """The same samples, shared out among so many sites."""
+    return {k: [replace(r, site=f"site{int(k[1:]) % count}") for r in rs] for k, rs in samples.items()}
+
+
 def table(samples: dict[str, list[Recording]]) -> Recordings:
     rows = [r for recordings in samples.values() for r in recordings]
     return Recordings.of(sorted(rows, key=lambda r: r.member))
@@ -50,12 +56,16 @@ def facts(draw: Draw) -> tuple:
     quotas=st.tuples(*[st.sampled_from([0, 12, 24])] * 3).filter(any),
     temperature=st.sampled_from([1.0, 3.0]),
     groups=st.integers(0, 3),
+    sites=st.sampled_from([0, 1, 3, 4]),
     step=st.integers(0, 10**6),
 )
 @settings(max_examples=40, deadline=None)
-def test_a_step_reads_the_same_whatever_the_ranks_and_micro_batches(sizes, quotas, temperature, groups, step) -> None:
+def test_a_step_reads_the_same_whatever_the_ranks_and_micro_batches(
+    sizes, quotas, temperature, groups, sites, step
+) -> None:
     quota = BatchConfig(paired=quotas[0], eeg=quotas[1], fmri=quotas[2])
-    plan = schedule(corpus(*sizes), quota, site_temperature=temperature, shuffle_shards=groups)
+    options = {"site_temperature": temperature, "shuffle_shards": groups, "sites_per_batch": sites}
+    plan = schedule(at_sites(corpus(*sizes), 5), quota, **options)
     whole = [facts(d) for d in plan.draws(step)]
     assert len(whole) == plan.global_batch
     for shares in (2, 3, 4, 12):  # ranks x micro-batches
@@ -158,6 +168,30 @@ def test_groups_of_shards_are_read_one_after_the_other() -> None:
     assert all(len(found) == 2 for found in shards)
     assert shards[0::2] == shards[1::2] and len(set.union(*shards[:8])) == 8
     assert shards[:8] != shards[8:], "the second pass visits the groups in the same order"
+
+
+def test_few_sites_per_batch_give_more_negatives_within_a_site_and_as_many_of_each_sample() -> None:
+    samples = at_sites(corpus(0, 0, 240), 12)
+    quota = BatchConfig(paired=0, eeg=0, fmri=32)
+    negatives, times = {}, {}
+    for sites in (0, 4):
+        plan = schedule(samples, quota, sites_per_batch=sites)
+        steps = [[d.cuts[0].recording for d in plan.draws(step)] for step in range(75)]  # ten passes
+        other = [sum(r.site == s.site and r.subject != s.subject for s in step) for step in steps for r in step]
+        negatives[sites] = sum(other) / len(other)
+        times[sites] = Counter(r.key for step in steps for r in step)
+        assert sites == 0 or {len({r.site for r in step}) for step in steps} == {sites}
+    assert negatives[0] < 2.7 and negatives[4] > 6.5  # 31 / 12 and 7, less what two passes share
+    assert set(times[0].values()) == {10} and set(times[4].values()) <= {9, 10, 11}
+
+
+def test_sites_per_batch_goes_on_where_a_run_stopped_and_divides_the_quota() -> None:
+    samples, quota = at_sites(corpus(0, 30, 0), 6), BatchConfig(paired=0, eeg=6, fmri=0)
+    plan, resumed = (schedule(samples, quota, sites_per_batch=2) for _ in range(2))
+    whole = [facts(d) for step in range(20) for d in plan.draws(step)]
+    assert [facts(d) for step in range(13, 20) for d in resumed.draws(step)] == whole[13 * 6 :]
+    with pytest.raises(ValueError, match=r"^sites_per_batch=4: expected a divisor of batch.eeg=6$"):
+        schedule(samples, quota, sites_per_batch=4)
 
 
 def test_a_replacement_is_another_sample_of_the_stream_and_all_have_a_turn() -> None:
