@@ -133,7 +133,7 @@ def test_batches_of_sites_read_every_sample_of_a_site_once_per_pass_over_it(
 def test_batches_of_sites_keep_the_temperature_and_the_number_of_sites(
     temperature: float, sites: int, power: float
 ) -> None:
-    """After any number of steps each site has had its share to within a few chunks, and each step has that many sites."""
+    """At any time a site has had its share to within a few chunks, and each step has that many sites."""
     order = site_batches(SIZES, 48, sites, temperature)
     steps = 400
     found = read(order, SIZES, steps)[..., 0]
