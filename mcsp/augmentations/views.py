@@ -33,10 +33,12 @@ def half_of_view(signal: Signal, index: int, config: AugmentationConfig) -> Sign
 def view(signal: Signal, modality: Modality, domain: Domain, index: int, config: AugmentationConfig) -> Signal:
     """View number ``index`` (0 or 1) of a window for one domain; a function of ``signal.key_B`` and the arguments."""
     key_B = mix64(signal.key_B ^ (1000 + 2 * DOMAINS.index(domain) + index))
-    if domain == "spatial" and config.disjoint_channels:
+    if domain == "spatial" and modality in config.disjoint_channels:
         signal = channel_half(signal, _second_B(signal, 107, index), signal.key_B)
     if domain in config.opposite_halves:
         signal = half_of_view(signal, index, config)
+    if config.gain:
+        signal = scale_amplitude(signal, config.gain, key_B)
     if domain == "spatial":
         return _spatial(signal, config, key_B)
     if domain == "temporal":

@@ -50,8 +50,11 @@ class AugmentationConfig(Config):
     opposite_halves: tuple[Domain, ...] = Field(
         ("spatial",), description="domains whose views are opposite halves of the window in time"
     )
+    gain: float = Field(0.0, ge=0, description="every domain: standard deviation of the log gain of a view")
     half_gap: float = Field(0.0, ge=0, lt=1, description="fraction of the window left out between the halves")
-    disjoint_channels: bool = Field(True, description="spatial: each view has its own half of the channels")
+    disjoint_channels: tuple[Modality, ...] = Field(
+        MODALITIES, description="spatial: modalities of which each view has its own half of the channels"
+    )
     channel_dropout: float = Field(0.1, ge=0, lt=1, description="spatial: largest fraction of channels dropped")
     region_mask_mm: float = Field(0.0, ge=0, description="spatial: largest radius within which channels are masked")
     edge_dropout: float = Field(0.0, ge=0, lt=1, description="spatial: fraction of connections dropped")

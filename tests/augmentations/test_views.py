@@ -16,7 +16,7 @@ from mcsp.augmentations.temporal import (
 from mcsp.augmentations.views import edges_of_view, half_of_view, view
 from mcsp.batch import Signal
 from mcsp.config import AugmentationConfig
-from mcsp.schema import DOMAINS, mix64
+from mcsp.schema import DOMAINS, MODALITIES, Domain, mix64
 
 
 def make_signal(rows: int = 6, channels: int = 8, samples: int = 1000, sfreq: float = 200.0) -> Signal:
@@ -129,7 +129,7 @@ def test_views_of_a_domain_are_opposite_halves_of_the_same_draw_everywhere() -> 
     signal = make_signal(rows=50)
     early = signal.replace(x_BCT=torch.arange(1000.0).expand(50, 8, 1000).clone() + 1)
     config = AugmentationConfig(
-        opposite_halves=("spatial", "temporal"), disjoint_channels=False, channel_dropout=0, time_mask=0, noise=0,
+        opposite_halves=("spatial", "temporal"), disjoint_channels=(), channel_dropout=0, time_mask=0, noise=0,
         amplitude_jitter=0,
     )  # fmt: skip
     first, second = (view(early, "fmri", "spatial", v, config) for v in (0, 1))
@@ -141,6 +141,29 @@ def test_views_of_a_domain_are_opposite_halves_of_the_same_draw_everywhere() -> 
     assert torch.equal(view(early, "eeg", "temporal", 0, config).x_BCT.abs(), first.x_BCT)
     assert torch.equal(half_of_view(early, 1, config).x_BCT, second.x_BCT)
     assert view(early, "eeg", "spectral", 0, config).x_BCT.shape[-1] == 1000
+
+
+def test_modalities_can_differ_in_whether_views_share_channels() -> None:
+    signal, config = make_signal(), AugmentationConfig(disjoint_channels=("fmri",), channel_dropout=0)
+    kept = {
+        m: [view(signal, m, "spatial", v, config).channel_valid_BC.sum(1).tolist() for v in (0, 1)] for m in MODALITIES
+    }
+    assert kept["fmri"] == [[4] * 6] * 2 and kept["eeg"] == [[8] * 6] * 2
+
+
+@pytest.mark.parametrize("domain", DOMAINS)
+def test_gain_is_one_number_per_row_and_view_in_every_domain(domain: Domain) -> None:
+    signal = make_signal(rows=300)
+    off = {"amplitude_jitter": 0, "noise": 0, "polarity": False}
+    plain, scaled = (
+        [view(signal, "eeg", domain, v, AugmentationConfig(gain=gain, **off)).x_BCT for v in (0, 1)]
+        for gain in (0.0, 0.5)
+    )
+    ratio = [s.std((1, 2)) / p.std((1, 2)) for s, p in zip(scaled, plain, strict=True)]
+    for r, s, p in zip(ratio, scaled, plain, strict=True):
+        torch.testing.assert_close(s, p * r[:, None, None], rtol=1e-3, atol=1e-3)
+        assert abs(float(r.log().std()) - 0.5) < 0.08
+    assert not torch.allclose(*ratio)
 
 
 def test_channel_dropout_stays_within_its_fraction_and_keeps_one() -> None:
