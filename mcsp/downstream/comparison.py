@@ -28,6 +28,7 @@ from mcsp.downstream.units import Labelled
 from mcsp.schema import MODALITIES, Modality
 
 PRETRAINED, UNTRAINED = "pretrained", "untrained"
+PRETRAINED_LEARNED, UNTRAINED_LEARNED = "pretrained, learned part", "untrained, learned part"
 CLASSICAL: dict[str, str] = {"eeg": "band power", "fmri": "connectivity", "both": "connectivity + band power"}
 COVARIANCE, COVARIATES = "covariance", "covariates"
 
@@ -38,12 +39,18 @@ class FeatureSet:
 
     x: dict[Modality, np.ndarray]  # (N, F) per modality, NaN rows where missing
     blocks: dict[Modality, list[int]]  # sizes of the parts that get equal weight in a penalised classifier
+    n_learned: int = 0  # so many parts of each modality, the first ones, are h of an encoder; the others are measured
 
     def joint(self, modalities: Sequence[Modality]) -> tuple[np.ndarray, list[int]] | None:
         """Features of the modalities side by side ``(N, F)``, and their blocks; None where one is absent."""
         if any(m not in self.x for m in modalities):
             return None
         return np.concatenate([self.x[m] for m in modalities], axis=1), [b for m in modalities for b in self.blocks[m]]
+
+    def learned_part(self) -> "FeatureSet":
+        """The same without the parts that need no weights."""
+        blocks = {m: of[: self.n_learned] for m, of in self.blocks.items()}
+        return FeatureSet({m: x_NF[:, : sum(blocks[m])] for m, x_NF in self.x.items()}, blocks, self.n_learned)
 
 
 @dataclass(frozen=True)
@@ -76,14 +83,21 @@ class Method:
 def methods(described: Described, recordings: str) -> list[Method]:
     """What is compared on ``recordings`` ("eeg", "fmri" or "both"); empty where no unit has them.
 
-    The untrained encoder has the pretrained one's read-out, so their difference is what pretraining learned.
+    The untrained encoder has the pretrained one's read-out, so their difference is what pretraining learned. Measured
+    features that both pass on (connectivity, say) can hide it, so the learned parts of both stand beside them.
     """
     modalities = _modalities(recordings)
     classical = described.classical.joint(modalities)
     if classical is None:
         return []
+    encoders = {
+        PRETRAINED: described.pretrained,
+        UNTRAINED: described.untrained,
+        PRETRAINED_LEARNED: described.pretrained.learned_part(),
+        UNTRAINED_LEARNED: described.untrained.learned_part(),
+    }
     found: list[Method] = []
-    for name, features in ((PRETRAINED, described.pretrained), (UNTRAINED, described.untrained)):
+    for name, features in encoders.items():
         joint = features.joint(modalities)
         if joint is not None:
             found.append(_method(name, logistic(joint[1]), joint[0]))
@@ -193,7 +207,6 @@ def _score_block(
         m.name: cross_validate(m.classifier, m.x_N[rows], y_N, groups_N, folds)
         for m in tqdm(compared, desc=title, unit="method", leave=False)
     }
-    first = compared[0]
     measures = {
         "auroc": partial(scores.pooled, y_N=y_N, weight_RN=weight_RN),
         "auroc_sites": partial(_site_mean, y_N=y_N, sites=sites, weight_RN=weight_RN),
@@ -208,14 +221,22 @@ def _score_block(
             **scores.all_scores(score_SN, y_N, sites, weight_RN, unseen_N, m.classifier.probabilities),
             **scores.roc_curve(score_SN, y_N, weight_RN),
         }  # fmt: skip
-        if m is not first:  # the pretrained model's gain over this method
+        better = _pretrained_for(m, compared)
+        if better is not None:
             row["pretrained_minus_this"] = {
-                name: scores.difference(score_of[first.name], score_SN, measure) for name, measure in measures.items()
+                name: scores.difference(score_of[better.name], score_SN, measure) for name, measure in measures.items()
             }
-        if m is first and m.features == PRETRAINED and config.permutations:
+        if m is compared[0] and m.features == PRETRAINED and config.permutations:
             row["permutation_p"] = permutation_p(m, rows, labelled, folds, config.permutations, row["auroc"]["value"])
         out.append(row)
     return out
+
+
+def _pretrained_for(method: Method, compared: Sequence[Method]) -> Method | None:
+    """The pretrained row that a row is compared with: like with like for the learned part; None for that row itself."""
+    like = PRETRAINED_LEARNED if method.features == UNTRAINED_LEARNED else PRETRAINED
+    found = next((m for m in compared if m.features == like), None)
+    return None if found is method else found
 
 
 def _site_mean(score_SN: np.ndarray, y_N: np.ndarray, sites: Sequence[str], weight_RN: np.ndarray) -> np.ndarray:

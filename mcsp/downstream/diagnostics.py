@@ -8,12 +8,15 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import StratifiedGroupKFold
 from tqdm import tqdm
 
 from mcsp.config import EvaluateConfig
 from mcsp.downstream import scores
 from mcsp.downstream.classifiers import cross_validate
 from mcsp.downstream.comparison import COVARIATES, Described, Method, complete_rows, methods
+from mcsp.downstream.linear import LinearClassifier
 from mcsp.downstream.splits import Folds, k_fold, labelled_part
 from mcsp.downstream.units import Labelled
 from mcsp.schema import MODALITIES
@@ -68,8 +71,9 @@ def _with_fraction(
 def site_decoding(described: Described, labelled: Labelled, config: EvaluateConfig) -> list[dict[str, Any]]:
     """How well the site can be told from the same features: AUROC of one site against the rest, mean over sites.
 
-    Sites with fewer subjects than folds are left out; empty where fewer than two remain. Lower is better: features that
-    tell the site apart let a classifier use it.
+    By logistic regression of one fixed penalty, in folds of subjects that all sites share. Sites with fewer subjects
+    than folds are left out; empty where fewer than two remain. Lower is better: features that tell the site apart let a
+    classifier use it.
     """
     out: list[dict[str, Any]] = []
     for recordings in MODALITIES:
@@ -77,8 +81,8 @@ def site_decoding(described: Described, labelled: Labelled, config: EvaluateConf
             rows, sites = _of_large_sites(labelled, complete_rows([m]), config.folds)
             if len(sites) < 2:
                 continue
-            asked = sites[:1] if len(sites) == 2 else sites  # of two sites, one question is both
-            auroc = float(np.mean([_one_site(m, labelled, rows, site, config.folds) for site in asked]))
+            site_N = np.array([labelled.sites[i] for i in rows])
+            auroc = _site_auroc(m, site_N, _groups(labelled, rows), rows, config.folds)
             out.append({"recordings": recordings, "features": m.features, "auroc": auroc, "sites": sites})
     return out
 
@@ -89,9 +93,14 @@ def _of_large_sites(labelled: Labelled, rows: Sequence[int] | np.ndarray, least:
     return np.array([i for i in rows if labelled.sites[i] in sites], dtype=int), sites
 
 
-def _one_site(method: Method, labelled: Labelled, rows: np.ndarray, site: str, folds: int) -> float:
-    y_N = np.array([int(labelled.sites[i] == site) for i in rows])
-    keys, subjects = [labelled.units[i].key for i in rows], [labelled.subjects[i] for i in rows]
-    split = k_fold(keys, y_N, subjects, folds, 1)
-    score_SN = cross_validate(method.classifier, method.x_N[rows], y_N, _groups(labelled, rows), split)
-    return float(scores.pooled(score_SN, y_N, np.ones((1, len(rows))))[0])
+def _site_auroc(method: Method, site_N: np.ndarray, groups_N: np.ndarray, rows: np.ndarray, folds: int) -> float:
+    """Pooled over folds for each site, then the mean over sites."""
+    x_N, names = method.x_N[rows], np.unique(site_N)
+    score_SN = np.full((len(names), len(rows)), np.nan)
+    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=0)
+    for train, test in splitter.split(x_N, site_N, groups_N):
+        prepare = method.classifier.prepare()
+        train_NR, test_NR = prepare.fit_transform(x_N[train]), prepare.transform(x_N[test])
+        for k, name in enumerate(names):
+            score_SN[k, test] = LinearClassifier().fit(train_NR, site_N[train] == name).decision_function(test_NR)
+    return float(np.mean([roc_auc_score(site_N == name, score_SN[k]) for k, name in enumerate(names)]))

@@ -113,7 +113,8 @@ def describe(
 
     def encoded(encoder: MCSP, kind: str) -> FeatureSet:
         x = unit_features(encoder, corpus, units, config, kind)
-        return FeatureSet(x, {m: list(encoder.feature_widths(m).values()) for m in x})
+        widths = {m: list(encoder.feature_widths(m).values()) for m in x}
+        return FeatureSet(x, widths, len(encoder.config.domains))
 
     pretrained, plain = encoded(model, PRETRAINED), encoded(untrained, UNTRAINED)
     x = classical_features(corpus, units, config)

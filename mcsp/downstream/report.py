@@ -48,7 +48,9 @@ that another pretraining run would add. “Within sites” is the mean over site
 difference between sites cannot raise. “Pretrained minus this” is paired: both methods on the same draws of subjects.
 Sensitivity and specificity, below, are for “{positive}” at the classifier's own threshold.</p>
 <p>The untrained encoder has the same architecture and read-out with random weights: the gain over it is what
-pretraining learned. Its features hold connectivity that needs no weights, so it is a strong baseline already.</p>
+pretraining learned. Its features hold connectivity that needs no weights, so it is a strong baseline already. The rows
+called “learned part” leave such measured features out; there the untrained encoder is compared with the pretrained
+one's learned part.</p>
 """
 _TRANSDUCTIVE_TEXT = """
 <p><b>Transductive:</b> what follows looks at unlabelled subjects of the tested site together, so it is not what a

@@ -66,7 +66,8 @@ def test_every_method_is_scored_under_both_protocols_on_the_same_folds(results: 
         if not r["transductive"]
     ]
     combat = "ComBat + logistic"
-    encoders = [("pretrained", "logistic"), ("untrained", "logistic")]
+    names = [f"{encoder}{part}" for part in ("", ", learned part") for encoder in ("pretrained", "untrained")]
+    encoders = [(name, "logistic") for name in names]
     tangent = ("covariance", "tangent space + logistic")
     classical = {
         "eeg": [("band power", "logistic"), ("band power", "LDA"), tangent],
