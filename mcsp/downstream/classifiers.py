@@ -13,7 +13,7 @@ from pyriemann.tangentspace import TangentSpace
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.metrics import log_loss, roc_auc_score
 from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import FunctionTransformer, StandardScaler
+from sklearn.preprocessing import StandardScaler
 
 from mcsp.downstream.harmonize import Combat
 from mcsp.downstream.linear import LinearClassifier, Span
@@ -52,10 +52,6 @@ def _misranked(score_N: np.ndarray, y_N: np.ndarray) -> float:
     return 1 - float(roc_auc_score(y_N, score_N)) if len(set(y_N)) == 2 else 0.5
 
 
-def _weigh(x_NF: np.ndarray, weight_F: np.ndarray) -> np.ndarray:
-    return x_NF * weight_F
-
-
 def _rotation(blocks: Sequence[int]) -> Callable[[], Pipeline]:
     """Standardise, give every block the same total variance, rotate onto the span of the training units.
 
@@ -63,12 +59,7 @@ def _rotation(blocks: Sequence[int]) -> Callable[[], Pipeline]:
     of N instead of F coefficients.
     """
     weight_F = np.repeat(np.asarray(blocks, dtype=float) ** -0.5, blocks)
-
-    def make() -> Pipeline:
-        weigh = FunctionTransformer(_weigh, kw_args={"weight_F": weight_F})
-        return make_pipeline(StandardScaler(), weigh, Span())
-
-    return make
+    return lambda: make_pipeline(Span(weight_F))
 
 
 def _logistic_candidates() -> tuple[Callable[[], Any], ...]:
@@ -139,8 +130,7 @@ def fit(classifier: Classifier, x_N: np.ndarray, y_N: np.ndarray, groups_N: np.n
 
 def linear_weights(prepare: Pipeline, estimator: Any) -> tuple[np.ndarray, float]:
     """Weights ``(F,)`` and bias on the features themselves of what :func:`fit` gives for :func:`logistic`."""
-    scaler, weigh, span = (step for _, step in prepare.steps)
-    weight_F = (span.basis_FR @ estimator.coef_[0]) * weigh.kw_args["weight_F"] / scaler.scale_
+    weight_F = prepare[0].directions_FR @ estimator.coef_[0]
     at_zero = estimator.decision_function(prepare.transform(np.zeros((1, len(weight_F)))))
     return weight_F, float(at_zero[0])
 

@@ -22,17 +22,28 @@ class Span(TransformerMixin, BaseEstimator):
     """Rotates centred features onto the span of the training units, through whichever Gram matrix is the smaller.
 
     Directions below 1e-12 of the largest variance are left out: double precision does not tell them from rounding.
+    Features can be hundreds of megabytes, so each call copies them once.
     """
+
+    def __init__(self, weight_F: np.ndarray | None = None) -> None:
+        """With ``weight_F``, features get unit variance and are multiplied with it before; constant ones become 0."""
+        self.weight_F = weight_F
 
     def fit(self, x_NF: np.ndarray, y: object = None) -> "Span":
         """Find an orthonormal basis ``(F, R)``, kept as a product of two factors."""
         self.fit_transform(x_NF)
         return self
 
-    def fit_transform(self, x_NF: np.ndarray, y: object = None) -> np.ndarray:  # type: ignore[override]
+    def fit_transform(self, x_NF: np.ndarray, y: object = None) -> np.ndarray:
         """Fit, and coordinates ``(N, R)`` of the same units, which come with the decomposition."""
         self.mean_F_ = x_NF.mean(axis=0)
         centred_NF = x_NF - self.mean_F_
+        self.scale_F_ = np.ones(x_NF.shape[1])
+        if self.weight_F is not None:
+            std_F = np.sqrt(np.einsum("nf,nf->f", centred_NF, centred_NF) / len(x_NF))
+            varying = std_F > 10 * np.finfo(float).eps * np.abs(self.mean_F_)
+            self.scale_F_ = np.divide(self.weight_F, std_F, out=np.zeros_like(std_F), where=varying)
+            centred_NF *= self.scale_F_
         wide = x_NF.shape[1] > x_NF.shape[0]
         variance, vectors = np.linalg.eigh(centred_NF @ centred_NF.T if wide else centred_NF.T @ centred_NF)
         kept = variance > 1e-12 * variance[-1]
@@ -43,14 +54,16 @@ class Span(TransformerMixin, BaseEstimator):
     def transform(self, x_NF: np.ndarray) -> np.ndarray:
         """Coordinates ``(N, R)``."""
         x = x_NF - self.mean_F_
+        x *= self.scale_F_
         for factor in self.factors_:
             x = x @ factor
         return x
 
     @property
-    def basis_FR(self) -> np.ndarray:
-        """The basis itself."""
-        return np.linalg.multi_dot(self.factors_) if len(self.factors_) > 1 else self.factors_[0]
+    def directions_FR(self) -> np.ndarray:
+        """What a centred row of features is multiplied with."""
+        basis = self.factors_[0] if len(self.factors_) == 1 else self.factors_[0] @ self.factors_[1]
+        return self.scale_F_[:, None] * basis
 
 
 class LinearClassifier(BaseEstimator):

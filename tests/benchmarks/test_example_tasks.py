@@ -72,7 +72,9 @@ def run(gain: float) -> dict[str, Any]:
             "subjects": 320,
             "sites": {"a": {}, "b": {}},
             "classification": [row("pretrained", "logistic", 0.7 + gain), row("connectivity", "linear SVM", 0.7)],
-            "label_efficiency": [{"features": "pretrained", "fraction": 0.1, "training_units": 26.0, "auroc": 0.5, "sd": 0}],
+            "label_efficiency": [
+                {"features": "pretrained", "fraction": 0.1, "training_units": 26, "auroc": 0.5, "sd": 0.02}
+            ],
             "site_decoding": [{"features": "pretrained", "auroc": 0.99}],
         },
         "real_recordings": {

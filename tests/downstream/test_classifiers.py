@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
+from sklearn.svm import LinearSVC
 
 from mcsp.downstream import scores
 from mcsp.downstream.classifiers import (
@@ -15,6 +16,7 @@ from mcsp.downstream.classifiers import (
     logistic,
     tangent_logistic,
 )
+from mcsp.downstream.linear import LinearClassifier, Span
 from mcsp.downstream.splits import k_fold
 
 
@@ -96,6 +98,35 @@ def test_the_rotation_changes_no_prediction() -> None:
     )
     expected = plain.decision_function(scaler.transform(test_NF) * 200**-0.5)
     np.testing.assert_allclose(model.decision_function(prepare.transform(test_NF)), expected, rtol=1e-2)
+
+
+@pytest.mark.parametrize("C", [0.1, 1.0, 100.0])
+def test_the_fits_are_those_of_scikit_learn(C: float) -> None:
+    """LIBLINEAR penalises the intercept; a large scale of it makes that penalty small."""
+    _, y_N, _, _ = labelled(40, 1)
+    x_NF = np.random.default_rng(5).normal(size=(40, 12)) + 0.7 * y_N[:, None]
+    theirs = (
+        LogisticRegression(C=C, solver="newton-cholesky", tol=1e-8),
+        LinearSVC(C=C, dual=False, tol=1e-8, intercept_scaling=100, max_iter=10_000),
+    )
+    ours = (LinearClassifier(C), LinearClassifier(C, "squared_hinge"))
+    for a, b in zip(theirs, ours, strict=True):
+        expected_N = a.fit(x_NF, y_N).decision_function(x_NF)
+        error_N = b.fit(x_NF, y_N).decision_function(x_NF) - expected_N
+        assert np.abs(error_N).max() < 2e-3 * np.abs(expected_N).max()
+
+
+def test_features_that_do_not_vary_in_training_have_no_part() -> None:
+    x_NF = np.random.default_rng(6).normal(size=(12, 3))
+    x_NF[:, 1] = 0.1
+    span = Span(np.ones(3))
+    coordinates_NR = span.fit_transform(x_NF)
+    assert coordinates_NR.shape == (12, 2)
+    other_NF = x_NF.copy()
+    other_NF[:, 1] = 7.0
+    np.testing.assert_allclose(span.transform(other_NF), coordinates_NR, atol=1e-12)
+    z_NF = (x_NF - x_NF.mean(0)) @ span.directions_FR
+    np.testing.assert_allclose(z_NF, coordinates_NR, atol=1e-12)
 
 
 def test_blocks_keep_a_short_informative_block_from_drowning() -> None:

@@ -90,6 +90,20 @@ def test_every_method_is_scored_under_both_protocols_on_the_same_folds(results: 
     assert max(s["auroc"] for s in results["site_decoding"]) > 0.9
 
 
+def test_the_learned_part_is_compared_with_the_learned_part(results: dict) -> None:
+    plain_rows = [r for r in results["classification"] if r["classifier"] == "logistic"]
+    rows = {(r["recordings"], r["protocol"], r["features"]): r for r in plain_rows}
+    for block in {key[:2] for key in rows}:
+        whole, learned, plain = (
+            rows[*block, f] for f in ("pretrained", "pretrained, learned part", "untrained, learned part")
+        )
+        assert learned["n_features"] == plain["n_features"] < whole["n_features"]
+        for better, row in ((whole, learned), (learned, plain)):
+            gain = row["pretrained_minus_this"]["auroc"]["value"]
+            assert gain == pytest.approx(better["auroc"]["value"] - row["auroc"]["value"], abs=1e-9)
+    assert {"pretrained, learned part"} < {p["features"] for p in results["label_efficiency"]}
+
+
 def test_the_splits_are_written_down_with_their_digest(config: EvaluateConfig, results: dict) -> None:
     splits = json.loads((config.out_dir / "splits.json").read_text())
     assert {name: s["sha256"] for name, s in splits.items()} == results["splits_sha256"]
