@@ -18,14 +18,13 @@ import sys
 import time
 from collections.abc import Sequence
 from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from example_tables import tables
-from fresh_machine import hardware
 
 from mcsp.downstream.figures import read_curves
+from mcsp.provenance import commit, made_by
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("torch", "deepspeed", "numpy", "scikit-learn", "pyriemann", "neurolib", "aeon-neuro")
@@ -44,7 +43,7 @@ class StageError(Exception):
 class Stages:
     """Runs named commands once; ``stages.json`` in the work folder says which, how long, at which commit."""
 
-    def __init__(self, work: Path, commit: str) -> None:
+    def __init__(self, work: Path, commit: str | None) -> None:
         """``work`` is made where it is missing."""
         work.mkdir(parents=True, exist_ok=True)
         self.path = work / "stages.json"
@@ -168,10 +167,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run what is missing, write the file, print the tables; 1 where a stage failed."""
     arguments = parse(argv)
     if not arguments.table:
-        git = ["git", "rev-parse", "--short", "HEAD"]
-        commit = subprocess.run(git, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
         work = arguments.work.resolve()
-        stages = Stages(work, commit)
+        stages = Stages(work, commit())
         try:
             corpora = [
                 consortium(stages, work, name, people, sites, seed)
@@ -185,17 +182,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"error: {error}", file=sys.stderr)
             return 1
         content = {
-            "hardware": hardware(),
-            "versions": {package: version(package) for package in PACKAGES},
-            "commit": commit,
-            "stages": {
-                name: {**stage, "command": " ".join(stage["command"]).replace(str(work), "WORK")}
-                for name, stage in stages.done.items()
-            },
+            **made_by(PACKAGES),
+            "stages": {name: {**made, "command": " ".join(made["command"])} for name, made in stages.done.items()},
             "runs": collect(work, arguments.seeds),
         }
+        text = json.dumps(content, indent=1).replace(str(work), "WORK").replace(f"{Path(sys.executable).parent}/", "")
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(json.dumps(content, indent=1) + "\n")
+        arguments.out.write_text(text + "\n")
         print(f"\nresults: {arguments.out}\n")
     if not arguments.out.is_file():
         print(f"error: {arguments.out}: expected a result file, found none", file=sys.stderr)

@@ -44,7 +44,6 @@ from mcsp.data_sharding.simulate import electrode_positions_mm
 from mcsp.losses.objective import objective
 from mcsp.model.mcsp import MCSP
 from mcsp.model.pretrained import from_pretrained
-from mcsp.provenance import hardware
 from mcsp.schema import Modality
 from mcsp.training.pretrainer import Pretrainer
 

@@ -21,8 +21,9 @@ from sklearn.preprocessing import StandardScaler
 from mcsp.config import AblateConfig, EvaluateConfig
 from mcsp.data_sharding.reader import Corpus
 from mcsp.downstream import scores
-from mcsp.downstream.classifiers import Span, fit, logistic
+from mcsp.downstream.classifiers import fit, logistic
 from mcsp.downstream.features import read_windows
+from mcsp.downstream.linear import Span
 from mcsp.downstream.retrieval import find_pairs, similarities, top1
 from mcsp.downstream.splits import labelled_part, leave_site_out
 from mcsp.downstream.units import Labelled, Unit, read_labels
