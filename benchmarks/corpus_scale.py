@@ -70,8 +70,10 @@ def index(root: str, n: int) -> dict[str, Any]:
     from mcsp.data_sharding.reader import Corpus
     from mcsp.data_sharding.storage import scratch_folder
 
-    described = {"config": {}, "software": {}, "fingerprint": "", "simulated": dict.fromkeys(site_names(), False),
-                 "shards": [shard(i) for i in range(-(-n // PER_SHARD))]}  # fmt: skip
+    described = {
+        "config": {}, "software": {}, "fingerprint": "", "subject_key_fingerprint": "",
+        "simulated": dict.fromkeys(site_names(), False), "shards": [shard(i) for i in range(-(-n // PER_SHARD))],
+    }  # fmt: skip
     start = time.perf_counter()
     with scratch_folder(Path(root)) as scratch:
         content, tables = make_index(described, rows(0, n), [], [], scratch)

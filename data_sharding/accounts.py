@@ -1,5 +1,6 @@
 """The accounts of a build: nothing is lost and not too much is bad, or it is not sealed."""
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterator
 from functools import partial
@@ -8,7 +9,7 @@ from typing import Any
 from mcsp.config import CorpusConfig
 from mcsp.data_sharding.index import Rejection, Repair
 from mcsp.data_sharding.layout import Plan
-from mcsp.data_sharding.plan import public_config, software_versions, subject_key
+from mcsp.data_sharding.plan import keyed_hash, public_config, software_versions, subject_key
 from mcsp.data_sharding.receipts import BUILD_NAME, headers, read_rows
 from mcsp.data_sharding.seal import (
     PRIVATE_NAME,
@@ -24,6 +25,11 @@ from mcsp.data_sharding.storage import Location
 
 class TooManyQuarantinedError(ValueError):
     """More recordings are bad than ``max_quarantined`` allows; nothing was sealed."""
+
+
+def key_fingerprint(key: bytes) -> str:
+    """SHA-256 of a keyed hash: says whether two corpora were built under one subject key, and nothing of the key."""
+    return hashlib.sha256(keyed_hash(key, "fingerprint").encode()).hexdigest()
 
 
 def settle(
@@ -65,6 +71,7 @@ def settle(
         "config": public_config(config),
         "software": software_versions(),
         "fingerprint": fingerprint,
+        "subject_key_fingerprint": key_fingerprint(key),
         "simulated": {site.name: site.simulated for site in plan.sites},
         "shards": shards,
     }

@@ -140,7 +140,8 @@ def make_index(
     A table's name holds a part of its hash, so that the tables of an older index stay until its successor is there.
 
     Args:
-        described: ``config``, ``software``, ``fingerprint``, ``simulated`` (site -> bool) and ``shards``.
+        described: ``config``, ``software``, ``fingerprint``, ``subject_key_fingerprint``, ``simulated`` (site -> bool)
+            and ``shards``.
         recordings: rows in the order of the table; those of a sample are neighbours.
         rejected: recordings that were found and not stored.
         repairs: what was put right.
@@ -169,7 +170,9 @@ def make_index(
     index = {
         "schema_version": SCHEMA_VERSION,
         "index_hash": index_hash(described["shards"]),
-        **{name: described[name] for name in ("config", "software", "fingerprint", "shards")},
+        **{
+            name: described[name] for name in ("config", "software", "fingerprint", "subject_key_fingerprint", "shards")
+        },
         "tables": tables,
         "totals": totals.result(),
         "reasons": dict(sorted(totals.reasons.items())),

@@ -12,7 +12,7 @@ def main() -> None:
     """Parse, fine-tune, print the scores and how much was trained."""
     config, _ = parse_command_line(FinetuneConfig, __doc__ or "")
     from mcsp.downstream.finetune import finetune  # after parsing: a typing error should not wait for heavy imports
-    from mcsp.downstream.tables import interval
+    from mcsp.downstream.tables import interval, overlap_line
 
     try:
         results = finetune(config)
@@ -27,6 +27,7 @@ def main() -> None:
     for row in results["scores"]:
         print(f"{row['features']:<12} AUROC {interval(row['auroc'])}, within sites {interval(row['auroc_sites'])}")
     print(f"difference   {interval(results['scores'][0].get('finetuned_minus_frozen'), '+.3f')}")
+    print(overlap_line(results))
     print(f"results: {config.out_dir / 'results.json'}")
 
 

@@ -73,8 +73,3 @@ def open_corpus(config: LabelledConfig, out_dir: Path, model: PretrainedMCSP, co
 def _columns(paths: Sequence[Path]) -> set[str]:
     """Names in the first line of each participants.tsv."""
     return {name.strip() for p in paths for name in p.read_text(encoding="utf-8-sig").splitlines()[0].split("\t")}
-
-
-def same_key_is_likely(config: LabelledConfig) -> bool:
-    """Whether subjects were hashed under a key of the user's, so that an overlap with pretraining can show."""
-    return config.corpus_dir is not None or bool(os.environ.get(KEY_VARIABLE))

@@ -163,9 +163,9 @@ def make_folds(labelled: Labelled, rows: np.ndarray, config: EvaluateConfig) -> 
 
 
 def compare(
-    described: Described, labelled: Labelled, config: EvaluateConfig, seen: frozenset[str]
+    described: Described, labelled: Labelled, config: EvaluateConfig, seen: frozenset[str] | None
 ) -> tuple[list[dict[str, Any]], dict[str, dict[str, Any]], list[str]]:
-    """Score every method on EEG, fMRI and both, under every protocol.
+    """Score every method on EEG, fMRI and both, under every protocol; ``seen`` in pretraining, None where unknown.
 
     Returns:
         Rows of JSON types, the folds by "<recordings>/<protocol>", and notes on what could not be done.
@@ -194,14 +194,14 @@ def _score_block(
     labelled: Labelled,
     rows: np.ndarray,
     folds: Folds,
-    seen: frozenset[str],
+    seen: frozenset[str] | None,
     config: EvaluateConfig,
 ) -> list[dict[str, Any]]:
     y_N, sites = labelled.y_N[rows], [labelled.sites[i] for i in rows]
     subjects = [labelled.subjects[i] for i in rows]
     groups_N = np.unique(np.asarray(subjects), return_inverse=True)[1]
     weight_RN = scores.subject_weights(groups_N)
-    unseen_N = np.array([subject not in seen for subject in subjects], dtype=float)
+    unseen_N = scores.unseen_weights(subjects, seen)
     title = f"{recordings}, {folds.protocol}"
     score_of = {
         m.name: cross_validate(m.classifier, m.x_N[rows], y_N, groups_N, folds)

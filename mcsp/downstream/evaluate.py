@@ -15,14 +15,15 @@ from mcsp.config import EvaluateConfig, LabelledConfig
 from mcsp.data_sharding.reader import Corpus
 from mcsp.downstream import comparison, diagnostics
 from mcsp.downstream.baselines import classical_features, covariances, covariate_table
-from mcsp.downstream.bids_corpus import open_corpus, same_key_is_likely
+from mcsp.downstream.bids_corpus import open_corpus
 from mcsp.downstream.comparison import PRETRAINED, UNTRAINED, Described, FeatureSet
 from mcsp.downstream.features import unit_features
+from mcsp.downstream.overlap import find_overlap
 from mcsp.downstream.report import read_curves, write_report
 from mcsp.downstream.retrieval import RETRIEVAL_SEED, find_pairs, similarities, top1
 from mcsp.downstream.scores import BOOTSTRAP_SEED
 from mcsp.downstream.splits import k_fold
-from mcsp.downstream.units import Unit, read_labels, read_seen
+from mcsp.downstream.units import Unit, read_labels
 from mcsp.model.mcsp import MCSP
 from mcsp.model.pretrained import PretrainedMCSP, from_pretrained
 from mcsp.schema import MODALITIES, Split
@@ -59,16 +60,10 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         raise ValueError(f"{config.run_dir}: expected a pretraining run with metrics.jsonl, found none")
     model = model.to("cuda" if torch.cuda.is_available() else "cpu")
     untrained = untrained_like(model)
-    seen = read_seen(config.model_dir)
+    overlap = find_overlap(model.preprocessing, config.model_dir, corpus, labelled.subjects)
     described = describe(model, untrained, corpus, labelled.units, config, covariates)
-    rows, splits, notes = comparison.compare(described, labelled, config, seen or frozenset())
+    rows, splits, notes = comparison.compare(described, labelled, config, overlap.seen)
     retrieval, more_notes = run_retrieval({PRETRAINED: model, UNTRAINED: untrained}, corpus, config)
-    if not same_key_is_likely(config):
-        notes.append(
-            "Subjects were hashed under a public key (MCSP_SUBJECT_KEY is not set), so an overlap with the pretraining "
-            "subjects cannot show."
-        )
-        seen = None
     results = {
         "versions": versions(),
         "config": config.dump(),
@@ -80,7 +75,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
             for s, simulated in sorted(labelled.simulated.items())
         },
         "subjects": len(set(labelled.subjects)),
-        "subjects_seen_in_pretraining": None if seen is None else len(set(labelled.subjects) & seen),
+        "subjects_seen_in_pretraining": overlap.count,
+        "overlap": overlap.text,
         "seeds": {
             "folds": list(range(config.seeds)),
             "untrained_weights": UNTRAINED_SEED,

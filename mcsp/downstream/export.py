@@ -18,12 +18,13 @@ from mcsp.batch import Signal
 from mcsp.config import ModelConfig
 from mcsp.data_sharding.reader import Corpus
 from mcsp.downstream.card import model_card
+from mcsp.downstream.overlap import KEY_FINGERPRINT, SUBJECTS_FILE
 from mcsp.downstream.parcellations import parcellations_of
 from mcsp.model.mcsp import MCSP
 from mcsp.model.pretrained import CONFIG_FILE, WEIGHTS_FILE, from_pretrained, load_weights, write_pretrained, write_sums
 from mcsp.schema import MODALITIES, UNITS, Modality
 
-SUBJECTS_FILE, CURVES_FILE, PROGRAMS_FILE = "pretraining_subjects.txt", "loss.png", "programs.json"
+CURVES_FILE, PROGRAMS_FILE = "loss.png", "programs.json"
 
 
 def write_export(
@@ -181,6 +182,7 @@ def preprocessing_of(manifest: Mapping[str, Any], corpus: Corpus, modalities: tu
         "min_seconds": {m: config["min_seconds"][m] for m in modalities},
         "parcellations": parcellations_of(corpus.recordings) if "fmri" in modalities else [],
         "corpus_index_hash": corpus.index_hash,
+        KEY_FINGERPRINT: corpus.index.get(KEY_FINGERPRINT),
         "software": {**corpus.index.get("software", {}), "torch": str(torch.__version__)},
     }
 

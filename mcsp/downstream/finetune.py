@@ -22,8 +22,9 @@ from mcsp.downstream.classifier_model import MCSPClassifier
 from mcsp.downstream.classifiers import cross_validate, logistic
 from mcsp.downstream.evaluate import versions, with_windows
 from mcsp.downstream.features import unit_features
+from mcsp.downstream.overlap import find_overlap
 from mcsp.downstream.splits import Folds, k_fold, labelled_part, leave_site_out
-from mcsp.downstream.units import Labelled, Unit, read_labels, read_seen
+from mcsp.downstream.units import Labelled, Unit, read_labels
 from mcsp.downstream.windows import random_start, window_starts
 from mcsp.model.pretrained import from_pretrained
 from mcsp.schema import Modality, Window, random_key, unit_interval, window_samples
@@ -180,8 +181,8 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         histories.append(history)
         trained = classifier.trainable()
     weight_RN = scores.subject_weights(groups_N)
-    seen = read_seen(config.model_dir) or frozenset()
-    unseen_N = np.array([s not in seen for s in run.labelled.subjects], dtype=float)
+    overlap = find_overlap(run.model.preprocessing, config.model_dir, run.corpus, run.labelled.subjects)
+    unseen_N = scores.unseen_weights(run.labelled.subjects, overlap.seen)
     rows = [{"features": "fine-tuned", **scores.all_scores(score_SN, y_N, sites, weight_RN, unseen_N, True)}]
     frozen = _frozen_scores(run, groups_N)
     if frozen is not None:
@@ -195,7 +196,8 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         "classes": run.labelled.classes,
         "units": len(y_N),
         "subjects": len(set(run.labelled.subjects)),
-        "subjects_seen_in_pretraining": len(set(run.labelled.subjects) & seen),
+        "subjects_seen_in_pretraining": overlap.count,
+        "overlap": overlap.text,
         "splits_sha256": run.folds.sha256,
         "parameters": trained,
         "scores": rows,

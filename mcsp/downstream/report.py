@@ -131,14 +131,14 @@ def _introduction(results: dict[str, Any]) -> str:
 
 def _overlap(results: dict[str, Any]) -> str:
     seen, subjects = results["subjects_seen_in_pretraining"], results["subjects"]
+    text = html.escape(results["overlap"])
     if seen is None:
-        return "<p>The export does not name its pretraining subjects: an overlap with these cannot be excluded.</p>"
+        return f'<p class="notice"><b>{text}</b></p>'
     if not seen:
-        return "<p>None of these subjects was in the pretraining data that the export names.</p>"
+        return f"<p>{text}</p>"
     return (
-        f'<p class="notice"><b>{seen} of the {subjects} subjects were in the pretraining data.</b> Pretraining used no '
-        "labels, but its features may fit these recordings better than new ones. “Unseen” scores the other "
-        f"{subjects - seen} subjects only.</p>"
+        f'<p class="notice"><b>{text}</b> Pretraining used no labels, but its features may fit these recordings better '
+        f"than new ones. “Unseen” scores the other {subjects - seen} subjects only.</p>"
     )
 
 

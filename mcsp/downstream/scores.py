@@ -100,6 +100,11 @@ def at_threshold(score_SN: np.ndarray, y_N: np.ndarray, probabilities: bool) -> 
     return {n: v if probabilities or n not in names[3:] else None for n, v in zip(names, means, strict=True)}
 
 
+def unseen_weights(subjects: Sequence[str], seen: frozenset[str] | None) -> np.ndarray:
+    """1 for units of subjects that pretraining has not seen, ``(N,)``; all 0 where nobody knows who was seen."""
+    return np.array([seen is not None and subject not in seen for subject in subjects], dtype=float)
+
+
 def all_scores(
     score_SN: np.ndarray,
     y_N: np.ndarray,

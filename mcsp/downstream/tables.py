@@ -39,10 +39,13 @@ def terminal_table(results: dict[str, Any]) -> str:
         lines.append(f"{r['subjects_of']:<14}{candidates:<18}{r['model']:<26}{r['top1']:>7.3f}{r['chance']:>8.3f}")
     if simulated:
         lines += ["", f"simulated sites: {', '.join(simulated)}"]
-    if results["subjects_seen_in_pretraining"]:
-        seen, subjects = results["subjects_seen_in_pretraining"], results["subjects"]
-        lines += ["", f"warning: {seen} of {subjects} subjects were in the pretraining data"]
+    lines += ["", overlap_line(results)]
     return "\n".join(lines + [f"note: {note}" for note in results["notes"]])
+
+
+def overlap_line(results: dict[str, Any]) -> str:
+    """What is known of an overlap with the pretraining subjects; a warning unless there is none."""
+    return ("warning: " if results["subjects_seen_in_pretraining"] != 0 else "") + results["overlap"]
 
 
 def summary_lines(rows: Sequence[dict[str, Any]]) -> list[str]:

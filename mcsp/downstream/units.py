@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
@@ -102,9 +101,3 @@ def read_labels(corpus: Corpus, label: str, classes: Sequence[str] | None = None
 def _in_order(values: list[str]) -> list[str]:
     negative = [v for v in values if v.lower() in _NEGATIVE_NAMES]
     return negative + [v for v in values if v not in negative] if len(negative) == 1 else values
-
-
-def read_seen(model_dir: Path) -> frozenset[str] | None:
-    """``site/subject`` of the subjects that an export names as its pretraining data; None where it has no such list."""
-    path = model_dir / "pretraining_subjects.txt"
-    return frozenset(path.read_text().splitlines()) if path.is_file() else None

@@ -7,7 +7,9 @@ import pytest
 
 from mcsp.config import EvaluateConfig, ModelConfig
 from mcsp.data_sharding.reader import Corpus
-from mcsp.downstream.bids_corpus import KEY_VARIABLE, open_corpus, same_key_is_likely
+from mcsp.downstream.bids_corpus import KEY_VARIABLE, open_corpus
+from mcsp.downstream.export import pretraining_subjects
+from mcsp.downstream.overlap import KEY_FINGERPRINT, SUBJECTS_FILE, find_overlap
 from mcsp.downstream.units import read_labels
 from mcsp.model.pretrained import PretrainedMCSP
 
@@ -27,7 +29,6 @@ def test_a_bids_dataset_is_cleaned_as_the_pretraining_corpus_was(
     config = EvaluateConfig(model_dir=tmp_path, bids_root=corpus_dir.parent / "bids" / "simulated-a", out_dir=tmp_path)
     columns = ["diagnosis", "mean_fd", "session"]
     corpus = open_corpus(config, tmp_path, model(cleaning), columns)
-    assert not same_key_is_likely(config)
     assert np.bincount(read_labels(corpus, "diagnosis").y_N).tolist() == [8, 8]
     assert {r.split for r in corpus.recordings} == {"test"}
     expected = {}
@@ -36,6 +37,10 @@ def test_a_bids_dataset_is_cleaned_as_the_pretraining_corpus_was(
             expected[reference.read_window(r, 0, 20).x_TC.tobytes()] = r.participant
     own = [r for r in corpus.recordings if r.modality == "fmri"]
     assert {corpus.read_window(r, 0, 20).x_TC.tobytes(): r.participant for r in own} == expected
+    (tmp_path / SUBJECTS_FILE).write_text("".join(f"{s}\n" for s in pretraining_subjects(reference)))
+    kept = {KEY_FINGERPRINT: reference.index[KEY_FINGERPRINT], "corpus_index_hash": reference.index_hash}
+    people = [f"{r.site}/{r.subject}" for r in own]
+    assert find_overlap(kept, tmp_path, corpus, people).seen is None, "the same people, under a public key"
     before = (tmp_path / "corpus" / "index.json").stat().st_mtime_ns
     again = open_corpus(config, tmp_path, model(cleaning), columns)
     assert again.index_hash == corpus.index_hash

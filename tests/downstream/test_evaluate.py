@@ -185,7 +185,7 @@ def test_the_report_is_one_well_formed_file_with_every_score(config: EvaluateCon
     assert "24 of the 32 subjects were in the pretraining data" in " ".join(text.split())
     table = terminal_table(results)
     assert "untrained" in table
-    assert "warning: 24 of 32 subjects were in the pretraining data" in table
+    assert "warning: 24 of the 32 subjects were in the pretraining data." in table
     assert "simulated sites: simulated-a, simulated-b" in table
 
 

@@ -12,14 +12,17 @@ import torch
 from mcsp import distributed
 from mcsp.config import PretrainConfig
 from mcsp.data_sharding.reader import Corpus
+from mcsp.downstream.export import fixed_signals, write_export
 from mcsp.losses.objective import objective
-from mcsp.training import engine, fragments
+from mcsp.model.pretrained import from_pretrained
+from mcsp.training import checkpoint, engine, fragments
 from mcsp.training.loader import StepDataset
 from mcsp.training.pretrainer import Pretrainer
+from mcsp.training.state import consolidate_weights
 from mcsp.training.trainer import Trainer, schedule_of
 
 RATE = 1e-3
-Found = dict[str, Any]  # total, gradients, norm, weights, moments
+Found = dict[str, Any]  # total, gradients, norm, weights, moments, export
 
 
 def totals(loss: torch.Tensor, terms: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -85,9 +88,33 @@ def take_over(trainer: Trainer, plain: Found, steps: int) -> None:
     fragments.refresh(trainer.engine._engine, steps)
 
 
+def what_an_export_gets_wrong(trainer: Trainer) -> list[str]:
+    """Names of weights and outputs that are not, bit for bit, those of the training; every rank calls it."""
+    prefix = "model."
+    expected = {n.removeprefix(prefix): w for n, w in whole_weights(trainer).items() if n.startswith(prefix)}
+    signals = fixed_signals(trainer.config.model.modalities)
+    with torch.no_grad():  # in evaluation mode there is nothing else: the model has no dropout
+        h = trainer.module.model.encode(signals)
+    trainer.save()
+    if not distributed.is_main():
+        return []
+    config = trainer.config
+    path = checkpoint.checkpoint_path(config.run_dir, trainer.step)
+    out, corpus = config.run_dir / "model", Corpus(config.corpus_dir)
+    write_export(consolidate_weights(path), checkpoint.read_manifest(path), [], corpus, out)
+    exported = from_pretrained(out)
+    found = exported.state_dict()
+    assert found.keys() == expected.keys()
+    wrong = [name for name, weight in found.items() if not torch.equal(weight, expected[name])]
+    with torch.no_grad():
+        for modality, domains in exported.encode(signals).items():
+            wrong += [f"{modality} {d}" for d, h_BD in domains.items() if not torch.equal(h_BD, h[modality][d])]
+    return wrong
+
+
 def deepspeed_steps(config: PretrainConfig, plain: list[Found]) -> Iterator[Found]:
     """As many steps as the plain process took; every other one from the state that it was in."""
-    trainer, steps = Trainer(config), len(plain)
+    trainer, steps, micro = Trainer(config), len(plain), config.micro_batches
     for step in range(steps):
         if step and step % 2 == 0:
             take_over(trainer, plain[step - 1], step)
@@ -98,7 +125,11 @@ def deepspeed_steps(config: PretrainConfig, plain: list[Found]) -> Iterator[Foun
         trainer.backward(share, embedded, batches)
         gradients = trainer.engine.gradients() if steps == 1 else {}  # slow: gathered one by one
         norm = trainer.engine.step(RATE)
-        yield {"total": total, "gradients": gradients, "norm": norm, "weights": whole_weights(trainer)}
+        found = {"total": total, "gradients": gradients, "norm": norm, "weights": whole_weights(trainer)}
+        # Neither clipping nor micro-batches change what is saved.
+        if step == steps - 1 > 0 and (config.activation_checkpointing or config.gradient_clipping == micro == 1):
+            found["export"] = what_an_export_gets_wrong(trainer)
+        yield found
 
 
 def flat(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -111,10 +142,10 @@ def distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
     return float((flat(a) - flat(b)).norm() / flat(b).norm())
 
 
-def compare(found: Found, expected: Found) -> dict[str, float]:
+def compare(found: Found, expected: Found) -> dict[str, Any]:
     """How far a step is from the plain one; of losses the largest difference, of the rest L2 norms, all relative."""
     total, norm = expected["total"].double(), expected["norm"]
-    differences = {
+    differences: dict[str, Any] = {
         "total": float(((found["total"] - total).abs() / total.abs().clamp_min(1)).max()),
         "norm": abs(found["norm"] / norm - 1),
         "weights": distance(found["weights"], expected["weights"]),
@@ -127,6 +158,8 @@ def compare(found: Found, expected: Found) -> dict[str, float]:
         differences["worst_parameter"] = max(
             float((gradients[n] - g).norm() / (g.norm() + 1e-3 * whole)) for n, g in expected["gradients"].items()
         )
+    if "export" in found:
+        differences["export"] = found["export"]
     return differences
 
 
@@ -137,9 +170,9 @@ def main(out: str, cases: str, steps: str, *overrides: str) -> None:
     process itself is from float64.
     """
     torch.set_num_threads(1)
-    results: dict[str, list[dict[str, float]]] = {}
+    results: dict[str, list[dict[str, Any]]] = {}
     plain: dict[float, list[Found]] = {}
-    rounding: dict[float, list[dict[str, float]]] = {}
+    rounding: dict[float, list[dict[str, Any]]] = {}
     runs = {n: PretrainConfig.load(None, [*overrides, *own, f"run_dir={out}-{n}"]) for n, own in json.loads(cases)}
     for config in runs.values():  # before there are ranks: with them the objective would gather over all
         clipping = config.gradient_clipping

@@ -73,7 +73,7 @@ def test_ten_steps_of_every_combination_equal_plain_torch(pretrain_overrides, tm
     wrong = []
     worlds = (1, 2)
     with ThreadPoolExecutor() as pool:  # at once: one rank alone would leave a core idle
-        found_by_world = pool.map(lambda world: parity(tmp_path, world, 10, cases, pretrain_overrides), worlds)
+        found_by_world = list(pool.map(lambda world: parity(tmp_path, world, 10, cases, pretrain_overrides), worlds))
     for (world, results), name in product(zip(worlds, found_by_world, strict=True), cases):
         assert len(results[name]) == 10
         for (step, found), key in product(enumerate(results[name]), BOUNDS):
@@ -86,6 +86,22 @@ def test_ten_steps_of_every_combination_equal_plain_torch(pretrain_overrides, tm
                 wrong.append(f"{world} ranks, {name}, step {step}: {key} {found[key]:.1e}, allowed {allowed:.1e}")
     print("largest difference of ten steps over what is allowed:", {k: f"{v:.2f}" for k, v in worst.items()})
     assert not wrong, "\n".join(wrong)
+    check_exports(dict(zip(worlds, found_by_world, strict=True)))
+
+
+def check_exports(found_by_world: dict[int, dict]) -> None:
+    """Every stage, with and without offload, at both numbers of ranks: exported weights and outputs are the trained."""
+    exports = {
+        f"{world} ranks, {name}": steps[-1]["export"]
+        for world, results in found_by_world.items()
+        for name, steps in results.items()
+        if "export" in steps[-1]
+    }
+    assert {case.split()[2] for case in exports} == {f"zero{s}" for s in ("0", "1", "2", "3", "2_offload", "3_offload")}
+    assert len(exports) == 2 * 8
+    wrong = {case: names for case, names in exports.items() if names}
+    print(f"{len(exports)} exports; those with weights or outputs that differ from the training's: {wrong}")
+    assert not wrong
 
 
 def digests(run_dir: Path, step: int) -> dict[str, str]:
