@@ -14,7 +14,7 @@ from mcsp.batch import Signal
 from mcsp.config import ModelConfig
 from mcsp.kernels.spectral import EEG_BANDS_HZ, imaginary_coherence
 from mcsp.model.layers import SIZES, AnchorWeights, TokenEncoder, at_least, standardise
-from mcsp.model.tangent import log_correlation, upper_triangle
+from mcsp.model.tangent import log_by_eigenvectors, log_correlation, upper_triangle
 from mcsp.schema import Modality
 
 COHERENCE_FRAME_SECONDS = 2.0  # half a hertz of resolution: two bins and more in the narrowest band
@@ -53,6 +53,7 @@ class SpatialEncoder(nn.Module):
         width = SIZES[config.size][0]
         self.modality = modality
         self.n_anchors = config.eeg_anchors if modality == "eeg" else config.fmri_anchors
+        self.logarithm = log_by_eigenvectors
         self.bands_hz = list(EEG_BANDS_HZ.values()) if modality == "eeg" else []
         self.n_measures = 1 + len(self.bands_hz)
         self.anchors = AnchorWeights(modality, self.n_anchors)
@@ -119,7 +120,7 @@ class SpatialEncoder(nn.Module):
             found["connectivity"] = upper_triangle(measured.measures_BKAA[:, 0])
         if "tangent" in self.skip_widths:
             course_BAT = measured.weights_BAC.to(measured.unit_BCT.dtype) @ measured.unit_BCT
-            log_BAA = log_correlation(course_BAT, measured.valid_BT)
+            log_BAA = log_correlation(course_BAT, measured.valid_BT, self.logarithm)
             found["tangent"] = upper_triangle(log_BAA, diagonal=True)
         if "coherence" in self.skip_widths:
             found["coherence"] = upper_triangle(measured.measures_BKAA[:, 1:]).flatten(1)

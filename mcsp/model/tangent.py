@@ -8,6 +8,7 @@ Shape letters: B rows, A anchors, T time samples.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -17,8 +18,17 @@ from torch import Tensor
 LEAST_SHRINKAGE = 0.1
 
 
+def log_by_eigenvectors(matrix_BAA: Tensor) -> Tensor:
+    """Matrix logarithm of symmetric matrices whose eigenvalues are ``LEAST_SHRINKAGE`` at least."""
+    value_BA, vector_BAA = torch.linalg.eigh(matrix_BAA)
+    # Rounding may leave an eigenvalue below the bound that shrinkage gives it.
+    return (vector_BAA * value_BA.clamp_min(LEAST_SHRINKAGE).log()[:, None]) @ vector_BAA.mT
+
+
 @torch.no_grad()
-def log_correlation(x_BAT: Tensor, valid_BT: Tensor) -> Tensor:
+def log_correlation(
+    x_BAT: Tensor, valid_BT: Tensor, logarithm: Callable[[Tensor], Tensor] = log_by_eigenvectors
+) -> Tensor:
     """Matrix logarithm of the shrunk correlation of anchors, ``(B, A, A)`` in the dtype of ``x_BAT``; no gradient.
 
     S is the correlation over valid time, and the estimate ``(1 - r) S + r I`` with the r of Ledoit and Wolf (J.
@@ -31,23 +41,20 @@ def log_correlation(x_BAT: Tensor, valid_BT: Tensor) -> Tensor:
     Args:
         x_BAT: demeaned over valid time and zero elsewhere.
         valid_BT: bool.
+        logarithm: of ``(B, A, A)``; another formulation where there are no eigenvectors.
     """
     x = x_BAT.double()
     n_B11 = valid_BT.sum(-1).clamp_min(1).double()[:, None, None]
     variance_BA1 = x.square().sum(-1, keepdim=True) / n_B11
     live_BA1 = variance_BA1 > 1e-12
     x = x * torch.where(live_BA1, variance_BA1, 1.0).rsqrt() * live_BA1
-    correlation = x @ x.mT / n_B11
-    correlation.diagonal(dim1=1, dim2=2).fill_(1.0)
     identity = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
+    correlation = torch.where(identity > 0, 1.0, x @ x.mT / n_B11)
     fourth_B = x.square().sum(1).square().sum(-1) / n_B11[:, 0, 0]
     noise_B = (fourth_B - correlation.square().sum((1, 2))) / n_B11[:, 0, 0]
     distance_B = (correlation - identity).square().sum((1, 2))
     shrinkage = (noise_B / distance_B.clamp_min(1e-12)).clamp(LEAST_SHRINKAGE, 1.0)[:, None, None]
-    value_BA, vector_BAA = torch.linalg.eigh((1 - shrinkage) * correlation + shrinkage * identity)
-    # Rounding may leave an eigenvalue below the bound that shrinkage gives it.
-    log_BAA = (vector_BAA * value_BA.clamp_min(LEAST_SHRINKAGE).log()[:, None]) @ vector_BAA.mT
-    return log_BAA.to(x_BAT.dtype)
+    return logarithm((1 - shrinkage) * correlation + shrinkage * identity).to(x_BAT.dtype)
 
 
 def upper_triangle(matrix_BAA: Tensor, diagonal: bool = False) -> Tensor:

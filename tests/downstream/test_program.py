@@ -9,8 +9,26 @@ import pytest
 import torch
 
 from mcsp.config import ModelConfig
+from mcsp.downstream.product_log import log_by_products
 from mcsp.downstream.program import INPUTS, EncoderProgram, example_inputs, record, write_onnx, write_program
 from mcsp.model.mcsp import MCSP
+from mcsp.model.tangent import LEAST_SHRINKAGE, log_by_eigenvectors
+
+
+@pytest.mark.parametrize("anchors", [8, 48, 100, 128])
+@pytest.mark.parametrize("shared", [0.0, 1.0, 100.0])
+def test_the_logarithm_of_products_is_that_of_eigenvectors(anchors: int, shared: float) -> None:
+    """From white noise to channels that are nearly one: condition numbers of 10 to 1,200."""
+    generator = torch.Generator().manual_seed(anchors)
+    x = torch.randn(3, anchors, 40, generator=generator, dtype=torch.float64)
+    x = x + shared * torch.randn(3, 1, 40, generator=generator, dtype=torch.float64)
+    x = x - x.mean(-1, keepdim=True)
+    x = x / x.square().mean(-1, keepdim=True).sqrt()
+    shrunk = (1 - LEAST_SHRINKAGE) * (x @ x.mT / 40) + LEAST_SHRINKAGE * torch.eye(anchors, dtype=torch.float64)
+    expected, found = log_by_eigenvectors(shrunk), log_by_products(shrunk)
+    assert float((found - expected).norm() / expected.norm()) < 1e-12
+    assert float((torch.matrix_exp(found) - shrunk).norm() / shrunk.norm()) < 1e-12
+
 
 WITHOUT_THE_PACKAGE = """
 import sys
