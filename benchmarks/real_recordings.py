@@ -97,11 +97,22 @@ def encoders(modality: Modality, export: Path | None, seed: int) -> dict[str, MC
     return {**found, "untrained": MCSP(config).eval()}
 
 
-def train_on(signal: Signal, model: ModelConfig, steps: int, seed: int, batch: int = 48, rate: float = 1e-3) -> MCSP:
-    """A new model, trained on these windows alone with the objective of pretraining; each counts as a person."""
+def train_on(
+    signal: Signal,
+    model: ModelConfig,
+    steps: int,
+    seed: int,
+    views: AugmentationConfig | None = None,
+    batch: int = 48,
+    rate: float = 1e-3,
+) -> MCSP:
+    """A new model, trained on these windows alone with the objective of pretraining; each counts as a person.
+
+    ``views`` are those of pretraining where None.
+    """
     torch.manual_seed(seed)
     config = ObjectiveConfig()
-    module = Pretrainer(model, config, AugmentationConfig())
+    module = Pretrainer(model, config, views or AugmentationConfig())
     optimizer = torch.optim.AdamW(module.parameters(), lr=rate, weight_decay=0.05)
     for step in range(steps):
         for group in optimizer.param_groups:

@@ -23,7 +23,6 @@ from mcsp.data_sharding.reader import Corpus
 from mcsp.downstream import scores
 from mcsp.downstream.classifiers import fit, logistic
 from mcsp.downstream.features import read_windows
-from mcsp.downstream.linear import Span
 from mcsp.downstream.retrieval import find_pairs, similarities, top1
 from mcsp.downstream.splits import labelled_part, leave_site_out
 from mcsp.downstream.units import Labelled, Unit, read_labels
@@ -229,7 +228,7 @@ def site_decoding(x_NF: np.ndarray, sites: Sequence[str]) -> dict[str, float]:
     ``site_variance``: the share of the variance that lies between sites, mean over features; it still tells features
     apart where the site is always found.
     """
-    reader = make_pipeline(StandardScaler(), Span(), LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto"))
+    reader = make_pipeline(StandardScaler(), LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto"))
     folds = StratifiedKFold(SITE_FOLDS, shuffle=True, random_state=0)
     site_N = np.unique(np.asarray(sites), return_inverse=True)[1]
     told_N = cross_val_predict(reader, x_NF, site_N, cv=folds)
