@@ -1,9 +1,10 @@
-"""Attributions as pictures: scalp maps per band (MNE), parcels on a glass brain (nilearn), and one HTML file.
+"""Attributions and patterns as pictures and one HTML file: scalp maps per band (MNE), parcels and edges (nilearn).
 
 Shape letters: C channels, K bands.
 """
 
 import html
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,13 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from nilearn import plotting
 
+from mcsp.downstream.attribution import OTHER_BAND
 from mcsp.downstream.figures import image
+from mcsp.downstream.patterns import as_matrix
 from mcsp.downstream.report import PAGE
 
 _FEWEST_ON_SCALP = 4  # electrodes that a scalp map is interpolated between
+_EDGES_SHOWN = 40  # of a connectome, the strongest
 _TEXT = """
 <p>Explained: {explained}; “{positive}” against “{negative}”. Each value is the mean over pairs of windows of the
 integrated gradients on the straight line from a {negative} window to a {positive} window of the same site: how much of
@@ -27,8 +31,16 @@ _CAVEAT = """
 <p>An attribution says what this classifier uses, not where a disorder is: channels share sources through volume
 conduction, parcels through smoothing and motion, and a classifier may use one of several that carry the same. The rank
 correlation with a control should be far below 1: a map that a random encoder gives as well does not come from what was
-learned.</p>
+learned. The random encoder keeps the measured features, which have no weights, so where the probe rests on these its
+map stays.</p>
 """
+_PATTERN_TEXT = """
+<h3>What goes along with the score</h3>
+<p>{what} of {units} units that the classifier was not fitted on, correlated with their scores inside sites: the forward
+pattern of the score (Haufe et al. 2014). It needs no gradient and is sharper in space than the attribution above, which
+spreads where features mix channels; it also shows what a classifier does not use but what comes with it.</p>
+"""
+_MEASURED = {"eeg": "Band power of the electrodes", "fmri": "Connectivity between all pairs of parcels"}
 
 
 def strongest(results: dict[str, Any], count: int = 3) -> list[str]:
@@ -54,21 +66,9 @@ def write_attribution_report(out_dir: Path, results: dict[str, Any]) -> None:
             '<p class="notice"><b>Simulated sites are among these.</b> Their maps say nothing about brains.</p>'
         )
     for modality, found in results["modalities"].items():
-        figure = draw_scalp(found) if modality == "eeg" else draw_parcels(found)
-        figure.savefig(out_dir / f"{modality}.png", dpi=110)
-        title = "EEG, per electrode and band" if modality == "eeg" else "fMRI, per parcel, all bands"
-        controls = "".join(
-            f"<li>{html.escape(kind)}: rank correlation with the map {_number(c['rank_correlation'])}, mean difference "
-            f"of scores {c['difference']:+.2f}</li>"
-            for kind, c in found["controls"].items()
-        )
-        parts.append(
-            f"<h2>{title}</h2>"
-            + image(figure, f"attribution of {modality}")
-            + image(draw_bands(found), f"attribution of {modality} by band")
-            + f"<p>{found['pairs']} pairs. Attributions miss the differences of scores that they should sum to by "
-            f"{found['relative_error']:.1%} (median).</p><ul>{controls}</ul>"
-        )
+        parts.append(_attribution_section(out_dir, modality, found))
+        if found["patterns"]:
+            parts.append(_pattern_section(out_dir, modality, found))
     items = "".join(f"<li>{html.escape(line)}</li>" for line in strongest(results))
     parts.append(f"<h2>Largest</h2><ul>{items}</ul>{_CAVEAT}")
     used = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
@@ -81,13 +81,54 @@ def _number(value: float | None) -> str:
     return "not defined" if value is None else f"{value:+.2f}"
 
 
-def draw_scalp(found: dict[str, Any]) -> Figure:
-    """A row per site, a column per band and one for their sum; one colour scale for all."""
-    columns = [*found["bands"], "all"]
-    sites = found["sites"]
+def _attribution_section(out_dir: Path, modality: str, found: dict[str, Any]) -> str:
+    if modality == "eeg":
+        values = {s: np.c_[v["attribution"], np.sum(v["attribution"], axis=1)] for s, v in found["sites"].items()}
+        figure = draw_scalp(found["sites"], [*found["bands"], "all"], values, "attribution")
+    else:
+        figure = draw_parcels(found)
+    figure.savefig(out_dir / f"{modality}.png", dpi=110)
+    title = "EEG, per electrode and band" if modality == "eeg" else "fMRI, per parcel, all bands"
+    controls = "".join(
+        f"<li>{html.escape(kind)}: rank correlation with the map {_number(c['rank_correlation'])}, mean difference "
+        f"of scores {c['difference']:+.2f}</li>"
+        for kind, c in found["controls"].items()
+    )
+    return (
+        f"<h2>{title}</h2>"
+        + image(figure, f"attribution of {modality}")
+        + image(draw_bands(found), f"attribution of {modality} by band")
+        + f"<p>{found['pairs']} pairs. Attributions miss the differences of scores that they should sum to by "
+        f"{found['relative_error']:.1%} (median).</p><ul>{controls}</ul>"
+    )
+
+
+def _pattern_section(out_dir: Path, modality: str, found: dict[str, Any]) -> str:
+    patterns = found["patterns"]
+    if modality == "eeg":
+        bands = [b for b in found["bands"] if b != OTHER_BAND]
+        values = {name: np.reshape(p["pattern"], (-1, len(bands))) for name, p in patterns.items()}
+        figure = draw_scalp(patterns, bands, values, "correlation with the score")
+    else:
+        figure = draw_connectome(patterns)
+    figure.savefig(out_dir / f"{modality}_patterns.png", dpi=110)
+    units = sum(p["units"] for p in patterns.values())
+    controls = "".join(
+        f"<li>{html.escape(name)}, {html.escape(kind)}: rank correlation with the pattern "
+        f"{_number(c['rank_correlation'])}</li>"
+        for name, p in patterns.items()
+        for kind, c in p["controls"].items()
+    )
+    text = _PATTERN_TEXT.format(what=_MEASURED[modality], units=units)
+    return text + image(figure, f"pattern of {modality}") + f"<ul>{controls}</ul>"
+
+
+def draw_scalp(
+    sites: dict[str, dict[str, Any]], columns: Sequence[str], values: dict[str, np.ndarray], label: str
+) -> Figure:
+    """A row per site and a map per column of its ``values`` ``(C, columns)``; one colour scale for all."""
     figure = Figure(figsize=(1.9 * len(columns) + 0.8, 2.1 * len(sites) + 0.4), layout="constrained")
     grid = figure.subplots(len(sites), len(columns), squeeze=False)
-    values = {s: np.c_[v["attribution"], np.sum(v["attribution"], axis=1)] for s, v in sites.items()}
     limit = max(float(np.abs(v).max()) for v in values.values()) or 1.0
     shown = None
     for axes_row, (site, of_site) in zip(grid, sites.items(), strict=True):
@@ -103,7 +144,26 @@ def draw_scalp(found: dict[str, Any]) -> Figure:
             )  # fmt: skip
         axes_row[0].text(-0.15, 0.5, site, rotation=90, ha="right", va="center", transform=axes_row[0].transAxes)
     if shown is not None:
-        figure.colorbar(shown, ax=grid, shrink=0.7, label="attribution")
+        figure.colorbar(shown, ax=grid, shrink=0.7, label=label)
+    return figure
+
+
+def draw_connectome(patterns: dict[str, dict[str, Any]]) -> Figure:
+    """The strongest edges of each group of sites, between centres of parcels; red goes with the positive class."""
+    figure = Figure(figsize=(9, 3.3 * len(patterns)))
+    for row, (name, found) in enumerate(patterns.items()):
+        known = np.flatnonzero(found["position_known"])
+        edges_CC = as_matrix(np.array(found["pattern"]), len(found["channels"]))[np.ix_(known, known)]
+        strength_Q = np.sort(np.abs(edges_CC[np.triu_indices(len(known), 1)]))[-_EDGES_SHOWN:]
+        if not len(strength_Q) or strength_Q[-1] == 0:
+            continue
+        edges_CC[np.abs(edges_CC) < max(strength_Q[0], 1e-12)] = 0.0
+        size_C = 4 + 60 * np.abs(edges_CC).sum(0) / np.abs(edges_CC).sum(0).max()
+        plotting.plot_connectome(
+            edges_CC, np.array(found["positions_mm"])[known], node_color="#333", node_size=size_C, figure=figure,
+            edge_cmap="RdBu_r", edge_vmin=-strength_Q[-1], edge_vmax=strength_Q[-1], title=name, colorbar=True,
+            axes=(0.0, 1 - (row + 0.97) / len(patterns), 0.96, 0.94 / len(patterns)),
+        )  # fmt: skip
     return figure
 
 

@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 from tqdm import tqdm
 
+from mcsp.batch import collate
 from mcsp.config import ExplainConfig, FinetuneConfig
 from mcsp.downstream.attribution import (
     Attribution,
@@ -35,6 +36,7 @@ from mcsp.downstream.classifiers import fit, linear_weights, logistic
 from mcsp.downstream.comparison import shuffled
 from mcsp.downstream.evaluate import untrained_like, versions, with_windows
 from mcsp.downstream.features import unit_features, window_starts
+from mcsp.downstream.patterns import FEWEST_UNITS, agreement, measured, pattern
 from mcsp.downstream.splits import k_fold
 from mcsp.downstream.units import Labelled, Unit, read_labels
 from mcsp.model.mcsp import MCSP
@@ -79,11 +81,14 @@ class Explanation:
             kinds += [RANDOM_ENCODER] if self.classifier is not None else [RANDOM_ENCODER, SHUFFLED_LABELS]
         maps: dict[str, dict[str, Attribution]] = {}
         errors: list[float] = []
+        held_out: dict[str, np.ndarray] = {}
         for kind in kinds:
             scores = self._scores(kind, modality, rows, y_N, groups_N, [train for train, _ in folds])
             maps[kind], found = self._maps(scores, pairs, modality, f"{modality}, {kind}")
             errors += found if kind == TRAINED else []
+            held_out[kind] = self._held_out(scores, modality, rows, [test for _, test in folds])
         return {
+            "patterns": self._patterns(modality, rows, held_out),
             "bands": band_names(modality),
             "pairs": len(pairs),
             "relative_error": float(np.median(errors)),
@@ -157,6 +162,42 @@ class Explanation:
                 errors.append(abs(found.value_CK.sum() - found.difference) / max(abs(found.difference), 1e-12))
         return {site: mean_attribution(found) for site, found in sorted(by_site.items())}, errors
 
+    @torch.no_grad()
+    def _held_out(
+        self, scores: Sequence[Score], modality: Modality, rows: np.ndarray, tests: Sequence[np.ndarray]
+    ) -> np.ndarray:
+        """The score ``(N,)`` of each of ``rows`` by the classifier that was not fitted on it, mean over its windows."""
+        score_N = np.zeros(len(rows))
+        for score, test in zip(scores, tests, strict=True):
+            for i in test:
+                (windows,) = self._windows([self.labelled.units[rows[i]]], modality)
+                score_N[i] = float(score(collate([[w] for w in windows]).signals[modality]).mean())
+        return score_N
+
+    def _patterns(self, modality: Modality, rows: np.ndarray, held_out: dict[str, np.ndarray]) -> dict[str, Any]:
+        """What goes along with the score among units of the same channels, for the classifier and its controls."""
+        alike: dict[tuple[str, ...], list[int]] = {}
+        for n, i in enumerate(rows.tolist()):
+            alike.setdefault(tuple(self._first(i, modality).channels), []).append(n)
+        out: dict[str, Any] = {}
+        for members in (m for m in alike.values() if len(m) >= FEWEST_UNITS):
+            units = [self.labelled.units[i] for i in rows[members]]
+            quantity_NQ = np.stack([measured(next(self._windows([unit], modality)), modality) for unit in units])
+            sites = [self.labelled.sites[i] for i in rows[members]]
+            found = {kind: pattern(quantity_NQ, score_N[members], sites) for kind, score_N in held_out.items()}
+            trained_Q, first = found.pop(TRAINED), self._first(int(rows[members[0]]), modality)
+            name = ", ".join(sorted(set(sites)))
+            out[name if name not in out else f"{name} ({len(first.channels)} channels)"] = {
+                "units": len(members),
+                **_channels(first),
+                "pattern": trained_Q.round(4).tolist(),
+                "controls": {
+                    kind: {"pattern": q.round(4).tolist(), "rank_correlation": agreement(trained_Q, q)}
+                    for kind, q in found.items()
+                },
+            }
+        return out
+
     def _site(self, pair: Pair, modality: Modality) -> str:
         """The site's name, with the number of channels where its recordings do not all have the same."""
         site = self.labelled.sites[pair.positive]
@@ -182,14 +223,20 @@ class Explanation:
         first = self._first(of_site[0].positive, modality)
         return {
             "pairs": len(of_site),
-            "simulated": first.simulated,
-            "channels": first.channels,
-            "positions_mm": [[round(float(v), 1) for v in xyz] for xyz in np.nan_to_num(first.positions_C3)],
-            "position_known": np.isfinite(first.positions_C3).all(axis=1).tolist(),
+            **_channels(first),
             "difference": maps[TRAINED][site].difference,
             "attribution": maps[TRAINED][site].value_CK.tolist(),
             "controls": {kind: m[site].value_CK.tolist() for kind, m in maps.items() if kind != TRAINED},
         }
+
+
+def _channels(recording: Recording) -> dict[str, Any]:
+    return {
+        "simulated": recording.simulated,
+        "channels": recording.channels,
+        "positions_mm": [[round(float(v), 1) for v in xyz] for xyz in np.nan_to_num(recording.positions_C3)],
+        "position_known": np.isfinite(recording.positions_C3).all(axis=1).tolist(),
+    }
 
 
 def load_finetuned(folder: Path, model: MCSP) -> MCSPClassifier:

@@ -100,7 +100,8 @@ def test_the_parcels_with_the_largest_attribution_lie_near_the_planted_pair(expl
 def test_controls_differ_from_the_map_and_files_hold_what_was_returned(explained: tuple[Path, dict]) -> None:
     out, results = explained
     assert json.loads((out / "attribution.json").read_text()) == results
-    assert {p.name for p in out.iterdir()} == {"attribution.json", "report.html", "eeg.png", "fmri.png"}
+    pictures = {f"{m}{k}.png" for m in ("eeg", "fmri") for k in ("", "_patterns")}
+    assert {p.name for p in out.iterdir()} == {"attribution.json", "report.html", *pictures}
     for found in results["modalities"].values():
         assert set(found["controls"]) == {RANDOM_ENCODER, SHUFFLED_LABELS}
         assert found["controls"][SHUFFLED_LABELS]["rank_correlation"] < 0.6
