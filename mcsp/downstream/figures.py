@@ -15,6 +15,7 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler
 
@@ -62,7 +63,7 @@ def draw_embedding(
     features: dict[Modality, np.ndarray], y_N: np.ndarray, sites: Sequence[str], classes: Sequence[str]
 ) -> Figure:
     """Two principal components of the standardised features per modality; colour by label, mark by site."""
-    figure = Figure(figsize=(5.6 * max(len(features), 1), 4.4), layout="constrained")
+    figure = Figure(figsize=(5.6 * max(len(features), 1), 4.9), layout="constrained")
     names = sorted(set(sites))
     panels = figure.subplots(1, max(len(features), 1), squeeze=False)[0]
     for axes, (modality, x_NF) in zip(panels, features.items(), strict=False):
@@ -71,13 +72,17 @@ def draw_embedding(
             continue
         place_N2 = PCA(2, svd_solver="full").fit_transform(StandardScaler().fit_transform(x_NF[rows]))
         for k, site in enumerate(names):
-            for y, name in enumerate(classes):
+            for y in range(len(classes)):
                 chosen = [n for n, i in enumerate(rows.tolist()) if sites[i] == site and y_N[i] == y]
                 marks = {"marker": _MARKERS[k % len(_MARKERS)], "c": _COLOURS[y], "s": 26, "alpha": 0.75, "lw": 0}
-                axes.scatter(*place_N2[chosen].T, label=f"{name}, {site}", **marks)
+                axes.scatter(*place_N2[chosen].T, **marks)
         axes.set(title=modality, xlabel="component 1", ylabel="component 2")
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(fontsize=7, frameon=False)
+    # More sites than marks: marks repeat, and a list of them would cover the picture.
+    shown = [(c, "o", colour) for c, colour in zip(classes, _COLOURS, strict=True)]
+    shown += [(site, _MARKERS[k], "#777") for k, site in enumerate(names)] if len(names) <= len(_MARKERS) else []
+    handles = [Line2D([], [], marker=m, color=colour, lw=0, label=name) for name, m, colour in shown]
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
     return figure
 
 
@@ -94,7 +99,8 @@ def draw_roc(rows: Sequence[dict[str, Any]]) -> Figure:
     panels = list(dict.fromkeys((row["protocol"], row["recordings"]) for row in rows))
     columns = min(3, len(panels))
     lines = -(-len(panels) // columns)
-    figure = Figure(figsize=(4.6 * columns, 4.4 * lines), layout="constrained")
+    most = max(sum((r["protocol"], r["recordings"]) == panel for r in rows) for panel in panels)
+    figure = Figure(figsize=(4.4 * columns, (4.9 + 0.22 * most) * lines), layout="constrained")
     axes_list = figure.subplots(lines, columns, squeeze=False).ravel()
     for axes, panel in zip(axes_list, panels, strict=False):
         for k, row in enumerate(r for r in rows if (r["protocol"], r["recordings"]) == panel):
@@ -109,7 +115,7 @@ def draw_roc(rows: Sequence[dict[str, Any]]) -> Figure:
         axes.set(
             title=f"{panel[1]}, {PROTOCOL_NAMES[panel[0]]}", xlabel="1 - specificity", ylabel="sensitivity", aspect=1
         )
-        axes.legend(fontsize=8, frameon=False, loc="lower right")
+        axes.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.14))
         axes.spines[["top", "right"]].set_visible(False)
     for axes in axes_list[len(panels) :]:
         axes.set_visible(False)
@@ -130,6 +136,8 @@ def draw_label_efficiency(points: Sequence[dict[str, Any]]) -> Figure:
         axes.set(
             title=recordings, xlabel="labelled training units", ylabel="AUROC, mean and sd over seeds", xscale="log"
         )
+        axes.set_xticks(n, [f"{units:.0f}" for units in n])
+        axes.minorticks_off()
         axes.legend(fontsize=7, frameon=False)
         axes.spines[["top", "right"]].set_visible(False)
     return figure

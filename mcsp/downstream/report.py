@@ -1,7 +1,8 @@
 """The evaluation for a reader: one HTML file that needs nothing else."""
 
 import html
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,14 @@ body {{ font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 62rem; mar
 h1 {{ font-size: 1.6rem; margin-bottom: .2rem; }} h2 {{ font-size: 1.15rem; margin: 2.2rem 0 .5rem; }}
 table {{ border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: .93rem; }}
 th, td {{ text-align: left; padding: .35rem .7rem; border-bottom: 1px solid #e3e3e3; vertical-align: top; }}
-th {{ font-weight: 600; background: #f6f7f9; }} td.n, th.n {{ text-align: right; white-space: nowrap; }}
-tr.first td {{ border-top: 2px solid #c9ced6; }} .wide {{ overflow-x: auto; }} h3 {{ font-size: 1rem; }}
+th {{ font-weight: 600; background: #f6f7f9; }} td.n, th.n {{ text-align: right; }} .i {{ white-space: nowrap; }}
+tr.block td {{ border-top: 2px solid #c9ced6; font-weight: 600; }}
+.wide {{ overflow-x: auto; }} h3 {{ font-size: 1rem; }}
+td .i {{ color: #666; font-size: .9em; }}
+.dense table {{ font-size: .84rem; }} .dense td, .dense th {{ padding: .3rem .45rem; }}
 img {{ max-width: 100%; }} p.small, footer {{ color: #666; font-size: .87rem; }}
+@media (max-width: 60rem) {{
+table {{ font-size: .84rem; }} th, td {{ padding: .3rem .35rem; }} .dense .i {{ white-space: normal; }} }}
 .notice {{ background: #fff6dd; border-left: 4px solid #e0a800; padding: .6rem 1rem; }}
 </style></head><body>
 <h1>{title}</h1>
@@ -41,7 +47,7 @@ img {{ max-width: 100%; }} p.small, footer {{ color: #666; font-size: .87rem; }}
 
 _METHOD_TEXT = """
 <p>Features stay as they are; the classifier, its penalty and every mean or covariance it needs are fitted on training
-subjects only. <b>New subjects</b>: {folds} folds grouped by subject, {seeds} seeds. <b>Subjects of a site left
+subjects only. <b>New subjects</b>: {folds} folds grouped by subject, {seeds}. <b>Subjects of a site left
 out</b>: trained on all other sites. All methods of a block share units and folds (digests are in results.json).
 AUROC pools the units of all test parts; brackets are 95 % bootstrap intervals over subjects and do not hold the spread
 that another pretraining run would add. “Within sites” is the mean over sites of the AUROC inside a site, which a
@@ -148,21 +154,16 @@ def _summary(results: dict[str, Any]) -> str:
 
 
 def _classification_section(results: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:
-    parts = ["<h2>Classification from frozen features</h2>"]
-    head = ("recordings", "method", "AUROC", "within sites", "pretrained minus this", "subjects")
-    for protocol in dict.fromkeys(row["protocol"] for row in rows):
-        lines, previous = [], None
-        for row in (r for r in rows if r["protocol"] == protocol):
-            gain = row.get("pretrained_minus_this", {}).get("auroc")
-            estimates = (interval(row["auroc"]), interval(row["auroc_sites"]), interval(gain, "+.3f"))
-            cells = [row["recordings"], _method(row), *estimates, f"{row['subjects']}"]
-            lines.append(_row(cells, n_text=2, first=row["recordings"] != previous))
-            previous = row["recordings"]
-        parts.append(f"<h3>Tested on {PROTOCOL_NAMES[protocol]}</h3>" + _table(head, lines, n_text=2))
+    def cells(row: dict[str, Any]) -> list[str]:
+        gain = row.get("pretrained_minus_this", {}).get("auroc")
+        return [interval(row["auroc"]), interval(row["auroc_sites"]), interval(gain, "+.3f"), f"{row['subjects']}"]
+
+    head = ("AUROC", "within sites", "pretrained minus this", "subjects")
+    parts = ["<h2>Classification from frozen features</h2>", _by_block(head, rows, cells)]
     parts.append(
         _METHOD_TEXT.format(
             folds=results["config"]["folds"],
-            seeds=results["config"]["seeds"],
+            seeds=_counted(results["config"]["seeds"], "seed"),
             positive=html.escape(results["label"]["classes"][1]),
         )
     )
@@ -175,23 +176,32 @@ def _classification_section(results: dict[str, Any], rows: Sequence[dict[str, An
 
 def _detail_section(results: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:
     site = {(s["recordings"], s["features"]): s["auroc"] for s in results["site_decoding"]}
+    measures = ("balanced_accuracy", "sensitivity", "specificity", "brier", "calibration_error")
     head = (
-        "recordings", "tested on", "method", "balanced accuracy", "sensitivity", "specificity", "Brier",
-        "calibration error", "unseen AUROC", "site AUROC",
-    )  # fmt: skip
-    lines = []
-    for row in rows:
-        measures = ("balanced_accuracy", "sensitivity", "specificity", "brier", "calibration_error")
-        cells = [row["recordings"], PROTOCOL_NAMES[row["protocol"]], _method(row), *(number(row[m]) for m in measures)]
-        cells += [value(row["auroc_unseen"]), number(site.get((row["recordings"], row["features"])))]
-        lines.append(_row(cells, n_text=3, first=row["features"] == "pretrained" and row["classifier"] == "logistic"))
+        "balanced accuracy",
+        "sensitivity",
+        "specificity",
+        "Brier",
+        "calibration error",
+        "unseen AUROC",
+        "site AUROC",
+    )
+
+    def cells(row: dict[str, Any]) -> list[str]:
+        told = number(site.get((row["recordings"], row["features"])))
+        return [*(number(row[m]) for m in measures), value(row["auroc_unseen"]), told]
+
     return (
         "<h2>Decisions, calibration, and the site</h2>"
-        + _table(head, lines, n_text=3)
+        + _by_block(head, rows, cells)
         + "<p>“Unseen”: subjects that were not in the pretraining data. “Site AUROC”: logistic regression asked for "
         "the site instead of the label; near 1 means that the features carry the scanner, so groups must not differ by "
         "site. The support vector machine gives no probabilities, so it has no Brier score.</p>"
     )
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def _method(row: dict[str, Any]) -> str:
@@ -199,43 +209,36 @@ def _method(row: dict[str, Any]) -> str:
 
 
 def _transductive_section(rows: Sequence[dict[str, Any]]) -> str:
-    lines = [
-        _row(
-            [
-                r["recordings"],
-                PROTOCOL_NAMES[r["protocol"]],
-                _method(r),
-                interval(r["auroc"]) if r["transductive"] else "",
-                interval(r["auroc_centred"]),
-            ],
-            n_text=3,
-            first=False,
-        )
-        for r in rows
-        if r["transductive"] or r["auroc_centred"] is not None
-    ]
-    head = ("recordings", "tested on", "method", "AUROC", "AUROC, site means of scores removed")
-    return "<h2>Transductive rows</h2>" + _TRANSDUCTIVE_TEXT + _table(head, lines, n_text=3) if lines else ""
+    shown = [r for r in rows if r["transductive"] or r["auroc_centred"] is not None]
+
+    def cells(row: dict[str, Any]) -> list[str]:
+        return [interval(row["auroc"]) if row["transductive"] else "", interval(row["auroc_centred"])]
+
+    head = ("AUROC", "AUROC, site means of scores removed")
+    return "<h2>Transductive rows</h2>" + _TRANSDUCTIVE_TEXT + _by_block(head, shown, cells) if shown else ""
 
 
 def _site_section(rows: Sequence[dict[str, Any]]) -> str:
-    sites = sorted({site for row in rows for site in row["per_site"]})
-    lines = []
-    for row in rows:
-        cells = [row["recordings"], PROTOCOL_NAMES[row["protocol"]], _method(row)]
-        lines.append(_row([*cells, *(interval(row["per_site"].get(site)) for site in sites)], 3, False))
-    head = ("recordings", "tested on", "method", *sites)
-    return "<h2>Site by site</h2>" + _table(head, lines, n_text=3) if sites else ""
+    """A table per block, sites down and methods across: consortia have more sites than there are methods."""
+    parts = []
+    for block in _blocks(rows):
+        sites = sorted({site for row in block for site in row["per_site"]})
+        lines = [_row([site, *(interval(r["per_site"].get(site), ".2f") for r in block)], 1) for site in sites]
+        if lines:
+            parts.append(f"<h3>{html.escape(_block_name(block[0]))}</h3>")
+            parts.append(f"<div class=dense>{_table(['site', *map(_method, block)], lines, 1)}</div>")
+    text = "<p>AUROC inside each site. Sites of few subjects have wide intervals.</p>"
+    return "<h2>Site by site</h2>" + text + "".join(parts) if parts else ""
 
 
 def _retrieval_section(results: dict[str, Any]) -> str:
     if not results["retrieval"]:
         return ""
-    rows, previous = [], None
+    rows = []
     for r in results["retrieval"]:
-        block = (r["subjects_of"], r["candidates_from"])
         cells = [
-            *block,
+            r["subjects_of"],
+            r["candidates_from"],
             "after pretraining" if r["model"] == "pretrained" else "before",
             f"{r['top1']:.3f} ± {r['sd']:.3f}",
             f"{r['chance']:.3f}",
@@ -244,8 +247,7 @@ def _retrieval_section(results: dict[str, Any]) -> str:
             f"{r['candidates']}",
             f"{r['windows']}",
         ]
-        rows.append(_row(cells, n_text=3, first=block != previous))
-        previous = block
+        rows.append(_row(cells, n_text=3))
     head = (
         "subjects",
         "from",
@@ -266,9 +268,39 @@ def _retrieval_section(results: dict[str, Any]) -> str:
     )
 
 
-def _row(cells: Sequence[str], n_text: int, first: bool) -> str:
-    inner = "".join(f"<td{'' if i < n_text else ' class=n'}>{html.escape(c)}</td>" for i, c in enumerate(cells))
-    return f"<tr{' class=first' if first else ''}>{inner}</tr>"
+def _blocks(rows: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """Rows of one protocol and one kind of recordings together, protocols first."""
+    blocks: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for protocol in dict.fromkeys(row["protocol"] for row in rows):
+        for row in (r for r in rows if r["protocol"] == protocol):
+            blocks.setdefault((protocol, row["recordings"]), []).append(row)
+    return list(blocks.values())
+
+
+def _block_name(row: dict[str, Any]) -> str:
+    return f"{row['recordings']}, tested on {PROTOCOL_NAMES[row['protocol']]}"
+
+
+def _by_block(
+    head: Sequence[str], rows: Sequence[dict[str, Any]], cells: Callable[[dict[str, Any]], Sequence[str]]
+) -> str:
+    """A table with a line above the methods of each block, so that no column repeats what they share."""
+    lines = []
+    for block in _blocks(rows):
+        name = html.escape(_block_name(block[0]))
+        lines.append(f"<tr class=block><td colspan={len(head) + 1}>{name}</td></tr>")
+        lines += [_row([_method(row), *cells(row)], 1) for row in block]
+    return _table(["method", *head], lines, 1)
+
+
+def _row(cells: Sequence[str], n_text: int) -> str:
+    inner = "".join(f"<td{'' if i < n_text else ' class=n'}>{_unbroken(c)}</td>" for i, c in enumerate(cells))
+    return f"<tr>{inner}</tr>"
+
+
+def _unbroken(cell: str) -> str:
+    """HTML of a cell whose interval stays on one line, the line below its estimate where the column is narrow."""
+    return re.sub(r"\(\S+ to \S+\)", r"<span class=i>\g<0></span>", html.escape(cell))
 
 
 def _table(head: Sequence[str], rows: Sequence[str], n_text: int) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from mcsp.downstream.comparison import UNTRAINED_LEARNED
 from mcsp.downstream.figures import PROTOCOL_NAMES
 
 
@@ -55,18 +56,21 @@ def summary_lines(rows: Sequence[dict[str, Any]]) -> list[str]:
         block = [row for row in rows if (row["protocol"], row["recordings"]) == (protocol, recordings)]
         if block[0]["features"] != "pretrained":
             continue
-        verdicts = []
+        verdicts: dict[str, list[str]] = {"above": [], "below": [], "not told apart from": []}
+        learned = ""
         for row in (row for row in block[1:] if not row["transductive"]):
             gain = row["pretrained_minus_this"]["auroc"]
-            if gain is not None:
-                certain = gain["ci_low"] > 0 or gain["ci_high"] < 0
-                word = ("above" if gain["value"] > 0 else "below") if certain else "not told apart from"
-                verdicts.append(f"{word} {row['features']} with {row['classifier']} ({gain['value']:+.3f})")
-        lines.append(
-            f"{recordings}, {PROTOCOL_NAMES[protocol]}: pretrained AUROC {interval(block[0]['auroc'])}; "
-            + "; ".join(verdicts)
-            + "."
-        )
+            if gain is None:
+                continue
+            certain = gain["ci_low"] > 0 or gain["ci_high"] < 0
+            word = ("above" if gain["value"] > 0 else "below") if certain else "not told apart from"
+            if row["features"] == UNTRAINED_LEARNED:
+                learned = f"; its learned part alone: {word} the untrained one ({gain['value']:+.3f})"
+            else:
+                verdicts[word].append(f"{row['features']} with {row['classifier']} ({gain['value']:+.3f})")
+        said = "".join(f"; {word} {', '.join(names)}" for word, names in verdicts.items() if names)
+        name = f"{recordings}, {PROTOCOL_NAMES[protocol]}"
+        lines.append(f"{name}: pretrained AUROC {interval(block[0]['auroc'])}{said}{learned}.")
     return lines
 
 
