@@ -30,13 +30,23 @@ def half_of_view(signal: Signal, index: int, config: AugmentationConfig) -> Sign
     return time_half(signal, _second_B(signal, 106, index), config.half_gap)
 
 
-def view(signal: Signal, modality: Modality, domain: Domain, index: int, config: AugmentationConfig) -> Signal:
-    """View number ``index`` (0 or 1) of a window for one domain; a function of ``signal.key_B`` and the arguments."""
+def view(
+    signal: Signal,
+    modality: Modality,
+    domain: Domain,
+    index: int,
+    config: AugmentationConfig,
+    half: Signal | None = None,
+) -> Signal:
+    """View number ``index`` (0 or 1) of a window for one domain; a function of ``signal.key_B`` and the arguments.
+
+    ``half`` is what :func:`half_of_view` gives, for a caller who has it: it is the same for all domains.
+    """
     key_B = mix64(signal.key_B ^ (1000 + 2 * DOMAINS.index(domain) + index))
+    if domain in config.opposite_halves:
+        signal = half_of_view(signal, index, config) if half is None else half
     if domain == "spatial" and modality in config.disjoint_channels:
         signal = channel_half(signal, _second_B(signal, 107, index), signal.key_B)
-    if domain in config.opposite_halves:
-        signal = half_of_view(signal, index, config)
     if config.gain:
         signal = scale_amplitude(signal, config.gain, key_B)
     if domain == "spatial":
@@ -51,6 +61,18 @@ def edges_of_view(signal: Signal, anchors: int, index: int, config: Augmentation
     if not config.edge_dropout:
         return None
     return kept_edges(mix64(signal.key_B ^ (2000 + index)), anchors, config.edge_dropout)
+
+
+def hidden_tokens(key_B: Tensor, valid_BP: Tensor, domain: Domain, index: int, config: AugmentationConfig) -> Tensor:
+    """Which tokens of a view are hidden, bool ``(B, P)``: ``config.hidden_tokens`` of each row's valid ones, rounded.
+
+    At least one is hidden and one stays; a row with fewer than two valid tokens hides none.
+    """
+    draw_BP = uniform(mix64(key_B ^ (3000 + 2 * DOMAINS.index(domain) + index)), 111, valid_BP.shape[1])
+    rank_BP = draw_BP.masked_fill(~valid_BP, 2.0).argsort(1).argsort(1)
+    valid_B1 = valid_BP.sum(1, keepdim=True)
+    count_B1 = (valid_B1 * config.hidden_tokens).round().clamp_min(1).minimum(valid_B1 - 1)
+    return rank_BP < count_B1
 
 
 # What is off costs nothing: a strength of zero leaves its function out.

@@ -36,6 +36,7 @@ class ObjectiveConfig(Config):
     beta: float = Field(0.5, ge=0, description="weight of distillation inside the cross-modal loss")
     gamma: float = Field(0.5, ge=0, description="weight of convergence inside the cross-modal loss")
     prediction: float = Field(1.0, ge=0, description="weight of predicting one half of a window from the other")
+    reconstruction: float = Field(0.0, ge=0, description="weight of reconstructing hidden tokens, in every domain")
     temperature: float = Field(0.1, gt=0, description="initial, learned per term; 0.1 as in SimCLR (arXiv 2002.05709)")
     domain_temperature: dict[Domain, float] = Field(
         {}, description="initial ones of single domains; terms across domains take the geometric mean"
@@ -70,3 +71,6 @@ class AugmentationConfig(Config):
     tilt: float = Field(0.2, ge=0, description="spectral: standard deviation of the exponent change of 1/f")
     line_noise: float = Field(0.0, ge=0, description="spectral: largest hum relative to each channel's deviation, EEG")
     phase: float = Field(0.0, ge=0, le=1, description="spectral: largest turn of phases, 1 makes them random")
+    hidden_tokens: float = Field(
+        0.5, gt=0, lt=1, description="fraction of tokens hidden for objective.reconstruction; 0.5 as in LaBraM"
+    )

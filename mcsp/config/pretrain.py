@@ -74,7 +74,7 @@ class PretrainConfig(Config):
     activation_checkpointing: bool = Field(
         False, description="recompute each attention block in the backward pass: less memory, a third more work"
     )
-    compile: bool = Field(False, description="torch.compile each encoder; needs a C++ compiler, ZeRO 0-2")
+    compile: bool = Field(False, description="torch.compile each attention block; needs a C++ compiler, ZeRO 0-2")
     deepspeed: Path = Field(
         Path("configs/deepspeed/zero1.json"), description="ZeRO stage and nothing that is said here"
     )

@@ -2,6 +2,7 @@
 
 from mcsp.losses.objective import PairTerm, initial_log_scale, objective, pair_terms
 from mcsp.losses.prediction import PredictionTerm, prediction_error, prediction_terms
+from mcsp.losses.reconstruction import reconstruction_error, reconstruction_terms
 from mcsp.losses.slots import VIEWS, Slot, slots
 
 __all__ = [
@@ -14,5 +15,7 @@ __all__ = [
     "pair_terms",
     "prediction_error",
     "prediction_terms",
+    "reconstruction_error",
+    "reconstruction_terms",
     "slots",
 ]

@@ -29,7 +29,7 @@ from mcsp.kernels.contrastive import Columns
 from mcsp.losses.slots import Slot
 from mcsp.schema import Domain, Modality
 
-Target = Literal["connectivity", "spectrum"]
+Target = Literal["connectivity", "spectrum", "hidden"]  # the last: hidden tokens of the domain itself
 MEASURED_IN: dict[Target, Domain] = {"connectivity": "spatial", "spectrum": "spectral"}
 # What h of a domain predicts: what it is made from, and of the course in time both.
 TARGETS: dict[Domain, tuple[Target, ...]] = {
@@ -41,13 +41,14 @@ TARGETS: dict[Domain, tuple[Target, ...]] = {
 
 @dataclass(frozen=True)
 class PredictionTerm:
-    """One target predicted from one domain of one modality."""
+    """One target predicted from one domain of one modality, of the other half or of what is hidden."""
 
     name: str
     modality: Modality
     domain: Domain
     target: Target
     slot: int  # one that is valid where the modality is there
+    weight: float
 
 
 def prediction_terms(stack: Sequence[Slot], config: ObjectiveConfig, halves: Sequence[Domain]) -> list[PredictionTerm]:
@@ -58,7 +59,14 @@ def prediction_terms(stack: Sequence[Slot], config: ObjectiveConfig, halves: Seq
     """
     domains = {slot.domain for slot in stack}
     return [
-        PredictionTerm(f"prediction/{slot.modality}/{slot.domain}-{target}", slot.modality, slot.domain, target, i)
+        PredictionTerm(
+            f"prediction/{slot.modality}/{slot.domain}-{target}",
+            slot.modality,
+            slot.domain,
+            target,
+            i,
+            config.prediction,
+        )
         for i, slot in enumerate(stack)
         if config.prediction > 0 and slot.view == 0 and slot.domain in halves
         for target in TARGETS[slot.domain]
@@ -67,16 +75,34 @@ def prediction_terms(stack: Sequence[Slot], config: ObjectiveConfig, halves: Seq
 
 
 def prediction_error(
-    predicted_BE: Tensor, target_BE: Tensor, mean_predicted_E: Tensor, mean_target_E: Tensor
+    predicted_BE: Tensor,
+    target_BE: Tensor,
+    mean_predicted_E: Tensor,
+    mean_target_E: Tensor,
+    counted_BE: Tensor | None = None,
 ) -> Tensor:
-    """``e`` of the module's docstring for each row, (B,), between 0 and 2, with the gradients of the means added."""
+    """``e`` of the module's docstring for each row, (B,), between 0 and 2, with the gradients of the means added.
+
+    ``counted_BE`` (bool) says which of the E numbers count; all where it is omitted.
+    """
     target_BE = target_BE.detach()
     sides = [predicted_BE - mean_predicted_E.detach(), target_BE - mean_target_E.detach()]
-    a_BE, b_BE = (side - side.mean(1, keepdim=True) for side in sides)
+    a_BE, b_BE = (_centred(side, counted_BE) for side in sides)
     error_B = 1 - torch.nn.functional.cosine_similarity(a_BE, b_BE, dim=1, eps=1e-6)
-    follow_B = (mean_target_E - target_BE).square().mean(1) / 2
-    follow_B = follow_B + (mean_predicted_E - predicted_BE.detach()).square().mean(1) / 2
+    follow_B = _mean((mean_target_E - target_BE).square(), counted_BE) / 2
+    follow_B = follow_B + _mean((mean_predicted_E - predicted_BE.detach()).square(), counted_BE) / 2
     return error_B + (follow_B - follow_B.detach())
+
+
+def _mean(x_BE: Tensor, counted_BE: Tensor | None) -> Tensor:
+    if counted_BE is None:
+        return x_BE.mean(1)
+    return torch.where(counted_BE, x_BE, 0.0).sum(1) / counted_BE.sum(1).clamp(min=1)
+
+
+def _centred(x_BE: Tensor, counted_BE: Tensor | None) -> Tensor:
+    x_BE = x_BE - _mean(x_BE, counted_BE)[:, None]
+    return x_BE if counted_BE is None else torch.where(counted_BE, x_BE, 0.0)
 
 
 def prediction_loss(error_Qn: Tensor, terms: Sequence[PredictionTerm], valid_Mn: Tensor, columns: Columns) -> Tensor:

@@ -4,6 +4,8 @@ Shape letters: B rows, C channels, A anchors, T time samples, P tokens, D width,
 """
 
 import math
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -104,14 +106,17 @@ class AnchorWeights(nn.Module):
 
     def forward(self, signal: Signal) -> Tensor:
         """Weights ``(B, A, C)``, float32."""
-        anchors = self.anchors_um_A3.float() / 1000
-        distance2_BAC = (anchors[None, :, None] - signal.position_BC3[:, None]).square().sum(-1)
+        # One axis after the other, in place: a sum over three neighbours in memory takes several times as long.
+        anchor_3A = (self.anchors_um_A3.float() / 1000).T.contiguous()
+        position_3BC = signal.position_BC3.movedim(-1, 0).contiguous()
+        x_BAC, y_BAC, z_BAC = (a_A[:, None] - p_BC[:, None] for a_A, p_BC in zip(anchor_3A, position_3BC, strict=True))
+        distance2_BAC = x_BAC.square().addcmul_(y_BAC, y_BAC).addcmul_(z_BAC, z_BAC)
         placed_BC = signal.position_valid_BC & signal.channel_valid_BC
         any_placed_B1 = placed_BC.any(1, keepdim=True)
         usable_BC = placed_BC | (signal.channel_valid_BC & ~any_placed_B1)
-        logits = torch.where(any_placed_B1[:, :, None], -distance2_BAC / (2 * self.sigma_mm**2), 0.0)
+        logits = distance2_BAC.mul_(torch.where(any_placed_B1[:, :, None], -1 / (2 * self.sigma_mm**2), 0.0))
         # A large finite number keeps rows without any valid channel finite (uniform over padding, which is zero).
-        return logits.masked_fill(~usable_BC[:, None], -1e9).softmax(-1)
+        return logits.masked_fill_(~usable_BC[:, None], -1e9).softmax(-1)
 
 
 def to_grid(signal: Signal, grid_hz: float) -> tuple[Tensor, Tensor]:
@@ -142,6 +147,8 @@ def to_grid(signal: Signal, grid_hz: float) -> tuple[Tensor, Tensor]:
 
 def at_least(signal: Signal, seconds: float) -> Signal:
     """Pad with invalid time where the batch is shorter than ``seconds``, so that a frame of that length fits."""
+    if not seconds:
+        return signal  # without waiting for a GPU to tell the rates
     short = math.ceil(seconds * float(signal.sfreq_B.max())) + 1 - signal.x_BCT.shape[-1]
     if short <= 0:
         return signal
@@ -190,6 +197,22 @@ class Block(nn.Module):
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         x_BPD = x_BPD + self.scale_attention * self.out(rearrange(attended, "b h p e -> b p (h e)"))
         return x_BPD + self.scale_mlp * self.down(F.gelu(self.up(self.norm_mlp(x_BPD))))
+
+
+class Mask(NamedTuple):
+    """How to hide tokens."""
+
+    hide: Callable[[Tensor], Tensor]  # which of the valid ones, bool (B, P) -> bool (B, P)
+    stand_in_D: Tensor  # what stands where they were
+
+
+class Masked(NamedTuple):
+    """What an encoder makes of the same windows twice: of all tokens, and with some of them hidden."""
+
+    h_BD: Tensor  # of all tokens
+    attended_BPD: Tensor  # tokens after the blocks, where some were hidden
+    source_BPE: Tensor  # what each token is made from, without gradient
+    hidden_BP: Tensor
 
 
 class TokenEncoder(nn.Module):

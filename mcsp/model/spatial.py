@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mcsp.batch import Signal
 from mcsp.config import ModelConfig
 from mcsp.kernels.spectral import EEG_BANDS_HZ, imaginary_coherence
-from mcsp.model.layers import SIZES, AnchorWeights, TokenEncoder, at_least, standardise
+from mcsp.model.layers import SIZES, AnchorWeights, Mask, Masked, TokenEncoder, at_least, standardise
 from mcsp.model.tangent import log_by_eigenvectors, log_correlation, upper_triangle
 from mcsp.schema import Modality
 
@@ -66,18 +66,27 @@ class SpatialEncoder(nn.Module):
         self.place_AD = nn.Parameter(torch.randn(self.n_anchors, width) * 0.02)
         self.encoder = TokenEncoder(config.size, self.n_anchors, resolved=True)
         self.h_width = self.encoder.h_width
+        self.source_shape = self.n_anchors, inputs  # tokens, numbers that each is made from
         pairs = self.n_anchors * (self.n_anchors - 1) // 2
         every: dict[str, int] = {"connectivity": pairs, "tangent": pairs + self.n_anchors}
         if modality == "eeg":
             every["coherence"] = len(self.bands_hz) * pairs
         self.skip_widths: dict[str, int] = {name: count for name, count in every.items() if name in config.skips}
 
-    def forward(self, signal: Signal, kept_BAA: Tensor | None = None) -> Tensor:
-        """Encode the windows of one modality; connections that are not kept count as zero."""
+    def forward(self, signal: Signal, kept_BAA: Tensor | None = None, mask: Mask | None = None) -> Tensor | Masked:
+        """Encode the windows of one modality; connections that are not kept count as zero.
+
+        With a mask also without the connections of some anchors: they are hidden from these anchors' tokens and from
+        all others'.
+        """
         measured = self.measure(signal)
-        if kept_BAA is not None:
-            measured = measured._replace(measures_BKAA=measured.measures_BKAA * kept_BAA[:, None])
-        return self.encode(measured)
+        seen = _without(measured, kept_BAA)
+        if mask is None:
+            return self.encode(seen)
+        hidden_BA = mask.hide(torch.ones_like(measured.level_BA, dtype=torch.bool))
+        shown = _without(seen, ~(hidden_BA[:, :, None] | hidden_BA[:, None]))
+        tokens_BAD = torch.where(hidden_BA[..., None], mask.stand_in_D, self._tokens(shown))
+        return Masked(self.encode(seen), self._attend(tokens_BAD), _rows(measured), hidden_BA)
 
     def measure(self, signal: Signal, coherence: bool = True) -> Connectivity:
         """Connectivity of the windows at the anchors; ``coherence=False`` leaves Pearson alone."""
@@ -106,12 +115,17 @@ class SpatialEncoder(nn.Module):
 
     def encode(self, measured: Connectivity) -> Tensor:
         """``h`` of what :meth:`measure` found, ``(B, A * k)``."""
-        dtype = self.embed.weight.dtype
-        tokens_BAD = self.embed(rearrange(measured.measures_BKAA, "b k a e -> b a (k e)").to(dtype))
-        tokens_BAD = tokens_BAD + self.amplitude(measured.level_BA[..., None].to(dtype)) + self.place_AD
-        all_valid = torch.ones(tokens_BAD.shape[:2], dtype=torch.bool, device=tokens_BAD.device)
-        h: Tensor = self.encoder(tokens_BAD, all_valid)
+        tokens_BAD = self._tokens(measured)
+        h: Tensor = self.encoder(tokens_BAD + self.place_AD, _all_valid(tokens_BAD))
         return h
+
+    def _tokens(self, measured: Connectivity) -> Tensor:
+        dtype = self.embed.weight.dtype
+        tokens_BAD: Tensor = self.embed(_rows(measured).to(dtype))
+        return tokens_BAD + self.amplitude(measured.level_BA[..., None].to(dtype))
+
+    def _attend(self, tokens_BAD: Tensor) -> Tensor:
+        return self.encoder.attend(tokens_BAD + self.place_AD, _all_valid(tokens_BAD))
 
     def skips(self, measured: Connectivity) -> dict[str, Tensor]:
         """The measured part of features, ``(B, F)`` each, where ``config.skips`` names them."""
@@ -125,3 +139,18 @@ class SpatialEncoder(nn.Module):
         if "coherence" in self.skip_widths:
             found["coherence"] = upper_triangle(measured.measures_BKAA[:, 1:]).flatten(1)
         return found
+
+
+def _without(measured: Connectivity, kept_BAA: Tensor | None) -> Connectivity:
+    """With zero for the connections that are not kept."""
+    if kept_BAA is None:
+        return measured
+    return measured._replace(measures_BKAA=measured.measures_BKAA * kept_BAA[:, None])
+
+
+def _rows(measured: Connectivity) -> Tensor:
+    return rearrange(measured.measures_BKAA, "b k a e -> b a (k e)")
+
+
+def _all_valid(tokens_BAD: Tensor) -> Tensor:
+    return torch.ones(tokens_BAD.shape[:2], dtype=torch.bool, device=tokens_BAD.device)

@@ -1,6 +1,6 @@
 """Spectral domain: log-power on a frequency axis in Hz, attention over frequency patches.
 
-Shape letters: B rows, C channels, A anchors, F frequency bins, P frequency patches, D width.
+Shape letters: B rows, C channels, A anchors, F frequency bins, P frequency patches, D width, E numbers of a token.
 """
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mcsp.batch import Signal
 from mcsp.config import ModelConfig
 from mcsp.kernels.spectral import BOLD_BANDS_HZ, EEG_BANDS_HZ, log_power
-from mcsp.model.layers import LOWEST_LOG_POWER, SIZES, AnchorWeights, TokenEncoder, at_least, sinusoids
+from mcsp.model.layers import LOWEST_LOG_POWER, SIZES, AnchorWeights, Mask, Masked, TokenEncoder, at_least, sinusoids
 from mcsp.schema import Modality
 
 BINS_PER_PATCH = 5
@@ -38,12 +38,24 @@ class SpectralEncoder(nn.Module):
         self.embed = nn.Linear(n_anchors * BINS_PER_PATCH, width)
         self.encoder = TokenEncoder(config.size, self.n_patches)
         self.h_width = self.encoder.h_width
+        self.source_shape = self.n_patches, n_anchors * BINS_PER_PATCH  # tokens, numbers that each is made from
         every: dict[str, int] = {"band_power": n_anchors * len(self.bands_hz)}
         self.skip_widths: dict[str, int] = {name: count for name, count in every.items() if name in config.skips}
 
-    def forward(self, signal: Signal) -> Tensor:
-        """Encode the windows of one modality; frequencies above a row's Nyquist frequency are masked."""
-        return self.encode(self.measure(signal))
+    def forward(self, signal: Signal, mask: Mask | None = None) -> Tensor | Masked:
+        """Encode the windows of one modality; frequencies above a row's Nyquist frequency are masked.
+
+        With a mask also without some patches of frequencies.
+        """
+        measured = self.measure(signal)
+        h_BD = self.encode(measured)
+        if mask is None:
+            return h_BD
+        source_BPE, valid_BP = _patches(measured)
+        hidden_BP = mask.hide(valid_BP)
+        tokens_BPD = torch.where(hidden_BP[..., None], mask.stand_in_D, self._tokens(source_BPE))
+        attended_BPD = self.encoder.attend(self._placed(tokens_BPD, valid_BP), valid_BP)
+        return Masked(h_BD, attended_BPD, source_BPE, hidden_BP)
 
     def measure(self, signal: Signal) -> tuple[Tensor, Tensor]:
         """Log10 power at every anchor, ``(B, A, F)``, and which frequencies a row can have, ``(B, F)``.
@@ -66,14 +78,18 @@ class SpectralEncoder(nn.Module):
 
     def encode(self, measured: tuple[Tensor, Tensor]) -> Tensor:
         """``h_BD`` of what :meth:`measure` found."""
-        power_BAF, audible_BF = measured
-        tokens = rearrange(power_BAF, "b a (p f) -> b p (a f)", f=BINS_PER_PATCH)
-        valid_BP = rearrange(audible_BF, "b (p f) -> b p f", f=BINS_PER_PATCH).all(-1)
-        tokens_BPD = self.embed(tokens.to(self.embed.weight.dtype))
+        source_BPE, valid_BP = _patches(measured)
+        h_BD: Tensor = self.encoder(self._placed(self._tokens(source_BPE), valid_BP), valid_BP)
+        return h_BD
+
+    def _tokens(self, source_BPE: Tensor) -> Tensor:
+        tokens_BPD: Tensor = self.embed(source_BPE.to(self.embed.weight.dtype))
+        return tokens_BPD
+
+    def _placed(self, tokens_BPD: Tensor, valid_BP: Tensor) -> Tensor:
         centre_P = rearrange(self._freqs_F().to(tokens_BPD.device), "(p f) -> p f", f=BINS_PER_PATCH).mean(-1)
         place_PD = sinusoids(centre_P.log2(), tokens_BPD.shape[-1], 0.5, 16.0)  # octaves, for both modalities
-        h_BD: Tensor = self.encoder((tokens_BPD + place_PD.to(tokens_BPD)) * valid_BP[..., None], valid_BP)
-        return h_BD
+        return (tokens_BPD + place_PD.to(tokens_BPD)) * valid_BP[..., None]
 
     def skips(self, measured: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         """Log10 of the mean density of each band at each anchor, ``(B, K * A)``; 0 where a band is out of reach."""
@@ -92,3 +108,10 @@ class SpectralEncoder(nn.Module):
 
     def _freqs_F(self) -> Tensor:
         return torch.arange(1, _BINS[self.modality] + 1, dtype=torch.float32) * _STEP_HZ[self.modality]
+
+
+def _patches(measured: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """What tokens are made from, ``(B, P, A * BINS_PER_PATCH)``, and which are within reach, ``(B, P)``."""
+    power_BAF, audible_BF = measured
+    source_BPE = rearrange(power_BAF, "b a (p f) -> b p (a f)", f=BINS_PER_PATCH)
+    return source_BPE, rearrange(audible_BF, "b (p f) -> b p f", f=BINS_PER_PATCH).all(-1)

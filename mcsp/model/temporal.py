@@ -4,8 +4,10 @@ Channels reach the anchors *before* attention (not after, as in channel-independ
 2412.07236): attention then costs P^2 instead of (C P)^2, and the tokens stay resolved by place.
 
 Shape letters: B rows, C channels, A anchors, T time samples, P patches, L samples per patch, F frequency bins,
-J time bins, W features per channel, D width.
+J time bins, W features per channel, D width, E numbers of a token.
 """
+
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,10 +17,30 @@ from torch import Tensor, nn
 from mcsp.batch import Signal
 from mcsp.config import ModelConfig
 from mcsp.kernels.spectral import log_power_frames
-from mcsp.model.layers import LOWEST_LOG_POWER, SIZES, AnchorWeights, TokenEncoder, sinusoids, standardise, to_grid
+from mcsp.model.layers import (
+    LOWEST_LOG_POWER,
+    SIZES,
+    AnchorWeights,
+    Mask,
+    Masked,
+    TokenEncoder,
+    sinusoids,
+    standardise,
+    to_grid,
+)
 from mcsp.schema import Modality
 
 TIME_BINS = 12  # the read-out sees this many equal parts of the window, whatever its length
+
+
+class Patches(NamedTuple):
+    """What the temporal domain measures on a window: patches of each channel."""
+
+    wave_BCPL: Tensor  # standardised over the window
+    log_std_BC: Tensor  # log10 standard deviation over the window
+    power_BCPF: Tensor | None  # EEG: log10 power density of each patch
+    weights_BAC: Tensor  # from channels to anchors
+    valid_BP: Tensor
 
 
 class TemporalEncoder(nn.Module):
@@ -42,45 +64,75 @@ class TemporalEncoder(nn.Module):
         self.embed = nn.Linear(anchors * features, width)
         self.encoder = TokenEncoder(config.size, TIME_BINS)
         self.h_width = self.encoder.h_width
+        # Numbers that describe a patch; "one token", because what is usual does not depend on when a patch is.
+        self.source_shape = 1, anchors * (self.n_bins or self.patch_samples)
 
-    def forward(self, signal: Signal) -> Tensor:
-        """Encode the windows of one modality."""
-        weights_BAC = self.anchors(signal)
+    def forward(self, signal: Signal, mask: Mask | None = None) -> Tensor | Masked:
+        """Encode the windows of one modality; with a mask also without some patches of time.
+
+        What a token is made from is, for EEG, its power spectrum at the anchors, as LaBraM predicts amplitudes (arXiv
+        2405.18765; the phase of a second cannot be known from its neighbours); for BOLD its waveform.
+        """
+        measured = self.measure(signal)
+        h_BD = self.encode(measured)
+        if mask is None:
+            return h_BD
+        hidden_BP = mask.hide(measured.valid_BP)
+        tokens_BPD = torch.where(hidden_BP[..., None], mask.stand_in_D, self._tokens(measured))
+        source = measured.wave_BCPL if measured.power_BCPF is None else measured.power_BCPF
+        source_BPE = torch.einsum("bac,bcpe->bpae", measured.weights_BAC, source).flatten(2)
+        return Masked(h_BD, self._attend(tokens_BPD, measured.valid_BP), source_BPE, hidden_BP)
+
+    def measure(self, signal: Signal) -> Patches:
+        """Cut the windows into patches on the common grid; a last part of a patch is left out."""
         x_BCT, valid_BT = to_grid(signal, self.grid_hz)
         short = self.patch_samples - x_BCT.shape[-1]
         if short > 0:  # shorter than one patch: pad, and let its only patch count
             x_BCT, valid_BT = F.pad(x_BCT, (0, short)), F.pad(valid_BT, (0, short))
         n_patches = x_BCT.shape[-1] // self.patch_samples
-        valid_BP = rearrange(valid_BT[:, : n_patches * self.patch_samples], "b (p l) -> b p l", p=n_patches).all(-1)
-        tokens_BPD = self.embed(self._patch_features(x_BCT, valid_BT, weights_BAC, n_patches))
-        centre_P = (torch.arange(n_patches, device=x_BCT.device) + 0.5) * self.patch_seconds
-        tokens_BPD = tokens_BPD + sinusoids(centre_P, tokens_BPD.shape[-1], 2 * self.patch_seconds, 600.0).to(
-            tokens_BPD
-        )
-        attended_BPD = self.encoder.attend(tokens_BPD * valid_BP[..., None], valid_BP)
-        binned_BJD = self._bin_time(attended_BPD, valid_BP)
-        return self.encoder.read(rearrange(self.encoder.narrow(binned_BJD), "b j k -> b (j k)"))
-
-    def _patch_features(self, x_BCT: Tensor, valid_BT: Tensor, weights_BAC: Tensor, n_patches: int) -> Tensor:
-        """``(B, P, A * W)``: nonlinear features of each channel's patch, carried to the anchors."""
-        dtype = self.embed.weight.dtype
+        whole = n_patches * self.patch_samples
         unit_BCT, log_std_BC = standardise(x_BCT, valid_BT)
-        whole_BCT = unit_BCT[..., : n_patches * self.patch_samples]  # a last part of a patch is left out
-        features = self.wave(rearrange(whole_BCT, "b c (p l) -> b c p l", p=n_patches).to(dtype))
-        features = features + self.amplitude(log_std_BC[..., None, None].to(dtype))
-        if self.spectrum is not None:
-            rows = x_BCT.shape[0]
+        power_BCPF = None
+        if self.n_bins:
             power_BCPF, _ = log_power_frames(
                 x_BCT,
-                torch.full((rows,), self.grid_hz),  # on the CPU: known without waiting for a GPU
+                torch.full((len(x_BCT),), self.grid_hz),  # on the CPU: known without waiting for a GPU
                 list(range(1, self.n_bins + 1)),
                 frame_seconds=self.patch_seconds,
                 hop_seconds=self.patch_seconds,
                 time_valid_BT=valid_BT,
             )
-            features = features + self.spectrum(power_BCPF.clamp_min(LOWEST_LOG_POWER).to(dtype))
-        anchored = torch.einsum("bac,bcpw->bpaw", weights_BAC.to(dtype), F.gelu(features))
-        return rearrange(anchored, "b p a w -> b p (a w)")
+            power_BCPF = power_BCPF.clamp_min(LOWEST_LOG_POWER)
+        return Patches(
+            rearrange(unit_BCT[..., :whole], "b c (p l) -> b c p l", p=n_patches),
+            log_std_BC,
+            power_BCPF,
+            self.anchors(signal),
+            rearrange(valid_BT[:, :whole], "b (p l) -> b p l", p=n_patches).all(-1),
+        )
+
+    def encode(self, measured: Patches) -> Tensor:
+        """``h_BD`` of what :meth:`measure` found."""
+        attended_BPD = self._attend(self._tokens(measured), measured.valid_BP)
+        binned_BJD = self._bin_time(attended_BPD, measured.valid_BP)
+        return self.encoder.read(rearrange(self.encoder.narrow(binned_BJD), "b j k -> b (j k)"))
+
+    def _attend(self, tokens_BPD: Tensor, valid_BP: Tensor) -> Tensor:
+        centre_P = (torch.arange(tokens_BPD.shape[1], device=tokens_BPD.device) + 0.5) * self.patch_seconds
+        place_PD = sinusoids(centre_P, tokens_BPD.shape[-1], 2 * self.patch_seconds, 600.0)
+        return self.encoder.attend((tokens_BPD + place_PD.to(tokens_BPD)) * valid_BP[..., None], valid_BP)
+
+    def _tokens(self, measured: Patches) -> Tensor:
+        """``(B, P, D)`` from nonlinear features of each channel's patch, carried to the anchors."""
+        dtype = self.embed.weight.dtype
+        features = self.wave(measured.wave_BCPL.to(dtype))
+        features = features + self.amplitude(measured.log_std_BC[..., None, None].to(dtype))
+        if self.spectrum is not None:
+            assert measured.power_BCPF is not None
+            features = features + self.spectrum(measured.power_BCPF.to(dtype))
+        anchored = torch.einsum("bac,bcpw->bpaw", measured.weights_BAC.to(dtype), F.gelu(features))
+        tokens_BPD: Tensor = self.embed(rearrange(anchored, "b p a w -> b p (a w)"))
+        return tokens_BPD
 
     @staticmethod
     def _bin_time(x_BPD: Tensor, valid_BP: Tensor) -> Tensor:

@@ -12,14 +12,24 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mcsp.augmentations.views import edges_of_view, half_of_view, view
+from mcsp.augmentations.views import edges_of_view, half_of_view, hidden_tokens, view
 from mcsp.batch import Batch, Signal
 from mcsp.config import AugmentationConfig, ModelConfig, ObjectiveConfig
-from mcsp.losses import VIEWS, initial_log_scale, pair_terms, prediction_error, prediction_terms, slots
-from mcsp.model.layers import TokenEncoder
+from mcsp.losses import (
+    VIEWS,
+    initial_log_scale,
+    pair_terms,
+    prediction_error,
+    prediction_terms,
+    reconstruction_error,
+    reconstruction_terms,
+    slots,
+)
+from mcsp.model.layers import Block, Mask, TokenEncoder
 from mcsp.model.mcsp import MCSP
 from mcsp.model.prediction import Prediction, PredictionHead, connectivity_target, spectrum_target
-from mcsp.schema import Modality
+from mcsp.model.reconstruction import ReconstructionHead
+from mcsp.schema import Domain, Modality
 
 MAX_SCALE = 100.0  # of logits, as in CLIP (arXiv 2103.00020); at least 1, as in OpenCLIP
 
@@ -43,16 +53,17 @@ class Pretrainer(nn.Module):
         augmentation: AugmentationConfig,
         *,
         activation_checkpointing: bool = False,
-        compile_encoders: bool = False,
+        compile_blocks: bool = False,
     ) -> None:
         super().__init__()
         self.model = MCSP(model)
         for module in self.model.modules():
             if isinstance(module, TokenEncoder):
                 module.recompute = activation_checkpointing
-        if compile_encoders:
-            for encoder in self.model.encoders.values():
-                encoder.compile()  # in place: the names of the weights stay
+            if compile_blocks and isinstance(module, Block):
+                # Block by block: all share what is compiled, and what is measured before them (lengths and rates that
+                # decide about shapes) would only break the graph. In place, so the names of the weights stay.
+                module.compile()
         self.augmentation = augmentation
         self.slots = slots(model.modalities, model.domains)
         self.terms = pair_terms(self.slots, objective)
@@ -61,9 +72,19 @@ class Pretrainer(nn.Module):
         self.heads = nn.ModuleDict()
         for term in self.predictions:
             self.heads[_key(term.name)] = PredictionHead.of(self.model, term.modality, term.domain, term.target)
+        hidden = reconstruction_terms(self.slots, objective)
+        self.reconstructions = {(term.modality, term.domain): (i, term) for i, term in enumerate(hidden)}
+        for term in hidden:
+            self.heads[_key(term.name)] = ReconstructionHead(self.model.encoder(term.modality, term.domain))
+        if hidden:
+            # Of this module and not of the heads: ZeRO-3 has a parameter at hand in the forward pass of its module.
+            # Flat, as weight decay is for matrices.
+            width = self.model.encoder(hidden[0].modality, hidden[0].domain).embed.out_features
+            self.stand_ins = nn.Parameter(torch.zeros(len(hidden) * width))
+        self.predictions += hidden
 
     def forward(self, batch: Batch) -> Output:
-        """Draw the views, embed them, and predict from each of them the half that it did not see."""
+        """Draw the views, embed them, and predict from each the half that it did not see and what was hidden."""
         n = len(batch)
         z_by_slot: dict[tuple[str, str, int], Tensor] = {}
         error_by_name: dict[str, Tensor] = {}
@@ -72,23 +93,17 @@ class Pretrainer(nn.Module):
             for m, s in batch.signals.items()
         }
         for modality, signal in batch.signals.items():
-            targets = self._targets(modality, signal)
+            halves = self._halves(signal)
+            targets = self._targets(modality, halves)
             for domain in self.model.config.domains:
-                with torch.no_grad():
-                    both = _stack(*(view(signal, modality, domain, v, self.augmentation) for v in VIEWS))
-                    kept_BAA = self._kept_edges(modality, signal) if domain == "spatial" else None
-                h_BD = self.model.encode_domain(modality, domain, both, kept_BAA)
+                h_BD, error_of = self._embed(modality, domain, signal, halves)
                 for v, z_BK in enumerate(self.model.project(modality, domain, h_BD).chunk(2)):
                     z_nK = z_BK.new_zeros(n, z_BK.shape[1]).index_copy(0, signal.sample_B, z_BK)
                     z_by_slot[modality, domain, v] = z_nK
-                for term in self.predictions:
-                    if (term.modality, term.domain) == (modality, domain):
-                        said: Prediction = self.heads[_key(term.name)](h_BD)
-                        error_2B = prediction_error(
-                            said.predicted_BE, targets[term.target], said.mean_predicted_E, said.mean_target_E
-                        )
-                        error_B = error_2B.view(len(VIEWS), -1).mean(0)
-                        error_by_name[term.name] = error_B.new_zeros(n).index_copy(0, signal.sample_B, error_B)
+                error_of |= self._prediction_errors(modality, domain, h_BD, targets)
+                for name, error_2B in error_of.items():
+                    error_B = error_2B.view(len(VIEWS), -1).mean(0)
+                    error_by_name[name] = error_B.new_zeros(n).index_copy(0, signal.sample_B, error_B)
         some = next(iter(z_by_slot.values()))
         no_z, no_error, no_row = torch.zeros_like(some), some.new_zeros(n), some.new_zeros(n, dtype=torch.bool)
         return Output(
@@ -100,12 +115,55 @@ class Pretrainer(nn.Module):
         )
 
     @torch.no_grad()
-    def _targets(self, modality: Modality, signal: Signal) -> dict[str, Tensor]:
+    def _halves(self, signal: Signal) -> list[Signal]:
+        """The half of each view, once for all domains and targets; the whole where no domain takes halves."""
+        if not self.augmentation.opposite_halves:
+            return [signal, signal]
+        return [half_of_view(signal, v, self.augmentation) for v in VIEWS]
+
+    def _embed(
+        self, modality: Modality, domain: Domain, signal: Signal, halves: list[Signal]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """h of both views, (2 B, D), and by name each view's error of what was hidden from it, (2 B,)."""
+        with torch.no_grad():
+            both = _stack(*(view(signal, modality, domain, v, self.augmentation, halves[v]) for v in VIEWS))
+            kept_BAA = self._kept_edges(modality, signal) if domain == "spatial" else None
+        if (modality, domain) not in self.reconstructions:
+            return self.model.encode_domain(modality, domain, both, kept_BAA), {}
+        number, term = self.reconstructions[modality, domain]
+
+        def hide(valid_BP: Tensor) -> Tensor:
+            halves = enumerate(valid_BP.chunk(2))
+            return torch.cat([hidden_tokens(signal.key_B, v_BP, domain, v, self.augmentation) for v, v_BP in halves])
+
+        stand_in_D = self.stand_ins.unflatten(0, (len(self.reconstructions), -1))[number]
+        masked = self.model.mask_domain(modality, domain, both, Mask(hide, stand_in_D), kept_BAA)
+        said: Prediction = self.heads[_key(term.name)](masked.attended_BPD)
+        error_2B = reconstruction_error(
+            said.predicted_BE, masked.source_BPE, said.mean_predicted_E, said.mean_target_E, masked.hidden_BP
+        )
+        return masked.h_BD, {term.name: error_2B}
+
+    def _prediction_errors(
+        self, modality: Modality, domain: Domain, h_BD: Tensor, targets: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """By name each view's error of what is predicted of the other half, (2 B,)."""
+        found = {}
+        for term in self.predictions:
+            if (term.modality, term.domain) == (modality, domain) and term.target in targets:
+                said: Prediction = self.heads[_key(term.name)](h_BD)
+                found[term.name] = prediction_error(
+                    said.predicted_BE, targets[term.target], said.mean_predicted_E, said.mean_target_E
+                )
+        return found
+
+    @torch.no_grad()
+    def _targets(self, modality: Modality, halves: list[Signal]) -> dict[str, Tensor]:
         """What each view is to predict, (2 B, E) by name: measured on the other view's half, all channels, as it is."""
         wanted = {term.target for term in self.predictions if term.modality == modality}
         if not wanted:
             return {}
-        other = _stack(*(half_of_view(signal, 1 - v, self.augmentation) for v in VIEWS))
+        other = _stack(*(halves[1 - v] for v in VIEWS))
         found = {}
         if "connectivity" in wanted:
             found["connectivity"] = connectivity_target(self.model, modality, other)

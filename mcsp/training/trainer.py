@@ -110,7 +110,7 @@ class Trainer:
             config.objective,
             config.augmentation,
             activation_checkpointing=config.activation_checkpointing,
-            compile_encoders=config.compile,
+            compile_blocks=config.compile,
         )
         if found is None and config.init_from:
             self._say(f"starts from the {start_from(config.init_from, self.module, self.config.model)}")

@@ -6,6 +6,7 @@ import torch
 from mcsp.batch import Batch, Signal
 from mcsp.config import AugmentationConfig, ModelConfig, ObjectiveConfig
 from mcsp.losses import objective
+from mcsp.model.layers import Block
 from mcsp.schema import DOMAINS
 from mcsp.training.pretrainer import Pretrainer
 from tests.augmentations.test_views import EVERYTHING
@@ -61,3 +62,13 @@ def test_a_batch_with_one_modality_leaves_the_others_terms_at_zero() -> None:
     absent = {name: float(v) for name, v in terms.items() if "eeg" in name and not name.startswith("top1/")}
     assert set(absent.values()) == {0.0} and any(name.startswith("prediction/eeg") for name in absent)
     assert float(terms["prediction/fmri/temporal-spectrum"]) > 0
+
+
+def test_compilation_reaches_every_block_and_renames_nothing() -> None:
+    plain, compiled = (
+        Pretrainer(ModelConfig(), ObjectiveConfig(), AugmentationConfig(), compile_blocks=on) for on in (False, True)
+    )
+    assert list(plain.state_dict()) == list(compiled.state_dict())
+    for module, wanted in ((plain, False), (compiled, True)):
+        blocks = [block for block in module.modules() if isinstance(block, Block)]
+        assert blocks and all((block._compiled_call_impl is not None) == wanted for block in blocks)
