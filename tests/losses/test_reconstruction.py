@@ -147,16 +147,19 @@ def people(seed: int) -> Batch:
     return batch({"fmri": signal.replace(x_BCT=x, position_BC3=position, key_B=keys)})
 
 
-@pytest.mark.parametrize("domain", DOMAINS)
-def test_what_is_hidden_of_new_people_is_learned(domain, monkeypatch) -> None:
+@pytest.mark.parametrize(
+    ("domain", "rate", "steps"), [("spatial", 3e-3, 60), ("temporal", 3e-3, 60), ("spectral", 1e-3, 120)]
+)
+def test_what_is_hidden_of_new_people_is_learned(domain, rate, steps, monkeypatch) -> None:
     """Better than of another person: until the means have arrived, the average of all people passes for knowledge."""
     torch.manual_seed(0)
     module = Pretrainer(
         ModelConfig(modalities=("fmri",), domains=(domain,), fmri_anchors=12),
-        ObjectiveConfig(reconstruction=1.0, prediction=0.0), AugmentationConfig(disjoint_channels=(), noise=0.0),
+        ObjectiveConfig(reconstruction=1.0, prediction=0.0),
+        AugmentationConfig(disjoint_channels=(), noise=0.0, band_mask=0.0, tilt=0.0),
     )  # fmt: skip
-    optimizer = torch.optim.AdamW(module.parameters(), lr=3e-3)
-    for step in range(60):
+    optimizer = torch.optim.AdamW(module.parameters(), lr=rate)
+    for step in range(steps):
         optimizer.zero_grad()
         module(people(step)).error_Qn.mean().backward()
         optimizer.step()
@@ -170,4 +173,4 @@ def test_what_is_hidden_of_new_people_is_learned(domain, monkeypatch) -> None:
         pretrainer, "reconstruction_error", lambda p, y, *rest: reconstruction_error(p, y.roll(1, 0), *rest)
     )
     other = error()
-    assert own < other - 0.08 and other > 0.85, (own, other)
+    assert own < other - 0.08 and other > 0.8, (own, other)
