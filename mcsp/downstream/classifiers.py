@@ -20,6 +20,7 @@ from mcsp.downstream.linear import LinearClassifier, Span
 from mcsp.downstream.splits import Folds, inner_folds
 
 C_GRID = tuple(10.0**k for k in range(-3, 4))  # inverse strengths of the L2 penalty, for features of variance about 1
+SKILL_C = 1.0  # of the classifier on one block alone that says how much weight the block gets
 INNER_FOLDS = 3
 # The Riemannian mean of many large matrices takes minutes a fold; the arithmetic one is a good reference point too.
 RIEMANNIAN_MEAN_CHANNELS = 32
@@ -30,14 +31,27 @@ class Classifier:
     """How a row of features becomes a score.
 
     ``prepare`` makes a fresh transformer without hyper-parameters, ``candidates`` fresh estimators of which inner folds
-    choose one by ``loss`` (lower is better; of the decision values and labels of an inner test part).
+    choose one by ``loss`` (lower is better; of the decision values and labels of an inner test part). What ``prepare``
+    gives is standardised, its ``blocks`` of neighbouring features are weighted, and it is rotated onto the span of the
+    training units: an L2-penalised linear solution lies in that span, so the result is exactly that of all F features,
+    at the price of N coefficients. Without blocks, none of this is done.
     """
 
     name: str
     prepare: Callable[[], Pipeline]
+    blocks: tuple[int, ...]
     candidates: tuple[Callable[[], Any], ...]
     loss: Callable[[np.ndarray, np.ndarray], float]
     probabilities: bool  # whether the logistic function of its scores is meant as a probability
+
+    def without_labels(self) -> Pipeline:
+        """All that comes before the estimator, fresh, with blocks of equal weight."""
+        span = [("span", block_span(self.blocks))] if self.blocks else []
+        return Pipeline([*self.prepare().steps, *span])
+
+
+def _as_they_are() -> Pipeline:
+    return make_pipeline("passthrough")
 
 
 def _sigmoid(score_N: np.ndarray) -> np.ndarray:
@@ -52,23 +66,13 @@ def _misranked(score_N: np.ndarray, y_N: np.ndarray) -> float:
     return 1 - float(roc_auc_score(y_N, score_N)) if len(set(y_N)) == 2 else 0.5
 
 
-def _rotation(blocks: Sequence[int]) -> Callable[[], Pipeline]:
-    """Standardise, give every block the same total variance, rotate onto the span of the training units.
-
-    An L2-penalised linear solution lies in that span, so the result is exactly that without the rotation, at the price
-    of N instead of F coefficients.
-    """
-    weight_F = np.repeat(np.asarray(blocks, dtype=float) ** -0.5, blocks)
-    return lambda: make_pipeline(Span(weight_F))
-
-
 def _logistic_candidates() -> tuple[Callable[[], Any], ...]:
     return tuple(lambda c=c: LinearClassifier(c) for c in C_GRID)
 
 
 def logistic(blocks: Sequence[int]) -> Classifier:
-    """L2-penalised logistic regression; neighbouring features form blocks of equal weight."""
-    return Classifier("logistic", _rotation(blocks), _logistic_candidates(), _log_loss, True)
+    """L2-penalised logistic regression; neighbouring features form blocks that :func:`block_weights` weighs."""
+    return Classifier("logistic", _as_they_are, tuple(blocks), _logistic_candidates(), _log_loss, True)
 
 
 def harmonized(classifier: Classifier) -> Classifier:
@@ -83,13 +87,13 @@ def harmonized(classifier: Classifier) -> Classifier:
 def linear_svm(n_features: int) -> Classifier:
     """Linear support vector machine with squared hinge loss, as LIBLINEAR's with a free intercept."""
     candidates = tuple(lambda c=c: LinearClassifier(c, "squared_hinge") for c in C_GRID)
-    return Classifier("linear SVM", _rotation([n_features]), candidates, _misranked, False)
+    return Classifier("linear SVM", _as_they_are, (n_features,), candidates, _misranked, False)
 
 
 def discriminant() -> Classifier:
     """Linear discriminant analysis with the covariance shrunk as Ledoit and Wolf (2004) say; nothing to choose."""
     candidates = (lambda: LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto"),)
-    return Classifier("LDA", lambda: make_pipeline(StandardScaler()), candidates, _log_loss, True)
+    return Classifier("LDA", lambda: make_pipeline(StandardScaler()), (), candidates, _log_loss, True)
 
 
 def tangent_logistic(n_channels: int) -> Classifier:
@@ -100,37 +104,65 @@ def tangent_logistic(n_channels: int) -> Classifier:
     ``(N, C, C)``.
     """
     metric = {"mean": "riemann" if n_channels <= RIEMANNIAN_MEAN_CHANNELS else "euclid", "map": "riemann"}
-    rest = _rotation([n_channels * (n_channels + 1) // 2])
+    blocks = (n_channels * (n_channels + 1) // 2,)
 
     def make() -> Pipeline:
-        return make_pipeline(TangentSpace(metric=metric), *(step for _, step in rest().steps))
+        return make_pipeline(TangentSpace(metric=metric))
 
-    return Classifier("tangent space + logistic", make, _logistic_candidates(), _log_loss, True)
+    return Classifier("tangent space + logistic", make, blocks, _logistic_candidates(), _log_loss, True)
 
 
 def fit(classifier: Classifier, x_N: np.ndarray, y_N: np.ndarray, groups_N: np.ndarray) -> tuple[Pipeline, Any]:
     """The fitted transformer and estimator; the latter is the candidate with the least loss over inner folds.
 
-    The transformer sees no labels, so one that is fitted on the whole training part serves its inner folds too.
+    What is fitted without labels is fitted on the whole training part and serves its inner folds too.
     """
     prepare = classifier.prepare()
     a_NR = prepare.fit_transform(x_N)
-    chosen = 0
-    if len(classifier.candidates) > 1:
-        loss = np.zeros(len(classifier.candidates))
-        for train, test in inner_folds(y_N, groups_N, INNER_FOLDS):
-            span = Span()
-            train_NR, test_NR = span.fit_transform(a_NR[train]), span.transform(a_NR[test])
-            for k, make in enumerate(classifier.candidates):
-                score_N = make().fit(train_NR, y_N[train]).decision_function(test_NR)
-                loss[k] += classifier.loss(score_N, y_N[test]) * len(test)
-        chosen = int(loss.argmin())
-    return prepare, classifier.candidates[chosen]().fit(a_NR, y_N)
+    several = max(len(classifier.candidates), len(classifier.blocks)) > 1
+    folds = inner_folds(y_N, groups_N, INNER_FOLDS) if several else []
+    if classifier.blocks:
+        span = block_span(classifier.blocks, block_weights(a_NR, y_N, classifier.blocks, folds))
+        a_NR = span.fit_transform(a_NR)
+        prepare = Pipeline([*prepare.steps, ("span", span)])
+    loss = np.zeros(len(classifier.candidates))
+    for train, test in folds if len(loss) > 1 else []:
+        inner = Span()
+        train_NR, test_NR = inner.fit_transform(a_NR[train]), inner.transform(a_NR[test])
+        for k, make in enumerate(classifier.candidates):
+            score_N = make().fit(train_NR, y_N[train]).decision_function(test_NR)
+            loss[k] += classifier.loss(score_N, y_N[test]) * len(test)
+    return prepare, classifier.candidates[int(loss.argmin())]().fit(a_NR, y_N)
+
+
+def block_span(blocks: Sequence[int], weight_B: np.ndarray | float = 1.0) -> Span:
+    """Rotation onto the span of the training units, of blocks whose total variances are ``weight_B``."""
+    return Span(np.repeat(np.sqrt(weight_B / np.asarray(blocks)), blocks))
+
+
+def block_weights(
+    x_NF: np.ndarray, y_N: np.ndarray, blocks: Sequence[int], folds: Sequence[tuple[np.ndarray, np.ndarray]]
+) -> np.ndarray:
+    """How much each block of features counts: its share of the variance, ``(B,)`` of mean 1.
+
+    In proportion to the square of what logistic regression on the block alone is above chance (mean AUROC over the
+    given folds, minus 0.5), so that parts that say nothing of the label do not drown those that do. All count alike
+    where none is above chance, or where there are no folds.
+    """
+    skill_B = np.zeros(len(blocks))
+    if len(blocks) > 1:
+        for b, part_NF in enumerate(np.split(x_NF, np.cumsum(blocks)[:-1], axis=1)):
+            part_NR = block_span(blocks[b : b + 1]).fit_transform(part_NF)
+            for train, test in folds:
+                estimator = LinearClassifier(SKILL_C).fit(part_NR[train], y_N[train])
+                skill_B[b] += 0.5 - _misranked(estimator.decision_function(part_NR[test]), y_N[test])
+    weight_B = np.maximum(skill_B, 0.0) ** 2
+    return weight_B / weight_B.mean() if weight_B.any() else np.ones(len(blocks))
 
 
 def linear_weights(prepare: Pipeline, estimator: Any) -> tuple[np.ndarray, float]:
     """Weights ``(F,)`` and bias on the features themselves of what :func:`fit` gives for :func:`logistic`."""
-    weight_F = prepare[0].directions_FR @ estimator.coef_[0]
+    weight_F = prepare[-1].directions_FR @ estimator.coef_[0]
     at_zero = estimator.decision_function(prepare.transform(np.zeros((1, len(weight_F)))))
     return weight_F, float(at_zero[0])
 

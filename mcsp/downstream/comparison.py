@@ -38,7 +38,7 @@ class FeatureSet:
     """One description of all units."""
 
     x: dict[Modality, np.ndarray]  # (N, F) per modality, NaN rows where missing
-    blocks: dict[Modality, list[int]]  # sizes of the parts that get equal weight in a penalised classifier
+    blocks: dict[Modality, list[int]]  # sizes of the parts that a penalised classifier weighs
     n_learned: int = 0  # so many parts of each modality, the first ones, are h of an encoder; the others are measured
 
     def joint(self, modalities: Sequence[Modality]) -> tuple[np.ndarray, list[int]] | None:

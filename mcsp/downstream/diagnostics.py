@@ -99,7 +99,7 @@ def _site_auroc(method: Method, site_N: np.ndarray, groups_N: np.ndarray, rows: 
     score_SN = np.full((len(names), len(rows)), np.nan)
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=0)
     for train, test in splitter.split(x_N, site_N, groups_N):
-        prepare = method.classifier.prepare()
+        prepare = method.classifier.without_labels()
         train_NR, test_NR = prepare.fit_transform(x_N[train]), prepare.transform(x_N[test])
         for k, name in enumerate(names):
             score_SN[k, test] = LinearClassifier().fit(train_NR, site_N[train] == name).decision_function(test_NR)

@@ -9,6 +9,7 @@ from sklearn.svm import LinearSVC
 from mcsp.downstream import scores
 from mcsp.downstream.classifiers import (
     Classifier,
+    block_weights,
     cross_validate,
     discriminant,
     fit,
@@ -17,7 +18,7 @@ from mcsp.downstream.classifiers import (
     tangent_logistic,
 )
 from mcsp.downstream.linear import LinearClassifier, Span
-from mcsp.downstream.splits import k_fold
+from mcsp.downstream.splits import inner_folds, k_fold
 
 
 def labelled(n_subjects: int = 40, sessions: int = 2) -> tuple[list[str], np.ndarray, list[str], np.ndarray]:
@@ -134,6 +135,19 @@ def test_blocks_keep_a_short_informative_block_from_drowning() -> None:
     rng = np.random.default_rng(4)
     x_NF = np.concatenate([rng.normal(size=(40, 4)) + 1.2 * y_N[:, None], rng.normal(size=(40, 3000))], axis=1)
     assert auroc(logistic([4, 3000]), x_NF, 40, 1) > auroc(logistic([3004]), x_NF, 40, 1) + 0.1
+
+
+def test_blocks_that_say_nothing_get_no_weight() -> None:
+    _, y_N, _, groups_N = labelled(80, 1)
+    rng = np.random.default_rng(5)
+    telling_NF = rng.normal(size=(80, 30)) + 0.35 * y_N[:, None]
+    x_NF = np.concatenate([telling_NF, np.ones((80, 7)), rng.normal(size=(80, 2000))], axis=1)
+    blocks = [30, 7, 500, 500, 500, 500]
+    weight_B = block_weights(x_NF, y_N, blocks, inner_folds(y_N, groups_N, 3))
+    assert weight_B.mean() == pytest.approx(1) and weight_B[0] > 4 and weight_B[1] == 0
+    weighted, alone = auroc(logistic(blocks), x_NF, 80, 1), auroc(logistic([30]), telling_NF, 80, 1)
+    equal_NF = (x_NF - x_NF.mean(0)) / (x_NF.std(0) + 1e-12) / np.sqrt(np.repeat(blocks, blocks))
+    assert weighted > alone - 0.03 and weighted > auroc(logistic([]), equal_NF, 80, 1)
 
 
 def test_features_that_are_not_finite_are_refused() -> None:
