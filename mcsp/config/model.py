@@ -54,7 +54,7 @@ class AugmentationConfig(Config):
     gain: float = Field(0.0, ge=0, description="every domain: standard deviation of the log gain of a view")
     half_gap: float = Field(0.0, ge=0, lt=1, description="fraction of the window left out between the halves")
     disjoint_channels: tuple[Modality, ...] = Field(
-        MODALITIES, description="spatial: modalities of which each view has its own half of the channels"
+        (), description="spatial: modalities of which each view has its own half of the channels"
     )
     channel_dropout: float = Field(0.1, ge=0, lt=1, description="spatial: largest fraction of channels dropped")
     region_mask_mm: float = Field(0.0, ge=0, description="spatial: largest radius within which channels are masked")
@@ -66,7 +66,9 @@ class AugmentationConfig(Config):
     amplitude_warp: float = Field(0.0, ge=0, description="temporal: standard deviation of slow log gain")
     amplitude_jitter: float = Field(0.1, ge=0, description="temporal: standard deviation of log gain")
     noise: float = Field(0.1, ge=0, description="temporal: noise relative to each channel's standard deviation")
-    polarity: bool = Field(True, description="temporal: EEG changes its sign in half of the views")
+    polarity: bool = Field(
+        False, description="temporal: EEG changes its sign in half of the views, and loses what that tells"
+    )
     band_mask: float = Field(0.15, ge=0, lt=1, description="spectral: largest fraction of the band attenuated")
     tilt: float = Field(0.2, ge=0, description="spectral: standard deviation of the exponent change of 1/f")
     line_noise: float = Field(0.0, ge=0, description="spectral: largest hum relative to each channel's deviation, EEG")

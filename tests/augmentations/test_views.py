@@ -66,7 +66,7 @@ def test_draws_look_uniform_and_normal() -> None:
 
 EVERYTHING = AugmentationConfig(
     opposite_halves=DOMAINS, half_gap=0.2, region_mask_mm=30, edge_dropout=0.3, crop=0.1, time_warp=0.2,
-    amplitude_warp=0.2, line_noise=0.3, phase=1.0,
+    amplitude_warp=0.2, line_noise=0.3, phase=1.0, disjoint_channels=MODALITIES, polarity=True, gain=0.2,
 )  # fmt: skip
 
 
@@ -129,16 +129,15 @@ def test_views_of_a_domain_are_opposite_halves_of_the_same_draw_everywhere() -> 
     signal = make_signal(rows=50)
     early = signal.replace(x_BCT=torch.arange(1000.0).expand(50, 8, 1000).clone() + 1)
     config = AugmentationConfig(
-        opposite_halves=("spatial", "temporal"), disjoint_channels=(), channel_dropout=0, time_mask=0, noise=0,
-        amplitude_jitter=0,
-    )  # fmt: skip
+        opposite_halves=("spatial", "temporal"), channel_dropout=0, time_mask=0, noise=0, amplitude_jitter=0
+    )
     first, second = (view(early, "fmri", "spatial", v, config) for v in (0, 1))
     assert first.x_BCT.shape[-1] == 500
     assert 10 < int((first.x_BCT[:, 0, 0] == 1).sum()) < 40, "which view is early is not drawn"
     assert torch.equal(
         first.x_BCT + 500 * (first.x_BCT[..., :1] == 1), second.x_BCT + 500 * (second.x_BCT[..., :1] == 1)
     )
-    assert torch.equal(view(early, "eeg", "temporal", 0, config).x_BCT.abs(), first.x_BCT)
+    assert torch.equal(view(early, "eeg", "temporal", 0, config).x_BCT, first.x_BCT)
     assert torch.equal(half_of_view(early, 1, config).x_BCT, second.x_BCT)
     assert view(early, "eeg", "spectral", 0, config).x_BCT.shape[-1] == 1000
 
@@ -154,7 +153,7 @@ def test_modalities_can_differ_in_whether_views_share_channels() -> None:
 @pytest.mark.parametrize("domain", DOMAINS)
 def test_gain_is_one_number_per_row_and_view_in_every_domain(domain: Domain) -> None:
     signal = make_signal(rows=300)
-    off = {"amplitude_jitter": 0, "noise": 0, "polarity": False}
+    off = {"amplitude_jitter": 0, "noise": 0}
     plain, scaled = (
         [view(signal, "eeg", domain, v, AugmentationConfig(gain=gain, **off)).x_BCT for v in (0, 1)]
         for gain in (0.0, 0.5)
@@ -195,6 +194,18 @@ def test_noise_is_relative_to_each_channel() -> None:
     signal = signal.replace(x_BCT=signal.x_BCT * torch.logspace(-2, 2, 8)[:, None])
     ratio = (add_noise(signal, 0.1, signal.key_B).x_BCT - signal.x_BCT).std(-1) / signal.x_BCT.std(-1)
     assert float((ratio - 0.1).abs().max()) < 0.02
+
+
+@pytest.mark.parametrize("modality", MODALITIES)
+def test_by_default_views_keep_the_sign_and_all_channels(modality) -> None:
+    signal, plain = make_signal(rows=100), AugmentationConfig(channel_dropout=0, time_mask=0)
+    for number in (0, 1):
+        assert view(signal, modality, "spatial", number, plain).channel_valid_BC.all()
+        kept = (view(signal, modality, "temporal", number, plain).x_BCT * signal.x_BCT).sum((1, 2)) > 0
+        assert kept.all()
+        flipped = view(signal, modality, "temporal", number, plain.model_copy(update={"polarity": True}))
+        negative = float(((flipped.x_BCT * signal.x_BCT).sum((1, 2)) < 0).float().mean())
+        assert 0.3 < negative < 0.7 if modality == "eeg" else negative == 0
 
 
 def test_polarity_flips_whole_rows() -> None:

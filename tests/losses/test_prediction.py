@@ -140,7 +140,7 @@ def test_what_sets_people_apart_is_learned() -> None:
         torch.manual_seed(0)
         module = Pretrainer(
             ModelConfig(modalities=("fmri",), domains=("spatial",), fmri_anchors=20), ObjectiveConfig(),
-            AugmentationConfig(disjoint_channels=()),
+            AugmentationConfig(),
         )  # fmt: skip
         optimizer = torch.optim.AdamW(module.parameters(), lr=2e-3)
         for step in range(60):

@@ -156,7 +156,7 @@ def test_what_is_hidden_of_new_people_is_learned(domain, rate, steps, monkeypatc
     module = Pretrainer(
         ModelConfig(modalities=("fmri",), domains=(domain,), fmri_anchors=12),
         ObjectiveConfig(reconstruction=1.0, prediction=0.0),
-        AugmentationConfig(disjoint_channels=(), noise=0.0, band_mask=0.0, tilt=0.0),
+        AugmentationConfig(noise=0.0, band_mask=0.0, tilt=0.0),
     )  # fmt: skip
     optimizer = torch.optim.AdamW(module.parameters(), lr=rate)
     for step in range(steps):
