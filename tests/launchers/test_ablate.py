@@ -71,7 +71,7 @@ def test_a_grid_is_refused_before_anything_runs(tmp_path: Path) -> None:
             config(tmp_path, tmp_path, **changes)
 
 
-@pytest.mark.parametrize("name", ["fmri.yaml", "fmri-short.yaml", "paired.yaml", "paired-views.yaml"])
+@pytest.mark.parametrize("name", ["fmri.yaml", "fmri-short.yaml", "paired.yaml", "paired-short.yaml"])
 def test_the_committed_grids_name_what_exists(name: str, tmp_path: Path) -> None:
     path = ROOT / "configs" / "ablate" / name
     found = AblateConfig.load(path, [f"corpus_dir={tmp_path}", f"out_dir={tmp_path}"])
