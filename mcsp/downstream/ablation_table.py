@@ -1,10 +1,17 @@
-"""The tables of an ablation: mean and spread over seeds, and the difference to the base with the same seeds."""
+"""The tables of an ablation: mean and spread over seeds, and the difference to the base with the same seeds.
 
-from collections.abc import Sequence
+Few seeds say little about the spread of one difference, so what is told apart from zero is judged by all variants
+together: see :func:`least_differences`.
+
+Shape letters: V variants, S seeds.
+"""
+
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from scipy.stats import t as student
 
 from mcsp.schema import MODALITIES
 
@@ -23,6 +30,7 @@ COLUMNS = {
 PARTS = {"": "all recordings"} | {f"_{modality}": f"{modality} alone" for modality in MODALITIES}
 DRAWN = ("auroc_learned", "auroc_learned_pooled", "auroc_few_labels", "identification", "retrieval", "site_variance")
 UNTRAINED = "untrained"
+LEVEL = 0.05  # of one wrong mark in a column
 Scores = dict[str, float | None]
 Spread = dict[str, dict[str, float | None]]
 
@@ -38,7 +46,7 @@ def summarise(results: Sequence[dict[str, Any]], order: Sequence[str], base: str
     Returns:
         Rows ``{"variant", "seeds", "scores": {key: {"mean", "sd", "se", "n"}}, "minus_base": {...}, "minus_untrained":
         {...}}``; ``sd`` is over seeds and ``se`` of the mean over them, None for one seed. Differences are taken seed
-        by seed; keys without a value are left out.
+        by seed; keys without a value are left out. The base has ``"least_difference": {key: value}`` as well.
     """
     by_run = {(r["variant"], r["seed"]): r["scores"] for r in results}
     trained = {run: scores["trained"] for run, scores in by_run.items()}
@@ -59,11 +67,38 @@ def summarise(results: Sequence[dict[str, Any]], order: Sequence[str], base: str
             }
         )
         if name == base:
+            rows[-1]["least_difference"] = least_differences(trained, seeds)
             own = [before[name, seed] for seed in seeds]
             differences = [_minus(before[name, s], trained[name, s]) for s in seeds]
             untrained = {"variant": UNTRAINED, "seeds": seeds, "scores": _spread(own)}
             rows.append({**untrained, "minus_base": _spread(differences), "minus_untrained": {}})
     return rows
+
+
+def least_differences(trained: Mapping[tuple[str, int], Scores], seeds: Sequence[int]) -> dict[str, float]:
+    """How far from the base a mean over ``seeds`` must be to be told apart from no difference, by key.
+
+    Of a two-way layout without interaction (variants, seeds) with the variants that have all seeds: the residual's
+    standard deviation is one for all variants, and Student's quantile is at ``LEVEL`` shared out among the differences
+    to the base (Bonferroni). Keys with fewer than two variants or seeds are left out.
+    """
+    names = [v for v in dict.fromkeys(variant for variant, _ in trained) if all((v, s) in trained for s in seeds)]
+    found = {}
+    for key in _keys():
+        table = [[trained[name, seed].get(key) for seed in seeds] for name in names]
+        x_VS = np.array([row for row in table if None not in row], dtype=float)
+        if x_VS.ndim < 2 or min(x_VS.shape) < 2:
+            continue
+        left_VS = x_VS - x_VS.mean(1, keepdims=True) - x_VS.mean(0) + x_VS.mean()
+        freedom = (x_VS.shape[0] - 1) * (x_VS.shape[1] - 1)
+        deviation = float(np.sqrt((left_VS**2).sum() / freedom))
+        quantile = float(student.ppf(1 - LEVEL / 2 / (x_VS.shape[0] - 1), freedom))
+        found[key] = quantile * deviation * (2 / x_VS.shape[1]) ** 0.5
+    return found
+
+
+def _keys() -> list[str]:
+    return [key + part for part in PARTS for key in COLUMNS]
 
 
 def _minus(a: Scores, b: Scores) -> Scores:
@@ -72,7 +107,7 @@ def _minus(a: Scores, b: Scores) -> Scores:
 
 def _spread(rows: Sequence[Scores]) -> Spread:
     found: Spread = {}
-    for key in (key + part for part in PARTS for key in COLUMNS):
+    for key in _keys():
         values = [v for row in rows if (v := row.get(key)) is not None]
         if values:
             sd = float(np.std(values, ddof=1)) if len(values) > 1 else None
@@ -82,7 +117,12 @@ def _spread(rows: Sequence[Scores]) -> Spread:
 
 
 def markdown(rows: Sequence[dict[str, Any]], base: str) -> str:
-    """For all recordings, and for each modality alone where there are two: the scores, then differences to the base."""
+    """For all recordings, and for each modality alone where there are two: the scores, then differences to the base.
+
+    A star marks a difference that is told apart from none, of variants with all seeds of the base.
+    """
+    (own,) = [row for row in rows if row["variant"] == base]
+    least, n_seeds = own.get("least_difference", {}), len(own["seeds"])
     blocks = []
     for part, title in PARTS.items():
         shown = [key for key in COLUMNS if any(key + part in row["scores"] for row in rows)]
@@ -96,19 +136,26 @@ def markdown(rows: Sequence[dict[str, Any]], base: str) -> str:
         blocks += [f"{title}: mean ± sd over seeds", _table(head, scores)]
         minus = [
             [row["variant"], str(max(value["n"] for value in of.values()))]
-            + [_cell(of.get(key + part), "se", "+.3f") for key in shown]
+            + [_cell(of.get(key + part), "se", "+.3f", star.get(key + part)) for key in shown]
             for row in rows
             if row["variant"] != base and (of := row["minus_base"])
+            for star in [least if len(row["seeds"]) == n_seeds and row["variant"] != UNTRAINED else {}]
         ]
         if minus:
+            if any(key + part in least for key in shown):
+                beyond = [f"{least[key + part]:.3f}" if key + part in least else "-" for key in shown]
+                minus.append(["*: beyond", "", *beyond])
             blocks += [f"{title}: minus {base}, mean ± standard error over seeds", _table(head, minus)]
     return "\n\n".join(blocks)
 
 
-def _cell(value: dict[str, float | None] | None, spread: str, form: str = ".3f") -> str:
-    if value is None:
+def _cell(
+    value: dict[str, float | None] | None, spread: str, form: str = ".3f", star_beyond: float | None = None
+) -> str:
+    if value is None or (mean := value["mean"]) is None:
         return "-"
-    return f"{value['mean']:{form}}" + (f" ± {value[spread]:.3f}" if value[spread] is not None else "")
+    told = " *" if star_beyond is not None and abs(mean) > star_beyond else ""
+    return f"{mean:{form}}" + (f" ± {value[spread]:.3f}" if value[spread] is not None else "") + told
 
 
 def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:

@@ -4,7 +4,9 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from mcsp.config import AblateConfig
@@ -45,8 +47,34 @@ def test_differences_are_taken_seed_by_seed() -> None:
     assert "retrieval" not in rows["base"]["scores"]
     scored, minus, eeg = markdown(list(rows.values()), "base").split("\n\n")[1:6:2]
     assert "0.750 ± 0.071" in scored.splitlines()[2] and "| retrieval" not in scored
-    assert "| other" in minus.splitlines()[-1] and "+0.020 ± 0.010" in minus.splitlines()[-1]
+    assert "| other" in minus.splitlines()[-2] and "+0.020 ± 0.010" in minus.splitlines()[-2]
     assert eeg.splitlines()[2].count("|") == 4 and "0.550 ± 0.071" in eeg  # of EEG there is one score
+
+
+def grid(rng: np.random.Generator, gain: float) -> list[dict[str, Any]]:
+    """Ten variants over three seeds: an effect of each seed, noise of 0.01, and ``gain`` for the last variant."""
+    of_seed = rng.normal(size=3)
+    return [
+        {"variant": f"v{v}", "seed": s, "scores": scores(of_seed[s] + 0.01 * rng.normal() + gain * (v == 9))}
+        for v in range(10)
+        for s in range(3)
+    ]
+
+
+def test_what_is_told_apart_is_judged_by_all_variants_together() -> None:
+    rng, order = np.random.default_rng(0), [f"v{v}" for v in range(10)]
+
+    def starred(gain: float) -> set[str]:
+        shown = markdown(summarise(grid(rng, gain), order, "v0"), "v0").split("\n\n")[3]
+        return {line.split()[1] for line in shown.splitlines()[2:-1] if "*" in line.split("|")[3]}
+
+    # Without any difference, a grid has a star in its column in at most one of twenty cases; a difference is found.
+    assert sum(bool(starred(0.0)) for _ in range(200)) / 200 < 0.09
+    found = [starred(0.05) for _ in range(50)]
+    assert sum("v9" in names for names in found) > 45 and sum(len(names - {"v9"}) > 0 for names in found) < 7
+    # One run short: no star, and the others are judged without it.
+    short = [r for r in grid(rng, 5.0) if (r["variant"], r["seed"]) != ("v9", 2)]
+    assert "*" not in markdown(summarise(short, order, "v0"), "v0").split("\n\n")[3].splitlines()[-2]
 
 
 def test_a_result_file_is_shown_again(tmp_path: Path) -> None:
