@@ -21,7 +21,7 @@ def main() -> None:
     parser.add_argument("--modalities", nargs="+", choices=("fmri", "eeg"), help="encoders to export; default: all")
     parser.add_argument(
         "--format", nargs="+", default=[], choices=("torch-export", "onnx"), dest="formats",
-        help="programs of each encoder beside the weights: .pt2 runs with torch alone, .onnx with onnxruntime",
+        help="programs of each encoder beside the weights: .pt2 runs with torch alone, .onnx with onnxruntime; minutes",
     )  # fmt: skip
     parser.add_argument("--evaluation", type=Path, help="folder of evaluate's results.json, for the model card")
     try:

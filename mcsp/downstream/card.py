@@ -31,7 +31,7 @@ model = mcsp.from_pretrained("{folder}")
 model.preprocessing  # units, filters, rates, window lengths: bring your recordings into this form first
 ```
 Needs torch, numpy, einops, safetensors, pyyaml and pydantic. `sha256sum -c SHA256SUMS` checks the files.
-
+{programs}
 ## Pretraining data
 
 Only the training split was used: {subjects} subjects, listed as keyed hashes in `pretraining_subjects.txt`. Do not test
@@ -79,6 +79,7 @@ def model_card(
     n_subjects: int,
     evaluation: Mapping[str, Any] | None = None,
     curves: str | None = None,
+    programs: Mapping[str, Any] | None = None,
 ) -> str:
     """Markdown text; simulated sites are called so, and nothing in it names a path of the machine.
 
@@ -90,6 +91,7 @@ def model_card(
         n_subjects: in the training split.
         evaluation: content of evaluate's results.json; None where there is none yet.
         curves: file name of a picture of the loss beside the card; None for none.
+        programs: content of programs.json, where programs were written.
     """
     terms = terms_of_sites(corpus)
     used = [r for r in corpus.recordings if r.split == "train" and r.modality in model.config.modalities]
@@ -135,6 +137,7 @@ def model_card(
         cost=training_cost(manifest, metrics),
         curves=f"![loss by step]({curves})\n\n" if curves else "",
         results=_results(evaluation, corpus),
+        programs="".join(_program_line(program) for program in (programs or {}).values()),
     )
 
 
@@ -157,6 +160,15 @@ def training_cost(manifest: Mapping[str, Any], metrics: Sequence[Mapping[str, fl
     if memory:
         parts.append(f"at most {max(memory):.1f} GiB of memory per rank")
     return f"Cost: {', '.join(parts)}. Steps that were lost to a crash are not in it."
+
+
+def _program_line(program: Mapping[str, Any]) -> str:
+    files = " and ".join(f"`{name}`" for name in program["files"])
+    return (
+        f"\n{files}: {program['modality']} at {program['sfreq_hz']:g} Hz, windows of exactly "
+        f"{program['window_seconds']:g} s, at most {program['channels_at_most']} channels, any number of windows at "
+        "once; anything else is refused. `programs.json` has names, shapes and units of what goes in.\n"
+    )
 
 
 def _results(evaluation: Mapping[str, Any] | None, corpus: Corpus) -> str:

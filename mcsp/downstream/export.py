@@ -75,9 +75,9 @@ def write_export(
         subjects = pretraining_subjects(corpus)
         (aside / SUBJECTS_FILE).write_text("".join(f"{subject}\n" for subject in subjects))
         curves = write_curves(metrics, aside)
-        card = model_card(model, manifest, metrics, corpus, len(subjects), evaluation, curves)
+        programs = write_programs(model, corpus, manifest["config"]["window_seconds"], aside, formats)
+        card = model_card(model, manifest, metrics, corpus, len(subjects), evaluation, curves, programs)
         (aside / "README.md").write_text(card)
-        write_programs(model, corpus, manifest["config"]["window_seconds"], aside, formats)
         write_sums(aside)
         check_same(model, from_pretrained(aside))
         _replace(aside, out_dir)
@@ -99,13 +99,14 @@ def write_curves(metrics: Sequence[dict[str, float]], folder: Path) -> str | Non
 
 def write_programs(
     model: MCSP, corpus: Corpus, window_seconds: Mapping[str, float], folder: Path, formats: Sequence[str]
-) -> None:
+) -> dict[str, Any]:
     """Programs of every modality, for the corpus' commonest rate, its largest montage and the pretraining's window.
 
-    ``programs.json`` says for each what it takes.
+    Returns:
+        What ``programs.json`` says: for each modality its files, and what they take; empty without ``formats``.
     """
     if not formats:
-        return
+        return {}
     from mcsp.downstream import program
 
     described: dict[str, Any] = {}
@@ -114,21 +115,17 @@ def write_programs(
         sfreq = Counter(r.sfreq for r in recordings).most_common(1)[0][0]
         channels = max(r.n_channels for r in recordings)
         samples = round(window_seconds[modality] * sfreq)
-        exported = program.record(program.EncoderProgram(model, modality, sfreq), channels, samples)
+        recorded = program.record(program.EncoderProgram(model, modality, sfreq), channels, samples)
         files = []
         if "torch-export" in formats:
             files.append(f"{modality}.pt2")
-            program.write_program(exported, folder / files[-1])
+            program.write_program(recorded, folder / files[-1])
         if "onnx" in formats:
             files.append(f"{modality}.onnx")
-            program.write_onnx(exported, folder / files[-1])
-        shapes = {"x_BCT": [1, channels, samples], "position_BC3": [1, channels, 3], "channel_valid_BC": [1, channels]}
-        units = {"x_BCT": UNITS[modality], "position_BC3": "mm, zeros where unknown", "channel_valid_BC": "bool"}
-        widths = model.feature_widths(modality)
-        described[modality] = {
-            "files": files, "sfreq_hz": sfreq, "inputs": shapes, "units": units, "features_BF": widths
-        }  # fmt: skip
+            program.write_onnx(recorded, folder / files[-1])
+        described[modality] = {"files": files, **recorded.description()}
     (folder / PROGRAMS_FILE).write_text(json.dumps(described, indent=2) + "\n")
+    return described
 
 
 def only(

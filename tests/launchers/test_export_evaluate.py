@@ -136,18 +136,15 @@ def test_programs_and_results_go_along(export: Path, run_dir: Path, tmp_path: Pa
     card = (out / "README.md").read_text()
     assert "0.810 (0.700 to 0.900)" in card and "0.990" not in card and "24 of them seen in pretraining" in card
     program = json.loads((out / "programs.json").read_text())["fmri"]
-    inputs = (
-        torch.randn(program["inputs"]["x_BCT"]), torch.randn(program["inputs"]["position_BC3"]),
-        torch.ones(program["inputs"]["channel_valid_BC"], dtype=torch.bool),
-    )  # fmt: skip
+    _, _, samples = program["inputs"]["x_BCT"]
+    channels = program["channels_at_most"]
+    inputs = torch.randn(2, channels, samples), torch.randn(2, channels, 3), torch.ones(2, channels, dtype=torch.bool)
     features = torch.export.load(out / "fmri.pt2").module()(*inputs)
-    assert features.shape == (1, sum(program["features_BF"].values()))
+    assert features.shape == (2, sum(program["features_BF"].values()))
     assert "fmri.pt2" in (out / "SHA256SUMS").read_text()
-    refused = launch("export.py", run_dir, out, "--modalities", "fmri", "--format", "onnx")
-    assert refused.returncode == 2
-    assert len([line for line in refused.stderr.splitlines() if line.startswith("error: ")]) == 1
-    assert "no ONNX" in refused.stderr and "eigh" in refused.stderr
-    assert (out / "fmri.pt2").is_file(), "a refused export must leave the earlier one"
+    rate, seconds = program["sfreq_hz"], program["window_seconds"]
+    assert samples == round(30 * rate)
+    assert f"`fmri.pt2`: fmri at {rate:g} Hz, windows of exactly {seconds:g} s, at most {channels} channels" in card
 
 
 def test_exporting_again_replaces_the_export_and_leaves_nothing_beside_it(export: Path, run_dir: Path) -> None:
