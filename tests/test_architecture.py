@@ -70,7 +70,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "mcsp.losses": declared(),
     "mcsp.data_sharding": declared("corpus") - {"torch", "einops", "safetensors"},
     "mcsp.training": declared("train"),
-    "mcsp.downstream": declared("evaluate", "lab", "hub"),
+    "mcsp.downstream": declared("evaluate", "lab", "hub", "onnx"),
 }
 
 

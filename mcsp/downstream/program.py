@@ -103,11 +103,12 @@ class Recorded:
             inputs = example_inputs(self.program.modality, channels, self.samples, seed=rows, rows=rows)
             inputs[2][-1, : channels // 3] = False
             with torch.no_grad():
-                expected_BF = self.program(*inputs)
-            parts = zip(widths, *(x.split(list(widths.values()), -1) for x in (run(*inputs), expected_BF)), strict=True)
+                both = run(*inputs), self.program(*inputs)
+            parts = zip(widths, *(x.split(list(widths.values()), -1) for x in both), strict=True)
             for part, found, expected in parts:
-                error = float((found - expected).norm() / expected.norm())
-                if not error < bound:
+                error, size = float((found - expected).norm()), float(expected.norm())
+                if not error <= bound * size:  # too few channels have no connectivity: zeros
+                    error /= size or 1.0
                     raise ValueError(
                         f"{name}: {part} of {rows} windows of {channels} channels differs from the model's by "
                         f"{error:.1e}, expected less than {bound:g}"
@@ -174,11 +175,19 @@ def _cat(parts: Sequence[Tensor], dim: int = 0) -> Tensor:
     return total
 
 
-_PLAIN = {
+_PLAIN: dict[Any, Callable[..., Any]] = {
     torch.ops.aten.native_layer_norm.default: _layer_norm,
     torch.ops.aten.gather.default: _gather,
     torch.ops.aten.cat.default: _cat,
 }
+
+
+def _reshape_freely(graph: torch.fx.GraphModule) -> None:
+    """Let every view copy where it has to: under torch.vmap a tensor's memory lies in another order."""
+    for node in graph.graph.nodes:
+        if node.target in (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default):
+            node.target = torch.ops.aten.reshape.default
+    graph.recompile()
 
 
 @contextmanager
@@ -224,6 +233,7 @@ def record(program: EncoderProgram, channels: int, samples: int) -> Recorded:
             graph = make_fx(own, tracing_mode="real")(*inputs)
         plain = make_fx(torch.func.functionalize(graph), tracing_mode="real", decomposition_table=_PLAIN)(*inputs)
         shapes = {name: {0: rows, 1: some} for name in INPUTS}
+        _reshape_freely(plain)
         exported = torch.export.export(_Batched(plain, channels), batch, dynamic_shapes=shapes, strict=False)
     recorded = Recorded(exported, program, channels, samples)
     recorded.check(exported.module(), _BOUND, program.modality)
