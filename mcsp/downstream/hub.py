@@ -23,7 +23,8 @@ def from_pretrained(
         cache_dir: where downloads are kept; None: the Hub's own cache.
 
     Raises:
-        ValueError: neither a folder nor a name of a repository, and as ``mcsp.from_pretrained``.
+        ValueError: neither a folder nor a name of a repository, a repository that cannot be reached, and as
+            ``mcsp.from_pretrained``.
         ModuleNotFoundError: the extra ``hub`` is not installed and there is no such folder.
     """
     if Path(path_or_repo_id).is_dir():
@@ -32,9 +33,18 @@ def from_pretrained(
     if not (owner and slash and name) or "/" in name:
         raise ValueError(f"{path_or_repo_id}: expected a folder or a repository owner/name, found neither")
     from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    folder = snapshot_download(str(path_or_repo_id), revision=revision, cache_dir=cache_dir, allow_patterns=_LOADED)
+    name = str(path_or_repo_id)
+    try:
+        folder = snapshot_download(name, revision=revision, cache_dir=cache_dir, allow_patterns=_LOADED)
+    except (HfHubHTTPError, LocalEntryNotFoundError) as error:  # no such repository or revision, no access, no network
+        raise ValueError(f"{name}: no such folder, and not to be had from the Hub ({_first_line(error)})") from None
     return from_folder(folder)
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def push_to_hub(folder: str | Path, repo_id: str, private: bool = True, revision: str | None = None) -> str:

@@ -50,6 +50,31 @@ def test_what_is_pushed_comes_back_and_a_folder_needs_no_hub(
     assert same(hub.from_pretrained("lab/model"), hub.from_pretrained(export))
 
 
+@pytest.mark.parametrize("revision", [None, "v1", "c" * 40])
+def test_what_the_hubs_own_client_has_kept_loads_by_its_name_without_a_network(
+    export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, revision: str | None
+) -> None:
+    kept = tmp_path / "cache" / "models--lab--model"
+    shutil.copytree(export, kept / "snapshots" / ("c" * 40))
+    (kept / "refs").mkdir()
+    for name in ("main", "v1"):
+        (kept / "refs" / name).write_text("c" * 40)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    found = hub.from_pretrained("lab/model", revision, tmp_path / "cache")
+    assert same(found, hub.from_pretrained(export))
+    assert found.preprocessing == {"window_seconds": {"eeg": 5.0}}
+    (kept / "snapshots" / ("c" * 40) / "model.safetensors").write_bytes(b"other weights")
+    with pytest.raises(ValueError, match=r"model\.safetensors: damaged or changed"):
+        hub.from_pretrained("lab/model", revision, tmp_path / "cache")
+
+
+def test_a_repository_that_cannot_be_had_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ValueError, match=r"^lab/model: no such folder, and not to be had from the Hub \(\S") as error:
+        hub.from_pretrained("lab/model", cache_dir=tmp_path)
+    assert "\n" not in str(error.value)
+
+
 def test_a_damaged_export_is_not_pushed_and_what_is_no_name_is_refused(export: Path) -> None:
     (export / "config.json").write_text("{}")
     with pytest.raises(ValueError, match=r"config\.json"):
