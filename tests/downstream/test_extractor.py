@@ -15,9 +15,11 @@ from sklearn.model_selection import GridSearchCV, GroupKFold, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from mcsp.data_sharding.bids_write import write_eeg
+from mcsp.data_sharding.bids_write import write_eeg, write_json, write_tsv
+from mcsp.downstream.encode import EncodedRecording
+from mcsp.downstream.encode_eeg import encode_raw
 from mcsp.downstream.extractor import FeatureExtractor
-from mcsp.model.pretrained import PretrainedMCSP
+from mcsp.model.pretrained import PretrainedMCSP, write_pretrained
 
 CHANNELS = ("Fp1", "Fp2", "C3", "C4", "O1", "O2")
 SFREQ, SECONDS = 128.0, 12
@@ -123,6 +125,79 @@ def test_a_grid_search_may_vary_windows_and_classifier(extractor: FeatureExtract
     assert search.best_params_.keys() == grid.keys()
     assert np.isfinite(search.cv_results_["mean_test_score"]).all()
     assert search.predict(x_NCT).shape == (8,)
+
+
+@pytest.fixture
+def encoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Grows by one whenever a recording is encoded."""
+    names: list[str] = []
+
+    def counting(model: PretrainedMCSP, raw: object, *arguments: object) -> EncodedRecording:
+        names.append(type(raw).__name__)
+        return encode_raw(model, raw, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("mcsp.downstream.extractor.encode_raw", counting)
+    return names
+
+
+def test_a_grid_search_with_memory_encodes_every_recording_once(
+    extractor: FeatureExtractor, tmp_path: Path, encoded: list[str]
+) -> None:
+    """A pipeline's own memory keeps what training parts became; test parts are transformed for every setting."""
+    x_NCT, y_N = recordings(8)
+    grid = {"logisticregression__C": [0.1, 1.0, 10.0]}
+    classify = StandardScaler(), LogisticRegression()
+
+    def search(first: FeatureExtractor, memory: Path | None = None) -> GridSearchCV:
+        pipeline = make_pipeline(first, *classify, memory=None if memory is None else str(memory))
+        return GridSearchCV(pipeline, grid, cv=2).fit(x_NCT, y_N)
+
+    plain = search(extractor).cv_results_["mean_test_score"]
+    assert (
+        len(encoded) == 3 * (8 + 8) + 8
+    )  # three settings, each fold once as training and once as test; all at the end
+    encoded.clear()
+    of_pipeline = search(extractor, tmp_path / "pipeline").cv_results_["mean_test_score"]
+    assert len(encoded) == 8 + 3 * 8 + 8
+    encoded.clear()
+    kept = clone(extractor).set_params(memory=tmp_path / "features")
+    of_extractor = search(kept).cv_results_["mean_test_score"]
+    assert len(encoded) == 8
+    np.testing.assert_array_equal(of_pipeline, plain)
+    np.testing.assert_array_equal(of_extractor, plain)
+    both = search(kept, tmp_path / "both")
+    assert len(encoded) == 8
+    np.testing.assert_array_equal(both.predict(x_NCT), search(extractor).predict(x_NCT))
+
+
+def test_what_changes_the_features_is_encoded_again(
+    extractor: FeatureExtractor, pretrained: PretrainedMCSP, tmp_path: Path, encoded: list[str]
+) -> None:
+    x_NCT, _ = recordings(1)
+    write_json(tmp_path / "dataset_description.json", {"Name": "clinic", "BIDSVersion": "1.10.0"})
+    path = write_eeg(tmp_path, "1", "rest", x_NCT[0], CHANNELS, {"SamplingFrequency": SFREQ})
+    raw = mne.io.read_raw_edf(path, verbose="ERROR")  # its samples are still in the file
+    write_pretrained(pretrained, model := tmp_path / "model", pretrained.preprocessing)
+    extractor = clone(extractor).set_params(memory=tmp_path / "memory", model_dir=model)
+
+    def count(recording: object, **change: object) -> int:
+        before = len(encoded)
+        clone(extractor).set_params(**change).transform([recording])
+        return len(encoded) - before
+
+    for recording in (path, raw, x_NCT[0]):
+        assert [count(recording), count(recording)] == [1, 0]
+    assert count(str(path)) == 0
+    assert count(path, line_hz=50) == 1 and count(path, window_seconds=4.0) == 1
+    rows = [(name, "EEG", "bad" if name == "C3" else "good") for name in CHANNELS]
+    write_tsv(path.with_name("sub-1_task-rest_channels.tsv"), ("name", "type", "status"), rows)
+    assert count(path) == 1
+    assert count(x_NCT[0] + 1e-9) == 1
+    write_eeg(tmp_path, "1", "rest", 2 * x_NCT[0], CHANNELS, {"SamplingFrequency": SFREQ})
+    assert count(path) == 1
+    assert count(raw) == 1
+    write_pretrained(pretrained, model, {**pretrained.preprocessing, "note": "another export at the same place"})
+    assert count(path) == 1 and count(path) == 0
 
 
 def test_bold_arrays(export_dir: Path, pretrained: PretrainedMCSP) -> None:
