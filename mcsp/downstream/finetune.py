@@ -69,6 +69,9 @@ class Finetuning:
         classifier = MCSPClassifier(copy.deepcopy(self.model), 2, sizes, self.config.depth).to(self.device)
         classifier.check_protocol()
         fit_features = {m: torch.tensor(x_NF[fitted], dtype=torch.float32) for m, x_NF in self.frozen.items()}
+        for modality, x_NF in fit_features.items():
+            if not x_NF.isfinite().all(dim=1).any():
+                raise ValueError(f"fold {fold}: expected units with {modality} to train on, found none")
         classifier.standardise_by(fit_features, self.blocks)
         optimizer = self._optimizer(classifier)
         weight_O = torch.tensor(len(fitted) / (2 * np.bincount(y_N[fitted], minlength=2)), dtype=torch.float32)

@@ -7,15 +7,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from mcsp.batch import collate
 from mcsp.config import FinetuneConfig, ModelConfig
 from mcsp.data_sharding.reader import Corpus
 from mcsp.downstream.classifier_model import MCSPClassifier
 from mcsp.downstream.finetune import Finetuning, finetune
+from mcsp.downstream.splits import labelled_part
+from mcsp.downstream.units import Labelled, read_labels
 from mcsp.downstream.windows import random_start, window_starts
 from mcsp.model.mcsp import MCSP
 from mcsp.model.pretrained import write_pretrained
+from mcsp.schema import random_key
 
 PREPROCESSING = {"window_seconds": {"eeg": 10.0, "fmri": 30.0}}
 
@@ -82,6 +86,54 @@ def test_a_missing_modality_leaves_the_other_ones_logits(corpus_dir: Path) -> No
     torch.testing.assert_close(apart, torch.cat([first, second]))
     classifier.reset_head(5)
     assert classifier(both, 1).shape == (1, 5)
+
+
+def test_it_stops_without_gain_on_subjects_held_back_and_keeps_the_best_pass(config: FinetuneConfig) -> None:
+    run = Finetuning(config.model_copy(update={"max_passes": 12, "patience": 2, "learning_rate": 0.3}))
+    rows, labelled = np.arange(len(run.labelled.units)), run.labelled
+    classifier, history = run.train(rows, 0)
+    losses = [line["inner_loss"] for line in history]
+    best = int(np.argmin(losses))
+    assert len(losses) == best + 1 + 2 < 12
+    key = random_key(config.seed, 0) & 0xFFFFFFFF
+    held = labelled_part(rows, labelled.y_N, labelled.group_index(), config.inner_fraction, key)
+    fitted = np.setdiff1d(rows, held)
+    assert not {labelled.subjects[i] for i in held} & {labelled.subjects[i] for i in fitted}
+    weight_O = torch.tensor(len(fitted) / (2 * np.bincount(labelled.y_N[fitted])), dtype=torch.float32)
+    found = F.cross_entropy(run.logits(classifier, held), torch.tensor(labelled.y_N[held]), weight_O)
+    assert float(found) == pytest.approx(losses[best], rel=1e-5)
+
+
+def test_units_may_lack_a_modality_where_they_train_and_where_they_are_tested(
+    config: FinetuneConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A third of the units has EEG alone, a third BOLD alone."""
+
+    def some(corpus: Corpus, label: str, classes: list[str] | None) -> Labelled:
+        whole = read_labels(corpus, label, classes)
+        kept = [unit.of("eeg") if i % 3 == 0 else unit.of("fmri") if i % 3 == 1 else unit.recordings
+                for i, unit in enumerate(whole.units)]  # fmt: skip
+        units = [replace(unit, recordings=tuple(r)) for unit, r in zip(whole.units, kept, strict=True)]
+        return replace(whole, units=units)
+
+    monkeypatch.setattr("mcsp.downstream.finetune.read_labels", some)
+    results = finetune(config.model_copy(update={"out_dir": tmp_path, "max_passes": 1}))
+    (row,) = results["scores"]  # a probe on both modalities at once needs both
+    assert row["features"] == "fine-tuned" and 0 <= row["auroc"]["value"] <= 1
+    run = Finetuning(config)
+    only_eeg = [i for i, unit in enumerate(run.labelled.units) if not unit.of("fmri")]
+    assert np.isnan(run.frozen["fmri"][only_eeg]).all() and len(only_eeg) > 5
+    with pytest.raises(ValueError, match="fold 0: expected units with fmri to train on, found none"):
+        run.train(np.array(only_eeg), 0)
+
+
+@pytest.mark.slow
+def test_size_small_is_fine_tuned_on_a_cpu(config: FinetuneConfig, tmp_path: Path) -> None:
+    write_pretrained(MCSP(ModelConfig(size="small")), tmp_path / "model", PREPROCESSING)
+    changed = {"model_dir": tmp_path / "model", "out_dir": tmp_path / "out", "max_passes": 1}
+    results = finetune(config.model_copy(update=changed))
+    assert results["parameters"]["all"] > 10_000_000
+    assert 0 < results["parameters"]["encoder"] < results["parameters"]["all"]
 
 
 def test_a_random_start_is_one_of_all_starts(corpus_dir: Path) -> None:
