@@ -4,6 +4,7 @@ Shape letters: N subjects, B rows, C channels, T time samples, F features.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from sklearn.preprocessing import StandardScaler
 
 from mcsp.batch import Batch, Signal
 from mcsp.config import AugmentationConfig, ModelConfig, ObjectiveConfig
-from mcsp.data_sharding.simulate import electrode_positions_mm
+from mcsp.data_sharding.simulate import electrode_positions_mm, parcel_lattice
 from mcsp.losses.objective import objective
 from mcsp.model.mcsp import MCSP
 from mcsp.schema import Domain, Modality
@@ -24,8 +25,6 @@ from mcsp.training.pretrainer import Pretrainer
 # fmt: off
 CHANNELS = ("Fp1", "Fp2", "F3", "F4", "C3", "C4", "P3", "P4", "O1", "O2", "T7", "T8")
 # fmt: on
-SFREQ = 200.0
-SECONDS = 12.0
 
 
 def signal_of(
@@ -51,39 +50,69 @@ def _shaped(rng: np.random.Generator, shape: tuple[int, ...], gain_F: np.ndarray
     return x / x.std(axis=-1, keepdims=True)
 
 
-def three_labels(n: int, seed: int) -> tuple[np.ndarray, dict[Domain, np.ndarray]]:
-    """EEG ``(N, C, T)`` uV of n people, and three independent labels, each carried in one way alone.
+@dataclass(frozen=True)
+class Montage:
+    """Where and how fast one modality is recorded, and where its labels are planted."""
 
-    * ``spatial``: which electrodes move together (left with right, or front with back), one spectrum for all.
-    * ``spectral``: 10 Hz or 20 Hz over the back of the head, the same variance, no electrodes together.
+    positions_C3: np.ndarray
+    sfreq: float
+    seconds: float
+    lowest_hz: float
+    centres_hz: tuple[float, float]  # of the oscillation that the spectral label chooses
+    width_hz: float
+    back: tuple[int, ...]  # channels that have it
+    together: tuple[tuple[tuple[int, int], ...], tuple[tuple[int, int], ...]]  # pairs of channels, by spatial label
+    scale: float  # uV or percent
+
+
+def _electrodes(*names: str) -> tuple[int, ...]:
+    return tuple(CHANNELS.index(name) for name in names)
+
+
+MONTAGES: dict[Modality, Montage] = {
+    "eeg": Montage(
+        electrode_positions_mm(CHANNELS), 200.0, 12.0, 1.0, (10.0, 20.0), 1.0, _electrodes("P3", "P4", "O1", "O2"),
+        (
+            (_electrodes("F3", "F4"), _electrodes("C3", "C4"), _electrodes("P3", "P4")),  # left with right
+            (_electrodes("F3", "P3"), _electrodes("F4", "P4"), _electrodes("C3", "T7")),  # front with back
+        ),
+        10.0,
+    ),
+    "fmri": Montage(
+        parcel_lattice(24)[1], 0.5, 400.0, 0.01, (0.04, 0.12), 0.01, (16, 17, 18, 19, 20, 21, 22, 23),
+        (((0, 1), (4, 5), (8, 9)), ((0, 4), (1, 9), (5, 8))),
+        1.0,
+    ),
+}  # fmt: skip
+
+
+def three_labels(modality: Modality, n: int, seed: int) -> tuple[Signal, dict[Domain, np.ndarray]]:
+    """Recordings of n people, and three independent labels, each carried in one way alone.
+
+    * ``spatial``: which channels move together, one spectrum for all.
+    * ``spectral``: a slow or a fast oscillation in some channels, the same variance, no channels together.
     * ``temporal``: whether bursts grow or fade over the window: time reversed, so that spectrum, covariance and
       coherence are the same in expectation.
     """
-    rng = np.random.default_rng(seed)
-    samples = round(SFREQ * SECONDS)
-    hz_F = np.fft.rfftfreq(samples, 1 / SFREQ)
-    background_F = np.where(hz_F >= 1, np.maximum(hz_F, 1.0) ** -0.5, 0.0)
+    rng, m = np.random.default_rng(seed), MONTAGES[modality]
+    channels, samples = len(m.positions_C3), round(m.sfreq * m.seconds)
+    hz_F = np.fft.rfftfreq(samples, 1 / m.sfreq)
+    background_F = np.where(hz_F >= m.lowest_hz, np.maximum(hz_F / m.lowest_hz, 1.0) ** -0.5, 0.0)
     labels: dict[Domain, np.ndarray] = {d: rng.integers(2, size=n) for d in ("spatial", "spectral", "temporal")}
-    back = [CHANNELS.index(c) for c in ("P3", "P4", "O1", "O2")]
-    together = {
-        0: [("F3", "F4"), ("C3", "C4"), ("P3", "P4")],
-        1: [("F3", "P3"), ("F4", "P4"), ("C3", "T7")],
-    }
-    x_NCT = np.empty((n, len(CHANNELS), samples))
+    x_NCT = np.empty((n, channels, samples))
     ramp_T = np.linspace(-1, 1, samples)
     for i in range(n):
-        x_CT = _shaped(rng, (len(CHANNELS), samples), background_F)
-        for pair in together[int(labels["spatial"][i])]:
-            a, b = (CHANNELS.index(c) for c in pair)
+        x_CT = _shaped(rng, (channels, samples), background_F)
+        for pair in m.together[int(labels["spatial"][i])]:
             shared_T = _shaped(rng, (samples,), background_F)
-            x_CT[[a, b]] = np.sqrt(0.5) * x_CT[[a, b]] + np.sqrt(0.5) * shared_T
-        centre = 20.0 if labels["spectral"][i] else 10.0
-        x_CT[back] += 0.7 * _shaped(rng, (4, samples), np.exp(-0.5 * ((hz_F - centre) / 1.0) ** 2))
+            x_CT[list(pair)] = np.sqrt(0.5) * x_CT[list(pair)] + np.sqrt(0.5) * shared_T
+        peak_F = np.exp(-0.5 * ((hz_F - m.centres_hz[labels["spectral"][i]]) / m.width_hz) ** 2)
+        x_CT[list(m.back)] += 0.7 * _shaped(rng, (len(m.back), samples), peak_F)
         direction = 1 if labels["temporal"][i] else -1
         x_CT = x_CT * np.exp(0.7 * direction * ramp_T)  # bursts, louder at one end
-        gains_C1 = np.exp(0.2 * rng.standard_normal((len(CHANNELS), 1)))
-        x_NCT[i] = 10 * gains_C1 * x_CT / x_CT.std(axis=1, keepdims=True)
-    return x_NCT, labels
+        gains_C1 = np.exp(0.2 * rng.standard_normal((channels, 1)))
+        x_NCT[i] = m.scale * gains_C1 * x_CT / x_CT.std(axis=1, keepdims=True)
+    return signal_of(x_NCT, m.sfreq, m.positions_C3), labels
 
 
 def positions_of(channels: Sequence[str] = CHANNELS) -> np.ndarray:
