@@ -13,6 +13,7 @@ from mcsp.config import (
     Config,
     CorpusConfig,
     EvaluateConfig,
+    FinetuneConfig,
     ModelConfig,
     PretrainConfig,
     parse_command_line,
@@ -138,7 +139,8 @@ def test_the_file_is_named_also_when_it_cannot_be_read(tmp_path: Path) -> None:
 def test_all_missing_and_unknown_keys_are_reported_at_once() -> None:
     with pytest.raises(ValueError, match=r".") as caught:
         PretrainConfig.load(None, ["setps=3", "bacth.paired=3"])
-    assert all(part in str(caught.value) for part in ("corpus_dir", "run_dir", "'setps'", "'bacth'"))
+    expected = ("corpus_dir: expected a value, found none", "run_dir", "'setps'", "'bacth'")
+    assert all(part in str(caught.value) for part in expected)
 
 
 def test_a_key_of_a_listed_site_is_checked_too() -> None:
@@ -179,6 +181,19 @@ def test_the_command_line_prints_one_line_and_exits_2(capsys: pytest.CaptureFixt
     assert caught.value.code == 2
     assert error.startswith(f"error: {path}: unknown key 'setps'")
     assert error.count("\n") == 1
+
+
+def test_help_names_every_key_with_its_choices_and_default(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        parse_command_line(FinetuneConfig, "x", ["--help"])
+    assert stop.value.code == 0
+    printed = capsys.readouterr().out
+    assert all(f"\n  {name}: " in printed for name in FinetuneConfig.model_fields)
+    assert "model_dir: an export [required]" in printed
+    assert "one of head, last_layers, full [last_layers]" in printed
+    with pytest.raises(SystemExit):
+        parse_command_line(PretrainConfig, "x", ["--help"])
+    assert "\n  batch.paired: [32]" in capsys.readouterr().out
 
 
 def test_a_launcher_reports_an_unknown_key_without_a_stack_trace_in_a_moment() -> None:

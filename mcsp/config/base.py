@@ -8,7 +8,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
@@ -75,6 +75,8 @@ def _set(values: dict[str, Any], keys: list[str], value: Any, override: str) -> 
 def _explain(model: type[BaseModel], error: Any) -> str:
     """One clause for one pydantic error, with the known keys where a key is unknown."""
     where = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "missing":
+        return f"{where}: expected a value, found none"
     if error["type"] != "extra_forbidden":
         return f"{where or 'config'}: {error['msg']} (found {error.get('input')!r:.80})"
     known: type[BaseModel] = model
@@ -85,6 +87,27 @@ def _explain(model: type[BaseModel], error: Any) -> str:
     return f"unknown key {where!r}; known keys: {', '.join(sorted(known.model_fields))}"
 
 
+def _help_lines(model: type[BaseModel], section: str = "") -> list[str]:
+    """A line per key: what it is, what it may be, its default; the keys of a section below it."""
+    lines = []
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            lines += _help_lines(field.annotation, f"{section}{name}.")
+            continue
+        choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
+        told = [field.description or "", f"one of {', '.join(map(str, choices))}" if choices else ""]
+        default = "required" if field.is_required() else _yaml_text(field.get_default(call_default_factory=True))
+        lines.append(f"  {section}{name}: {'; '.join(filter(None, told))}".rstrip() + f" [{default}]")
+    return lines
+
+
+def _yaml_text(value: Any) -> str:
+    """A value as it may be typed on the command line."""
+    plain = list(value) if isinstance(value, tuple) else str(value) if isinstance(value, Path) else value
+    text = yaml.safe_dump(plain, default_flow_style=True, width=10_000)
+    return text.removesuffix("\n").removesuffix("...").strip()
+
+
 def parse_command_line(
     model: type[Config], description: str, argv: Sequence[str] | None = None
 ) -> tuple[Any, argparse.Namespace]:
@@ -92,10 +115,9 @@ def parse_command_line(
 
     Exits with status 2 and one line on bad input.
     """
-    fields = "\n".join(f"  {name}: {field.description or ''}" for name, field in model.model_fields.items())
     parser = argparse.ArgumentParser(
         description=description,
-        epilog=f"keys (see mcsp/config/ for defaults):\n{fields}",
+        epilog="keys, and their defaults:\n" + "\n".join(_help_lines(model)),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--config", type=Path, help="YAML file with the values that differ from the defaults")
