@@ -1,7 +1,7 @@
 """Export the newest checkpoint of a run: safetensors weights that load without DeepSpeed, with a model card.
 
 python launchers/export.py RUN_DIR OUT_DIR [--corpus CORPUS_DIR] [--dtype bf16] [--modalities eeg] \\
-    [--format torch-export onnx] [--evaluation EVALUATION_DIR]
+    [--format torch-export onnx] [--evaluation EVALUATION_DIR] [--contact TEXT] [--terms TEXT]
 """
 
 import argparse
@@ -24,6 +24,8 @@ def main() -> None:
         help="programs of each encoder beside the weights: .pt2 runs with torch alone, .onnx with onnxruntime; minutes",
     )  # fmt: skip
     parser.add_argument("--evaluation", type=Path, help="folder of evaluate's results.json, for the model card")
+    parser.add_argument("--contact", help="who answers questions about the weights, for the model card")
+    parser.add_argument("--terms", help="under which the weights may be used, for the model card")
     try:
         export(parser.parse_args())
     except ValueError as error:
@@ -55,7 +57,7 @@ def export(arguments: argparse.Namespace) -> None:
     evaluation = read_evaluation(arguments.evaluation) if arguments.evaluation else None
     write_export(
         consolidate_weights(checkpoint), manifest, metrics, corpus, out_dir, stored, arguments.modalities, evaluation,
-        arguments.formats,
+        arguments.formats, arguments.contact, arguments.terms,
     )  # fmt: skip
     rounded = "" if dtype == "fp32" else f", its weights rounded to {dtype}"
     print(f"model: {out_dir}  (reloaded; outputs bit-identical to those of the checkpoint{rounded})")

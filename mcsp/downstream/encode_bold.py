@@ -23,7 +23,7 @@ from mcsp.downstream.encode import (
     require_positions,
     window_steps,
 )
-from mcsp.downstream.parcellations import parcellation_sha256
+from mcsp.downstream.parcellations import parcellation_name, parcellation_sha256
 
 if TYPE_CHECKING:
     from mcsp.data_sharding.recording import CleanRecording
@@ -122,7 +122,7 @@ def _parcellation(model: "PretrainedMCSP", source: Source, require_known: bool) 
     match = next((known for known in of_export if known["sha256"] == found), None)
     if match is not None:
         return {"parcellation": f"{line}, as in pretraining ({listed(match['sites'])})"}, []
-    seen = listed([f"{known['sha256'][:12]} ({known['parcels']} parcels)" for known in of_export]) or "none"
+    seen = listed([f"{known['sha256'][:12]} of {parcellation_name(known)}" for known in of_export]) or "none"
     if require_known:
         raise ValueError(f"{source.name}: parcellation with {line}, expected one of pretraining: {seen}")
     names = parcellation_sha256(parcels.names)

@@ -37,6 +37,8 @@ def write_export(
     modalities: Sequence[Modality] | None = None,
     evaluation: dict[str, Any] | None = None,
     formats: Sequence[str] = (),
+    contact: str | None = None,
+    terms: str | None = None,
 ) -> None:
     """Write an export of ``weights`` to ``out_dir``, replacing an earlier export there.
 
@@ -50,6 +52,8 @@ def write_export(
         modalities: the encoders that go along; None: all that the model has.
         evaluation: content of evaluate's results.json, for the model card.
         formats: "torch-export" and "onnx" write programs beside, see :mod:`mcsp.downstream.program`.
+        contact: who answers questions about the weights, for the model card.
+        terms: under which they may be used, likewise.
 
     Raises:
         ValueError: a format that the model's operators do not allow, ``out_dir`` holds something else, a modality that
@@ -71,12 +75,15 @@ def write_export(
     out_dir.parent.mkdir(parents=True, exist_ok=True)
     aside = out_dir.with_name(f".{out_dir.name}.{os.getpid()}.partial")
     try:
-        write_pretrained(model, aside, preprocessing_of(manifest, corpus, config.modalities), dtype)
+        preprocessing = preprocessing_of(manifest, corpus, config.modalities)
+        write_pretrained(model, aside, preprocessing, dtype)
         subjects = pretraining_subjects(corpus)
         (aside / SUBJECTS_FILE).write_text("".join(f"{subject}\n" for subject in subjects))
         curves = write_curves(metrics, aside)
         programs = write_programs(model, corpus, manifest["config"]["window_seconds"], aside, formats)
-        card = model_card(model, manifest, metrics, corpus, len(subjects), evaluation, curves, programs)
+        card = model_card(
+            model, manifest, metrics, corpus, preprocessing, len(subjects), evaluation, curves, programs, contact, terms
+        )
         (aside / "README.md").write_text(card)
         write_sums(aside)
         check_same(model, from_pretrained(aside))

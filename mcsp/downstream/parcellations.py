@@ -5,7 +5,7 @@ Shape letter: P parcels.
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,19 +23,27 @@ def parcellation_sha256(names: Sequence[str], positions_P3: np.ndarray | None = 
 
 
 def parcellations_of(recordings: Iterable[Recording]) -> list[dict[str, Any]]:
-    """Every parcellation of the BOLD that a model was trained on, as JSON types: hashes, number of parcels, sites."""
+    """Every parcellation of the BOLD that a model was trained on, as JSON types: hashes, number, ends and sites."""
     sites: dict[tuple[str, ...], set[str]] = {}
-    described: dict[tuple[Any, ...], tuple[str, ...]] = {}
+    described: dict[tuple[Any, ...], tuple[str, ...]] = {}  # -> hashes, number, first and last name
     for recording in recordings:
         if recording.modality != "fmri" or recording.split != "train":
             continue
         # Most recordings of a site share one list; hashing it once is enough.
         key = (tuple(recording.channels), np.asarray(recording.positions_mm).tobytes())
         if key not in described:
-            whole = parcellation_sha256(recording.channels, recording.positions_C3)
-            described[key] = (whole, parcellation_sha256(recording.channels), str(recording.n_channels))
+            names = recording.channels
+            whole = parcellation_sha256(names, recording.positions_C3)
+            described[key] = (whole, parcellation_sha256(names), str(len(names)), names[0], names[-1])
         sites.setdefault(described[key], set()).add(recording.site)
+    keys = ("sha256", "names_sha256", "parcels", "first", "last")
     return [
-        {"sha256": whole, "names_sha256": names, "parcels": int(count), "sites": sorted(of)}
-        for (whole, names, count), of in sorted(sites.items())
+        {**dict(zip(keys, known, strict=True)), "parcels": int(known[2]), "sites": sorted(of)}
+        for known, of in sorted(sites.items())
     ]
+
+
+def parcellation_name(known: Mapping[str, Any]) -> str:
+    """What a person may recognise an entry of :func:`parcellations_of` by."""
+    ends = f" ({known['first']} to {known['last']})" if "first" in known else ""  # exports of before lack them
+    return f"{known['parcels']} parcels{ends}"

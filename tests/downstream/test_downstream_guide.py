@@ -1,23 +1,33 @@
 """docs/downstream.md is executed: every python and sh block, in order, in a folder as the page describes it."""
 
+import json
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
+from mcsp.config import ModelConfig
 from mcsp.data_sharding.reader import Corpus
+from mcsp.downstream import program
 from mcsp.downstream.export import preprocessing_of
+from mcsp.downstream.splits import k_fold, require_disjoint
+from mcsp.model.mcsp import MCSP
 from mcsp.model.pretrained import PretrainedMCSP, write_pretrained
+from tests.downstream import test_encode_bold, test_encode_eeg
 
 ROOT = Path(__file__).resolve().parents[2]
+GUIDE = ROOT / "docs" / "downstream.md"
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 def blocks() -> list[tuple[str, str]]:
-    return BLOCK.findall((ROOT / "docs" / "downstream.md").read_text())
+    return BLOCK.findall(GUIDE.read_text())
 
 
 @pytest.fixture
@@ -31,6 +41,14 @@ def folder(corpus_dir: Path, pretrained: PretrainedMCSP, tmp_path: Path) -> Path
     return tmp_path
 
 
+def write_small_program(folder: Path) -> None:
+    """As export would, of one domain, because a program of the whole model takes half a minute to record."""
+    model = MCSP(ModelConfig(domains=("temporal",), modalities=("fmri",), fmri_anchors=4)).eval()
+    recorded = program.record(program.EncoderProgram(model, "fmri", 0.5), 6, 16)
+    program.write_program(recorded, folder / "fmri.pt2")
+    (folder / "programs.json").write_text(json.dumps({"fmri": {"files": ["fmri.pt2"], **recorded.description()}}))
+
+
 def run(folder: Path, *command: str) -> str:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment, timeout=300)
@@ -39,24 +57,47 @@ def run(folder: Path, *command: str) -> str:
 
 
 def test_the_python_of_the_guide_runs(folder: Path) -> None:
-    program = "\n".join(code for language, code in blocks() if language == "python")
-    printed = run(folder, sys.executable, "-c", program)
+    write_small_program(folder / "model")
+    code = "\n".join(code for language, code in blocks() if language == "python")
+    printed = run(folder, sys.executable, "-c", code)
     assert "average of the 19 good channels" in printed and "notch at 50 Hz" in printed
     assert "as in pretraining (simulated-a)" in printed
-    assert "was not in the pretraining data" in printed
+    assert "was not in the pretraining data" in printed and ", expected one of pretraining: " in printed
     assert "torch.Size([4, 2])" in printed and "'encoder': 0" in printed
+    assert "torch.Size([3, " in printed and "'temporal': " in printed
+    assert (folder / "features").is_dir()
 
 
 @pytest.mark.slow
 def test_the_commands_of_the_guide_end_in_a_report(folder: Path) -> None:
-    program = "set -euo pipefail\n" + "\n".join(code for language, code in blocks() if language == "sh")
-    printed = run(folder, "bash", "-c", program)
+    commands = "set -euo pipefail\n" + "\n".join(code for language, code in blocks() if language == "sh")
+    printed = run(folder, "bash", "-c", commands)
     for file in ("corpus/report.html", "evaluation/report.html", "evaluation/results.json", "finetuned/results.json"):
         assert (folder / file).is_file(), file
     assert "pretrained" in printed and "trained (head):" in printed
+    assert "OVERLAP NOT CHECKED" in printed  # the page makes a key of its own
 
 
 def test_the_guide_has_no_other_blocks() -> None:
     found = [language for language, _ in blocks()]
     assert found.count("") == 1 and set(found) == {"", "python", "sh"}
     assert all("pip install" in code for language, code in blocks() if not language)
+
+
+def test_every_mistake_of_the_guide_gives_the_line_that_the_guide_quotes(pretrained: PretrainedMCSP) -> None:
+    def error_of(make: Callable[[], Any]) -> str:
+        with pytest.raises(ValueError) as error:  # noqa: PT011, what it says is what is tested
+            make()
+        return str(error.value)
+
+    one_class = np.ones(12, dtype=int)
+    found = [error_of(lambda m=m: pretrained.encode_raw(m())) for m, _ in test_encode_eeg.MISTAKES.values()]
+    found += [error_of(lambda m=m: m(pretrained)) for m, _ in test_encode_bold.MISTAKES.values()]
+    found.append(error_of(lambda: k_fold(list("abcdefghijkl"), one_class, list("abcdefghijkl"), 3, 1)))
+    found.append(error_of(lambda: require_disjoint([(np.array([0]), np.array([1]))], ["a", "a"])))
+    tables = GUIDE.read_text().split("| mistake | what you get |")[1:]
+    quoted = [line.split("`")[-2] for table in tables for line in table.partition("\n\n")[0].splitlines()[2:]]
+    assert len(quoted) == 14
+    for line in quoted:
+        pattern = ".*".join(re.escape(part) for part in line.split("…"))
+        assert any(re.search(pattern, message) for message in found), line

@@ -1,6 +1,7 @@
 """Run, export, evaluate through the launchers, as a user does; bad input gets one line."""
 
 import json
+import re
 import runpy
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 import mcsp
+from mcsp.config.model import SKIPS
 from mcsp.data_sharding.reader import Corpus
 from mcsp.downstream.export import fixed_signals
 from mcsp.training.checkpoint import latest_checkpoint
@@ -91,6 +93,39 @@ def test_the_export_is_complete_and_says_what_it_is(export: Path, run_dir: Path,
             assert str(corpus_dir) not in file.read_text()
 
 
+def test_the_card_answers_a_user_and_a_data_protection_officer(export: Path, corpus_dir: Path) -> None:
+    card = (export / "README.md").read_text()
+    bids = corpus_dir.parent / "bids" / "simulated-a"
+    (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    places = {
+        "path/to/this/folder": export,
+        "sub-01_task-rest_eeg.edf": next(bids.glob("sub-*/eeg/*_eeg.edf")),
+        "sub-01_task-rest_bold.nii.gz": next(bids.glob("sub-*/func/*_timeseries.tsv")),
+        "atlas_dseg.nii.gz": next(bids.glob("*_dseg.tsv")),
+    }
+    for name, path in places.items():
+        assert f'"{name}"' in code
+        code = code.replace(name, str(path))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=export.parent, timeout=120)
+    assert done.returncode == 0, done.stderr
+    model = mcsp.from_pretrained(export)
+    for modality in ("eeg", "fmri"):
+        widths = model.feature_widths(modality)
+        assert f"({sum(widths.values())},)" in done.stdout
+        line = next(line for line in card.splitlines() if line.startswith(f"* **{modality}**"))
+        measured = line.partition("measured in the same recording")[2]
+        assert all(f"{name} {width}" in line for name, width in widths.items())
+        assert {name for name in widths if f"{name} " in measured} == set(widths) & set(SKIPS)
+    for fact in (
+        "in microvolts", "0.5 to 75 Hz, 200 Hz, average reference", "percent signal change", "no band-pass",
+        "Parcellations seen in pretraining: ", "60 parcels (Lattice60_01_L to ", "parcels, TR ", " CC0 |",
+        "19 channels", "**Contact:** not given", "Under another key no hash can match",
+        "keyed hashes of the pretraining subjects", "Not a medical device",
+    ):  # fmt: skip
+        assert fact in card, fact
+    assert model.preprocessing["subject_key_fingerprint"][:12] in card
+
+
 def test_sha256sum_agrees(export: Path) -> None:
     done = subprocess.run(["sha256sum", "-c", "SHA256SUMS"], cwd=export, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
@@ -131,10 +166,13 @@ def test_programs_and_results_go_along(export: Path, run_dir: Path, tmp_path: Pa
     (tmp_path / "results.json").write_text(json.dumps(results))
     out = tmp_path / "model"
     options = ["--modalities", "fmri", "--format", "torch-export", "--evaluation", tmp_path]
+    options += ["--contact", "models@example.org", "--terms", "CC BY-NC 4.0"]
     done = launch("export.py", run_dir, out, *options)
     assert done.returncode == 0, done.stderr
     card = (out / "README.md").read_text()
     assert "0.810 (0.700 to 0.900)" in card and "0.990" not in card and "24 of them seen in pretraining" in card
+    assert "**Contact:** models@example.org" in card and "of the weights:** CC BY-NC 4.0" in card
+    assert "model.encode_raw(" not in card
     program = json.loads((out / "programs.json").read_text())["fmri"]
     _, _, samples = program["inputs"]["x_BCT"]
     channels = program["channels_at_most"]
