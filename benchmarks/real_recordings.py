@@ -81,9 +81,9 @@ def signal_of(x_NCT: np.ndarray, sfreq: float, position_C3: np.ndarray) -> Signa
 
 @torch.inference_mode()
 def encoded(model: MCSP, modality: Modality, signal: Signal) -> tuple[np.ndarray, np.ndarray]:
-    """Learned features (h of all domains) and all features, ``(N, F)`` each."""
+    """Learned features (h and z of all domains) and all features, ``(N, F)`` each."""
     x_NF = model.features({modality: signal})[modality].double().numpy()
-    learned = sum(list(model.feature_widths(modality).values())[: len(model.config.domains)])
+    learned = sum(model.learned_widths(modality).values())
     return x_NF[:, :learned], x_NF
 
 

@@ -1,7 +1,7 @@
 """Scores of one run of an ablation.
 
-Scores are of all features and of the learned ones alone (h of every domain), because connectivity that is passed on
-untouched would make all variants look alike; with two modalities, of both together and of each alone, because one may
+Scores are of all features and of the learned ones alone (h and z of every domain), because measured ones that pass
+unchanged would make all variants look alike; with two modalities, of both together and of each alone, because one may
 win what the other loses.
 
 Shape letters: N units, F features.
@@ -41,7 +41,7 @@ class Windows:
     unit_W: np.ndarray
     x_WF: np.ndarray
     widths: list[int]
-    n_learned: int  # the first so many parts are h
+    n_learned: int  # the first so many parts are h and z
 
     def parts(self, learned: bool) -> list[int]:
         """Widths of the parts, of h alone if ``learned``."""
@@ -127,7 +127,7 @@ def describe(model: MCSP, corpus: Corpus, labelled: Labelled, evaluation: Evalua
             widths = list(model.feature_widths(modality).values())
             x_WF = np.stack([vector for _, vector in found])
             unit_W = np.array([i for i, _ in found])
-            described[modality] = Windows(unit_W, x_WF, widths, len(model.config.domains))
+            described[modality] = Windows(unit_W, x_WF, widths, len(model.learned_widths(modality)))
     return described
 
 

@@ -50,8 +50,9 @@ class MCSPClassifier(nn.Module):
         # Encoders of a modality that has no head here would get no gradient.
         encoders = [e for name, e in self.model.encoders.items() if name.split("_")[0] in self.n_features]
         if self.depth == "full":
-            for encoder in encoders:
-                yield from encoder.parameters()
+            projections = [p for name, p in self.model.projections.items() if name.split("_")[0] in self.n_features]
+            for part in encoders + projections:
+                yield from part.parameters()
         elif self.depth == "last_layers":
             for encoder in encoders:
                 tokens = encoder.get_submodule("encoder")

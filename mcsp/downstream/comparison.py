@@ -39,7 +39,7 @@ class FeatureSet:
 
     x: dict[Modality, np.ndarray]  # (N, F) per modality, NaN rows where missing
     blocks: dict[Modality, list[int]]  # sizes of the parts that a penalised classifier weighs
-    n_learned: int = 0  # so many parts of each modality, the first ones, are h of an encoder; the others are measured
+    n_learned: int = 0  # so many parts of each modality, the first ones, are an encoder's; the others are measured
 
     def joint(self, modalities: Sequence[Modality]) -> tuple[np.ndarray, list[int]] | None:
         """Features of the modalities side by side ``(N, F)``, and their blocks; None where one is absent."""

@@ -110,7 +110,7 @@ def describe(
     def encoded(encoder: MCSP, kind: str) -> FeatureSet:
         x = unit_features(encoder, corpus, units, config, kind)
         widths = {m: list(encoder.feature_widths(m).values()) for m in x}
-        return FeatureSet(x, widths, len(encoder.config.domains))
+        return FeatureSet(x, widths, max((len(encoder.learned_widths(m)) for m in x), default=0))
 
     pretrained, plain = encoded(model, PRETRAINED), encoded(untrained, UNTRAINED)
     x = classical_features(corpus, units, config)

@@ -27,8 +27,8 @@ def _name(modality: Modality, domain: Domain) -> str:
 class MCSP(nn.Module):
     """Encodes windows of fMRI and EEG, of any montage, parcellation, rate and length.
 
-    ``h`` is what downstream tasks use; ``z``, the L2-normalised projection, is what the objective compares. The width
-    of h is a domain's own: the spatial one keeps anchors apart.
+    ``h`` is what a domain keeps of a window; ``z``, its L2-normalised projection, is what the objective compares.
+    Downstream tasks get both. The width of h is a domain's own: the spatial one keeps anchors apart.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -93,7 +93,7 @@ class MCSP(nn.Module):
         return {m: {d: self.encode_domain(m, d, s) for d in self.config.domains} for m, s in signals.items()}
 
     def features(self, signals: dict[Modality, Signal]) -> dict[Modality, Tensor]:
-        """``(B, F)`` per modality, float32: h of every domain, then what was measured, side by side.
+        """``(B, F)`` per modality, float32: h of every domain, z of every domain, what was measured, side by side.
 
         F and the order depend on the configuration alone: :meth:`feature_widths` names the parts. Average over the
         windows of a recording to describe the recording.
@@ -104,31 +104,37 @@ class MCSP(nn.Module):
         self._check(signals)
         out: dict[Modality, Tensor] = {}
         for modality, signal in signals.items():
-            learned: list[Tensor] = []
+            h: list[Tensor] = []
             measured: list[Tensor] = []
             for domain in self.config.domains:
                 encoder = self.encoder(modality, domain)
                 if isinstance(encoder, TemporalEncoder):  # it measures nothing
-                    learned.append(encoder(signal))
+                    h.append(encoder(signal))
                 elif isinstance(encoder, SpatialEncoder):
                     connectivity = encoder.measure(signal)
-                    learned.append(encoder.encode(connectivity))
+                    h.append(encoder.encode(connectivity))
                     measured += encoder.skips(connectivity).values()
                 else:
                     spectrum = encoder.measure(signal)
-                    learned.append(encoder.encode(spectrum))
+                    h.append(encoder.encode(spectrum))
                     measured += encoder.skips(spectrum).values()
-            out[modality] = torch.cat([part.float() for part in learned + measured], dim=-1)
+            z = [self.project(modality, d, h_BD) for d, h_BD in zip(self.config.domains, h, strict=True)]
+            out[modality] = torch.cat([part.float() for part in h + z + measured], dim=-1)
         return out
 
     def feature_widths(self, modality: Modality) -> dict[str, int]:
-        """The parts of :meth:`features` in order: the domains (learned), then the skips (measured)."""
-        encoders = {d: self.encoder(modality, d) for d in self.config.domains}
-        widths: dict[str, int] = {domain: encoder.h_width for domain, encoder in encoders.items()}
-        for encoder in encoders.values():
+        """The parts of :meth:`features` in order: those of :meth:`learned_widths`, then the skips (measured)."""
+        widths = self.learned_widths(modality)
+        for domain in self.config.domains:
+            encoder = self.encoder(modality, domain)
             if not isinstance(encoder, TemporalEncoder):
                 widths |= encoder.skip_widths
         return widths
+
+    def learned_widths(self, modality: Modality) -> dict[str, int]:
+        """The parts of :meth:`features` that training changes, which come first: h and z of every domain."""
+        h: dict[str, int] = {d: self.encoder(modality, d).h_width for d in self.config.domains}
+        return h | {f"{d}_z": self.config.projection_dim for d in self.config.domains}
 
     def _check(self, signals: dict[Modality, Signal]) -> None:
         unknown = [m for m in signals if m not in self.config.modalities]

@@ -26,7 +26,7 @@ from mcsp.model.mcsp import MCSP
 if TYPE_CHECKING:
     from mcsp.downstream.encode import EncodedRecording
 
-FORMAT_VERSION = 2  # 1: h of the spatial domain was as narrow as the others
+FORMAT_VERSION = 3  # 2: features without z; 1: h of the spatial domain was as narrow as the others
 CONFIG_FILE, WEIGHTS_FILE, PREPROCESSING_FILE, SUMS_FILE = (
     "config.json",
     "model.safetensors",

@@ -125,7 +125,7 @@ def test_blocks_of_a_model_without_the_spatial_domain(corpus_dir: Path) -> None:
     flat = MCSP(ModelConfig(domains=("temporal", "spectral"), modalities=("fmri",))).eval()
     corpus = Corpus(corpus_dir)
     found = unit_features(flat, corpus, units_of(corpus)[:1], config_for(corpus_dir))
-    assert list(flat.feature_widths("fmri")) == ["temporal", "spectral", "band_power"]
+    assert list(flat.feature_widths("fmri")) == ["temporal", "spectral", "temporal_z", "spectral_z", "band_power"]
     assert found["fmri"].shape[1] == sum(flat.feature_widths("fmri").values())
 
 

@@ -47,10 +47,10 @@ def test_only_what_the_protocol_names_is_trained(corpus_dir: Path, depth: str) -
     classifier = MCSPClassifier(model, 2, sizes(model, corpus_dir), depth)  # type: ignore[arg-type]
     classifier.check_protocol()
     counts = classifier.trainable()
-    encoders = sum(p.numel() for p in model.encoders.parameters())
-    assert {"head": counts["encoder"] == 0, "full": counts["encoder"] == encoders}.get(depth, True)
-    assert depth != "last_layers" or 0 < counts["encoder"] < encoders
-    assert all(not p.requires_grad for p in model.projections.parameters())
+    everything = sum(p.numel() for p in model.parameters())
+    assert {"head": counts["encoder"] == 0, "full": counts["encoder"] == everything}.get(depth, True)
+    assert depth != "last_layers" or 0 < counts["encoder"] < everything
+    assert all(p.requires_grad == (depth == "full") for p in model.projections.parameters())
     with torch.no_grad():
         next(model.parameters()).requires_grad_(depth == "head")
     if depth == "head":

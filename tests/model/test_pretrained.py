@@ -108,7 +108,7 @@ def test_a_folder_that_is_no_export(tmp_path: Path) -> None:
 
 def test_another_format_version(export: Path) -> None:
     rewrite_config(export, format_version=99)
-    with pytest.raises(ValueError, match=r"config\.json: expected format_version 2, found 99; export"):
+    with pytest.raises(ValueError, match=r"config\.json: expected format_version 3, found 99; export"):
         from_pretrained(export)
 
 

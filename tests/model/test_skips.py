@@ -10,6 +10,7 @@ from sklearn.covariance import ledoit_wolf
 from mcsp.config import ModelConfig
 from mcsp.model.mcsp import MCSP
 from mcsp.model.tangent import LEAST_SHRINKAGE, log_correlation, upper_triangle
+from mcsp.schema import DOMAINS
 from tests.model.test_encoders import make_signal, parts, with_padding
 
 
@@ -78,9 +79,10 @@ def test_band_power_is_that_of_welch_where_an_electrode_lies_on_an_anchor(model)
 
 def test_skips_that_the_config_leaves_out_are_gone() -> None:
     model = MCSP(ModelConfig(skips=("tangent",))).eval()
-    assert list(model.feature_widths("eeg")) == ["spatial", "temporal", "spectral", "tangent"]
+    learned = [*DOMAINS, *(f"{domain}_z" for domain in DOMAINS)]
+    assert list(model.feature_widths("eeg")) == [*learned, "tangent"]
     assert list(parts(model, "eeg", make_signal("eeg"))) == list(model.feature_widths("eeg"))
-    assert list(MCSP(ModelConfig(skips=())).feature_widths("fmri")) == ["spatial", "temporal", "spectral"]
+    assert list(MCSP(ModelConfig(skips=())).feature_widths("fmri")) == learned
 
 
 @pytest.mark.parametrize("modality", ["eeg", "fmri"])
