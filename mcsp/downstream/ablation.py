@@ -31,7 +31,7 @@ from mcsp.model.mcsp import MCSP
 from mcsp.schema import MODALITIES, Modality
 
 SITE_FOLDS = 5
-STRENGTHS = slice(1, 6, 2)  # three of the evaluation's seven inverse penalties (0.01, 1, 100): a grid has many fits
+STRENGTHS = slice(0, 5, 2)  # three of the evaluation's seven inverse penalties (0.001, 0.1, 10): a grid has many fits
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ from mcsp.downstream.linear import LinearClassifier, Span
 from mcsp.downstream.splits import Folds, inner_folds
 
 C_GRID = tuple(10.0**k for k in range(-3, 4))  # inverse strengths of the L2 penalty, for features of variance about 1
-# Of the classifier on one block alone, and the power of its skill that is the weight. A power of 4 was a little better than
-# 2, and 2 than 1, on a simulated consortium, with all labels and with a tenth of them.
+# Of the classifier on one block alone, and the power of its skill that is the weight. On a simulated consortium 4 was a
+# little better than 2, and 2 than 1, with all labels and with a tenth of them.
 SKILL_C, SKILL_POWER = 1.0, 4
 INNER_FOLDS = 3
 # The Riemannian mean of many large matrices takes minutes a fold; the arithmetic one is a good reference point too.

@@ -5,7 +5,7 @@ of time in Python and a graph holds what Python decided. Batches of any size and
 recorded for go in; positions, values and which channels count are inputs.
 
 One row is recorded, then mapped over a batch by ``torch.vmap``. The matrix logarithm is made of products
-(:mod:`mcsp.downstream.product_log`), for eigenvectors are no operator of ONNX.
+(:mod:`mcsp.model.matrix_log`), for eigenvectors are no operator of ONNX.
 
 Shape letters: B rows, C channels, T time samples, F features.
 """
@@ -28,7 +28,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import _disable_current_modes
 
 from mcsp.batch import Signal
-from mcsp.downstream.product_log import log_by_products
+from mcsp.model.matrix_log import log_by_products
 from mcsp.model.mcsp import MCSP
 from mcsp.model.spatial import SpatialEncoder
 from mcsp.schema import UNITS, Modality

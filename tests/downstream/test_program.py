@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from mcsp.config import ModelConfig
-from mcsp.downstream.product_log import log_by_products
 from mcsp.downstream.program import (
     INPUTS,
     METADATA,
@@ -20,8 +19,9 @@ from mcsp.downstream.program import (
     write_onnx,
     write_program,
 )
+from mcsp.model.matrix_log import log_by_eigenvectors, log_by_products
 from mcsp.model.mcsp import MCSP
-from mcsp.model.tangent import LEAST_SHRINKAGE, log_by_eigenvectors
+from mcsp.model.tangent import LEAST_SHRINKAGE
 
 
 @pytest.mark.parametrize("anchors", [8, 48, 100, 128])

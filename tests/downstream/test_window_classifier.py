@@ -49,7 +49,7 @@ def test_a_plain_loop_overfits_and_trains_what_the_depth_says(model: PretrainedM
         assert float(F.cross_entropy(classifier(x_BCT), y_B)) < 0.1
     changed = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
     assert bool(changed) == (depth != "head")
-    assert all(name.startswith("encoders.eeg") for name in changed)
+    assert all(name.startswith(("encoders.eeg", "projections.eeg")) for name in changed)
     found = classifier.trainable()
     assert found["head"] == 2 * (sum(classifier.blocks) + 1)
     assert (found["encoder"] == 0) == (depth == "head")

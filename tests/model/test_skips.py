@@ -8,6 +8,7 @@ from scipy.signal import welch
 from sklearn.covariance import ledoit_wolf
 
 from mcsp.config import ModelConfig
+from mcsp.model.matrix_log import log_by_eigenvectors, log_by_products
 from mcsp.model.mcsp import MCSP
 from mcsp.model.tangent import LEAST_SHRINKAGE, log_correlation, upper_triangle
 from mcsp.schema import DOMAINS
@@ -92,7 +93,8 @@ def test_untrained_h_is_nearly_linear_in_connectivity(model, modality) -> None:
     with torch.no_grad():
         measured = encoder.measure(make_signal(modality, rows=6, channels=40))
         h_BAK = encoder.encode(measured).unflatten(1, (encoder.n_anchors, -1))
-        tokens = encoder.embed(measured.measures_BKAA.permute(0, 2, 1, 3).flatten(2)) + encoder.place_AD
+        between = measured.measures_BKAA * ~torch.eye(encoder.n_anchors, dtype=torch.bool)
+        tokens = encoder.embed(between.permute(0, 2, 1, 3).flatten(2)) + encoder.place_AD
         linear_BAK = encoder.encoder.narrow(tokens + encoder.amplitude(measured.level_BA[..., None]))
     difference = (h_BAK - h_BAK.mean(0)) - (linear_BAK - linear_BAK.mean(0))
     assert float(difference.norm() / (linear_BAK - linear_BAK.mean(0)).norm()) < 0.15
@@ -108,3 +110,14 @@ def test_padding_does_not_reach_features_of_small_and_large_parcellations(model,
     for name in a:
         assert float((a[name] - b[name]).abs().max()) < 1e-5, name
         assert a[name].isfinite().all()
+
+
+@pytest.mark.parametrize("logarithm", [log_by_eigenvectors, log_by_products])
+def test_the_gradient_of_the_logarithm_is_that_of_finite_differences(logarithm) -> None:
+    x = correlated(2, 5, 40)
+    x[1, 1] = x[1, 0]  # two equal anchors; below, equal eigenvalues
+    seen = torch.ones(2, 40, dtype=torch.bool)
+    assert torch.autograd.gradcheck(lambda x: log_correlation(x, seen, logarithm), x.requires_grad_())
+    identity = torch.eye(4, dtype=torch.float64).expand(1, 4, 4).clone().requires_grad_()
+    symmetric = lambda s: logarithm((s + s.mT) / 2)  # noqa: E731
+    assert torch.autograd.gradcheck(symmetric, identity)

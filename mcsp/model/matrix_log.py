@@ -1,5 +1,6 @@
-"""The matrix logarithm from products of matrices alone, for programs where eigenvectors are no operator (ONNX).
+"""The matrix logarithm of symmetric matrices, by eigenvectors, and from products of matrices alone.
 
+Products are for programs where eigenvectors are no operator (ONNX), and for CUDA, where they are the better fit.
 Inverse scaling and squaring (Higham, Functions of Matrices, SIAM 2008, chapter 11): square roots until the matrix is
 near a multiple of the identity, then the series of log(1 - e). The roots come from the coupled iteration of Newton and
 Schulz (there, section 6.7), which multiplies and never divides. All counts follow from the bounds of the eigenvalues,
@@ -9,17 +10,45 @@ Shape letters: B rows, A anchors.
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from mcsp.model.tangent import LEAST_SHRINKAGE
-
+LEAST_EIGENVALUE = 0.1
 _LARGEST_REST = 0.15  # of the series' argument; smaller takes more roots and loses digits, larger takes more terms
 _ROUNDING = 2.0**-53
 
 
-def log_by_products(matrix_BAA: Tensor, least: float = LEAST_SHRINKAGE) -> Tensor:
+class _Logarithm(torch.autograd.Function):
+    """By eigenvectors; gradient by divided differences (Daleckii and Krein), which equal eigenvalues do not spoil."""
+
+    @staticmethod
+    def forward(ctx: Any, matrix_BAA: Tensor) -> Tensor:
+        value_BA, vector_BAA = torch.linalg.eigh(matrix_BAA)
+        # Rounding may leave an eigenvalue below the bound that shrinkage gives it.
+        value_BA = value_BA.clamp_min(LEAST_EIGENVALUE)
+        ctx.save_for_backward(value_BA, vector_BAA)
+        return (vector_BAA * value_BA.log()[:, None]) @ vector_BAA.mT
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        value_BA, vector_BAA = ctx.saved_tensors
+        # (log a - log b) / (a - b) with e = (a - b) / (a + b): log a - log b = 2 artanh e.
+        total_BAA = value_BA[:, :, None] + value_BA[:, None]
+        e_BAA = (value_BA[:, :, None] - value_BA[:, None]) / total_BAA
+        ratio_BAA = torch.where(e_BAA.abs() < 1e-6, 1.0, e_BAA.atanh() / e_BAA) * 2 / total_BAA
+        symmetric_BAA = (grads[0] + grads[0].mT) / 2
+        return vector_BAA @ (ratio_BAA * (vector_BAA.mT @ symmetric_BAA @ vector_BAA)) @ vector_BAA.mT
+
+
+def log_by_eigenvectors(matrix_BAA: Tensor) -> Tensor:
+    """Matrix logarithm of symmetric matrices whose eigenvalues are ``LEAST_EIGENVALUE`` at least."""
+    found: Tensor = _Logarithm.apply(matrix_BAA)
+    return found
+
+
+def log_by_products(matrix_BAA: Tensor, least: float = LEAST_EIGENVALUE) -> Tensor:
     """Matrix logarithm of symmetric matrices with a unit diagonal and eigenvalues of ``least`` and more.
 
     The trace bounds the largest eigenvalue by A. In float64 the result is within 1e-12 of the eigenvectors' (relative
