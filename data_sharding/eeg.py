@@ -10,7 +10,7 @@ import numpy as np
 
 from mcsp.config import EegConfig
 from mcsp.data_sharding.bids import RecordingRef, read_sidecar
-from mcsp.data_sharding.eeg_channels import eeg_channels, electrode_positions_mm, normalise_channels
+from mcsp.data_sharding.eeg_channels import eeg_channels, electrode_positions_mm, normalise_channels, why_no_position
 from mcsp.data_sharding.eeg_files import open_eeg, positive_number, valid_times
 from mcsp.data_sharding.eeg_filter import filter_resample, kernels_of, line_harmonics
 from mcsp.data_sharding.eeg_quality import (
@@ -84,9 +84,7 @@ def clean_eeg(
     channels = normalise_channels(names)
     positions_C3, position_from = electrode_positions_mm(raw, ref, names, channels, own_positions_first)
     if np.isnan(positions_C3).any(axis=1).all():
-        raise RecordingError(
-            "unknown-montage", f"no position for {', '.join(names[:4])} ...; expected 10-05 names or electrodes.tsv"
-        )
+        raise RecordingError("unknown-montage", why_no_position(names))
     stream = _Stream(raw, names, config.gain)
     line_hz = positive_number(sidecar.get("PowerLineFrequency")) or config.line_hz
     kernels = kernels_of(sfreq, config, line_hz)

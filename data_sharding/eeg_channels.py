@@ -16,6 +16,10 @@ from mcsp.data_sharding.recording import RecordingError
 # Old and new names of one place in the 10-20 system.
 _ALIASES = {"t3": "T7", "t4": "T8", "t5": "P7", "t6": "P8", "a1": "M1", "a2": "M2"}
 _OTHER_CHANNEL = re.compile(r"e[ck]g|eog|emg|resp|status|trig|stim|marker|event|annot|acc|gyro|photic|pulse|spo2", re.I)
+# BioSemi's caps call their electrodes A1 to A32, B1 to B32 and so on. Some are names of the 10-05 system as well (A1,
+# C3) and mean other places there. The first pattern has all of them, the second those that the 10-05 system lacks.
+_BIOSEMI = re.compile(r"[A-H]([1-9]|[12]\d|3[0-2])", re.IGNORECASE)
+_BIOSEMI_ALONE = re.compile(r"A([3-9]|[12]\d|3[0-2])|B([1-9]|[12]\d|3[0-2])", re.IGNORECASE)
 # Metres, centimetres, millimetres of coordsystem.json.
 _MM_PER_UNIT = {"m": 1000.0, "cm": 10.0, "mm": 1.0}
 # Frames of coordsystem.json with their origin between the ears; rows give x, y, z of the head frame.
@@ -41,10 +45,28 @@ def normalise_channel(name: str) -> str:
 def normalise_channels(names: list[str]) -> list[str]:
     """:func:`normalise_channel` of each; where two would get one name, the later keeps that of the file."""
     channels: list[str] = []
+    biosemi = biosemi_names(names)
     for name in names:
-        normal = normalise_channel(name)
+        normal = name if name in biosemi else normalise_channel(name)
         channels.append(name if normal in channels else normal)
     return channels
+
+
+def biosemi_names(names: list[str]) -> set[str]:
+    """Those that are BioSemi's and no names of the 10-05 system; none unless the file as a whole is named like that."""
+    alone = sum(bool(_BIOSEMI_ALONE.fullmatch(name.strip())) for name in names)
+    if alone <= len(names) / 8:  # the caps of 32 to 256 electrodes have a quarter and more
+        return set()
+    return {name for name in names if _BIOSEMI.fullmatch(name.strip())}
+
+
+def why_no_position(names: list[str]) -> str:
+    """One line on channels of which none has a position; differences of two electrodes (``Fp1-F7``) are called so."""
+    listed = f"no position for {', '.join(names[:4])}{' ...' if len(names) > 4 else ''}"
+    if all("-" in name and all(normalise_channel(part).lower() in standard_positions_mm() for part in name.split("-"))
+           for name in names):  # fmt: skip
+        return f"{listed}: differences between electrodes; expected each channel against one reference"
+    return f"{listed}; expected 10-05 names or electrodes.tsv"
 
 
 @lru_cache(maxsize=1)
@@ -69,8 +91,9 @@ def electrode_positions_mm(
     measured = _measured_positions_mm(ref)
     own = _own_positions_mm(raw)
     positions, sources = [], []
+    biosemi = biosemi_names(names)
     for name, channel in zip(names, channels, strict=True):
-        standard = standard_positions_mm().get(channel.lower())
+        standard = None if name in biosemi else standard_positions_mm().get(channel.lower())
         if name in measured:
             found = measured[name], "electrodes.tsv"
         elif own_first and name in own:

@@ -68,7 +68,7 @@ def encode_bold(
     """
     require_packages("nibabel", "pandas", "scipy")
     from mcsp.data_sharding.fmri import clean_bold, plausible_t_r, require_length
-    from mcsp.data_sharding.recording import naming
+    from mcsp.data_sharding.recording import RecordingError, naming
 
     options = options or Options()
     config = cleaning_of(model, "fmri", FmriConfig)
@@ -84,9 +84,15 @@ def encode_bold(
         else:
             source = of_array(np.asarray(bold), t_r, parcellation, parcel_table, percent)
         require_length(len(source.x_TP), source.t_r, min_seconds)
-        clean = clean_bold(
-            source.x_TP, source.parcels, source.t_r, source.confounds, config, min_seconds, source.percent
-        )
+        try:
+            clean = clean_bold(
+                source.x_TP, source.parcels, source.t_r, source.confounds, config, min_seconds, source.percent
+            )
+        except RecordingError as error:
+            if error.reason != "no-baseline":
+                raise
+            hint = "it was centred or standardised; if it is in percent signal change, say percent=True"
+            raise RecordingError(error.reason, f"{error}: {hint}") from None
     _check_values(source, clean)
     require_positions(clean, name, options.min_channels, _EXPECTED_POSITIONS)
     steps, warnings = _parcellation(model, source, require_known_parcellation)

@@ -170,6 +170,18 @@ def test_positions_of_a_montage_serve_names_that_say_nothing(pretrained: Pretrai
     np.testing.assert_allclose(by_place.features, by_name.features, rtol=1e-3, atol=1e-3)
 
 
+def test_names_of_biosemi_caps_are_not_taken_for_places_of_the_10_05_system(pretrained: PretrainedMCSP) -> None:
+    """A1 is no mastoid there, and C3 lies elsewhere; the montage that was set knows."""
+    montage = mne.channels.make_standard_montage("biosemi128")
+    raw = raw_of(eeg_uv(n_channels=128), montage.ch_names)
+    with pytest.raises(ValueError, match=r"no position for A1, A2, A3, A4 \.\.\.; expected 10-05 names or electrodes"):
+        pretrained.encode_raw(raw)
+    report = pretrained.encode_raw(raw.set_montage(montage), windows_per_recording=1).report
+    assert report.steps["positions"] == "128 from file" and "renamed" not in report.steps
+    own = pretrained.encode_raw(raw_of(eeg_uv(), [*CHANNELS[:4], "A1", "A2", "C5", "B1"])).report  # one odd name
+    assert "A1 -> M1" in str(own) and [f.channel for f in own.channels if not f.used] == ["B1"]
+
+
 def test_windows_can_be_chosen_and_short_ones_are_pointed_out(pretrained: PretrainedMCSP) -> None:
     encoded = pretrained.encode_raw(raw_of(eeg_uv()), windows_per_recording=7, window_seconds=4.0, batch_size=2)
     assert len(encoded.window_features) == 7 and encoded.window_seconds == 4.0
@@ -199,6 +211,10 @@ MISTAKES = {
     "three channels in common": (
         lambda: mistake(lambda x: x, ["Fp1", "Cz", "O2", "X1", "X2", "X3"]),
         r"3 of 6 channels are good and have a position \(Fp1, Cz, O2\), expected at least 4: channel names",
+    ),
+    "differences of electrodes": (
+        lambda: mistake(lambda x: x, ["Fp1-F7", "EEG F7-T3", "T3-T5", "T5-O1"]),
+        r"no position for Fp1-F7, EEG F7-T3, T3-T5, T5-O1: differences between electrodes; expected each",
     ),
     "no channel in common": (
         lambda: mistake(lambda x: x, ["X1", "X2", "X3"]), "no position for X1, X2, X3"
