@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mcsp import __version__
-from mcsp.config.model import SKIPS
 from mcsp.data_sharding.reader import Corpus
 from mcsp.downstream.card_tables import cost_line, curve_rows, results_text, site_table
 from mcsp.downstream.parcellations import parcellation_name
@@ -218,12 +217,11 @@ _PREPARED = {"eeg": _eeg_prepared, "fmri": _fmri_prepared}
 
 
 def _feature_line(model: MCSP, modality: Modality) -> str:
-    """The parts of the features in their order; measured ones are known by their names."""
-    parts = model.feature_widths(modality)
-    learned, measured = ({k: v for k, v in parts.items() if (k in SKIPS) == kind} for kind in (False, True))
+    parts, learned = model.feature_widths(modality), model.learned_widths(modality)
+    measured = {name: width for name, width in parts.items() if name not in learned}
     listed = [", ".join(f"{name} {width}" for name, width in of.items()) for of in (learned, measured)]
     return (
-        f"* **{modality}**, {sum(parts.values()):,} numbers: learned ({listed[0]}), "
+        f"* **{modality}**, {sum(parts.values()):,} numbers: learned ({listed[0]}; _z is what the training compared), "
         f"and measured in the same recording ({listed[1] or 'none'})."
     )
 

@@ -180,7 +180,7 @@ MISTAKES = {
     "transposed": (array(bold_TP().T), r"shape \(8, 60\), expected \(volumes, 8\) .* pass its transpose"),
     "square": (array(bold_TP()[:8]), r"shape \(8, 8\) with 8 parcels does not say which axis is time"),
     "other parcels": (array(bold_TP()[:, :5]), r"shape \(60, 5\), expected \(volumes, 8\)"),
-    "standardised": (array((bold_TP() - 1000) / 10), r"mean/deviation of the parcels .* in percent signal change, say percent=True"),
+    "standardised": (array((bold_TP() - 1000) / 10), r"mean/deviation .* in percent signal change, say percent=True"),
     "raw as percent": (array(bold_TP() ** 2, percent=True), r"percent, expected 0\.01 to 20: is it percent"),
     "NaN": (array(bold_TP() * np.nan), "none of 8 channels is finite"),
     "too short": (array(bold_TP()[:10]), r"20\.0 s, expected at least 30 s"),

@@ -252,6 +252,24 @@ def test_evaluate_refuses_bad_input(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ("model_dir=nowhere", "nowhere: expected an exported model"),
+        ("label=handedness", "no sample has the label 'handedness'"),
+        ("classes=[case, patient]", "expected two classes ['case', 'patient'], found 2: ['case', 'control']"),
+        ("folds=40", "folds=40: expected at least that many subjects in each class, found 16 and 16"),
+        ("depth=half", "depth: Input should be 'head', 'last_layers' or 'full' (found 'half')"),
+    ],
+)
+def test_finetune_refuses_bad_input(
+    refuse: Callable[..., str], export: Path, corpus_dir: Path, tmp_path: Path, change: str, expected: str
+) -> None:
+    arguments = [f"model_dir={export}", f"corpus_dir={corpus_dir}", f"out_dir={tmp_path / 'out'}", change]
+    assert expected in refuse("finetune.py", *arguments)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_refusal_is_one_line_and_no_stack_trace(tmp_path: Path) -> None:
     done = launch("export.py", tmp_path / "nowhere", tmp_path / "model")
     assert done.returncode == 2
