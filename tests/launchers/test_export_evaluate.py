@@ -124,6 +124,8 @@ def test_the_card_answers_a_user_and_a_data_protection_officer(export: Path, cor
     ):  # fmt: skip
         assert fact in card, fact
     assert model.preprocessing["subject_key_fingerprint"][:12] in card
+    header = pytest.importorskip("huggingface_hub").ModelCard(card).data  # what the Hub shows and filters by
+    assert (header.license, header.library_name) == ("other", "mcsp")
 
 
 def test_sha256sum_agrees(export: Path) -> None:
