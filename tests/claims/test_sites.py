@@ -60,9 +60,9 @@ def test_within_site_negatives_leave_less_of_the_site_and_no_less_of_the_label()
     untrained_NF = encoded(MCSP(CONFIG), "fmri", "spatial", signal)
     site_of_h, site_of_z = ({k: of_site(x_NF) for k, x_NF in found.items()} for found in (h_of, z_of))
 
-    # The trap is there: the site explains far more than the label, before training and after it with all negatives.
+    # The trap is there: the site explains several times what the label does, before training and with all negatives.
     label_share = site_decoding(untrained_NF, [str(c) for c in case_N])["site_variance"]
-    assert of_site(untrained_NF)["site_variance"] > 10 * label_share
+    assert of_site(untrained_NF)["site_variance"] > 5 * label_share
     assert site_of_z["all"]["site"] > 0.7 and site_of_z["all"]["site_variance"] > 0.2
     # What the contrast compares loses the site, and so does what is kept.
     assert site_of_z["within_site"]["site_variance"] < 0.6 * site_of_z["all"]["site_variance"]
