@@ -45,8 +45,10 @@ def draw_curves(curves: Sequence[dict[str, float]]) -> Figure:
     steps = [line["step"] for line in curves]
     names = sorted({name for line in curves for name in line})
     contrast = [n for n in names if n.startswith("loss/") and n.count("/") == 2]
-    top1 = [n for n in names if n.startswith("top1/") and "-" in n.split("/")[1]]
-    panels = (("loss", ["loss"]), ("contrast per pair", contrast), ("top-1 across modalities, in the batch", top1))
+    every = [n for n in names if n.startswith("top1/")]
+    across = [n for n in every if "-" in n.split("/")[1]]
+    found = ("top-1 across modalities, in the batch", across) if across else ("top-1 in the batch", every)
+    panels = (("loss", ["loss"]), ("contrast per pair", contrast), found)
     for axes, (title, shown) in zip(figure.subplots(1, 3), panels, strict=True):
         axes.set_prop_cycle(color=colormaps["tab20"](np.arange(20)))
         for name in shown:
@@ -82,7 +84,7 @@ def draw_embedding(
     shown = [(c, "o", colour) for c, colour in zip(classes, _COLOURS, strict=True)]
     shown += [(site, _MARKERS[k], "#777") for k, site in enumerate(names)] if len(names) <= len(_MARKERS) else []
     handles = [Line2D([], [], marker=m, color=colour, lw=0, label=name) for name, m, colour in shown]
-    figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
+    figure.legend(handles=handles, loc="outside lower center", ncols=2 * len(panels), fontsize=8, frameon=False)
     return figure
 
 
