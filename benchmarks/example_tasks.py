@@ -1,13 +1,13 @@
 """Four example tasks, one command: simulated diagnosis at sites never seen, and three tasks on real recordings.
 
-python benchmarks/example_tasks.py --work DIR [--seeds 0 1 2] [--steps K] [--out FILE]
+python benchmarks/example_tasks.py --work DIR [--seeds 0 1 2] [--populations 2 3 4] [--steps K] [--out FILE]
 python benchmarks/example_tasks.py --table [--out FILE]     prints the result file as the documents show it
 
 Makes a simulated fMRI consortium, pretrains on it (two CPU ranks, or the GPUs that are there), exports, and scores the
-export on a second consortium of people and sites that pretraining never saw, and on recordings that come inside Python
-packages (benchmarks/real_recordings.py). Each of ``--seeds`` is a pretraining run of its own. Writes one file,
-benchmarks/results/example_tasks_<yyyymm>.json. A stage that DIR holds already, made with the same command, is re-used
-with the seconds and the commit that it was made with.
+export on other consortia, of people and sites that pretraining never saw, and on recordings that come inside Python
+packages (benchmarks/real_recordings.py). Each of ``--seeds`` is a pretraining run of its own, each of ``--populations``
+a consortium to score. Writes one file, benchmarks/results/example_tasks_<yyyymm>.json. A stage that DIR holds already,
+made with the same command, is re-used with the seconds and the commit that it was made with.
 """
 
 import argparse
@@ -33,8 +33,8 @@ FOLD_SEEDS = 2
 # Nobody is behind the simulated subjects, so the key of their hashes may be known.
 KEY = {"MCSP_SUBJECT_KEY": b"mcsp example tasks, public key".hex().ljust(64, "0")}
 STEPS_ON_PIECES = 60
-# To pretrain on, and to score: 1 was looked at while tokens, features and views were chosen, so it cannot be the judge.
-POPULATION_SEEDS = (0, 2)
+# To pretrain on, and to score: 1 was looked at while tokens, features and views were chosen, so it cannot be a judge.
+PRETRAINED_ON, SCORED_ON = 0, (2, 3, 4, 5)
 _ROC = ("roc", "roc_low", "roc_high")
 
 
@@ -107,19 +107,22 @@ def consortium(stages: Stages, work: Path, name: str, subjects: int, sites: int,
     return corpus
 
 
-def one_run(stages: Stages, work: Path, seed: int, corpora: tuple[Path, Path], arguments: argparse.Namespace) -> None:
+def one_run(
+    stages: Stages, work: Path, seed: int, corpus: Path, others: dict[int, Path], arguments: argparse.Namespace
+) -> None:
     """Pretrain with one seed, export, and score the export on all four tasks."""
-    run, model, scored = (work / f"{name}-{seed}" for name in ("run", "model", "evaluation"))
+    run, model = work / f"run-{seed}", work / f"model-{seed}"
     start, environment = deepspeed()
     config = ["--config", "configs/pretrain/fmri-consortium.yaml"]
-    values = [f"corpus_dir={corpora[0]}", f"run_dir={run}", f"seed={seed}"]
+    values = [f"corpus_dir={corpus}", f"run_dir={run}", f"seed={seed}"]
     values += [f"steps={arguments.steps}"] if arguments.steps else []
     stages.run(f"pretraining {seed}", [*start, "launchers/pretrain.py", *config, *values], environment)
     stages.run(f"export {seed}", launcher("export", run, model))
     config = ["--config", "configs/evaluate/fmri-consortium.yaml"]
-    values = [f"model_dir={model}", f"corpus_dir={corpora[1]}", f"out_dir={scored}", f"run_dir={run}"]
-    values += [f"label_fractions={LABEL_FRACTIONS}", f"seeds={FOLD_SEEDS}"]
-    stages.run(f"evaluation {seed}", launcher("evaluate", *config, *values))
+    for population, other in others.items():
+        values = [f"model_dir={model}", f"corpus_dir={other}", f"out_dir={evaluation(work, seed, population)}"]
+        values += [f"run_dir={run}", f"label_fractions={LABEL_FRACTIONS}", f"seeds={FOLD_SEEDS}"]
+        stages.run(f"evaluation {seed} of {population}", launcher("evaluate", *config, *values))
     real = [sys.executable, "benchmarks/real_recordings.py", "--fmri-model", model, "--seed", str(seed)]
     real += ["--steps", str(arguments.steps_on_pieces), "--out", work / f"real-{seed}.json"]
     stages.run(f"real recordings {seed}", real)
@@ -133,15 +136,24 @@ def pretraining(run: Path) -> dict[str, Any]:
     return {"first_step": kept[0], "last_step": kept[-1], "ended": ended}
 
 
-def collect(work: Path, seeds: Sequence[int]) -> dict[str, Any]:
+def evaluation(work: Path, seed: int, population: int) -> Path:
+    """The folder of the scores of one run on one consortium."""
+    return work / f"evaluation-{seed}-{population}"
+
+
+def _scores(folder: Path) -> dict[str, Any]:
+    found = json.loads((folder / "results.json").read_text())
+    rows = [{k: v for k, v in row.items() if k not in _ROC} for row in found["classification"]]
+    return {**found, "classification": rows}
+
+
+def collect(work: Path, seeds: Sequence[int], populations: Sequence[int]) -> dict[str, Any]:
     """What the runs found, by seed."""
     found: dict[str, Any] = {}
     for seed in seeds:
-        evaluation = json.loads((work / f"evaluation-{seed}" / "results.json").read_text())
-        rows = [{k: v for k, v in row.items() if k not in _ROC} for row in evaluation["classification"]]
         found[str(seed)] = {
             "pretraining": pretraining(work / f"run-{seed}"),
-            "consortium": {**evaluation, "classification": rows},
+            "consortia": {str(p): _scores(evaluation(work, seed, p)) for p in populations},
             "real_recordings": json.loads((work / f"real-{seed}.json").read_text())["results"],
         }
     return found
@@ -152,9 +164,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, help="folder of everything that is made (some 2 GB)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of pretraining, one run each (default 0)")
+    populations = {"type": int, "nargs": "+", "default": SCORED_ON, "metavar": "SEED"}
+    parser.add_argument("--populations", **populations, help="simulated consortia to score (default 2 3 4 5)")
     parser.add_argument("--steps", type=int, help="of pretraining (default: as in its configuration)")
     parser.add_argument("--steps-on-pieces", type=int, default=STEPS_ON_PIECES, help="of training on EEG pieces (60)")
-    parser.add_argument("--people", type=int, nargs=2, default=(600, 320), help="to pretrain on, to score (600 320)")
+    parser.add_argument(
+        "--people", type=int, nargs=2, default=(600, 320), help="to pretrain on, to score each (600 320)"
+    )
     parser.add_argument("--sites", type=int, nargs=2, default=(12, 8), help="the same of sites (12 8)")
     default = ROOT / "benchmarks" / "results" / f"example_tasks_{date.today():%Y%m}.json"
     parser.add_argument("--out", type=Path, default=default, help=f"the result file (default {default.name})")
@@ -172,21 +188,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         work = arguments.work.resolve()
         stages = Stages(work, commit())
         try:
-            corpora = [
-                consortium(stages, work, name, people, sites, seed)
-                for name, people, sites, seed in zip(
-                    ("pretraining", "new"), arguments.people, arguments.sites, POPULATION_SEEDS, strict=True
-                )
-            ]
+            people, sites = arguments.people, arguments.sites
+            corpus = consortium(stages, work, "pretraining", people[0], sites[0], PRETRAINED_ON)
+            others = {p: consortium(stages, work, f"new-{p}", people[1], sites[1], p) for p in arguments.populations}
             for seed in arguments.seeds:
-                one_run(stages, work, seed, (corpora[0], corpora[1]), arguments)
+                one_run(stages, work, seed, corpus, others, arguments)
         except StageError as error:
             print(f"error: {error}", file=sys.stderr)
             return 1
         content = {
             **made_by(PACKAGES),
             "stages": {name: {**made, "command": " ".join(made["command"])} for name, made in stages.done.items()},
-            "runs": collect(work, arguments.seeds),
+            "runs": collect(work, arguments.seeds, arguments.populations),
         }
         text = json.dumps(content, indent=1).replace(str(work), "WORK").replace(f"{Path(sys.executable).parent}/", "")
         arguments.out.parent.mkdir(parents=True, exist_ok=True)

