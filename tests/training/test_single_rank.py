@@ -20,15 +20,22 @@ def test_bf16_follows_fp32(pretrain_overrides, tmp_path) -> None:
 
 @pytest.mark.slow
 def test_compiled_blocks_follow_those_that_are_not(pretrain_overrides, tmp_path) -> None:
-    """All domains, reconstruction on: two steps with a gradient and an update between them."""
+    """All domains, reconstruction on: losses and the size of the gradient, and losses again after an update.
+
+    Adam's first update has the size of the rate whatever the gradient's, so where a gradient is rounding its sign is
+    too: the second step is held to less.
+    """
     options = [*pretrain_overrides, "steps=2", "objective.reconstruction=0.5", "checkpoint_every=2"]
     for compiled in ("false", "true"):
         pretrain(*options, f"run_dir={tmp_path / compiled}", f"compile={compiled}", seconds=400)
     plain, compiled_ = (read_metrics(tmp_path / name) for name in ("false", "true"))
     losses = [name for name in plain[0] if name.split("/")[0] == "loss"]
     assert len(plain) == len(compiled_) == 2 and len(losses) > 20
-    for a, b in zip(plain, compiled_, strict=True):
-        assert {n: b[n] for n in losses} == pytest.approx({n: a[n] for n in losses}, rel=1e-5, abs=1e-6)
+    for a, b, names, bound in (
+        (plain[0], compiled_[0], [*losses, "gradient_norm"], 1e-5),
+        (plain[1], compiled_[1], losses, 1e-3),
+    ):
+        assert {n: b[n] for n in names} == pytest.approx({n: a[n] for n in names}, rel=bound, abs=bound / 10)
     assert weights(tmp_path / "true", 2).keys() == weights(tmp_path / "false", 2).keys()
 
 
