@@ -90,8 +90,8 @@ def table(result: dict[str, Any]) -> str:
         lines.append(f"| {subjects} subjects, {scope} | {shown[0]} | {shown[1]} | {after['chance']:.3f} |")
     lines += [
         "",
-        "| AUROC of the simulated diagnosis | method | new subjects | site left out |",
-        "|---|---|---|---|",
+        "| AUROC of the simulated diagnosis | method | new subjects | site left out | mean within left-out sites |",
+        "|---|---|---|---|---|",
     ]
     by_protocol = {(r["recordings"], r["features"], r["classifier"], r["protocol"]): r for r in demo["classification"]}
     for recordings, features, classifier in dict.fromkeys(key[:3] for key in by_protocol):
@@ -100,6 +100,7 @@ def table(result: dict[str, Any]) -> str:
             f"{r['auroc']['value']:.3f} ({r['auroc']['ci_low']:.2f}-{r['auroc']['ci_high']:.2f})" if r else "-"
             for r in shown
         ]
+        cells.append(f"{shown[1]['auroc_sites']['value']:.3f}" if shown[1] else "-")
         lines.append(f"| {recordings} | {features}, {classifier} | {' | '.join(cells)} |")
     seconds = ", ".join(f"{name} {run['seconds']:.0f} s" for name, run in result["runs"].items())
     lines += ["", f"{seconds} (the first demo includes the set-up)"]
