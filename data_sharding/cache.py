@@ -84,11 +84,13 @@ class ShardCache:
         for attempt in range(_ATTEMPTS):
             try:
                 self._download(name, temporary, described)
-                os.replace(temporary, target)
+                with self._lock("room"):  # whoever makes room must find the files that it listed
+                    os.replace(temporary, target)
                 return
             except OSError as failure:
                 error = failure
-                temporary.unlink(missing_ok=True)
+                with self._lock("room"):
+                    temporary.unlink(missing_ok=True)
                 if isinstance(failure, FileNotFoundError):
                     break
                 time.sleep(0.2 * 4**attempt if attempt + 1 < _ATTEMPTS else 0)

@@ -81,6 +81,20 @@ def test_shards_are_fetched_ahead_in_the_background(store: str, tmp_path: Path) 
     assert held(cache) == set(CONTENT)
 
 
+def test_a_shard_that_arrives_while_room_is_made_for_another_costs_neither(
+    store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed = ShardCache._stored
+
+    def slowly(cache: ShardCache) -> list[Path]:
+        found = listed(cache)
+        time.sleep(0.05)  # time enough for the other thread's file to get its name
+        return found
+
+    monkeypatch.setattr(ShardCache, "_stored", slowly)
+    test_shards_are_fetched_ahead_in_the_background(store, tmp_path)
+
+
 class Counting(http.server.SimpleHTTPRequestHandler):
     """Serves files and counts what was asked for; slowly, so that processes meet."""
 
