@@ -26,11 +26,11 @@ from nilearn.maskers import NiftiLabelsMasker
 from threadpoolctl import threadpool_limits
 
 from mcsp.config import EegConfig, FmriConfig
-from mcsp.data_sharding.bids import RecordingRef, Site, find_recordings
-from mcsp.data_sharding.bids_write import write_json
-from mcsp.data_sharding.eeg import read_eeg
-from mcsp.data_sharding.eeg_channels import standard_positions_mm
-from mcsp.data_sharding.fmri import read_fmri
+from mcsp.data_sharding.bids.find import RecordingRef, Site, find_recordings
+from mcsp.data_sharding.bids.write import write_json
+from mcsp.data_sharding.clean.eeg import read_eeg
+from mcsp.data_sharding.clean.eeg_channels import standard_positions_mm
+from mcsp.data_sharding.clean.fmri import read_fmri
 
 RESULTS = Path(__file__).parent / "results" / "cleaning_cpu_202611.json"
 SFREQ, CHANNELS, T_R = 500, 64, 2.0

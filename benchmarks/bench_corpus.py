@@ -61,7 +61,7 @@ def measured(function: Callable[..., dict[str, Any]], *arguments: Any) -> None:
 
 def write_recordings(root: str, n: int, seconds: float) -> dict[str, Any]:
     """``n`` EDF recordings on two sites."""
-    from mcsp.data_sharding.bids_write import write_eeg, write_json
+    from mcsp.data_sharding.bids.write import write_eeg, write_json
 
     rng = np.random.default_rng(0)
     for i in range(n):
@@ -123,9 +123,9 @@ def bare_images(root: str) -> dict[str, Any]:
 def isolation(root: str) -> dict[str, Any]:
     """Reading here against reading through the second process, in turns, without its start."""
     from mcsp.config import CorpusConfig
-    from mcsp.data_sharding.bids import find_recordings, find_sites
-    from mcsp.data_sharding.isolation import ReadingProcess
-    from mcsp.data_sharding.reading import read_recording
+    from mcsp.data_sharding.bids.find import find_recordings, find_sites
+    from mcsp.data_sharding.clean.read import ReadingProcess
+    from mcsp.data_sharding.clean.readers import read_recording
 
     config = CorpusConfig(bids_root=Path(root), out_dir=Path("unused"))
     refs = [ref for site in find_sites(config) for ref in find_recordings(site)][:6]
@@ -144,7 +144,7 @@ def isolation(root: str) -> dict[str, Any]:
 def build(root: str, out: str, workers: int) -> dict[str, Any]:
     """Build, and once more; without the start of Ray."""
     from mcsp.config import CorpusConfig
-    from mcsp.data_sharding import corpus
+    from mcsp.data_sharding.build import corpus
 
     config = CorpusConfig(bids_root=Path(root), out_dir=Path(out), workers=workers, samples_per_shard=1)
     with corpus.ray_session(workers):

@@ -30,14 +30,14 @@ import webdataset
 from loader_corpus import CHANNELS, SFREQ, write_million, write_shards
 
 from mcsp.config import BatchConfig
-from mcsp.data_sharding import reader
-from mcsp.data_sharding.index import SHARDS_NAME
-from mcsp.data_sharding.reader import Corpus
+from mcsp.data_sharding.store import reader
+from mcsp.data_sharding.store.index import SHARDS_NAME
+from mcsp.data_sharding.store.reader import Corpus
 from mcsp.provenance import hardware
+from mcsp.run_log import read_metrics
 from mcsp.schema import BLOCK_SAMPLES, Modality
-from mcsp.training.loader import StepDataset, batches
-from mcsp.training.metrics import read_metrics
-from mcsp.training.schedule import Schedule
+from mcsp.training.reading.loader import StepDataset, batches
+from mcsp.training.reading.schedule import Schedule
 
 ROOT = Path(__file__).resolve().parents[1]
 BATCH, REPEATS, SECONDS = 64, 7, 10.0

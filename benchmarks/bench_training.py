@@ -41,8 +41,8 @@ def make_corpus(folder: Path) -> Path:
     from dataclasses import replace
 
     from mcsp.config import CorpusConfig
-    from mcsp.data_sharding.corpus import build_corpus
-    from mcsp.data_sharding.simulated_sites import SIMULATED_A, SIMULATED_B, write_simulated
+    from mcsp.data_sharding.build.corpus import build_corpus
+    from mcsp.data_sharding.demo.simulated_sites import SIMULATED_A, SIMULATED_B, write_simulated
 
     os.environ.setdefault("MCSP_SUBJECT_KEY", "a key for a benchmark, not a secret")
     for site in (SIMULATED_A, SIMULATED_B):
@@ -141,7 +141,7 @@ def run_ranks(corpus: Path, folder: Path, ranks: int, steps: int, stage: int) ->
         processes.append(subprocess.Popen(command, env=env, cwd=ROOT, stdout=subprocess.DEVNULL))
     if any([process.wait() for process in processes]):
         raise RuntimeError(f"a rank of {run_dir} failed")
-    from mcsp.training.metrics import read_metrics
+    from mcsp.run_log import read_metrics
 
     lines = read_metrics(run_dir)[3:]
 
@@ -172,7 +172,7 @@ def weak_scaling(corpus: Path, folder: Path, steps: int) -> dict[str, Any]:
 
 def mfu(corpus: Path, folder: Path, steps: int) -> list[dict[str, Any]]:
     """Small and base on one GPU."""
-    from mcsp.training.metrics import read_metrics
+    from mcsp.run_log import read_metrics
     from mcsp.training.run import Run
     from mcsp.training.trainer import Trainer
 

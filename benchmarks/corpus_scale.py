@@ -33,7 +33,7 @@ def write_names(root: str, n: int) -> dict[str, Any]:
 def plan(root: str) -> dict[str, Any]:
     """Plan everything below ``root``."""
     from mcsp.config import CorpusConfig
-    from mcsp.data_sharding.plan import make_plan
+    from mcsp.data_sharding.build.plan import make_plan
 
     config = CorpusConfig(bids_root=Path(root), out_dir=Path(root) / "out")
     baseline = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -66,9 +66,9 @@ def rows(first: int, stop: int) -> Iterator[Any]:
 
 def index(root: str, n: int) -> dict[str, Any]:
     """Write and open the index of ``n`` recordings, as the end of a build does."""
-    from mcsp.data_sharding.index import make_index, read_index, write_index
-    from mcsp.data_sharding.reader import Corpus
-    from mcsp.data_sharding.storage import scratch_folder
+    from mcsp.data_sharding.store.files import scratch_folder
+    from mcsp.data_sharding.store.index import make_index, read_index, write_index
+    from mcsp.data_sharding.store.reader import Corpus
 
     described = {
         "config": {}, "software": {}, "fingerprint": "", "subject_key_fingerprint": "",
@@ -99,8 +99,9 @@ def shard(number: int) -> dict[str, Any]:
 
 def use(root: str, what: str) -> dict[str, Any]:
     """What reads the whole table of a finished corpus, without its shards: the report, the linter, the privacy scan."""
-    from mcsp.data_sharding import lint, report, seal
-    from mcsp.data_sharding.reader import Corpus
+    from mcsp.data_sharding.build import seal
+    from mcsp.data_sharding.inspect import lint, report
+    from mcsp.data_sharding.store.reader import Corpus
 
     corpus = Corpus(root)
     start = time.perf_counter()
@@ -116,9 +117,9 @@ def use(root: str, what: str) -> dict[str, Any]:
 
 def write_receipts(root: str, n: int) -> dict[str, Any]:
     """What the workers of a build leave of ``n`` recordings: 1 % more are rejected, every tenth was repaired."""
-    from mcsp.data_sharding.index import Rejection, Repair
-    from mcsp.data_sharding.receipts import BUILD_NAME, write_receipt
-    from mcsp.data_sharding.shards import Receipt
+    from mcsp.data_sharding.build.receipts import BUILD_NAME, write_receipt
+    from mcsp.data_sharding.build.shards import Receipt
+    from mcsp.data_sharding.store.index import Rejection, Repair
 
     (Path(root) / BUILD_NAME / "receipts").mkdir(parents=True)
     for number in range(n // PER_SHARD):
@@ -148,10 +149,10 @@ def name(number: int) -> str:
 def seal(root: str, n: int) -> dict[str, Any]:
     """What the driver does after the last shard: duplicates, accounts, table, lists, report; shards are not scanned."""
     from mcsp.config import CorpusConfig
-    from mcsp.data_sharding.accounts import settle
-    from mcsp.data_sharding.bids import Site
-    from mcsp.data_sharding.layout import Plan
-    from mcsp.data_sharding.receipts import duplicates, headers
+    from mcsp.data_sharding.bids.find import Site
+    from mcsp.data_sharding.build.layout import Plan
+    from mcsp.data_sharding.build.receipts import duplicates, headers
+    from mcsp.data_sharding.build.seal import settle
 
     config = CorpusConfig(bids_root=Path(root) / "none", out_dir=Path(root))
     made = Plan([Site(site, Path(root) / site, False, None) for site in site_names()], "", config)

@@ -18,8 +18,8 @@ from sklearn.model_selection import cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from mcsp.downstream.extractor import FeatureExtractor
-from mcsp.downstream.splits import k_fold
+from mcsp.encode.extractor import FeatureExtractor
+from mcsp.evaluate.splits import k_fold
 
 ENDINGS = (".edf", ".bdf", ".vhdr", ".set", ".fif")
 

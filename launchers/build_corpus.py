@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from mcsp.config import CorpusConfig, parse_command_line
-from mcsp.data_sharding.report import index_table
+from mcsp.data_sharding.inspect.report import index_table
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -17,8 +17,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     config, arguments = parse_command_line(CorpusConfig, "Build a corpus from BIDS datasets.", argv)
     # Ray, MNE and nilearn take seconds to import; a mistake in the configuration is told before.
-    from mcsp.data_sharding.accounts import TooManyQuarantinedError
-    from mcsp.data_sharding.corpus import build_corpus
+    from mcsp.data_sharding.build.corpus import build_corpus
+    from mcsp.data_sharding.build.seal import TooManyQuarantinedError
 
     try:
         index, was_there = build_corpus(config, arguments.address)

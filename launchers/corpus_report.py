@@ -4,8 +4,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from mcsp.data_sharding.report import write_report
-from mcsp.data_sharding.storage import location
+from mcsp.data_sharding.inspect.report import write_report
+from mcsp.data_sharding.store.files import location
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -6,8 +6,8 @@ import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from mcsp.data_sharding.storage import location
-from mcsp.data_sharding.watch import read_status, status_lines
+from mcsp.data_sharding.build.progress import read_status, status_lines
+from mcsp.data_sharding.store.files import location
 
 _CLEAR = "\033[H\033[J"  # of a terminal: to the top, and nothing below
 

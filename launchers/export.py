@@ -34,13 +34,13 @@ def main() -> None:
 
 
 def export(arguments: argparse.Namespace) -> None:
-    """Export a run; ``ValueError`` where it has no checkpoint, and as of ``mcsp.downstream.export``."""
+    """Export a run; ``ValueError`` where it has no checkpoint, and as of ``mcsp.export.export``."""
     import torch
 
-    from mcsp.data_sharding.reader import Corpus
-    from mcsp.downstream.export import check_out_dir, write_export
-    from mcsp.training.checkpoint import latest_checkpoint
-    from mcsp.training.metrics import read_metrics
+    from mcsp.data_sharding.store.reader import Corpus
+    from mcsp.export.export import check_out_dir, write_export
+    from mcsp.run_log import read_metrics
+    from mcsp.training.saving.checkpoint import latest_checkpoint
 
     run_dir, out_dir, dtype = arguments.run_dir, arguments.out_dir, arguments.dtype
     checkpoint = latest_checkpoint(run_dir)
@@ -49,7 +49,7 @@ def export(arguments: argparse.Namespace) -> None:
     check_out_dir(out_dir)
     manifest = json.loads((checkpoint / "manifest.json").read_text())
     corpus = Corpus(arguments.corpus or manifest["config"]["corpus_dir"])
-    from mcsp.training.state import consolidate_weights
+    from mcsp.training.saving.state import consolidate_weights
 
     print(f"export: step {manifest['step']} of {run_dir}")
     metrics = [line for line in read_metrics(run_dir) if line["step"] <= manifest["step"]]

@@ -11,8 +11,8 @@ from mcsp.config import FinetuneConfig, parse_command_line
 def main() -> None:
     """Parse, fine-tune, print the scores and how much was trained."""
     config, _ = parse_command_line(FinetuneConfig, __doc__ or "")
-    from mcsp.downstream.finetune import finetune  # after parsing: a typing error should not wait for heavy imports
-    from mcsp.downstream.tables import interval, overlap_line
+    from mcsp.evaluate.finetune import finetune  # after parsing: a typing error should not wait for heavy imports
+    from mcsp.evaluate.report.tables import interval, overlap_line
 
     try:
         results = finetune(config)

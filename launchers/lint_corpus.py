@@ -5,11 +5,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mcsp.data_sharding.index import read_index
-from mcsp.data_sharding.lint import lint_corpus
-from mcsp.data_sharding.privacy import name_words
-from mcsp.data_sharding.seal import scan_corpus
-from mcsp.data_sharding.storage import location
+from mcsp.data_sharding.build.privacy import name_words
+from mcsp.data_sharding.build.scan import scan_corpus
+from mcsp.data_sharding.inspect.lint import lint_corpus
+from mcsp.data_sharding.store.files import location
+from mcsp.data_sharding.store.index import read_index
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from mcsp.run_log import read_events, read_metrics
 from mcsp.training.clock import SPLIT
-from mcsp.training.metrics import read_events, read_metrics
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]

@@ -17,6 +17,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 SCHEMA_VERSION = 2
+# Where index.json and an export say under which key subjects were hashed: only equal fingerprints are compared.
+KEY_FINGERPRINT = "subject_key_fingerprint"
 
 Modality = Literal["fmri", "eeg"]
 Domain = Literal["spatial", "temporal", "spectral"]

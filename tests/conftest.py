@@ -1,9 +1,15 @@
-"""One small corpus for all tests that need one: two simulated sites, built the way a real corpus is built."""
+"""What many tests share: one small corpus of two simulated sites, built as real ones are, and one untrained export."""
 
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+
+from mcsp.config import CorpusConfig, EegConfig, FmriConfig, ModelConfig
+from mcsp.encode.pretrained import PretrainedMCSP, from_pretrained
+from mcsp.model.mcsp import MCSP
+from mcsp.model.weights import write_pretrained
 
 SUBJECT_KEY = "a key for tests, not a secret"
 
@@ -11,9 +17,8 @@ SUBJECT_KEY = "a key for tests, not a secret"
 @pytest.fixture(scope="session")
 def corpus_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two simulated paired sites of 16 subjects and 100 s; labels in column `diagnosis`."""
-    from mcsp.config import CorpusConfig
-    from mcsp.data_sharding.corpus import build_corpus
-    from mcsp.data_sharding.simulated_sites import SIMULATED_A, SIMULATED_B, write_simulated
+    from mcsp.data_sharding.build.corpus import build_corpus
+    from mcsp.data_sharding.demo.simulated_sites import SIMULATED_A, SIMULATED_B, write_simulated
 
     folder = tmp_path_factory.mktemp("simulated")
     for site in (SIMULATED_A, SIMULATED_B):
@@ -51,3 +56,26 @@ def pretrain_overrides(corpus_dir: Path, tmp_path: Path) -> list[str]:
         "checkpoint_every=2",
         "warmup_steps=2",
     ]
+
+
+PREPROCESSING = {
+    "units": {"eeg": "uV", "fmri": "percent"},
+    "window_seconds": {"eeg": 10.0, "fmri": 30.0},
+    "min_seconds": CorpusConfig.model_fields["min_seconds"].default,
+    "cleaning": {"eeg": {**EegConfig().dump(), "reference": "average"}, "fmri": FmriConfig().dump()},
+}
+
+
+@pytest.fixture(scope="session")
+def export_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        model = MCSP(ModelConfig()).eval()
+    folder = tmp_path_factory.mktemp("export") / "model"
+    write_pretrained(model, folder, PREPROCESSING)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pretrained(export_dir: Path) -> PretrainedMCSP:
+    return from_pretrained(export_dir)

@@ -6,20 +6,30 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+CODE = ("mcsp", "kernels", "data_sharding", "launchers", "benchmarks", "examples")
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
-LAYER_0 = {"mcsp", "mcsp.schema", "mcsp.config"}
+# The rooms, lowest first: a room imports from those that its row names, and never from others.
+LAYER_0 = {"mcsp.version", "mcsp.schema", "mcsp.provenance", "mcsp.run_log", "mcsp.windows", "mcsp.config"}
 LAYER_1 = {"mcsp.kernels", "mcsp.distributed", "mcsp.batch"}
-LAYER_2 = {"mcsp.augmentations", "mcsp.model", "mcsp.losses", "mcsp.data_sharding"}
+STORE, BIDS, CLEAN, INSPECT, BUILD, DEMO = (
+    f"mcsp.data_sharding.{room}" for room in ("store", "bids", "clean", "inspect", "build", "demo")
+)
+LAYER_2 = {"mcsp.augmentations", "mcsp.model", "mcsp.losses", STORE, BIDS, CLEAN, INSPECT, BUILD}
 MAY_IMPORT: dict[str, set[str]] = {  # beside itself
-    "mcsp": {"mcsp.model"},  # lazily, for mcsp.from_pretrained
+    "mcsp": {"mcsp.version", "mcsp.encode"},  # the latter lazily, for mcsp.from_pretrained
+    "mcsp.version": set(),
     "mcsp.schema": set(),
+    "mcsp.provenance": set(),
+    "mcsp.run_log": set(),
+    "mcsp.windows": {"mcsp.schema"},
     "mcsp.config": {"mcsp.schema"},
     "mcsp.kernels": set(),
     "mcsp.distributed": LAYER_0,
@@ -27,18 +37,18 @@ MAY_IMPORT: dict[str, set[str]] = {  # beside itself
     "mcsp.augmentations": LAYER_0 | LAYER_1,
     "mcsp.model": LAYER_0 | LAYER_1,
     "mcsp.losses": LAYER_0 | LAYER_1,
-    "mcsp.data_sharding": LAYER_0,
+    STORE: LAYER_0,
+    BIDS: LAYER_0 | {STORE},
+    CLEAN: LAYER_0 | {STORE, BIDS},
+    # A build ends with its report, so what looks at a finished corpus lies below what builds one.
+    INSPECT: LAYER_0 | {STORE, BIDS, CLEAN},
+    BUILD: LAYER_0 | {STORE, BIDS, CLEAN, INSPECT},
+    DEMO: LAYER_0 | {STORE, BIDS},
     "mcsp.training": LAYER_0 | LAYER_1 | LAYER_2,
-    "mcsp.downstream": LAYER_0 | LAYER_1 | LAYER_2,
-}
-
-
-# Methods of an exported model that hand over to the layer above, imported where they are called: users of MNE and
-# nilearn look for them on the model. Importing and loading a model stays with the core dependencies, as tested below.
-HANDED_UP = {
-    ("mcsp/model/pretrained.py", "mcsp.downstream.encode"),
-    ("mcsp/model/pretrained.py", "mcsp.downstream.encode_eeg"),
-    ("mcsp/model/pretrained.py", "mcsp.downstream.encode_bold"),
+    "mcsp.encode": LAYER_0 | LAYER_1 | LAYER_2,
+    "mcsp.export": LAYER_0 | LAYER_1 | LAYER_2 | {"mcsp.encode"},
+    "mcsp.evaluate": LAYER_0 | LAYER_1 | LAYER_2 | {"mcsp.encode", "mcsp.export"},
+    "mcsp.explain": LAYER_0 | LAYER_1 | LAYER_2 | {"mcsp.encode", "mcsp.export", "mcsp.evaluate"},
 }
 
 
@@ -56,11 +66,17 @@ def declared(*extras: str) -> set[str]:
 ONLY_IN = {
     "triton": re.compile(r"kernels/\w+/fused\w*\.py"),
     "deepspeed": re.compile(r"mcsp/training/engine\.py"),
-    "ray": re.compile(r"data_sharding/corpus\.py"),
+    "ray": re.compile(r"data_sharding/build/corpus\.py"),
 }
+DATA_PACKAGES = declared("corpus") - {"torch", "einops", "safetensors"}
+LAB_PACKAGES = declared("evaluate", "lab", "hub", "onnx")
 THIRD_PARTY: dict[str, set[str]] = {
     "mcsp": set(),
+    "mcsp.version": set(),
     "mcsp.schema": {"numpy"},
+    "mcsp.provenance": set(),
+    "mcsp.run_log": set(),
+    "mcsp.windows": {"numpy"},
     "mcsp.config": {"yaml", "pydantic"},
     "mcsp.kernels": {"torch", "numpy", "triton"},
     "mcsp.distributed": {"torch"},
@@ -68,9 +84,9 @@ THIRD_PARTY: dict[str, set[str]] = {
     "mcsp.augmentations": declared(),
     "mcsp.model": declared(),
     "mcsp.losses": declared(),
-    "mcsp.data_sharding": declared("corpus") - {"torch", "einops", "safetensors"},
+    **dict.fromkeys((STORE, BIDS, CLEAN, INSPECT, BUILD, DEMO), DATA_PACKAGES),
     "mcsp.training": declared("train"),
-    "mcsp.downstream": declared("evaluate", "lab", "hub", "onnx"),
+    **dict.fromkeys(("mcsp.encode", "mcsp.export", "mcsp.evaluate", "mcsp.explain"), LAB_PACKAGES),
 }
 
 
@@ -83,23 +99,33 @@ def sources(root: Path, *folders: str) -> list[Path]:
 def part_of(module: str) -> str | None:
     """The part of the project that a dotted module or attribute belongs to; ``None`` outside the project."""
     if module == "mcsp.from_pretrained":
-        return "mcsp.model"
+        return "mcsp.encode"
     return max((part for part in MAY_IMPORT if f"{module}.".startswith(f"{part}.")), key=len, default=None)
 
 
 def module_of(path: Path) -> str:
     """Dotted name under which a file is imported."""
     parts = path.with_suffix("").parts
-    parts = parts if parts[0] == "mcsp" else ("mcsp", *parts)
+    parts = ("mcsp", *parts) if parts[0] in ("kernels", "data_sharding") else parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def imports(root: Path, path: Path) -> Iterator[tuple[int, str]]:
-    """Line and dotted name of everything that a file imports, also inside functions and ``if TYPE_CHECKING``."""
+def imports(root: Path, path: Path, typing: bool = True) -> Iterator[tuple[int, str]]:
+    """Line and dotted name of everything that a file imports, also inside functions.
+
+    With ``typing`` also what stands below ``if TYPE_CHECKING``.
+    """
     package = module_of(path).split(".")
     if path.name != "__init__.py":
         package = package[:-1]
-    for node in ast.walk(ast.parse((root / path).read_text())):
+    tree = ast.parse((root / path).read_text())
+    left_out: set[ast.AST] = set()
+    if not typing:
+        guards = [n for n in ast.walk(tree) if isinstance(n, ast.If) and "TYPE_CHECKING" in ast.unparse(n.test)]
+        left_out = {node for guard in guards for node in ast.walk(guard)}
+    for node in ast.walk(tree):
+        if node in left_out:
+            continue
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -117,8 +143,7 @@ def violations(root: Path) -> list[str]:
         for line, name in imports(root, path):
             target, top = part_of(name), name.split(".")[0]
             if target is not None:
-                handed_up = (path.as_posix(), name.rpartition(".")[0]) in HANDED_UP
-                allowed = target == part or target in MAY_IMPORT[part] or handed_up
+                allowed = target == part or target in MAY_IMPORT[part]
             else:
                 place = ONLY_IN.get(top)
                 allowed = top in sys.stdlib_module_names or (
@@ -140,19 +165,23 @@ def test_every_import_is_one_that_the_layers_allow() -> None:
         ("mcsp/model/a.py", "from ..losses import objective"),
         ("mcsp/model/a.py", "from mcsp import training"),
         ("mcsp/model/a.py", "def f():\n    import triton"),
-        ("mcsp/model/pretrained.py", "from mcsp.downstream.evaluate import evaluate"),
+        ("mcsp/model/weights.py", "from mcsp.encode.pretrained import from_pretrained"),
+        ("mcsp/encode/a.py", "from mcsp.evaluate.evaluate import evaluate"),
+        ("mcsp/export/a.py", "def f():\n    from mcsp.evaluate.units import Unit"),
         ("mcsp/losses/a.py", "import pandas"),
-        ("mcsp/downstream/a.py", "import mcsp.training.engine"),
-        ("mcsp/training/loader.py", "import deepspeed.comm"),
+        ("mcsp/evaluate/a.py", "import mcsp.training.engine"),
+        ("mcsp/training/reading/loader.py", "import deepspeed.comm"),
         ("mcsp/schema.py", "import torch"),
         ("mcsp/config/base.py", "from mcsp.batch import Batch"),
         ("kernels/spectral/reference.py", "import triton"),
         ("kernels/spectral/reference.py", "from mcsp.distributed import rank"),
         ("kernels/spectral/reference.py", "from kernels.contrastive import reference"),
-        ("data_sharding/eeg.py", "import torch"),
-        ("data_sharding/plan.py", "import ray"),
-        ("data_sharding/plan.py", "from mcsp.batch import collate"),
-        ("data_sharding/plan.py", "from data_sharding import bids"),
+        ("data_sharding/clean/eeg.py", "import torch"),
+        ("data_sharding/build/plan.py", "import ray"),
+        ("data_sharding/build/plan.py", "from mcsp.batch import collate"),
+        ("data_sharding/bids/find.py", "from mcsp.data_sharding.clean.eeg import read_eeg"),
+        ("data_sharding/store/index.py", "from mcsp.data_sharding.bids.find import Site"),
+        ("data_sharding/build/plan.py", "from data_sharding import bids"),
     ],
 )
 def test_a_forbidden_import_is_found(tmp_path: Path, path: str, line: str) -> None:
@@ -164,13 +193,70 @@ def test_a_forbidden_import_is_found(tmp_path: Path, path: str, line: str) -> No
 def test_allowed_imports_pass(tmp_path: Path) -> None:
     for path, line in {
         "kernels/spectral/fused.py": "import torch, triton\nfrom mcsp.kernels.spectral.reference import log_power",
-        "mcsp/training/engine.py": "import deepspeed\nfrom mcsp.data_sharding.reader import Corpus",
-        "data_sharding/corpus.py": "import ray, os\nfrom mcsp.schema import Recording\nfrom . import plan",
-        "mcsp/__init__.py": "def f():\n    from mcsp.model.pretrained import from_pretrained",
+        "mcsp/training/engine.py": "import deepspeed\nfrom mcsp.data_sharding.store.reader import Corpus",
+        "data_sharding/build/corpus.py": "import ray, os\nfrom mcsp.schema import Recording\nfrom . import plan",
+        "mcsp/__init__.py": "def f():\n    from mcsp.encode.pretrained import from_pretrained",
     }.items():
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_text(line + "\n")
     assert violations(tmp_path) == []
+
+
+def graph(root: Path) -> dict[str, set[str]]:
+    """Module -> modules of the project that its file imports, also inside functions; without ``TYPE_CHECKING``."""
+    files = {module_of(path): path for path in sources(root, *CODE)}
+    edges: dict[str, set[str]] = {}
+    for module, path in files.items():
+        named = {name for _, name in imports(root, path, typing=False)}
+        known = {name if name in files else name.rpartition(".")[0] for name in named}
+        edges[module] = {name for name in known if name in files and name != module}
+    return edges
+
+
+def circles(edges: dict[str, set[str]]) -> list[list[str]]:
+    """The circles of a graph, one for each import that closes one."""
+    found: list[list[str]] = []
+    done: set[str] = set()
+
+    def visit(module: str, way: list[str]) -> None:
+        if module in way:
+            found.append([*way[way.index(module) :], module])
+        elif module not in done:
+            for target in sorted(edges[module]):
+                visit(target, [*way, module])
+            done.add(module)
+
+    for module in sorted(edges):
+        visit(module, [])
+    return found
+
+
+def crowded(root: Path, most: int = 16) -> list[str]:
+    """Folders with more source files than a reader can keep in mind."""
+    folders = Counter(path.parent for path in sources(root, *CODE) if path.name != "__init__.py")
+    return [f"{folder}: {n} files, expected at most {most}" for folder, n in folders.items() if n > most]
+
+
+def test_no_circle_among_files_and_no_crowded_folder() -> None:
+    assert circles(graph(ROOT)) == []
+    assert crowded(ROOT) == []
+
+
+def test_a_lazy_import_that_closes_a_circle_is_found(tmp_path: Path) -> None:
+    (tmp_path / "mcsp/model").mkdir(parents=True)
+    (tmp_path / "mcsp/model/a.py").write_text("from mcsp.model.b import f\n")
+    (tmp_path / "mcsp/model/b.py").write_text("def f():\n    pass\n")
+    assert circles(graph(tmp_path)) == []
+    (tmp_path / "mcsp/model/b.py").write_text("def f():\n    from mcsp.model import a\n    a.f()\n")
+    assert circles(graph(tmp_path)) == [["mcsp.model.a", "mcsp.model.b", "mcsp.model.a"]]
+
+
+def test_a_seventeenth_file_is_found(tmp_path: Path) -> None:
+    (tmp_path / "mcsp/model").mkdir(parents=True)
+    for number in range(17):
+        assert crowded(tmp_path) == []
+        (tmp_path / f"mcsp/model/file{number}.py").touch()
+    assert len(crowded(tmp_path)) == 1
 
 
 def test_scripts_use_the_library_by_its_name_and_leave_heavy_packages_to_it() -> None:
@@ -219,7 +305,7 @@ def test_code_uses_the_words_of_the_glossary() -> None:
 
 
 @pytest.mark.parametrize(
-    "modules", ["mcsp", "mcsp.model.mcsp, mcsp.model.pretrained", "mcsp.losses.objective, mcsp.batch"]
+    "modules", ["mcsp", "mcsp.model.mcsp, mcsp.encode.pretrained", "mcsp.losses.objective, mcsp.batch"]
 )
 def test_importing_the_model_needs_the_core_dependencies_only(modules: str) -> None:
     extras = PYPROJECT["project"]["optional-dependencies"]
@@ -242,6 +328,7 @@ assert torch is None or not torch.cuda.is_initialized(), "a device was probed at
 
 
 def test_reading_a_corpus_needs_neither_torch_nor_ray_nor_mne() -> None:
-    code = "import sys, mcsp.data_sharding.reader; print(sorted({'torch', 'ray', 'mne', 'nilearn'} & set(sys.modules)))"
+    unwanted = "{'torch', 'ray', 'mne', 'nilearn'}"
+    code = f"import sys, mcsp.data_sharding.store.reader; print(sorted({unwanted} & set(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
     assert (result.returncode, result.stdout.strip()) == (0, "[]"), result.stderr

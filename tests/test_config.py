@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from benchmarks.ablation.settings import AblateConfig
 from mcsp.config import (
-    AblateConfig,
     Config,
     CorpusConfig,
     EvaluateConfig,

@@ -18,7 +18,7 @@ from packaging.requirements import Requirement
 
 from mcsp.config import ModelConfig
 from mcsp.model.mcsp import MCSP
-from mcsp.model.pretrained import write_pretrained
+from mcsp.model.weights import write_pretrained
 
 ROOT = Path(__file__).resolve().parents[1]
 

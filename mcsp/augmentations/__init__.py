@@ -1,0 +1,1 @@
+"""Two views of a window for every domain."""

@@ -1,6 +1,5 @@
 """Configuration: the schema of every launcher, one file per purpose; ``base`` holds the mechanism."""
 
-from mcsp.config.ablate import AblateConfig
 from mcsp.config.base import Config, parse_command_line
 from mcsp.config.corpus import CorpusConfig, EegConfig, FmriConfig, SiteConfig
 from mcsp.config.evaluate import EvaluateConfig, LabelledConfig
@@ -10,7 +9,6 @@ from mcsp.config.model import AugmentationConfig, ModelConfig, ObjectiveConfig
 from mcsp.config.pretrain import BatchConfig, HealthConfig, PretrainConfig
 
 __all__ = [
-    "AblateConfig",
     "AugmentationConfig",
     "BatchConfig",
     "Config",

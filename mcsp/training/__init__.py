@@ -1,0 +1,1 @@
+"""Pretraining: the run, its steps, DeepSpeed, health, metrics."""

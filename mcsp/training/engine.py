@@ -33,8 +33,8 @@ from mcsp import distributed  # noqa: E402
 from mcsp.batch import Batch  # noqa: E402
 from mcsp.config import PretrainConfig  # noqa: E402
 from mcsp.schema import text_key  # noqa: E402
-from mcsp.training import fragments  # noqa: E402
-from mcsp.training.state import State, write_state  # noqa: E402
+from mcsp.training.saving import zero_fragments  # noqa: E402
+from mcsp.training.saving.state import State, write_state  # noqa: E402
 
 # It reports steps that are refused here as overflows, and much else; what goes wrong it raises.
 logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
@@ -150,7 +150,7 @@ class Engine:
         if self.zero_stage:
             self._watch_norm()
         else:
-            fragments.undo_first_step(self._engine)
+            zero_fragments.undo_first_step(self._engine)
 
     def __call__(self, batch: Batch) -> Any:
         """Forward pass of the module.
@@ -263,8 +263,8 @@ class Engine:
 
         At stage 0 every rank has everything, and only the first writes it.
         """
-        mine = [] if self.zero_stage == 0 and distributed.rank() else fragments.owned(self._engine)
-        return write_state(folder, distributed.rank(), mine, fragments.applied_steps(self._engine))
+        mine = [] if self.zero_stage == 0 and distributed.rank() else zero_fragments.owned(self._engine)
+        return write_state(folder, distributed.rank(), mine, zero_fragments.applied_steps(self._engine))
 
     def load(self, folder: Path) -> None:
         """Read what any number of ranks at any ZeRO stage wrote; every rank calls it.
@@ -275,8 +275,8 @@ class Engine:
         state, own = State(folder), {name for name, _ in self._engine.module.named_parameters()}
         if unknown := sorted(state.shapes.keys() - own):
             raise ValueError(f"{state.folder}: expected the parameters of this model, found {unknown[:3]} beside them")
-        state.into(fragments.owned(self._engine))
-        fragments.refresh(self._engine, state.steps)
+        state.into(zero_fragments.owned(self._engine))
+        zero_fragments.refresh(self._engine, state.steps)
 
     def gradients(self) -> dict[str, Tensor]:
         """Whole fp32 gradients by parameter name, between backward and step; every rank calls it."""

@@ -17,6 +17,8 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from mcsp.run_log import read_metrics
+
 LINE_SECONDS = 10.0  # between progress lines where there is no terminal
 
 
@@ -121,24 +123,3 @@ def _step_of(line: str) -> int:
         return int(json.loads(line)["step"])
     except (json.JSONDecodeError, KeyError):
         return -1
-
-
-def read_metrics(run_dir: Path) -> list[dict[str, float]]:
-    """All whole lines of ``metrics.jsonl``, ``null`` as NaN; empty where there is none."""
-    lines = _whole_lines(run_dir / "metrics.jsonl")
-    return [{name: math.nan if value is None else value for name, value in line.items()} for line in lines]
-
-
-def read_events(run_dir: Path) -> list[dict[str, Any]]:
-    """All whole lines of ``events.jsonl``, oldest first; empty where there is none."""
-    return _whole_lines(run_dir / "events.jsonl")
-
-
-def _whole_lines(path: Path) -> list[dict[str, Any]]:
-    found = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            found.append(json.loads(line))
-        except json.JSONDecodeError:  # cut off by a crash or a full disk
-            continue
-    return found

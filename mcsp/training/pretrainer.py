@@ -27,9 +27,9 @@ from mcsp.losses import (
 )
 from mcsp.model.layers import Block, Mask, TokenEncoder
 from mcsp.model.mcsp import MCSP
-from mcsp.model.prediction import Prediction, PredictionHead, connectivity_target, spectrum_target
-from mcsp.model.reconstruction import ReconstructionHead
 from mcsp.schema import Domain, Modality
+from mcsp.training.prediction import Prediction, PredictionHead, connectivity_target, spectrum_target
+from mcsp.training.reconstruction import ReconstructionHead
 
 MAX_SCALE = 100.0  # of logits, as in CLIP (arXiv 2103.00020); at least 1, as in OpenCLIP
 

@@ -12,10 +12,11 @@ import torch
 from mcsp import distributed
 from mcsp.batch import Batch
 from mcsp.config import PretrainConfig
+from mcsp.run_log import read_events
 from mcsp.training import engine
 from mcsp.training.clock import Clock
-from mcsp.training.loader import batches
-from mcsp.training.metrics import Metrics, read_events
+from mcsp.training.metrics import Metrics
+from mcsp.training.reading.loader import batches
 from mcsp.training.stopping import EXIT_AGAIN, STOP_FILE, RunEnded, StopRequest, describe, write_exit
 from mcsp.training.throughput import Throughput
 from mcsp.training.trainer import Trainer

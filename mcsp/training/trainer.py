@@ -13,16 +13,17 @@ from torch import Tensor
 from mcsp import distributed
 from mcsp.batch import Batch
 from mcsp.config import PretrainConfig
-from mcsp.data_sharding.reader import Corpus
+from mcsp.data_sharding.store.reader import Corpus
 from mcsp.losses.objective import objective
-from mcsp.training import checkpoint, engine
+from mcsp.training import engine
 from mcsp.training.clock import Clock
 from mcsp.training.health import Health
-from mcsp.training.initial import start_from
-from mcsp.training.loader import BadWindows, StepDataset
 from mcsp.training.metrics import Metrics
 from mcsp.training.pretrainer import Pretrainer
-from mcsp.training.schedule import Schedule
+from mcsp.training.reading.loader import BadWindows, StepDataset
+from mcsp.training.reading.schedule import Schedule
+from mcsp.training.saving import checkpoint
+from mcsp.training.saving.start_weights import start_from
 from mcsp.training.stopping import EXIT_DATA, RunEnded
 
 

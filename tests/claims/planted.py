@@ -12,10 +12,10 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedKFold
 from sklearn.preprocessing import StandardScaler
 
+from benchmarks.ablation.discriminants import class_scores
 from mcsp.batch import Batch, Signal
 from mcsp.config import AugmentationConfig, ModelConfig, ObjectiveConfig
-from mcsp.data_sharding.simulate import electrode_positions_mm, parcel_lattice
-from mcsp.downstream.discriminants import class_scores
+from mcsp.data_sharding.demo.simulate import electrode_positions_mm, parcel_lattice
 from mcsp.losses.objective import objective
 from mcsp.model.mcsp import MCSP
 from mcsp.schema import Domain, Modality

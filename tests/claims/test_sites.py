@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.ablation.scores import site_decoding
 from mcsp.batch import Batch, Signal
 from mcsp.config import ModelConfig, ObjectiveConfig
-from mcsp.data_sharding.simulate import parcel_lattice
-from mcsp.data_sharding.simulate_consortium import N_PARCELS, consortium, simulate_consortium_subject
-from mcsp.downstream.ablation import site_decoding
+from mcsp.data_sharding.demo.simulate import parcel_lattice
+from mcsp.data_sharding.demo.simulate_consortium import N_PARCELS, consortium, simulate_consortium_subject
 from mcsp.model.mcsp import MCSP
 from tests.claims.planted import auroc, encoded, rows_of, signal_of, train
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from mcsp.config import CorpusConfig
-from mcsp.data_sharding.bids_write import (
+from mcsp.data_sharding.bids.write import (
     write_eeg,
     write_json,
     write_parcellated_bold,
@@ -20,8 +20,8 @@ from mcsp.data_sharding.bids_write import (
     write_participants,
     write_tsv,
 )
-from mcsp.data_sharding.corpus import build_corpus, ray_session
-from mcsp.data_sharding.plan import KEY_VARIABLE
+from mcsp.data_sharding.build.corpus import build_corpus, ray_session
+from mcsp.data_sharding.build.pseudonyms import KEY_VARIABLE
 
 KEY = "a key for tests alone"
 CHANNELS = ["Fp1", "Fp2", "C3", "C4", "O1", "O2", "T3"]

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mcsp.data_sharding.bids_write import write_eeg, write_json, write_parcellated_bold
+from mcsp.data_sharding.bids.write import write_eeg, write_json, write_parcellated_bold
 
 ROOT = Path(__file__).resolve().parents[2]
 

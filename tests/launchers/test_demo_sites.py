@@ -12,10 +12,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from mcsp.data_sharding import bids_write
-from mcsp.data_sharding.real_sites import aal2_parcels, package_folder, read_ts, write_nitime
-from mcsp.data_sharding.simulate import electrode_positions_mm, simulate_subject
-from mcsp.data_sharding.simulated_sites import SIMULATED_B
+from mcsp.data_sharding.bids import write as bids_write
+from mcsp.data_sharding.demo.real_sites import aal2_parcels, package_folder, read_ts, write_nitime
+from mcsp.data_sharding.demo.simulate import electrode_positions_mm, simulate_subject
+from mcsp.data_sharding.demo.simulated_sites import SIMULATED_B
 
 LAUNCHER = Path(__file__).parents[2] / "launchers" / "demo_sites.py"
 SMALL = ("--only", "simulated-b", "--subjects", "2", "--seconds", "24")

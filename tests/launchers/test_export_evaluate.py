@@ -13,9 +13,9 @@ import torch
 
 import mcsp
 from mcsp.config.model import SKIPS
-from mcsp.data_sharding.reader import Corpus
-from mcsp.downstream.export import fixed_signals
-from mcsp.training.checkpoint import latest_checkpoint
+from mcsp.data_sharding.store.reader import Corpus
+from mcsp.export.export import fixed_signals
+from mcsp.training.saving.checkpoint import latest_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -64,7 +64,7 @@ def export(run_dir: Path) -> Path:
 
 
 def test_the_export_is_complete_and_says_what_it_is(export: Path, run_dir: Path, corpus_dir: Path) -> None:
-    from mcsp.training.state import consolidate_weights
+    from mcsp.training.saving.state import consolidate_weights
 
     corpus = Corpus(corpus_dir)
     model = mcsp.from_pretrained(export)

@@ -9,8 +9,8 @@ from mcsp.batch import Batch, Signal
 from mcsp.config import AugmentationConfig, ModelConfig, ObjectiveConfig
 from mcsp.losses import objective, prediction_error
 from mcsp.model.mcsp import MCSP
-from mcsp.model.prediction import MEAN_SCALE, PredictionHead, connectivity_target, spectrum_target
 from mcsp.schema import DOMAINS
+from mcsp.training.prediction import MEAN_SCALE, PredictionHead, connectivity_target, spectrum_target
 from mcsp.training.pretrainer import Pretrainer
 from tests.model.test_encoders import make_signal
 

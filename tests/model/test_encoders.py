@@ -179,7 +179,7 @@ def test_anchors_mirror_each_other_and_are_spread(modality) -> None:
 
 
 def test_every_electrode_and_lobe_has_an_anchor_nearby() -> None:
-    from mcsp.data_sharding.eeg_channels import standard_positions_mm
+    from mcsp.data_sharding.clean.eeg_channels import standard_positions_mm
 
     names = ("Fp1", "Fz", "F7", "C3", "Cz", "T8", "P4", "Pz", "O1", "Oz")
     electrodes = torch.tensor(np.stack([standard_positions_mm()[name.lower()][1] for name in names]))

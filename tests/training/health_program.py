@@ -12,7 +12,7 @@ import torch
 from mcsp import distributed
 from mcsp.config import PretrainConfig
 from mcsp.training import engine
-from mcsp.training.loader import StepDataset
+from mcsp.training.reading.loader import StepDataset
 from mcsp.training.run import Run
 from mcsp.training.stopping import RunEnded
 from mcsp.training.trainer import Trainer

@@ -11,14 +11,16 @@ import torch
 
 from mcsp import distributed
 from mcsp.config import PretrainConfig
-from mcsp.data_sharding.reader import Corpus
-from mcsp.downstream.export import fixed_signals, write_export
+from mcsp.data_sharding.store.reader import Corpus
+from mcsp.encode.pretrained import from_pretrained
+from mcsp.export.export import fixed_signals, write_export
 from mcsp.losses.objective import objective
-from mcsp.model.pretrained import from_pretrained
-from mcsp.training import checkpoint, engine, fragments
-from mcsp.training.loader import StepDataset
+from mcsp.training import engine
 from mcsp.training.pretrainer import Pretrainer
-from mcsp.training.state import consolidate_weights
+from mcsp.training.reading.loader import StepDataset
+from mcsp.training.saving import checkpoint
+from mcsp.training.saving import zero_fragments as fragments
+from mcsp.training.saving.state import consolidate_weights
 from mcsp.training.trainer import Trainer, schedule_of
 
 RATE = 1e-3

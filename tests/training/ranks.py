@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from mcsp.training.state import consolidate_weights
+from mcsp.training.saving.state import consolidate_weights
 
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCHER = ROOT / "launchers" / "pretrain.py"

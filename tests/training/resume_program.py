@@ -9,8 +9,9 @@ import torch
 
 from mcsp import distributed
 from mcsp.config import PretrainConfig
-from mcsp.training import checkpoint, engine
+from mcsp.training import engine
 from mcsp.training.run import Run
+from mcsp.training.saving import checkpoint
 from mcsp.training.trainer import Trainer
 
 

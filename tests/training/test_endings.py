@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from mcsp.run_log import read_events, read_metrics
 from mcsp.training.clock import Clock
-from mcsp.training.metrics import read_events, read_metrics
 from mcsp.training.stopping import RunEnded, describe, write_exit
 from mcsp.training.watchdog import diagnose
 from tests.training import hosts

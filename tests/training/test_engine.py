@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from mcsp.config import PretrainConfig
-from mcsp.training import checkpoint, engine
+from mcsp.run_log import read_metrics
+from mcsp.training import engine
 from mcsp.training.clock import COLLECTIVES, Clock
-from mcsp.training.metrics import read_metrics
 from mcsp.training.pretrainer import MAX_SCALE, Pretrainer
+from mcsp.training.saving import checkpoint
 from tests.training import golden
 from tests.training.ranks import run_ranks
 

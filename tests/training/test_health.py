@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from mcsp.config import HealthConfig
+from mcsp.run_log import read_events, read_metrics
 from mcsp.training.health import Health
-from mcsp.training.metrics import read_events, read_metrics
 from tests.training.ranks import run_ranks, same, weights
 
 PROGRAM = Path(__file__).with_name("health_program.py")

@@ -3,7 +3,7 @@
 import math
 from pathlib import Path
 
-from mcsp.training.metrics import read_events, read_metrics
+from mcsp.run_log import read_events, read_metrics
 
 
 def test_a_line_that_a_full_disk_cut_off_is_left_out(tmp_path: Path) -> None:

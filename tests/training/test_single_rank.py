@@ -1,6 +1,6 @@
 import pytest
 
-from mcsp.training.metrics import read_metrics
+from mcsp.run_log import read_metrics
 from tests.training.ranks import pretrain, same, weights
 
 

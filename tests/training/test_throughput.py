@@ -6,9 +6,10 @@ import torch
 
 from launchers import plot_run
 from mcsp.config import ModelConfig, PretrainConfig
+from mcsp.run_log import read_events, read_metrics
 from mcsp.training import throughput
 from mcsp.training.clock import SPLIT
-from mcsp.training.metrics import Metrics, progress, read_events, read_metrics
+from mcsp.training.metrics import Metrics, progress
 from mcsp.training.throughput import Throughput, window_flops
 
 

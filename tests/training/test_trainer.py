@@ -7,7 +7,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mcsp.config import PretrainConfig
-from mcsp.training.metrics import read_metrics
+from mcsp.run_log import read_metrics
 from mcsp.training.trainer import learning_rate
 from tests.training.ranks import LAUNCHER, deepspeed, last_step, pretrain, same, start_ranks, weights
 

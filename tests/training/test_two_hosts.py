@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from mcsp.training.metrics import read_metrics
+from mcsp.run_log import read_metrics
 from tests.training import hosts
 from tests.training.ranks import LAUNCHER, ROOT, environment, same, weights
 

@@ -1,0 +1,204 @@
+"""Look for what may identify a person in everything of a corpus that is text, and take it out of messages.
+
+Whatever a shard holds is made from an allow-list, so a finding means that something slipped into a label, a channel's
+name or a participants column, or that the corpus was changed later. Findings show the shape of a text, not the text.
+"""
+
+import json
+import re
+import tarfile
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import UTC, datetime
+from functools import lru_cache
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from mcsp.data_sharding.store.files import Location
+
+_MONTHS = "jan|feb|mar|mär|apr|may|mai|jun|jul|aug|sep|oct|okt|nov|dec|dez"
+_YEAR, _MONTH, _DAY = r"(?:19|20)\d\d", r"(?:0?[1-9]|1[0-2])", r"(?:0?[1-9]|[12]\d|3[01])"
+# A count says of what it is one; without a unit a long number may be that of a hospital.
+_UNITS = (
+    r"(?:samples?|bytes?|volumes?|voxels?|values?|points?|records?|lines?|rows?|columns?|Hz|kHz|ms|s|uV|µV|mV|V|%)\b"
+)
+_PATTERNS: dict[str, re.Pattern[str]] = {
+    kind: re.compile(pattern, re.IGNORECASE)
+    for kind, pattern in {
+        "e-mail": r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+",
+        "path": r"(?:(?<![\w./:<])/(?:[\w.~+@-]+/)+[\w.~+@-]*|(?<!\w)[a-z]:\\\S+|\\\\\w+\\\S+|(?<!\w)~/\w|\b(?:file|s3|gs|abfs)://)",
+        "date": (
+            rf"(?<!\d){_YEAR}([-./_]){_MONTH}\1{_DAY}(?!\d)"  # 1987-05-12
+            rf"|(?<!\d){_YEAR}-(?:0[1-9]|1[0-2])(?![\d-])"  # 1987-05
+            rf"|(?<!\d){_DAY}([-./_]){_MONTH}\2(?:{_YEAR}|\d\d)(?![\d.])"  # 12.05.1987, 12.05.87
+            rf"|(?<!\d){_MONTH}([-/])(?:{_DAY})\3(?:{_YEAR}|\d\d)(?!\d)"  # 05/12/1987
+            r"|(?<!\d)(?:19|20)\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])(?!\d)"  # 19870512
+            rf"|(?<!\d){_DAY}\.?[-\s_]?(?:{_MONTHS})[a-zä]*\.?[-,\s_]*(?:{_YEAR}|\d\d)(?!\d)"  # 12-MAY-1987
+            rf"|(?<![a-z])(?:{_MONTHS})[a-zä]*\.?[-\s_]{_DAY}(?:st|nd|rd|th)?[-,\s_]+{_YEAR}(?!\d)"  # May 12, 1987
+        ),
+        "time": r"(?<![\d:])(?:[01]?\d|2[0-3]):[0-5]\d(?::[0-5]\d)?(?![\d:])",
+        "subject id": r"(?<![a-z0-9])sub-[a-z0-9]+",
+        "record number": rf"(?<![\d.])\d{{6,}}(?!\.?\d)(?!\s*{_UNITS})",
+    }.items()
+}
+# Columns whose very name says that they identify.
+_COLUMN = re.compile(
+    r"(^|_)(dob|mrn|date|zip|record(_?(no|number|id))?)($|_)|birth|name|address|phone|mail|acq_time|postal|insurance",
+    re.IGNORECASE,
+)
+# What we write: a SHA-256, a subject's hash in place of the label, and numbered files with a part of their hash.
+_HASH = re.compile(
+    r"(?<![0-9A-Za-z])(?:[0-9a-f]{64}|sub-[0-9a-f]{16}|(?:train|validation|test)-\d{5,}(?:-[0-9a-f]{6,})?"
+    r"|(?:recordings|rejected|rejections|repairs)-[0-9a-f]{8,})(?![0-9A-Za-z])"
+)
+_SUBJECT = re.compile(r"[0-9a-f]{16}")
+# Published identifiers, which may hold long numbers; only in what describes a dataset.
+_REFERENCE = re.compile(r"https?://\S+|\b(?:doi:)?10\.\d{4,}/\S+", re.IGNORECASE)
+_NPY_HEADER = re.compile(rb"\{'descr': '<[fu][24]', 'fortran_order': False, 'shape': \(\d+, ?(?:\d+)?\), \} *\n")
+_MAX_AGE = 89  # ages above are identifying (45 CFR 164.514(b)(2), "Safe Harbor")
+_MIN_NAME = 3  # letters; a shorter name would be found in every other word
+
+
+def name_words(names: Iterable[str]) -> frozenset[str]:
+    """The words of people's names that are looked for: case folded, of three letters or more."""
+    return frozenset(w for name in names for w in re.findall(r"[^\W\d_]+", name.casefold()) if len(w) >= _MIN_NAME)
+
+
+def suspicious(text: str, names: frozenset[str] = frozenset()) -> list[tuple[str, str]]:
+    """Kind and text of everything in ``text`` that may identify a person; ``names`` are from :func:`name_words`."""
+    return [(kind, text[start:stop]) for kind, start, stop in _places(text, names)]
+
+
+def redact(text: str, names: frozenset[str] = frozenset()) -> str:
+    """``text`` with everything that :func:`suspicious` finds replaced by its kind in brackets."""
+    for kind, start, stop in sorted(_places(text, names), key=lambda place: -place[1]):
+        text = f"{text[:start]}[{kind}]{text[stop:]}"
+    return text
+
+
+@lru_cache(maxsize=1 << 16)
+def _places(text: str, names: frozenset[str]) -> list[tuple[str, int, int]]:
+    """Kind, start and stop of every finding; none overlap."""
+    text = _HASH.sub(lambda match: "x" * len(match.group()), text)
+    found: list[tuple[str, int, int]] = []
+    for kind, pattern in _PATTERNS.items():
+        found += [(kind, *match.span()) for match in pattern.finditer(text)]
+        text = pattern.sub(lambda match: " " * len(match.group()), text)  # a date is no record number too
+    words = re.finditer(r"[^\W\d_]+", text) if names else ()
+    return found + [("name", *word.span()) for word in words if word.group().casefold() in names]
+
+
+def scan_texts(
+    texts: Iterable[tuple[str, str]], names: frozenset[str], known: Iterable[str] = (), references: bool = False
+) -> Iterator[str]:
+    """One line per finding in pairs of place and text.
+
+    Args:
+        texts: where each text stands, and the text.
+        names: of people, from :func:`name_words`.
+        known: hashes that may be in any text.
+        references: whether addresses and DOIs, which may hold any number, are published ones.
+    """
+    known = tuple(known)
+
+    def without_known(text: str) -> str:
+        text = _REFERENCE.sub("x", text) if references else text
+        for part in known:
+            text = text.replace(part, "x")
+        return text
+
+    for place, text in texts:
+        for kind, found in suspicious(without_known(text), names):
+            shown = redact(place, names) if suspicious(without_known(place), names) else place
+            yield f"{shown}: {kind} like {_shape(found)!r}"
+
+
+def scan_participant(where: str, columns: Mapping[str, Any], names: frozenset[str]) -> Iterator[str]:
+    """Findings in the columns of participants.tsv that went along: their names, texts and whole numbers."""
+    for column, value in columns.items():
+        if _COLUMN.search(column):
+            yield f"{where}: column {column!r} may identify a person"
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if isinstance(value, int) and column.lower().startswith("age") and value > _MAX_AGE:
+            yield f"{where}: {column} above {_MAX_AGE}"
+        yield from scan_texts([(f"{where}: {column}", "" if isinstance(value, float) else str(value))], names)
+
+
+def scan_shard(path: Location, names: frozenset[str] = frozenset()) -> list[str]:
+    """Findings in a shard: the headers and padding of its tar, its JSON members, the headers of its arrays."""
+    where = f"shards/{path.name}"
+    texts: list[tuple[str, str]] = []
+    lies: list[str] = []
+    subjects: set[str] = set()
+    try:
+        with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as archive:
+            for member in archive:
+                place = f"{where}: {member.name}"
+                texts += [(f"{place}: tar header", text) for text in _header_texts(file, member)]
+                file.seek(member.offset_data)
+                if member.name.endswith(".npy"):
+                    texts.append((f"{place}: array header", _npy_text(file)))
+                elif member.name.endswith(".json"):
+                    content = json.loads(file.read(member.size), object_pairs_hook=_Pairs)
+                    texts += [(f"{place}: {inner}", text) for inner, text in walk(content)]
+                    top = dict(content)
+                    subjects |= {s for s in [top.get("subject")] if isinstance(s, str) and _SUBJECT.fullmatch(s)}
+                    lies += scan_participant(f"{place}: participant", dict(top.get("participant", {})), names)
+                    lies += [f"{place}: key {key!r} may identify a person" for key in top if _COLUMN.search(key)]
+                else:
+                    lies.append(f"{place}: neither an array nor metadata")
+            file.seek(archive.offset)
+            texts.append((f"{where}: end", _text(file.read())))
+    except (tarfile.TarError, OSError, ValueError, TypeError) as error:
+        lies.append(f"{where}: cannot be read to its end ({' '.join(str(error).split())[:100]})")
+    # The hashes of the shard's subjects may be in any of its names.
+    return [*lies, *scan_texts(texts, names, subjects)]
+
+
+class _Pairs(list[tuple[str, Any]]):
+    """A JSON object with every one of its pairs, also where a key is there twice."""
+
+
+def walk(content: Any, place: str = "") -> Iterator[tuple[str, str]]:
+    """Place and text of every key and string in a JSON value."""
+    if isinstance(content, _Pairs | dict):
+        for key, value in content.items() if isinstance(content, dict) else content:
+            yield f"{place} key", key
+            yield from walk(value, f"{place}.{key}" if place else key)
+    elif isinstance(content, list | tuple):
+        for value in content:
+            yield from walk(value, f"{place}[]")
+    elif isinstance(content, str):
+        yield place, content
+
+
+def _header_texts(file: BinaryIO, member: tarfile.TarInfo) -> list[str]:
+    """The text fields of a member's header (POSIX ustar), its pax records, its time, and the padding after it."""
+    file.seek(member.offset)
+    header = file.read(tarfile.BLOCKSIZE)
+    fields = [header[a:b] for a, b in ((0, 100), (157, 257), (265, 297), (297, 329), (345, 512))]
+    end = member.offset_data + member.size
+    file.seek(end)
+    fields.append(file.read(-end % tarfile.BLOCKSIZE))
+    texts = [member.name, *map(_text, fields)]
+    texts += [f"{key} {value}" for key, value in member.pax_headers.items()]
+    if member.mtime:
+        texts.append(datetime.fromtimestamp(member.mtime, UTC).isoformat())
+    return [text for text in texts if text]
+
+
+def _text(content: bytes) -> str:
+    return content.replace(b"\0", b" ").decode("latin-1").strip()
+
+
+def _npy_text(file: BinaryIO) -> str:
+    """The header of a .npy member without what NumPy writes for a plain array: nothing, where all is well."""
+    np.lib.format.read_magic(file)
+    header = file.read(int.from_bytes(file.read(2), "little"))
+    return "" if _NPY_HEADER.fullmatch(header) else header.decode("latin-1")
+
+
+def _shape(text: str) -> str:
+    """What a text looks like: digits as 9, letters as x, so that a log does not repeat what must not be read."""
+    return re.sub(r"[^\W\d_]", "x", re.sub(r"\d", "9", text))

@@ -1,0 +1,197 @@
+"""The state of a build on disk: what it is for, which shards are there, which recordings are the same.
+
+Nothing of it is part of the corpus. The receipt of a shard is a file of JSON lines: a header without rows, then one
+line per stored recording, so that the driver of a large build never holds more than one receipt.
+"""
+
+import fcntl
+import json
+import time
+from array import array
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from typing import Any, TypeVar
+
+import numpy as np
+
+from mcsp.data_sharding.build.layout import Plan
+from mcsp.data_sharding.build.shards import Receipt
+from mcsp.data_sharding.store.files import Location, is_local, names, sha256_file, size, write_atomic
+from mcsp.data_sharding.store.index import SHARDS_NAME
+from mcsp.data_sharding.store.reader import crc_name
+from mcsp.schema import Recording
+
+BUILD_NAME = ".build"
+_RECIPE_NAME, _SEALED_NAME, _LOCK_NAME, _RECEIPTS_NAME = "recipe.json", "sealed.json", "lock", "receipts"
+# A network disk may show another machine's new file only after a while.
+_APPEAR_SECONDS = 60
+# A receipt of an object store takes some 20 ms, however small it is.
+_THREADS, _READ_AHEAD = 16, 64
+Found = TypeVar("Found")
+
+
+@contextmanager
+def claimed(out: Location, plan: Plan) -> Iterator[None]:
+    """Hold ``out`` for a build of this recipe; raise ``ValueError`` where it holds anything else or is in use."""
+    build = out / BUILD_NAME
+    if str(out).startswith("memory://"):
+        raise ValueError(f"{out}: the memory of one process; the workers of a build need a place that all of them see")
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out}: expected a folder to write the corpus into, found a file")
+    if names(out):
+        try:
+            found = json.loads((build / _RECIPE_NAME).read_bytes())["recipe"]
+        except (OSError, ValueError, LookupError):
+            raise ValueError(f"{out}: not empty and no build of a corpus; choose another out_dir") from None
+        if found != plan.recipe:
+            raise ValueError(
+                f"{out}: holds a corpus of another configuration, subject key, code or package version; "
+                "choose another out_dir or delete it"
+            )
+    else:
+        try:
+            for folder in (out / SHARDS_NAME, build / _RECEIPTS_NAME):
+                folder.mkdir(parents=True, exist_ok=True)
+            write_atomic(build / _RECIPE_NAME, json.dumps({"recipe": plan.recipe}).encode())
+        except OSError as error:
+            raise ValueError(f"{out}: cannot write the corpus there ({error.strerror or error})") from None
+    with _locked(out):
+        yield
+
+
+@contextmanager
+def _locked(out: Location) -> Iterator[None]:
+    """One driver at a time where the file system has locks; the kernel frees the lock of a driver that died."""
+    if not is_local(out):
+        yield
+        return
+    with open(str(out / BUILD_NAME / _LOCK_NAME), "ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"{out}: another build of this corpus is running") from None
+        yield
+
+
+def write_receipt(out: Location, name: str, receipt: Receipt) -> None:
+    """Write the receipt of the shard ``name``."""
+    lines = [asdict(replace(receipt, rows=[])), *receipt.rows]
+    write_atomic(_file(out, name), b"".join(json.dumps(line).encode() + b"\n" for line in lines))
+
+
+def read_header(out: Location, name: str, wait: bool = False) -> Receipt | None:
+    """A shard's receipt without its rows; None where there is none, after a while where ``wait`` says it must come."""
+    deadline = time.monotonic() + (_APPEAR_SECONDS if wait else 0)
+    while True:
+        try:
+            with _file(out, name).open("rb") as lines:
+                return Receipt(**json.loads(next(iter(lines))))
+        except (FileNotFoundError, StopIteration):
+            if time.monotonic() >= deadline:
+                return None
+            time.sleep(1)
+
+
+def is_current(
+    receipt: Receipt, out: Location, digest: str, excluded: dict[str, str], limits: list[float], deep: bool
+) -> bool:
+    """Whether a receipt is of this planned shard and its files are there, by size, or where ``deep`` by SHA-256."""
+    if (receipt.digest, receipt.excluded) != (digest, excluded) or receipt.limits not in (None, limits):
+        return False
+    if receipt.shard is None:
+        return True
+    tar = out / SHARDS_NAME / receipt.shard["name"]
+    if size(tar) != receipt.shard["bytes"] or size(tar.with_name(crc_name(tar.name))) is None:
+        return False
+    return not deep or sha256_file(tar) == receipt.shard["sha256"]
+
+
+def headers(out: Location, plan: Plan) -> Iterator[tuple[str, Receipt]]:
+    """Name and receipt without rows of every shard of a plan, in its order.
+
+    Raises:
+        ValueError: one is missing, although all shards were built.
+    """
+
+    def read(name: str) -> tuple[str, Receipt]:
+        header = read_header(out, name, wait=True)
+        if header is None:
+            raise ValueError(f"{_file(out, name)}: the receipt of a finished shard is missing; run the build again")
+        return name, header
+
+    return _each(out, plan, read)
+
+
+def read_rows(out: Location, plan: Plan) -> Iterator[Recording]:
+    """The stored recordings of every shard, in the order of the plan and of its tar."""
+
+    def read(name: str) -> list[bytes]:
+        return _file(out, name).read_bytes().splitlines()[1:]
+
+    return (Recording.from_row(json.loads(line)) for lines in _each(out, plan, read) for line in lines)
+
+
+def _each(out: Location, plan: Plan, read: Callable[[str], Found]) -> Iterator[Found]:
+    """What ``read`` makes of each shard's name; of an object store several are read at a time."""
+    if is_local(out):
+        yield from map(read, plan.names)
+        return
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for start in range(0, len(plan.names), _READ_AHEAD):
+            yield from pool.map(read, plan.names[start : start + _READ_AHEAD])
+
+
+def duplicates(out: Location, plan: Plan) -> dict[str, dict[str, str]]:
+    """Recordings whose content is stored under an earlier name: shard -> {<site>/<file> -> a line that says where}.
+
+    The first by site and file is kept. Of each recording only the first eight bytes of its hash stay in memory, and
+    names only of those that occur twice.
+    """
+    seen: array[int] = array("Q")
+    for _, header in headers(out, plan):
+        seen.extend(int(content[:16], 16) for _, _, content in header.contents)
+    values, counts = np.unique(np.frombuffer(seen, np.uint64), return_counts=True)
+    twice = set(values[counts > 1].tolist())
+    places: dict[str, list[tuple[str, str, str]]] = {}
+    for name, header in headers(out, plan) if twice else ():
+        for site, file, content in header.contents:
+            if int(content[:16], 16) in twice:
+                places.setdefault(content, []).append((site, file, name))
+    excluded: dict[str, dict[str, str]] = {}
+    for found in places.values():
+        first, *others = sorted(found)
+        for site, file, name in others:
+            excluded.setdefault(name, {})[f"{site}/{file}"] = f"same content as {first[1]} of site {first[0]}"
+    return excluded
+
+
+def sealed_plan(out: Location) -> str | None:
+    """Digest of the plan whose index was written last; None before."""
+    try:
+        return json.loads((out / BUILD_NAME / _SEALED_NAME).read_bytes())["plan"]
+    except (OSError, ValueError, LookupError):
+        return None
+
+
+def write_sealed(out: Location, plan_digest: str) -> None:
+    """Remember that the index of this plan is written."""
+    write_atomic(out / BUILD_NAME / _SEALED_NAME, json.dumps({"plan": plan_digest}).encode())
+
+
+def remove_stale(out: Location, index: dict[str, Any], plan: Plan) -> None:
+    """Remove shards, tables and receipts that the index just written does not name, and what killed workers left."""
+    shards = {file for shard in index["shards"] for file in (shard["name"], crc_name(shard["name"]))}
+    tables = set(index["tables"].values())
+    prefixes = tuple(table.split("-")[0] + "-" for table in tables)
+    stale = [out / SHARDS_NAME / name for name in names(out / SHARDS_NAME) if name not in shards]
+    stale += [out / name for name in names(out) if name.startswith(prefixes) and name not in tables]
+    receipts, planned = out / BUILD_NAME / _RECEIPTS_NAME, {f"{name}.jsonl" for name in plan.names}
+    stale += [receipts / name for name in names(receipts) if name not in planned]
+    for file in stale:
+        file.unlink()
+
+
+def _file(out: Location, name: str) -> Location:
+    return out / BUILD_NAME / _RECEIPTS_NAME / f"{name}.jsonl"

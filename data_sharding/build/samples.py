@@ -1,0 +1,104 @@
+"""Read all recordings of one subject-session and put them on one clock, or say why not."""
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from mcsp.data_sharding.bids.find import RecordingRef
+from mcsp.data_sharding.bids.reasons import RecordingError
+from mcsp.data_sharding.build.layout import PlannedSample
+from mcsp.data_sharding.build.privacy import scan_participant, scan_texts
+from mcsp.data_sharding.build.pseudonyms import without_dates
+from mcsp.data_sharding.clean.pairing import marked_times
+from mcsp.data_sharding.clean.read import Reading, ReadingProcess
+from mcsp.data_sharding.clean.recording import CleanRecording
+from mcsp.data_sharding.store.index import Rejection
+from mcsp.schema import Modality
+
+_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class SampleRecording:
+    """A recording that can be stored."""
+
+    ref: RecordingRef
+    clean: CleanRecording
+    onset_seconds: float  # on the clock of the sample; NaN where nothing is simultaneous
+
+
+def read_sample(
+    sample: PlannedSample,
+    process: ReadingProcess,
+    excluded: Mapping[str, str] | None = None,
+    done: Callable[[RecordingRef, float | None], None] | None = None,
+) -> tuple[list[SampleRecording], list[Rejection]]:
+    """Read every recording of a sample; one that fails is listed and does not disturb the others.
+
+    Args:
+        sample: what to read.
+        process: reads it.
+        excluded: ``<site>/<file>`` of recordings that are stored under another name -> the line that says where.
+        done: is told of every recording, with its length in seconds, or None where it is rejected.
+    """
+    readings: list[tuple[RecordingRef, Reading]] = []
+    rejected: list[Rejection] = []
+    for ref in sample.recordings:
+        try:
+            if (twin := (excluded or {}).get(f"{ref.site.name}/{ref.file}")) is not None:
+                raise RecordingError("duplicate", twin)
+            found = process.read(ref)
+            _refuse_personal(sample, ref, found.clean.channels)
+            readings.append((ref, found))
+            seconds_read = _seconds(found)
+        except RecordingError as error:
+            rejected.append(Rejection(sample.site.name, ref.file, ref.modality, error.reason, str(error)))
+            seconds_read = None
+        if done is not None:
+            done(ref, seconds_read)
+    onsets = [math.nan] * len(readings)
+    if sample.site.pairing == "simultaneous":
+        seconds = [_seconds(r) for _, r in readings]
+        began = [r.began for _, r in readings]
+        if (marker := sample.site.first_volume_event) is not None:
+            refs = [ref for ref, _ in readings]
+            began = marked_times(list(zip(refs, seconds, strict=True)), marker) or began
+        times = zip(readings, began, seconds, strict=True)
+        onsets = onset_seconds([(ref.modality, start, length) for (ref, _), start, length in times])
+    return [SampleRecording(ref, r.clean, onset) for (ref, r), onset in zip(readings, onsets, strict=True)], rejected
+
+
+def _refuse_personal(sample: PlannedSample, ref: RecordingRef, channels: Sequence[str]) -> None:
+    """Raise :class:`RecordingError` where a text that would go along has the form of a date, a record number, ...
+
+    People's names are looked for when the corpus is sealed: a list of them may change without the recordings.
+    """
+    texts = [("channel", name) for name in channels]
+    texts += [(entity, without_dates(ref.entities.get(entity, ""))) for entity in ("task", "run")]
+    found = [*scan_texts(texts, frozenset())]
+    found += scan_participant("participants.tsv", json.loads(sample.participant), frozenset())
+    if found:
+        more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+        raise RecordingError("suspected-personal-data", "; ".join(found[:_SHOWN]) + more)
+
+
+def _seconds(reading: Reading) -> float:
+    return len(reading.clean.x_TC) / reading.clean.sfreq
+
+
+def onset_seconds(times: Sequence[tuple[Modality, float, float]]) -> list[float]:
+    """Start of each recording on the clock of the sample [s].
+
+    Takes modality, start [s since 1970, NaN where unknown] and duration [s] of each recording. Only recordings that
+    overlap one of the other modality have an onset, relative to the first of these; the others get NaN. No time of
+    day leaves this function.
+    """
+
+    def simultaneous(modality: str, start: float, seconds: float) -> bool:
+        # Comparisons with NaN, an unknown start, are false.
+        return any(m != modality and start < s + length and s < start + seconds for m, s, length in times)
+
+    shared = [start if simultaneous(m, start, seconds) else math.nan for m, start, seconds in times]
+    first = min((start for start in shared if not math.isnan(start)), default=math.nan)
+    return [round(start - first, 6) for start in shared]

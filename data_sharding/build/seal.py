@@ -1,0 +1,194 @@
+"""The end of a build: nothing is lost, not too much is bad, nobody is named; then the index makes it a corpus."""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import chain, islice
+from typing import Any
+
+from mcsp.config import CorpusConfig
+from mcsp.data_sharding.bids.description import DESCRIPTION_NAME, dataset_description, encode_description
+from mcsp.data_sharding.bids.find import Site
+from mcsp.data_sharding.bids.participants import read_participants
+from mcsp.data_sharding.build.layout import Plan
+from mcsp.data_sharding.build.privacy import name_words, redact
+from mcsp.data_sharding.build.pseudonyms import key_fingerprint, pseudonymise, subject_key
+from mcsp.data_sharding.build.receipts import BUILD_NAME, headers, read_rows
+from mcsp.data_sharding.build.recipe import public_config, software_versions
+from mcsp.data_sharding.build.scan import scan_index, scan_lists, scan_shards_here, scan_table
+from mcsp.data_sharding.store.files import Location, new_file, scratch_folder, write_atomic
+from mcsp.data_sharding.store.index import (
+    Rejection,
+    Repair,
+    make_index,
+    read_entries,
+    write_index,
+)
+from mcsp.data_sharding.store.table import Recordings
+from mcsp.schema import KEY_FINGERPRINT, Recording
+
+# For the people who hold the files; never part of the corpus.
+PRIVATE_NAME = "rejected.tsv"
+
+_NAME_COLUMN = re.compile(r"(^|_)name$|^(sur|fore)name|^(first|last|given|family)_?name", re.IGNORECASE)
+_SHOWN = 5
+# Takes names of shards and of people; gives the findings in each shard.
+ScanShards = Callable[[Sequence[str], frozenset[str]], Iterable[list[str]]]
+
+
+def seal_corpus(
+    path: Location,
+    described: dict[str, Any],
+    recordings: Iterable[Recording],
+    rejected: Iterable[Rejection],
+    repairs: Iterable[Repair],
+    sites: Sequence[Site],
+    names: frozenset[str],
+    scan_shards: ScanShards,
+) -> dict[str, Any]:
+    """Scan everything that would be published, then write the description, the index and the report into ``path``.
+
+    Args:
+        path: the corpus's folder, with its shards.
+        described: as :func:`mcsp.data_sharding.store.index.make_index` takes it.
+        recordings: rows of the table.
+        rejected: as :func:`publish` gives them.
+        repairs: as :func:`publish_repair` gives them.
+        sites: whose descriptions become SourceDatasets.
+        names: of people, from :func:`people`.
+        scan_shards: gives the findings in each of the shards.
+
+    Returns:
+        the content of ``index.json``.
+
+    Raises:
+        ValueError: something may identify a person; nothing was written.
+    """
+    with scratch_folder(path / BUILD_NAME) as scratch:
+        index, tables = make_index(described, recordings, rejected, repairs, scratch)
+        description = dataset_description(index["config"], index["software"], {site.name: site.root for site in sites})
+        files = {table: tables[name] for table, name in index["tables"].items()}
+        findings = chain(
+            scan_index(index, description, names),
+            scan_table(Recordings.open(files["recordings"]), names),
+            scan_lists(read_entries(files["rejected"], Rejection), names),
+            scan_lists(read_entries(files["repairs"], Repair), names),
+            chain.from_iterable(scan_shards([shard["name"] for shard in index["shards"]], names)),
+        )
+        shown = list(islice(findings, _SHOWN))
+        if shown:
+            n_more = sum(1 for _ in findings)
+            more = f" and {n_more} more" if n_more else ""
+            raise ValueError(f"{path}: not sealed, personal data is suspected: {'; '.join(shown)}{more}")
+        write_atomic(path / DESCRIPTION_NAME, encode_description(description))
+        write_index(path, index, tables)
+    # What draws takes a second to import, which every worker would wait for.
+    from mcsp.data_sharding.inspect.report import write_report
+
+    write_report(path)
+    return index
+
+
+def people(sites: Sequence[Site]) -> frozenset[str]:
+    """Words of the names in the participants.tsv of every site, to be looked for in the corpus."""
+    rows = [row for site in sites for row in read_participants(site).values()]
+    return name_words(value for row in rows for column, value in row.items() if _NAME_COLUMN.search(column))
+
+
+def publish_rejections(
+    private: Location, rejected: Iterable[Rejection], key: bytes, names: frozenset[str]
+) -> Iterator[Rejection]:
+    """The rejections as :func:`publish` gives them, one by one.
+
+    Where the last was taken, the file ``private`` has the original names beside the public ones.
+    """
+    with new_file(private) as temporary, open(temporary, "w", encoding="utf-8") as lines:
+        lines.write("site\tfile\treason\toriginal_file\toriginal_detail\n")
+        for r in rejected:
+            public = publish(r, key, names)
+            lines.write("\t".join((r.site, public.file, r.reason, r.file, " ".join(r.detail.split()))) + "\n")
+            yield public
+
+
+def publish_repair(repair: Repair, key: bytes, names: frozenset[str]) -> Repair:
+    """A repair as it may be published, as :func:`publish` does with rejections."""
+    file, text = (redact(pseudonymise(t, repair.site, key), names) for t in (repair.file, repair.repair))
+    return replace(repair, file=file, repair=text)
+
+
+def publish(rejection: Rejection, key: bytes, names: frozenset[str]) -> Rejection:
+    """A rejection as it may be published.
+
+    Labels of subjects and sessions become those of the shards, and what else may identify a person its kind in
+    brackets.
+    """
+    file, detail = (redact(pseudonymise(t, rejection.site, key), names) for t in (rejection.file, rejection.detail))
+    return replace(rejection, file=file, detail=detail)
+
+
+class TooManyQuarantinedError(ValueError):
+    """More recordings are bad than ``max_quarantined`` allows; nothing was sealed."""
+
+
+def settle(
+    plan: Plan, config: CorpusConfig, out: Location, fingerprint: str, scan_shards: ScanShards | None = None
+) -> dict[str, Any]:
+    """Check that nothing is lost and not too much is bad, then seal the corpus; the content of ``index.json``.
+
+    Receipts are read one at a time; of all of them only the descriptions of the shards stay in memory. ``scan_shards``
+    is that of :func:`mcsp.data_sharding.build.seal.seal_corpus`; None: here, one shard after the other.
+
+    Raises:
+        TooManyQuarantinedError: with the table of reasons; no index was written.
+        ValueError: a recording is in no receipt, which is a mistake of ours.
+    """
+    shards: list[dict[str, Any]] = []
+    accounted: Counter[str] = Counter()
+    reasons: Counter[tuple[str, str]] = Counter()
+    for _, header in headers(out, plan):
+        for site, (stored, bad, _) in header.sites.items():
+            accounted[site] += int(stored + bad)
+        reasons.update((row["site"], row["reason"]) for row in header.rejected)
+        if header.shard is not None:
+            shards.append(header.shard)
+    lost = [f"{site}: found {n}, read + quarantined {accounted[site]}" for site, n in plan.found.items()
+            if accounted[site] != n]  # fmt: skip
+    if lost:
+        raise ValueError(f"recordings are lost ({'; '.join(lost)}); this is a mistake of the builder")
+    key, names = subject_key(config), people(plan.sites)
+
+    def rejections() -> Iterator[Rejection]:
+        rows = (Rejection(**row) for _, header in headers(out, plan) for row in header.rejected)
+        return publish_rejections(out / BUILD_NAME / PRIVATE_NAME, rows, key, names)
+
+    if sum(reasons.values()) > config.max_quarantined * sum(plan.found.values()):
+        for _ in rejections():  # those who hold the files need the list most where too much is bad
+            pass
+        raise _too_many(reasons, plan.found, config.max_quarantined, out / BUILD_NAME / PRIVATE_NAME)
+    described = {
+        "config": public_config(config),
+        "software": software_versions(),
+        "fingerprint": fingerprint,
+        KEY_FINGERPRINT: key_fingerprint(key),
+        "simulated": {site.name: site.simulated for site in plan.sites},
+        "shards": shards,
+    }
+    repairs = (publish_repair(Repair(**row), key, names) for _, header in headers(out, plan) for row in header.repairs)
+    scan_shards = scan_shards or partial(scan_shards_here, out)
+    return seal_corpus(out, described, read_rows(out, plan), rejections(), repairs, plan.sites, names, scan_shards)
+
+
+def _too_many(
+    reasons: Counter[tuple[str, str]], found: dict[str, int], max_quarantined: float, private: Location
+) -> TooManyQuarantinedError:
+    bad, total = sum(reasons.values()), sum(found.values())
+    width = max(len(f"{site}  {reason}") for site, reason in reasons)
+    table = [
+        f"  {f'{site}  {reason}'.ljust(width)}  {n} of {found[site]}" for (site, reason), n in sorted(reasons.items())
+    ]
+    return TooManyQuarantinedError(
+        f"{bad} of {total} recordings are bad ({100 * bad / total:.1f} %), max_quarantined allows "
+        f"{100 * max_quarantined:g} %; nothing was sealed, {private} names the files\n" + "\n".join(table)
+    )

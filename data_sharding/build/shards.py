@@ -1,0 +1,253 @@
+"""Write the tar of one planned shard: complete or absent, and the same bytes every time.
+
+Shape letters: T time samples, C channels.
+"""
+
+import hashlib
+import io
+import json
+import math
+import tarfile
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mcsp.config import CorpusConfig
+from mcsp.data_sharding.bids.find import RecordingRef
+from mcsp.data_sharding.build.layout import PlannedSample, PlannedShard
+from mcsp.data_sharding.build.pseudonyms import without_dates
+from mcsp.data_sharding.build.samples import SampleRecording, read_sample
+from mcsp.data_sharding.clean.read import ReadingProcess
+from mcsp.data_sharding.store.encoding import STORED_DTYPE, encode
+from mcsp.data_sharding.store.files import Location, location, publish, scratch_file, sha256_file, write_atomic
+from mcsp.data_sharding.store.index import SHARDS_NAME, Rejection, Repair, block_bounds
+from mcsp.data_sharding.store.reader import crc_name
+from mcsp.schema import BLOCK_SAMPLES, SCHEMA_VERSION, UNITS, Recording
+
+# Digits of a shard's SHA-256 in its name.
+_HASH_DIGITS = 12
+_LIMIT_REASONS = ("timeout", "out-of-memory", "native-crash")
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What came of one shard; beside the shards until the corpus is finished with."""
+
+    digest: str  # of the planned shard
+    excluded: dict[str, str]  # <site>/<file> -> where the same content is stored
+    limits: list[float] | None  # time and memory under which a recording failed; None where they did not matter
+    shard: dict[str, Any] | None  # name, sha256, bytes, samples, recordings; None where nothing survived
+    sites: dict[str, list[float]]  # site -> recordings stored, recordings rejected, hours stored
+    contents: list[tuple[str, str, str]]  # site, file, hash of the stored array; also of those excluded
+    rejected: list[dict[str, str]]  # fields of index.Rejection
+    repairs: list[dict[str, str]]  # fields of index.Repair
+    rows: list[dict[str, Any]]  # fields of mcsp.schema.Recording
+
+
+def build_shard(
+    planned: PlannedShard,
+    config: CorpusConfig,
+    process: ReadingProcess,
+    excluded: Mapping[str, str] | None = None,
+    done: Callable[[RecordingRef, float | None], None] | None = None,
+) -> Receipt:
+    """Read, clean and store every recording of a shard.
+
+    The tar is written to a scratch file and read back; then it gets a name that holds the beginning of its SHA-256, so
+    that no file of a finished corpus is ever overwritten. A sample of which nothing survives is left out, and so is a
+    shard without samples.
+
+    Args:
+        planned: what to read.
+        config: how.
+        process: reads the recordings.
+        excluded: recordings whose content is stored elsewhere, ``<site>/<file>`` -> where.
+        done: is told of every recording, with its length in seconds, or None where it is rejected.
+
+    Raises:
+        OSError: the disk is full or failing.
+        ValueError: what was read back differs from what was written.
+    """
+    folder = location(config.out_dir) / SHARDS_NAME
+    recordings: list[Recording] = []
+    rejected: list[Rejection] = []
+    repairs: list[Repair] = []
+    contents: list[tuple[str, str, str]] = []
+    crcs: list[int] = []
+    shard = None
+    with scratch_file(folder) as temporary:
+        with tarfile.open(temporary, "w") as tar:
+            for sample in planned.samples:
+                survivors, failures = read_sample(sample, process, excluded, done)
+                rows, members = _encode_sample(sample, survivors, crcs)
+                recordings += rows
+                rejected += failures
+                for survivor, row in zip(survivors, rows, strict=True):
+                    where = (sample.site.name, survivor.ref.file)
+                    repairs += [Repair(*where, row.modality, repair) for repair in survivor.clean.repairs]
+                    content = members[row.member.removeprefix(f"{sample.key}.")]
+                    contents.append((*where, hashlib.sha256(content).hexdigest()[:32]))
+                if rows:
+                    add_members(tar, sample.key, members)
+        if recordings:
+            shard, recordings = _publish(planned.name, temporary, folder, recordings, crcs)
+    limits = [config.read_timeout_seconds, config.read_memory_gb]
+    return Receipt(
+        digest=planned.digest,
+        excluded=dict(excluded or {}),
+        limits=limits if any(r.reason in _LIMIT_REASONS for r in rejected) else None,
+        shard=shard,
+        sites=_count_sites(planned, recordings, rejected),
+        contents=contents,
+        rejected=[vars(r) for r in rejected],
+        repairs=[vars(r) for r in repairs],
+        rows=[vars(r) for r in recordings],
+    )
+
+
+def add_members(tar: tarfile.TarFile, key: str, members: Mapping[str, bytes]) -> None:
+    """The members of a sample as WebDataset's own writer lays them down, which would import torch."""
+    for extension, content in sorted(members.items()):
+        header = tarfile.TarInfo(f"{key}.{extension}")
+        header.size, header.mtime, header.mode, header.uname, header.gname = len(content), 0, 0o444, "mcsp", "mcsp"
+        tar.addfile(header, io.BytesIO(content))
+
+
+def _publish(
+    stem: str, temporary: Path, folder: Location, recordings: list[Recording], crcs: list[int]
+) -> tuple[dict[str, Any], list[Recording]]:
+    """Check a tar and move it and its checksums into ``folder``; its description and the complete rows."""
+    sha256 = sha256_file(temporary)
+    name = f"{stem}-{sha256[:_HASH_DIGITS]}.tar"
+    recordings = _locate(temporary, [replace(r, shard=name) for r in recordings], crcs)
+    sink = io.BytesIO()
+    np.save(sink, np.array(crcs, dtype="<u4"), allow_pickle=False)
+    write_atomic(folder / crc_name(name), sink.getvalue())
+    shard = {
+        "name": name,
+        "sha256": sha256,
+        "bytes": temporary.stat().st_size,
+        "samples": len({r.key for r in recordings}),
+        "recordings": len(recordings),
+    }
+    publish(temporary, folder / name)
+    return shard, recordings
+
+
+def _count_sites(
+    planned: PlannedShard, recordings: list[Recording], rejected: list[Rejection]
+) -> dict[str, list[float]]:
+    sites: dict[str, list[float]] = {sample.site.name: [0, 0, 0.0] for sample in planned.samples}
+    for recording in recordings:
+        sites[recording.site][0] += 1
+        sites[recording.site][2] += recording.seconds / 3600
+    for rejection in rejected:
+        sites[rejection.site][1] += 1
+    return sites
+
+
+def _encode_sample(
+    sample: PlannedSample, survivors: list[SampleRecording], crcs: list[int]
+) -> tuple[list[Recording], dict[str, bytes]]:
+    """Rows (without shard and byte offsets) and tar members of one sample; appends to ``crcs``."""
+    rows: list[Recording] = []
+    members: dict[str, bytes] = {}
+    for survivor in survivors:
+        modality = survivor.ref.modality
+        extension = f"{modality}-{sum(row.modality == modality for row in rows)}.npy"
+        stored_TC, scale = encode(survivor.clean.x_TC, survivor.clean.channel_good_C)
+        row = _row(sample, survivor, f"{sample.key}.{extension}", scale, len(crcs))
+        crcs += [
+            zlib.crc32(stored_TC[a:b].tobytes()) for a, b in pairwise(block_bounds(row.n_samples, row.block_samples))
+        ]
+        sink = io.BytesIO()
+        np.lib.format.write_array(sink, stored_TC, version=(1, 0), allow_pickle=False)
+        members[extension] = sink.getvalue()
+        rows.append(row)
+    if rows:
+        members["json"] = _metadata(sample, rows)
+    return rows, members
+
+
+def _row(sample: PlannedSample, survivor: SampleRecording, member: str, scale: float, crc_offset: int) -> Recording:
+    ref, clean = survivor.ref, survivor.clean
+    n_samples, n_channels = clean.x_TC.shape
+    return Recording(
+        key=sample.key,
+        shard="",
+        member=member,
+        modality=ref.modality,
+        site=sample.site.name,
+        subject=sample.subject,
+        session=sample.session,
+        task=without_dates(ref.entities.get("task", "")),
+        run=without_dates(ref.entities.get("run", "")),
+        split=sample.split,
+        sfreq=clean.sfreq,
+        unit=UNITS[ref.modality],
+        scale=scale,
+        n_samples=n_samples,
+        n_channels=n_channels,
+        dtype=STORED_DTYPE.name,
+        byte_offset=-1,
+        crc_offset=crc_offset,
+        block_samples=BLOCK_SAMPLES[ref.modality],
+        simulated=sample.site.simulated,
+        onset_seconds=survivor.onset_seconds,
+        channels=clean.channels,
+        positions_mm=[round(float(value), 3) for value in clean.positions_C3.ravel()],
+        channel_good=[bool(good) for good in clean.channel_good_C],
+        valid_spans=clean.valid_spans,
+        participant=sample.participant,
+        quality=json.dumps(clean.quality, sort_keys=True),
+    )
+
+
+def _metadata(sample: PlannedSample, rows: list[Recording]) -> bytes:
+    """The ``<key>.json`` member: all that a reader of the tar alone needs; unknown numbers are null."""
+    names = [
+        "member", "modality", "task", "run", "sfreq", "unit", "scale", "n_samples", "n_channels", "channels",
+        "channel_good", "valid_spans",
+    ]  # fmt: skip
+    recordings = []
+    for row in rows:
+        values = {name: getattr(row, name) for name in names}
+        values["onset_seconds"] = None if math.isnan(row.onset_seconds) else row.onset_seconds
+        values["positions_mm"] = [None if math.isnan(v) else v for v in row.positions_mm]
+        recordings.append(values)
+    content = {
+        "schema_version": SCHEMA_VERSION,
+        "key": sample.key,
+        "site": sample.site.name,
+        "subject": sample.subject,
+        "session": sample.session,
+        "split": sample.split,
+        "simulated": sample.site.simulated,
+        "participant": json.loads(sample.participant),
+        "recordings": recordings,
+    }
+    return json.dumps(content, sort_keys=True, allow_nan=False).encode()
+
+
+def _locate(tar: Path, rows: list[Recording], crcs: list[int]) -> list[Recording]:
+    """Read a tar back: find each array's byte offset and compare its blocks with the checksums made in memory."""
+    located = []
+    with tarfile.open(tar, "r:") as archive, open(tar, "rb") as file:
+        for row in rows:
+            file.seek(archive.getmember(row.member).offset_data)
+            np.lib.format.read_magic(file)
+            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+            offset = file.tell()
+            bounds = block_bounds(row.n_samples, row.block_samples)
+            row_bytes = row.n_channels * dtype.itemsize
+            found = [zlib.crc32(file.read((b - a) * row_bytes)) for a, b in pairwise(bounds)]
+            expected = crcs[row.crc_offset : row.crc_offset + len(found)]
+            if shape != (row.n_samples, row.n_channels) or found != expected:
+                raise ValueError(f"{tar}: {row.member} read back differs from what was written")
+            located.append(replace(row, byte_offset=offset))
+    return located

@@ -1,0 +1,1 @@
+"""Reading and cleaning of one recording, in a process of its own."""

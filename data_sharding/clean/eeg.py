@@ -1,0 +1,166 @@
+"""Read and clean EEG: every montage, unit and sampling rate becomes float32 microvolts at one rate.
+
+The steps, their constants and sources are in docs/cleaning.md. Shape letters: T time samples, C channels.
+"""
+
+from dataclasses import dataclass
+
+import mne
+import numpy as np
+
+from mcsp.config import EegConfig
+from mcsp.data_sharding.bids.find import RecordingRef, read_sidecar
+from mcsp.data_sharding.bids.reasons import RecordingError, naming
+from mcsp.data_sharding.clean.eeg_channels import (
+    eeg_channels,
+    electrode_positions_mm,
+    normalise_channels,
+    why_no_position,
+)
+from mcsp.data_sharding.clean.eeg_files import open_eeg, positive_number, valid_times
+from mcsp.data_sharding.clean.eeg_filter import filter_resample, kernels_of, line_harmonics
+from mcsp.data_sharding.clean.eeg_quality import (
+    RawWatch,
+    artefact_windows,
+    check_unit,
+    require_enough,
+    subsampled,
+    unlike_others,
+)
+from mcsp.data_sharding.clean.recording import CleanRecording, robust_amplitude, spans_of, summarise
+
+
+def read_eeg(ref: RecordingRef, config: EegConfig, min_seconds: float) -> CleanRecording:
+    """Read one EEG file and clean it; memory is that of the result and of one block of the file.
+
+    Notch at PowerLineFrequency, band-pass and resampling in one pass, marking of bad channels (``channels.tsv``,
+    non-finite, flat, clipped, unlike the others), average reference over the good channels, and masking of artefacts.
+    Bad channels stay in the array.
+
+    Returns:
+        a recording in uV at ``config.sfreq``.
+
+    Raises:
+        RecordingError: with the reason.
+        Exception: whatever MNE raises on a damaged file; ``readers.read_recording`` catches it.
+    """
+    with naming(ref.path.name):
+        sidecar = read_sidecar(ref)
+        return clean_eeg(open_eeg(ref, sidecar), ref, sidecar, config, min_seconds)[0]
+
+
+@dataclass(frozen=True)
+class EegDetails:
+    """What cleaning found and did beyond what a corpus stores; lists have one entry per channel of the result."""
+
+    sfreq: float  # Hz, of the file
+    names: list[str]  # as the file calls them
+    position_from: list[str]  # as of electrode_positions_mm
+    bad: list[str]  # reason, as in REASONS, or ""
+    others: dict[str, str]  # channels that are no EEG -> why
+    notches_hz: list[float]
+    band_hz: tuple[float, float]  # what is left by the filters and by both Nyquist frequencies
+
+
+def clean_eeg(
+    raw: mne.io.BaseRaw,
+    ref: RecordingRef,
+    sidecar: dict[str, object],
+    config: EegConfig,
+    min_seconds: float,
+    own_positions_first: bool = False,
+) -> tuple[CleanRecording, EegDetails]:
+    """As :func:`read_eeg`, of a file that is open or of a recording in memory.
+
+    Args:
+        raw: continuous, in volts as MNE has it; not changed.
+        ref: names the recording in errors; its companions (tables of channels, electrodes and events) are used.
+        sidecar: ``PowerLineFrequency`` is used.
+        config: constants.
+        min_seconds: least length, of the whole and of what is left outside of artefacts.
+        own_positions_first: positions of ``raw`` come before those of the 10-05 template.
+    """
+    sfreq = float(raw.info["sfreq"])
+    if raw.n_times < min_seconds * sfreq:
+        raise RecordingError(
+            "too-short", f"{ref.path.name}: {raw.n_times / sfreq:.1f} s, expected at least {min_seconds:g} s"
+        )
+    repairs: list[str] = []
+    names, marked_bad, others = eeg_channels(raw, ref, repairs)
+    channels = normalise_channels(names)
+    positions_C3, position_from = electrode_positions_mm(raw, ref, names, channels, own_positions_first)
+    if np.isnan(positions_C3).any(axis=1).all():
+        raise RecordingError("unknown-montage", why_no_position(names))
+    stream = _Stream(raw, names, config.gain)
+    line_hz = positive_number(sidecar.get("PowerLineFrequency")) or config.line_hz
+    kernels = kernels_of(sfreq, config, line_hz)
+    x_TC = filter_resample(stream.read, raw.n_times, len(names), (sfreq, config.sfreq), kernels)
+    good_C, amplitude_C, bad = _judge(x_TC, stream, np.array([name in marked_bad for name in names]), config)
+    if not stream.finite_C.all():
+        x_TC[:, ~stream.finite_C] = 0.0
+    # Before the reference, which would carry what one channel has into all.
+    bad_W = artefact_windows(x_TC, good_C, stream.watch, config.sfreq) if config.mask_artefacts else np.array([])
+    if good_C.sum() >= 2:  # referenced to itself, a single channel would vanish
+        x_TC -= (x_TC if good_C.all() else x_TC[:, good_C]).mean(axis=1, keepdims=True)
+    valid_T = valid_times(raw, ref, config.sfreq, len(x_TC), repairs)
+    edges = np.append(np.round(np.arange(len(bad_W)) * config.sfreq).astype(np.int64), len(valid_T))
+    for window in np.flatnonzero(bad_W):
+        valid_T[edges[window] : edges[window + 1]] = False
+    if valid_T.sum() < min_seconds * config.sfreq:
+        found = f"{valid_T.sum() / config.sfreq:.1f} s outside of artefacts"
+        raise RecordingError("artefacts", f"{ref.path.name}: {found}, expected at least {min_seconds:g} s")
+    clean = CleanRecording(
+        x_TC=x_TC,
+        sfreq=config.sfreq,
+        channels=channels,
+        positions_C3=positions_C3,
+        channel_good_C=good_C,
+        valid_spans=spans_of(valid_T),
+        quality=summarise(amplitude_C, good_C, 1 - valid_T.mean()),
+        repairs=tuple(repairs),
+    )
+    top_hz = min(config.lowpass_hz, sfreq / 2, config.sfreq / 2)
+    notches_hz = [float(hz) for hz in line_harmonics(line_hz, sfreq, config)]
+    reasons = [next((reason for reason, bad_C in bad.items() if bad_C[c]), "") for c in range(len(names))]
+    details = EegDetails(sfreq, names, position_from, reasons, others, notches_hz, (config.highpass_hz, top_hz))
+    return clean, details
+
+
+def _judge(
+    x_TC: np.ndarray, stream: "_Stream", marked_C: np.ndarray, config: EegConfig
+) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+    """Good channels, the robust amplitude [uV] of all after filtering, and the bad ones by reason; ``(C,)`` each."""
+    bad = {"non-finite": ~stream.finite_C, "flat": stream.watch.flat_C(), "clipped": stream.watch.clipped_C()}
+    bad["flat"] &= stream.finite_C
+    usable_C = ~np.any(list(bad.values()), axis=0)
+    amplitude_C = robust_amplitude(subsampled(x_TC))
+    check_unit(amplitude_C, usable_C, config)
+    bad["bad-channels"] = usable_C & (marked_C | unlike_others(x_TC, amplitude_C, usable_C))
+    return require_enough(bad, config.max_bad_fraction), amplitude_C, bad
+
+
+class _Stream:
+    """Reads a file piece by piece as float32 microvolts less the first sample, and watches what passes."""
+
+    def __init__(self, raw: mne.io.BaseRaw, names: list[str], gain: float) -> None:
+        self.raw, self.scale = raw, 1e6 * gain
+        self.picks = [raw.ch_names.index(name) for name in names]
+        self.watch = RawWatch(len(names), raw.n_times, float(raw.info["sfreq"]))
+        self.finite_C = np.ones(len(names), dtype=bool)
+        self.offset_C1 = np.nan_to_num(self._volts(0, 1), posinf=0.0, neginf=0.0)
+
+    def _volts(self, start: int, stop: int) -> np.ndarray:
+        return self.raw.get_data(picks=self.picks, start=start, stop=stop, verbose="ERROR")
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Finite values ``(C, stop - start)``; a channel with one that is not is remembered."""
+        x_CT = self._volts(start, stop)
+        x_CT -= self.offset_C1
+        x_CT *= self.scale
+        x_CT = x_CT.astype(np.float32)
+        finite_C = np.isfinite(x_CT).all(axis=1)
+        if not finite_C.all():
+            self.finite_C &= finite_C
+            x_CT = np.nan_to_num(x_CT, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
+        self.watch.see(x_CT, start)
+        return x_CT

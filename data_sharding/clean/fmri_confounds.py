@@ -1,0 +1,130 @@
+"""Confounds of fMRIPrep and xcp_d: motion for the quality, and regressors by the names of nilearn's strategies.
+
+Shape letters: T volumes, P parcels, K regressors.
+"""
+
+import warnings
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+from scipy import signal
+
+from mcsp.config import FmriConfig
+from mcsp.data_sharding.bids.find import RecordingRef
+from mcsp.data_sharding.bids.reasons import RecordingError
+
+# Order of the Butterworth band-pass, forwards and backwards: nilearn's.
+_ORDER = 5
+
+
+@dataclass(frozen=True)
+class Confounds:
+    """What is known of the motion of one run, and what is to be regressed out."""
+
+    quality: dict[str, float] = field(default_factory=dict)
+    steady_T: np.ndarray | None = None  # bool; False where volumes moved too much or were no steady state
+    regressors_TK: np.ndarray | None = None
+
+
+def read_confounds(ref: RecordingRef, n_volumes: int, config: FmriConfig) -> Confounds:
+    """Read the confounds of a run; empty where there are none.
+
+    Raises:
+        RecordingError: ``missing-confounds`` where the configuration needs them, ``confounds-mismatch``, ``bad-table``.
+    """
+    file = ref.confounds()
+    is_image = ref.path.name.endswith((".nii", ".nii.gz")) and not ref.path.name.endswith(".ptseries.nii")
+    if file is None:
+        if (config.confounds and is_image) or config.max_fd_mm is not None:
+            raise RecordingError("missing-confounds", f"{ref.path.name}: no *_desc-confounds_timeseries.tsv beside it")
+        return Confounds()
+    try:
+        frame = pd.read_csv(file, sep="\t", na_values=["n/a"])
+    except UnicodeDecodeError as error:
+        raise RecordingError("bad-encoding", f"{file.name}: byte {error.start} is not UTF-8") from None
+    except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        raise RecordingError("bad-table", f"{file.name}: {' '.join(str(error).split())}") from None
+    if len(frame) != n_volumes:
+        detail = f"{file.name}: {len(frame)} rows, expected one for each of {n_volumes} volumes"
+        raise RecordingError("confounds-mismatch", detail)
+    quality: dict[str, float] = {}
+    steady_T = np.ones(n_volumes, dtype=bool)
+    fd_T = _numbers(frame, "framewise_displacement")
+    if fd_T is not None:
+        quality["mean_fd_mm"], quality["max_fd_mm"] = float(np.nanmean(fd_T)), float(np.nanmax(fd_T))
+        if config.max_fd_mm is not None:
+            steady_T &= ~(fd_T > config.max_fd_mm)
+    elif config.max_fd_mm is not None:
+        raise RecordingError("missing-confounds", f"{file.name}: no column framewise_displacement, max_fd_mm needs it")
+    dvars_T = _numbers(frame, "std_dvars")
+    if dvars_T is not None:
+        quality["mean_dvars"] = float(np.nanmean(dvars_T))
+    regressors_TK = None
+    if config.confounds and is_image:
+        regressors_TK, kept = _strategies(ref, config, n_volumes)
+        steady_T[np.setdiff1d(np.arange(n_volumes), kept)] = False
+    return Confounds({k: round(v, 6) for k, v in quality.items()}, steady_T, regressors_TK)
+
+
+def regress(x_TP: np.ndarray, regressors_TK: np.ndarray | None, config: FmriConfig, t_r: float) -> np.ndarray:
+    """Detrend, band-pass and regress, in the order of ``nilearn.signal.clean``: the regressors get the same filters.
+
+    Written as sums (Gram-Schmidt, twice), because results of BLAS depend on the machine.
+    """
+    regressors_TK = np.empty((len(x_TP), 0)) if regressors_TK is None else regressors_TK
+    if config.detrend:
+        x_TP, regressors_TK = detrend(x_TP), detrend(regressors_TK)
+    if config.bandpass_hz is not None:
+        nyquist = 0.5 / t_r
+        low, high = config.bandpass_hz
+        if high >= nyquist:
+            raise RecordingError(
+                "t_r-mismatch", f"bandpass_hz up to {high:g} Hz, expected below {nyquist:g} Hz at this t_r"
+            )
+        sos = signal.butter(_ORDER, [low / nyquist, high / nyquist], btype="bandpass", output="sos")
+        x_TP = signal.sosfiltfilt(sos, x_TP, axis=0)
+        if regressors_TK.shape[1]:
+            regressors_TK = signal.sosfiltfilt(sos, regressors_TK, axis=0)
+    basis: list[np.ndarray] = []
+    for column_T in regressors_TK.T:
+        length = np.sqrt((column_T**2).sum())
+        for _ in range(2):
+            for unit_T in basis:
+                column_T = column_T - unit_T * (unit_T * column_T).sum()
+        rest = np.sqrt((column_T**2).sum())
+        if rest > 1e-8 * length:  # others are sums of those before
+            basis.append(column_T / rest)
+    for _ in range(2):
+        for unit_T in basis:
+            x_TP = x_TP - unit_T[:, None] * (unit_T[:, None] * x_TP).sum(axis=0)
+    return x_TP
+
+
+def detrend(x_TP: np.ndarray) -> np.ndarray:
+    """Remove each column's least-squares line; written as sums, because BLAS results depend on the machine."""
+    t_T1 = np.arange(len(x_TP), dtype=np.float64)[:, None] - (len(x_TP) - 1) / 2
+    slope_P = (t_T1 * x_TP).sum(axis=0) / (t_T1**2).sum()
+    return x_TP - x_TP.mean(axis=0) - t_T1 * slope_P
+
+
+def _numbers(frame: pd.DataFrame, column: str) -> np.ndarray | None:
+    if column not in frame:
+        return None
+    values_T = pd.to_numeric(frame[column], errors="coerce").to_numpy(dtype=np.float64)
+    return values_T if np.isfinite(values_T).any() else None
+
+
+def _strategies(ref: RecordingRef, config: FmriConfig, n_volumes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Regressors ``(T, K)`` of nilearn's ``load_confounds``, and the volumes that it keeps."""
+    # Costs seconds (scikit-learn), which sites without strategies need not pay.
+    from nilearn.interfaces.fmriprep import load_confounds
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            frame, kept = load_confounds(str(ref.path), strategy=list(config.confounds or []), demean=True)
+        except ValueError as error:  # nilearn names the missing columns or files
+            raise RecordingError("missing-confounds", f"{ref.path.name}: {' '.join(str(error).split())}") from None
+    regressors_TK = frame.to_numpy(dtype=np.float64)
+    return np.nan_to_num(regressors_TK), np.arange(n_volumes) if kept is None else np.asarray(kept)

@@ -1,0 +1,162 @@
+"""Read recordings in a process of their own, so that a crash, a hang or a flood of memory costs one file alone.
+
+One such process serves many recordings, one after the other; it is replaced when it dies or is too slow. What goes to
+and fro between the two are messages of ``multiprocessing.connection``.
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
+from typing import Any, Self
+
+import numpy as np
+
+from mcsp.config import CorpusConfig
+from mcsp.data_sharding.bids.find import RecordingRef
+from mcsp.data_sharding.bids.reasons import RecordingError
+from mcsp.data_sharding.clean.recording import CleanRecording
+from mcsp.provenance import ROOT
+
+# Started by name: who waits for recordings never imports what reads them.
+_CHILD = "mcsp.data_sharding.clean.child"
+_KILL_SECONDS = 10
+_START_SECONDS = 300.0
+READY = "ready"
+# A process that dies without a word is asked once more: the machine may have killed it for another one's memory.
+_ATTEMPTS = 2
+ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A clean recording and when it began."""
+
+    clean: CleanRecording
+    began: float  # seconds since 1970 by the scanner's clock; NaN where unknown
+
+
+@dataclass(frozen=True)
+class SharedArray:
+    """A reading whose values lie in memory that both processes have: in a message they would be copied five times."""
+
+    reading: Reading
+    shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, reading: Reading, memory: int) -> "SharedArray":
+        """Put the values of a reading into ``memory``, a file descriptor."""
+        x_TC = np.ascontiguousarray(reading.clean.x_TC, dtype=np.float32)
+        content, place = x_TC.data.cast("B"), 0
+        os.ftruncate(memory, 0)
+        while place < len(content):
+            place += os.pwrite(memory, content[place:], place)
+        clean = replace(reading.clean, x_TC=np.empty((0, x_TC.shape[1]), dtype=np.float32))
+        return cls(replace(reading, clean=clean), x_TC.shape)
+
+    def take(self, memory: int) -> Reading:
+        """The reading with its values, which leave ``memory``."""
+        x_TC = np.empty(self.shape, dtype=np.float32)
+        content, place = x_TC.data.cast("B"), 0
+        while place < len(content):
+            n_bytes = os.preadv(memory, [content[place:]], place)
+            if n_bytes == 0:
+                raise EOFError("the reading process gave less than it said")
+            place += n_bytes
+        os.ftruncate(memory, 0)
+        return replace(self.reading, clean=replace(self.reading.clean, x_TC=x_TC))
+
+
+class ReadingProcess:
+    """Reads recordings in another process, within ``read_timeout_seconds`` and ``read_memory_gb`` of ``config``."""
+
+    def __init__(self, config: CorpusConfig) -> None:
+        """Start nothing yet; the process starts with the first recording."""
+        self.config = config
+        self.process: subprocess.Popen[bytes] | None = None
+        self._connection: Connection | None = None
+        self._memory = -1
+
+    def read(self, ref: RecordingRef) -> Reading:
+        """Read and clean one recording; raise :class:`RecordingError` with the reason, whatever happens to it."""
+        ended = "no process"
+        for _ in range(_ATTEMPTS):
+            answer, ended = self._ask(ref, self.config.read_timeout_seconds)
+            if isinstance(answer, Reading):
+                return answer
+            if isinstance(answer, tuple):
+                raise RecordingError(*answer)
+        if ended == "killed by SIGKILL":
+            raise RecordingError("out-of-memory", f"the reading process was {ended}, as a machine without memory does")
+        raise RecordingError("native-crash", f"the reading process was {ended}")
+
+    def fingerprint(self) -> str:
+        """What the recipe makes of a fixed recording here (:mod:`mcsp.data_sharding.clean.fingerprint`)."""
+        answer, ended = self._ask(None, 600.0)
+        if not isinstance(answer, str):
+            raise ValueError(f"cannot compute the numeric fingerprint: {answer or ended}")
+        return answer
+
+    def _ask(self, question: RecordingRef | None, seconds: float) -> tuple[Any, str]:
+        """The answer, or None and how the process ended."""
+        process, connection = self._started()
+        try:
+            connection.send(question)
+            if not connection.poll(seconds):
+                self.close()
+                return ("timeout", f"not read within {seconds:g} s"), ""
+            answer = connection.recv()
+            if isinstance(answer, SharedArray):
+                return answer.take(self._memory), ""
+            return answer, ""
+        except (EOFError, OSError):
+            try:
+                code = process.wait(_KILL_SECONDS)
+            except subprocess.TimeoutExpired:
+                code = 0
+            self.close()
+            return None, f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
+
+    def _started(self) -> tuple[subprocess.Popen[bytes], Connection]:
+        if self.process is None or self._connection is None or self.process.poll() is not None:
+            self.close()
+            ours, theirs = socket.socketpair()
+            self._memory = os.memfd_create("mcsp-recording")
+            # What is importable here must be there: a checkout on sys.path, or Ray's copy of a working directory.
+            paths = [str(ROOT), *filter(None, sys.path)]
+            arguments = [str(number) for number in (theirs.fileno(), self._memory, os.getpid())]
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", _CHILD, *arguments],
+                env={**os.environ, **ONE_THREAD, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))},
+                pass_fds=[theirs.fileno(), self._memory],
+                stdin=subprocess.DEVNULL,
+            )
+            theirs.close()
+            self._connection = Connection(ours.detach())
+            self._connection.send(self.config)
+            # Importing the readers is not part of reading a recording.
+            if not self._connection.poll(_START_SECONDS) or self._connection.recv() != READY:
+                raise OSError(f"the reading process did not start within {_START_SECONDS:g} s")
+        return self.process, self._connection
+
+    def close(self) -> None:
+        """End the process; one that the kernel does not let go of is left behind."""
+        if self._connection is not None:
+            self._connection.close()
+        if self.process is not None:
+            self.process.kill()
+            with suppress(subprocess.TimeoutExpired):  # stuck in the kernel, on a network disk for example
+                self.process.wait(_KILL_SECONDS)
+        if self._memory >= 0:
+            os.close(self._memory)
+        self.process, self._connection, self._memory = None, None, -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,63 @@
+"""What reading one recording gives: a clean array in physical units, where it is valid, and how good it is.
+
+Shape letters: T time samples, C channels.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from mcsp.data_sharding.bids.reasons import RecordingError
+
+
+@dataclass(frozen=True)
+class CleanRecording:
+    """One recording in the units of :data:`mcsp.schema.UNITS`."""
+
+    x_TC: np.ndarray  # float32; zero where a channel could not be computed
+    sfreq: float  # Hz
+    channels: list[str]
+    positions_C3: np.ndarray  # mm, NaN where unknown
+    channel_good_C: np.ndarray  # bool
+    valid_spans: list[int] = field(default_factory=list)  # start, stop, start, stop ... in samples
+    # bad_channels, amplitude (median over the good channels of the robust amplitude), artefact_fraction; for fMRI with
+    # confounds also mean_fd_mm, max_fd_mm, mean_dvars.
+    quality: dict[str, float] = field(default_factory=dict)
+    repairs: tuple[str, ...] = ()  # one line for each thing that was wrong with the files and put right
+
+
+def valid_seconds(recording: CleanRecording) -> float:
+    """Total length of the valid spans [s]."""
+    spans = np.asarray(recording.valid_spans).reshape(-1, 2)
+    return float((spans[:, 1] - spans[:, 0]).sum() / recording.sfreq)
+
+
+def spans_of(valid_T: np.ndarray) -> list[int]:
+    """Start, stop, start, stop ... of the stretches that are true."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], valid_T, [False]])))
+    return [int(edge) for edge in edges]
+
+
+def robust_amplitude(x_CT: np.ndarray) -> np.ndarray:
+    """Median absolute deviation over time of each channel, scaled to the standard deviation of a Gaussian, ``(C,)``."""
+    deviation_CT = np.abs(x_CT - np.median(x_CT, axis=1, keepdims=True))
+    return 1.4826 * np.median(deviation_CT, axis=1)
+
+
+def summarise(amplitude_C: np.ndarray, good_C: np.ndarray, artefact_fraction: float) -> dict[str, float]:
+    """The numbers that :attr:`CleanRecording.quality` has for either modality."""
+    return {
+        "bad_channels": float((~good_C).sum()),
+        "amplitude": float(np.median(amplitude_C[good_C])),
+        "artefact_fraction": round(float(artefact_fraction), 6),
+    }
+
+
+def require_good(finite_C: np.ndarray, flat_C: np.ndarray) -> np.ndarray:
+    """Channels that are finite and not flat, bool ``(C,)``; raise :class:`RecordingError` where none is left."""
+    if not finite_C.any():
+        raise RecordingError("non-finite", f"none of {len(finite_C)} channels is finite throughout")
+    good_C = finite_C & ~flat_C
+    if not good_C.any():
+        raise RecordingError("flat", f"all {int(finite_C.sum())} finite channels are constant")
+    return good_C

@@ -1,0 +1,1 @@
+"""Looking at a finished corpus: lint, survey, report."""

@@ -1,0 +1,172 @@
+"""Encode one run of BOLD, an image, a table or an array, cleaned exactly as the recordings of the pretraining corpus.
+
+Shape letters: T volumes, P parcels.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mcsp.config import FmriConfig
+from mcsp.encode.bold_source import Source, name_of, of_array, of_file, of_image
+from mcsp.encode.parcellations import parcellation_name, parcellation_sha256
+from mcsp.encode.recording import (
+    ChannelFate,
+    EncodedRecording,
+    Options,
+    Report,
+    cleaning_of,
+    encode_clean,
+    listed,
+    min_seconds_of,
+    require_packages,
+    require_positions,
+    window_steps,
+)
+
+if TYPE_CHECKING:
+    from mcsp.data_sharding.clean.recording import CleanRecording
+    from mcsp.model.weights import ExportedMCSP
+
+_MIN_SECONDS = 30.0
+# Robust amplitude [percent] that BOLD of a parcel can have, and how far from the origin [mm] a parcel can lie. Ours.
+_AMPLITUDE_PERCENT = (0.01, 20.0)
+_REACH_MM = (10.0, 150.0)
+_EXPECTED_POSITIONS = "x, y, z [mm] in the parcellation's table, a label image, or a (P, 3) array of MNI positions"
+
+
+def encode_bold(
+    model: "ExportedMCSP",
+    bold: Any,
+    t_r: float | None = None,
+    parcellation: Any = None,
+    parcel_table: str | Path | None = None,
+    percent: bool = False,
+    require_known_parcellation: bool = False,
+    options: Options | None = None,
+) -> EncodedRecording:
+    """Average parcels, clean as the pretraining corpus was cleaned, cut windows, encode them, average.
+
+    Args:
+        model: of :func:`mcsp.from_pretrained`.
+        bold: a 4-D NIfTI (path or nibabel image) in a standard space; a table of parcels (``*_timeseries.tsv``,
+            ``.1D``, ``.ptseries.nii``); or an array ``(T, P)`` as nilearn's maskers give it, with its mean and not
+            standardised.
+        t_r: repetition time [s]; None: from the JSON sidecar. Checked against sidecar and header.
+        parcellation: label image (path or nibabel image) for images and arrays; or ``(P, 3)`` MNI positions [mm] for
+            arrays. None: the ``*_dseg`` files of the BIDS dataset.
+        parcel_table: ``*_dseg.tsv`` with index, name and, where known, x, y, z; None: the one beside the label image.
+        percent: an array is in percent signal change already.
+        require_known_parcellation: refuse a parcellation that was not in the pretraining data. Without, any will do,
+            because parcels are known to the model by their position; the report warns.
+        options: windows and limits.
+
+    Raises:
+        ValueError: one line that says what is wrong: another t_r, an ambiguous shape, no baseline, NaN, parcels without
+            position, another parcellation; ``RecordingError``, with a ``reason``, where a corpus would have refused it.
+    """
+    require_packages("nibabel", "pandas", "scipy")
+    from mcsp.data_sharding.bids.reasons import RecordingError, naming
+    from mcsp.data_sharding.clean.fmri import clean_bold, plausible_t_r, require_length
+
+    options = options or Options()
+    config = cleaning_of(model, "fmri", FmriConfig)
+    name = name_of(bold)
+    min_seconds = min_seconds_of(model, "fmri", options, _MIN_SECONDS)
+    with naming(name):
+        if t_r is not None:
+            plausible_t_r(float(t_r))
+        if isinstance(bold, str | Path):
+            source = of_file(Path(bold), t_r, parcellation, parcel_table, config)
+        elif hasattr(bold, "dataobj") and hasattr(bold, "affine"):
+            source = of_image(bold, t_r, parcellation, parcel_table, config)
+        else:
+            source = of_array(np.asarray(bold), t_r, parcellation, parcel_table, percent)
+        require_length(len(source.x_TP), source.t_r, min_seconds)
+        try:
+            clean = clean_bold(
+                source.x_TP, source.parcels, source.t_r, source.confounds, config, min_seconds, source.percent
+            )
+        except RecordingError as error:
+            if error.reason != "no-baseline":
+                raise
+            hint = "it was centred or standardised; if it is in percent signal change, say percent=True"
+            raise RecordingError(error.reason, f"{error}: {hint}") from None
+    _check_values(source, clean)
+    require_positions(clean, name, options.min_channels, _EXPECTED_POSITIONS)
+    steps, warnings = _parcellation(model, source, require_known_parcellation)
+    features_WF, starts_W, seconds = encode_clean(model, "fmri", clean, name, options)
+    windows, about_windows = window_steps(model, "fmri", clean, starts_W, seconds)
+    report = _report(source, clean, config, {**steps, "windows": windows}, [*warnings, *about_windows])
+    return EncodedRecording(features_WF.mean(axis=0), features_WF, starts_W, seconds, report)
+
+
+def _check_values(source: Source, clean: "CleanRecording") -> None:
+    """Raise ``ValueError`` for amplitudes that are no percent signal change, and positions that are no millimetres."""
+    amplitude = clean.quality["amplitude"]
+    low, high = _AMPLITUDE_PERCENT
+    if not low <= amplitude <= high:
+        raise ValueError(
+            f"{source.name}: median amplitude of the parcels is {amplitude:.3g} percent, expected {low:g} to {high:g}: "
+            "is it percent signal change?"
+        )
+    reach = np.nanmax(np.abs(clean.positions_C3), initial=0.0)
+    if np.isfinite(clean.positions_C3).any() and not _REACH_MM[0] <= reach <= _REACH_MM[1]:
+        raise ValueError(
+            f"{source.name}: parcels lie up to {reach:.3g} mm from the origin, expected {_REACH_MM[0]:g} to "
+            f"{_REACH_MM[1]:g}: MNI millimetres, no voxels or metres"
+        )
+
+
+def _parcellation(model: "ExportedMCSP", source: Source, require_known: bool) -> tuple[dict[str, str], list[str]]:
+    """What the report says of the parcellation; raise ``ValueError`` if it has to be known and is not."""
+    parcels = source.parcels
+    found = parcellation_sha256(parcels.names, parcels.positions_P3)
+    of_export: list[dict[str, Any]] = model.preprocessing.get("parcellations", [])
+    line = f"{len(parcels.names)} parcels, sha256 {found[:12]}"
+    match = next((known for known in of_export if known["sha256"] == found), None)
+    if match is not None:
+        return {"parcellation": f"{line}, as in pretraining ({listed(match['sites'])})"}, []
+    seen = listed([f"{known['sha256'][:12]} of {parcellation_name(known)}" for known in of_export]) or "none"
+    if require_known:
+        raise ValueError(f"{source.name}: parcellation with {line}, expected one of pretraining: {seen}")
+    names = parcellation_sha256(parcels.names)
+    same = next((known for known in of_export if known["names_sha256"] == names), None)
+    why = "same names at other positions" if same else "it takes part by its positions alone"
+    warning = f"parcellation {found[:12]} was not in the pretraining data, which had {seen}; {why}"
+    return {"parcellation": f"{line}, NOT seen in pretraining"}, [warning]
+
+
+def _report(
+    source: Source, clean: "CleanRecording", config: FmriConfig, steps: dict[str, str], warnings: list[str]
+) -> Report:
+    fates = []
+    for c, name in enumerate(clean.channels):
+        place = "parcellation" if np.isfinite(clean.positions_C3[c]).all() else ""
+        reason = "" if clean.channel_good_C[c] else "no signal or no baseline"
+        reason = reason or ("" if place else "no position")
+        fates.append(ChannelFate(name, name, not reason, reason, place))
+    seconds = len(clean.x_TC) / clean.sfreq
+    bad = [f.name for f in fates if f.reason and f.reason != "no position"]
+    unplaced = [f.name for f in fates if f.reason == "no position"]
+    regressed = source.confounds.regressors_TK
+    if regressed is None and config.confounds:
+        warnings = [*warnings, f"no confounds were regressed out here; in pretraining: {', '.join(config.confounds)}"]
+    if source.confounds.steady_T is None and config.max_fd_mm is not None:
+        warnings = [*warnings, f"motion is unknown; in pretraining volumes above {config.max_fd_mm:g} mm were masked"]
+    band = "no band-pass" if config.bandpass_hz is None else "{:g} to {:g} Hz".format(*config.bandpass_hz)
+    masked = clean.quality["artefact_fraction"] * seconds
+    lines = {
+        "read": f"{len(clean.x_TC)} volumes of {source.t_r:g} s, {seconds:.0f} s",
+        "parcels": f"{sum(f.used for f in fates)} used; {len(bad)} without signal, {len(unplaced)} without position",
+        "no signal": listed(bad),
+        "no position": listed(unplaced),
+        "unit": "percent signal change" + (" already" if source.percent else " of each parcel's mean"),
+        "cleaned": f"{'detrended, ' if config.detrend else ''}{band}, "
+        f"{0 if regressed is None else regressed.shape[1]} confounds regressed out",
+        "amplitude": f"{clean.quality['amplitude']:.2f} percent, median over parcels",
+        "motion": f"{masked:.0f} of {seconds:.0f} s are masked" if masked else "",
+        **steps,
+    }
+    return Report(source.name, "fmri", tuple(fates), {k: v for k, v in lines.items() if v}, tuple(warnings))

@@ -1,0 +1,218 @@
+"""Encode one EEG recording, a file or an MNE Raw, cleaned exactly as the recordings of the pretraining corpus.
+
+Shape letters: C channels, T time samples.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mcsp.config import EegConfig
+from mcsp.encode.recording import (
+    ChannelFate,
+    EncodedRecording,
+    Options,
+    Report,
+    cleaning_of,
+    encode_clean,
+    listed,
+    min_seconds_of,
+    require_packages,
+    require_positions,
+    window_steps,
+)
+
+if TYPE_CHECKING:
+    import mne
+
+    from mcsp.data_sharding.bids.find import RecordingRef
+    from mcsp.data_sharding.clean.eeg import EegDetails
+    from mcsp.data_sharding.clean.recording import CleanRecording
+    from mcsp.model.weights import ExportedMCSP
+
+# Rates [Hz] outside of which "sfreq" is something else: a period, or a rate in kHz. Ours.
+_SFREQ_BOUNDS = (30.0, 200_000.0)
+_MIN_SECONDS = 10.0
+_EXPECTED_POSITIONS = "channel names of the 10-05 system, or positions (raw.set_montage, or electrodes.tsv in BIDS)"
+
+
+@dataclass(frozen=True)
+class _Source:
+    raw: "mne.io.BaseRaw"
+    ref: "RecordingRef"
+    sidecar: dict[str, Any]
+
+
+def encode_raw(
+    model: "ExportedMCSP",
+    raw: "mne.io.BaseRaw | str | Path",
+    line_hz: float | None = None,
+    measured_positions: bool = False,
+    options: Options | None = None,
+) -> EncodedRecording:
+    """Clean an EEG recording as the pretraining corpus was cleaned, cut windows, encode them, average.
+
+    Args:
+        model: of :func:`mcsp.from_pretrained`.
+        raw: a file (EDF, BDF, BrainVision .vhdr, EEGLAB .set, FIF), whose BIDS sidecars and tables are used where it
+            lies in a BIDS dataset; or an MNE Raw, in volts as MNE has it, which is not changed. A Raw should not be
+            filtered or re-referenced before; both are done here.
+        line_hz: power line frequency for the notch; None: ``PowerLineFrequency`` of the sidecar, or
+            ``raw.info["line_freq"]``.
+        measured_positions: positions of the Raw or the file come before those of the 10-05 template, for
+            electrodes that were digitised. Without, they serve channels whose name the template does not know.
+        options: windows and limits.
+
+    Raises:
+        ValueError: one line that says what is wrong with the recording: an implausible unit, NaN, too few channels with
+            a position, too short, damaged; its type is ``RecordingError``, with a ``reason``, where a corpus would have
+            refused it too.
+    """
+    require_packages("mne", "scipy", "nibabel")
+    from mcsp.data_sharding.bids.reasons import naming, reading
+    from mcsp.data_sharding.clean.eeg import clean_eeg
+
+    options = options or Options()
+    config = cleaning_of(model, "eeg", EegConfig).model_copy(update={"gain": 1.0})
+    source = _open(raw)
+    name = source.ref.path.name
+    sfreq = float(source.raw.info["sfreq"])
+    if not _SFREQ_BOUNDS[0] <= sfreq <= _SFREQ_BOUNDS[1]:
+        bounds = f"{_SFREQ_BOUNDS[0]:g} to {_SFREQ_BOUNDS[1]:g} Hz"
+        raise ValueError(f"{name}: sampling frequency {sfreq:g} Hz, expected {bounds}")
+    sidecar = source.sidecar if line_hz is None else {**source.sidecar, "PowerLineFrequency": line_hz}
+    min_seconds = min_seconds_of(model, "eeg", options, _MIN_SECONDS)
+    with naming(name), reading(source.ref.site.root):
+        clean, details = clean_eeg(source.raw, source.ref, sidecar, config, min_seconds, measured_positions)
+    require_positions(clean, name, options.min_channels, _EXPECTED_POSITIONS)
+    features_WF, starts_W, seconds = encode_clean(model, "eeg", clean, name, options)
+    windows, warnings = window_steps(model, "eeg", clean, starts_W, seconds)
+    report = _report(source, clean, details, config, windows, warnings)
+    return EncodedRecording(features_WF.mean(axis=0), features_WF, starts_W, seconds, report)
+
+
+def raw_of_array(
+    x_CT: np.ndarray, sfreq: float, channels: Sequence[str] | None = None, positions_mm: np.ndarray | None = None
+) -> "mne.io.BaseRaw":
+    """An MNE Raw of values in microvolts.
+
+    Args:
+        x_CT: ``(C, T)`` in uV.
+        sfreq: Hz.
+        channels: C names; those of the 10-05 system have positions by their name.
+        positions_mm: ``(C, 3)`` in MNE's head frame, for channels whose name says nothing.
+    """
+    import mne
+
+    x_CT = np.asarray(x_CT, dtype=np.float64)
+    if x_CT.ndim != 2:
+        raise ValueError(f"EEG array: expected shape (channels, time samples), found {x_CT.shape}")
+    if channels is None and positions_mm is None:
+        raise ValueError("EEG array: expected channel names or positions_mm, found neither")
+    names = list(channels) if channels is not None else [f"channel-{i}" for i in range(1, len(x_CT) + 1)]
+    if len(names) != len(x_CT):
+        raise ValueError(f"EEG array: {len(names)} channel names, expected one for each of {len(x_CT)} rows")
+    raw = mne.io.RawArray(x_CT * 1e-6, mne.create_info(names, float(sfreq), "eeg"), verbose="ERROR")
+    if positions_mm is not None:
+        if np.shape(positions_mm) != (len(names), 3):
+            raise ValueError(f"positions_mm: expected shape ({len(names)}, 3), found {np.shape(positions_mm)}")
+        places = {n: xyz * 1e-3 for n, xyz in zip(names, np.asarray(positions_mm, float), strict=True)}
+        known = {n: xyz for n, xyz in places.items() if np.isfinite(xyz).all()}
+        if known:
+            raw.set_montage(mne.channels.make_dig_montage(known, coord_frame="head"), on_missing="ignore")
+    return raw
+
+
+def _open(raw: "mne.io.BaseRaw | str | Path") -> _Source:
+    import mne
+
+    from mcsp.data_sharding.bids.find import EEG_EXTENSIONS, RecordingRef, Site, read_sidecar, ref_of_file
+    from mcsp.data_sharding.bids.reasons import naming, reading
+    from mcsp.data_sharding.clean.eeg_files import open_eeg
+
+    if isinstance(raw, mne.io.BaseRaw):
+        files = [Path(file).name for file in raw.filenames if file is not None]
+        ref = RecordingRef(Site("", Path("."), False, None), Path(files[0] if files else "Raw"), "eeg", {}, {})
+        line_hz = raw.info["line_freq"]
+        return _Source(raw, ref, {} if line_hz is None else {"PowerLineFrequency": float(line_hz)})
+    if not isinstance(raw, str | Path):
+        raise ValueError(f"EEG recording: expected a path or a continuous mne.io.Raw, found {type(raw).__name__}")
+    path = Path(raw)
+    if path.suffix not in EEG_EXTENSIONS:
+        known = ", ".join(EEG_EXTENSIONS)
+        raise ValueError(f"{path.name}: expected {known}; read other formats with MNE and pass the Raw")
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file")
+    ref = ref_of_file(path, "eeg")
+    with naming(path.name), reading(ref.site.root):
+        sidecar = read_sidecar(ref)
+        return _Source(open_eeg(ref, sidecar), ref, sidecar)
+
+
+def _report(
+    source: _Source,
+    clean: "CleanRecording",
+    details: "EegDetails",
+    config: EegConfig,
+    windows: str,
+    warnings: list[str],
+) -> Report:
+    fates = _fates(clean, details)
+    bad = [f"{f.name} ({f.reason})" for f in fates if f.channel and not f.used and f.reason != "no position"]
+    unplaced = [f.name for f in fates if f.reason == "no position"]
+    renamed = [f"{f.name} -> {f.channel}" for f in fates if f.channel and f.channel != f.name]
+    others = [f"{f.name} ({f.reason})" for f in fates if not f.channel]
+    places = Counter(f.position_from for f in fates if f.position_from)
+    seconds, used = len(clean.x_TC) / clean.sfreq, sum(f.used for f in fates)
+    masked = clean.quality["artefact_fraction"] * seconds
+    low, high = details.band_hz
+    notch = "no notch" if not details.notches_hz else f"notch at {listed([f'{hz:g}' for hz in details.notches_hz])} Hz"
+    steps = {
+        "read": f"{seconds:.1f} s at {details.sfreq:g} Hz, {len(source.raw.ch_names)} channels",
+        "channels": f"{used} used; {len(bad)} bad, {len(unplaced)} without position, {len(others)} left out",
+        "renamed": listed(renamed, 12),
+        "bad": listed(bad),
+        "no position": listed(unplaced),
+        "left out": listed(others),
+        "positions": ", ".join(f"{count} from {place}" for place, count in places.items()),
+        "filters": f"{low:g} to {high:g} Hz, {notch}",
+        "resampled": f"{details.sfreq:g} to {clean.sfreq:g} Hz" if details.sfreq != clean.sfreq else "",
+        "reference": f"average of the {int(clean.channel_good_C.sum())} good channels",
+        "amplitude": f"{clean.quality['amplitude']:.1f} uV, median over good channels",
+        "bad spans": f"{masked:.1f} of {seconds:.1f} s are masked",
+        "repaired": "; ".join(clean.repairs),
+        "windows": windows,
+    }
+    warnings = [*warnings, *_warnings(source, details, config, used, len(clean.channels))]
+    return Report(source.ref.path.name, "eeg", fates, {k: v for k, v in steps.items() if v}, tuple(warnings))
+
+
+def _fates(clean: "CleanRecording", details: "EegDetails") -> tuple[ChannelFate, ...]:
+    fates = []
+    for c, (name, channel) in enumerate(zip(details.names, clean.channels, strict=True)):
+        place = details.position_from[c]
+        reason = details.bad[c] or ("" if place else "no position")
+        fates.append(ChannelFate(name, channel, not reason, reason, place))
+    fates += [ChannelFate(name, "", False, reason, "") for name, reason in details.others.items()]
+    return tuple(fates)
+
+
+def _warnings(source: _Source, details: "EegDetails", config: EegConfig, used: int, n_channels: int) -> list[str]:
+    found = []
+    if not details.notches_hz and details.sfreq > 104:  # slower recordings hold no power line
+        found.append("no power line frequency is known, so there was no notch: pass line_hz=50 or line_hz=60")
+    if used < n_channels / 2:
+        found.append(f"only {used} of {n_channels} EEG channels are used")
+    if details.band_hz[1] < min(config.lowpass_hz, config.sfreq / 2):
+        found.append(f"nothing above {details.band_hz[1]:g} Hz; the model knows up to {config.lowpass_hz:g} Hz")
+    before_low, before_high = source.raw.info["highpass"], source.raw.info["lowpass"]
+    if before_high is not None and before_high < min(config.lowpass_hz, 0.9 * details.sfreq / 2):
+        found.append(f"low-passed at {before_high:g} Hz before; the model knows up to {config.lowpass_hz:g} Hz")
+    if before_low is not None and math.isfinite(before_low) and before_low > 2 * max(config.highpass_hz, 0.1):
+        found.append(f"high-passed at {before_low:g} Hz before; the model knows from {config.highpass_hz:g} Hz")
+    return found

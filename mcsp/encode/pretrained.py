@@ -1,0 +1,64 @@
+"""Load exported weights, and encode recordings with them: ``mcsp.from_pretrained(folder).encode_raw(file)``.
+
+Importing this and loading a model needs torch, numpy, einops, safetensors, pyyaml and pydantic alone; MNE, nibabel and
+nilearn are imported when a recording is encoded.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mcsp.model.weights import ExportedMCSP, load_export
+
+if TYPE_CHECKING:
+    from mcsp.encode.recording import EncodedRecording
+
+
+class PretrainedMCSP(ExportedMCSP):
+    """An exported model that cleans and encodes recordings."""
+
+    def encode_raw(
+        self, raw: Any, line_hz: float | None = None, measured_positions: bool = False, **options: Any
+    ) -> "EncodedRecording":
+        """Features of one EEG recording, a file or an MNE Raw, with a report of what was done to it.
+
+        See :func:`mcsp.encode.eeg.encode_raw` for the arguments and errors, and
+        :class:`mcsp.encode.recording.Options` for ``options``. Needs the ``lab`` extra.
+        """
+        from mcsp.encode.eeg import encode_raw
+        from mcsp.encode.recording import Options
+
+        return encode_raw(self, raw, line_hz, measured_positions, Options(**options))
+
+    def encode_bold(
+        self,
+        bold: Any,
+        t_r: float | None = None,
+        parcellation: Any = None,
+        parcel_table: str | Path | None = None,
+        percent: bool = False,
+        require_known_parcellation: bool = False,
+        **options: Any,
+    ) -> "EncodedRecording":
+        """Features of one run of BOLD, a file, an image or an array, with a report of what was done to it.
+
+        See :func:`mcsp.encode.bold.encode_bold` for the arguments and errors, and
+        :class:`mcsp.encode.recording.Options` for ``options``. Needs the ``lab`` extra.
+        """
+        from mcsp.encode.bold import encode_bold
+        from mcsp.encode.recording import Options
+
+        checked = require_known_parcellation
+        return encode_bold(self, bold, t_r, parcellation, parcel_table, percent, checked, Options(**options))
+
+
+def from_pretrained(path: str | Path) -> PretrainedMCSP:
+    """Load an export in evaluation mode, in float32 on the CPU, with ``.preprocessing`` filled.
+
+    Args:
+        path: a folder that ``launchers/export.py`` or :func:`write_pretrained` wrote.
+
+    Raises:
+        ValueError: not an export, another format version, a missing, damaged or changed file, or weights whose names or
+            shapes are not those of the configuration.
+    """
+    return load_export(path, PretrainedMCSP)

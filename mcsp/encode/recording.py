@@ -1,0 +1,215 @@
+"""One recording in, features and a report out: what encoding EEG and BOLD have in common.
+
+Shape letters: T time samples, C channels, W windows, F features.
+"""
+
+import textwrap
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from mcsp.config.base import Config
+from mcsp.config.evaluate import WINDOWS_PER_RECORDING
+from mcsp.encode.windows import encode_windows, window_starts
+from mcsp.schema import UNITS, Modality, Recording, Window, window_samples
+
+if TYPE_CHECKING:
+    from mcsp.data_sharding.clean.recording import CleanRecording
+    from mcsp.model.weights import ExportedMCSP
+
+# Fewer channels with a position say too little of a montage or a parcellation; ours.
+MIN_CHANNELS = 4
+_TITLE_WIDTH, _LINE_WIDTH = 13, 110
+
+AnyConfig = TypeVar("AnyConfig", bound=Config)
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a recording is cut and what is asked of it.
+
+    Attributes:
+        windows_per_recording: evenly spaced over what is free of artefacts; features are averaged over them.
+        window_seconds: length of a window; None: as in pretraining.
+        batch_size: windows encoded at once.
+        min_seconds: shorter recordings are refused; None: as in the pretraining corpus.
+        min_channels: least good channels that have a position.
+    """
+
+    windows_per_recording: int = WINDOWS_PER_RECORDING
+    window_seconds: float | None = None
+    batch_size: int = 32
+    min_seconds: float | None = None
+    min_channels: int = MIN_CHANNELS
+
+
+@dataclass(frozen=True)
+class ChannelFate:
+    """What became of one channel of the file."""
+
+    name: str  # in the file
+    channel: str  # what it is called here; "" where it was left out
+    used: bool
+    reason: str  # why it is not used, else ""
+    position_from: str  # what its position is from, "" where it has none
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was done to a recording before the model saw it; ``print`` it.
+
+    Attributes:
+        source: the file's name.
+        modality: of the recording.
+        channels: in the order of the file, those left out last.
+        steps: title -> what was done, in order.
+        warnings: what a user should know before trusting the features.
+    """
+
+    source: str
+    modality: Modality
+    channels: tuple[ChannelFate, ...]
+    steps: dict[str, str]
+    warnings: tuple[str, ...]
+
+    def __str__(self) -> str:
+        lines = [f"{self.source}: {self.modality}"]
+        pairs = [*self.steps.items(), *(("WARNING", warning) for warning in self.warnings)]
+        for title, text in pairs:
+            hanging = " " * (_TITLE_WIDTH + 2)
+            lines.append(
+                textwrap.fill(text, _LINE_WIDTH, initial_indent=f"  {title:<{_TITLE_WIDTH}}", subsequent_indent=hanging)
+            )
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class EncodedRecording:
+    """Features of one recording.
+
+    Attributes:
+        features: float64 ``(F,)``, mean over the windows.
+        window_features: float64 ``(W, F)``.
+        window_starts_seconds: ``(W,)``, from the start of the recording.
+        window_seconds: length of each window.
+        report: what was done.
+    """
+
+    features: np.ndarray
+    window_features: np.ndarray
+    window_starts_seconds: np.ndarray
+    window_seconds: float
+    report: Report
+
+
+def require_packages(*modules: str) -> None:
+    """Raise ``ImportError`` with one line if packages of the ``lab`` extra are absent."""
+    missing = [module for module in modules if find_spec(module) is None]
+    if missing:
+        raise ImportError(f"{', '.join(missing)} not installed, expected for recordings: pip install '.[lab]'")
+
+
+def cleaning_of(model: "ExportedMCSP", modality: Modality, kind: type[AnyConfig]) -> AnyConfig:
+    """The constants with which the pretraining corpus was cleaned.
+
+    Raises:
+        ValueError: the export has no encoder of the modality, or does not say how its recordings were cleaned.
+    """
+    if modality not in model.config.modalities:
+        raise ValueError(f"the model encodes {list(model.config.modalities)}, found a recording of {modality}")
+    values = model.preprocessing.get("cleaning", {}).get(modality)
+    if values is None:
+        raise ValueError(f"preprocessing.json: expected cleaning.{modality}, found {sorted(model.preprocessing)}")
+    return kind.parse({k: v for k, v in values.items() if k in kind.model_fields}, "preprocessing.json")
+
+
+def window_seconds_of(model: "ExportedMCSP", modality: Modality, options: Options) -> float:
+    """Length of a window: that of ``options``, else that of pretraining."""
+    if options.window_seconds is not None:
+        if options.window_seconds <= 0:
+            raise ValueError(f"window_seconds: expected a positive number, found {options.window_seconds}")
+        return options.window_seconds
+    return float(model.preprocessing["window_seconds"][modality])
+
+
+def min_seconds_of(model: "ExportedMCSP", modality: Modality, options: Options, default: float) -> float:
+    """Least length of a recording: that of ``options``, else that of the pretraining corpus, else ``default``."""
+    if options.min_seconds is not None:
+        return options.min_seconds
+    return float(model.preprocessing.get("min_seconds", {}).get(modality, default))
+
+
+def require_positions(clean: "CleanRecording", source: str, min_channels: int, expected: str) -> None:
+    """Raise ``ValueError`` unless enough good channels have a position; ``expected`` says how to give them one."""
+    placed_C = np.isfinite(clean.positions_C3).all(axis=1) & clean.channel_good_C
+    if placed_C.sum() < min_channels:
+        names = [name for name, placed in zip(clean.channels, placed_C, strict=True) if placed]
+        raise ValueError(
+            f"{source}: {len(names)} of {len(placed_C)} channels are good and have a position "
+            f"({listed(names) or 'none'}), expected at least {min_channels}: {expected}"
+        )
+
+
+def encode_clean(
+    model: "ExportedMCSP", modality: Modality, clean: "CleanRecording", source: str, options: Options
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """Features ``(W, F)``, starts [s] ``(W,)`` and length [s] of the windows of a clean recording."""
+    recording = as_recording(clean, modality)
+    length = min(
+        window_samples(recording, window_seconds_of(model, modality, options)),
+        recording.n_samples,
+    )
+    starts = window_starts(recording, length, options.windows_per_recording)
+    windows = ((source, Window(clean.x_TC[start : start + length], recording, start)) for start in starts)
+    found = [vector_F for _, vector_F in encode_windows(model, modality, windows, options.batch_size)]
+    return np.stack(found), np.array(starts) / clean.sfreq, length / clean.sfreq
+
+
+def window_steps(
+    model: "ExportedMCSP", modality: Modality, clean: "CleanRecording", starts_W: np.ndarray, seconds: float
+) -> tuple[str, list[str]]:
+    """The report's line on the windows, and warnings about them."""
+    at = listed([f"{start:.0f}" for start in starts_W])
+    warnings = []
+    usual = float(model.preprocessing["window_seconds"][modality])
+    if seconds < 0.99 * usual:
+        warnings.append(f"windows of {seconds:.1f} s; in pretraining they had {usual:g} s")
+    spans = np.asarray(clean.valid_spans).reshape(-1, 2) / clean.sfreq
+    inside = [bool(np.any((spans[:, 0] <= s + 1e-6) & (s + seconds <= spans[:, 1] + 1e-6))) for s in starts_W]
+    if not all(inside):
+        masked = len(inside) - sum(inside)
+        warnings.append(f"{masked} of {len(inside)} windows hold masked time: no clean span is as long as a window")
+    return f"{len(starts_W)} of {seconds:g} s from {at} s on, features averaged", warnings
+
+
+def listed(names: list[str], most: int = 8) -> str:
+    """Some of the names, and how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def as_recording(clean: "CleanRecording", modality: Modality) -> Recording:
+    """A row as a corpus has it, of a recording in memory."""
+    n_samples, n_channels = clean.x_TC.shape
+    where: dict[str, Any] = dict.fromkeys(("key", "shard", "member", "site", "subject", "session", "task", "run"), "")
+    return Recording(
+        **where,
+        modality=modality,
+        split="test",
+        sfreq=clean.sfreq,
+        unit=UNITS[modality],
+        scale=1.0,
+        n_samples=n_samples,
+        n_channels=n_channels,
+        dtype="float32",
+        byte_offset=0,
+        crc_offset=0,
+        block_samples=n_samples,
+        simulated=False,
+        onset_seconds=float("nan"),
+        channels=clean.channels,
+        positions_mm=[round(float(value), 3) for value in clean.positions_C3.ravel()],
+        channel_good=[bool(good) for good in clean.channel_good_C],
+        valid_spans=clean.valid_spans,
+    )

@@ -1,0 +1,75 @@
+"""The recordings to be classified: those of a corpus, or of BIDS folders, from which a corpus is built on the way."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mcsp.config import CorpusConfig, EegConfig, FmriConfig, LabelledConfig
+from mcsp.data_sharding.store.reader import Corpus
+from mcsp.encode.pretrained import PretrainedMCSP
+from mcsp.encode.recording import cleaning_of
+from mcsp.evaluate.units import ENTITIES
+
+KEY_VARIABLE = "MCSP_SUBJECT_KEY"
+# Not a secret: a corpus under this key lies beside the recordings that it was built from and is not to be passed on.
+PUBLIC_KEY = "0" * 32
+
+
+def open_corpus(config: LabelledConfig, out_dir: Path, model: PretrainedMCSP, columns: Sequence[str]) -> Corpus:
+    """The corpus of ``config``; where it names BIDS folders, one built into ``out_dir/corpus``, or found there.
+
+    Recordings are cleaned with the constants in the export's preprocessing.json. Subjects are hashed under
+    ``MCSP_SUBJECT_KEY`` where that is set, which has to be the pretraining's key if an overlap is to be noticed.
+
+    Args:
+        config: with ``corpus_dir`` or ``bids_root``.
+        out_dir: of the results.
+        model: the export.
+        columns: of participants.tsv, or other names that are looked for elsewhere and ignored here.
+
+    Raises:
+        ValueError: no usable corpus, or BIDS folders of which none can be built; one line.
+    """
+    if config.corpus_dir is not None:
+        return Corpus(config.corpus_dir)
+    assert config.bids_root is not None
+    try:
+        from mcsp.data_sharding.build.corpus import build_corpus
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"bids_root: needs the extra corpus: pip install 'mcsp-pretraining[corpus]' ({error})"
+        ) from None
+    root = config.bids_root
+    one = (root / "participants.tsv").is_file() or (root / "dataset_description.json").is_file()
+    present = _columns(sorted(root.glob("participants.tsv" if one else "*/participants.tsv")))
+    out_dir.mkdir(parents=True, exist_ok=True)
+    key_file = None
+    if not os.environ.get(KEY_VARIABLE):
+        key_file = out_dir / "public.key"
+        key_file.write_text(PUBLIC_KEY)
+    known = model.preprocessing.get("cleaning", {})
+    cleaning: dict[str, Any] = {}
+    if "eeg" in known:
+        cleaning["eeg"] = cleaning_of(model, "eeg", EegConfig).dump()
+    if "fmri" in known:
+        cleaning["fmri"] = cleaning_of(model, "fmri", FmriConfig).dump()
+    values = {
+        **({"sites": {root.name: {"path": root}}} if one else {"bids_root": root}),
+        **cleaning,
+        "out_dir": out_dir / "corpus",
+        "participants_columns": [c for c in dict.fromkeys(columns) if c in present and c not in ENTITIES],
+        "split_fractions": (0.0, 0.0, 1.0),
+        "subject_key_file": key_file,
+        "max_quarantined": 1.0,
+    }
+    index, found = build_corpus(CorpusConfig.parse(values, "bids_root"))
+    totals = index["totals"]["all"]
+    state = "found" if found else "built"
+    print(f"corpus: {state} {out_dir / 'corpus'}, {totals['recordings']} recordings, {totals['rejected']} rejected")
+    return Corpus(out_dir / "corpus")
+
+
+def _columns(paths: Sequence[Path]) -> set[str]:
+    """Names in the first line of each participants.tsv."""
+    return {name.strip() for p in paths for name in p.read_text(encoding="utf-8-sig").splitlines()[0].split("\t")}

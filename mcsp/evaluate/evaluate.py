@@ -1,0 +1,180 @@
+"""Evaluation of an export on a corpus: classifiers beside their baselines, cross-modal retrieval before and after."""
+
+import json
+import platform
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+import pyriemann
+import sklearn
+import torch
+
+from mcsp.config import EvaluateConfig, LabelledConfig
+from mcsp.data_sharding.store.reader import Corpus
+from mcsp.encode.pretrained import PretrainedMCSP, from_pretrained
+from mcsp.evaluate import comparison, diagnostics
+from mcsp.evaluate.baselines import classical_features, covariances, covariate_table
+from mcsp.evaluate.bids_corpus import open_corpus
+from mcsp.evaluate.comparison import PRETRAINED, UNTRAINED, Described, FeatureSet
+from mcsp.evaluate.features import unit_features
+from mcsp.evaluate.overlap import find_overlap
+from mcsp.evaluate.report.page import write_report
+from mcsp.evaluate.retrieval import RETRIEVAL_SEED, find_pairs, similarities, top1
+from mcsp.evaluate.scores import BOOTSTRAP_SEED
+from mcsp.evaluate.splits import k_fold
+from mcsp.evaluate.units import Unit, read_labels
+from mcsp.model.mcsp import MCSP
+from mcsp.run_log import read_metrics
+from mcsp.schema import MODALITIES, Split
+from mcsp.version import __version__
+
+UNTRAINED_SEED = 0
+AnyLabelled = TypeVar("AnyLabelled", bound=LabelledConfig)
+
+
+def untrained_like(model: MCSP) -> MCSP:
+    """The same architecture with its random initial weights (seed 0), on the same device."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(UNTRAINED_SEED)
+        untrained = MCSP(model.config)
+    return untrained.to(next(model.parameters()).device).eval()
+
+
+def evaluate(config: EvaluateConfig) -> dict[str, Any]:
+    """Evaluate an export; write ``results.json``, ``splits.json`` and ``report.html`` into ``config.out_dir``.
+
+    Returns:
+        The content of ``results.json``. The same export, corpus and configuration give the same numbers.
+
+    Raises:
+        ValueError: an unusable export or corpus, or labels from which no folds can be made; one line.
+    """
+    model = from_pretrained(config.model_dir)
+    corpus = open_corpus(config, config.out_dir, model, [config.label, *config.covariates])
+    config = with_windows(config, model)
+    labelled = read_labels(corpus, config.label, config.classes)
+    keys = [unit.key for unit in labelled.units]
+    k_fold(keys, labelled.y_N, labelled.subjects, config.folds, 1)  # fails before the slow part
+    covariates = covariate_table(corpus, labelled.units, config.covariates)
+    if config.run_dir is not None and not read_metrics(config.run_dir):
+        raise ValueError(f"{config.run_dir}: expected a pretraining run with metrics.jsonl, found none")
+    model = model.to("cuda" if torch.cuda.is_available() else "cpu")
+    untrained = untrained_like(model)
+    overlap = find_overlap(model.preprocessing, config.model_dir, corpus, labelled.subjects)
+    described = describe(model, untrained, corpus, labelled.units, config, covariates)
+    rows, splits, notes = comparison.compare(described, labelled, config, overlap.seen)
+    retrieval, more_notes = run_retrieval({PRETRAINED: model, UNTRAINED: untrained}, corpus, config)
+    results = {
+        "versions": versions(),
+        "config": config.dump(),
+        "corpus_index_hash": corpus.index_hash,
+        "model": {"parameters": sum(p.numel() for p in model.parameters()), "config": model.config.dump()},
+        "label": {"name": config.label, "classes": labelled.classes, "units": np.bincount(labelled.y_N).tolist()},
+        "sites": {
+            s: {"simulated": simulated, "units": labelled.sites.count(s)}
+            for s, simulated in sorted(labelled.simulated.items())
+        },
+        "subjects": len(set(labelled.subjects)),
+        "subjects_seen_in_pretraining": overlap.count,
+        "overlap": overlap.text,
+        "seeds": {
+            "folds": list(range(config.seeds)),
+            "untrained_weights": UNTRAINED_SEED,
+            "bootstrap": BOOTSTRAP_SEED,
+            "retrieval": RETRIEVAL_SEED,
+        },
+        "splits_sha256": {name: folds["sha256"] for name, folds in splits.items()},
+        "classification": rows,
+        "label_efficiency": diagnostics.label_efficiency(described, labelled, config),
+        "site_decoding": diagnostics.site_decoding(described, labelled, config),
+        "retrieval": retrieval,
+        "notes": notes + more_notes,
+    }
+    config.out_dir.mkdir(parents=True, exist_ok=True)
+    (config.out_dir / "results.json").write_text(json.dumps(results, indent=2, allow_nan=False) + "\n")
+    (config.out_dir / "splits.json").write_text(json.dumps(splits, indent=1) + "\n")
+    write_report(config.out_dir / "report.html", results, described.pretrained.x, labelled, config.run_dir)
+    return results
+
+
+def describe(
+    model: MCSP,
+    untrained: MCSP,
+    corpus: Corpus,
+    units: Sequence[Unit],
+    config: EvaluateConfig,
+    covariates: np.ndarray | None,
+) -> Described:
+    """Everything that is compared, from the same windows."""
+
+    def encoded(encoder: MCSP, kind: str) -> FeatureSet:
+        x = unit_features(encoder, corpus, units, config, kind)
+        widths = {m: list(encoder.feature_widths(m).values()) for m in x}
+        return FeatureSet(x, widths, max((len(encoder.learned_widths(m)) for m in x), default=0))
+
+    pretrained, plain = encoded(model, PRETRAINED), encoded(untrained, UNTRAINED)
+    x = classical_features(corpus, units, config)
+    classical = FeatureSet(x, {m: [x_NF.shape[1]] for m, x_NF in x.items()})
+    return Described(pretrained, plain, classical, covariances(corpus, units, config), covariates)
+
+
+def with_windows(config: AnyLabelled, model: PretrainedMCSP) -> AnyLabelled:
+    """``config`` with ``window_seconds`` of the pretraining where it names none, for both modalities."""
+    seconds = {**model.preprocessing.get("window_seconds", {}), **(config.window_seconds or {})}
+    missing = [m for m in model.config.modalities if m not in seconds]
+    if missing:
+        raise ValueError(
+            f"{config.model_dir}: preprocessing.json has no window_seconds for {missing}; set window_seconds"
+        )
+    # Baselines need a length for a modality that the model lacks; one modality's length serves both then.
+    seconds = {m: seconds.get(m, max(seconds.values())) for m in MODALITIES}
+    return config.model_copy(update={"window_seconds": seconds})
+
+
+def run_retrieval(
+    models: dict[str, MCSP], corpus: Corpus, config: EvaluateConfig
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Cross-modal retrieval on held-out and on training subjects, over all sites and within one, for each model."""
+    rows: list[dict[str, Any]] = []
+    notes: list[str] = []
+    pretrained = models[PRETRAINED]
+    if set(pretrained.config.modalities) != set(MODALITIES):
+        return [], [f"No cross-modal retrieval: the model knows {', '.join(pretrained.config.modalities)} only."]
+    assert config.window_seconds is not None
+    assert isinstance(pretrained, PretrainedMCSP)
+    delay = float(pretrained.preprocessing.get("hemodynamic_delay_seconds", 0.0))
+    groups: dict[str, tuple[Split, ...]] = {"held out": ("validation", "test"), "training": ("train",)}
+    for group, splits in groups.items():
+        cuts = find_pairs(corpus, splits, config.window_seconds, delay)
+        if len(cuts) < 2:
+            notes.append(f"No cross-modal retrieval on {group} subjects: {len(cuts)} simultaneous windows found.")
+            continue
+        simulated = {cut.eeg.site: cut.eeg.simulated for cut in cuts}
+        pairs = {k: similarities(m, corpus, cuts, config, f"retrieval, {group}, {k}") for k, m in models.items()}
+        for within_site in (False, True):
+            for kind in models:
+                score = top1(pairs[kind], config.retrieval_size, config.retrieval_draws, within_site)
+                scope = "one site" if within_site else "all sites"
+                row = {"subjects_of": group, "candidates_from": scope, "model": kind, "simulated": simulated}
+                rows.append({**row, **score})
+        short = [r for r in rows if r["subjects_of"] == group and r["candidates"] < r["requested"]]
+        if short:
+            fewest = min(r["candidates"] for r in short)
+            notes.append(
+                f"Retrieval on {group} subjects: {config.retrieval_size} candidates were asked for, some draws have "
+                f"only {fewest}, all that there are; chance is given for what was drawn."
+            )
+    return rows, notes
+
+
+def versions() -> dict[str, str]:
+    """Of everything that the numbers may depend on."""
+    return {
+        "mcsp": __version__,
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "numpy": np.__version__,
+        "scikit-learn": sklearn.__version__,
+        "pyriemann": pyriemann.__version__,
+    }

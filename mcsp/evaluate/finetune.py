@@ -1,0 +1,312 @@
+"""Fine-tuning of an export on a labelled corpus, in subject-disjoint folds beside the frozen probe.
+
+Shape letters: N units, O outputs.
+"""
+
+import copy
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from mcsp.batch import Signal, collate
+from mcsp.config.finetune import Depth, FinetuneConfig
+from mcsp.encode.pretrained import from_pretrained
+from mcsp.encode.windows import random_start, window_starts
+from mcsp.evaluate import scores
+from mcsp.evaluate.bids_corpus import open_corpus
+from mcsp.evaluate.classifiers import cross_validate, logistic
+from mcsp.evaluate.evaluate import versions, with_windows
+from mcsp.evaluate.features import unit_features
+from mcsp.evaluate.overlap import find_overlap
+from mcsp.evaluate.splits import Folds, k_fold, labelled_part, leave_site_out
+from mcsp.evaluate.units import Labelled, Unit, read_labels
+from mcsp.model.layers import TokenEncoder
+from mcsp.model.mcsp import MCSP
+from mcsp.schema import Modality, Window, random_key, unit_interval, window_samples
+
+
+class MCSPClassifier(nn.Module):
+    """``signals -> logits_NO``: a linear head per modality on standardised features, mean over the modalities present.
+
+    A unit may lack a modality, in training and afterwards. Features are standardised with constants that
+    :meth:`standardise_by` measures, so that the head starts where a linear probe would.
+
+    Args:
+        model: the encoder; it is trained in place.
+        n_outputs: number of classes.
+        n_features: length of ``model.features`` per modality.
+        depth: "head" trains the head alone, "last_layers" also each encoder's last block and read-out, "full" all.
+    """
+
+    def __init__(self, model: MCSP, n_outputs: int, n_features: dict[Modality, int], depth: Depth) -> None:
+        super().__init__()
+        self.model, self.depth, self.n_features = model, depth, dict(n_features)
+        for modality, count in n_features.items():
+            self.register_buffer(f"{modality}_mean", torch.zeros(count))
+            self.register_buffer(f"{modality}_scale", torch.ones(count))
+        self.reset_head(n_outputs)
+
+    def reset_head(self, n_outputs: int) -> None:
+        """A new head of zeros for ``n_outputs`` classes; the encoder stays as it is."""
+        self.n_outputs = n_outputs
+        self.heads = nn.ModuleDict({m: nn.Linear(count, n_outputs) for m, count in self.n_features.items()})
+        for parameter in self.heads.parameters():
+            nn.init.zeros_(parameter)
+        trained = set(map(id, self._trained_encoder_parameters()))
+        for parameter in self.model.parameters():
+            parameter.requires_grad_(id(parameter) in trained)
+
+    def _trained_encoder_parameters(self) -> Iterator[nn.Parameter]:
+        # Encoders of a modality that has no head here would get no gradient.
+        encoders = [e for name, e in self.model.encoders.items() if name.split("_")[0] in self.n_features]
+        if self.depth == "full":
+            projections = [p for name, p in self.model.projections.items() if name.split("_")[0] in self.n_features]
+            for part in encoders + projections:
+                yield from part.parameters()
+        elif self.depth == "last_layers":
+            for encoder in encoders:
+                tokens = encoder.get_submodule("encoder")
+                assert isinstance(tokens, TokenEncoder)
+                for part in (tokens.blocks[-1], tokens.norm, tokens.narrow, tokens.read):
+                    yield from part.parameters()
+
+    def standardise_by(self, features: dict[Modality, Tensor], blocks: dict[Modality, list[int]]) -> None:
+        """Take mean and scale from ``(N, F)`` features of the training units; every block gets the same variance."""
+        for modality, x_NF in features.items():
+            known = x_NF[x_NF.isfinite().all(dim=1)]
+            size_F = torch.repeat_interleave(torch.tensor(blocks[modality]), torch.tensor(blocks[modality]))
+            std_F = known.std(dim=0, correction=0)
+            scale_F = torch.where(std_F > 1e-8, size_F.to(std_F).rsqrt() / std_F.clamp_min(1e-8), 0.0)
+            self.get_buffer(f"{modality}_mean").copy_(known.mean(dim=0))
+            self.get_buffer(f"{modality}_scale").copy_(scale_F)
+
+    def forward(self, signals: dict[Modality, Signal], n_units: int) -> Tensor:
+        """Logits ``(n_units, O)``; ``sample_B`` of each signal says which unit a row belongs to, rows are averaged."""
+        like = next(self.heads.parameters())
+        total, count = like.new_zeros(n_units, self.n_outputs), like.new_zeros(n_units, 1)
+        for modality, x_BF in self.model.features(signals).items():
+            unit_BF = (x_BF - self.get_buffer(f"{modality}_mean")) * self.get_buffer(f"{modality}_scale")
+            logits_BO = self.heads[modality](unit_BF)
+            rows_B = signals[modality].sample_B
+            per_unit = like.new_zeros(n_units, 1).index_add(0, rows_B, torch.ones_like(logits_BO[:, :1]))
+            summed = torch.zeros_like(total).index_add(0, rows_B, logits_BO)
+            total = total + summed / per_unit.clamp_min(1)
+            count = count + (per_unit > 0)
+        return total / count.clamp_min(1)
+
+    def trainable(self) -> dict[str, int]:
+        """Numbers of trained parameters in the head and in the encoder, and of all that there are."""
+        head = sum(p.numel() for p in self.heads.parameters())
+        encoder = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+        return {"head": head, "encoder": encoder, "all": sum(p.numel() for p in self.parameters())}
+
+    def check_protocol(self) -> None:
+        """Raise ``AssertionError`` where more or less is trained than ``depth`` says."""
+        expected = sum(p.numel() for p in self._trained_encoder_parameters())
+        found = self.trainable()
+        assert found["encoder"] == expected and found["head"] > 0, (self.depth, found, expected)
+        assert (expected == 0) == (self.depth == "head")
+
+
+class Finetuning:
+    """Everything that the folds share."""
+
+    def __init__(self, config: FinetuneConfig) -> None:
+        """Open the export and the corpus and encode every unit once; ``ValueError`` where something does not fit."""
+        self.model = from_pretrained(config.model_dir)
+        self.corpus = open_corpus(config, config.out_dir, self.model, [config.label])
+        self.labelled: Labelled = read_labels(self.corpus, config.label, config.classes)
+        self.config = config = with_windows(config, self.model)
+        assert config.window_seconds is not None
+        self.window_seconds = config.window_seconds
+        self.folds = self._folds()
+        self.frozen = unit_features(self.model, self.corpus, self.labelled.units, config, "frozen features")
+        self.blocks = {m: list(self.model.feature_widths(m).values()) for m in self.frozen}
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    def _folds(self) -> Folds:
+        keys, y_N, subjects = [u.key for u in self.labelled.units], self.labelled.y_N, self.labelled.subjects
+        if self.config.protocol == "kfold":
+            return k_fold(keys, y_N, subjects, self.config.folds, 1)
+        return leave_site_out(keys, y_N, subjects, self.labelled.sites)
+
+    def train(self, rows: np.ndarray, fold: int) -> tuple[MCSPClassifier, list[dict[str, float]]]:
+        """A classifier trained on the units ``rows``, and the losses of every pass.
+
+        A part of the subjects is held back; the weights of the pass with the least loss on them are kept.
+        """
+        y_N, groups_N = self.labelled.y_N, self.labelled.group_index()
+        key = random_key(self.config.seed, fold)
+        held = labelled_part(rows, y_N, groups_N, self.config.inner_fraction, key & 0xFFFFFFFF)
+        fitted = np.setdiff1d(rows, held)
+        if len(set(y_N[fitted])) < 2:
+            raise ValueError(
+                f"fold {fold}: expected two classes beside the inner split, found {len(fitted)} units of one"
+            )
+        sizes = {m: x_NF.shape[1] for m, x_NF in self.frozen.items()}
+        classifier = MCSPClassifier(copy.deepcopy(self.model), 2, sizes, self.config.depth).to(self.device)
+        classifier.check_protocol()
+        fit_features = {m: torch.tensor(x_NF[fitted], dtype=torch.float32) for m, x_NF in self.frozen.items()}
+        for modality, x_NF in fit_features.items():
+            if not x_NF.isfinite().all(dim=1).any():
+                raise ValueError(f"fold {fold}: expected units with {modality} to train on, found none")
+        classifier.standardise_by(fit_features, self.blocks)
+        optimizer = self._optimizer(classifier)
+        weight_O = torch.tensor(len(fitted) / (2 * np.bincount(y_N[fitted], minlength=2)), dtype=torch.float32)
+        history: list[dict[str, float]] = []
+        best, kept = float("inf"), copy.deepcopy(classifier.state_dict())
+        for pass_ in range(self.config.max_passes):
+            train_loss = self._one_pass(classifier, optimizer, fitted, random_key(key, pass_), weight_O)
+            logits_NO = self.logits(classifier, held)
+            loss = float(F.cross_entropy(logits_NO, torch.tensor(y_N[held]), weight_O))
+            history.append({"pass": pass_ + 1, "loss": train_loss, "inner_loss": loss})
+            if loss < best:
+                best, kept = loss, copy.deepcopy(classifier.state_dict())
+            elif pass_ + 1 - int(np.argmin([h["inner_loss"] for h in history])) > self.config.patience:
+                break
+        classifier.load_state_dict(kept)
+        return classifier, history
+
+    def _optimizer(self, classifier: MCSPClassifier) -> torch.optim.Optimizer:
+        groups = []
+        for module, rate in (
+            (classifier.heads, self.config.learning_rate),
+            (classifier.model, self.config.encoder_learning_rate),
+        ):
+            parameters = [p for p in module.parameters() if p.requires_grad]
+            for matrices, decay in ((True, self.config.weight_decay), (False, 0.0)):
+                chosen = [p for p in parameters if (p.ndim >= 2) == matrices]
+                groups.append({"params": chosen, "lr": rate, "weight_decay": decay})
+        return torch.optim.AdamW([group for group in groups if group["params"]])
+
+    def _one_pass(
+        self,
+        classifier: MCSPClassifier,
+        optimizer: torch.optim.Optimizer,
+        rows: np.ndarray,
+        key: int,
+        weight_O: torch.Tensor,
+    ) -> float:
+        classifier.train()
+        order = rows[np.random.default_rng(key).permutation(len(rows))]
+        total = 0.0
+        for first in range(0, len(order), self.config.batch_size):
+            chosen = order[first : first + self.config.batch_size]
+            windows = [self._cut(self.labelled.units[i], random_key(key, int(i))) for i in chosen]
+            signals = collate(windows).to(self.device).signals
+            y = torch.tensor(self.labelled.y_N[chosen], device=self.device)
+            loss = F.cross_entropy(classifier(signals, len(chosen)), y, weight_O.to(self.device))
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_([p for p in classifier.parameters() if p.grad is not None], 1.0)
+            optimizer.step()
+            total += float(loss.detach()) * len(chosen)
+        return total / len(order)
+
+    def _cut(self, unit: Unit, key: int) -> list[Window]:
+        """One random window of each modality of a unit, sometimes of one modality only."""
+        modalities = [m for m in self.frozen if unit.of(m)]
+        if len(modalities) == 2 and unit_interval(random_key(key, 1)) < self.config.modality_dropout:
+            modalities = [modalities[int(unit_interval(random_key(key, 2)) * 2)]]
+        windows = []
+        for modality in modalities:
+            recordings = unit.of(modality)
+            recording = recordings[int(unit_interval(random_key(key, 3)) * len(recordings))]
+            length = min(window_samples(recording, self.window_seconds[modality]), recording.n_samples)
+            start = random_start(recording, length, unit_interval(random_key(key, 4)))
+            windows.append(self.corpus.read_window(recording, start, length))
+        return windows
+
+    @torch.inference_mode()
+    def logits(self, classifier: MCSPClassifier, rows: Sequence[int] | np.ndarray) -> torch.Tensor:
+        """Logits of units, mean over their windows, ``(len(rows), O)`` on the CPU."""
+        classifier.eval()
+        out = []
+        for i in rows:
+            signals: dict[Modality, Any] = {}
+            for modality in self.frozen:
+                windows = list(self._even_windows(self.labelled.units[i], modality))
+                if windows:
+                    signal = collate([[w] for w in windows]).to(self.device).signals[modality]
+                    signals[modality] = signal.replace(sample_B=torch.zeros_like(signal.sample_B))
+            out.append(classifier(signals, 1)[0].float().cpu())
+        return torch.stack(out)
+
+    def _even_windows(self, unit: Unit, modality: Modality) -> Iterator[Window]:
+        for recording in unit.of(modality):
+            length = min(window_samples(recording, self.window_seconds[modality]), recording.n_samples)
+            for start in window_starts(recording, length, self.config.windows_per_recording):
+                yield self.corpus.read_window(recording, start, length)
+
+
+def finetune(config: FinetuneConfig) -> dict[str, Any]:
+    """Fine-tune in every fold, test, and write ``results.json`` into ``config.out_dir``.
+
+    Returns:
+        The content of ``results.json``: scores of the fine-tuned model and of the frozen logistic probe on the same
+        folds, their paired difference, and the numbers of trained parameters.
+
+    Raises:
+        ValueError: an unusable export or corpus, or labels from which no folds can be made; one line.
+    """
+    run = Finetuning(config)
+    y_N, sites = run.labelled.y_N, run.labelled.sites
+    groups_N = run.labelled.group_index()
+    score_SN = np.full((1, len(y_N)), np.nan)
+    histories = []
+    trained: dict[str, int] = {}
+    for fold, (train, test) in enumerate(tqdm(run.folds.by_seed[0], desc=f"fine-tuning, {config.depth}", unit="fold")):
+        classifier, history = run.train(train, fold)
+        logits_NO = run.logits(classifier, test)
+        score_SN[0, test] = (logits_NO[:, 1] - logits_NO[:, 0]).numpy()
+        histories.append(history)
+        trained = classifier.trainable()
+    weight_RN = scores.subject_weights(groups_N)
+    overlap = find_overlap(run.model.preprocessing, config.model_dir, run.corpus, run.labelled.subjects)
+    unseen_N = scores.unseen_weights(run.labelled.subjects, overlap.seen)
+    rows = [{"features": "fine-tuned", **scores.all_scores(score_SN, y_N, sites, weight_RN, unseen_N, True)}]
+    frozen = _frozen_scores(run, groups_N)
+    if frozen is not None:
+        gain = scores.difference(score_SN, frozen, lambda s: scores.pooled(s, y_N, weight_RN))
+        rows.append({"features": "frozen", **scores.all_scores(frozen, y_N, sites, weight_RN, unseen_N, True)})
+        rows[0]["finetuned_minus_frozen"] = gain
+    results = {
+        "versions": versions(),
+        "config": config.dump(),
+        "corpus_index_hash": run.corpus.index_hash,
+        "classes": run.labelled.classes,
+        "units": len(y_N),
+        "subjects": len(set(run.labelled.subjects)),
+        "subjects_seen_in_pretraining": overlap.count,
+        "overlap": overlap.text,
+        "splits_sha256": run.folds.sha256,
+        "parameters": trained,
+        "scores": rows,
+        "passes": histories,
+    }
+    config.out_dir.mkdir(parents=True, exist_ok=True)
+    (config.out_dir / "results.json").write_text(json.dumps(results, indent=2, allow_nan=False) + "\n")
+    if config.save_model:
+        classifier, _ = run.train(np.arange(len(y_N)), len(run.folds.by_seed[0]))
+        state = {name: t.detach().cpu().contiguous() for name, t in classifier.state_dict().items()}
+        save_file(
+            state, config.out_dir / "classifier.safetensors", metadata={"classes": json.dumps(run.labelled.classes)}
+        )
+    return results
+
+
+def _frozen_scores(run: Finetuning, groups_N: np.ndarray) -> np.ndarray | None:
+    """The logistic probe on the frozen features in the same folds; None where a unit lacks a modality."""
+    modalities = list(run.frozen)
+    x_NF = np.concatenate([run.frozen[m] for m in modalities], axis=1)
+    if not np.isfinite(x_NF).all():
+        return None
+    blocks = [size for m in modalities for size in run.blocks[m]]
+    return cross_validate(logistic(blocks), x_NF, run.labelled.y_N, groups_N, run.folds)

@@ -1,0 +1,1 @@
+"""The evaluation's report: tables, pictures, one HTML page."""

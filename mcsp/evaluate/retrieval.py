@@ -1,0 +1,129 @@
+"""Cross-modal retrieval: does an EEG window find its own BOLD window among others?
+
+Shape letters: N windows, K projection width.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from mcsp.batch import collate
+from mcsp.config import EvaluateConfig
+from mcsp.data_sharding.store.reader import Corpus
+from mcsp.model.mcsp import MCSP
+from mcsp.schema import MODALITIES, Recording, Split, common_starts, window_samples, window_start
+
+RETRIEVAL_SEED = 0
+
+
+@dataclass(frozen=True)
+class PairedCut:
+    """An EEG window and the BOLD window that belongs to it, not read yet."""
+
+    eeg: Recording
+    eeg_start: int
+    fmri: Recording
+    fmri_start: int
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Similarities of all EEG windows to all BOLD windows, with whose they are."""
+
+    similarity_NN: np.ndarray  # row: EEG window, column: BOLD window, mean over domains of the cosine
+    subject_N: np.ndarray
+    site_N: np.ndarray
+
+
+def find_pairs(
+    corpus: Corpus, splits: Sequence[Split], window_seconds: dict[Any, float], delay_seconds: float
+) -> list[PairedCut]:
+    """Pairs of simultaneous windows of the given splits; two pairs of one sample never overlap in time.
+
+    The BOLD window starts ``delay_seconds`` after the EEG window on the clock that both recordings share. Samples
+    without such a clock have none.
+    """
+    length = {m: window_seconds[m] for m in MODALITIES}
+    cuts = []
+    for split in splits:
+        for recordings in corpus.samples(split).values():
+            timed = {m: [r for r in recordings if r.modality == m and np.isfinite(r.onset_seconds)] for m in MODALITIES}
+            if not timed["eeg"] or not timed["fmri"]:
+                continue
+            eeg, fmri = timed["eeg"][0], timed["fmri"][0]
+            together = common_starts(eeg, fmri, window_seconds, delay_seconds)
+            if together is None:
+                continue
+            for t in np.arange(together[0], together[1] + 1e-6, max(length.values())):
+                eeg_start = window_start(eeg, t, length["eeg"])
+                cuts.append(PairedCut(eeg, eeg_start, fmri, window_start(fmri, t + delay_seconds, length["fmri"])))
+    return cuts
+
+
+def similarities(model: MCSP, corpus: Corpus, cuts: Sequence[PairedCut], config: EvaluateConfig, title: str) -> Pairs:
+    """Project every window of ``cuts`` and compare all EEG windows with all BOLD windows."""
+    assert config.window_seconds is not None
+    device = next(model.parameters()).device
+    seconds, domains = config.window_seconds, model.config.domains
+    z: dict[str, list[np.ndarray]] = {m: [] for m in MODALITIES}
+    for first in tqdm(range(0, len(cuts), config.batch_size), desc=title, unit="batch", leave=False):
+        samples = [
+            [
+                corpus.read_window(c.eeg, c.eeg_start, window_samples(c.eeg, seconds["eeg"])),
+                corpus.read_window(c.fmri, c.fmri_start, window_samples(c.fmri, seconds["fmri"])),
+            ]
+            for c in cuts[first : first + config.batch_size]
+        ]
+        with torch.inference_mode():
+            encoded = model.encode(collate(samples).to(device).signals)
+            for modality in MODALITIES:
+                parts = [model.project(modality, d, encoded[modality][d]) for d in domains]
+                z[modality].append(torch.cat(parts, dim=-1).double().cpu().numpy())
+    eeg_NK, fmri_NK = np.concatenate(z["eeg"]), np.concatenate(z["fmri"])
+    return Pairs(
+        similarity_NN=eeg_NK @ fmri_NK.T / len(domains),
+        subject_N=np.array([f"{c.eeg.site}/{c.eeg.subject}" for c in cuts]),
+        site_N=np.array([c.eeg.site for c in cuts]),
+    )
+
+
+def top1(pairs: Pairs, size: int, draws: int, within_site: bool) -> dict[str, Any]:
+    """Top-1 accuracy of random sets of ``size`` candidates, or of as many as there are.
+
+    Each draw takes ``size`` pairs, of one site if ``within_site`` (sites take turns); each of its EEG windows ranks all
+    of its BOLD windows.
+
+    Returns:
+        ``top1`` and its ``sd`` over draws, ``chance`` (mean of 1 / candidates), ``top1_subject`` (the best candidate is
+        of the same subject) with ``chance_subject``, ``candidates`` (fewest in a draw) and ``requested``.
+    """
+    pools = [np.flatnonzero(pairs.site_N == s) for s in np.unique(pairs.site_N)] if within_site else None
+    pools = [p for p in pools if len(p) > 1] if pools is not None else [np.arange(len(pairs.site_N))]
+    if not pools or len(pools[0]) < 2:
+        raise ValueError(f"retrieval: expected at least two pairs of windows to choose from, found {len(pairs.site_N)}")
+    rng = np.random.default_rng(RETRIEVAL_SEED)
+    rows = []
+    for draw in range(max(draws, len(pools))):
+        pool = pools[draw % len(pools)]
+        chosen = np.sort(rng.choice(pool, min(size, len(pool)), replace=False))
+        best = chosen[pairs.similarity_NN[np.ix_(chosen, chosen)].argmax(axis=1)]
+        same_NN = pairs.subject_N[chosen][:, None] == pairs.subject_N[chosen]
+        own_subject = pairs.subject_N[best] == pairs.subject_N[chosen]
+        rows.append(((best == chosen).mean(), 1 / len(chosen), own_subject.mean(), same_NN.mean(), len(chosen)))
+    hit, chance, subject, chance_subject, candidates = np.array(rows).T
+    return {
+        "top1": float(hit.mean()),
+        "sd": float(hit.std()),
+        "chance": float(chance.mean()),
+        "top1_subject": float(subject.mean()),
+        "chance_subject": float(chance_subject.mean()),
+        "candidates": int(candidates.min()),
+        "requested": size,
+        "draws": len(rows),
+        "windows": len(pairs.site_N),
+        "subjects": len(set(pairs.subject_N)),
+    }

@@ -1,0 +1,1 @@
+"""What a classifier's score rests on."""

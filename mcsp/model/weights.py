@@ -1,0 +1,160 @@
+"""The folder that holds exported weights: written, checked and loaded with torch and safetensors alone.
+
+An export holds::
+
+    config.json          format version and the ModelConfig
+    model.safetensors    float32 or bfloat16 weights under the names of MCSP.state_dict()
+    preprocessing.json   what a recording has to go through before it fits the weights: units, filters, rates
+    SHA256SUMS           digests in the format of sha256sum, so that `sha256sum -c SHA256SUMS` works too
+
+Nothing here unpickles.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from mcsp.config import ModelConfig
+from mcsp.model.mcsp import MCSP
+from mcsp.version import __version__
+
+SUBJECTS_FILE = "pretraining_subjects.txt"  # "site/subject" of everyone whose recordings were trained on
+FORMAT_VERSION = 3  # 2: features without z; 1: h of the spatial domain was as narrow as the others
+CONFIG_FILE, WEIGHTS_FILE, PREPROCESSING_FILE, SUMS_FILE = (
+    "config.json",
+    "model.safetensors",
+    "preprocessing.json",
+    "SHA256SUMS",
+)
+
+
+class ExportedMCSP(MCSP):
+    """An :class:`MCSP` that knows how its inputs were prepared."""
+
+    preprocessing: dict[str, Any]  # the content of preprocessing.json
+
+
+Model = TypeVar("Model", bound=ExportedMCSP)
+
+
+def load_export(path: str | Path, kind: type[Model]) -> Model:
+    """An export as a model of class ``kind``, in evaluation mode, in float32 on the CPU, ``.preprocessing`` filled.
+
+    Args:
+        path: a folder that ``launchers/export.py`` or :func:`write_pretrained` wrote.
+        kind: of the model; a class on top of :class:`ExportedMCSP` may add methods.
+
+    Raises:
+        ValueError: not an export, another format version, a missing, damaged or changed file, or weights whose names or
+            shapes are not those of the configuration.
+    """
+    path = Path(path)
+    if not (path / CONFIG_FILE).is_file():
+        raise ValueError(f"{path}: expected an exported model, a folder with {CONFIG_FILE}; found none")
+    header = _read_json(path / CONFIG_FILE)
+    found = header.get("format_version")
+    if found != FORMAT_VERSION:
+        raise ValueError(
+            f"{path / CONFIG_FILE}: expected format_version {FORMAT_VERSION}, found {found}; "
+            "export the checkpoint again with this version, or load it with the one that wrote it"
+        )
+    _verify_sums(path, (CONFIG_FILE, WEIGHTS_FILE, PREPROCESSING_FILE))
+    config = ModelConfig.parse(header.get("model", {}), str(path / CONFIG_FILE))
+    try:
+        weights = load_file(path / WEIGHTS_FILE)
+    except SafetensorError as error:
+        raise ValueError(f"{path / WEIGHTS_FILE}: not a safetensors file ({' '.join(str(error).split())})") from None
+    with torch.random.fork_rng(devices=[]):  # building the model must not move the caller's random state
+        model = kind(config)
+    load_weights(model, {name: weight.float() for name, weight in weights.items()}, str(path / WEIGHTS_FILE))
+    model.preprocessing = _read_json(path / PREPROCESSING_FILE)
+    return model.eval()
+
+
+def write_pretrained(
+    model: MCSP, out_dir: str | Path, preprocessing: dict[str, Any], dtype: torch.dtype = torch.float32
+) -> None:
+    """Write ``model`` as an export into the folder ``out_dir``; the counterpart of :func:`load_export`.
+
+    Args:
+        model: any :class:`MCSP`.
+        out_dir: the folder, which may exist.
+        preprocessing: JSON types; comes back as ``.preprocessing``.
+        dtype: that weights are stored in; loading makes them float32 again.
+    """
+    out_dir = Path(out_dir)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    header = {"format_version": FORMAT_VERSION, "mcsp_version": __version__, "model": model.config.dump()}
+    (out_dir / CONFIG_FILE).write_text(json.dumps(header, indent=2) + "\n")
+    (out_dir / PREPROCESSING_FILE).write_text(json.dumps(preprocessing, indent=2, sort_keys=True) + "\n")
+    weights = {name: tensor.detach().cpu().to(dtype).contiguous() for name, tensor in model.state_dict().items()}
+    save_file(weights, out_dir / WEIGHTS_FILE, metadata={"format": "pt"})
+    (out_dir / WEIGHTS_FILE).chmod(0o644)  # safetensors leaves it readable by its owner alone
+    write_sums(out_dir)
+
+
+def write_sums(folder: Path) -> None:
+    """Write ``SHA256SUMS`` over every other file directly in ``folder``."""
+    files = sorted(p for p in folder.iterdir() if p.is_file() and p.name != SUMS_FILE)
+    (folder / SUMS_FILE).write_text("".join(f"{_sha256(p)}  {p.name}\n" for p in files))
+
+
+def load_weights(model: MCSP, weights: dict[str, Tensor], source: str) -> None:
+    """Copy ``weights`` into ``model``.
+
+    Raises:
+        ValueError: names or shapes that differ, naming ``source`` and up to three of each kind.
+    """
+    expected = {name: tuple(t.shape) for name, t in model.state_dict().items()}
+    found = {name: tuple(t.shape) for name, t in weights.items()}
+    missing = sorted(expected.keys() - found.keys())
+    unknown = sorted(found.keys() - expected.keys())
+    if missing or unknown:
+        raise ValueError(
+            f"{source}: weights do not match the configuration: expected {len(expected)} tensors, found {len(found)}; "
+            f"missing {_first(missing)}, unknown {_first(unknown)}"
+        )
+    differing = [f"{n} {found[n]} instead of {expected[n]}" for n in sorted(expected) if found[n] != expected[n]]
+    if differing:
+        raise ValueError(f"{source}: weights do not match the configuration: found shapes {_first(differing)}")
+    model.load_state_dict(weights)
+
+
+def _first(names: list[str]) -> str:
+    return f"{names[:3]}" + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text())
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path}: not readable as JSON ({error})") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: expected a JSON object, found {type(values).__name__}")
+    return values
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _verify_sums(path: Path, names: tuple[str, ...]) -> None:
+    """Raise ``ValueError`` unless every named file exists and has the digest that SHA256SUMS gives it."""
+    missing = [name for name in (*names, SUMS_FILE) if not (path / name).is_file()]
+    if missing:
+        raise ValueError(f"{path}: expected an exported model, but {', '.join(missing)} is missing")
+    lines = (line.split(maxsplit=1) for line in (path / SUMS_FILE).read_text().splitlines())
+    digests = {parts[1]: parts[0] for parts in lines if len(parts) == 2}
+    for name in names:
+        found = _sha256(path / name)
+        if digests.get(name) != found:
+            raise ValueError(
+                f"{path / name}: damaged or changed: {SUMS_FILE} has sha256 {digests.get(name, 'none')}, found {found}"
+            )

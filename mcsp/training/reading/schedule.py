@@ -1,0 +1,207 @@
+"""What each step reads: a pure function of (index hash, seed, step), whatever the ranks and workers.
+
+Samples fall into streams: those with both modalities and those with one. Each step takes a fixed quota of every
+stream; rank r takes the r-th slice of every quota, so all ranks have the same composition and touch the same
+parameters. The data state of a run is one integer, the step.
+
+What "once per pass" means: position p of a stream is place p mod n of its cycle p div n. With ``site_temperature`` 1
+every sample of the stream is read exactly once in each cycle; otherwise every sample of a site once in each pass over
+that site (:class:`mcsp.training.reading.order.Order`; where a step draws from few sites,
+:class:`mcsp.training.reading.order.SiteBatches`). Each time a sample is read its windows are cut anew, and the next of
+its recordings is taken, or the next of its pairs of recordings; after as many passes as it has of these, all were read.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from mcsp.config import BatchConfig
+from mcsp.data_sharding.store.table import Recordings
+from mcsp.schema import MODALITIES, Modality, random_key, text_key
+from mcsp.training.reading.cuts import Cut, cut_one, cut_pair, pairings
+from mcsp.training.reading.order import Order, SiteBatches
+
+STREAMS = ("paired", "eeg", "fmri")
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Samples of one composition."""
+
+    name: str
+    quota: int  # samples per global batch
+    rows_N2: np.ndarray  # first row of each sample and one past its last, int32
+    order: Order | SiteBatches
+
+    def __len__(self) -> int:
+        return len(self.rows_N2)
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One sample of a global batch: its windows and its randomness key."""
+
+    stream: int
+    position: int  # in the stream, over all steps
+    attempt: int  # 0, or how many unreadable samples came before
+    cuts: tuple[Cut, ...]
+    key: int  # 63 bits
+
+
+class Schedule:
+    """Random access to the global batches of a run.
+
+    It holds a few integers per row of the table; recordings are made from the table when they are drawn.
+    """
+
+    def __init__(
+        self,
+        recordings: Recordings,
+        *,
+        index_hash: str,
+        seed: int,
+        quota: BatchConfig,
+        window_seconds: dict[Modality, float],
+        delay_seconds: float,
+        site_temperature: float = 1.0,
+        shuffle_shards: int = 0,
+        sites_per_batch: int = 0,
+    ) -> None:
+        """Sort the samples of the training split into streams.
+
+        Args:
+            recordings: the table of a corpus.
+            index_hash: of the corpus; with ``seed`` it decides every draw.
+            seed: any integer.
+            quota: samples of each stream per step.
+            window_seconds: length of a window per modality; recordings of others, and shorter ones, are left out.
+            delay_seconds: how much later the BOLD window of a simultaneous pair starts.
+            site_temperature: 1 reads every sample equally often, infinity every site.
+            shuffle_shards: samples are shuffled within groups of so many shards, group after group; 0: all together.
+            sites_per_batch: from how many sites a stream's samples of one step come; 0: from all, mixed.
+
+        Raises:
+            ValueError: a stream with a quota but without samples whose recordings are long enough, no quota at all, or
+                a quota that ``sites_per_batch`` does not divide.
+        """
+        self.recordings, self.window_seconds, self.delay_seconds = recordings, window_seconds, delay_seconds
+        self.key = random_key(text_key(index_hash), seed)
+        codes, names = recordings.codes("modality")
+        self._modalities = codes.astype(np.uint8), names
+        self._lengths = self._window_lengths()
+        starts = recordings.sample_starts()
+        stream_N = self._stream_of_samples(starts)
+        self.streams: list[Stream] = []
+        for name in STREAMS:
+            numbers = np.flatnonzero(stream_N == STREAMS.index(name))
+            if n := getattr(quota, name):
+                if not len(numbers):
+                    have = {name: int((stream_N == i).sum()) for i, name in enumerate(STREAMS)}
+                    raise ValueError(
+                        f"batch.{name}={n}, but the training split has no such sample with recordings of at least "
+                        f"{window_seconds} s; found {have}. Set batch.{name}=0 or shorten window_seconds"
+                    )
+                rows_N2 = np.stack([starts[numbers], starts[numbers + 1]], axis=1).astype(np.int32)
+                order_key = random_key(self.key, 0, STREAMS.index(name))
+                site_N, group_N = self._cells(rows_N2[:, 0], shuffle_shards)
+                order: Order | SiteBatches
+                if sites_per_batch:
+                    if n % sites_per_batch:
+                        raise ValueError(f"sites_per_batch={sites_per_batch}: expected a divisor of batch.{name}={n}")
+                    order = SiteBatches(site_N, group_N, site_temperature, order_key, n, sites_per_batch)
+                else:
+                    order = Order(site_N, group_N, site_temperature, order_key, n)
+                self.streams.append(Stream(name, n, rows_N2, order))
+        if not self.streams:
+            raise ValueError("batch: expected a quota above 0 for paired, eeg or fmri, found none")
+        drawn = np.isin(stream_N, [STREAMS.index(stream.name) for stream in self.streams])
+        self.shapes = self._padded_shapes(np.repeat(drawn, np.diff(starts)))
+
+    def _window_lengths(self) -> np.ndarray:
+        """Length of a window of each row in its own time samples, int32; 0 where the row is of no use."""
+        codes, names = self._modalities
+        seconds_of: dict[str, float] = dict(self.window_seconds.items())
+        seconds = np.array([seconds_of.get(name, np.nan) for name in names] or [np.nan])[codes]
+        lengths = np.maximum(1, np.rint(seconds * self.recordings.column("sfreq")))
+        usable = lengths <= self.recordings.column("n_samples")  # false for NaN
+        return np.where(usable, lengths, 0).astype(np.int32)
+
+    def _stream_of_samples(self, starts: np.ndarray) -> np.ndarray:
+        """Index into STREAMS of each sample, or -1: another split, or nothing long enough."""
+        if len(starts) == 1:
+            return np.zeros(0, dtype=np.int64)
+        codes, names = self._modalities
+        has = {m: np.zeros(len(starts) - 1, dtype=bool) for m in MODALITIES}
+        for m in (m for m in MODALITIES if m in names):
+            has[m] = np.logical_or.reduceat((codes == names.index(m)) & (self._lengths > 0), starts[:-1])
+        splits, split_names = self.recordings.codes("split")
+        inside = splits[starts[:-1]] == (split_names.index("train") if "train" in split_names else -1)
+        kinds = [has["eeg"] & has["fmri"], has["eeg"], has["fmri"]]
+        return np.where(inside, np.select(kinds, range(len(STREAMS)), -1), -1)
+
+    def _cells(self, first_rows_N: np.ndarray, shuffle_shards: int) -> tuple[np.ndarray, np.ndarray]:
+        """Site and group of shards of each sample, as integers that do not depend on how the table is coded."""
+        (sites, site_names), (shards, shard_names) = self.recordings.codes("site"), self.recordings.codes("shard")
+        site_rank, shard_rank = (np.argsort(np.argsort(np.array(names))) for names in (site_names, shard_names))
+        group_N = shard_rank[shards[first_rows_N]] // shuffle_shards if shuffle_shards else np.zeros_like(first_rows_N)
+        return site_rank[sites[first_rows_N]], group_N
+
+    def _padded_shapes(self, drawn: np.ndarray) -> dict[Modality, tuple[int, int]]:
+        """Most channels and time samples of any window of the run: the one shape that every batch is padded to."""
+        codes, names = self._modalities
+        channels, shapes = self.recordings.column("n_channels"), {}
+        for modality in MODALITIES:
+            mine = drawn & (self._lengths > 0) & (codes == (names.index(modality) if modality in names else -1))
+            if mine.any():
+                shapes[modality] = (int(channels[mine].max()), int(self._lengths[mine].max()))
+        return shapes
+
+    @property
+    def global_batch(self) -> int:
+        """Samples per step over all ranks."""
+        return sum(stream.quota for stream in self.streams)
+
+    def check_shares(self, world_size: int, micro_batches: int) -> None:
+        """Raise ``ValueError`` with the legal numbers unless every quota divides evenly among ranks and passes."""
+        quotas = {stream.name: stream.quota for stream in self.streams}
+        shares = world_size * micro_batches
+        if any(q % shares for q in quotas.values()):
+            legal = [n for n in range(1, max(quotas.values()) + 1) if not any(q % n for q in quotas.values())]
+            worlds = [n // micro_batches for n in legal if n % micro_batches == 0]
+            raise ValueError(
+                f"{world_size} ranks x {micro_batches} micro_batches cannot share the batch {quotas} evenly; "
+                f"legal numbers of ranks with micro_batches={micro_batches}: {worlds}, legal products: {legal}"
+            )
+
+    def draws(self, step: int, rank: int = 0, world_size: int = 1) -> Iterator[Draw]:
+        """The draws of one rank in one step: its slice of every stream, in order."""
+        for number, stream in enumerate(self.streams):
+            share = stream.quota // world_size
+            for position in range(step * stream.quota + rank * share, step * stream.quota + (rank + 1) * share):
+                yield self.draw(number, position)
+
+    def draw(self, number: int, position: int, attempt: int = 0) -> Draw:
+        """What a position of a stream reads; with ``attempt`` k > 0, what stands in where k samples could not be read.
+
+        Which one is the order's business.
+        """
+        stream = self.streams[number]
+        sample, pass_ = stream.order(position, attempt)
+        first, stop = stream.rows_N2[sample].tolist()
+        key = random_key(self.key, 1, STREAMS.index(stream.name), position, attempt)
+        turn = pass_ + (random_key(self.key, 2, first) >> 32)
+        return Draw(number, position, attempt, self._cuts(range(first, stop), turn, key), key >> 1)
+
+    def _cuts(self, rows: range, turn: int, key: int) -> tuple[Cut, ...]:
+        codes, names = self._modalities
+        mine: dict[str, list[int]] = {"eeg": [], "fmri": []}
+        for row in rows:
+            if self._lengths[row]:
+                mine[names[codes[row]]].append(row)
+        if mine["eeg"] and mine["fmri"]:
+            eeg, fmri = ([self.recordings[row] for row in mine[m]] for m in ("eeg", "fmri"))
+            pairs = pairings(eeg, fmri, self.window_seconds, self.delay_seconds)
+            return cut_pair(*pairs[turn % len(pairs)], self.window_seconds, self.delay_seconds, random_key(key, 3))
+        usable = mine["eeg"] or mine["fmri"]
+        return (cut_one(self.recordings[usable[turn % len(usable)]], self.window_seconds, random_key(key, 3)),)

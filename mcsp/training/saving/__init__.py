@@ -1,0 +1,1 @@
+"""Checkpoints: complete or absent, and weights that a new run starts from."""

@@ -1,0 +1,158 @@
+"""What may identify a person is found wherever it is planted, and nothing is found where all is well."""
+
+import io
+import json
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mcsp.data_sharding.build.privacy import name_words, redact, scan_participant, scan_shard, suspicious
+from mcsp.data_sharding.store.index import SHARDS_NAME
+
+PLANTED = {
+    "date": [
+        "2019-05-04", "04.05.2019", "4.5.19", "05/14/2019", "2019/05/04", "20190504T101112", "12-MAY-1987", "04May2019",
+        "May 12, 1987", "12. Mai 1987", "1987-05", "rest_2019_05_04",
+    ],
+    "time": ["10:11:12", "acquired 09:30"],
+    "record number": ["MRN 00123456", "1556964000", "EEG0012345"],
+    "e-mail": ["someone@hospital.example.org"],
+    "path": ["/home/anna/eeg/x.edf", "C:\\Users\\anna", "\\\\server\\share", "see ~/raw", "s3://bucket/x"],
+    "subject id": ["sub-01", "eeg/sub-anna_task-rest_eeg.edf"],
+}  # fmt: skip
+HARMLESS = [
+    "sub-0123456789abcdef/eeg/sub-0123456789abcdef_task-rest_eeg.edf", "found 480000 samples, expected 1440000 bytes",
+    "0.1234567", "-1.5e-07", "17networks_LH_VisCent_ExStr_1", "EEG 001", "T7", "1.26.4", "50/60 Hz", "10-20", "uV/Hz",
+    "2 of 10", "Schaefer2018 400 parcels, 7 networks", "MNI152NLin2009cAsym", "restEyesOpen", "a" * 64,
+    "arXiv 2405.18765",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "text"), [(kind, text) for kind, texts in PLANTED.items() for text in texts])
+def test_each_kind_is_found_in_a_text_and_taken_out_of_it(kind: str, text: str) -> None:
+    assert kind in {found for found, _ in suspicious(text)}
+    assert suspicious(redact(text)) == []
+
+
+@pytest.mark.parametrize("text", HARMLESS)
+def test_what_a_corpus_is_full_of_is_not_suspected(text: str) -> None:
+    assert suspicious(text) == []
+    assert redact(text) == text
+
+
+def test_names_are_found_as_words_in_any_case() -> None:
+    names = name_words(["Anna-Lena", "Öztürk", "de", "Li"])
+    assert names == {"anna", "lena", "öztürk"}
+    assert suspicious("eeg of ANNA", names) == [("name", "ANNA")]
+    assert suspicious("öztürk_rest", names) == [("name", "öztürk")]
+    assert suspicious("annals and Lenard, de and Li", names) == []
+
+
+def test_participants_columns_are_judged_by_name_and_value() -> None:
+    columns: dict[str, Any] = {"diagnosis": "case", "sex": "f", "age": 34.0, "score": 123456.5, "age_bin": "30-34"}
+    assert list(scan_participant("x", columns, frozenset())) == []
+    for column, value in {"hospital": 1234567.0, "age": 93.0, "birth_year": "1930s", "note": "seen 2019-05-04"}.items():
+        assert len(list(scan_participant("x", {column: value}, frozenset()))) == 1, column
+
+
+def test_hashes_survive_redaction_and_what_hides_in_them_does_not_matter() -> None:
+    text = "sub-0123456789abcdef/ses-1/sub-0123456789abcdef_acq-0123456_eeg.edf"
+    assert redact(text) == text.replace("acq-0123456", "acq-[record number]")
+
+
+def test_a_corpus_as_built_holds_nothing_suspicious(built: Path) -> None:
+    shards = sorted((built / SHARDS_NAME).glob("*.tar"))
+    assert shards
+    assert [line for shard in shards for line in scan_shard(shard, name_words(["name-01", "Anna"]))] == []
+
+
+Edit = Callable[[tarfile.TarInfo, bytes], bytes]
+
+
+def rewrite(shard: Path, suffix: str, edit: Edit) -> None:
+    """Change the first member whose name ends with ``suffix``."""
+    with tarfile.open(shard) as archive:
+        members = [(info, archive.extractfile(info).read()) for info in archive.getmembers()]  # type: ignore[union-attr]
+    i = next(i for i, (info, _) in enumerate(members) if info.name.endswith(suffix))
+    content = edit(*members[i])
+    members[i][0].size = len(content)
+    members[i] = (members[i][0], content)
+    shard.chmod(0o644)
+    with tarfile.open(shard, "w") as archive:
+        for info, content in members:
+            archive.addfile(info, io.BytesIO(content))
+
+
+def in_metadata(change: Callable[[dict[str, Any]], None]) -> Edit:
+    def edit(info: tarfile.TarInfo, content: bytes) -> bytes:
+        metadata = json.loads(content)
+        change(metadata)
+        return json.dumps(metadata).encode()
+
+    return edit
+
+
+def in_header(**fields: Any) -> Edit:
+    def edit(info: tarfile.TarInfo, content: bytes) -> bytes:
+        for name, value in fields.items():
+            setattr(info, name, value)
+        return content
+
+    return edit
+
+
+def twice(info: tarfile.TarInfo, content: bytes) -> bytes:
+    return b'{"session": "2019-05-04", ' + content[1:]
+
+
+SHARD_PLANTS: dict[str, tuple[str, Edit, str]] = {
+    "date in a channel name": (".json", in_metadata(lambda m: m["recordings"][0]["channels"].append("4.5.19")), "date"),
+    "name in a task": (".json", in_metadata(lambda m: m["recordings"][0].update(task="anna")), "name like 'xxxx'"),
+    "record number in the session": (".json", in_metadata(lambda m: m.update(session="00123456")), "record number"),
+    "e-mail in a column": (".json", in_metadata(lambda m: m["participant"].update(note="a@b.org")), "e-mail"),
+    "number in a column": (".json", in_metadata(lambda m: m["participant"].update(id=1234567)), "record number"),
+    "key of its own": (".json", in_metadata(lambda m: m.update(acq_time=5)), "key 'acq_time'"),
+    "key that is a date": (".json", in_metadata(lambda m: m.update({"2019-05-04": 5})), "date"),
+    "path": (".json", in_metadata(lambda m: m.update(source="/data/raw/anna.edf")), "path"),
+    "first of two equal keys": (".json", twice, "date"),
+    "login name": (".json", in_header(uname="anna"), "name"),
+    "time of change": (".json", in_header(mtime=1556964000), "date"),
+    "pax record": (".npy", in_header(pax_headers={"comment": "born 12-MAY-1987"}), "date"),
+    "array header": (".npy", lambda _, content: content.replace(b"}" + 6 * b" ", b"}4.5.19", 1), "array header: date"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("plant", SHARD_PLANTS)
+def test_what_is_planted_in_a_shard_is_found(copied: Path, plant: str) -> None:
+    suffix, edit, expected = SHARD_PLANTS[plant]
+    shard = min((copied / SHARDS_NAME).glob("train-*.tar"))
+    rewrite(shard, suffix, lambda _, content: content)
+    assert scan_shard(shard, name_words(["Anna"])) == []
+    rewrite(shard, suffix, edit)
+    findings = scan_shard(shard, name_words(["Anna"]))
+    assert any(expected in line for line in findings), findings
+    assert not any(text in line for line in findings for text in ("2019-05-04", "4.5.19", "anna", "1987"))
+
+
+def test_text_between_and_after_the_members_is_found(copied: Path) -> None:
+    shard = min((copied / SHARDS_NAME).glob("train-*.tar"))
+    shard.chmod(0o644)
+    content = bytearray(shard.read_bytes())
+    content[-100:-90] = b"1987-05-12"
+    with tarfile.open(shard) as archive:
+        member = next(m for m in archive.getmembers() if m.size % 512 and 512 - m.size % 512 > 20)
+    end = member.offset_data + member.size
+    content[end : end + 8] = b"00123456"
+    shard.write_bytes(content)
+    assert [line.rpartition(": ")[2].split(" like")[0] for line in scan_shard(shard)] == ["record number", "date"]
+
+
+def test_a_damaged_shard_is_told(copied: Path) -> None:
+    shard = min((copied / SHARDS_NAME).glob("train-*.tar"))
+    shard.chmod(0o644)
+    shard.write_bytes(np.random.default_rng(0).bytes(4096))
+    assert len(scan_shard(shard)) == 1

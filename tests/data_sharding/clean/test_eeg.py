@@ -1,0 +1,150 @@
+"""EEG cleaning on files: amplitude, spectrum, channels, positions."""
+
+from pathlib import Path
+
+import mne
+import numpy as np
+import pytest
+
+from mcsp.config import EegConfig
+from mcsp.data_sharding.bids.find import RecordingRef, Site, find_recordings
+from mcsp.data_sharding.bids.reasons import RecordingError
+from mcsp.data_sharding.bids.write import write_eeg, write_json, write_tsv
+from mcsp.data_sharding.clean.eeg import read_eeg
+from mcsp.data_sharding.clean.eeg_channels import normalise_channel, standard_positions_mm
+from mcsp.data_sharding.clean.recording import CleanRecording
+
+CHANNELS = ["Fp1", "Fp2", "C3", "C4", "O1", "O2", "T7", "T8"]
+SECONDS = 30
+
+
+def tone(hz: float, uv: float, sfreq: float) -> np.ndarray:
+    """A sine of standard deviation ``uv`` whose phases cancel over the channels, so that re-referencing keeps it."""
+    t = np.arange(round(SECONDS * sfreq)) / sfreq
+    phases = 2 * np.pi * np.arange(len(CHANNELS))[:, None] / len(CHANNELS)
+    return uv * np.sqrt(2) * np.sin(2 * np.pi * hz * t + phases)
+
+
+def noise(sfreq: float) -> np.ndarray:
+    return np.random.default_rng(0).standard_normal((len(CHANNELS), round(SECONDS * sfreq)))
+
+
+def only_ref(root: Path) -> RecordingRef:
+    (ref,) = find_recordings(Site("site", root, False, None))
+    return ref
+
+
+def clean(
+    root: Path, x_CT: np.ndarray, sfreq: float = 250, names: list[str] = CHANNELS, **sidecar: object
+) -> CleanRecording:
+    write_eeg(root, "1", "rest", x_CT, names, {"SamplingFrequency": sfreq, **sidecar})
+    return read_eeg(only_ref(root), EegConfig(), min_seconds=10)
+
+
+def amplitude(recording: CleanRecording, hz: float) -> float:
+    """Standard deviation [uV] of the sine at ``hz`` in the middle of the recording, averaged over channels."""
+    middle = recording.x_TC[len(recording.x_TC) // 4 : -len(recording.x_TC) // 4]
+    t = np.arange(len(middle)) / recording.sfreq
+    return float(np.abs(np.exp(-2j * np.pi * hz * t) @ middle).mean() / len(middle) * np.sqrt(2))
+
+
+@pytest.mark.parametrize("sfreq", [128, 200, 250, 512])
+def test_amplitude_in_microvolts_survives_any_sampling_rate(tmp_path: Path, sfreq: int) -> None:
+    recording = clean(tmp_path, tone(10, 20, sfreq) + noise(sfreq), sfreq)
+    assert recording.x_TC.dtype == np.float32
+    assert recording.x_TC.shape == (SECONDS * 200, len(CHANNELS))
+    assert recording.valid_spans == [0, SECONDS * 200]
+    assert amplitude(recording, 10) == pytest.approx(20, rel=0.01)
+
+
+def test_drift_is_removed_and_power_line_only_where_the_sidecar_says_so(tmp_path: Path) -> None:
+    x_CT = tone(10, 20, 250) + tone(60, 10, 250) + tone(0.05, 200, 250) + noise(250)
+    notched = clean(tmp_path / "a", x_CT, PowerLineFrequency=60)
+    untouched = clean(tmp_path / "b", x_CT, PowerLineFrequency=50)
+    unknown = clean(tmp_path / "c", x_CT, PowerLineFrequency="n/a")
+    assert amplitude(notched, 60) < 0.2
+    assert amplitude(untouched, 60) == pytest.approx(10, rel=0.02)
+    assert amplitude(unknown, 60) == pytest.approx(10, rel=0.02)
+    assert amplitude(notched, 0.05) < 0.03 * 200
+    assert amplitude(notched, 10) == pytest.approx(20, rel=0.01)
+
+
+def test_frequencies_above_the_band_do_not_alias(tmp_path: Path) -> None:
+    recording = clean(tmp_path, tone(10, 20, 512) + tone(140, 50, 512) + noise(512), 512)
+    assert amplitude(recording, 200 - 140) < 0.2
+
+
+def test_bad_channels_are_marked_and_kept_out_of_the_reference(tmp_path: Path) -> None:
+    x_CT = tone(10, 20, 250) + noise(250)
+    x_CT[2] *= 40  # an outlier
+    x_CT[3] = 7.0  # flat
+    write_eeg(tmp_path, "1", "rest", x_CT, CHANNELS, {"SamplingFrequency": 250})
+    rows = [(name, "EEG", "bad" if name == "O1" else "good") for name in CHANNELS]
+    write_tsv(tmp_path / "sub-1/eeg/sub-1_task-rest_channels.tsv", ("name", "type", "status"), rows)
+    recording = read_eeg(only_ref(tmp_path), EegConfig(), min_seconds=10)
+    assert recording.channel_good_C.tolist() == [True, True, False, False, False, True, True, True]
+    assert np.isfinite(recording.x_TC).all()
+    np.testing.assert_allclose(recording.x_TC[:, recording.channel_good_C].mean(axis=1), 0, atol=1e-4)
+
+
+def test_other_channels_are_left_out(tmp_path: Path) -> None:
+    names = ["Fp1", "Fp2", "C3", "C4", "O1", "O2", "ECG", "misc"]
+    write_eeg(tmp_path, "1", "rest", tone(10, 20, 250), names, {"SamplingFrequency": 250})
+    table = tmp_path / "sub-1/eeg/sub-1_task-rest_channels.tsv"
+    write_tsv(table, ("name", "type"), [("misc", "MISC")])
+    assert read_eeg(only_ref(tmp_path), EegConfig(), 10).channels == ["Fp1", "Fp2", "C3", "C4", "O1", "O2"]
+
+
+def test_a_non_finite_channel_is_marked_and_does_not_spread(tmp_path: Path) -> None:
+    x_CT = (tone(10, 20, 250) + noise(250)) * 1e-6
+    x_CT[1, 100:110] = np.nan
+    path = tmp_path / "sub-1/eeg/sub-1_task-rest_eeg.fif"
+    path.parent.mkdir(parents=True)
+    raw = mne.io.RawArray(x_CT, mne.create_info(CHANNELS, 250, "eeg"), verbose="ERROR")
+    raw.set_annotations(mne.Annotations([5.0, 12.0], [2.0, 1.0], ["BAD_motion", "eyes closed"]))
+    raw.save(path, verbose="ERROR")
+    recording = read_eeg(only_ref(tmp_path), EegConfig(), min_seconds=10)
+    assert recording.channel_good_C.tolist() == [True, False] + [True] * 6
+    assert np.isfinite(recording.x_TC).all()
+    assert recording.valid_spans == [0, 1000, 1400, SECONDS * 200]
+    assert amplitude(recording, 10) > 16
+
+
+@pytest.mark.parametrize("factor", [1e-4, 1e4])
+def test_a_wrong_unit_is_refused(tmp_path: Path, factor: float) -> None:
+    path = tmp_path / "sub-1/eeg/sub-1_task-rest_eeg.fif"
+    path.parent.mkdir(parents=True)
+    x_CT = (tone(10, 20, 250) + noise(250)) * 1e-6 * factor
+    mne.io.RawArray(x_CT, mne.create_info(CHANNELS, 250, "eeg"), verbose="ERROR").save(path, verbose="ERROR")
+    with pytest.raises(RecordingError, match="median channel amplitude") as error:
+        read_eeg(only_ref(tmp_path), EegConfig(), min_seconds=10)
+    assert error.value.reason == "wrong-unit"
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("EEG FP1-REF", "Fp1"), ("EEG T3-LE", "T7"), ("Fc5.", "FC5"), ("Cz..", "Cz"), ("T6", "P8"), ("A1", "M1"),
+     ("fpz", "Fpz"), ("E17", "E17"), ("EEG", "EEG"), ("REF", "REF")],
+)  # fmt: skip
+def test_channel_names(name: str, expected: str) -> None:
+    assert normalise_channel(name) == expected
+
+
+def test_positions_are_head_millimetres_from_the_template_or_the_electrodes_table(tmp_path: Path) -> None:
+    names = ["Cz", "T3", "odd", "Oz", "Fz", "Pz", "C3", "C4"]
+    recording = clean(tmp_path, tone(10, 20, 250), names=names)
+    cz, t7, odd, oz = recording.positions_C3[:4]
+    assert abs(cz[0]) < 5 and cz[2] > 120  # the top of a head, above the ears
+    assert t7[0] < -70 and oz[1] < -70
+    assert np.isnan(odd).all()
+    np.testing.assert_array_equal(t7, standard_positions_mm()["t7"][1])
+
+    folder = tmp_path / "sub-1/eeg"
+    # CTF: x to the nose, y to the left ear.
+    write_tsv(folder / "sub-1_electrodes.tsv", ("name", "x", "y", "z"), [("odd", 0.05, 0.02, 0.1), ("Cz", "n/a", 0, 0)])
+    write_json(folder / "sub-1_coordsystem.json", {"EEGCoordinateSystem": "CTF", "EEGCoordinateUnits": "m"})
+    measured = read_eeg(only_ref(tmp_path), EegConfig(), min_seconds=10).positions_C3
+    np.testing.assert_allclose(measured[2], [-20, 50, 100])
+    np.testing.assert_array_equal(measured[0], cz)
+    write_json(folder / "sub-1_coordsystem.json", {"EEGCoordinateSystem": "Other", "EEGCoordinateUnits": "m"})
+    assert np.isnan(read_eeg(only_ref(tmp_path), EegConfig(), min_seconds=10).positions_C3[2]).all()

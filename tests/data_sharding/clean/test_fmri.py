@@ -1,0 +1,139 @@
+"""BOLD cleaning on files: percent, t_r, parcels."""
+
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+
+from mcsp.config import FmriConfig
+from mcsp.data_sharding.bids.find import RecordingRef, Site, find_recordings
+from mcsp.data_sharding.bids.reasons import RecordingError
+from mcsp.data_sharding.bids.write import write_json, write_parcellated_bold, write_parcellation, write_tsv
+from mcsp.data_sharding.clean.fmri import read_fmri, repetition_time
+from mcsp.data_sharding.clean.fmri_confounds import detrend
+from mcsp.data_sharding.clean.recording import CleanRecording
+
+T_R = 1.35
+
+
+def fluctuation(parcels: int, volumes: int = 80) -> np.ndarray:
+    """Percent, zero mean and without a line; (P, T)."""
+    x_PT = np.random.default_rng(1).standard_normal((parcels, volumes))
+    return detrend(x_PT.T).T
+
+
+def read(root: Path, config: FmriConfig | None = None) -> CleanRecording:
+    return read_fmri(only_ref(root), config or FmriConfig(), min_seconds=30)
+
+
+def only_ref(root: Path) -> RecordingRef:
+    (ref,) = find_recordings(Site("site", root, False, None))
+    return ref
+
+
+def test_a_table_becomes_percent_of_each_parcels_mean_without_its_drift(tmp_path: Path) -> None:
+    percent_PT = fluctuation(3)
+    drift = np.linspace(-2, 2, percent_PT.shape[1])
+    means = np.array([[9000.0], [400.0], [12_000.0]])
+    x_PT = means * (1 + (percent_PT + drift) / 100)
+    write_parcellated_bold(tmp_path, "1", "S", ["a", "b", "c"], x_PT, {"RepetitionTime": T_R})
+    write_parcellation(tmp_path, "S", ["c", "a"], np.array([[1.0, 2, 3], [4, 5, 6]]))
+    recording = read(tmp_path)
+    assert recording.sfreq == 1 / T_R
+    assert recording.channels == ["a", "b", "c"]
+    np.testing.assert_array_equal(recording.positions_C3, [[4, 5, 6], [np.nan] * 3, [1, 2, 3]])
+    np.testing.assert_allclose(recording.x_TC.T, percent_PT, atol=2e-3)
+    kept = read(tmp_path, FmriConfig(detrend=False))
+    np.testing.assert_allclose(kept.x_TC.T, percent_PT + drift, atol=2e-3)
+
+
+def test_bad_parcels_are_marked_and_zero(tmp_path: Path) -> None:
+    x_PT = 1000 * (1 + fluctuation(7) / 100)
+    x_PT[1] = 0.0
+    x_PT[2, 7] = np.nan
+    x_PT[3] = -x_PT[3]
+    write_parcellated_bold(tmp_path, "1", "S", list("abcdefg"), x_PT, {"RepetitionTime": T_R})
+    recording = read(tmp_path)
+    assert recording.channel_good_C.tolist() == [True, False, False, False, True, True, True]
+    assert not recording.x_TC[:, 1:4].any()
+
+
+def test_values_that_are_percent_already_keep_their_amplitude(tmp_path: Path) -> None:
+    percent_PT = fluctuation(2)
+    write_parcellated_bold(tmp_path, "1", "S", ["a", "b"], percent_PT, {"RepetitionTime": T_R, "Units": "percent"})
+    np.testing.assert_allclose(read(tmp_path).x_TC.T, percent_PT, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("sidecar", "reason"),
+    [({}, "missing-t_r"), ({"RepetitionTime": "2"}, "missing-t_r"), ({"RepetitionTime": 0}, "missing-t_r"),
+     ({"RepetitionTime": 2000}, "t_r-mismatch"), ({"SamplingFrequency": 1000}, "t_r-mismatch")],
+)  # fmt: skip
+def test_t_r_must_be_plausible_seconds(sidecar: dict[str, object], reason: str) -> None:
+    with pytest.raises(RecordingError) as error:
+        repetition_time(sidecar)
+    assert error.value.reason == reason
+
+
+def test_t_r_may_come_as_a_sampling_frequency() -> None:
+    assert repetition_time({"SamplingFrequency": 0.5}) == 2.0
+
+
+def write_image(root: Path, x_XYZT: np.ndarray, header_t_r: float = T_R, unit: str = "sec") -> None:
+    image = nibabel.Nifti1Image(x_XYZT.astype(np.float32), np.diag([3.0, 3, 3, 1]))
+    image.header.set_xyzt_units("mm", unit)
+    image.header.set_zooms((3.0, 3.0, 3.0, header_t_r))
+    path = root / "sub-1/func/sub-1_task-rest_bold.nii.gz"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nibabel.save(image, path)
+    write_json(root / "task-rest_bold.json", {"RepetitionTime": T_R})
+
+
+def write_labels(root: Path) -> np.ndarray:
+    labels = np.zeros((6, 4, 4), dtype=np.int16)
+    labels[:2], labels[3:] = 3, 8
+    nibabel.save(nibabel.Nifti1Image(labels, np.diag([3.0, 3, 3, 1])), root / "seg-S_dseg.nii.gz")
+    return labels
+
+
+def test_an_image_becomes_the_mean_of_each_label(tmp_path: Path) -> None:
+    x_XYZT = 800 * (1 + 0.02 * np.random.default_rng(0).standard_normal((6, 4, 4, 40)))
+    write_image(tmp_path, x_XYZT)
+    labels = write_labels(tmp_path)
+    write_tsv(
+        tmp_path / "seg-S_dseg.tsv", ("index", "name", "x", "y", "z"), [(8, "back", 1, 2, 3), (9, "absent", 0, 0, 0)]
+    )
+    recording = read(tmp_path)
+    assert recording.channels == ["S-3", "back", "absent"]
+    assert recording.channel_good_C.tolist() == [True, True, False]
+    np.testing.assert_allclose(recording.positions_C3, [[1.5, 4.5, 4.5], [1, 2, 3], [0, 0, 0]])
+    for column, label in enumerate((3, 8)):
+        mean_T = x_XYZT[labels == label].mean(axis=0)
+        expected = detrend(100 * (mean_T / mean_T.mean() - 1)[:, None])[:, 0]
+        np.testing.assert_allclose(recording.x_TC[:, column], expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("header_t_r", "unit", "sound"), [(1350, "msec", True), (1350, "sec", False), (0, "sec", True), (2.0, "sec", False)]
+)
+def test_the_header_is_checked_against_the_sidecar(tmp_path: Path, header_t_r: float, unit: str, sound: bool) -> None:
+    x_XYZT = 800 * (1 + 0.02 * np.random.default_rng(0).standard_normal((6, 4, 4, 40)))
+    write_image(tmp_path, x_XYZT, header_t_r, unit)
+    write_labels(tmp_path)
+    if sound:
+        assert read(tmp_path).sfreq == 1 / T_R
+    else:
+        with pytest.raises(RecordingError, match=r"t_r is 1\.35 s") as error:
+            read(tmp_path)
+        assert error.value.reason == "t_r-mismatch"
+
+
+def test_a_label_image_elsewhere_in_space_is_refused(tmp_path: Path) -> None:
+    write_image(tmp_path, 800 + np.random.default_rng(0).standard_normal((6, 4, 4, 40)))
+    far = np.diag([3.0, 3, 3, 1])
+    far[:3, 3] = 500
+    nibabel.save(nibabel.Nifti1Image(np.ones((6, 4, 4), np.int16), far), tmp_path / "seg-S_dseg.nii.gz")
+    with pytest.raises(RecordingError) as error:
+        read(tmp_path)
+    assert error.value.reason == "label-space-mismatch"

@@ -1,0 +1,51 @@
+"""The clock that simultaneous recordings share, by the marker of the first volume."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+
+from mcsp.data_sharding.bids.find import Site, find_recordings
+from mcsp.data_sharding.bids.write import write_tsv
+from mcsp.data_sharding.clean.pairing import marked_times
+
+MARKER = "R128"
+
+
+def site(root: Path, runs: int = 2) -> Site:
+    for run in range(1, runs + 1):
+        for name in (f"eeg/sub-1_task-rest_run-{run}_eeg.edf", f"func/sub-1_task-rest_run-{run}_seg-S_timeseries.tsv"):
+            (root / "sub-1" / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / "sub-1" / name).touch()
+    return Site("s", root, False, None)
+
+
+def events(root: Path, run: int, rows: list[tuple[object, object, str]]) -> None:
+    write_tsv(root / f"sub-1/eeg/sub-1_task-rest_run-{run}_events.tsv", ("onset", "duration", "value"), rows)
+
+
+def times(root: Path) -> list[float] | None:
+    refs = find_recordings(site(root))
+    return marked_times([(ref, 300.0 if ref.modality == "eeg" else 280.0) for ref in refs], MARKER)
+
+
+def test_the_first_volume_lies_at_its_marker_and_runs_never_overlap(tmp_path: Path) -> None:
+    site(tmp_path)
+    events(tmp_path, 1, [(1.0, 0, "S1"), (12.345, 0, MARKER), (14.345, 0, MARKER)])
+    events(tmp_path, 2, [(40.5, 0, MARKER)])
+    refs = find_recordings(site(tmp_path))
+    found = times(tmp_path)
+    assert found is not None
+    start = {(ref.entities["run"], ref.modality): time for ref, time in zip(refs, found, strict=True)}
+    assert start["1", "fmri"] - start["1", "eeg"] == 12.345
+    assert math.isclose(start["2", "fmri"] - start["2", "eeg"], 40.5)
+    assert start["2", "eeg"] > start["1", "fmri"] + 280
+
+
+def test_a_run_without_a_marker_has_no_time(tmp_path: Path) -> None:
+    site(tmp_path)
+    events(tmp_path, 1, [(12.0, 0, MARKER)])
+    found = times(tmp_path)
+    assert found is not None and np.isnan(found).sum() == 2
+    events(tmp_path, 1, [("soon", 0, MARKER)])
+    assert times(tmp_path) is None

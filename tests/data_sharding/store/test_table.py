@@ -1,0 +1,134 @@
+"""The table of recordings: rows come back as they went in, and cost nothing until they are asked for."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.feather
+import pytest
+
+from mcsp.data_sharding.store import table_write
+from mcsp.data_sharding.store.table import Recordings, Samples
+from mcsp.data_sharding.store.table_write import encode_table, write_table
+from mcsp.schema import Recording
+
+
+def recording(key: str, modality: str = "eeg", n_channels: int = 3, **changes: object) -> Recording:
+    fields = {
+        "key": key, "shard": "train-000000.tar", "member": f"{key}.{modality}-0.npy", "modality": modality,
+        "site": "s", "subject": key, "session": "", "task": "rest", "run": "", "split": "train", "sfreq": 200.0,
+        "unit": "uV", "scale": 0.5, "n_samples": 1000, "n_channels": n_channels, "dtype": "float16",
+        "byte_offset": 1 << 40, "crc_offset": 0, "block_samples": 100, "simulated": True, "onset_seconds": 1.5,
+        "channels": [f"c{i}" for i in range(n_channels)], "positions_mm": [math.nan] * 3 + [0.1] * (3 * n_channels - 3),
+        "channel_good": [i > 0 for i in range(n_channels)], "valid_spans": [0, 10, 20, 1000],
+        "participant": '{"age": 3}', "quality": '{"amplitude": 1.5}',
+    }  # fmt: skip
+    return Recording(**{**fields, **changes})
+
+
+def opened(path: Path, rows: list[Recording]) -> Recordings:
+    path.write_bytes(encode_table(rows))
+    return Recordings.open(path)
+
+
+def same(a: Recording, b: Recording) -> bool:
+    return all(
+        np.array_equal(x, y, equal_nan=isinstance(x, float) or name == "positions_mm") and type(x) is type(y)
+        for (name, x), y in zip(vars(a).items(), vars(b).values(), strict=True)
+    )
+
+
+ROWS = [
+    recording("a"),
+    recording("a", "fmri", 5, sfreq=0.5, unit="percent", channel_good=[True] * 5),
+    recording("b", simulated=False, valid_spans=[], onset_seconds=math.inf, session="séance", positions_mm=[-0.0] * 9),
+    recording("c", split="test", site="t", shard="test-000000.tar"),
+]
+
+
+def test_rows_come_back_as_they_went_in(tmp_path: Path) -> None:
+    table = opened(tmp_path / "t", ROWS)
+    assert len(table) == 4 and all(same(a, b) for a, b in zip(table, ROWS, strict=True))
+    assert same(table[-1], ROWS[-1]) and [r.key for r in table[1:3]] == ["a", "b"]
+    for wrong in (4, -5):
+        with pytest.raises(IndexError, match="of 4 recordings"):
+            table[wrong]
+
+
+def test_an_empty_table_has_no_rows(tmp_path: Path) -> None:
+    table = opened(tmp_path / "t", [])
+    assert list(table) == [] and dict(Samples(table)) == {} and table.column("sfreq").shape == (0,)
+
+
+def test_montages_are_stored_once_and_a_nan_is_a_nan(tmp_path: Path) -> None:
+    own_nan = [[float("nan")] * 1200 for _ in range(200)]  # 200 different objects that do not equal each other
+    names = [f"parcel {i}" for i in range(400)]
+    rows = [recording(f"s{i:03d}", n_channels=400, channels=names, positions_mm=nan) for i, nan in enumerate(own_nan)]
+    assert encode_table(rows).size < 200 * 300 + 400 * 60
+    assert encode_table(rows) == encode_table(iter(rows)), "the same rows must give the same bytes"
+
+
+def test_a_table_grows_on_the_disk_and_not_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    own = [rng.normal(size=9).tolist() for _ in range(40)]
+    rows = [recording(f"s{i:04d}", positions_mm=own[i % 40], valid_spans=[0, i]) for i in range(3000)]
+    write_table(tmp_path / "t", iter(rows))
+    assert (tmp_path / "t").read_bytes() == encode_table(rows).to_pybytes()
+    assert all(same(a, b) for a, b in zip(Recordings.open(tmp_path / "t"), rows, strict=True))
+    # Beyond what is remembered a list is stored again, and reads the same.
+    monkeypatch.setattr(table_write, "_REMEMBERED_LISTS", 10)
+    write_table(tmp_path / "u", iter(rows))
+    table = Recordings.open(tmp_path / "u")
+    assert len(table.distinct("positions_mm")) > 40 and all(same(a, b) for a, b in zip(table, rows, strict=True))
+
+
+def test_columns_are_arrays(tmp_path: Path) -> None:
+    table = opened(tmp_path / "t", ROWS)
+    assert table.column("sfreq").tolist() == [200, 0.5, 200, 200]
+    assert table.column("n_samples").dtype == np.int64 and not table.column("n_samples").flags.owndata
+    assert table.column("simulated").tolist() == [True, True, False, True]
+    assert table.column("key").tolist() == ["a", "a", "b", "c"]
+    assert table.column("site").tolist() == ["s", "s", "s", "t"]
+    codes, names = table.codes("modality")
+    assert [names[code] for code in codes] == ["eeg", "fmri", "eeg", "eeg"]
+    with pytest.raises(ValueError, match="column positions_mm: holds lists"):
+        table.column("positions_mm")
+    with pytest.raises(ValueError, match="column key: expected one of"):
+        table.codes("key")
+
+
+def test_samples_are_rows_of_one_key_in_order_of_keys() -> None:
+    # Sorted by member, "a-b" comes before "a".
+    rows = sorted([*ROWS, recording("a-b"), recording("a", "fmri", member="a.fmri-1.npy")], key=lambda r: r.member)
+    samples = Samples(Recordings.of(rows))
+    assert {key: len(found) for key, found in samples.items()} == {"a": 3, "a-b": 1, "b": 1, "c": 1}
+    assert list(samples) == ["a", "a-b", "b", "c"]
+    assert list(Samples(Recordings.of(rows), "test")) == ["c"] and not Samples(Recordings.of(rows), "validation")
+
+
+def test_other_readers_of_arrow_files_read_it(tmp_path: Path) -> None:
+    opened(tmp_path / "t", ROWS)
+    rows = pyarrow.feather.read_table(tmp_path / "t").to_pylist()
+    assert rows[1]["channels"] == ROWS[1].channels and rows[3]["site"] == "t"
+
+
+def test_a_table_of_other_columns_is_refused(tmp_path: Path) -> None:
+    for columns, message in (
+        ({"key": ["a"]}, "missing columns"),
+        ({name: [1] for name in vars(ROWS[0])}, "expected one"),
+    ):
+        with pa.OSFile(str(tmp_path / "t"), "wb") as file, pa.ipc.new_file(file, pa.table(columns).schema) as writer:
+            writer.write_table(pa.table(columns))
+        with pytest.raises(ValueError, match=message) as error:
+            Recordings.open(tmp_path / "t")
+        assert "\n" not in str(error.value) and str(tmp_path / "t") in str(error.value)
+
+
+def test_a_truncated_table_is_refused(tmp_path: Path) -> None:
+    content = encode_table([replace(ROWS[0], key=f"k{i}") for i in range(100)]).to_pybytes()
+    for size in (0, 10, len(content) // 2, len(content) - 1):
+        (tmp_path / "t").write_bytes(content[:size])
+        with pytest.raises(ValueError, match="cannot read the table of recordings"):
+            Recordings.open(tmp_path / "t")

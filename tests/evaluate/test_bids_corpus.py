@@ -1,0 +1,55 @@
+"""BIDS folders become a corpus with the export's own cleaning, once."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mcsp.config import EvaluateConfig, ModelConfig
+from mcsp.data_sharding.store.reader import Corpus
+from mcsp.encode.pretrained import PretrainedMCSP
+from mcsp.evaluate.bids_corpus import KEY_VARIABLE, open_corpus
+from mcsp.evaluate.overlap import find_overlap
+from mcsp.evaluate.units import read_labels
+from mcsp.export.export import pretraining_subjects
+from mcsp.model.weights import SUBJECTS_FILE
+from mcsp.schema import KEY_FINGERPRINT
+
+
+def model(cleaning: dict) -> PretrainedMCSP:
+    model = PretrainedMCSP(ModelConfig(domains=("temporal",)))
+    model.preprocessing = {"cleaning": cleaning}
+    return model
+
+
+def test_a_bids_dataset_is_cleaned_as_the_pretraining_corpus_was(
+    corpus_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(KEY_VARIABLE, raising=False)
+    reference = Corpus(corpus_dir)
+    cleaning = {m: {**reference.index["config"][m], "reference": "average"} for m in ("eeg", "fmri")}
+    config = EvaluateConfig(model_dir=tmp_path, bids_root=corpus_dir.parent / "bids" / "simulated-a", out_dir=tmp_path)
+    columns = ["diagnosis", "mean_fd", "session"]
+    corpus = open_corpus(config, tmp_path, model(cleaning), columns)
+    assert np.bincount(read_labels(corpus, "diagnosis").y_N).tolist() == [8, 8]
+    assert {r.split for r in corpus.recordings} == {"test"}
+    expected = {}
+    for r in reference.recordings:
+        if r.site == "simulated-a" and r.modality == "fmri":
+            expected[reference.read_window(r, 0, 20).x_TC.tobytes()] = r.participant
+    own = [r for r in corpus.recordings if r.modality == "fmri"]
+    assert {corpus.read_window(r, 0, 20).x_TC.tobytes(): r.participant for r in own} == expected
+    (tmp_path / SUBJECTS_FILE).write_text("".join(f"{s}\n" for s in pretraining_subjects(reference)))
+    kept = {KEY_FINGERPRINT: reference.index[KEY_FINGERPRINT], "corpus_index_hash": reference.index_hash}
+    people = [f"{r.site}/{r.subject}" for r in own]
+    assert find_overlap(kept, tmp_path, corpus, people).seen is None, "the same people, under a public key"
+    before = (tmp_path / "corpus" / "index.json").stat().st_mtime_ns
+    again = open_corpus(config, tmp_path, model(cleaning), columns)
+    assert again.index_hash == corpus.index_hash
+    assert (tmp_path / "corpus" / "index.json").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("given", [{}, {"corpus_dir": Path("a"), "bids_root": Path("b")}])
+def test_one_source_of_recordings_is_expected(given: dict, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="expected one of corpus_dir and bids_root"):
+        EvaluateConfig(model_dir=tmp_path, out_dir=tmp_path, **given)

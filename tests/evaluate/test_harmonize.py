@@ -1,0 +1,96 @@
+"""ComBat gives the numbers of another implementation, serves sites it has never met, and leaks nothing."""
+
+import numpy as np
+import pytest
+
+from mcsp.evaluate import scores
+from mcsp.evaluate.classifiers import cross_validate, fit, harmonized, logistic
+from mcsp.evaluate.harmonize import Combat, site_centred
+from mcsp.evaluate.splits import k_fold, leave_site_out
+
+# neurocombat-sklearn 0.1.3 (its call of OneHotEncoder brought up to date) on the input of `example`: rows 0, 13 and 27,
+# first three features. It computes priors in float32.
+OTHER_IMPLEMENTATION = [
+    [0.3031759640245005, 0.10412255983353902, 1.0849021420295202],
+    [0.11996193483712793, 2.356813159738829, 0.3825913937133604],
+    [0.24178956866831025, 0.08804237791876202, 2.5754563993056045],
+]
+
+
+def example() -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    site_N = np.repeat([0, 1, 2], [12, 9, 7])
+    x_NF = rng.normal(size=(28, 6)) * np.array([1, 1.5, 0.7])[site_N][:, None]
+    return x_NF + np.array([0, 2, -1])[site_N][:, None] * np.linspace(0.5, 1.5, 6), site_N
+
+
+def test_the_numbers_are_those_of_another_implementation() -> None:
+    x_NF, site_N = example()
+    out_NF = Combat().fit_transform(np.c_[x_NF, site_N])
+    np.testing.assert_allclose(out_NF[[0, 13, 27], :3], OTHER_IMPLEMENTATION, atol=5e-5)
+
+
+def test_shift_and_scale_of_known_sites_go_and_an_unknown_or_tiny_site_passes_unchanged() -> None:
+    rng = np.random.default_rng(1)
+    site_N = np.repeat([0, 1, 2], [200, 200, 2])
+    x_NF = rng.normal(size=(402, 40)) * np.array([1.0, 3.0, 1.0])[site_N][:, None] + 5.0 * (site_N == 1)[:, None]
+    combat = Combat().fit(np.c_[x_NF, site_N])
+    out_NF = combat.transform(np.c_[x_NF, site_N])
+    a, b = out_NF[site_N == 0], out_NF[site_N == 1]
+    assert np.abs(a.mean(0) - b.mean(0)).max() < 0.8  # of 5; what is left is the noise of 200 units
+    assert 0.9 < a.std() / b.std() < 1.1
+    assert np.array_equal(out_NF[site_N == 2], x_NF[site_N == 2])
+    assert np.array_equal(combat.transform(np.c_[x_NF[:5], np.full(5, 9)]), x_NF[:5])
+
+
+def test_constant_features_and_a_single_feature_stay_finite() -> None:
+    x_NF, site_N = example()
+    x_NF[:, 0] = 4.0
+    x_NF[site_N == 1, 1] = 2.0
+    assert np.isfinite(Combat().fit_transform(np.c_[x_NF, site_N])).all()
+    assert np.isfinite(Combat().fit_transform(np.c_[x_NF[:, 2:3], site_N])).all()
+
+
+def sites_with_offsets() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """120 units of two sites; the label moves three features by 1, the site all of them by 8."""
+    rng = np.random.default_rng(2)
+    y_N, site_N = np.tile([0, 1], 60), np.repeat([0, 1], 60)
+    x_NF = rng.normal(size=(120, 20)) + 8.0 * site_N[:, None] + y_N[:, None] * (np.arange(20) < 3)
+    return x_NF, y_N, site_N
+
+
+def test_test_units_have_no_part_in_the_fit_and_other_test_units_none_in_a_score() -> None:
+    x_NF, y_N, site_N = sites_with_offsets()
+    keys = [f"{i:03d}" for i in range(120)]
+    folds = k_fold(keys, y_N, keys, 4, 1)
+    test = folds.by_seed[0][0][1]
+    x_N = np.c_[x_NF, site_N]
+    before = cross_validate(harmonized(logistic([20])), x_N, y_N, np.arange(120), folds)[0, test]
+    x_N[test[1:], :-1] += 100.0
+    after = cross_validate(harmonized(logistic([20])), x_N, 1 - y_N, np.arange(120), folds)[0, test]
+    flipped = cross_validate(harmonized(logistic([20])), x_N, y_N, np.arange(120), folds)[0, test]
+    assert before[0] == flipped[0]
+    assert after[0] == pytest.approx(-before[0], rel=1e-6)  # labels reach the classifier alone
+
+
+def test_combat_finds_the_label_across_known_sites_and_a_left_out_site_is_scored() -> None:
+    x_NF, y_N, site_N = sites_with_offsets()
+    keys = [f"{i:03d}" for i in range(120)]
+    classifier, x_N, ones = harmonized(logistic([20])), np.c_[x_NF, site_N], np.ones((1, 120))
+    folds = k_fold(keys, y_N, keys, 4, 1)
+    assert scores.pooled(cross_validate(classifier, x_N, y_N, np.arange(120), folds), y_N, ones)[0] > 0.85
+    sites = [f"s{k}" for k in site_N]
+    left_out = cross_validate(classifier, x_N, y_N, np.arange(120), leave_site_out(keys, y_N, keys, sites))
+    assert np.isfinite(left_out).all()
+    prepare, _ = fit(classifier, x_N[site_N == 0], y_N[site_N == 0], np.arange(60))
+    assert list(prepare[0].sites_) == [0]
+
+
+def test_centring_removes_site_means_and_keeps_rows_without_features() -> None:
+    x_NF, _, site_N = sites_with_offsets()
+    x_NF[7] = np.nan
+    out_NF = site_centred(x_NF, [str(k) for k in site_N])
+    assert np.isnan(out_NF[7]).all()
+    for k in (0, 1):
+        rows = (site_N == k) & (np.arange(120) != 7)
+        np.testing.assert_allclose(out_NF[rows].mean(axis=0), 0, atol=1e-12)

@@ -1,0 +1,103 @@
+"""No subject is in two parts, no site trains for itself, and digests name the folds."""
+
+import numpy as np
+import pytest
+
+from mcsp.evaluate.splits import _checked, inner_folds, k_fold, labelled_part, leave_site_out, require_disjoint
+
+
+def people(n: int = 40, sessions: int = 2) -> tuple[list[str], np.ndarray, list[str], list[str]]:
+    """Keys, labels, subjects, sites: three sites, classes alternate between subjects."""
+    subjects = [f"s{i // sessions % 3}/{i // sessions:03d}" for i in range(n * sessions)]
+    y_N = np.array([int(s[-3:]) % 2 for s in subjects])
+    return [f"{s}_{i}" for i, s in enumerate(subjects)], y_N, subjects, [s[:2] for s in subjects]
+
+
+def test_no_subject_is_in_two_parts_and_every_unit_is_tested_once_per_seed() -> None:
+    keys, y_N, subjects, _ = people()
+    folds = k_fold(keys, y_N, subjects, 5, 3)
+    assert len(folds.by_seed) == 3
+    for splits in folds.by_seed:
+        assert sorted(np.concatenate([test for _, test in splits])) == list(range(len(y_N)))
+        for train, test in splits:
+            assert not {subjects[i] for i in train} & {subjects[i] for i in test}
+
+
+def test_a_site_left_out_trains_for_others_only() -> None:
+    keys, y_N, subjects, sites = people()
+    (splits,) = leave_site_out(keys, y_N, subjects, sites).by_seed
+    assert [{sites[i] for i in test} for _, test in splits] == [{"s0"}, {"s1"}, {"s2"}]
+    for train, test in splits:
+        assert not {sites[i] for i in train} & {sites[i] for i in test}
+
+
+def test_sites_that_cannot_be_left_out() -> None:
+    keys, y_N, subjects, _ = people()
+    with pytest.raises(ValueError, match="at least two sites that can be left out, found 0 of 1"):
+        leave_site_out(keys, y_N, subjects, ["only"] * len(keys))
+    by_label = [f"site-{y}" for y in y_N]  # without one of them a single class is left
+    with pytest.raises(ValueError, match="found 0 of 2"):
+        leave_site_out(keys, y_N, subjects, by_label)
+
+
+def test_a_subject_on_both_sides_is_refused() -> None:
+    keys, _, subjects, _ = people(4, 2)
+    with pytest.raises(ValueError, match="subject s0/000 is in the training and in the test part"):
+        _checked("kfold", (((np.array([0, 2]), np.array([1, 3])),),), keys, subjects)
+
+
+def test_the_digest_names_the_folds() -> None:
+    keys, y_N, subjects, _ = people()
+    same = [k_fold(keys, y_N, subjects, 5, 2).sha256 for _ in range(2)]
+    assert same[0] == same[1]
+    assert k_fold(keys, y_N, subjects, 4, 2).sha256 != same[0]
+    assert k_fold([k + "x" for k in keys], y_N, subjects, 5, 2).sha256 != same[0]
+
+
+def test_inner_folds_keep_subjects_together_and_have_both_classes_to_train_on() -> None:
+    _, y_N, subjects, _ = people(9, 3)
+    groups_N = np.unique(subjects, return_inverse=True)[1]
+    folds = inner_folds(y_N, groups_N, 3)
+    assert len(folds) == 3
+    for train, test in folds:
+        assert not set(groups_N[train]) & set(groups_N[test])
+        assert len(set(y_N[train])) == 2
+    assert inner_folds(y_N[:6], groups_N[:6], 3) == []  # one subject of each class
+
+
+def test_a_part_of_the_labels_is_a_part_of_the_subjects_with_both_classes() -> None:
+    _, y_N, subjects, _ = people(40, 2)
+    groups_N = np.unique(subjects, return_inverse=True)[1]
+    rows = np.arange(len(y_N))
+    small, half, whole = (labelled_part(rows, y_N, groups_N, f, seed=1) for f in (0.01, 0.5, 1.0))
+    assert set(small) <= set(half) <= set(whole) == set(rows)
+    assert np.bincount(y_N[small]).tolist() == [4, 4]  # two subjects of each class, two units each
+    assert len(half) == 40
+    assert set(labelled_part(rows, y_N, groups_N, 0.5, seed=2)) != set(half)
+
+
+@pytest.mark.parametrize(
+    ("y", "folds", "message"),
+    [
+        ([1] * 12, 3, "expected labels of two classes, found one class in 12 units"),
+        ([0] * 10 + [1] * 2, 3, "folds=3: expected at least that many subjects in each class, found 10 and 2"),
+    ],
+)
+def test_labels_that_allow_no_folds(y: list[int], folds: int, message: str) -> None:
+    names = [f"s{i}" for i in range(12)]
+    with pytest.raises(ValueError, match=message):
+        k_fold(names, np.array(y), names, folds, 1)
+
+
+def test_folds_of_another_splitter_are_checked_too() -> None:
+    from sklearn.model_selection import GroupKFold, KFold
+
+    subjects = ["a", "a", "b", "b", "c", "c"]
+    require_disjoint(list(GroupKFold(3).split(np.zeros(6), groups=subjects)), subjects)
+    with pytest.raises(ValueError, match="subject a is in the training and in the test part of one fold"):
+        require_disjoint(list(KFold(6).split(np.zeros(6))), subjects)
+
+
+def test_labels_that_are_no_classes() -> None:
+    with pytest.raises(ValueError, match=r"expected labels 0 and 1, found \[2\]"):
+        k_fold(["a", "b"], np.array([1, 2]), ["a", "b"], 2, 1)

@@ -1,0 +1,89 @@
+"""An export is compared before it gets its name, and what fails leaves what was there."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mcsp.config import ModelConfig, PretrainConfig
+from mcsp.data_sharding.store.reader import Corpus
+from mcsp.encode.pretrained import PretrainedMCSP, from_pretrained
+from mcsp.export import export
+from mcsp.model.mcsp import MCSP
+
+CONFIG = ModelConfig(domains=("temporal",))
+
+
+@pytest.fixture
+def corpus(corpus_dir: Path) -> Corpus:
+    return Corpus(corpus_dir)
+
+
+@pytest.fixture
+def manifest(corpus: Corpus, tmp_path: Path) -> dict[str, Any]:
+    return {
+        "step": 3,
+        "config": PretrainConfig(corpus_dir=str(corpus.path), run_dir=tmp_path / "run").dump(),
+        "model_config": CONFIG.dump(),
+        "index_hash": corpus.index_hash,
+        "zero_stage": 1,
+    }
+
+
+def weights(seed: int) -> dict[str, torch.Tensor]:
+    torch.manual_seed(seed)
+    return MCSP(CONFIG).state_dict()
+
+
+def test_what_is_loaded_again_with_other_numbers_is_no_export(
+    corpus: Corpus, manifest: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One weight of all is off by a thousandth."""
+    out = tmp_path / "model"
+    export.write_export(weights(1), manifest, [], corpus, out)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+
+    def damaged(folder: Path) -> PretrainedMCSP:
+        model = from_pretrained(folder)
+        with torch.no_grad():
+            model.get_parameter("encoders.fmri_temporal.embed.weight").view(-1)[0].mul_(1.001)
+        return model
+
+    monkeypatch.setattr(export, "from_pretrained", damaged)
+    with pytest.raises(ValueError, match="the fmri outputs of the reloaded model differ from those of the checkpoint"):
+        export.write_export(weights(2), manifest, [], corpus, out)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_full_disk_leaves_the_earlier_export(
+    corpus: Corpus, manifest: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "model"
+    export.write_export(weights(1), manifest, [], corpus, out)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(export, "write_sums", full)
+    with pytest.raises(OSError, match="No space left"):
+        export.write_export(weights(2), manifest, [], corpus, out)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ({"modalities": ["eeg", "meg"]}, r"modalities: expected some of \['fmri', 'eeg'\], found \['eeg', 'meg'\]"),
+        ({"modalities": []}, r"found \[\]"),
+    ],
+)
+def test_encoders_that_the_model_lacks(
+    corpus: Corpus, manifest: dict[str, Any], tmp_path: Path, changed: dict[str, Any], expected: str
+) -> None:
+    with pytest.raises(ValueError, match=expected):
+        export.write_export(weights(1), manifest, [], corpus, tmp_path / "model", **changed)
+    assert not list(tmp_path.iterdir())

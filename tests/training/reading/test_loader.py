@@ -1,0 +1,146 @@
+"""The loader on a real corpus: any number of ranks, workers and micro-batches reads the same, damaged or not."""
+
+import hashlib
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from mcsp.batch import Batch
+from mcsp.config import BatchConfig
+from mcsp.data_sharding.store.index import SHARDS_NAME
+from mcsp.data_sharding.store.reader import Corpus
+from mcsp.run_log import read_metrics
+from mcsp.training.reading.loader import BadWindows, StepDataset, batches
+from mcsp.training.reading.schedule import Schedule
+from tests.training.ranks import pretrain
+
+STEPS = 4
+
+
+def dataset(corpus_dir: Path, rank: int = 0, world: int = 1, micro_batches: int = 1) -> StepDataset:
+    corpus = Corpus(corpus_dir)
+    plan = Schedule(
+        corpus.recordings, index_hash=corpus.index_hash, seed=3, quota=BatchConfig(paired=12, eeg=0, fmri=0),
+        window_seconds={"eeg": 10.0, "fmri": 30.0}, delay_seconds=5.0, site_temperature=2.0,
+    )  # fmt: skip
+    return StepDataset(corpus, plan, rank, world, micro_batches)
+
+
+def rows(batch: Batch) -> Iterator[tuple[int, str, str]]:
+    """Key, modality and a hash of all that a row holds, of every row."""
+    for modality, signal in batch.signals.items():
+        for b in range(len(signal)):
+            values = [getattr(signal, name)[b] for name in vars(signal) if name != "sample_B"]
+            identity = [batch.keys[signal.sample_B[b]].encode(), *(v.numpy().tobytes() for v in values)]
+            yield int(signal.key_B[b]), modality, hashlib.sha256(b"".join(identity)).hexdigest()
+
+
+def global_batches(corpus_dir: Path, world: int, workers: int, micro: int, first: int = 0) -> list[tuple]:
+    """For each step everything that all ranks read, and the lines about what could not be read."""
+    parts = [
+        list(batches(dataset(corpus_dir, rank, world, micro), first, STEPS, workers, False)) for rank in range(world)
+    ]
+    found = []
+    for step in zip(*parts, strict=True):
+        micro_batches = [batch for rank in step for batch in rank]
+        assert len({tuple((m, len(s)) for m, s in batch.signals.items()) for batch in micro_batches}) == 1
+        assert len({s.x_BCT.shape[1:] for batch in micro_batches for s in [batch.signals["eeg"]]}) == 1
+        unreadable = sorted(line for batch in micro_batches for line in batch.unreadable)
+        found.append((sorted(row for batch in micro_batches for row in rows(batch)), unreadable))
+    return found
+
+
+@pytest.fixture
+def damaged(corpus_dir: Path, tmp_path: Path) -> Path:
+    """A copy with flipped bytes in one recording and a shard cut short."""
+    path = tmp_path / "damaged"
+    shutil.copytree(corpus_dir, path)
+    recordings = Corpus(path).recordings
+    train = sorted({r.shard for r in recordings if r.split == "train"})
+    flipped = next(r for r in recordings if r.shard == train[0] and r.modality == "eeg")
+    for name in train[:2]:
+        (path / SHARDS_NAME / name).chmod(0o644)
+    with open(path / SHARDS_NAME / train[0], "r+b") as file:
+        for block in range(0, flipped.n_samples, flipped.block_samples):
+            file.seek(flipped.byte_offset + block * flipped.n_channels * 2)
+            byte = file.read(1)
+            file.seek(-1, 1)
+            file.write(bytes([byte[0] ^ 16]))
+    with open(path / SHARDS_NAME / train[1], "r+b") as file:
+        file.truncate(file.seek(0, 2) // 2)
+    return path
+
+
+def test_any_ranks_workers_and_micro_batches_read_the_same_and_so_does_a_resume(corpus_dir: Path) -> None:
+    whole = global_batches(corpus_dir, 1, 0, 1)
+    assert all(len(found) == 24 and not unreadable for found, unreadable in whole)
+    assert len({row for found, _ in whole for row in found}) == STEPS * 24, "a window was read twice"
+    for world, workers, micro in ((2, 0, 1), (1, 2, 3), (3, 0, 2), (6, 0, 1)):
+        assert global_batches(corpus_dir, world, workers, micro) == whole, (world, workers, micro)
+    for first, world in ((1, 4), (3, 2)):
+        assert global_batches(corpus_dir, world, 0, 1, first) == whole[first:]
+
+
+def test_damage_is_replaced_alike_for_any_ranks_and_workers_and_after_a_resume(corpus_dir: Path, damaged: Path) -> None:
+    sound, whole = global_batches(corpus_dir, 1, 0, 1), global_batches(damaged, 1, 0, 1)
+    lines = "\n".join(line for _, unreadable in whole for line in unreadable)
+    assert "damaged, block" in lines and "truncated inside" in lines
+    for (before, _), (after, unreadable) in zip(sound, whole, strict=True):
+        assert len(after) == 24
+        kept = set(before) & set(after)
+        # A line stands for one sample, of two windows, that could not be read in its place or as a replacement.
+        assert len(before) - len(kept) <= 2 * len(unreadable)
+        keys = {key for key, _, _ in before} - {key for key, _, _ in kept}
+        assert not keys & {key for key, _, _ in after}, "a replaced sample kept its randomness"
+    for world, workers, micro, first in ((2, 0, 2, 0), (1, 2, 1, 0), (4, 0, 1, 2)):
+        assert global_batches(damaged, world, workers, micro, first) == whole[first:], (world, workers, micro)
+    sorted((damaged / SHARDS_NAME).glob("train-*.tar"))[1].unlink()
+    gone = global_batches(damaged, 1, 0, 1)
+    assert [found for found, _ in gone] != [found for found, _ in whole]
+    assert "cannot read the shard (No such file" in "".join(line for _, unreadable in gone for line in unreadable)
+    assert global_batches(damaged, 3, 0, 1) == gone
+
+
+def test_a_corpus_of_which_nothing_can_be_read_ends_the_run(corpus_dir: Path, tmp_path: Path) -> None:
+    shutil.copytree(corpus_dir, tmp_path / "empty")
+    for shard in (tmp_path / "empty" / SHARDS_NAME).glob("*.tar"):
+        shard.unlink()
+    with pytest.raises(ValueError, match=r"100 samples of stream paired in a row cannot be read; the first: .*No such"):
+        dataset(tmp_path / "empty")[0]
+
+
+@pytest.mark.parametrize(("most", "bad", "read", "ends"), [
+    (0.01, 10, 64, False), (0.01, 11, 64, True), (0.01, 50, 5000, False), (0.01, 51, 5000, True),
+    (3, 3, 10, False), (3, 4, 10**9, True), (0, 0, 10, False), (0, 1, 10**9, True),
+])  # fmt: skip
+def test_too_many_bad_windows_are_a_fraction_or_a_number(most: float, bad: int, read: int, ends: bool) -> None:
+    counter = BadWindows(most)
+    counter.add(bad, read)
+    assert bool(counter.too_many()) == ends
+    assert not ends or counter.too_many().startswith(f"{bad} of {read} windows could not be read, more than max_bad")
+
+
+def test_each_bad_place_is_logged_once_and_counted_every_time(caplog: pytest.LogCaptureFixture) -> None:
+    empty = torch.zeros(0)
+    found = [Batch({}, empty, empty, (), ("a.tar: block 3", "b.tar: block 1")), Batch({}, empty, empty, ())]
+    counter = BadWindows(1)
+    assert counter.tell(found) == counter.tell(found) == 2
+    assert [r.getMessage().split(": ", 1)[1] for r in caplog.records] == list(found[0].unreadable)
+
+
+def test_a_run_counts_bad_windows_and_ends_with_a_checkpoint_when_they_are_too_many(
+    damaged: Path, pretrain_overrides: list[str], tmp_path: Path
+) -> None:
+    overrides = [*pretrain_overrides, f"corpus_dir={damaged}", "checkpoint_every=100"]
+    output = pretrain(*overrides, "max_bad_windows=2", expect=2)
+    assert "window replaced by the next sample of its stream: " in output and "damaged/shards/train-0000" in output
+    (error,) = [line for line in output.splitlines() if line.startswith("error: ")]
+    assert re.match(r"error: \d+ of \d+ windows could not be read, more than max_bad_windows=2 allows", error)
+    bad = [line["bad_windows"] for line in read_metrics(tmp_path / "run")]
+    assert bad == sorted(bad) and bad[-1] > 2 >= max(bad[:-1], default=0)
+    saved = tmp_path / "run" / "checkpoints" / f"step-{len(bad):08d}"
+    assert saved.is_dir(), "what was trained until then is lost"

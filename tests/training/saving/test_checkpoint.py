@@ -1,0 +1,225 @@
+"""The save protocol without a training run: every crash, every kind of damage, a full disk, other numbers of ranks."""
+
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mcsp.training.saving import checkpoint
+from mcsp.training.saving.state import State, consolidate_weights, write_state
+from mcsp.training.saving.zero_fragments import KINDS, Fragment
+from tests.training.disks import small_disk
+
+SHAPES = {"model.a": (5, 7), "model.b": (3,), "log_scale_P": (4,)}
+FACTS = {"index_hash": "i" * 64, "world_size": 1, "zero_stage": 1, "skipped_steps": 0, "model_config": {}}
+CONFIG: dict[str, Any] = {"steps": 10, "schedule_steps": None, "seed": 0, "deepspeed": "zero1.json"}
+
+
+def values(step: int) -> dict[str, dict[str, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(step)
+    return {n: {k: torch.randn(shape, generator=generator) for k in KINDS} for n, shape in SHAPES.items()}
+
+
+def fragments(step: int, rank: int = 0, world: int = 1) -> Iterator[Fragment]:
+    """Each parameter cut among ranks, unevenly; later ranks may hold nothing of a short one."""
+    for name, kinds in values(step).items():
+        whole = kinds["weight"].numel()
+        size = -(-whole // world)
+        start, stop = min(whole, rank * size), min(whole, (rank + 1) * size)
+        if start < stop:
+            flat = {kind: value.flatten()[start:stop] for kind, value in kinds.items()}
+            yield Fragment(name, start, SHAPES[name], flat)
+
+
+def save(run_dir: Path, step: int, keep: int = 2, keep_every: int = 0) -> None:
+    def write(folder: Path) -> Path:
+        return write_state(folder, 0, fragments(step), step)
+
+    checkpoint.save(run_dir, step, {**FACTS, "config": CONFIG}, write, keep, keep_every)
+
+
+def holds(path: Path, step: int) -> bool:
+    weights = consolidate_weights(path)
+    return all(torch.equal(weights[n.removeprefix("model.")], v["weight"]) for n, v in values(step).items() if "." in n)
+
+
+def steps(run_dir: Path) -> list[int]:
+    return sorted(checkpoint.step_of(p) for p in (run_dir / "checkpoints").glob("step-*"))
+
+
+def in_child(action: Callable[[], None]) -> int:
+    """Run it in a copy of this process; how that ended, negative for a signal."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            action()
+        except BaseException:  # noqa: BLE001, the child must never return into the test
+            os._exit(1)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def killed_at(run_dir: Path, event: int, action: Callable[[], None]) -> int:
+    """Run it in a child that dies by SIGKILL as it asks the system for its ``event``-th change below ``run_dir``."""
+    count = 0
+
+    def hook(name: str, arguments: tuple[Any, ...]) -> None:
+        nonlocal count
+        if name in ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir") and str(run_dir) in str(arguments[0]):
+            count += 1
+            if count == event:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    def child() -> None:
+        sys.addaudithook(hook)
+        action()
+
+    return in_child(child)
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_killed_at_any_point_of_a_save_the_newest_complete_checkpoint_loads(tmp_path, capfd, damaged) -> None:
+    template = tmp_path / "template"
+    for step in (1, 2):
+        save(template, step)
+    if damaged:  # a third that was damaged, passed over, and is now written again
+        save(template, 3, keep=3)
+        next((template / "checkpoints" / "step-00000003" / "state").iterdir()).write_bytes(b"x")
+    seen = []
+    for event in range(1, 200):
+        run_dir = tmp_path / f"killed{event}"
+        shutil.copytree(template, run_dir)
+        ended = killed_at(run_dir, event, lambda run_dir=run_dir: save(run_dir, 3))
+        found = checkpoint.latest_checkpoint(run_dir)
+        assert found is not None and checkpoint.step_of(found) in (2, 3), f"killed at event {event}: {found}"
+        assert holds(found, checkpoint.step_of(found))
+        seen.append(checkpoint.step_of(found))
+        checkpoint.clear_incomplete(run_dir)
+        save(run_dir, 4)
+        assert holds(checkpoint.latest_checkpoint(run_dir) or run_dir, 4)
+        assert {p.name[:5] for p in (run_dir / "checkpoints").iterdir()} == {"step-"}, "something was left behind"
+        if ended == 0:
+            break
+        assert ended == -signal.SIGKILL
+    assert ended == 0 and len(seen) > 12, f"only {len(seen)} points"
+    assert seen == sorted(seen) and set(seen) == {2, 3}, f"{seen}: the rename is the one moment that counts"
+
+
+def test_killed_in_the_middle_of_a_file(tmp_path) -> None:
+    save(tmp_path, 1)
+
+    def half(folder: Path) -> Path:
+        path = write_state(folder, 0, fragments(2), 2)
+        os.truncate(path, path.stat().st_size // 2)
+        os.kill(os.getpid(), signal.SIGKILL)
+        return path
+
+    assert in_child(lambda: checkpoint.save(tmp_path, 2, {}, half, 2) and None) == -signal.SIGKILL
+    assert steps(tmp_path) == [1]
+    assert checkpoint.step_of(checkpoint.latest_checkpoint(tmp_path) or tmp_path) == 1
+
+
+def test_every_file_and_folder_is_forced_to_disk_before_and_after_the_rename(tmp_path, monkeypatch) -> None:
+    done: list[str] = []
+    real_fsync, real_rename = os.fsync, Path.rename
+    monkeypatch.setattr(os, "fsync", lambda fd: (done.append(os.readlink(f"/proc/self/fd/{fd}")), real_fsync(fd))[1])
+    monkeypatch.setattr(Path, "rename", lambda a, b: (done.append(f"{a} -> {b}"), real_rename(a, b))[1])
+    save(tmp_path, 1)
+    folder = tmp_path / "checkpoints"
+    aside, final = folder / "incomplete-step-00000001", folder / "step-00000001"
+    renamed = done.index(f"{aside} -> {final}")
+    before = {str(aside / "state" / "rank-00000.safetensors"), str(aside / "manifest.json"), str(aside / "state")}
+    assert {*before, str(aside)} <= set(done[:renamed])
+    assert str(folder) in done[renamed:]
+
+
+def test_every_flipped_byte_truncation_and_missing_file_is_noticed(tmp_path, capfd) -> None:
+    for step in (1, 2):
+        save(tmp_path, step)
+    path = checkpoint.checkpoint_path(tmp_path, 2)
+    for file in (p for p in path.rglob("*") if p.is_file()):
+        content = file.read_bytes()
+        for place in {0, 7, 8, *range(9, len(content), 61), len(content) - 1}:
+            file.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+            with pytest.raises(ValueError, match=str(path)):
+                checkpoint.read_manifest(path)
+        for length in (0, len(content) // 2, len(content) - 1):
+            file.write_bytes(content[:length])
+            assert checkpoint.step_of(checkpoint.latest_checkpoint(tmp_path) or path) == 1
+            assert f"damaged checkpoint passed over: {path}" in capfd.readouterr().err
+        file.unlink()
+        assert checkpoint.step_of(checkpoint.latest_checkpoint(tmp_path) or path) == 1
+        assert f"damaged checkpoint passed over: {path}" in capfd.readouterr().err
+        file.write_bytes(content)
+    assert checkpoint.read_manifest(path)["step"] == 2
+
+
+def test_retention_keeps_the_last_and_every_nth_and_drops_an_abandoned_future(tmp_path) -> None:
+    for step in range(1, 9):
+        save(tmp_path, step, keep=2, keep_every=3)
+    assert steps(tmp_path) == [3, 6, 7, 8]
+    save(tmp_path, 7, keep=1, keep_every=3)
+    assert steps(tmp_path) == [3, 6, 7], "a run that went back to 6 must not find 8 again"
+
+
+def test_equal_states_have_equal_files(tmp_path) -> None:
+    for name in "abcdef":
+        (tmp_path / name).mkdir()
+    files = {write_state(tmp_path / name, 0, fragments(1), 11).read_bytes() for name in "abcdef"}
+    assert len(files) == 1
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 3), (2, 1), (3, 4), (8, 2)])
+def test_any_number_of_ranks_reads_what_any_other_wrote(tmp_path, before, after) -> None:
+    for rank in range(before):
+        write_state(tmp_path, rank, fragments(1, rank, before), 11)
+    state = State(tmp_path)
+    assert state.steps == 11
+    for rank in range(after):
+        mine = list(fragments(2, rank, after))
+        state.into(mine)
+        expected = list(fragments(1, rank, after))
+        for a, b in zip(mine, expected, strict=True):
+            assert all(torch.equal(a.values[kind], b.values[kind]) for kind in KINDS)
+    (tmp_path / "state" / "rank-00000.safetensors").unlink()
+    if before > 1:
+        with pytest.raises(ValueError, match=r"expected 35 values of weight model.a from 0, found"):
+            State(tmp_path).whole("weight", "model.a")
+
+
+def test_another_run_is_refused_and_another_number_of_ranks_is_not(tmp_path) -> None:
+    manifest = {**FACTS, "config": CONFIG}
+
+    def refused(facts: dict[str, Any], **config: Any) -> str:
+        with pytest.raises(ValueError, match=str(tmp_path)) as caught:
+            checkpoint.check_continues(tmp_path, manifest, {**FACTS, **facts, "config": {**CONFIG, **config}})
+        return str(caught.value)
+
+    assert "the config differs from the saved one (seed: 0 -> 5)" in refused({}, seed=5)
+    assert "checkpoint of another corpus" in refused({"index_hash": "0" * 64})
+    assert "add schedule_steps=10" in refused({}, steps=20)
+    free = {"deepspeed": "zero3.json", "steps": 20, "schedule_steps": 10}
+    checkpoint.check_continues(
+        tmp_path, manifest, {**FACTS, "world_size": 7, "zero_stage": 3, "config": {**CONFIG, **free}}
+    )
+
+
+def test_a_full_disk_gets_one_line_and_keeps_the_old_checkpoints(tmp_path) -> None:
+    def large(folder: Path) -> Path:
+        value = torch.zeros(100_000)
+        return write_state(folder, 0, [Fragment("model.a", 0, (100_000,), dict.fromkeys(KINDS, value))], 2)
+
+    with small_disk(tmp_path / "disk", 2**18) as disk:
+        save(disk, 1)
+        with pytest.raises(ValueError, match=r"No space left on device.*earlier checkpoints are kept") as caught:
+            checkpoint.save(disk, 2, {}, large, 2)
+        assert "\n" not in str(caught.value)
+        assert [p.name for p in (disk / "checkpoints").iterdir()] == ["step-00000001"]
+        save(disk, 2)  # the space of the failed one is free again
+        assert steps(disk) == [1, 2]
