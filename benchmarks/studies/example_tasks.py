@@ -5,9 +5,9 @@ python benchmarks/studies/example_tasks.py --table [--out FILE]     prints the r
 
 Makes a simulated fMRI consortium, pretrains on it (two CPU ranks, or the GPUs that are there), exports, and scores the
 export on other consortia, of people and sites that pretraining never saw, and on recordings that come inside Python
-packages (real_recordings.py beside this file). Each of ``--seeds`` is a pretraining run of its own, each of ``--populations``
-a consortium to score. Writes one file, benchmarks/results/example_tasks_<yyyymm>.json. A stage that DIR holds already,
-made with the same command, is re-used with the seconds and the commit that it was made with.
+packages (real_recordings.py beside this file). Each of ``--seeds`` is a pretraining run of its own, each of
+``--populations`` a consortium to score. Writes one file, benchmarks/results/example_tasks_<yyyymm>.json. A stage
+that DIR holds already, made with the same command, is re-used with the seconds and the commit that it was made with.
 """
 
 import argparse

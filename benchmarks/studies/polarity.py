@@ -3,10 +3,10 @@
 python benchmarks/studies/polarity.py [--steps K] [--seeds S ...] [--out FILE]
 python benchmarks/studies/polarity.py --table [--out FILE]     prints benchmarks/results/polarity_<yyyymm>.json
 
-SelfRegulationSCP1 as in real_recordings.py beside this file, which trains and reads out: its label is the polarity of a slow
-potential. An encoder with random weights, and the same one after K steps on the published training pieces without their
-labels, with views that flip the sign of half of the rows and with views that keep it. Accuracy of the learned features,
-and of h of the temporal domain, the only one that sees a sign.
+SelfRegulationSCP1 as in real_recordings.py beside this file, which trains and reads out: its label is the polarity
+of a slow potential. An encoder with random weights, and the same one after K steps on the published training pieces
+without their labels, with views that flip the sign of half of the rows and with views that keep it. Accuracy of the
+learned features, and of h of the temporal domain, the only one that sees a sign.
 
 Shape letters: N pieces, C channels, T time samples, F features.
 """

