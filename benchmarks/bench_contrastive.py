@@ -222,10 +222,10 @@ def main() -> None:
         names += ["compiled lean", "triton-bf16", "triton-tf32", "triton-fp32"]
     not_run = {name: reason for name in PEERS if (reason := why_not(name, device))}
     names += [name for name in PEERS if name not in not_run]
-    facts = where()
+    machine = where()
     rows = [row for n, width in (CUDA_GRID if device == "cuda" else CPU_GRID)
             for row in measure(n, width, names, options.repeats, device)]  # fmt: skip
-    report = {"measured_on": facts, "repeats": options.repeats, "not_run": not_run, "rows": rows}
+    report = {"measured_on": machine, "repeats": options.repeats, "not_run": not_run, "rows": rows}
     options.out.write_text(json.dumps(report, indent=1) + "\n")
 
 

@@ -213,14 +213,14 @@ def main() -> None:
         else:
             results["weak_scaling"] = weak_scaling(corpus, Path(folder), arguments.steps)
     device = torch.cuda.get_device_name() if kind == "cuda" else platform.processor() or platform.machine()
-    facts = {
+    origin = {
         "script": "benchmarks/bench_training.py", "date": date.today().isoformat(), "commit": commit(),
         "device": device, "cores": os.cpu_count(), "load_average_before_and_after": [load, os.getloadavg()[0]],
         "python": platform.python_version(),
         "versions": {package: version(package) for package in ("torch", "deepspeed")},
         "model": "nano", "batch_per_rank_in_weak_scaling": BATCH, "windows": WINDOWS,
     }  # fmt: skip
-    arguments.out.write_text(json.dumps({**facts, **results}, indent=1) + "\n")
+    arguments.out.write_text(json.dumps({**origin, **results}, indent=1) + "\n")
     print(json.dumps(results, indent=1))
     print(f"results: {arguments.out}")
 

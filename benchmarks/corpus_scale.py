@@ -111,7 +111,7 @@ def use(root: str, what: str) -> dict[str, Any]:
         found = [*lint._index_lies(corpus, Path(root)), *lint._table_lies(corpus.recordings)]
         assert found == [] and len(lint._rows_by_shard(corpus.recordings)) == len(corpus.index["shards"])
     else:
-        assert list(seal.scan_table(corpus.recordings, frozenset({"anna"}))) == []
+        assert list(seal.find_identifiers_in_table(corpus.recordings, frozenset({"anna"}))) == []
     return {"seconds": round(time.perf_counter() - start, 1)}
 
 

@@ -188,8 +188,8 @@ def validate(corpus: Path, folder: Path) -> list[dict[str, Any]]:
             raise RuntimeError(f"a rank of {ranks} failed")
         everyone = json.loads((folder / f"{ranks}.json").read_text())
         for stage in range(4):
-            mine = [rank[stage] for rank in everyone]
-            parameters = mine[0]["parameters"]
+            of_stage = [rank[stage] for rank in everyone]
+            parameters = of_stage[0]["parameters"]
             predicted = state_bytes(parameters, ranks, stage, bf16=False)["optimizer"]
             if stage == 3:  # only the moments are found there
                 predicted *= 8 / 12
@@ -198,11 +198,11 @@ def validate(corpus: Path, folder: Path) -> list[dict[str, Any]]:
                     "ranks": ranks,
                     "stage": stage,
                     "parameters": parameters,
-                    "optimizer_bytes": max(m["optimizer_bytes"] for m in mine),
+                    "optimizer_bytes": max(m["optimizer_bytes"] for m in of_stage),
                     "optimizer_bytes_predicted": predicted,
-                    "sent_bytes": sent(mine[0]["collectives"], ranks),
+                    "sent_bytes": sent(of_stage[0]["collectives"], ranks),
                     "sent_bytes_predicted": collective_bytes(parameters, ranks, stage, bf16=False),
-                    "collectives": mine[0]["collectives"],
+                    "collectives": of_stage[0]["collectives"],
                 }
             )
     return rows
@@ -248,13 +248,13 @@ def main() -> None:
         pieces = {size: count(size) for size in SIZES}
         with tempfile.TemporaryDirectory() as folder:
             checks = validate(make_corpus(Path(folder)), Path(folder))
-        facts = {
+        origin = {
             "script": "benchmarks/scaling_model.py", "date": date.today().isoformat(), "commit": commit(),
             "device": platform.processor() or platform.machine(), "cores": os.cpu_count(),
             "versions": {package: version(package) for package in ("torch", "deepspeed")},
             "windows": {"shapes": SHAPES, "hz": HZ}, "assumed": ASSUMED,
         }  # fmt: skip
-        RESULT.write_text(json.dumps({**facts, "pieces": pieces, "checks": checks}, indent=1) + "\n")
+        RESULT.write_text(json.dumps({**origin, "pieces": pieces, "checks": checks}, indent=1) + "\n")
         print(json.dumps(checks, indent=1))
     print(table(json.loads(RESULT.read_text())))
     return None

@@ -15,7 +15,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Status 2 and one line on bad input, 1 where more recordings are bad than ``max_quarantined`` allows.
     """
-    config, arguments = parse_command_line(CorpusConfig, "Build a corpus from BIDS datasets.", argv)
+    config, arguments = parse_command_line(CorpusConfig, "Build a corpus from BIDS datasets.", argv, address=True)
     # Ray, MNE and nilearn take seconds to import; a mistake in the configuration is told before.
     from mcsp.data_sharding.build.corpus import build_corpus
     from mcsp.data_sharding.build.seal import TooManyQuarantinedError

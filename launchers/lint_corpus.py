@@ -5,8 +5,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from mcsp.data_sharding.build.identifiers import find_identifiers_in_corpus
 from mcsp.data_sharding.build.privacy import name_words
-from mcsp.data_sharding.build.scan import scan_corpus
 from mcsp.data_sharding.inspect.lint import lint_corpus
 from mcsp.data_sharding.store.files import location
 from mcsp.data_sharding.store.index import read_index
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         path = location(arguments.corpus_dir)
         if arguments.privacy:
             names = arguments.names.read_text(encoding="utf-8").splitlines() if arguments.names else []
-            lies = scan_corpus(path, name_words(names), arguments.workers)
+            lies = find_identifiers_in_corpus(path, name_words(names), arguments.workers)
         else:
             lies = lint_corpus(path, arguments.workers)
         counts = read_index(path)["totals"]["all"]

@@ -170,8 +170,8 @@ def _title(run_dir: Path, step: int, events: list[dict[str, Any]]) -> str:
     title = f"{run_dir.name}: step {step}"
     end = run_dir / "exit.json"
     if end.exists():
-        facts = json.loads(end.read_text())
-        title += f", {facts['reason']}" + (f" ({facts['detail']:.80})" if facts["detail"] else "")
+        ended = json.loads(end.read_text())
+        title += f", {ended['reason']}" + (f" ({ended['detail']:.80})" if ended["detail"] else "")
     return (
         f"{title}\n{counted('start', 1)} restarts (dotted), {counted('rollback')} rollbacks (dashed), "
         f"{counted('skip')} skipped steps (triangles)"

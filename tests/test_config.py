@@ -3,16 +3,21 @@
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from benchmarks.ablation.settings import AblateConfig
 from mcsp.config import (
     Config,
     CorpusConfig,
     EvaluateConfig,
+    ExplainConfig,
     FinetuneConfig,
     ModelConfig,
     PretrainConfig,
@@ -203,3 +208,29 @@ def test_a_launcher_reports_an_unknown_key_without_a_stack_trace_in_a_moment() -
     assert result.returncode == 2, result.stderr
     assert "error: command line: unknown key 'setps'; known keys:" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def settings(model: type[BaseModel]) -> Iterator[tuple[str, FieldInfo]]:
+    """Every setting of a schema and of the sections below it."""
+    for name, field in model.model_fields.items():
+        yield f"{model.__name__}.{name}", field
+        for kind in (field.annotation, *get_args(field.annotation)):
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                yield from settings(kind)
+
+
+@pytest.mark.parametrize(
+    "model", [CorpusConfig, PretrainConfig, EvaluateConfig, FinetuneConfig, ExplainConfig, AblateConfig]
+)
+def test_every_setting_has_a_help_text(model: type[BaseModel]) -> None:
+    assert [name for name, field in settings(model) if not field.description] == []
+
+
+def test_only_the_builder_takes_the_address_of_a_cluster(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse_command_line(PretrainConfig, "Pretrain.", ["--address", "auto", "corpus_dir=a", "run_dir=b"])
+    assert "--address" in capsys.readouterr().err
+    _, arguments = parse_command_line(
+        CorpusConfig, "Build.", ["--address", "auto", "bids_root=a", "out_dir=b"], address=True
+    )
+    assert arguments.address == "auto"

@@ -24,12 +24,12 @@ def class_scores(x_NF: np.ndarray, class_N: np.ndarray, x_MF: np.ndarray) -> np.
     mean_KF = np.stack([x_NF[class_N == k].mean(0) for k in range(n_classes)])
     root_NF, diagonal_F = np.empty_like(x_NF), np.zeros(x_NF.shape[1])
     for k in range(n_classes):
-        mine = class_N == k
-        centred = x_NF[mine] - mean_KF[k]
+        in_class = class_N == k
+        centred = x_NF[in_class] - mean_KF[k]
         deviation_F = centred.std(0)
         deviation_F[deviation_F <= 1e-12 * max(1.0, float(deviation_F.max()))] = 1.0  # constant, as StandardScaler
         shrinkage, level = _ledoit_wolf(centred / deviation_F)
-        root_NF[mine] = centred * (prior_K[k] * (1 - shrinkage) / mine.sum()) ** 0.5
+        root_NF[in_class] = centred * (prior_K[k] * (1 - shrinkage) / in_class.sum()) ** 0.5
         diagonal_F += prior_K[k] * shrinkage * level * deviation_F**2
     diagonal_F = np.maximum(diagonal_F, 1e-12 * diagonal_F.max() + 1e-300)
     scaled_NF = root_NF / diagonal_F

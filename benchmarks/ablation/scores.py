@@ -187,14 +187,14 @@ def identification(
         least = 2 * seconds[modality]
         long_H = np.array([i for i in units_H if _shortest(labelled.units[i], modality) >= least], dtype=int)
         for site in np.unique(site_N):
-            mine = long_H[site_N[long_H] == site]
-            if len(mine) < 2:
+            of_site_H = long_H[site_N[long_H] == site]
+            if len(of_site_H) < 2:
                 continue
-            ends_2NF = found.ends(mine)
+            ends_2NF = found.ends(of_site_H)
             ends_2NF = (ends_2NF - ends_2NF.mean((0, 1))) / (ends_2NF.std((0, 1)) + 1e-12)
             first_NF, last_NF = ends_2NF / np.linalg.norm(ends_2NF, axis=-1, keepdims=True)
-            hits += ((first_NF @ last_NF.T).argmax(1) == np.arange(len(mine))).tolist()
-            chance += [1 / len(mine)] * len(mine)
+            hits += ((first_NF @ last_NF.T).argmax(1) == np.arange(len(of_site_H))).tolist()
+            chance += [1 / len(of_site_H)] * len(of_site_H)
     if not hits:
         return {"identification": None, "chance_identification": None}
     return {"identification": float(np.mean(hits)), "chance_identification": float(np.mean(chance))}

@@ -56,14 +56,14 @@ def summarise(results: Sequence[dict[str, Any]], order: Sequence[str], base: str
         seeds = sorted(seed for variant, seed in by_run if variant == name)
         if not seeds:
             continue
-        mine = {seed: trained[name, seed] for seed in seeds}
+        of_variant = {seed: trained[name, seed] for seed in seeds}
         rows.append(
             {
                 "variant": name,
                 "seeds": seeds,
-                "scores": _spread(list(mine.values())),
-                "minus_base": _spread([_minus(mine[s], trained[base, s]) for s in seeds if (base, s) in trained]),
-                "minus_untrained": _spread([_minus(mine[s], before[name, s]) for s in seeds]),
+                "scores": _spread(list(of_variant.values())),
+                "minus_base": _spread([_minus(of_variant[s], trained[base, s]) for s in seeds if (base, s) in trained]),
+                "minus_untrained": _spread([_minus(of_variant[s], before[name, s]) for s in seeds]),
             }
         )
         if name == base:
@@ -154,8 +154,8 @@ def _cell(
 ) -> str:
     if value is None or (mean := value["mean"]) is None:
         return "-"
-    told = " *" if star_beyond is not None and abs(mean) > star_beyond else ""
-    return f"{mean:{form}}" + (f" ± {value[spread]:.3f}" if value[spread] is not None else "") + told
+    star = " *" if star_beyond is not None and abs(mean) > star_beyond else ""
+    return f"{mean:{form}}" + (f" ± {value[spread]:.3f}" if value[spread] is not None else "") + star
 
 
 def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:

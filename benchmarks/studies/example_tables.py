@@ -124,7 +124,7 @@ def few_labels(runs: Sequence[Found]) -> str:
 
 
 def site(runs: Sequence[Found]) -> str:
-    """How well the site can be told."""
+    """How well the site can be values."""
     rows = [evaluation["site_decoding"] for evaluation in evaluations(runs)]
     names = [r["features"] for r in rows[0]]
     cells = [f"{mean(r[k]['auroc'] for r in rows):.3f}" for k in range(len(names))]
@@ -138,12 +138,14 @@ def real(runs: Sequence[Found], task: str) -> str:
     for name in found[0]["rows"]:
         rows = [f["rows"][name] for f in found]
         if task == PEOPLE:
-            told = [r["site_balanced_accuracy"] for r in rows]
-            lines.append([name, estimate([r["identification_top1"] for r in rows]), f"{mean(told):.3f}{_runs(told)}"])
+            values = [r["site_balanced_accuracy"] for r in rows]
+            lines.append(
+                [name, estimate([r["identification_top1"] for r in rows]), f"{mean(values):.3f}{_runs(values)}"]
+            )
         else:
-            told = [r["published_split"] for r in rows]
+            values = [r["published_split"] for r in rows]
             folds = with_sd([r["accuracy"] for r in rows], [r["sd_over_folds"] for r in rows])
-            lines.append([name, folds, f"{mean(told):.3f}{_runs(told)}"])
+            lines.append([name, folds, f"{mean(values):.3f}{_runs(values)}"])
     head = ["same person, top-1", "site"] if task == PEOPLE else ["ten folds ± sd", "published split"]
     return markdown(["features", *head], lines)
 

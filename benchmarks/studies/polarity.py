@@ -55,12 +55,12 @@ def learned(model: MCSP, signal: Signal) -> dict[str, np.ndarray]:
 
 
 def accuracies(x_NF: np.ndarray, label_N: np.ndarray, train_N: np.ndarray) -> dict[str, float]:
-    """Share of pieces that are told, in ten folds of all and on the published test pieces."""
+    """Share of pieces that are accuracies, in ten folds of all and on the published test pieces."""
     folds = StratifiedKFold(FOLDS, shuffle=True, random_state=0).split(x_NF, label_N)
-    told = [(reader(x_NF, "").fit(x_NF[a], label_N[a]).predict(x_NF[b]) == label_N[b]).mean() for a, b in folds]
+    accuracies = [(reader(x_NF, "").fit(x_NF[a], label_N[a]).predict(x_NF[b]) == label_N[b]).mean() for a, b in folds]
     fitted = reader(x_NF, "").fit(x_NF[train_N], label_N[train_N])
     published = (fitted.predict(x_NF[~train_N]) == label_N[~train_N]).mean()
-    return {"ten folds": float(np.mean(told)), "published split": float(published)}
+    return {"ten folds": float(np.mean(accuracies)), "published split": float(published)}
 
 
 def measure(steps: int, seeds: Sequence[int]) -> dict[str, list[dict[str, float]]]:

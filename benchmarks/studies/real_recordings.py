@@ -249,11 +249,13 @@ def pieces(name: str, models: dict[str, MCSP], steps: int, seed: int) -> dict[st
     folds = list(StratifiedKFold(FOLDS, shuffle=True, random_state=0).split(x_NCT, label_N))
     rows = {}
     for kind, x_N in described.items():
-        told = [(reader(x_N, kind).fit(x_N[a], label_N[a]).predict(x_N[b]) == label_N[b]).mean() for a, b in folds]
+        accuracies = [
+            (reader(x_N, kind).fit(x_N[a], label_N[a]).predict(x_N[b]) == label_N[b]).mean() for a, b in folds
+        ]
         fitted = reader(x_N, kind).fit(x_N[train_N], label_N[train_N])
         rows[kind] = {
-            "accuracy": float(np.mean(told)),
-            "sd_over_folds": float(np.std(told, ddof=1)),
+            "accuracy": float(np.mean(accuracies)),
+            "sd_over_folds": float(np.std(accuracies, ddof=1)),
             "published_split": float((fitted.predict(x_N[~train_N]) == label_N[~train_N]).mean()),
         }
     majority = float(np.unique(label_N, return_counts=True)[1].max() / len(label_N))

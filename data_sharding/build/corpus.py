@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import ray
 
 from mcsp.config import CorpusConfig
+from mcsp.data_sharding.build.identifiers import find_identifiers_in_shards
 from mcsp.data_sharding.build.layout import Plan, PlannedShard
 from mcsp.data_sharding.build.plan import make_plan
 from mcsp.data_sharding.build.progress import BuildStatus, Progress
@@ -29,7 +30,6 @@ from mcsp.data_sharding.build.receipts import (
     sealed_plan,
     write_sealed,
 )
-from mcsp.data_sharding.build.scan import scan_shards_here
 from mcsp.data_sharding.build.seal import settle
 from mcsp.data_sharding.build.shards import Receipt
 from mcsp.data_sharding.build.worker import build_or_keep, fingerprint_here, reading_limits
@@ -261,7 +261,7 @@ def _scanned(out: Location, shards: Sequence[str], names: frozenset[str]) -> Ite
 
 
 def _scan(out: str, shards: Sequence[str], names: frozenset[str]) -> list[list[str]]:
-    return list(scan_shards_here(location(out), shards, names))
+    return list(find_identifiers_in_shards(location(out), shards, names))
 
 
 def _header(out: Location, name: str) -> Receipt:

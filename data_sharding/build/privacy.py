@@ -88,7 +88,7 @@ def _places(text: str, names: frozenset[str]) -> list[tuple[str, int, int]]:
     return found + [("name", *word.span()) for word in words if word.group().casefold() in names]
 
 
-def scan_texts(
+def find_identifiers(
     texts: Iterable[tuple[str, str]], names: frozenset[str], known: Iterable[str] = (), references: bool = False
 ) -> Iterator[str]:
     """One line per finding in pairs of place and text.
@@ -113,7 +113,7 @@ def scan_texts(
             yield f"{shown}: {kind} like {_shape(found)!r}"
 
 
-def scan_participant(where: str, columns: Mapping[str, Any], names: frozenset[str]) -> Iterator[str]:
+def find_identifiers_in_participant(where: str, columns: Mapping[str, Any], names: frozenset[str]) -> Iterator[str]:
     """Findings in the columns of participants.tsv that went along: their names, texts and whole numbers."""
     for column, value in columns.items():
         if _COLUMN.search(column):
@@ -122,10 +122,10 @@ def scan_participant(where: str, columns: Mapping[str, Any], names: frozenset[st
             value = int(value)
         if isinstance(value, int) and column.lower().startswith("age") and value > _MAX_AGE:
             yield f"{where}: {column} above {_MAX_AGE}"
-        yield from scan_texts([(f"{where}: {column}", "" if isinstance(value, float) else str(value))], names)
+        yield from find_identifiers([(f"{where}: {column}", "" if isinstance(value, float) else str(value))], names)
 
 
-def scan_shard(path: Location, names: frozenset[str] = frozenset()) -> list[str]:
+def find_identifiers_in_shard(path: Location, names: frozenset[str] = frozenset()) -> list[str]:
     """Findings in a shard: the headers and padding of its tar, its JSON members, the headers of its arrays."""
     where = f"shards/{path.name}"
     texts: list[tuple[str, str]] = []
@@ -144,7 +144,9 @@ def scan_shard(path: Location, names: frozenset[str] = frozenset()) -> list[str]
                     texts += [(f"{place}: {inner}", text) for inner, text in walk(content)]
                     top = dict(content)
                     subjects |= {s for s in [top.get("subject")] if isinstance(s, str) and _SUBJECT.fullmatch(s)}
-                    lies += scan_participant(f"{place}: participant", dict(top.get("participant", {})), names)
+                    lies += find_identifiers_in_participant(
+                        f"{place}: participant", dict(top.get("participant", {})), names
+                    )
                     lies += [f"{place}: key {key!r} may identify a person" for key in top if _COLUMN.search(key)]
                 else:
                     lies.append(f"{place}: neither an array nor metadata")
@@ -153,7 +155,7 @@ def scan_shard(path: Location, names: frozenset[str] = frozenset()) -> list[str]
     except (tarfile.TarError, OSError, ValueError, TypeError) as error:
         lies.append(f"{where}: cannot be read to its end ({' '.join(str(error).split())[:100]})")
     # The hashes of the shard's subjects may be in any of its names.
-    return [*lies, *scan_texts(texts, names, subjects)]
+    return [*lies, *find_identifiers(texts, names, subjects)]
 
 
 class _Pairs(list[tuple[str, Any]]):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from mcsp.data_sharding.bids.find import RecordingRef
 from mcsp.data_sharding.bids.reasons import RecordingError
 from mcsp.data_sharding.build.layout import PlannedSample
-from mcsp.data_sharding.build.privacy import scan_participant, scan_texts
+from mcsp.data_sharding.build.privacy import find_identifiers, find_identifiers_in_participant
 from mcsp.data_sharding.build.pseudonyms import without_dates
 from mcsp.data_sharding.clean.pairing import marked_times
 from mcsp.data_sharding.clean.read import Reading, ReadingProcess
@@ -76,8 +76,8 @@ def _refuse_personal(sample: PlannedSample, ref: RecordingRef, channels: Sequenc
     """
     texts = [("channel", name) for name in channels]
     texts += [(entity, without_dates(ref.entities.get(entity, ""))) for entity in ("task", "run")]
-    found = [*scan_texts(texts, frozenset())]
-    found += scan_participant("participants.tsv", json.loads(sample.participant), frozenset())
+    found = [*find_identifiers(texts, frozenset())]
+    found += find_identifiers_in_participant("participants.tsv", json.loads(sample.participant), frozenset())
     if found:
         more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
         raise RecordingError("suspected-personal-data", "; ".join(found[:_SHOWN]) + more)

@@ -12,12 +12,17 @@ from mcsp.config import CorpusConfig
 from mcsp.data_sharding.bids.description import DESCRIPTION_NAME, dataset_description, encode_description
 from mcsp.data_sharding.bids.find import Site
 from mcsp.data_sharding.bids.participants import read_participants
+from mcsp.data_sharding.build.identifiers import (
+    find_identifiers_in_index,
+    find_identifiers_in_lists,
+    find_identifiers_in_shards,
+    find_identifiers_in_table,
+)
 from mcsp.data_sharding.build.layout import Plan
 from mcsp.data_sharding.build.privacy import name_words, redact
 from mcsp.data_sharding.build.pseudonyms import key_fingerprint, pseudonymise, subject_key
 from mcsp.data_sharding.build.receipts import BUILD_NAME, headers, read_rows
 from mcsp.data_sharding.build.recipe import public_config, software_versions
-from mcsp.data_sharding.build.scan import scan_index, scan_lists, scan_shards_here, scan_table
 from mcsp.data_sharding.store.files import Location, new_file, scratch_folder, write_atomic
 from mcsp.data_sharding.store.index import (
     Rejection,
@@ -35,7 +40,7 @@ PRIVATE_NAME = "rejected.tsv"
 _NAME_COLUMN = re.compile(r"(^|_)name$|^(sur|fore)name|^(first|last|given|family)_?name", re.IGNORECASE)
 _SHOWN = 5
 # Takes names of shards and of people; gives the findings in each shard.
-ScanShards = Callable[[Sequence[str], frozenset[str]], Iterable[list[str]]]
+FindInShards = Callable[[Sequence[str], frozenset[str]], Iterable[list[str]]]
 
 
 def seal_corpus(
@@ -46,7 +51,7 @@ def seal_corpus(
     repairs: Iterable[Repair],
     sites: Sequence[Site],
     names: frozenset[str],
-    scan_shards: ScanShards,
+    find_in_shards: FindInShards,
 ) -> dict[str, Any]:
     """Scan everything that would be published, then write the description, the index and the report into ``path``.
 
@@ -58,7 +63,7 @@ def seal_corpus(
         repairs: as :func:`publish_repair` gives them.
         sites: whose descriptions become SourceDatasets.
         names: of people, from :func:`people`.
-        scan_shards: gives the findings in each of the shards.
+        find_in_shards: gives the findings in each of the shards.
 
     Returns:
         the content of ``index.json``.
@@ -71,11 +76,11 @@ def seal_corpus(
         description = dataset_description(index["config"], index["software"], {site.name: site.root for site in sites})
         files = {table: tables[name] for table, name in index["tables"].items()}
         findings = chain(
-            scan_index(index, description, names),
-            scan_table(Recordings.open(files["recordings"]), names),
-            scan_lists(read_entries(files["rejected"], Rejection), names),
-            scan_lists(read_entries(files["repairs"], Repair), names),
-            chain.from_iterable(scan_shards([shard["name"] for shard in index["shards"]], names)),
+            find_identifiers_in_index(index, description, names),
+            find_identifiers_in_table(Recordings.open(files["recordings"]), names),
+            find_identifiers_in_lists(read_entries(files["rejected"], Rejection), names),
+            find_identifiers_in_lists(read_entries(files["repairs"], Repair), names),
+            chain.from_iterable(find_in_shards([shard["name"] for shard in index["shards"]], names)),
         )
         shown = list(islice(findings, _SHOWN))
         if shown:
@@ -133,12 +138,12 @@ class TooManyQuarantinedError(ValueError):
 
 
 def settle(
-    plan: Plan, config: CorpusConfig, out: Location, fingerprint: str, scan_shards: ScanShards | None = None
+    plan: Plan, config: CorpusConfig, out: Location, fingerprint: str, find_in_shards: FindInShards | None = None
 ) -> dict[str, Any]:
     """Check that nothing is lost and not too much is bad, then seal the corpus; the content of ``index.json``.
 
-    Receipts are read one at a time; of all of them only the descriptions of the shards stay in memory. ``scan_shards``
-    is that of :func:`mcsp.data_sharding.build.seal.seal_corpus`; None: here, one shard after the other.
+    Receipts are read one at a time; only the descriptions of the shards stay in memory. ``find_in_shards`` is that of
+    :func:`mcsp.data_sharding.build.seal.seal_corpus`; None: here, one shard after the other.
 
     Raises:
         TooManyQuarantinedError: with the table of reasons; no index was written.
@@ -176,8 +181,8 @@ def settle(
         "shards": shards,
     }
     repairs = (publish_repair(Repair(**row), key, names) for _, header in headers(out, plan) for row in header.repairs)
-    scan_shards = scan_shards or partial(scan_shards_here, out)
-    return seal_corpus(out, described, read_rows(out, plan), rejections(), repairs, plan.sites, names, scan_shards)
+    find_in_shards = find_in_shards or partial(find_identifiers_in_shards, out)
+    return seal_corpus(out, described, read_rows(out, plan), rejections(), repairs, plan.sites, names, find_in_shards)
 
 
 def _too_many(

@@ -87,15 +87,15 @@ def build_or_keep(
 def _counter(tell: Callable[[SiteCounts], None] | None) -> Callable[[RecordingRef, float | None], None]:
     """Counts recordings as they are read and passes the counts on, but not too often."""
     counts: SiteCounts = {}
-    told = time.monotonic()
+    last_report = time.monotonic()
 
     def count(ref: RecordingRef, seconds: float | None) -> None:
-        nonlocal told
+        nonlocal last_report
         of_site = counts.setdefault(ref.site.name, [0, 0, 0.0])
         of_site[0 if seconds is not None else 1] += 1
         of_site[2] += (seconds or 0.0) / 3600
-        if tell is not None and time.monotonic() - told >= _TELL_SECONDS:
-            told = time.monotonic()
+        if tell is not None and time.monotonic() - last_report >= _TELL_SECONDS:
+            last_report = time.monotonic()
             tell(counts)
 
     return count

@@ -95,9 +95,9 @@ def _help_lines(model: type[BaseModel], section: str = "") -> list[str]:
             lines += _help_lines(field.annotation, f"{section}{name}.")
             continue
         choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
-        told = [field.description or "", f"one of {', '.join(map(str, choices))}" if choices else ""]
+        parts = [field.description or "", f"one of {', '.join(map(str, choices))}" if choices else ""]
         default = "required" if field.is_required() else _yaml_text(field.get_default(call_default_factory=True))
-        lines.append(f"  {section}{name}: {'; '.join(filter(None, told))}".rstrip() + f" [{default}]")
+        lines.append(f"  {section}{name}: {'; '.join(filter(None, parts))}".rstrip() + f" [{default}]")
     return lines
 
 
@@ -109,9 +109,11 @@ def _yaml_text(value: Any) -> str:
 
 
 def parse_command_line(
-    model: type[Config], description: str, argv: Sequence[str] | None = None
+    model: type[Config], description: str, argv: Sequence[str] | None = None, address: bool = False
 ) -> tuple[Any, argparse.Namespace]:
     """``--config FILE key=value ...``: the whole command line of every launcher that has a config.
+
+    With ``address`` also ``--address``, for the one that may run on a Ray cluster.
 
     Exits with status 2 and one line on bad input.
     """
@@ -121,7 +123,8 @@ def parse_command_line(
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--config", type=Path, help="YAML file with the values that differ from the defaults")
-    parser.add_argument("--address", help="address of a running Ray cluster (corpus building only)")
+    if address:
+        parser.add_argument("--address", help="address of a running Ray cluster")
     parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)  # added by the deepspeed launcher
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="values that take precedence over the file")
     arguments = parser.parse_args(argv)

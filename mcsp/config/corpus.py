@@ -1,4 +1,4 @@
-"""What ``launchers/build_corpus.py`` is told."""
+"""Settings of the builder (``launchers/build_corpus.py``)."""
 
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -17,8 +17,8 @@ class EegConfig(Config):
     """EEG cleaning; 0.5-75 Hz at 200 Hz as in LaBraM (arXiv 2405.18765) and CBraMod (arXiv 2412.07236)."""
 
     sfreq: float = Field(200.0, gt=0, description="Hz after resampling")
-    highpass_hz: float = Field(0.5, ge=0)
-    lowpass_hz: float = Field(75.0, gt=0)
+    highpass_hz: float = Field(0.5, ge=0, description="lower edge of the band-pass; 0: none")
+    lowpass_hz: float = Field(75.0, gt=0, description="upper edge of the band-pass")
     max_amplitude_uv: float = Field(5000.0, gt=0, description="median channel amplitude above this means a wrong unit")
     min_amplitude_uv: float = Field(0.1, ge=0, description="median channel amplitude below this means a wrong unit")
     max_bad_fraction: float = Field(0.5, ge=0, le=1, description="more bad channels than this reject the recording")
@@ -36,7 +36,7 @@ class FmriConfig(Config):
         None, description="integer NIfTI parcellation for 4-D BOLD images without their own"
     )
     parcellation: str | None = Field(None, description="seg- of the time series to read; null: the first by name")
-    detrend: bool = True
+    detrend: bool = Field(True, description="take a straight line out of each parcel's series")
     bandpass_hz: tuple[float, float] | None = Field(None, description="of the signals and the regressors; null: none")
     confounds: list[Confound] | None = Field(
         None, description="strategies of nilearn's load_confounds to regress out of fMRIPrep images; null: none"
@@ -56,7 +56,7 @@ Pairing = Literal["session", "subject", "simultaneous"]
 class SiteConfig(Config):
     """One BIDS dataset."""
 
-    path: Path
+    path: Path = Field(description="folder of the dataset")
     simulated: bool | None = Field(None, description="null: read from dataset_description.json")
     label_image: Path | None = Field(None, description="overrides fmri.label_image for this site")
     eeg: dict[str, Any] = Field({}, description="values of `eeg` that differ for this site")

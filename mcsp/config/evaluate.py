@@ -1,4 +1,4 @@
-"""What ``launchers/evaluate.py`` is told."""
+"""Settings of the evaluation (``launchers/evaluate.py``)."""
 
 from pathlib import Path
 from typing import Literal, Self

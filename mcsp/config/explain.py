@@ -1,4 +1,4 @@
-"""What ``launchers/explain.py`` is told."""
+"""Settings of explanations (``launchers/explain.py``)."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What ``launchers/finetune.py`` is told."""
+"""Settings of fine-tuning (``launchers/finetune.py``)."""
 
 from pathlib import Path
 from typing import Literal

@@ -14,16 +14,18 @@ SKIPS: tuple[Skip, ...] = ("connectivity", "tangent", "coherence", "band_power")
 class ModelConfig(Config):
     """Architecture; it travels inside every export."""
 
-    size: Literal["nano", "small", "base", "large", "huge"] = "nano"
-    modalities: tuple[Modality, ...] = Field(MODALITIES, min_length=1)
-    domains: tuple[Domain, ...] = Field(DOMAINS, min_length=1)
-    projection_dim: int = Field(128, ge=8)
+    size: Literal["nano", "small", "base", "large", "huge"] = Field(
+        "nano", description="width and depth of the encoders: about 1, 25, 100, 300 million and 1 billion parameters"
+    )
+    modalities: tuple[Modality, ...] = Field(MODALITIES, min_length=1, description="that have encoders")
+    domains: tuple[Domain, ...] = Field(DOMAINS, min_length=1, description="of each modality that have an encoder")
+    projection_dim: int = Field(128, ge=8, description="width of z, which the contrast compares")
     eeg_grid_hz: float = Field(200.0, gt=0, description="EEG is interpolated to this rate before patching")
     fmri_grid_hz: float = Field(1.0, gt=0, description="BOLD is interpolated to this rate before patching")
     eeg_patch_seconds: float = Field(1.0, gt=0, description="1 s as in LaBraM")
-    fmri_patch_seconds: float = Field(4.0, gt=0)
-    eeg_anchors: int = Field(32, ge=4)
-    fmri_anchors: int = Field(100, ge=4)
+    fmri_patch_seconds: float = Field(4.0, gt=0, description="length of a temporal patch of BOLD")
+    eeg_anchors: int = Field(32, ge=4, description="anchor positions on the scalp that EEG channels are projected onto")
+    fmri_anchors: int = Field(100, ge=4, description="anchor positions in the brain that parcels are projected onto")
     skips: tuple[Skip, ...] = Field(SKIPS, description="what features hold beside h: measured, not learned")
 
 
@@ -41,8 +43,10 @@ class ObjectiveConfig(Config):
     domain_temperature: dict[Domain, float] = Field(
         {}, description="initial ones of single domains; terms across domains take the geometric mean"
     )
-    distillation_temperature: float = Field(0.1, gt=0)
-    negatives: Literal["all", "within_site"] = "all"
+    distillation_temperature: float = Field(0.1, gt=0, description="of both modalities' similarities in distillation")
+    negatives: Literal["all", "within_site"] = Field(
+        "all", description="what a row is contrasted with: all other subjects, or those of its own site"
+    )
 
 
 class AugmentationConfig(Config):

@@ -1,4 +1,4 @@
-"""What ``launchers/pretrain.py`` is told."""
+"""Settings of pretraining (``launchers/pretrain.py``)."""
 
 from pathlib import Path
 from typing import Literal
@@ -13,9 +13,9 @@ from mcsp.schema import Modality
 class BatchConfig(Config):
     """Quota of each stream in one global batch; a rank takes an equal slice of each."""
 
-    paired: int = Field(32, ge=0)
-    eeg: int = Field(16, ge=0)
-    fmri: int = Field(16, ge=0)
+    paired: int = Field(32, ge=0, description="samples with both modalities")
+    eeg: int = Field(16, ge=0, description="samples of which the EEG alone is read")
+    fmri: int = Field(16, ge=0, description="samples of which the BOLD alone is read")
 
 
 class HealthConfig(Config):

@@ -12,7 +12,7 @@ from mcsp.config import FmriConfig
 from mcsp.encode.bold_source import Source, name_of, of_array, of_file, of_image
 from mcsp.encode.parcellations import parcellation_name, parcellation_sha256
 from mcsp.encode.recording import (
-    ChannelFate,
+    ChannelStatus,
     EncodedRecording,
     Options,
     Report,
@@ -141,15 +141,15 @@ def _parcellation(model: "ExportedMCSP", source: Source, require_known: bool) ->
 def _report(
     source: Source, clean: "CleanRecording", config: FmriConfig, steps: dict[str, str], warnings: list[str]
 ) -> Report:
-    fates = []
+    statuses = []
     for c, name in enumerate(clean.channels):
         place = "parcellation" if np.isfinite(clean.positions_C3[c]).all() else ""
         reason = "" if clean.channel_good_C[c] else "no signal or no baseline"
         reason = reason or ("" if place else "no position")
-        fates.append(ChannelFate(name, name, not reason, reason, place))
+        statuses.append(ChannelStatus(name, name, not reason, reason, place))
     seconds = len(clean.x_TC) / clean.sfreq
-    bad = [f.name for f in fates if f.reason and f.reason != "no position"]
-    unplaced = [f.name for f in fates if f.reason == "no position"]
+    bad = [f.name for f in statuses if f.reason and f.reason != "no position"]
+    unplaced = [f.name for f in statuses if f.reason == "no position"]
     regressed = source.confounds.regressors_TK
     if regressed is None and config.confounds:
         warnings = [*warnings, f"no confounds were regressed out here; in pretraining: {', '.join(config.confounds)}"]
@@ -159,7 +159,7 @@ def _report(
     masked = clean.quality["artefact_fraction"] * seconds
     lines = {
         "read": f"{len(clean.x_TC)} volumes of {source.t_r:g} s, {seconds:.0f} s",
-        "parcels": f"{sum(f.used for f in fates)} used; {len(bad)} without signal, {len(unplaced)} without position",
+        "parcels": f"{sum(f.used for f in statuses)} used; {len(bad)} without signal, {len(unplaced)} without position",
         "no signal": listed(bad),
         "no position": listed(unplaced),
         "unit": "percent signal change" + (" already" if source.percent else " of each parcel's mean"),
@@ -169,4 +169,4 @@ def _report(
         "motion": f"{masked:.0f} of {seconds:.0f} s are masked" if masked else "",
         **steps,
     }
-    return Report(source.name, "fmri", tuple(fates), {k: v for k, v in lines.items() if v}, tuple(warnings))
+    return Report(source.name, "fmri", tuple(statuses), {k: v for k, v in lines.items() if v}, tuple(warnings))

@@ -14,7 +14,7 @@ import numpy as np
 
 from mcsp.config import EegConfig
 from mcsp.encode.recording import (
-    ChannelFate,
+    ChannelStatus,
     EncodedRecording,
     Options,
     Report,
@@ -162,13 +162,13 @@ def _report(
     windows: str,
     warnings: list[str],
 ) -> Report:
-    fates = _fates(clean, details)
-    bad = [f"{f.name} ({f.reason})" for f in fates if f.channel and not f.used and f.reason != "no position"]
-    unplaced = [f.name for f in fates if f.reason == "no position"]
-    renamed = [f"{f.name} -> {f.channel}" for f in fates if f.channel and f.channel != f.name]
-    others = [f"{f.name} ({f.reason})" for f in fates if not f.channel]
-    places = Counter(f.position_from for f in fates if f.position_from)
-    seconds, used = len(clean.x_TC) / clean.sfreq, sum(f.used for f in fates)
+    statuses = _statuses(clean, details)
+    bad = [f"{f.name} ({f.reason})" for f in statuses if f.channel and not f.used and f.reason != "no position"]
+    unplaced = [f.name for f in statuses if f.reason == "no position"]
+    renamed = [f"{f.name} -> {f.channel}" for f in statuses if f.channel and f.channel != f.name]
+    others = [f"{f.name} ({f.reason})" for f in statuses if not f.channel]
+    places = Counter(f.position_from for f in statuses if f.position_from)
+    seconds, used = len(clean.x_TC) / clean.sfreq, sum(f.used for f in statuses)
     masked = clean.quality["artefact_fraction"] * seconds
     low, high = details.band_hz
     notch = "no notch" if not details.notches_hz else f"notch at {listed([f'{hz:g}' for hz in details.notches_hz])} Hz"
@@ -189,17 +189,17 @@ def _report(
         "windows": windows,
     }
     warnings = [*warnings, *_warnings(source, details, config, used, len(clean.channels))]
-    return Report(source.ref.path.name, "eeg", fates, {k: v for k, v in steps.items() if v}, tuple(warnings))
+    return Report(source.ref.path.name, "eeg", statuses, {k: v for k, v in steps.items() if v}, tuple(warnings))
 
 
-def _fates(clean: "CleanRecording", details: "EegDetails") -> tuple[ChannelFate, ...]:
-    fates = []
+def _statuses(clean: "CleanRecording", details: "EegDetails") -> tuple[ChannelStatus, ...]:
+    statuses = []
     for c, (name, channel) in enumerate(zip(details.names, clean.channels, strict=True)):
         place = details.position_from[c]
         reason = details.bad[c] or ("" if place else "no position")
-        fates.append(ChannelFate(name, channel, not reason, reason, place))
-    fates += [ChannelFate(name, "", False, reason, "") for name, reason in details.others.items()]
-    return tuple(fates)
+        statuses.append(ChannelStatus(name, channel, not reason, reason, place))
+    statuses += [ChannelStatus(name, "", False, reason, "") for name, reason in details.others.items()]
+    return tuple(statuses)
 
 
 def _warnings(source: _Source, details: "EegDetails", config: EegConfig, used: int, n_channels: int) -> list[str]:

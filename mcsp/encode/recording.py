@@ -46,7 +46,7 @@ class Options:
 
 
 @dataclass(frozen=True)
-class ChannelFate:
+class ChannelStatus:
     """What became of one channel of the file."""
 
     name: str  # in the file
@@ -70,7 +70,7 @@ class Report:
 
     source: str
     modality: Modality
-    channels: tuple[ChannelFate, ...]
+    channels: tuple[ChannelStatus, ...]
     steps: dict[str, str]
     warnings: tuple[str, ...]
 

@@ -182,8 +182,8 @@ def _detail_section(results: dict[str, Any], rows: Sequence[dict[str, Any]]) -> 
     )
 
     def cells(row: dict[str, Any]) -> list[str]:
-        told = number(site.get((row["recordings"], row["features"])))
-        return [*(number(row[m]) for m in measures), value(row["auroc_unseen"]), told]
+        decoded = number(site.get((row["recordings"], row["features"])))
+        return [*(number(row[m]) for m in measures), value(row["auroc_unseen"]), decoded]
 
     return (
         "<h2>Decisions, calibration, and the site</h2>"

@@ -10,7 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mcsp.data_sharding.build.privacy import name_words, redact, scan_participant, scan_shard, suspicious
+from mcsp.data_sharding.build.privacy import (
+    find_identifiers_in_participant,
+    find_identifiers_in_shard,
+    name_words,
+    redact,
+    suspicious,
+)
 from mcsp.data_sharding.store.index import SHARDS_NAME
 
 PLANTED = {
@@ -54,9 +60,9 @@ def test_names_are_found_as_words_in_any_case() -> None:
 
 def test_participants_columns_are_judged_by_name_and_value() -> None:
     columns: dict[str, Any] = {"diagnosis": "case", "sex": "f", "age": 34.0, "score": 123456.5, "age_bin": "30-34"}
-    assert list(scan_participant("x", columns, frozenset())) == []
+    assert list(find_identifiers_in_participant("x", columns, frozenset())) == []
     for column, value in {"hospital": 1234567.0, "age": 93.0, "birth_year": "1930s", "note": "seen 2019-05-04"}.items():
-        assert len(list(scan_participant("x", {column: value}, frozenset()))) == 1, column
+        assert len(list(find_identifiers_in_participant("x", {column: value}, frozenset()))) == 1, column
 
 
 def test_hashes_survive_redaction_and_what_hides_in_them_does_not_matter() -> None:
@@ -67,7 +73,9 @@ def test_hashes_survive_redaction_and_what_hides_in_them_does_not_matter() -> No
 def test_a_corpus_as_built_holds_nothing_suspicious(built: Path) -> None:
     shards = sorted((built / SHARDS_NAME).glob("*.tar"))
     assert shards
-    assert [line for shard in shards for line in scan_shard(shard, name_words(["name-01", "Anna"]))] == []
+    assert [
+        line for shard in shards for line in find_identifiers_in_shard(shard, name_words(["name-01", "Anna"]))
+    ] == []
 
 
 Edit = Callable[[tarfile.TarInfo, bytes], bytes]
@@ -131,9 +139,9 @@ def test_what_is_planted_in_a_shard_is_found(copied: Path, plant: str) -> None:
     suffix, edit, expected = SHARD_PLANTS[plant]
     shard = min((copied / SHARDS_NAME).glob("train-*.tar"))
     rewrite(shard, suffix, lambda _, content: content)
-    assert scan_shard(shard, name_words(["Anna"])) == []
+    assert find_identifiers_in_shard(shard, name_words(["Anna"])) == []
     rewrite(shard, suffix, edit)
-    findings = scan_shard(shard, name_words(["Anna"]))
+    findings = find_identifiers_in_shard(shard, name_words(["Anna"]))
     assert any(expected in line for line in findings), findings
     assert not any(text in line for line in findings for text in ("2019-05-04", "4.5.19", "anna", "1987"))
 
@@ -148,11 +156,14 @@ def test_text_between_and_after_the_members_is_found(copied: Path) -> None:
     end = member.offset_data + member.size
     content[end : end + 8] = b"00123456"
     shard.write_bytes(content)
-    assert [line.rpartition(": ")[2].split(" like")[0] for line in scan_shard(shard)] == ["record number", "date"]
+    assert [line.rpartition(": ")[2].split(" like")[0] for line in find_identifiers_in_shard(shard)] == [
+        "record number",
+        "date",
+    ]
 
 
 def test_a_damaged_shard_is_told(copied: Path) -> None:
     shard = min((copied / SHARDS_NAME).glob("train-*.tar"))
     shard.chmod(0o644)
     shard.write_bytes(np.random.default_rng(0).bytes(4096))
-    assert len(scan_shard(shard)) == 1
+    assert len(find_identifiers_in_shard(shard)) == 1

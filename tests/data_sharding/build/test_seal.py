@@ -12,8 +12,12 @@ from mcsp.data_sharding.bids.description import dataset_description, source_data
 from mcsp.data_sharding.bids.find import Site
 from mcsp.data_sharding.bids.write import write_eeg, write_json, write_participants, write_tsv
 from mcsp.data_sharding.build.corpus import build_corpus
+from mcsp.data_sharding.build.identifiers import (
+    find_identifiers_in_index,
+    find_identifiers_in_lists,
+    find_identifiers_in_table,
+)
 from mcsp.data_sharding.build.pseudonyms import pseudonymise, session_label, subject_hash
-from mcsp.data_sharding.build.scan import scan_index, scan_lists, scan_table
 from mcsp.data_sharding.build.seal import people, publish_rejections
 from mcsp.data_sharding.inspect.report import REPORT_NAME
 from mcsp.data_sharding.store.index import Rejection, Repair, read_rejected
@@ -62,21 +66,23 @@ def test_what_is_planted_in_the_index_is_found(built: Path, place: list[Any], va
     index = json.loads((built / "index.json").read_text())
     description = json.loads((built / "dataset_description.json").read_text())
     names = frozenset({"anna"})
-    assert list(scan_index(index, description, names)) == []
+    assert list(find_identifiers_in_index(index, description, names)) == []
     target = index
     for step in place[:-1]:
         target = target[step]
     target[place[-1]] = value
-    assert any(f": {kind}" in line for line in scan_index(index, description, names))
+    assert any(f": {kind}" in line for line in find_identifiers_in_index(index, description, names))
 
 
 def test_what_is_planted_in_the_lists_is_found(built: Path) -> None:
     rejected = list(read_rejected(built))
-    assert rejected and list(scan_lists(rejected, frozenset({"anna"}))) == []
+    assert rejected and list(find_identifiers_in_lists(rejected, frozenset({"anna"}))) == []
     for change, kind in (({"file": "sub-anna/eeg/x.edf"}, "subject id"), ({"detail": "recorded 04.05.2019"}, "date")):
-        assert any(f": {kind}" in line for line in scan_lists([replace(rejected[0], **change)], frozenset()))
+        assert any(
+            f": {kind}" in line for line in find_identifiers_in_lists([replace(rejected[0], **change)], frozenset())
+        )
     repair = Repair("a", "x.edf", "eeg", "header of Anna put right")
-    assert any(": name" in line for line in scan_lists([repair], frozenset({"anna"})))
+    assert any(": name" in line for line in find_identifiers_in_lists([repair], frozenset({"anna"})))
 
 
 @pytest.mark.parametrize(
@@ -94,9 +100,9 @@ def test_what_is_planted_in_the_lists_is_found(built: Path) -> None:
 def test_what_is_planted_in_the_table_is_found(built: Path, change: dict[str, Any], kind: str) -> None:
     rows = list(Corpus(built).recordings)
     names = frozenset({"anna"})
-    assert list(scan_table(Recordings.of(rows), names)) == []
+    assert list(find_identifiers_in_table(Recordings.of(rows), names)) == []
     rows[1] = replace(rows[1], **change)
-    assert any(kind in line for line in scan_table(Recordings.of(rows), names))
+    assert any(kind in line for line in find_identifiers_in_table(Recordings.of(rows), names))
 
 
 def test_a_build_that_would_publish_a_name_is_not_sealed(ray_here: None, tmp_path: Path) -> None:
@@ -134,7 +140,7 @@ def test_the_description_names_the_sources_and_nobody(tmp_path: Path, built: Pat
     }  # fmt: skip
     assert source_dataset("b", tmp_path / "nowhere") == {"Site": "b"}
     description = dataset_description({"seed": 1}, {"mcsp": "9", "mne": "1"}, {"a": tmp_path})
-    assert list(scan_index({}, description, frozenset({"anna"}))) == []
+    assert list(find_identifiers_in_index({}, description, frozenset({"anna"}))) == []
     other = dataset_description({"seed": 2}, {"mcsp": "9", "mne": "1"}, {"a": tmp_path})
     assert description["GeneratedBy"][0]["ConfigSHA256"] != other["GeneratedBy"][0]["ConfigSHA256"]
     written = json.loads((built / "dataset_description.json").read_text())

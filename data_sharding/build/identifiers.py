@@ -13,7 +13,12 @@ from tqdm import tqdm
 
 from mcsp.data_sharding.bids.description import DESCRIPTION_NAME
 from mcsp.data_sharding.bids.find import read_json
-from mcsp.data_sharding.build.privacy import scan_participant, scan_shard, scan_texts, walk
+from mcsp.data_sharding.build.privacy import (
+    find_identifiers,
+    find_identifiers_in_participant,
+    find_identifiers_in_shard,
+    walk,
+)
 from mcsp.data_sharding.store.files import Location
 from mcsp.data_sharding.store.index import (
     INDEX_NAME,
@@ -31,49 +36,54 @@ from mcsp.data_sharding.store.table import RECORDINGS_NAME, Recordings
 _ROWS_AT_ONCE, _REMEMBERED_TEXTS = 8192, 1 << 16
 
 
-def scan_shards_here(path: Location, shards: Sequence[str], names: frozenset[str]) -> Iterator[list[str]]:
+def find_identifiers_in_shards(path: Location, shards: Sequence[str], names: frozenset[str]) -> Iterator[list[str]]:
     """Findings in each of some shards of the corpus in ``path``, one after the other."""
-    return (scan_shard(path / SHARDS_NAME / shard, names) for shard in shards)
+    return (find_identifiers_in_shard(path / SHARDS_NAME / shard, names) for shard in shards)
 
 
-def scan_corpus(path: Location, names: frozenset[str] = frozenset(), workers: int = 1) -> list[str]:
+def find_identifiers_in_corpus(path: Location, names: frozenset[str] = frozenset(), workers: int = 1) -> list[str]:
     """Findings in all that a finished corpus publishes: index, rejections, description, table and every shard.
 
     Raises:
         ValueError: there is no finished corpus, or its description cannot be read.
     """
     corpus = Corpus(str(path))
-    findings = [*scan_index(corpus.index, read_json(path / DESCRIPTION_NAME), names)]
-    findings += scan_table(corpus.recordings, names)
-    findings += [*scan_lists(read_rejected(path), names), *scan_lists(read_repairs(path), names)]
+    findings = [*find_identifiers_in_index(corpus.index, read_json(path / DESCRIPTION_NAME), names)]
+    findings += find_identifiers_in_table(corpus.recordings, names)
+    findings += [
+        *find_identifiers_in_lists(read_rejected(path), names),
+        *find_identifiers_in_lists(read_repairs(path), names),
+    ]
     shards = [path / SHARDS_NAME / shard["name"] for shard in corpus.index["shards"]]
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         scan = map if workers == 1 else pool.map
-        results = scan(partial(scan_shard, names=names), shards)
+        results = scan(partial(find_identifiers_in_shard, names=names), shards)
         for found in tqdm(results, total=len(shards), desc="privacy", unit="shard", mininterval=0.5):
             findings += found
     return findings
 
 
-def scan_index(index: Mapping[str, Any], description: Mapping[str, Any], names: frozenset[str]) -> Iterator[str]:
+def find_identifiers_in_index(
+    index: Mapping[str, Any], description: Mapping[str, Any], names: frozenset[str]
+) -> Iterator[str]:
     """Findings in ``index.json`` and ``dataset_description.json``; versions of software may look like dates."""
     texts = [(f"{INDEX_NAME}: {place}", text) for place, text in walk({**index, "software": {}})]
-    yield from scan_texts(texts, names)
+    yield from find_identifiers(texts, names)
     sources = [(f"{DESCRIPTION_NAME}: {place}", text) for place, text in walk(description["SourceDatasets"])]
-    yield from scan_texts(sources, frozenset(), references=True)
+    yield from find_identifiers(sources, frozenset(), references=True)
 
 
-def scan_lists(entries: Iterable[Rejection | Repair], names: frozenset[str]) -> Iterator[str]:
+def find_identifiers_in_lists(entries: Iterable[Rejection | Repair], names: frozenset[str]) -> Iterator[str]:
     """Findings in the lists of rejections and repairs."""
     for entry in entries:
         where = REJECTED_NAME if isinstance(entry, Rejection) else REPAIRS_NAME
-        yield from scan_texts([(f"{where}: {name}", text) for name, text in vars(entry).items()], names)
+        yield from find_identifiers([(f"{where}: {name}", text) for name, text in vars(entry).items()], names)
 
 
-def scan_table(table: Recordings, names: frozenset[str]) -> Iterator[str]:
+def find_identifiers_in_table(table: Recordings, names: frozenset[str]) -> Iterator[str]:
     """Findings in the text columns of the table of recordings, read some thousand rows at a time."""
     for column in ("shard", "modality", "site", "task", "run", "split", "unit", "dtype"):
-        yield from scan_texts([(f"{RECORDINGS_NAME}: {column}", t) for t in table.codes(column)[1]], names)
+        yield from find_identifiers([(f"{RECORDINGS_NAME}: {column}", t) for t in table.codes(column)[1]], names)
     seen: dict[str, set[str]] = defaultdict(set)
 
     def new(column: str, texts: Iterable[str]) -> list[str]:
@@ -88,11 +98,11 @@ def scan_table(table: Recordings, names: frozenset[str]) -> Iterator[str]:
         for column in ("key", "member", "session"):
             texts = zip(table.texts(column, rows), subjects, strict=True)
             distinct = new(column, (text.replace(subject, "x") for text, subject in texts))
-            yield from scan_texts([(f"{RECORDINGS_NAME}: {column}", text) for text in distinct], names)
+            yield from find_identifiers([(f"{RECORDINGS_NAME}: {column}", text) for text in distinct], names)
         for text in new("participant", table.texts("participant", rows)):
-            yield from scan_participant(f"{RECORDINGS_NAME}: participant", json.loads(text), names)
+            yield from find_identifiers_in_participant(f"{RECORDINGS_NAME}: participant", json.loads(text), names)
         quality = {measure for text in table.texts("quality", rows) for measure in json.loads(text)}
         for measure in new("quality", quality):
-            yield from scan_texts([(f"{RECORDINGS_NAME}: quality", measure)], names)
+            yield from find_identifiers([(f"{RECORDINGS_NAME}: quality", measure)], names)
     channels = {name for montage in table.distinct("channels") for name in montage}
-    yield from scan_texts([(f"{RECORDINGS_NAME}: channels", name) for name in sorted(channels)], names)
+    yield from find_identifiers([(f"{RECORDINGS_NAME}: channels", name) for name in sorted(channels)], names)
