@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from launchers.plot_run import draw
 from mcsp.config import PretrainConfig
 from mcsp.data_sharding.store.reader import Corpus
-from mcsp.run_log import read_metrics
+from mcsp.export.card import curve_rows
+from mcsp.run_log import read_events, read_metrics
 from mcsp.training.validation.validate import chunks_per_batch, collapsed, validation_schedule
-from tests.training.ranks import run_ranks
+from tests.training.ranks import pretrain, run_ranks
 
 PROGRAM = Path(__file__).with_name("validation_program.py")
 
@@ -68,6 +70,28 @@ def test_the_best_checkpoint_is_kept(runs) -> None:
     assert [path.name for path in (out / "whole" / "best").iterdir()] == [f"step-{best:08d}"]
     manifest = json.loads((out / "whole" / "best" / f"step-{best:08d}" / "manifest.json").read_text())
     assert manifest["validated"]["best"] == lines[best - 1][name] and manifest["step"] == best
+
+
+@pytest.mark.multirank
+def test_plot_and_card_show_them(runs, tmp_path) -> None:
+    out, _ = runs
+    lines = read_metrics(out / "whole")
+    draw(out / "whole", lines, read_events(out / "whole"), tmp_path / "run.png")
+    assert (tmp_path / "run.png").stat().st_size > 100_000
+    first, last = lines[0]["validation/half_error/eeg/spatial"], lines[-1]["validation/half_error/eeg/spatial"]
+    assert f"| half_error/eeg/spatial | {first:.4g} | {last:.4g} |" in curve_rows(lines)
+
+
+def test_embeddings_that_stay_all_alike_end_the_run_behind_a_good_checkpoint(split_overrides, tmp_path) -> None:
+    """A hundred times the learning rate from the start."""
+    run = [*split_overrides, f"run_dir={tmp_path}", "steps=60", "learning_rate=0.1"]
+    output = pretrain(*run, expect=66)
+    ended = json.loads((tmp_path / "exit.json").read_text())
+    assert ended["reason"] == "collapsed" and ended["step"] < 60 and "all alike" in output
+    [*_, last] = collapses = [e for e in read_events(tmp_path) if e["event"] == "collapse" and len(e["domains"]) == 6]
+    assert last["step"] == ended["step"] and len(collapses) >= 3
+    saved = [int(path.name.removeprefix("step-")) for path in (tmp_path / "checkpoints").glob("step-*")]
+    assert saved and max(saved) <= ended["step"] - 3 * 2, "one was saved of weights that were of no use"
 
 
 def test_windows_are_of_the_validation_split(split_overrides, split_corpus_dir) -> None:
