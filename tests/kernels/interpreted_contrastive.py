@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import triton
-from test_contrastive_chunked import extreme, problem, results
+from tests.kernels.test_contrastive_chunked import extreme, problem, results
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mcsp.kernels import dispatch

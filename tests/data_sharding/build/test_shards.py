@@ -122,7 +122,7 @@ def test_what_may_identify_a_person_keeps_its_recording_out_and_no_other(tmp_pat
 
 
 def test_the_format_page_lists_every_reason() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "corpus-format.md").read_text()
+    page = (Path(__file__).parents[3] / "docs" / "corpus-format.md").read_text()
     listed = page.split("| reason | meaning |")[1].split("\n\n")[0]
     assert [line.split("|")[1].strip() for line in listed.splitlines()[2:]] == list(REASONS)
 

@@ -8,7 +8,7 @@ import numpy as np
 from mcsp.data_sharding.bids.reasons import REASONS
 from mcsp.data_sharding.clean.recording import robust_amplitude, spans_of, summarise
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def test_the_document_lists_every_reason_in_the_same_words() -> None:

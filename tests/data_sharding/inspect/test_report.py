@@ -229,7 +229,7 @@ def test_the_terminal_table_is_aligned(corpus: Corpus) -> None:
 
 
 def test_the_guide_says_what_to_do_about_every_reason() -> None:
-    guide = (Path(__file__).parents[2] / "docs" / "corpus.md").read_text(encoding="utf-8")
+    guide = (Path(__file__).parents[3] / "docs" / "corpus.md").read_text(encoding="utf-8")
     table = guide.split("| reason | what to do |")[1].split("\n\n")[0]
     rows = [line.strip("| ").split(" | ") for line in table.splitlines()[2:]]
     assert [reason for reason, _ in rows] == list(REASONS)
