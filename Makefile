@@ -9,9 +9,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP_INSTALL := $(BIN)/python -m pip install -c constraints.txt
-# The first interpreter from 3.11 on; `make PYTHON=/path/to/python3.12 setup` takes another.
+# The first interpreter of 3.11 to 3.13, which constraints.txt serves; `make setup PYTHON=/path/to/python3.12` takes another.
+SERVED := (3, 11) <= sys.version_info[:2] <= (3, 13)
 PYTHON ?= $(firstword $(foreach p,python3.11 python3 python3.12 python3.13,\
-	$(shell $(p) -c 'import sys; print(sys.executable) if sys.version_info >= (3, 11) else None' 2>/dev/null)))
+	$(shell $(p) -c 'import sys; print(sys.executable) if $(SERVED) else None' 2>/dev/null)))
+# The stock wheel of torch brings 5 GB with CUDA. `make setup TORCH=cpu` takes the build without, from PyTorch's own index.
+TORCH ?= stock
+TORCH_stock := torch==2.13.0
+TORCH_cpu := torch==2.13.0+cpu --extra-index-url https://download.pytorch.org/whl/cpu
 
 # The demo's size. DEMO=smallest is what continuous integration runs: the same stages on fewer subjects and steps.
 DEMO ?= full
@@ -42,12 +47,13 @@ setup: $(STAMP) ## make .venv with the exact versions of constraints.txt
 
 $(STAMP): pyproject.toml constraints.txt
 	@step() { printf '\n== set-up %s\n' "$$1"; }
-	"$(or $(PYTHON),false)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
-	  echo "error: expected Python 3.11 or newer, found '$(PYTHON)'; name one: make setup PYTHON=/path/to/python3" >&2; exit 2; }
-	step "1/5: $(VENV) with $(PYTHON)"
+	"$(or $(PYTHON),false)" -c 'import sys; sys.exit(not $(SERVED))' || {
+	  echo "error: expected Python 3.11 to 3.13, found '$(PYTHON)'; name one: make setup PYTHON=/path/to/python3.12" >&2; exit 2; }
+	[ -n "$(TORCH_$(TORCH))" ] || { echo "error: expected TORCH=stock or TORCH=cpu, found '$(TORCH)'" >&2; exit 2; }
+	step "1/5: $(VENV) with $(PYTHON), torch: $(TORCH)"
 	[ -x $(BIN)/python ] || "$(PYTHON)" -m venv $(VENV)
 	step "2/5: torch and the build tools"
-	$(PIP_INSTALL) torch==2.13.0 setuptools wheel ninja packaging
+	$(PIP_INSTALL) $(TORCH_$(TORCH)) setuptools wheel ninja packaging
 	# DeepSpeed comes as source, and its build imports the torch that is already there.
 	step "3/5: DeepSpeed"
 	$(PIP_INSTALL) --no-build-isolation deepspeed
@@ -92,10 +98,8 @@ demo: $(STAMP) ## recordings -> corpus -> pretraining -> export -> evaluation (D
 test: $(STAMP) ## the tests, within ten minutes on two cores (PYTEST_OPTIONS="-k name" for some)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n $(TEST_WORKERS) --dist loadfile $(PYTEST_OPTIONS)
 
-# These kill processes, cut links and wait for time-outs: on a busy machine one may miss its moment, so each has a second
-# try, which the summary shows.
 test-slow: $(STAMP) ## the tests that `make test` leaves out: failures of hosts, ranks, disks and workers
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow --reruns 1 -rsR --durations=15 $(PYTEST_OPTIONS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow --durations=15 $(PYTEST_OPTIONS)
 
 check: $(STAMP) ## lint, formatting, types
 	@echo "== ruff"
