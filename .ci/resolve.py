@@ -45,7 +45,7 @@ def uv(*options: str) -> Resolved:
         "--only-binary", ":all:", "--no-binary", "deepspeed", *options,
         *(() if "--extra" in options else ("--all-extras",)),
     ]  # fmt: skip
-    environment = {**os.environ, "UV_HTTP_TIMEOUT": "30", "UV_HTTP_RETRIES": "2"}
+    environment = {"UV_HTTP_TIMEOUT": "30", "UV_HTTP_RETRIES": "2", **os.environ}
     return subprocess.run(command, cwd=ROOT, text=True, capture_output=True, check=False, env=environment)
 
 

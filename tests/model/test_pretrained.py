@@ -65,8 +65,8 @@ def test_an_export_of_one_modality_loads(modality: str, tmp_path: Path) -> None:
 BLOCKED = """
 import sys
 
-absent = ["triton", "deepspeed", "ray", "mne", "nibabel", "nilearn", "sklearn", "pandas", "scipy", "webdataset", "pyarrow",
-          "matplotlib", "tqdm", "tensorboard"]
+absent = ["triton", "deepspeed", "ray", "mne", "nibabel", "nilearn", "sklearn", "pandas", "scipy", "webdataset",
+          "pyarrow", "matplotlib", "tqdm", "tensorboard"]
 sys.modules.update(dict.fromkeys(absent))
 import mcsp
 assert "torch" not in sys.modules
