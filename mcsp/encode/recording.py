@@ -13,7 +13,7 @@ import numpy as np
 from mcsp.config.base import Config
 from mcsp.config.evaluate import WINDOWS_PER_RECORDING
 from mcsp.encode.windows import encode_windows, window_starts
-from mcsp.schema import UNITS, Modality, Recording, Window, window_samples
+from mcsp.schema import Modality, Recording, Window, window_samples
 
 if TYPE_CHECKING:
     from mcsp.data_sharding.clean.recording import CleanRecording
@@ -198,7 +198,7 @@ def as_recording(clean: "CleanRecording", modality: Modality) -> Recording:
         modality=modality,
         split="test",
         sfreq=clean.sfreq,
-        unit=UNITS[modality],
+        unit=clean.unit,
         scale=1.0,
         n_samples=n_samples,
         n_channels=n_channels,
