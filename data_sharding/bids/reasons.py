@@ -89,7 +89,7 @@ REASONS = {
     ),
     "unknown-montage": Reason(
         "too few EEG channels have a position, by their name or in electrodes.tsv",
-        "sub-1_task-rest_eeg.edf: 1 of 65 EEG channels has a place (Cz), expected at least 4: 10-05 "
+        "sub-1_task-rest_eeg.edf: 1 of 65 EEG channels have a position (Cz), expected at least 4: 10-05 "
         "names or electrodes.tsv",
         "give `electrodes.tsv` with `coordsystem.json`, or names of the 10-05 system; differences "
         "between electrodes (`Fp1-F7`) have no place: export the recording against one reference",
@@ -241,7 +241,7 @@ class RecordingError(ValueError):
     """A recording that must not be stored; ``reason`` is a key of :data:`REASONS`."""
 
     def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(detail)
+        super().__init__(detail.encode("utf-8", "backslashreplace").decode())  # of a name that is no UTF-8
         assert reason in REASONS, reason
         self.reason = reason
 
@@ -285,8 +285,8 @@ def reasons_page() -> str:
         "# Why a recording is not stored, and what to do",
         "",
         "Every recording that is found and not stored has one of these reasons and a line of detail, in the list of",
-        "rejections, in the report and, with the original names, in `.build/rejected.tsv`. `encode_raw`, `encode_bold` and",
-        "`FeatureExtractor` raise the same as a `RecordingError`, which is a `ValueError`.",
+        "rejections, in the report and, with the original names, in `.build/rejected.tsv`. `encode_raw`,",
+        "`encode_bold` and `FeatureExtractor` raise the same as a `RecordingError`, which is a `ValueError`.",
         "",
         "| reason | meaning | example | what to do |",
         "|---|---|---|---|",

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from mcsp.config import CorpusConfig
 from mcsp.data_sharding.bids.find import RecordingRef, Site
+from mcsp.data_sharding.bids.pairing import acquisition_time
 from mcsp.data_sharding.bids.write import write_eeg, write_json, write_participants, write_tsv
 from mcsp.data_sharding.build.plan import make_plan
 from mcsp.data_sharding.build.samples import onset_seconds
 from mcsp.data_sharding.build.shards import add_members, build_shard
-from mcsp.data_sharding.clean.pairing import acquisition_time
 from mcsp.data_sharding.clean.read import ReadingProcess
 from mcsp.data_sharding.store.encoding import encode
 from mcsp.data_sharding.store.index import SHARDS_NAME
