@@ -10,7 +10,6 @@ The corpus (see ``docs/corpus-format.md``) is a folder::
 Shape letters: T time samples, C channels.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
@@ -115,32 +114,6 @@ class Window:
     def stop(self) -> int:
         """One past the last time sample within the recording."""
         return self.start + len(self.x_TC)
-
-
-def window_samples(recording: Recording, seconds: float) -> int:
-    """Length of a window of ``seconds`` in the recording's own time samples, at least 1."""
-    return max(1, round(seconds * recording.sfreq))
-
-
-def window_start(recording: Recording, clock_seconds: float, seconds: float) -> int:
-    """First time sample of the window that starts at ``clock_seconds`` on the shared clock; kept inside."""
-    start = round((clock_seconds - recording.onset_seconds) * recording.sfreq)
-    return min(max(start, 0), recording.n_samples - window_samples(recording, seconds))
-
-
-def common_starts(
-    eeg: Recording, fmri: Recording, window_seconds: Mapping[Modality, float], delay_seconds: float
-) -> tuple[float, float] | None:
-    """First and last instant [s, shared clock] at which an EEG window and its BOLD window fit into their recordings.
-
-    The BOLD window starts ``delay_seconds`` later. None where the recordings share no clock or do not overlap enough.
-    """
-    first = max(eeg.onset_seconds, fmri.onset_seconds - delay_seconds)
-    last = min(
-        eeg.onset_seconds + eeg.seconds - window_seconds["eeg"],
-        fmri.onset_seconds + fmri.seconds - delay_seconds - window_seconds["fmri"],
-    )
-    return (first, last) if last >= first else None  # a comparison with NaN, no clock, is false
 
 
 # ---------------------------------------------------------------------------------------------------------

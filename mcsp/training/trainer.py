@@ -1,6 +1,7 @@
 """One step of pretraining (embeddings, objective, gradients, update), and the state that a checkpoint keeps."""
 
 import json
+import logging
 import math
 import sys
 from collections.abc import Callable, Sequence
@@ -62,9 +63,12 @@ class Embedded(NamedTuple):
     site_n: Tensor
 
 
+_log = logging.getLogger(__name__)
+
+
 def schedule_of(config: PretrainConfig, corpus: Corpus) -> Schedule:
     """What the steps of a run read from the training split."""
-    return Schedule(
+    schedule = Schedule(
         corpus.recordings,
         index_hash=corpus.index_hash,
         seed=config.seed,
@@ -75,6 +79,9 @@ def schedule_of(config: PretrainConfig, corpus: Corpus) -> Schedule:
         shuffle_shards=config.shuffle_shards,
         sites_per_batch=config.sites_per_batch,
     )
+    if schedule.left_out and distributed.rank() == 0:
+        _log.warning("recordings without a window of enough valid time, left out, by site: %s", schedule.left_out)
+    return schedule
 
 
 class Trainer:
