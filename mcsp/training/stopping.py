@@ -20,6 +20,7 @@ from mcsp.training.clock import Clock
 
 # As in sysexits.h: a temporary failure ("run me again"), a hang, and data that cannot be trained on.
 EXIT_AGAIN, EXIT_HUNG, EXIT_DATA = 75, 70, 65
+EXIT_COLLAPSED = 66  # embeddings all alike: the same command would end in the same way
 GRACE_SECONDS = 120.0  # a rank that waits for a dead one never gets to the end of its step
 STOP_FILE = "STOP"
 

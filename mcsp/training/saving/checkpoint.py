@@ -207,7 +207,7 @@ _FREE = {
     "corpus_dir", "run_dir", "checkpoint_every", "keep_checkpoints", "keep_every", "log_every", "resume", "workers",
     "max_bad_windows", "cache_dir", "cache_gb",
     "steps", "schedule_steps", "deepspeed", "micro_batches", "activation_checkpointing", "compile", "init_from",
-    "health", "watchdog_seconds",
+    "health", "watchdog_seconds", "validate_every", "validation_batches", "keep_best", "collapse_after",
 }  # fmt: skip
 
 
