@@ -23,6 +23,8 @@ from mcsp.training.pretrainer import Pretrainer
 from mcsp.training.reading.loader import BadWindows, StepDataset
 from mcsp.training.reading.schedule import Schedule
 from mcsp.training.saving import checkpoint
+from mcsp.training.saving.continues import changes
+from mcsp.training.saving.saver import Saver
 from mcsp.training.saving.start_weights import start_from
 from mcsp.training.stopping import EXIT_DATA, RunEnded
 
@@ -117,11 +119,14 @@ class Trainer:
             self._say(f"starts from the {start_from(config.init_from, self.module, self.config.model)}")
         self.engine = engine.Engine(self.module, config, self.world_size, schedule.global_batch)
         self.bad_windows = BadWindows(config.max_bad_windows)
+        self.saver = Saver(config.run_dir, config.keep_checkpoints, config.keep_every, self.device)
+        self.changed: dict[str, str] = {}  # since the checkpoint that this start continues
         self.stopping = False  # some rank was asked to stop; the same on all ranks
         self.facts = {
             "index_hash": corpus.index_hash,
             "world_size": self.world_size,
             "zero_stage": self.engine.zero_stage,
+            "arithmetic": self.engine.arithmetic,
             "config": self.config.dump(),
             "model_config": self.config.model.dump(),
         }
@@ -133,22 +138,19 @@ class Trainer:
         run_dir, found, problem = self.config.run_dir, None, ""
         if self.rank == 0:
             try:
-                checkpoint.clear_incomplete(run_dir)
-                found = checkpoint.latest_checkpoint(run_dir)
+                found = checkpoint.to_continue(run_dir, self.config.resume)
             except OSError as error:
                 problem = f"{run_dir}: cannot look for checkpoints ({error.strerror})"
+            except ValueError as error:
+                problem = str(error)
         found, problem = distributed.gather_objects((found, problem))[0]
         if problem:
             raise ValueError(problem)
-        if found is not None and self.config.resume == "never":
-            raise ValueError(f"{run_dir}: resume=never, but it holds checkpoint {found.name}; use another run_dir")
-        if found is None and self.config.resume == "must":
-            raise ValueError(f"{run_dir}: resume=must, but it holds no valid checkpoint")
         return found
 
     def _resume(self, path: Path) -> None:
         manifest = json.loads((path / checkpoint.MANIFEST).read_text())
-        checkpoint.check_continues(path, manifest, self.facts)
+        self.changed = changes(path, manifest, self.facts)
         self.engine.load(path)
         self.step, self.useful_seconds = manifest["step"], manifest["useful_seconds"]
         self.health.load_state(manifest["health"])
@@ -158,6 +160,12 @@ class Trainer:
                 f"continues {path.name}, saved by {then[0]} ranks at ZeRO-{then[1]}, with {now[0]} at ZeRO-{now[1]}: "
                 "the same data, numbers equal up to rounding"
             )
+        if self.step >= self.config.steps:
+            length = self.config.schedule_steps or self.config.steps
+            self._say(
+                f"finished before, after {self.step} steps; to lengthen the run set steps above that and "
+                f"schedule_steps={length} (further steps keep the final learning rate)"
+            )
 
     def _say(self, sentence: str) -> None:
         if self.rank == 0:
@@ -165,6 +173,7 @@ class Trainer:
 
     def roll_back(self, metrics: Metrics | None) -> None:
         """Return to the last checkpoint from before the bad steps, and read on behind the data that was read since."""
+        self.saver.finish()
         many = f"{self.health.in_a_row} steps in a row were skipped"
         if self.health.rollbacks >= self.config.health.max_rollbacks:
             raise RunEnded("too many rollbacks", f"{many} after {self.health.rollbacks} rollbacks", EXIT_DATA)
@@ -181,7 +190,7 @@ class Trainer:
         steps = self.step - manifest["step"]
         self.engine.load(path)
         if self.rank == 0:
-            checkpoint.discard_after(self.config.run_dir, manifest["step"])
+            checkpoint.drop_after(self.config.run_dir, manifest["step"])
         self.step, self.useful_seconds = manifest["step"], manifest["useful_seconds"]
         self.health.rolled_back(manifest["health"], steps)
         self.clock.split()
@@ -266,7 +275,6 @@ class Trainer:
         return {**values, "gradient_norm": norm, "learning_rate": rate, **temperatures}
 
     def save(self) -> None:
-        """Write a checkpoint of the current step; every rank calls it."""
-        config, state = self.config, {"useful_seconds": self.useful_seconds, "health": self.health.state()}
-        facts = {**self.facts, **state}
-        checkpoint.save(config.run_dir, self.step, facts, self.engine.write, config.keep_checkpoints, config.keep_every)
+        """Begin to write a checkpoint of the current step; every rank calls it."""
+        state = {"useful_seconds": self.useful_seconds, "health": self.health.state()}
+        self.saver.begin(self.step, {**self.facts, **state}, self.engine.copy_state())
