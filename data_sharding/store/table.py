@@ -84,8 +84,8 @@ class Recordings(Sequence[Recording]):
             raise ValueError(f"{self._file}: cannot be read any more ({error.strerror})") from None
         if found != self._bytes:
             raise ValueError(
-                f"{self._file}: had {self._bytes} bytes when it was opened, now {found}; a corpus must not change while "
-                "it is read"
+                f"{self._file}: had {self._bytes} bytes when it was opened, now {found}; a corpus must not change "
+                "while it is read"
             )
 
     def __reduce__(self) -> Any:
