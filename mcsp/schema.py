@@ -10,7 +10,6 @@ The corpus (see ``docs/corpus-format.md``) is a folder::
 Shape letters: T time samples, C channels.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
@@ -29,6 +28,15 @@ SPLITS: tuple[Split, ...] = get_args(Split)
 
 # Units in which values reach a model. fp16 holds 6e-8..65504, so volts would drown in its subnormals.
 UNITS: dict[Modality, str] = {"eeg": "uV", "fmri": "percent"}
+# Unit of BOLD that came without its mean, as denoised series do: each recording is divided by its own robust amplitude,
+# so amplitude carries no meaning and is never compared between recordings.
+SCALE_FREE = "a.u."
+
+
+def units_of(modality: Modality) -> tuple[str, ...]:
+    """Every unit that recordings of a modality may have."""
+    return (UNITS[modality], SCALE_FREE) if modality == "fmri" else (UNITS[modality],)
+
 
 # Length of one CRC block in samples of time: 2 s of EEG at 200 Hz, 10 volumes of BOLD. A window is checked in whole
 # blocks, so a block is short beside a window, yet holds the 4 kB or more that CRC-32 is fast on.
@@ -55,7 +63,7 @@ class Recording:
     run: str  # "" where unknown
     split: Split
     sfreq: float  # Hz; 1 / t_r for fMRI
-    unit: str  # "uV" | "percent"
+    unit: str  # "uV" | "percent" | "a.u."
     scale: float  # physical = stored * scale
     n_samples: int
     n_channels: int
@@ -106,32 +114,6 @@ class Window:
     def stop(self) -> int:
         """One past the last time sample within the recording."""
         return self.start + len(self.x_TC)
-
-
-def window_samples(recording: Recording, seconds: float) -> int:
-    """Length of a window of ``seconds`` in the recording's own time samples, at least 1."""
-    return max(1, round(seconds * recording.sfreq))
-
-
-def window_start(recording: Recording, clock_seconds: float, seconds: float) -> int:
-    """First time sample of the window that starts at ``clock_seconds`` on the shared clock; kept inside."""
-    start = round((clock_seconds - recording.onset_seconds) * recording.sfreq)
-    return min(max(start, 0), recording.n_samples - window_samples(recording, seconds))
-
-
-def common_starts(
-    eeg: Recording, fmri: Recording, window_seconds: Mapping[Modality, float], delay_seconds: float
-) -> tuple[float, float] | None:
-    """First and last instant [s, shared clock] at which an EEG window and its BOLD window fit into their recordings.
-
-    The BOLD window starts ``delay_seconds`` later. None where the recordings share no clock or do not overlap enough.
-    """
-    first = max(eeg.onset_seconds, fmri.onset_seconds - delay_seconds)
-    last = min(
-        eeg.onset_seconds + eeg.seconds - window_seconds["eeg"],
-        fmri.onset_seconds + fmri.seconds - delay_seconds - window_seconds["fmri"],
-    )
-    return (first, last) if last >= first else None  # a comparison with NaN, no clock, is false
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from mcsp.config.base import Config
+from mcsp.config.base import Config, UserPath
 from mcsp.config.model import AugmentationConfig, ModelConfig, ObjectiveConfig
 from mcsp.schema import Modality
 
@@ -40,9 +40,9 @@ class HealthConfig(Config):
 class PretrainConfig(Config):
     """``launchers/pretrain.py``."""
 
-    corpus_dir: Path | str = Field(description="a corpus that build_corpus wrote: a folder or a URL (s3://...)")
-    run_dir: Path = Field(description="checkpoints, metrics.jsonl and TensorBoard files go here")
-    init_from: Path | None = Field(
+    corpus_dir: UserPath | str = Field(description="a corpus that build_corpus wrote: a folder or a URL (s3://...)")
+    run_dir: UserPath = Field(description="checkpoints, metrics.jsonl and TensorBoard files go here")
+    init_from: UserPath | None = Field(
         None, description="a run, checkpoint or export whose weights a new run starts from; ignored once it has its own"
     )
     steps: int = Field(1000, ge=1, description="optimizer steps")
@@ -93,7 +93,9 @@ class PretrainConfig(Config):
         description="ends the run when more windows cannot be read: a fraction of those read since it (re)started, "
         "or from 1 on their number",
     )
-    cache_dir: Path | None = Field(None, description="where shards of a remote corpus are kept; null: temporary folder")
+    cache_dir: UserPath | None = Field(
+        None, description="where shards of a remote corpus are kept; null: temporary folder"
+    )
     cache_gb: float = Field(100.0, gt=0, description="most that shards of a remote corpus take on each machine")
     checkpoint_every: int = Field(100, ge=1, description="steps")
     keep_checkpoints: int = Field(3, ge=1, description="older ones are deleted")

@@ -1,6 +1,7 @@
 """One step of pretraining (embeddings, objective, gradients, update), and the state that a checkpoint keeps."""
 
 import json
+import logging
 import math
 import sys
 from collections.abc import Callable, Sequence
@@ -23,6 +24,8 @@ from mcsp.training.pretrainer import Pretrainer
 from mcsp.training.reading.loader import BadWindows, StepDataset
 from mcsp.training.reading.schedule import Schedule
 from mcsp.training.saving import checkpoint
+from mcsp.training.saving.continues import changes
+from mcsp.training.saving.saver import Saver
 from mcsp.training.saving.start_weights import start_from
 from mcsp.training.stopping import EXIT_DATA, RunEnded
 
@@ -62,9 +65,12 @@ class Embedded(NamedTuple):
     site_n: Tensor
 
 
+_log = logging.getLogger(__name__)
+
+
 def schedule_of(config: PretrainConfig, corpus: Corpus) -> Schedule:
     """What the steps of a run read from the training split."""
-    return Schedule(
+    schedule = Schedule(
         corpus.recordings,
         index_hash=corpus.index_hash,
         seed=config.seed,
@@ -75,6 +81,9 @@ def schedule_of(config: PretrainConfig, corpus: Corpus) -> Schedule:
         shuffle_shards=config.shuffle_shards,
         sites_per_batch=config.sites_per_batch,
     )
+    if schedule.left_out and distributed.rank() == 0:
+        _log.warning("recordings without a window of enough valid time, left out, by site: %s", schedule.left_out)
+    return schedule
 
 
 class Trainer:
@@ -119,11 +128,14 @@ class Trainer:
         self.bad_windows = BadWindows(config.max_bad_windows)
         # Evaluations in a row with embeddings all alike; value and step of the best one.
         self.validated: dict[str, Any] = {"collapsed": 0, "best": None, "best_step": None}
+        self.saver = Saver(config.run_dir, config.keep_checkpoints, config.keep_every, self.device)
+        self.changed: dict[str, str] = {}  # since the checkpoint that this start continues
         self.stopping = False  # some rank was asked to stop; the same on all ranks
         self.facts = {
             "index_hash": corpus.index_hash,
             "world_size": self.world_size,
             "zero_stage": self.engine.zero_stage,
+            "arithmetic": self.engine.arithmetic,
             "config": self.config.dump(),
             "model_config": self.config.model.dump(),
         }
@@ -135,22 +147,19 @@ class Trainer:
         run_dir, found, problem = self.config.run_dir, None, ""
         if self.rank == 0:
             try:
-                checkpoint.clear_incomplete(run_dir)
-                found = checkpoint.latest_checkpoint(run_dir)
+                found = checkpoint.to_continue(run_dir, self.config.resume)
             except OSError as error:
                 problem = f"{run_dir}: cannot look for checkpoints ({error.strerror})"
+            except ValueError as error:
+                problem = str(error)
         found, problem = distributed.gather_objects((found, problem))[0]
         if problem:
             raise ValueError(problem)
-        if found is not None and self.config.resume == "never":
-            raise ValueError(f"{run_dir}: resume=never, but it holds checkpoint {found.name}; use another run_dir")
-        if found is None and self.config.resume == "must":
-            raise ValueError(f"{run_dir}: resume=must, but it holds no valid checkpoint")
         return found
 
     def _resume(self, path: Path) -> None:
         manifest = json.loads((path / checkpoint.MANIFEST).read_text())
-        checkpoint.check_continues(path, manifest, self.facts)
+        self.changed = changes(path, manifest, self.facts)
         self.engine.load(path)
         self.step, self.useful_seconds = manifest["step"], manifest["useful_seconds"]
         self.health.load_state(manifest["health"])
@@ -161,6 +170,12 @@ class Trainer:
                 f"continues {path.name}, saved by {then[0]} ranks at ZeRO-{then[1]}, with {now[0]} at ZeRO-{now[1]}: "
                 "the same data, numbers equal up to rounding"
             )
+        if self.step >= self.config.steps:
+            length = self.config.schedule_steps or self.config.steps
+            self._say(
+                f"finished before, after {self.step} steps; to lengthen the run set steps above that and "
+                f"schedule_steps={length} (further steps keep the final learning rate)"
+            )
 
     def _say(self, sentence: str) -> None:
         if self.rank == 0:
@@ -168,6 +183,7 @@ class Trainer:
 
     def roll_back(self, metrics: Metrics | None) -> None:
         """Return to the last checkpoint from before the bad steps, and read on behind the data that was read since."""
+        self.saver.finish()
         many = self.health.why_back
         if self.health.rollbacks >= self.config.health.max_rollbacks:
             raise RunEnded("too many rollbacks", f"{many} after {self.health.rollbacks} rollbacks", EXIT_DATA)
@@ -184,7 +200,7 @@ class Trainer:
         steps = self.step - manifest["step"]
         self.engine.load(path)
         if self.rank == 0:
-            checkpoint.discard_after(self.config.run_dir, manifest["step"])
+            checkpoint.drop_after(self.config.run_dir, manifest["step"])
         self.step, self.useful_seconds = manifest["step"], manifest["useful_seconds"]
         self.health.rolled_back(manifest["health"], steps)
         self.validated = manifest["validated"]
@@ -292,7 +308,7 @@ class Trainer:
         return {"not_finite_on_ranks": ranks, "samples": sorted({key for bad, _ in of_ranks for key in bad})}
 
     def save(self) -> None:
-        """Write a checkpoint of the current step; every rank calls it."""
-        config, state = self.config, {"useful_seconds": self.useful_seconds, "health": self.health.state()}
+        """Begin to write a checkpoint of the current step; every rank calls it."""
+        state = {"useful_seconds": self.useful_seconds, "health": self.health.state()}
         facts = {**self.facts, **state, "validated": self.validated}
-        checkpoint.save(config.run_dir, self.step, facts, self.engine.write, config.keep_checkpoints, config.keep_every)
+        self.saver.begin(self.step, facts, self.engine.copy_state())

@@ -11,6 +11,7 @@ that site (:class:`mcsp.training.reading.order.Order`; where a step draws from f
 its recordings is taken, or the next of its pairs of recordings; after as many passes as it has of these, all were read.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -21,6 +22,7 @@ from mcsp.data_sharding.store.table import Recordings
 from mcsp.schema import MODALITIES, Modality, Split, random_key, text_key
 from mcsp.training.reading.cuts import Cut, cut_one, cut_pair, pairings
 from mcsp.training.reading.order import Order, SiteBatches
+from mcsp.windows import LEAST_VALID_SHARE, start_ranges
 
 STREAMS = ("paired", "eeg", "fmri")
 
@@ -76,7 +78,8 @@ class Schedule:
             index_hash: of the corpus; with ``seed`` it decides every draw.
             seed: any integer.
             quota: samples of each stream per step.
-            window_seconds: length of a window per modality; recordings of others, and shorter ones, are left out.
+            window_seconds: length of a window per modality; recordings of others, shorter ones, and those without a
+                window of enough valid time (:mod:`mcsp.windows`) are left out. ``left_out`` counts the last by site.
             delay_seconds: how much later the BOLD window of a simultaneous pair starts.
             site_temperature: 1 reads every sample equally often, infinity every site.
             shuffle_shards: samples are shuffled within groups of so many shards, group after group; 0: all together.
@@ -92,6 +95,7 @@ class Schedule:
         codes, names = recordings.codes("modality")
         self._modalities = codes.astype(np.uint8), names
         self._lengths = self._window_lengths()
+        self.left_out = self._leave_out_invalid()
         starts = recordings.sample_starts()
         stream_N = self._stream_of_samples(starts)
         self.streams: list[Stream] = []
@@ -103,7 +107,8 @@ class Schedule:
                     have = {name: int((stream_N == i).sum()) for i, name in enumerate(STREAMS)}
                     raise ValueError(
                         f"batch.{name}={n}, but the training split has no such sample with recordings of at least "
-                        f"{window_seconds} s; found {have}. Set batch.{name}=0 or shorten window_seconds"
+                        f"{window_seconds} s, half of it valid; found {have}. Set batch.{name}=0 or shorten "
+                        "window_seconds"
                     )
                 rows_N2 = np.stack([starts[numbers], starts[numbers + 1]], axis=1).astype(np.int32)
                 order_key = random_key(self.key, 0, STREAMS.index(name))
@@ -129,6 +134,24 @@ class Schedule:
         lengths = np.maximum(1, np.rint(seconds * self.recordings.column("sfreq")))
         usable = lengths <= self.recordings.column("n_samples")  # false for NaN
         return np.where(usable, lengths, 0).astype(np.int32)
+
+    def _leave_out_invalid(self) -> dict[str, int]:
+        """Make rows of the training split useless that have no window of enough valid time; their number by site."""
+        edges, starts = self.recordings.flat("valid_spans")
+        splits, names = self.recordings.codes("split")
+        inside = (self._lengths > 0) & (splits == (names.index("train") if "train" in names else -1))
+        # A row of which one span is long enough has a window; few rows are left to be looked at one by one.
+        spans = np.diff(edges, append=0)
+        spans[1::2] = 0  # gaps: each row has an even number of edges
+        longest = np.maximum.reduceat(np.append(spans, 0), starts[:-1]) if len(starts) > 1 else spans
+        doubtful = inside & (starts[1:] > starts[:-1]) & (longest < LEAST_VALID_SHARE * self._lengths)
+        left_out: Counter[str] = Counter()
+        for row in np.flatnonzero(doubtful).tolist():
+            recording = self.recordings[row]
+            if not start_ranges(recording, int(self._lengths[row])):
+                self._lengths[row] = 0
+                left_out[recording.site] += 1
+        return dict(sorted(left_out.items()))
 
     def _stream_of_samples(self, starts: np.ndarray) -> np.ndarray:
         """Index into STREAMS of each sample, or -1: another split, or nothing long enough."""
