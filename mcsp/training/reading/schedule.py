@@ -136,10 +136,10 @@ class Schedule:
         return np.where(usable, lengths, 0).astype(np.int32)
 
     def _leave_out_invalid(self) -> dict[str, int]:
-        """Make rows of the training split useless that have no window of enough valid time; their number by site."""
+        """Make rows of the split useless that have no window of enough valid time; their number by site."""
         edges, starts = self.recordings.flat("valid_spans")
         splits, names = self.recordings.codes("split")
-        inside = (self._lengths > 0) & (splits == (names.index("train") if "train" in names else -1))
+        inside = (self._lengths > 0) & (splits == (names.index(self.split) if self.split in names else -1))
         # A row of which one span is long enough has a window; few rows are left to be looked at one by one.
         spans = np.diff(edges, append=0)
         spans[1::2] = 0  # gaps: each row has an even number of edges
