@@ -84,7 +84,7 @@ def test_a_view_predicts_the_half_that_it_does_not_see(modality) -> None:
     for name in ("connectivity", "spectrum"):
         changed = (before[name] != after[name]).any(1).view(2, 8)
         assert torch.equal(changed, ~sees_late), name
-    other = half_of_view(signal, 1, HALVES)
+    other = half_of_view(signal, 1)
     measured = {"connectivity": connectivity_target, "spectrum": spectrum_target}
     for name, measure in measured.items():
         torch.testing.assert_close(before[name][:8], measure(module.model, modality, other))
