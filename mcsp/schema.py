@@ -34,6 +34,15 @@ HIGHEST_HZ: dict[Modality, float] = {"eeg": 45.0, "fmri": 0.25}
 
 # Units in which values reach a model. fp16 holds 6e-8..65504, so volts would drown in its subnormals.
 UNITS: dict[Modality, str] = {"eeg": "uV", "fmri": "percent"}
+# Unit of BOLD that came without its mean, as denoised series do: each recording is divided by its own robust amplitude,
+# so amplitude carries no meaning and is never compared between recordings.
+SCALE_FREE = "a.u."
+
+
+def units_of(modality: Modality) -> tuple[str, ...]:
+    """Every unit that recordings of a modality may have."""
+    return (UNITS[modality], SCALE_FREE) if modality == "fmri" else (UNITS[modality],)
+
 
 # Length of one CRC block in samples of time: 2 s of EEG at 200 Hz, 10 volumes of BOLD. A window is checked in whole
 # blocks, so a block is short beside a window, yet holds the 4 kB or more that CRC-32 is fast on.
@@ -60,7 +69,7 @@ class Recording:
     run: str  # "" where unknown
     split: Split
     sfreq: float  # Hz; 1 / t_r for fMRI
-    unit: str  # "uV" | "percent"
+    unit: str  # "uV" | "percent" | "a.u."
     scale: float  # physical = stored * scale
     n_samples: int
     n_channels: int

@@ -42,6 +42,7 @@ class Recordings(Sequence[Recording]):
         """Wrap the result of :func:`mcsp.data_sharding.store.table_write.make_batch` or of a mapped file."""
         self._batch = batch
         self._file: Path | None = None
+        self._bytes = 0
         self._read = [(f.name, self._reader(f.name)) for f in fields(Recording)]
 
     @classmethod
@@ -70,8 +71,22 @@ class Recordings(Sequence[Recording]):
                 f"{file}: expected one batch of the columns of this version, found {len(batches)}, {other}"
             )
         recordings = cls(batches[0])
-        recordings._file = file
+        recordings._file, recordings._bytes = file, file.stat().st_size
         return recordings
+
+    def check_whole(self) -> None:
+        """Raise ``ValueError`` where the mapped file was cut or is gone: reading on would end the process (SIGBUS)."""
+        if self._file is None:
+            return
+        try:
+            found = self._file.stat().st_size
+        except OSError as error:
+            raise ValueError(f"{self._file}: cannot be read any more ({error.strerror})") from None
+        if found != self._bytes:
+            raise ValueError(
+                f"{self._file}: had {self._bytes} bytes when it was opened, now {found}; a corpus must not change "
+                "while it is read"
+            )
 
     def __reduce__(self) -> Any:
         """Another process maps the same file."""

@@ -14,7 +14,7 @@ from mcsp.batch import valid_times
 from mcsp.config.base import Config
 from mcsp.config.evaluate import WINDOWS_PER_RECORDING
 from mcsp.encode.windows import encode_windows
-from mcsp.schema import UNITS, Modality, Recording, Window
+from mcsp.schema import Modality, Recording, Window
 from mcsp.windows import longest_window, no_window, seconds_in_no_window, window_starts
 
 if TYPE_CHECKING:
@@ -213,7 +213,7 @@ def as_recording(clean: "CleanRecording", modality: Modality) -> Recording:
         modality=modality,
         split="test",
         sfreq=clean.sfreq,
-        unit=UNITS[modality],
+        unit=clean.unit,
         scale=1.0,
         n_samples=n_samples,
         n_channels=n_channels,

@@ -69,7 +69,7 @@ class Metrics:
         self._events.write(json.dumps({"time": time.time(), "event": kind, "step": step, **facts}) + "\n")
         self._events.flush()
         if kind != "start":
-            told = ", ".join(f"{name} {value}" for name, value in facts.items())
+            told = ", ".join(f"{name} {_shortened(value)}" for name, value in facts.items())
             tqdm.write(f"{kind} at step {step}: {told}", file=sys.stderr)
 
     def advance(self) -> None:
@@ -91,6 +91,12 @@ class Metrics:
             self._said = now
             left = (self.steps - step) * (now - self._began) / max(1, step - self._first)
             print(f"step {step}/{self.steps}, {shown}, {_clock(left)} left", file=sys.stderr, flush=True)
+
+
+def _shortened(value: Any) -> Any:
+    if not isinstance(value, list) or len(value) <= 3:
+        return value
+    return f"{', '.join(map(str, value[:3]))} and {len(value) - 3} more"
 
 
 def progress(values: dict[str, float], untrained: dict[str, float]) -> str:

@@ -200,7 +200,7 @@ def test_names_of_biosemi_caps_are_not_taken_for_places_of_the_10_05_system(pret
     report = pretrained.encode_raw(raw.set_montage(montage), windows_per_recording=1).report
     assert report.steps["positions"] == "128 from file" and "renamed" not in report.steps
     own = pretrained.encode_raw(raw_of(eeg_uv(), [*CHANNELS[:4], "A1", "A2", "C5", "B1"])).report  # one odd name
-    assert "A1 -> M1" in str(own) and [f.channel for f in own.channels if not f.used] == ["B1"]
+    assert "A1 -> M1" in str(own) and [f.name for f in own.channels if not f.used] == ["B1"]
 
 
 def test_windows_can_be_chosen_and_short_ones_are_pointed_out(pretrained: PretrainedMCSP) -> None:
@@ -231,7 +231,7 @@ MISTAKES = {
     ),
     "three channels in common": (
         lambda: mistake(lambda x: x, ["Fp1", "Cz", "O2", "X1", "X2", "X3"]),
-        r"3 of 6 channels are good and have a position \(Fp1, Cz, O2\), expected at least 4: channel names",
+        r"3 of 6 EEG channels have a position \(Fp1, Cz, O2\), expected at least 4: X1, X2, X3 have none; expected",
     ),
     "differences of electrodes": (
         lambda: mistake(lambda x: x, ["Fp1-F7", "EEG F7-T3", "T3-T5", "T5-O1"]),

@@ -4,6 +4,7 @@ A window that cannot be read (damaged block, missing shard, failing disk) is rep
 That depends on the corpus alone, so every number of ranks and workers, and a resumed run, makes the same replacements.
 """
 
+import faulthandler
 import logging
 import signal
 from collections.abc import Iterator
@@ -41,6 +42,7 @@ class StepDataset(Dataset[list[Batch]]):
         self._used = 0
 
     def __getitem__(self, step: int) -> list[Batch]:
+        self.corpus.recordings.check_whole()
         self._fetch_ahead(step)
         return [self._share(step, self.first_share + i) for i in range(self.micro_batches)]
 
@@ -133,6 +135,7 @@ def _heed_no_signals(worker: int) -> None:
     # They end with the process that started them.
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
+    faulthandler.enable()
 
 
 def batches(

@@ -19,7 +19,7 @@ import numpy as np
 
 from mcsp.config import BatchConfig
 from mcsp.data_sharding.store.table import Recordings
-from mcsp.schema import MODALITIES, Modality, Purpose, random_key, text_key
+from mcsp.schema import MODALITIES, Modality, Purpose, Split, random_key, text_key
 from mcsp.training.reading.cuts import Cut, cut_one, cut_pair, pairings
 from mcsp.training.reading.order import Order, SiteBatches
 from mcsp.windows import LEAST_VALID_SHARE, start_ranges
@@ -69,8 +69,9 @@ class Schedule:
         site_temperature: float = 1.0,
         shuffle_shards: int = 0,
         sites_per_batch: int = 0,
+        split: Split = "train",
     ) -> None:
-        """Sort the samples of the training split into streams.
+        """Sort the samples of a split into streams.
 
         Args:
             recordings: the table of a corpus.
@@ -83,13 +84,14 @@ class Schedule:
             site_temperature: 1 reads every sample equally often, infinity every site.
             shuffle_shards: samples are shuffled within groups of so many shards, group after group; 0: all together.
             sites_per_batch: from how many sites a stream's samples of one step come; 0: from all, mixed.
+            split: which people. Of another than ``train`` streams without samples are left out.
 
         Raises:
             ValueError: a stream with a quota but without samples whose recordings are long enough, no quota at all, or
                 a quota that ``sites_per_batch`` does not divide.
         """
         self.recordings, self.window_seconds, self.delay_seconds = recordings, window_seconds, delay_seconds
-        self.key = random_key(text_key(index_hash), seed)
+        self.split, self.key = split, random_key(text_key(index_hash), seed)
         codes, names = recordings.codes("modality")
         self._modalities = codes.astype(np.uint8), names
         self._lengths = self._window_lengths()
@@ -99,7 +101,8 @@ class Schedule:
         self.streams: list[Stream] = []
         for name in STREAMS:
             numbers = np.flatnonzero(stream_N == STREAMS.index(name))
-            if n := getattr(quota, name):
+            n = getattr(quota, name)
+            if n and (len(numbers) or split == "train"):
                 if not len(numbers):
                     have = {name: int((stream_N == i).sum()) for i, name in enumerate(STREAMS)}
                     raise ValueError(
@@ -118,7 +121,7 @@ class Schedule:
                 else:
                     order = Order(site_N, group_N, site_temperature, order_key, n)
                 self.streams.append(Stream(name, n, rows_N2, order))
-        if not self.streams:
+        if not self.streams and split == "train":
             raise ValueError("batch: expected a quota above 0 for paired, eeg or fmri, found none")
         drawn = np.isin(stream_N, [STREAMS.index(stream.name) for stream in self.streams])
         self.shapes = self._padded_shapes(np.repeat(drawn, np.diff(starts)))
@@ -133,10 +136,10 @@ class Schedule:
         return np.where(usable, lengths, 0).astype(np.int32)
 
     def _leave_out_invalid(self) -> dict[str, int]:
-        """Make rows of the training split useless that have no window of enough valid time; their number by site."""
+        """Make rows of the split useless that have no window of enough valid time; their number by site."""
         edges, starts = self.recordings.flat("valid_spans")
         splits, names = self.recordings.codes("split")
-        inside = (self._lengths > 0) & (splits == (names.index("train") if "train" in names else -1))
+        inside = (self._lengths > 0) & (splits == (names.index(self.split) if self.split in names else -1))
         # A row of which one span is long enough has a window; few rows are left to be looked at one by one.
         spans = np.diff(edges, append=0)
         spans[1::2] = 0  # gaps: each row has an even number of edges
@@ -159,7 +162,7 @@ class Schedule:
         for m in (m for m in MODALITIES if m in names):
             has[m] = np.logical_or.reduceat((codes == names.index(m)) & (self._lengths > 0), starts[:-1])
         splits, split_names = self.recordings.codes("split")
-        inside = splits[starts[:-1]] == (split_names.index("train") if "train" in split_names else -1)
+        inside = splits[starts[:-1]] == (split_names.index(self.split) if self.split in split_names else -1)
         kinds = [has["eeg"] & has["fmri"], has["eeg"], has["fmri"]]
         return np.where(inside, np.select(kinds, range(len(STREAMS)), -1), -1)
 
