@@ -28,7 +28,7 @@ from mcsp.evaluate.splits import Folds, k_fold, labelled_part, leave_site_out
 from mcsp.evaluate.units import Labelled, Unit, read_labels
 from mcsp.model.layers import TokenEncoder
 from mcsp.model.mcsp import MCSP
-from mcsp.schema import Modality, Window, random_key, unit_interval
+from mcsp.schema import Modality, Purpose, Window, random_key, unit_interval
 from mcsp.windows import longest_window, random_start, window_starts
 
 
@@ -213,14 +213,17 @@ class Finetuning:
     def _cut(self, unit: Unit, key: int) -> list[Window]:
         """One random window of each modality of a unit, sometimes of one modality only."""
         modalities = [m for m in self.frozen if unit.of(m)]
-        if len(modalities) == 2 and unit_interval(random_key(key, 1)) < self.config.modality_dropout:
-            modalities = [modalities[int(unit_interval(random_key(key, 2)) * 2)]]
+        if (
+            len(modalities) == 2
+            and unit_interval(random_key(key, Purpose.DROP_MODALITY)) < self.config.modality_dropout
+        ):
+            modalities = [modalities[int(unit_interval(random_key(key, Purpose.WHICH_MODALITY)) * 2)]]
         windows = []
         for modality in modalities:
             recordings = unit.of(modality)
-            recording = recordings[int(unit_interval(random_key(key, 3)) * len(recordings))]
+            recording = recordings[int(unit_interval(random_key(key, Purpose.WHICH_RECORDING)) * len(recordings))]
             length = longest_window(recording, self.window_seconds[modality])
-            start = random_start(recording, length, unit_interval(random_key(key, 4)))
+            start = random_start(recording, length, unit_interval(random_key(key, Purpose.START)))
             windows.append(self.corpus.read_window(recording, start, length))
         return windows
 

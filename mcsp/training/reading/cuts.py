@@ -6,7 +6,7 @@ Everything is a function of the recordings and of integer keys.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from mcsp.schema import Modality, Recording, random_key, unit_interval
+from mcsp.schema import Modality, Purpose, Recording, random_key, unit_interval
 from mcsp.windows import common_instants, random_start, window_samples, window_start
 
 Seconds = Mapping[Modality, float]
@@ -60,9 +60,10 @@ def cut_pair(
     """
     instants = common_instants(eeg, fmri, window_seconds, delay_seconds)
     if not instants:
-        return cut_one(eeg, window_seconds, random_key(key, 0)), cut_one(fmri, window_seconds, random_key(key, 1))
+        first_key, second_key = (random_key(key, p) for p in (Purpose.FIRST_WINDOW, Purpose.SECOND_WINDOW))
+        return cut_one(eeg, window_seconds, first_key), cut_one(fmri, window_seconds, second_key)
     delay: dict[Modality, float] = {"eeg": 0.0, "fmri": delay_seconds}
-    instant = _instant(instants, unit_interval(random_key(key, 0)))
+    instant = _instant(instants, unit_interval(random_key(key, Purpose.FIRST_WINDOW)))
     first, second = (
         Cut(
             r,

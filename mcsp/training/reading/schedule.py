@@ -19,7 +19,7 @@ import numpy as np
 
 from mcsp.config import BatchConfig
 from mcsp.data_sharding.store.table import Recordings
-from mcsp.schema import MODALITIES, Modality, Split, random_key, text_key
+from mcsp.schema import MODALITIES, Modality, Purpose, Split, random_key, text_key
 from mcsp.training.reading.cuts import Cut, cut_one, cut_pair, pairings
 from mcsp.training.reading.order import Order, SiteBatches
 from mcsp.windows import LEAST_VALID_SHARE, start_ranges
@@ -111,7 +111,7 @@ class Schedule:
                         "window_seconds"
                     )
                 rows_N2 = np.stack([starts[numbers], starts[numbers + 1]], axis=1).astype(np.int32)
-                order_key = random_key(self.key, 0, STREAMS.index(name))
+                order_key = random_key(self.key, Purpose.ORDER, STREAMS.index(name))
                 site_N, group_N = self._cells(rows_N2[:, 0], shuffle_shards)
                 order: Order | SiteBatches
                 if sites_per_batch:
@@ -178,9 +178,9 @@ class Schedule:
         codes, names = self._modalities
         channels, shapes = self.recordings.column("n_channels"), {}
         for modality in MODALITIES:
-            mine = drawn & (self._lengths > 0) & (codes == (names.index(modality) if modality in names else -1))
-            if mine.any():
-                shapes[modality] = (int(channels[mine].max()), int(self._lengths[mine].max()))
+            inside = drawn & (self._lengths > 0) & (codes == (names.index(modality) if modality in names else -1))
+            if inside.any():
+                shapes[modality] = (int(channels[inside].max()), int(self._lengths[inside].max()))
         return shapes
 
     @property
@@ -215,19 +215,20 @@ class Schedule:
         stream = self.streams[number]
         sample, pass_ = stream.order(position, attempt)
         first, stop = stream.rows_N2[sample].tolist()
-        key = random_key(self.key, 1, STREAMS.index(stream.name), position, attempt)
-        turn = pass_ + (random_key(self.key, 2, first) >> 32)
-        return Draw(number, position, attempt, self._cuts(range(first, stop), turn, key), key >> 1)
+        key = random_key(self.key, Purpose.SAMPLE, STREAMS.index(stream.name), position, attempt)
+        turn = pass_ + (random_key(self.key, Purpose.TURN, first) >> 32)
+        cuts = self._cuts(range(first, stop), turn, random_key(key, Purpose.CUT))
+        return Draw(number, position, attempt, cuts, key >> 1)
 
     def _cuts(self, rows: range, turn: int, key: int) -> tuple[Cut, ...]:
         codes, names = self._modalities
-        mine: dict[str, list[int]] = {"eeg": [], "fmri": []}
+        rows_of: dict[str, list[int]] = {"eeg": [], "fmri": []}
         for row in rows:
             if self._lengths[row]:
-                mine[names[codes[row]]].append(row)
-        if mine["eeg"] and mine["fmri"]:
-            eeg, fmri = ([self.recordings[row] for row in mine[m]] for m in ("eeg", "fmri"))
+                rows_of[names[codes[row]]].append(row)
+        if rows_of["eeg"] and rows_of["fmri"]:
+            eeg, fmri = ([self.recordings[row] for row in rows_of[m]] for m in ("eeg", "fmri"))
             pairs = pairings(eeg, fmri, self.window_seconds, self.delay_seconds)
-            return cut_pair(*pairs[turn % len(pairs)], self.window_seconds, self.delay_seconds, random_key(key, 3))
-        usable = mine["eeg"] or mine["fmri"]
-        return (cut_one(self.recordings[usable[turn % len(usable)]], self.window_seconds, random_key(key, 3)),)
+            return cut_pair(*pairs[turn % len(pairs)], self.window_seconds, self.delay_seconds, key)
+        usable = rows_of["eeg"] or rows_of["fmri"]
+        return (cut_one(self.recordings[usable[turn % len(usable)]], self.window_seconds, key),)

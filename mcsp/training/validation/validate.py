@@ -104,7 +104,7 @@ class Validation:
         for modality, signal in batch.signals.items():
             found[f"row {modality}"] = signal.sample_B
             late_B = torch.zeros(len(signal), dtype=torch.bool, device=signal.x_BCT.device)
-            halves = [time_half(signal, late_B, 0.0), time_half(signal, ~late_B, 0.0)]
+            halves = [time_half(signal, late_B), time_half(signal, ~late_B)]
             for domain in model.config.domains:
                 h = [model.encode_domain(modality, domain, half) for half in halves]
                 found[f"h {modality}/{domain}"] = torch.stack(h, dim=1).float()
