@@ -21,6 +21,7 @@ from mcsp.training.clock import Clock
 from mcsp.training.health import Health, clean
 from mcsp.training.metrics import Metrics
 from mcsp.training.pretrainer import Pretrainer
+from mcsp.training.rate import learning_rate
 from mcsp.training.reading.loader import BadWindows, StepDataset
 from mcsp.training.reading.schedule import Schedule
 from mcsp.training.saving import checkpoint
@@ -28,15 +29,6 @@ from mcsp.training.saving.continues import changes
 from mcsp.training.saving.saver import Saver
 from mcsp.training.saving.start_weights import start_from
 from mcsp.training.stopping import EXIT_DATA, RunEnded
-
-
-def learning_rate(config: PretrainConfig, applied_steps: int) -> float:
-    """Linear warm-up, then a half cosine from the peak to a tenth of it; a function of applied steps."""
-    if applied_steps < config.warmup_steps:
-        return config.learning_rate * (applied_steps + 1) / config.warmup_steps
-    length = config.schedule_steps or config.steps
-    progress = (applied_steps - config.warmup_steps) / max(1, length - config.warmup_steps)
-    return config.learning_rate * (0.55 + 0.45 * math.cos(math.pi * min(1.0, progress)))
 
 
 def for_corpus(config: PretrainConfig, corpus: Corpus) -> PretrainConfig:

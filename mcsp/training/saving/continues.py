@@ -3,15 +3,19 @@
 from pathlib import Path
 from typing import Any
 
+from mcsp.training.rate import SETTINGS, same_so_far
+
 # The same batches, the same gradient but for rounding; and what whoever watches over a run decides about.
 FREE = {
     "corpus_dir", "run_dir", "mirror_dir", "checkpoint_every", "keep_checkpoints", "keep_every", "log_every", "resume",
-    "workers", "max_bad_windows", "cache_dir", "cache_gb", "steps", "schedule_steps", "deepspeed", "micro_batches",
+    "workers", "max_bad_windows", "cache_dir", "cache_gb", "deepspeed", "micro_batches",
     "activation_checkpointing", "compile", "init_from", "health", "watchdog_seconds",
-    "validate_every", "validation_batches", "keep_best", "collapse_after",
+    "validate_every", "validation_batches", "keep_best", "collapse_after", "ema_decay", "profile_steps", "trackers",
 }  # fmt: skip
 # How far a step goes. Steps taken stay as they are, those to come follow the new value, and the run says so.
 FROM_NOW_ON = {"learning_rate", "weight_decay", "gradient_clipping"}
+# The course of the learning rate, where it stays as it was for the steps that are taken.
+AHEAD = set(SETTINGS)
 
 
 def changes(path: Path, manifest: dict[str, Any], facts: dict[str, Any]) -> dict[str, str]:
@@ -32,18 +36,20 @@ def changes(path: Path, manifest: dict[str, Any], facts: dict[str, Any]) -> dict
         )
     old, new = manifest["config"], facts["config"]
     differ = {k: f"{old.get(k)} -> {new.get(k)}" for k in sorted(set(old) | set(new)) if old.get(k) != new.get(k)}
-    refused = "; ".join(f"{k}: {change}" for k, change in differ.items() if k not in FREE | FROM_NOW_ON)
+    refused = "; ".join(f"{k}: {change}" for k, change in differ.items() if k not in FREE | FROM_NOW_ON | AHEAD)
     if refused:
         raise ValueError(
             f"{path}: the config differs from the saved one ({refused}); restore it, or start another run_dir from "
             f"these weights with init_from={path}"
         )
-    lengths = [config.get("schedule_steps") or config["steps"] for config in (old, new)]
-    if lengths[0] != lengths[1]:
+    applied = manifest["step"] - manifest["health"]["skipped_steps"]
+    if not same_so_far(old, new, applied):
+        length = old.get("schedule_steps") or old["steps"]
+        changed = ", ".join(f"{k}: {old.get(k)} -> {new[k]}" for k in SETTINGS if old.get(k) != new[k])
         raise ValueError(
-            f"{path}: its learning rate was scheduled over {lengths[0]} steps, this run asks for {lengths[1]}; add "
-            f"schedule_steps={lengths[0]} (steps beyond it keep the final rate), or start another run_dir with "
-            f"init_from={path}"
+            f"{path}: with these settings the learning rate of the {applied} steps taken would have been another "
+            f"({changed}); to lengthen the run add schedule_steps={length} (steps beyond it keep the final rate), or "
+            f"start another run_dir with init_from={path}"
         )
     found = {k: change for k, change in differ.items() if k in FROM_NOW_ON}
     then, now = manifest.get("arithmetic"), facts["arithmetic"]
