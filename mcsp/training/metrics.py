@@ -11,6 +11,7 @@ import json
 import math
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from mcsp.run_log import read_metrics
+from mcsp.training.trackers import Tracker
 
 LINE_SECONDS = 10.0  # between progress lines where there is no terminal
 
@@ -26,8 +28,8 @@ LINE_SECONDS = 10.0  # between progress lines where there is no terminal
 class Metrics:
     """Writes the metrics and events of one start of a run."""
 
-    def __init__(self, run_dir: Path, first_step: int, steps: int) -> None:
-        self.run_dir, self.steps = run_dir, steps
+    def __init__(self, run_dir: Path, first_step: int, steps: int, also: Sequence[Tracker] = ()) -> None:
+        self.run_dir, self.steps, self.also = run_dir, steps, also
         self._path = run_dir / "metrics.jsonl"
         self._events = (run_dir / "events.jsonl").open("a")
         self._bar = tqdm(
@@ -63,6 +65,8 @@ class Metrics:
         # One event for all of them: with add_scalar's event for each, sixty took 5 ms.
         together = Summary(value=[Summary.Value(tag=name, simple_value=value) for name, value in values.items()])
         self._board.file_writer.add_summary(together, step)  # type: ignore[attr-defined]
+        for tracker in self.also:
+            tracker.log(step, {name: value for name, value in values.items() if math.isfinite(value)})
         self._progress(step, values)
 
     def event(self, kind: str, step: int, **facts: Any) -> None:
@@ -82,6 +86,8 @@ class Metrics:
         self._bar.close()
         for stream in (self._board, self._file, self._events):
             stream.close()
+        for tracker in self.also:
+            tracker.close()
 
     def _progress(self, step: int, values: dict[str, float]) -> None:
         self._untrained = values if step == 1 else self._untrained

@@ -14,7 +14,7 @@ from mcsp.batch import Batch
 from mcsp.config import PretrainConfig
 from mcsp.run_log import read_events
 from mcsp.training import engine
-from mcsp.training.clock import Clock
+from mcsp.training.clock import Clock, Profile
 from mcsp.training.metrics import Metrics
 from mcsp.training.reading.loader import batches
 from mcsp.training.run_dir import InUse, Lock, check
@@ -30,6 +30,7 @@ from mcsp.training.stopping import (
     write_exit,
 )
 from mcsp.training.throughput import Throughput
+from mcsp.training.trackers import check_installed, trackers
 from mcsp.training.trainer import Trainer
 from mcsp.training.validation.evaluations import Evaluations
 from mcsp.training.watchdog import Watchdog, clear_heartbeats
@@ -41,11 +42,14 @@ class Run:
     def __init__(self, trainer: Trainer) -> None:
         self.trainer, self.config, self.clock = trainer, trainer.config, trainer.clock
         self.metrics: Metrics | None = None
+        check_installed(self.config.trackers)
+        self.profile = Profile(self.config.run_dir, trainer.rank, self.config.profile_steps)
         if trainer.rank == 0:
             run_dir = self.config.run_dir
             run_dir.mkdir(parents=True, exist_ok=True)
             (run_dir / "config.json").write_text(json.dumps(self.config.dump(), indent=1))
-            self.metrics = Metrics(run_dir, trainer.step, self.config.steps)
+            also = trackers(self.config.trackers, run_dir, self.config.dump())
+            self.metrics = Metrics(run_dir, trainer.step, self.config.steps, also)
             self.metrics.event("start", trainer.step, ranks=trainer.world_size)
             if trainer.changed:
                 self.metrics.event("changed", trainer.step, **trainer.changed)
@@ -82,9 +86,11 @@ class Run:
         self.clock.split()
         untrained = self.evaluations.at_start()
         while trainer.step < self.config.steps:
+            self.profile.before(trainer.step + 1)
             self.clock.enter("data")
             micro_batches = [batch.to(trainer.device) for batch in next(stream)]
-            values = trainer.train_step(micro_batches, self.metrics)
+            values = trainer.train_step(micro_batches, self.metrics, self.evaluations.due(trainer.step + 1))
+            self.profile.after(trainer.step)
             if health.why_back and not trainer.stopping:
                 trainer.roll_back(self.metrics)
                 self.evaluations.forget_later()

@@ -29,6 +29,7 @@ from mcsp.training.saving.continues import changes
 from mcsp.training.saving.saver import Saver
 from mcsp.training.saving.start_weights import start_from
 from mcsp.training.stopping import EXIT_DATA, RunEnded
+from mcsp.training.throughput import peak_memory_gib
 
 
 def for_corpus(config: PretrainConfig, corpus: Corpus) -> PretrainConfig:
@@ -58,6 +59,7 @@ class Embedded(NamedTuple):
 
 
 _log = logging.getLogger(__name__)
+_RANKS_SHOWN = 16
 
 
 def schedule_of(config: PretrainConfig, corpus: Corpus) -> Schedule:
@@ -236,8 +238,13 @@ class Trainer:
             stand_in = stand_in + (scale_P * grad_P).sum() * float(i == 0)
             self.engine.backward(stand_in, last=i == len(batches) - 1)
 
-    def train_step(self, batches: Sequence[Batch], metrics: Metrics | None = None) -> dict[str, float]:
-        """One optimizer step; a loss or gradient that is not finite, or spikes, is counted and changes nothing."""
+    def train_step(
+        self, batches: Sequence[Batch], metrics: Metrics | None = None, in_detail: bool = False
+    ) -> dict[str, float]:
+        """One optimizer step; a loss or gradient that is not finite, or spikes, is counted and changes nothing.
+
+        ``in_detail`` adds the gradient norm of each part of the model, and the memory of each rank.
+        """
         self.clock.step = self.step
         self.clock.enter("forward")
         embedded = self.embed(batches)
@@ -251,14 +258,24 @@ class Trainer:
         self.bad_windows.add(round(bad), round(read))
         self.stopping = stopping > 0
         rate = learning_rate(self.config, self.step - self.health.skipped_steps)
-        norm = self._update(share, totals[0], rate, embedded, batches, metrics)
+        details: dict[str, float] = {}
+        norm = self._update(share, totals[0], rate, embedded, batches, metrics, details if in_detail else None)
         self.step += 1
         temperatures = {
             f"temperature/{term.name}": 1 / scale
             for term, scale in zip(self.module.terms, embedded.scale_P.detach().tolist(), strict=True)
         }
         values = dict(zip(["loss", *names], totals, strict=True))
-        return {**values, "gradient_norm": norm, "learning_rate": rate, **temperatures}
+        if in_detail:
+            details |= self._memory_of_ranks()
+        return {**values, "gradient_norm": norm, "learning_rate": rate, **temperatures, **details}
+
+    def _memory_of_ranks(self) -> dict[str, float]:
+        """Peak of each rank, or of the fullest and the emptiest where there are many."""
+        gib = distributed.gather_objects(peak_memory_gib(self.device))
+        if len(gib) > _RANKS_SHOWN:
+            return {"memory_gib/most": max(gib), "memory_gib/least": min(gib)}
+        return {f"memory_gib/rank-{rank}": value for rank, value in enumerate(gib)}
 
     def _update(
         self,
@@ -268,14 +285,20 @@ class Trainer:
         embedded: Embedded,
         batches: Sequence[Batch],
         metrics: Metrics | None,
+        details: dict[str, float] | None,
     ) -> float:
-        """Take the step, unless loss or gradient forbid it; the gradient's norm, NaN where none was made."""
+        """Take the step, unless loss or gradient forbid it; the gradient's norm, NaN where none was made.
+
+        ``details`` gets the norm of each part.
+        """
         health, norm = self.health, None
         fault = health.fault("loss", loss, health.loss_limit())
         if not fault:
             self.clock.enter("backward")
             self.backward(share, embedded, batches)
             self.clock.enter("optimizer")
+            if details is not None:
+                details |= {f"gradient_norm/{part}": value for part, value in self.engine.group_norms().items()}
             limit = health.norm_limit()
             norm = self.engine.step(rate, limit)
             fault = health.fault("gradient norm", norm, limit)
