@@ -12,10 +12,10 @@ from pathlib import Path
 from mcsp import distributed
 from mcsp.batch import Batch
 from mcsp.config import PretrainConfig
-from mcsp.run_log import read_events
+from mcsp.run_log import iter_events
 from mcsp.training import engine
 from mcsp.training.clock import Clock
-from mcsp.training.metrics import Metrics
+from mcsp.training.metrics import Metrics, is_logged
 from mcsp.training.reading.loader import batches
 from mcsp.training.run_dir import InUse, Lock, check
 from mcsp.training.stopping import (
@@ -29,7 +29,7 @@ from mcsp.training.stopping import (
     reserve_exit,
     write_exit,
 )
-from mcsp.training.throughput import Throughput
+from mcsp.training.throughput import Throughput, goodput
 from mcsp.training.trainer import Trainer
 from mcsp.training.watchdog import Watchdog, clear_heartbeats
 
@@ -40,6 +40,7 @@ class Run:
     def __init__(self, trainer: Trainer) -> None:
         self.trainer, self.config, self.clock = trainer, trainer.config, trainer.clock
         self.metrics: Metrics | None = None
+        self.began = time.monotonic()
         if trainer.rank == 0:
             run_dir = self.config.run_dir
             run_dir.mkdir(parents=True, exist_ok=True)
@@ -48,7 +49,7 @@ class Run:
             self.metrics.event("start", trainer.step, ranks=trainer.world_size)
             if trainer.changed:
                 self.metrics.event("changed", trainer.step, **trainer.changed)
-            self.first_start = next(e["time"] for e in read_events(run_dir) if e["event"] == "start")
+            self.first_start = next(e["time"] for e in iter_events(run_dir) if e["event"] == "start")
             self.throughput = Throughput(
                 self.config, trainer.dataset.schedule.shapes, trainer.world_size, trainer.device
             )
@@ -65,6 +66,8 @@ class Run:
         finally:
             if self.metrics:
                 self.metrics.close()
+            if self.trainer.mirror:
+                self.trainer.mirror.close()
 
     def _stream(self) -> Iterator[list[Batch]]:
         """Batches from here to the last step, of the data that no rollback has skipped."""
@@ -114,8 +117,7 @@ class Run:
         step = self.trainer.step
         if not self.metrics:
             return
-        due = step == 1 or step % self.config.log_every == 0
-        if due or step == self.config.steps or self.trainer.stopping:
+        if is_logged(self.config, step) or self.trainer.stopping:
             self.metrics.write(step, {**values, **self._speed(step - self.logged_step)})
             self.logged_step = step
         self.metrics.advance()
@@ -129,7 +131,7 @@ class Run:
             "seconds_per_step": seconds,
             "data_wait_fraction": split["data"] / seconds,
             **{f"seconds/{name}": value for name, value in split.items()},
-            "goodput": self.trainer.useful_seconds / (time.time() - self.first_start),
+            "goodput": goodput(self.trainer.useful_seconds, self.first_start, self.began),
             "skipped_steps": float(health.skipped_steps),
             "rollbacks": float(health.rollbacks),
             "bad_windows": float(self.trainer.bad_windows.bad),

@@ -1,6 +1,7 @@
 """The table of recordings: rows come back as they went in, and cost nothing until they are asked for."""
 
 import math
+import os
 from dataclasses import replace
 from pathlib import Path
 
