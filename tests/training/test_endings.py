@@ -195,7 +195,7 @@ def test_there_is_room_for_the_exit_record_on_a_full_disk(tmp_path) -> None:
 
 
 def test_the_record_has_the_status_that_the_process_ends_with(pretrain_overrides, tmp_path) -> None:
-    said = pretrain(*pretrain_overrides, "batch={paired: 5000, eeg: 0, fmri: 0}", expect=2)
+    said = pretrain(*pretrain_overrides, "batch={paired: 4, eeg: 2, fmri: 0}", expect=2)
     assert "error: " in said and "Traceback" not in said
     told = ended(tmp_path / "run")
     assert told["exit_code"] == 2 and told["detail"].startswith("ValueError: ")

@@ -1,6 +1,7 @@
 """Checkpoints on an object store: a local server that speaks S3, and a folder."""
 
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -48,7 +49,7 @@ def saved(run_dir: Path, place: str, steps: range, keep: int = 2, keep_every: in
         saver.begin(step, {**FACTS, "config": CONFIG}, copy_state(fragments(step), step))
         saver.finish()
         while copies._waiting.queue:  # every one is copied here; a run that is faster than its store skips some
-            pass
+            time.sleep(0.01)
     (run_dir / "metrics.jsonl").write_text('{"step": 1}\n')
     copies.finished(checkpoint.checkpoint_path(run_dir, steps[-1]))
     copies.close()
