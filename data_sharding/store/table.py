@@ -158,6 +158,18 @@ class Recordings(Sequence[Recording]):
         array = self._batch.column(name)
         return _numpy(array.indices), array.dictionary.to_pylist()
 
+    def flat(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """A field of lists that differ from row to row: all values in one row, without a copy, and where each list
+        starts and the last one ends, int64 ``(rows + 1,)``.
+
+        Raises:
+            ValueError: any other field.
+        """
+        array = self._batch.column(name)
+        if not pa.types.is_large_list(array.type):
+            raise ValueError(f"column {name}: expected a list that is stored row by row")
+        return _numpy(array.values), np.frombuffer(array.buffers()[1], np.int64)[array.offset :][: len(self) + 1]
+
     def distinct(self, name: str) -> list[Any]:
         """Every value of a field that is stored once for all rows that have it: a text or a list that repeats."""
         return self._batch.column(name).dictionary.to_pylist()

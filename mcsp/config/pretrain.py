@@ -19,13 +19,21 @@ class BatchConfig(Config):
 
 
 class HealthConfig(Config):
-    """Which steps are left out of a run, and what many of them in a row lead to."""
+    """Which steps are left out of a run, and what leads back to a checkpoint; :mod:`mcsp.training.health` explains."""
 
-    spike_window: int = Field(128, ge=2, description="applied steps that a step is compared with, once half are there")
+    spike_window: int = Field(128, ge=2, description="last steps that a step is compared with, once half are there")
     spike_factor: float = Field(
         10.0, ge=0, description="robust standard deviations above the median that make a spike; 0 lets spikes count"
     )
-    rollback_after: int = Field(10, ge=1, description="skipped steps in a row that lead back to a checkpoint")
+    new_level_after: int = Field(5, ge=1, description="spikes within twice as many steps that make a new level")
+    rollback_after: int = Field(
+        10, ge=1, description="steps in a row that are not finite and lead back to a checkpoint"
+    )
+    lost_after: int = Field(
+        200,
+        ge=0,
+        description="steps in a row with a loss above the first ones' that lead back to a checkpoint; 0: none do",
+    )
     max_rollbacks: int = Field(3, ge=0, description="the run ends instead of going back once more")
 
 
@@ -97,6 +105,18 @@ class PretrainConfig(Config):
     checkpoint_every: int = Field(100, ge=1, description="steps")
     keep_checkpoints: int = Field(3, ge=1, description="older ones are deleted")
     keep_every: int = Field(0, ge=0, description="checkpoints after a multiple of this many steps stay; 0: none do")
+    keep_best: str | None = Field(
+        None, description="a quantity of the evaluations, such as loss: the checkpoint that is best in it stays as well"
+    )
+    validate_every: int = Field(
+        100,
+        ge=0,
+        description="steps between evaluations of the validation split, made at the start and end, too; 0: none",
+    )
+    validation_batches: int = Field(2, ge=1, description="batches of one evaluation, always the same windows and views")
+    collapse_after: int = Field(
+        3, ge=0, description="evaluations in a row with embeddings all alike that end the run; 0: it goes on"
+    )
     log_every: int = Field(1, ge=1, description="steps per line of metrics.jsonl; the first has one as well")
     resume: Literal["auto", "never", "must"] = Field(
         "auto", description="auto: continue where run_dir has a checkpoint"

@@ -31,6 +31,7 @@ from mcsp.training.stopping import (
 )
 from mcsp.training.throughput import Throughput, goodput
 from mcsp.training.trainer import Trainer
+from mcsp.training.validation.evaluations import Evaluations
 from mcsp.training.watchdog import Watchdog, clear_heartbeats
 
 
@@ -53,6 +54,7 @@ class Run:
             self.throughput = Throughput(
                 self.config, trainer.dataset.schedule.shapes, trainer.world_size, trainer.device
             )
+        self.evaluations = Evaluations(trainer, self.metrics)
 
     def go(self) -> None:
         """Train until ``config.steps``, or until a rank is asked to stop, and save.
@@ -81,12 +83,14 @@ class Run:
         trainer, health = self.trainer, self.trainer.health
         stream, self.logged_step, begin = self._stream(), trainer.step, time.perf_counter()
         self.clock.split()
+        untrained = self.evaluations.at_start()
         while trainer.step < self.config.steps:
             self.clock.enter("data")
             micro_batches = [batch.to(trainer.device) for batch in next(stream)]
             values = trainer.train_step(micro_batches, self.metrics)
-            if health.must_roll_back and not trainer.stopping:
+            if health.why_back and not trainer.stopping:
                 trainer.roll_back(self.metrics)
+                self.evaluations.forget_later()
                 stream, self.logged_step, begin = self._stream(), trainer.step, time.perf_counter()
                 continue
             if not health.in_a_row:
@@ -94,7 +98,9 @@ class Run:
             begin = time.perf_counter()
             too_bad = trainer.bad_windows.too_many()
             # First the line: a crash behind a checkpoint would lose it, one before the checkpoint has the step redone.
-            self._log(values)
+            evaluated, untrained = {**untrained, **self.evaluations.after_step()}, {}
+            self._log({**values, **evaluated}, evaluated=bool(evaluated))
+            self.evaluations.end_if_collapsed()
             self._save_if_due(last=bool(too_bad) or trainer.stopping)
             if too_bad:
                 raise ValueError(too_bad)
@@ -102,22 +108,27 @@ class Run:
                 return
 
     def _save_if_due(self, last: bool) -> None:
-        step, skipping = self.trainer.step, self.trainer.health.in_a_row > 0
-        # While steps are being skipped the weights may be bad already, and no older checkpoint must go for them.
-        due = step % self.config.checkpoint_every == 0 and not skipping
+        step, every = self.trainer.step, self.config.checkpoint_every
+        # The first comes early: a run that goes wrong soon has somewhere to go back to. While the weights are in doubt
+        # no older checkpoint must go for theirs.
+        doubtful = self.trainer.health.doubtful or self.trainer.validated["collapsed"]
+        due = (step % every == 0 or step == max(1, every // 10) or self.evaluations.best) and not doubtful
         if due or last or step == self.config.steps:
             self.clock.enter("checkpoint")
             self.trainer.save()
+            if self.evaluations.best:
+                self.trainer.saver.finish()
+                self.evaluations.keep()
         if last or step == self.config.steps:
             self.trainer.saver.finish()
         else:
             self.trainer.saver.settle()
 
-    def _log(self, values: dict[str, float]) -> None:
+    def _log(self, values: dict[str, float], evaluated: bool) -> None:
         step = self.trainer.step
         if not self.metrics:
             return
-        if is_logged(self.config, step) or self.trainer.stopping:
+        if is_logged(self.config, step) or evaluated or self.trainer.stopping:
             self.metrics.write(step, {**values, **self._speed(step - self.logged_step)})
             self.logged_step = step
         self.metrics.advance()

@@ -24,6 +24,7 @@ from mcsp.training.clock import Clock
 # As in sysexits.h: a temporary failure ("run me again"), a disk that takes no more, a hang, and data that cannot be
 # trained on. Bad input ends like a typing error in the command line.
 EXIT_AGAIN, EXIT_DISK, EXIT_HUNG, EXIT_DATA, EXIT_INPUT = 75, 74, 70, 65, 2
+EXIT_COLLAPSED = 66  # embeddings all alike: the same command would end in the same way
 GRACE_SECONDS = 120.0  # a rank that waits for a dead one never gets to the end of its step
 STOP_FILE = "STOP"
 

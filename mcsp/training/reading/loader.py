@@ -1,4 +1,4 @@
-"""Batches of a step, read by byte range. Workers hold no state: they are told a step and return its batches.
+"""Batches of a step, read by byte range. Workers hold no state: they get a step and return its batches.
 
 A window that cannot be read (damaged block, missing shard, failing disk) is replaced by what the schedule names next.
 That depends on the corpus alone, so every number of ranks and workers, and a resumed run, makes the same replacements.
@@ -100,15 +100,15 @@ class BadWindows:
     def __init__(self, most: float) -> None:
         """``most``: below 1 a fraction of the windows read, from 1 on a number."""
         self.most, self.bad, self.read = most, 0, 0
-        self._told: set[str] = set()
+        self._logged: set[str] = set()
 
     def tell(self, batches: list[Batch]) -> int:
         """Log each place that could not be read, once; returns how many windows of this rank were replaced."""
         errors = [line for batch in batches for line in batch.unreadable]
         for line in errors:
-            if line not in self._told:
+            if line not in self._logged:
                 _log.warning("window replaced by the next sample of its stream: %s", line)
-                self._told.add(line)
+                self._logged.add(line)
         return len(errors)
 
     def add(self, bad: int, read: int) -> None:

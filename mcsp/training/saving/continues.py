@@ -8,6 +8,7 @@ FREE = {
     "corpus_dir", "run_dir", "mirror_dir", "checkpoint_every", "keep_checkpoints", "keep_every", "log_every", "resume",
     "workers", "max_bad_windows", "cache_dir", "cache_gb", "steps", "schedule_steps", "deepspeed", "micro_batches",
     "activation_checkpointing", "compile", "init_from", "health", "watchdog_seconds",
+    "validate_every", "validation_batches", "keep_best", "collapse_after",
 }  # fmt: skip
 # How far a step goes. Steps taken stay as they are, those to come follow the new value, and the run says so.
 FROM_NOW_ON = {"learning_rate", "weight_decay", "gradient_clipping"}
