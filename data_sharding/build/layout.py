@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import tempfile
+import weakref
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -70,6 +71,7 @@ class Plan:
         self.sites, self.recipe, self._limit = tuple(sites), recipe, config.samples_per_shard
         self.found = {site.name: 0 for site in sites}
         self._spool = tempfile.TemporaryFile(prefix="mcsp-plan-")  # noqa: SIM115  lives as long as the plan
+        weakref.finalize(self, self._spool.close)
         self._entries = bytearray()  # of _ENTRY, one per sample
         self.names: list[str] = []
         self.digests: list[str] = []

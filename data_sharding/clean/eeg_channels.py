@@ -208,8 +208,8 @@ def _electrodes_mm(
         likely = f": the values look like {next(iter(units))}" if units else ""
         raise RecordingError(
             "electrodes-unit",
-            f"{table.name}: electrodes lie {median:.3g} mm from the centre of the head by the unit of {system}, "
-            f"expected {_RADII_MM[0]:g} to {_RADII_MM[1]:g} mm{likely}",
+            f"{table.name}: electrodes lie {median:.3g} mm from the centre of the head in the unit that {system} "
+            f"gives, expected {_RADII_MM[0]:g} to {_RADII_MM[1]:g} mm{likely}",
         )
     outside = [name for name, radius in radii.items() if not _RADII_MM[0] <= radius <= _RADII_MM[1]]
     if outside:

@@ -1,4 +1,4 @@
-"""Headers of EDF, EDF+ and BDF files (https://www.edfplus.info/specs/edf.html): rates, sizes, gaps between records."""
+"""Headers of EDF, EDF+ and BDF (https://www.edfplus.info/specs/edf.html): rates, sizes, gaps between records."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -47,12 +47,12 @@ class Evaluations:
         if self.validation is None or not (step % every == 0 or step == self.config.steps):
             return {}
         values, state = self.validation.evaluate(), self.trainer.validated
-        why = collapsed(values)
-        state["collapsed"] = state["collapsed"] + 1 if why else 0
-        if why and self.metrics:
-            self.metrics.event("collapse", step, because=why)
+        alike, whole = collapsed(values)
+        state["collapsed"] = state["collapsed"] + 1 if whole else 0
+        if alike and self.metrics:
+            self.metrics.event("collapse", step, because="embeddings are all alike", domains=alike)
         value = values.get(f"{PREFIX}{self.config.keep_best}")
-        if value is not None and not why and _better(self.config.keep_best or "", value, state["best"]):
+        if value is not None and not whole and _better(self.config.keep_best or "", value, state["best"]):
             state["best"], state["best_step"], self.best = value, step, True
         return values
 
@@ -62,7 +62,7 @@ class Evaluations:
         if most and times >= most:
             raise RunEnded(
                 "collapsed",
-                f"embeddings were all alike in {times} evaluations in a row; the last checkpoint is from before",
+                f"embeddings of all domains were all alike {times} evaluations in a row; checkpoints are from before",
                 EXIT_COLLAPSED,
             )
 

@@ -183,8 +183,10 @@ def _measured(model: MCSP, modality: Modality, target: Target, half: Signal) -> 
     return (connectivity_target if target == "connectivity" else spectrum_target)(model, modality, half)
 
 
-def collapsed(values: dict[str, float]) -> str:
-    """What says that embeddings are all alike, in words; empty where they are not."""
-    ranks = {name: value for name, value in values.items() if name.startswith(f"{PREFIX}rank_z/")}
-    low = {name.removeprefix(f"{PREFIX}rank_z/"): rank for name, rank in ranks.items() if not rank > COLLAPSED_RANK}
-    return ", ".join(f"effective rank {rank:.2f} of z in {name}" for name, rank in low.items())
+def collapsed(values: dict[str, float]) -> tuple[list[str], bool]:
+    """Modalities and domains in which all embeddings are alike, and whether some modality has no other domain."""
+    start = f"{PREFIX}rank_z/"
+    alike = {name.removeprefix(start): not rank > COLLAPSED_RANK for name, rank in values.items() if start in name}
+    modalities = {name.split("/")[0] for name in alike}
+    whole = any(all(bad for name, bad in alike.items() if name.startswith(m)) for m in modalities)
+    return [name for name, bad in alike.items() if bad], whole

@@ -104,6 +104,9 @@ def test_what_may_identify_a_person_keeps_its_recording_out_and_no_other(tmp_pat
     for subject, channels in (("1", CHANNELS), ("2", dated), ("3", CHANNELS)):
         sidecar = {"SamplingFrequency": 250, "PowerLineFrequency": 50}
         write_eeg(root, subject, "rest", eeg_uv(15, seed=int(subject)), channels, sidecar)
+    write_tsv(root / "sub-2/eeg/sub-2_electrodes.tsv", ("name", "x", "y", "z"), [(dated[-1], 0, 20, 90)])
+    system = {"EEGCoordinateSystem": "CapTrak", "EEGCoordinateUnits": "mm"}
+    write_json(root / "sub-2/eeg/sub-2_coordsystem.json", system)
     write_participants(root, {"note": {}}, [("sub-1", "well"), ("sub-2", "well"), ("sub-3", "file 0012345678")])
     config = CorpusConfig(bids_root=root.parent, out_dir=tmp_path / "corpus", participants_columns=["note"])
     (config.out_dir / SHARDS_NAME).mkdir(parents=True)
