@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from mcsp.config.base import Config, UserPath
+from mcsp.config.base import Config, UserPath, UserPathOrUrl
 from mcsp.config.model import AugmentationConfig, ModelConfig, ObjectiveConfig
 from mcsp.schema import Modality
 
@@ -40,8 +40,13 @@ class HealthConfig(Config):
 class PretrainConfig(Config):
     """``launchers/pretrain.py``."""
 
-    corpus_dir: UserPath | str = Field(description="a corpus that build_corpus wrote: a folder or a URL (s3://...)")
+    corpus_dir: UserPathOrUrl = Field(description="a corpus that build_corpus wrote: a folder or a URL (s3://...)")
     run_dir: UserPath = Field(description="checkpoints, metrics.jsonl and TensorBoard files go here")
+    mirror_dir: UserPathOrUrl | None = Field(
+        None,
+        description="finished checkpoints are copied there, a folder or a URL (s3://...), and fetched into a run_dir "
+        "that has none",
+    )
     init_from: UserPath | None = Field(
         None, description="a run, checkpoint or export whose weights a new run starts from; ignored once it has its own"
     )

@@ -167,9 +167,11 @@ def encode_clean(
     starts = window_starts(recording, length, options.windows_per_recording)
     if not starts:
         raise ValueError(no_window(recording, length, source))
-    windows = ((source, Window(clean.x_TC[start : start + length], recording, start)) for start in starts)
-    found = [vector_F for _, vector_F in encode_windows(model, modality, windows, options.batch_size)]
-    return np.stack(found), np.array(starts) / clean.sfreq, length / clean.sfreq
+    windows = ((start, Window(clean.x_TC[start : start + length], recording, start)) for start in starts)
+    found = dict(encode_windows(model, modality, windows, options.batch_size, lambda _: source))
+    if not found:
+        raise ValueError(f"{source}: all {len(starts)} windows are flat or too loud, expected a signal in {clean.unit}")
+    return np.stack(list(found.values())), np.array(list(found)) / clean.sfreq, length / clean.sfreq
 
 
 def window_steps(

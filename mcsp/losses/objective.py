@@ -88,6 +88,7 @@ def objective(
     terms: Sequence[PairTerm],
     predictions: Sequence[PredictionTerm] = (),
     gather: Gather | None = None,
+    retrieval: bool = True,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """This rank's share of the loss and of each term.
 
@@ -100,6 +101,7 @@ def objective(
         config: weights, distillation temperature, and which negatives are kept.
         terms: from :func:`pair_terms`.
         predictions: from :func:`mcsp.losses.prediction.prediction_terms`.
+        retrieval: find the accuracies of retrieval too, which takes as long as the contrast.
         gather: how ranks share the contrast's products, default :func:`mcsp.losses.contrastive.gather_mode`.
 
     Returns:
@@ -132,6 +134,8 @@ def objective(
     parts |= {term.name: (term.weight, share) for term, share in zip(predictions, shares, strict=True)}
     loss = torch.stack([weight * value for weight, value in parts.values()]).sum() + 0.0 * error_Qn.sum()
     logged = {name: value.detach() for name, (_, value) in parts.items()}
+    if not retrieval:
+        return loss, logged
     top1_P = retrieval_accuracy(
         z_MnK, pairs, valid_Mn=valid_Mn, subject_n=subject_n, columns=columns, row_offset=offset
     )

@@ -19,10 +19,22 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from mcsp.run_log import read_metrics
+from mcsp.config import PretrainConfig
+from mcsp.run_log import iter_metrics, keep_steps, open_to_append
 from mcsp.training.trackers import Tracker
 
 LINE_SECONDS = 10.0  # between progress lines where there is no terminal
+
+
+def is_logged(config: PretrainConfig, step: int) -> bool:
+    """Whether the step, counted from 1, gets a line: those that are evaluated do."""
+    return is_evaluated(config, step) or step in (1, config.steps) or step % config.log_every == 0
+
+
+def is_evaluated(config: PretrainConfig, step: int) -> bool:
+    """Whether a run looks closely at the step: people set aside, where there are any, norms of parts, memory."""
+    every = config.validate_every
+    return bool(every) and (step % every == 0 or step in (1, config.steps))
 
 
 class Metrics:
@@ -31,7 +43,7 @@ class Metrics:
     def __init__(self, run_dir: Path, first_step: int, steps: int, also: Sequence[Tracker] = ()) -> None:
         self.run_dir, self.steps, self.also = run_dir, steps, also
         self._path = run_dir / "metrics.jsonl"
-        self._events = (run_dir / "events.jsonl").open("a")
+        self._events = open_to_append(run_dir / "events.jsonl")
         self._bar = tqdm(
             total=steps, initial=first_step, desc="pretrain", unit="step", dynamic_ncols=True,
             disable=not sys.stderr.isatty(),
@@ -40,11 +52,8 @@ class Metrics:
         self._open(first_step)
 
     def _open(self, step: int) -> None:
-        if self._path.exists():
-            # Later lines belong to steps that will be taken again; the last may be cut off by a crash.
-            kept = [line for line in self._path.read_text().splitlines() if _step_of(line) in range(1, step + 1)]
-            self._path.write_text("".join(line + "\n" for line in kept))
-        first = next(iter(read_metrics(self.run_dir)), {})
+        keep_steps(self.run_dir, step)
+        first = next(iter_metrics(self.run_dir), {})
         self._untrained = first if first.get("step") == 1 else {}
         self._file = self._path.open("a")
         self._board = SummaryWriter(str(self.run_dir / "tensorboard"), purge_step=step + 1 if step else None)
@@ -130,10 +139,3 @@ def _retrieval(values: dict[str, float]) -> float | None:
 def _clock(seconds: float) -> str:
     minutes, hours = int(seconds // 60), int(seconds // 3600)
     return f"{hours // 24} d {hours % 24} h" if hours >= 48 else f"{hours}:{minutes % 60:02d}:{int(seconds % 60):02d}"
-
-
-def _step_of(line: str) -> int:
-    try:
-        return int(json.loads(line)["step"])
-    except (json.JSONDecodeError, KeyError):
-        return -1

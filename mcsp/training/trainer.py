@@ -19,13 +19,14 @@ from mcsp.losses.objective import objective
 from mcsp.training import engine
 from mcsp.training.clock import Clock
 from mcsp.training.health import Health, clean
-from mcsp.training.metrics import Metrics
+from mcsp.training.metrics import Metrics, is_evaluated, is_logged
 from mcsp.training.pretrainer import Pretrainer
 from mcsp.training.rate import learning_rate
 from mcsp.training.reading.loader import BadWindows, StepDataset
 from mcsp.training.reading.schedule import Schedule
 from mcsp.training.saving import checkpoint
 from mcsp.training.saving.continues import changes
+from mcsp.training.saving.mirror import Mirror, restore
 from mcsp.training.saving.saver import Saver
 from mcsp.training.saving.start_weights import start_from
 from mcsp.training.stopping import EXIT_DATA, RunEnded
@@ -119,10 +120,17 @@ class Trainer:
         if found is None and config.init_from:
             self._say(f"starts from the {start_from(config.init_from, self.module, self.config.model)}")
         self.engine = engine.Engine(self.module, config, self.world_size, schedule.global_batch)
+        crossing = [f"/{term.name}" for term in self.module.terms if term.cross_modal]
+        # Terms of pairs that no batch holds: their loss and accuracy would show as 0 throughout.
+        self.without_anchors = tuple(crossing) if not config.batch.paired else ()
         self.bad_windows = BadWindows(config.max_bad_windows)
         # Evaluations in a row with embeddings all alike; value and step of the best one.
         self.validated: dict[str, Any] = {"collapsed": 0, "best": None, "best_step": None}
-        self.saver = Saver(config.run_dir, config.keep_checkpoints, config.keep_every, self.device)
+        keep, self.mirror = (config.keep_checkpoints, config.keep_every), None
+        if config.mirror_dir and self.rank == 0:
+            self.mirror = Mirror(config.run_dir, config.mirror_dir, *keep)
+        finished = self.mirror.finished if self.mirror else None
+        self.saver = Saver(config.run_dir, *keep, self.device, finished)
         self.changed: dict[str, str] = {}  # since the checkpoint that this start continues
         self.stopping = False  # some rank was asked to stop; the same on all ranks
         self.facts = {
@@ -141,6 +149,8 @@ class Trainer:
         run_dir, found, problem = self.config.run_dir, None, ""
         if self.rank == 0:
             try:
+                if self.config.mirror_dir:
+                    restore(self.config.mirror_dir, run_dir, self.config.resume)
                 found = checkpoint.to_continue(run_dir, self.config.resume)
             except OSError as error:
                 problem = f"{run_dir}: cannot look for checkpoints ({error.strerror})"
@@ -217,9 +227,10 @@ class Trainer:
         subject_n, site_n = torch.cat([b.subject_N for b in batches]), torch.cat([b.site_N for b in batches])
         return Embedded(z_MnK, valid_Mn, scale_P, error_Qn, subject_n, site_n)
 
-    def loss(self, embedded: Embedded) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, embedded: Embedded, retrieval: bool = True) -> tuple[Tensor, dict[str, Tensor]]:
         """This rank's share of the loss and of every term, over the batch of all ranks and micro-batches."""
-        return objective(*embedded, self.config.objective, self.module.terms, self.module.predictions)
+        config = self.config.objective
+        return objective(*embedded, config, self.module.terms, self.module.predictions, retrieval=retrieval)
 
     def backward(self, share: Tensor, embedded: Embedded, batches: Sequence[Batch]) -> None:
         """Gradients of the parameters, one micro-batch after the other (GradCache, arXiv 2101.06983).
@@ -238,17 +249,15 @@ class Trainer:
             stand_in = stand_in + (scale_P * grad_P).sum() * float(i == 0)
             self.engine.backward(stand_in, last=i == len(batches) - 1)
 
-    def train_step(
-        self, batches: Sequence[Batch], metrics: Metrics | None = None, in_detail: bool = False
-    ) -> dict[str, float]:
+    def train_step(self, batches: Sequence[Batch], metrics: Metrics | None = None) -> dict[str, float]:
         """One optimizer step; a loss or gradient that is not finite, or spikes, is counted and changes nothing.
 
-        ``in_detail`` adds the gradient norm of each part of the model, and the memory of each rank.
+        Where the step is evaluated, also the gradient norm of each part of the model, and the memory of each rank.
         """
         self.clock.step = self.step
         self.clock.enter("forward")
         embedded = self.embed(batches)
-        share, terms = self.loss(embedded)
+        share, terms = self.loss(embedded, is_logged(self.config, self.step + 1))
         names = [name if name.startswith("top1/") else f"loss/{name}" for name in terms]
         read = sum(len(signal) for batch in batches for signal in batch.signals.values())
         counts = [float(bool(self.asked())), self.bad_windows.tell(list(batches)), read]
@@ -259,16 +268,18 @@ class Trainer:
         self.stopping = stopping > 0
         rate = learning_rate(self.config, self.step - self.health.skipped_steps)
         details: dict[str, float] = {}
+        in_detail = is_evaluated(self.config, self.step + 1)
         norm = self._update(share, totals[0], rate, embedded, batches, metrics, details if in_detail else None)
         self.step += 1
         temperatures = {
             f"temperature/{term.name}": 1 / scale
             for term, scale in zip(self.module.terms, embedded.scale_P.detach().tolist(), strict=True)
         }
-        values = dict(zip(["loss", *names], totals, strict=True))
+        values = {**dict(zip(["loss", *names], totals, strict=True)), **temperatures}
+        values = {name: value for name, value in values.items() if not name.endswith(self.without_anchors)}
         if in_detail:
             details |= self._memory_of_ranks()
-        return {**values, "gradient_norm": norm, "learning_rate": rate, **temperatures, **details}
+        return {**values, "gradient_norm": norm, "learning_rate": rate, **details}
 
     def _memory_of_ranks(self) -> dict[str, float]:
         """Peak of each rank, or of the fullest and the emptiest where there are many."""

@@ -32,6 +32,16 @@ def step_of(path: Path) -> int:
     return int(path.name.removeprefix(_PREFIX))
 
 
+def is_name(name: str) -> bool:
+    """Whether a checkpoint may be called so."""
+    return name.startswith(_PREFIX)
+
+
+def any_in(run_dir: Path) -> bool:
+    """Whether there are checkpoints, readable or not."""
+    return bool(_complete(run_dir))
+
+
 def aside(path: Path) -> Path:
     """The folder in which a checkpoint is written."""
     return path.with_name(_ASIDE + path.name)
@@ -45,6 +55,11 @@ def seal(path: Path, facts: dict[str, Any], digests: dict[str, str]) -> None:
         json.dump({**manifest, "digest": _manifest_digest(manifest)}, handle, indent=1)
         handle.flush()
         os.fsync(handle.fileno())
+    give_name(folder, path)
+
+
+def give_name(folder: Path, path: Path) -> None:
+    """Make a folder whose files are whole and on the disk a checkpoint."""
     for below in (*(p for p in folder.rglob("*") if p.is_dir()), folder):
         sync(below)
     if path.exists():  # these steps have been taken again

@@ -24,10 +24,6 @@ from mcsp.training.stopping import EXIT_DISK, RunEnded
 Write = Callable[[Path, int, Copied], Path]
 
 
-def _nothing(path: Path) -> None:
-    pass
-
-
 class Saver:
     """Writes the checkpoints of a run; every rank has one and calls the same methods."""
 
@@ -37,7 +33,7 @@ class Saver:
         keep: int,
         keep_every: int = 0,
         device: torch.device | None = None,
-        finished: Callable[[Path], None] = _nothing,
+        finished: Callable[[Path], None] | None = None,
         write: Write = write_state,
     ) -> None:
         """
@@ -128,7 +124,8 @@ class Saver:
             checkpoint.retire(self.run_dir, self._facts["step"], self.keep, self.keep_every)
         except OSError as error:
             return _in_words(error)
-        self.finished(path)
+        if self.finished:
+            self.finished(path)
         return ""
 
 

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 from mcsp import distributed
-from mcsp.training.metrics import Metrics
+from mcsp.training.metrics import Metrics, is_evaluated
 from mcsp.training.saving import checkpoint
 from mcsp.training.stopping import EXIT_COLLAPSED, RunEnded
 from mcsp.training.trainer import Trainer
@@ -41,16 +41,12 @@ class Evaluations:
             raise ValueError(f"keep_best={name}: expected a quantity of the evaluations, one of {known}")
         return values
 
-    def due(self, step: int) -> bool:
-        """Whether a step is one after which a run looks closely: it evaluates then, if there is anybody set aside."""
-        every = self.config.validate_every
-        return bool(every) and (step % every == 0 or step in (1, self.config.steps))
-
     def after_step(self) -> dict[str, float]:
         """Values where this step has an evaluation, else none."""
         step, self.best = self.trainer.step, False
-        if self.validation is None or not self.due(step) or (step == 1 and self.config.validate_every > 1):
-            return {}  # at step 1 the untrained model's values are logged
+        untrained = step == 1 and 1 not in (self.config.validate_every, self.config.steps)  # is logged there
+        if self.validation is None or untrained or not is_evaluated(self.config, step):
+            return {}
         values, state = self.validation.evaluate(), self.trainer.validated
         alike, whole = collapsed(values)
         state["collapsed"] = state["collapsed"] + 1 if whole else 0

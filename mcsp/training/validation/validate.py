@@ -136,7 +136,7 @@ class Validation:
         return {
             name if name == "loss" or name.startswith("top1/") else f"loss/{name}":
             float(torch.stack([batch[name].double() for batch in batches]).mean())
-            for name in batches[0]
+            for name in batches[0] if not name.endswith(self.trainer.without_anchors)
         }  # fmt: skip
 
     def _measures(self, whole: dict[str, Tensor]) -> dict[str, float]:
