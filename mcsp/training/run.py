@@ -152,6 +152,7 @@ class Run:
             "skipped_steps": float(health.skipped_steps),
             "rollbacks": float(health.rollbacks),
             "bad_windows": float(self.trainer.bad_windows.bad),
+            **{f"left_out/{site}": float(n) for site, n in self.trainer.bad_windows.left_out.items()},
         }
 
 

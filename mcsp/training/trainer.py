@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +26,7 @@ from mcsp.training.rate import learning_rate
 from mcsp.training.reading.loader import BadWindows, StepDataset
 from mcsp.training.reading.schedule import Schedule
 from mcsp.training.saving import checkpoint
-from mcsp.training.saving.continues import changes
+from mcsp.training.saving.continues import changes, in_words
 from mcsp.training.saving.mirror import Mirror, restore
 from mcsp.training.saving.saver import Saver
 from mcsp.training.saving.start_weights import start_from
@@ -168,12 +169,11 @@ class Trainer:
         self.step, self.useful_seconds = manifest["step"], manifest["useful_seconds"]
         self.health.load_state(manifest["health"])
         self.validated = manifest.get("validated", self.validated)  # not in a checkpoint of before
-        then, now = ((f["world_size"], f["zero_stage"]) for f in (manifest, self.facts))
-        if then != now:
-            self._say(
-                f"continues {path.name}, saved by {then[0]} ranks at ZeRO-{then[1]}, with {now[0]} at ZeRO-{now[1]}: "
-                "the same data, numbers equal up to rounding"
-            )
+        saved, now = manifest["config"], self.config.dump()
+        if any(saved.get(k) != now[k] for k in ("keep_best", "validation_batches")):
+            self.validated |= {"best": None, "best_step": None}  # of another quantity
+        for sentence in in_words(path, manifest, self.facts):
+            self._say(sentence)
         if self.step >= self.config.steps:
             length = self.config.schedule_steps or self.config.steps
             self._say(
@@ -260,11 +260,12 @@ class Trainer:
         share, terms = self.loss(embedded, is_logged(self.config, self.step + 1))
         names = [name if name.startswith("top1/") else f"loss/{name}" for name in terms]
         read = sum(len(signal) for batch in batches for signal in batch.signals.values())
-        counts = [float(bool(self.asked())), self.bad_windows.tell(list(batches)), read]
-        told = share.detach().new_tensor(counts)
+        left_out = sum((Counter(batch.left_out) for batch in batches), Counter[str]())
+        counts = [float(bool(self.asked())), left_out.total(), self.bad_windows.tell(list(batches)), read]
+        told = torch.stack([share, *terms.values(), *share.detach().new_tensor(counts)])
         # One collective for everything that all ranks must know.
-        *totals, stopping, bad, read = distributed.sum_over_ranks(torch.stack([share, *terms.values(), *told])).tolist()
-        self.bad_windows.add(round(bad), round(read))
+        *totals, stopping, left, bad, read = distributed.sum_over_ranks(told).tolist()
+        self.bad_windows.add(round(bad), round(read), distributed.gather_objects(left_out) if left else [])
         self.stopping = stopping > 0
         rate = learning_rate(self.config, self.step - self.health.skipped_steps)
         details: dict[str, float] = {}
@@ -279,6 +280,9 @@ class Trainer:
         values = {name: value for name, value in values.items() if not name.endswith(self.without_anchors)}
         if in_detail:
             details |= self._memory_of_ranks()
+        for batch in batches:
+            for stream, seconds in batch.read_seconds.items():
+                values[f"read_seconds/{stream}"] = values.get(f"read_seconds/{stream}", 0.0) + seconds
         return {**values, "gradient_norm": norm, "learning_rate": rate, **details}
 
     def _memory_of_ranks(self) -> dict[str, float]:
