@@ -102,7 +102,7 @@ class Validation:
         found |= {"error": error_Qn.float().T, "subject": batch.subject_N, "site": batch.site_N}
         model = trainer.module.model
         for modality, signal in batch.signals.items():
-            found[f"row {modality}"] = signal.sample_B
+            found[f"row {modality}"], found[f"usable {modality}"] = signal.sample_B, signal.row_valid_B
             late_B = torch.zeros(len(signal), dtype=torch.bool, device=signal.x_BCT.device)
             halves = [time_half(signal, late_B), time_half(signal, ~late_B)]
             for domain in model.config.domains:
@@ -158,9 +158,10 @@ class Validation:
         return values
 
     def _people(self, whole: dict[str, Tensor], modality: Modality) -> list[int]:
-        """Rows of one modality, through all chunks: the first of each person."""
+        """Rows of one modality, through all chunks: the first of each person that is fit to be learned from."""
         subjects = whole["subject"].gather(1, whole[f"row {modality}"]).flatten().tolist()
-        first = {subject: row for row, subject in reversed(list(enumerate(subjects)))}
+        usable = whole[f"usable {modality}"].flatten().tolist()
+        first = {subject: row for row, subject in reversed(list(enumerate(subjects))) if usable[row]}
         return sorted(first.values())[:_MOST_PEOPLE]
 
 
