@@ -217,7 +217,7 @@ def main() -> None:
         print(table(report["rows"]))
         print("\nNot run: " + "; ".join(f"{name} ({reason})" for name, reason in report.get("not_run", {}).items()))
         return
-    names = ["lean", "reference", "chunked"]
+    names = ["lean", "reference", "blocks"]
     if device == "cuda":
         names += ["compiled lean", "triton-bf16", "triton-tf32", "triton-fp32"]
     not_run = {name: reason for name in PEERS if (reason := why_not(name, device))}

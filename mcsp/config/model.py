@@ -43,6 +43,9 @@ class ObjectiveConfig(Config):
     )
     distillation_temperature: float = Field(0.1, gt=0)
     negatives: Literal["all", "within_site"] = "all"
+    precision: Literal["auto", "fp32", "tf32", "bf16"] = Field(
+        "auto", description="of products of embeddings in the loss; auto: bf16 under bf16 autocast, else fp32"
+    )
 
 
 class AugmentationConfig(Config):

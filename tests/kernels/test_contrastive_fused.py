@@ -39,8 +39,9 @@ class Refuse:
             raise ModuleNotFoundError("No module named 'triton'", name="triton")
 sys.meta_path.insert(0, Refuse())
 import torch
-from mcsp.kernels.contrastive import contrastive_loss, losses
-losses.TRITON_BY_DEFAULT = True
+from mcsp.kernels import dispatch
+from mcsp.kernels.contrastive import contrastive_loss
+dispatch.TABLE = (dispatch.Row("contrastive_loss", "cpu", (), None, "triton", "a file"), *dispatch.TABLE)
 z, scale = torch.eye(4)[None], torch.ones(1)
 print(contrastive_loss(z, [(0, 0)], scale).item())
 try:
@@ -60,6 +61,6 @@ def test_embeddings_on_a_cpu_are_refused() -> None:
     pytest.importorskip("triton")
     from mcsp.kernels.contrastive import contrastive_loss
 
-    message = "contrastive_loss: impl='triton' cannot run: expected embeddings on a CUDA device, found cpu"
+    message = "contrastive_loss: impl='triton' cannot run: expected a tensor on an NVIDIA GPU, found cpu"
     with pytest.raises(ValueError, match=message):
         contrastive_loss(torch.eye(4)[None], [(0, 0)], torch.ones(1), impl="triton")
