@@ -10,7 +10,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
-CASES = Path(__file__).with_name("interpreted_contrastive.py")
+PROGRAMS = [Path(__file__).with_name(name) for name in ("interpreted_contrastive.py", "interpreted_cases.py")]
 
 
 @pytest.mark.parametrize(
@@ -24,7 +24,7 @@ CASES = Path(__file__).with_name("interpreted_contrastive.py")
 def test_triton_equals_dense_autograd(interpret: str, which: str) -> None:
     pytest.importorskip("triton")
     environment = os.environ | {"TRITON_INTERPRET": interpret}
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-m", which, str(CASES)]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-m", which, *map(str, PROGRAMS)]
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-1000:]
     assert re.search(r"\b\d+ passed", result.stdout), result.stdout[-500:]
