@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
+from mcsp.data_sharding.bids.derivatives import is_same_run, scans_tables
 from mcsp.data_sharding.bids.find import RecordingRef, read_tsv
 from mcsp.data_sharding.bids.reasons import RecordingError
 
@@ -54,14 +55,18 @@ def _event_onset(ref: RecordingRef, marker: str) -> float:
 
 
 def acquisition_time(ref: RecordingRef) -> float:
-    """Start of a recording in seconds since 1970 by the scanner's clock (``acq_time`` of ``*_scans.tsv``), or NaN."""
-    for table in reversed(ref.companions.get("scans.tsv", ())):
+    """Start of a recording in seconds since 1970 by the scanner's clock (``acq_time`` of ``*_scans.tsv``), or NaN.
+
+    A derivative began when the raw run did that it comes from.
+    """
+    for table in scans_tables(ref):
         try:
             rows = read_tsv(table)
         except ValueError:  # costs the pairing, not the recordings
             continue
         for row in rows:
-            if "acq_time" in row and table.parent / row.get("filename", "") == ref.path:
+            name = row.get("filename", "")
+            if "acq_time" in row and (table.parent / name == ref.path or is_same_run(name, ref)):
                 try:
                     time = datetime.fromisoformat(row["acq_time"])
                 except ValueError:

@@ -167,8 +167,8 @@ def _sites(index: dict[str, Any], groups: Sequence[Group]) -> str:
     )
     return (
         f'<h2 id="sites">Sites</h2><div class=wide><table><tr>{head}</tr>{"".join(rows)}</table></div>'
-        f"<p class=small>Splits by subject: {splits}. Rates, channels and units are those of the stored recordings; a.u.: "
-        "series without their mean, whose amplitude says nothing.</p>"
+        f"<p class=small>Splits by subject: {splits}. Rates, channels and units are those of the stored recordings; "
+        "a.u.: series without their mean, whose amplitude says nothing.</p>"
     )
 
 
