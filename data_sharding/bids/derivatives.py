@@ -7,16 +7,12 @@ atlases in a folder of their own, and nobody repeats ``*_scans.tsv``. Nothing of
 import os
 from pathlib import Path
 
-from mcsp.data_sharding.bids.find import RecordingRef, parse_name, read_json
+from mcsp.data_sharding.bids.find import RecordingRef, parse_name, run_entities
 from mcsp.data_sharding.bids.reasons import RecordingError
+from mcsp.data_sharding.bids.tables import read_json
 
 # Folders of a derivative dataset that hold one folder per atlas, newest release of xcp_d first.
 _ATLASES = ("sourcedata/atlases", "atlases")
-# Entities that tell apart versions of one run, not runs.
-_VERSION = {
-    "space", "description", "segmentation", "atlas", "statistic", "resolution", "density", "echo", "part", "cohort",
-    "split", "reg", "regressor",
-}  # fmt: skip
 
 
 def siblings(ref: RecordingRef, *suffixes: str) -> list[Path]:
@@ -31,7 +27,7 @@ def siblings(ref: RecordingRef, *suffixes: str) -> list[Path]:
 
 
 def _run(name: str) -> dict[str, str]:
-    return {k: v for k, v in parse_name(name)[0].items() if k not in _VERSION}
+    return run_entities(parse_name(name)[0])
 
 
 def pipeline_root(ref: RecordingRef) -> Path:
@@ -65,13 +61,6 @@ def scans_tables(ref: RecordingRef) -> list[Path]:
             if file.is_file() and file not in own:
                 own.append(file)
     return own
-
-
-def is_same_run(name: str, ref: RecordingRef) -> bool:
-    """Whether a file of a raw dataset is the run that a recording comes from, by the entities that tell runs apart."""
-    entities, suffix = parse_name(Path(name).name)
-    kind = "bold." if ref.modality == "fmri" else "eeg."
-    return suffix.startswith(kind) and _run(Path(name).name) == _run(ref.path.name) and bool(entities)
 
 
 def atlas_files(ref: RecordingRef, segmentation: str) -> list[Path]:

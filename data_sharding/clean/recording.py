@@ -22,7 +22,8 @@ class CleanRecording:
     channel_good_C: np.ndarray  # bool
     valid_spans: list[int] = field(default_factory=list)  # start, stop, start, stop ... in samples
     # bad_channels, amplitude (median over the good channels of the robust amplitude; in arbitrary units robust_scale,
-    # by which the values were divided), artefact_fraction; with confounds of BOLD mean_fd_mm, max_fd_mm, mean_dvars.
+    # by which the values were divided), artefact_fraction; for fMRI with confounds also mean_fd_mm, max_fd_mm and
+    # mean_dvars.
     quality: dict[str, float] = field(default_factory=dict)
     repairs: tuple[str, ...] = ()  # one line for each thing that was wrong with the files and put right
 

@@ -67,7 +67,8 @@ def index_table(index: dict[str, Any]) -> str:
         )
         for row in rows
     ]
-    lines += [f"rejected {n} x {reason}: {REASONS.get(reason, '')}" for reason, n in index["reasons"].items()]
+    for reason, n in index["reasons"].items():
+        lines += [f"rejected {n} x {reason}: {REASONS[reason].meaning}", f"  what to do: {REASONS[reason].remedy}"]
     return "\n".join(lines)
 
 
@@ -167,8 +168,8 @@ def _sites(index: dict[str, Any], groups: Sequence[Group]) -> str:
     )
     return (
         f'<h2 id="sites">Sites</h2><div class=wide><table><tr>{head}</tr>{"".join(rows)}</table></div>'
-        f"<p class=small>Splits by subject: {splits}. Rates, channels and units are those of the stored recordings; "
-        "a.u.: series without their mean, whose amplitude says nothing.</p>"
+        f"<p class=small>Splits by subject: {splits}. Rates, channels and units are those of what is stored; a.u.: "
+        "series without their mean, whose amplitude says nothing.</p>"
     )
 
 
@@ -221,14 +222,12 @@ def _reasons(index: dict[str, Any], rejected: Iterable[Rejection]) -> str:
             for row in examples[reason]
         )
         rows.append(
-            f"<tr><td><b>{html.escape(reason)}</b><br><small>{html.escape(REASONS.get(reason, ''))}</small></td>"
+            f"<tr><td><b>{html.escape(reason)}</b><br><small>{html.escape(REASONS[reason].meaning)}<br>What to do: "
+            f"{html.escape(REASONS[reason].remedy)}</small></td>"
             f"<td class=n>{n:,}</td><td>{where}{more}</td><td><small>{files}</small></td></tr>"
         )
     head = "<th>Reason</th><th class=n>Recordings</th><th>Sites</th><th>Examples</th>"
-    return (
-        f"<h2>Quarantined</h2><div class=wide><table><tr>{head}</tr>{''.join(rows)}</table></div>"
-        "<p class=small>What to do about each reason: docs/corpus.md of the project.</p>"
-    )
+    return f"<h2>Quarantined</h2><div class=wide><table><tr>{head}</tr>{''.join(rows)}</table></div>"
 
 
 def _provenance(index: dict[str, Any]) -> str:

@@ -18,8 +18,8 @@ from mcsp.data_sharding.store.reader import Corpus
 from mcsp.encode.parcellations import parcellations_of
 from mcsp.encode.pretrained import PretrainedMCSP, from_pretrained
 from mcsp.encode.recording import Report
-from mcsp.encode.windows import window_starts
 from mcsp.model.weights import write_pretrained
+from mcsp.windows import window_starts
 
 T_R, VOLUMES, PARCELS = 2.0, 60, 8
 SPACE = "MNI152NLin6Asym"
@@ -200,7 +200,7 @@ MISTAKES = {
     "labels of another place": (
         lambda model: model.encode_bold(images()[0], T_R, "absent.nii.gz"), "absent.nii.gz: no such label image"
     ),
-    "no space": (lambda model: model.encode_bold(images()[0], T_R, images()[1]), r"say which \(image_space, or space=\)"),
+    "no space": (lambda model: model.encode_bold(images()[0], T_R, images()[1]), r"which \(image_space, or space=\)"),
     "no file": (lambda model: model.encode_bold("absent.nii.gz", T_R, images()[1]), "absent.nii.gz: no such file"),
 }  # fmt: skip
 
