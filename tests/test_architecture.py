@@ -46,7 +46,7 @@ MAY_IMPORT: dict[str, set[str]] = {  # beside itself
     INSPECT: LAYER_0 | {STORE, BIDS, CLEAN},
     BUILD: LAYER_0 | {STORE, BIDS, CLEAN, INSPECT},
     DEMO: LAYER_0 | {STORE, BIDS},
-    CONVERT: LAYER_0 | {STORE, BIDS, PARCELS},
+    CONVERT: LAYER_0 | {STORE, BIDS, PARCELS, CLEAN},
     "mcsp.training": LAYER_0 | LAYER_1 | LAYER_2,
     "mcsp.encode": LAYER_0 | LAYER_1 | LAYER_2,
     "mcsp.export": LAYER_0 | LAYER_1 | LAYER_2 | {"mcsp.encode"},
