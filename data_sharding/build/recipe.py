@@ -38,7 +38,8 @@ def software_versions() -> dict[str, str]:
 
 def recipe_config(config: CorpusConfig) -> dict[str, Any]:
     """What all shards share: not the list of sites, and not what decides only whether a recording survives."""
-    free = {"sites", "on_error", "max_quarantined", "read_timeout_seconds", "read_memory_gb", *Selection.model_fields}
+    limits = {"on_error", "max_quarantined", "read_timeout_seconds", "site_timeout_seconds", "read_memory_gb"}
+    free = {"sites", *limits, *Selection.model_fields}
     return {name: value for name, value in public_config(config).items() if name not in free}
 
 

@@ -126,6 +126,11 @@ class CorpusConfig(Selection):
         0.05, ge=0, le=1, description="the build fails where more than this part of the recordings is bad; 5% or 0.05"
     )
     read_timeout_seconds: float = Field(900.0, gt=0, description="longest time to read and clean one recording")
+    site_timeout_seconds: float = Field(
+        14_400.0,
+        gt=0,
+        description="time that files which never end may cost one site; then the rest of it is not read",
+    )
     read_memory_gb: float = Field(16.0, gt=0, description="address space for reading one recording [10^9 bytes]")
     workers: int | None = Field(None, ge=1, description="Ray CPUs of a local Ray; null: all cores")
 
