@@ -263,15 +263,17 @@ class Trainer:
         counts = [float(bool(self.asked())), self.bad_windows.tell(list(batches)), read]
         told = share.detach().new_tensor(counts)
         # One collective for everything that all ranks must know.
-        *totals, stopping, bad, read = distributed.sum_over_ranks(torch.stack([share, *terms.values(), *told])).tolist()
+        summed = distributed.sum_over_ranks(torch.stack([share, *terms.values(), *told]))
+        # One wait for the device; a second one is for the gradient's norm.
+        found = torch.cat([summed, embedded.scale_P.detach().to(summed.dtype)]).tolist()
+        (*totals, stopping, bad, read), scales = found[: len(summed)], found[len(summed) :]
         self.bad_windows.add(round(bad), round(read))
         self.stopping = stopping > 0
         rate = learning_rate(self.config, self.step - self.health.skipped_steps)
         norm = self._update(share, totals[0], rate, embedded, batches, metrics)
         self.step += 1
         temperatures = {
-            f"temperature/{term.name}": 1 / scale
-            for term, scale in zip(self.module.terms, embedded.scale_P.detach().tolist(), strict=True)
+            f"temperature/{term.name}": 1 / scale for term, scale in zip(self.module.terms, scales, strict=True)
         }
         values = {**dict(zip(["loss", *names], totals, strict=True)), **temperatures}
         return {**values_of_pairs(self.config, values), "gradient_norm": norm, "learning_rate": rate}
