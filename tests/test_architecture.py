@@ -17,7 +17,15 @@ CODE = ("mcsp", "kernels", "data_sharding", "launchers", "benchmarks", "examples
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 # The rooms, lowest first: a room imports from those that its row names, and never from others.
-LAYER_0 = {"mcsp.version", "mcsp.schema", "mcsp.provenance", "mcsp.run_log", "mcsp.windows", "mcsp.config"}
+LAYER_0 = {
+    "mcsp.version",
+    "mcsp.schema",
+    "mcsp.provenance",
+    "mcsp.run_log",
+    "mcsp.windows",
+    "mcsp.wording",
+    "mcsp.config",
+}
 LAYER_1 = {"mcsp.kernels", "mcsp.distributed", "mcsp.batch"}
 STORE, BIDS, CLEAN, INSPECT, BUILD, DEMO = (
     f"mcsp.data_sharding.{room}" for room in ("store", "bids", "clean", "inspect", "build", "demo")
@@ -29,6 +37,7 @@ MAY_IMPORT: dict[str, set[str]] = {  # beside itself
     "mcsp.schema": set(),
     "mcsp.provenance": set(),
     "mcsp.run_log": set(),
+    "mcsp.wording": set(),
     "mcsp.windows": {"mcsp.schema"},
     "mcsp.config": {"mcsp.schema"},
     "mcsp.kernels": set(),
@@ -76,6 +85,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "mcsp.schema": {"numpy"},
     "mcsp.provenance": set(),
     "mcsp.run_log": set(),
+    "mcsp.wording": set(),
     "mcsp.windows": {"numpy"},
     "mcsp.config": {"yaml", "pydantic"},
     "mcsp.kernels": {"torch", "numpy", "triton"},

@@ -24,10 +24,11 @@ from mcsp.data_sharding.build.pseudonyms import without_dates
 from mcsp.data_sharding.build.samples import SampleRecording, read_sample
 from mcsp.data_sharding.clean.read import ReadingProcess
 from mcsp.data_sharding.store.encoding import STORED_DTYPE, encode
-from mcsp.data_sharding.store.files import Location, location, publish, scratch_file, sha256_file, write_atomic
+from mcsp.data_sharding.store.files import Location, location, publish, scratch_file, write_atomic
 from mcsp.data_sharding.store.index import SHARDS_NAME, Rejection, Repair, block_bounds
 from mcsp.data_sharding.store.reader import crc_name
 from mcsp.schema import BLOCK_SAMPLES, SCHEMA_VERSION, Recording
+from mcsp.wording import sha256_file
 
 # Digits of a shard's SHA-256 in its name.
 _HASH_DIGITS = 12

@@ -35,6 +35,7 @@ from mcsp.config import PretrainConfig  # noqa: E402
 from mcsp.schema import text_key  # noqa: E402
 from mcsp.training.saving import zero_fragments  # noqa: E402
 from mcsp.training.saving.state import Copied, State, copy_state  # noqa: E402
+from mcsp.wording import listed  # noqa: E402
 
 # It reports steps that are refused here as overflows, and much else; what goes wrong it raises.
 logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
@@ -210,8 +211,7 @@ class Engine:
         missing = {rank: sorted(union - own) for rank, own in enumerate(everyone) if union - own}
         rank, names = next(iter(missing.items()))
         raise ValueError(
-            f"{what}: expected the same on all {self.world_size} ranks, rank {rank} lacks {names[:3]}"
-            + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+            f"{what}: expected the same on all {self.world_size} ranks, rank {rank} lacks " + listed(names, 3)
         )
 
     def backward(self, share: Tensor, last: bool = True) -> None:

@@ -170,7 +170,7 @@ class Trainer:
         self.engine.load(path)
         self.step, self.useful_seconds = manifest["step"], manifest["useful_seconds"]
         self.health.load_state(manifest["health"])
-        self.validated = manifest["validated"]
+        self.validated = manifest.get("validated", self.validated)  # not in a checkpoint of before
         then, now = ((f["world_size"], f["zero_stage"]) for f in (manifest, self.facts))
         if then != now:
             self._say(
@@ -210,7 +210,7 @@ class Trainer:
             checkpoint.drop_after(self.config.run_dir, manifest["step"])
         self.step, self.useful_seconds = manifest["step"], manifest["useful_seconds"]
         self.health.rolled_back(manifest["health"], steps)
-        self.validated = manifest["validated"]
+        self.validated = manifest.get("validated", self.validated)
         self.clock.split()
         if metrics:
             skipped = f"{self.step + self.health.data_offset - steps} to {self.step + self.health.data_offset - 1}"

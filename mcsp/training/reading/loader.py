@@ -8,6 +8,7 @@ import faulthandler
 import logging
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -55,7 +56,7 @@ class StepDataset(Dataset[list[Batch]]):
             keys.append(key)
             unreadable += errors
         batch = collate(samples, keys, self.schedule.shapes)
-        return Batch(batch.signals, batch.subject_N, batch.site_N, batch.keys, tuple(unreadable))
+        return replace(batch, unreadable=tuple(unreadable))
 
     def _read(self, draw: Draw) -> tuple[list[Window], int, list[str]]:
         """Windows and key of a draw, or of the first readable one after it; a line for each that was not."""

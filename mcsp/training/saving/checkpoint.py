@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mcsp.schema import SCHEMA_VERSION
+from mcsp.wording import sha256_file
 
 _PREFIX, _ASIDE, _DAMAGED = "step-", "incomplete-", "damaged-"
 MANIFEST = "manifest.json"
@@ -123,12 +124,6 @@ def _complete(run_dir: Path) -> list[Path]:
     return sorted((run_dir / "checkpoints").glob(f"{_PREFIX}*"))
 
 
-def digest(path: Path) -> str:
-    """SHA-256 of a file, as hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _manifest_digest(manifest: dict[str, Any]) -> str:
     values = {name: value for name, value in manifest.items() if name != "digest"}
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
@@ -151,7 +146,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
         file = path / name
         if not file.is_file():
             raise ValueError(f"{file}: listed in the manifest, but missing")
-        if digest(file) != expected:
+        if sha256_file(file) != expected:
             raise ValueError(f"{file}: content differs from its digest in the manifest")
     return manifest
 

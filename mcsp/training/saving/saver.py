@@ -20,6 +20,7 @@ from mcsp import distributed
 from mcsp.training.saving import checkpoint
 from mcsp.training.saving.state import Copied, write_ranges, write_state
 from mcsp.training.stopping import EXIT_DISK, RunEnded
+from mcsp.wording import sha256_file
 
 Write = Callable[[Path, int, Copied], Path]
 
@@ -109,7 +110,7 @@ class Saver:
         try:
             file = self.write(checkpoint.aside(path), rank, copied)
             checkpoint.sync(file)
-            return "", file.name, checkpoint.digest(file)
+            return "", file.name, sha256_file(file)
         except (OSError, SafetensorError) as error:
             return _in_words(error), "", ""
 
@@ -119,7 +120,7 @@ class Saver:
             ranges = write_ranges(folder, [(file, copied) for _, file, _, copied in parts])
             checkpoint.sync(ranges)
             digests = {f"{ranges.parent.name}/{file}": digest for _, file, digest, _ in parts}
-            digests[f"{ranges.parent.name}/{ranges.name}"] = checkpoint.digest(ranges)
+            digests[f"{ranges.parent.name}/{ranges.name}"] = sha256_file(ranges)
             checkpoint.seal(path, self._facts, digests)
             checkpoint.retire(self.run_dir, self._facts["step"], self.keep, self.keep_every)
         except OSError as error:
