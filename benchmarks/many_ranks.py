@@ -3,9 +3,9 @@
 python benchmarks/many_ranks.py                 measures, writes benchmarks/results/many_ranks_cpu.json, prints
 python benchmarks/many_ranks.py --table         prints the table of docs/scaling.md from the result file
 
-One process plays rank 0: columns that others would send are noise, and the files of a checkpoint that others would write
-are written by itself. Counted are operations that torch dispatches, and values read back from the device, of which a GPU
-would have to be waited for.
+One process plays rank 0: columns that others would send are noise, and it writes the files of a checkpoint that others
+would write. Counted are operations that torch dispatches, and values read back from the device, of which a GPU would
+have to be waited for.
 """
 
 import argparse
