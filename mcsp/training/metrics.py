@@ -38,6 +38,11 @@ def is_evaluated(config: PretrainConfig, step: int) -> bool:
     return bool(every) and (step % every == 0 or step in (1, config.steps))
 
 
+def values_of_pairs(config: PretrainConfig, values: dict[str, float]) -> dict[str, float]:
+    """``values`` without those of two modalities where no batch holds a pair: they would be 0 throughout."""
+    return {name: value for name, value in values.items() if config.batch.paired or "/fmri-eeg/" not in name}
+
+
 class Metrics:
     """Writes the metrics and events of one start of a run."""
 

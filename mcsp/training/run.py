@@ -177,18 +177,19 @@ def pretrain(config: PretrainConfig) -> int:
             reason, detail, code = _how_it_ended(trainer)
         except RunEnded as end:
             reason, detail, code = end.reason, end.detail, end.code
+        if rank == 0:
+            _note_end(config.run_dir, reason, detail, trainer.step, code)
+        clock.enter("end")
+        engine.stop_process_group()
     except InUse:
         raise
     except BaseException as error:
         if config.run_dir.is_dir():
             write_exit(config.run_dir, "error", describe(error), clock.step, status_of(error), rank)
         raise
-    if rank == 0:
-        _note_end(config.run_dir, reason, detail, trainer.step, code)
-    clock.enter("end")
-    engine.stop_process_group()
-    if lock:
-        lock.release()
+    finally:
+        if lock:
+            lock.release()
     return code
 
 

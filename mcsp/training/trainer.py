@@ -20,7 +20,7 @@ from mcsp.losses.objective import objective
 from mcsp.training import engine
 from mcsp.training.clock import Clock
 from mcsp.training.health import Health, clean
-from mcsp.training.metrics import Metrics, is_evaluated, is_logged
+from mcsp.training.metrics import Metrics, is_evaluated, is_logged, values_of_pairs
 from mcsp.training.pretrainer import Pretrainer
 from mcsp.training.rate import learning_rate
 from mcsp.training.reading.loader import BadWindows, StepDataset
@@ -121,9 +121,6 @@ class Trainer:
         if found is None and config.init_from:
             self._say(f"starts from the {start_from(config.init_from, self.module, self.config.model)}")
         self.engine = engine.Engine(self.module, config, self.world_size, schedule.global_batch)
-        crossing = [f"/{term.name}" for term in self.module.terms if term.cross_modal]
-        # Terms of pairs that no batch holds: their loss and accuracy would show as 0 throughout.
-        self.without_anchors = tuple(crossing) if not config.batch.paired else ()
         self.bad_windows = BadWindows(config.max_bad_windows)
         # Evaluations in a row with embeddings all alike; value and step of the best one.
         self.validated: dict[str, Any] = {"collapsed": 0, "best": None, "best_step": None}
@@ -264,7 +261,10 @@ class Trainer:
         counts = [float(bool(self.asked())), left_out.total(), self.bad_windows.tell(list(batches)), read]
         told = torch.stack([share, *terms.values(), *share.detach().new_tensor(counts)])
         # One collective for everything that all ranks must know.
-        *totals, stopping, left, bad, read = distributed.sum_over_ranks(told).tolist()
+        summed = distributed.sum_over_ranks(told)
+        # One wait for the device; a second one is for the gradient's norm.
+        found = torch.cat([summed, embedded.scale_P.detach().to(summed.dtype)]).tolist()
+        (*totals, stopping, left, bad, read), scales = found[: len(summed)], found[len(summed) :]
         self.bad_windows.add(round(bad), round(read), distributed.gather_objects(left_out) if left else [])
         self.stopping = stopping > 0
         rate = learning_rate(self.config, self.step - self.health.skipped_steps)
@@ -273,11 +273,10 @@ class Trainer:
         norm = self._update(share, totals[0], rate, embedded, batches, metrics, details if in_detail else None)
         self.step += 1
         temperatures = {
-            f"temperature/{term.name}": 1 / scale
-            for term, scale in zip(self.module.terms, embedded.scale_P.detach().tolist(), strict=True)
+            f"temperature/{term.name}": 1 / scale for term, scale in zip(self.module.terms, scales, strict=True)
         }
         values = {**dict(zip(["loss", *names], totals, strict=True)), **temperatures}
-        values = {name: value for name, value in values.items() if not name.endswith(self.without_anchors)}
+        values = values_of_pairs(self.config, values)
         if in_detail:
             details |= self._memory_of_ranks()
         for batch in batches:

@@ -65,6 +65,7 @@ def test_whatever_happens_to_a_launcher_the_run_is_saved_and_nothing_is_left(fin
         "deepspeed, SIGTERM": lambda: tell(signal.SIGTERM, "bin/deepspeed"),
         "deepspeed, SIGUSR1": lambda: tell(signal.SIGUSR1, "bin/deepspeed"),
         "deepspeed, SIGKILL": lambda: tell(signal.SIGKILL, "bin/deepspeed"),
+        "Ctrl-C": lambda: [os.kill(pid, signal.SIGINT) for pid in processes(run_dir)],  # as a terminal sends it
         "launch.py, SIGTERM": lambda: tell(signal.SIGTERM, "deepspeed.launcher.launch"),
         "launch.py, SIGKILL": lambda: tell(signal.SIGKILL, "deepspeed.launcher.launch"),
         "STOP": (run_dir / "STOP").touch,

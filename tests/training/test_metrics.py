@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from mcsp.config import PretrainConfig
 from mcsp.run_log import iter_metrics, keep_steps, read_events, read_metrics
-from mcsp.training.metrics import Metrics
+from mcsp.training.metrics import Metrics, progress, values_of_pairs
 
 
 def test_a_line_that_a_full_disk_cut_off_is_left_out(tmp_path: Path) -> None:
@@ -33,6 +34,20 @@ def test_damaged_lines_do_not_keep_a_run_from_going_on(tmp_path: Path) -> None:
     assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2, 4, 5, 6]
     assert [(e["event"], e["step"]) for e in read_events(tmp_path)] == [("start", 0), ("start", 5)]
     assert (tmp_path / "metrics.jsonl").read_bytes().startswith(b"".join(lines[:5])), "lines stay as they are"
+
+
+def test_pairs_that_no_batch_holds_are_not_shown() -> None:
+    """They showed as a retrieval of 0.00 throughout."""
+    names = ["loss", "top1/fmri-eeg/spatial", "loss/distillation/fmri-eeg/temporal", "top1/eeg/spatial"]
+    names += ["loss/fmri/spatial-temporal", "temperature/fmri-eeg/spectral"]
+    values = dict.fromkeys(names, 0.5)
+    paired = PretrainConfig.load(None, ["corpus_dir=c", "run_dir=r"])
+    assert values_of_pairs(paired, values) == values
+    unpaired = PretrainConfig.load(None, ["corpus_dir=c", "run_dir=r", "batch.paired=0"])
+    shown = values_of_pairs(unpaired, values)
+    assert list(shown) == ["loss", "top1/eeg/spatial", "loss/fmri/spatial-temporal"]
+    others = {"learning_rate": 1.0, "gradient_norm": 1.0, "samples_per_second": 1.0, "data_wait_fraction": 0.0}
+    assert "top-1 0.50" in progress({**shown, **others, "skipped_steps": 0.0}, {})
 
 
 def test_a_long_log_is_read_in_little_memory_and_replaced_whole(

@@ -22,6 +22,7 @@ from mcsp.data_sharding.store.reader import Corpus
 from mcsp.losses.prediction import MEASURED_IN, TARGETS, Target
 from mcsp.model.mcsp import MCSP
 from mcsp.schema import Modality
+from mcsp.training.metrics import values_of_pairs
 from mcsp.training.prediction import connectivity_target, spectrum_target
 from mcsp.training.reading.loader import StepDataset
 from mcsp.training.reading.schedule import STREAMS, Schedule
@@ -133,11 +134,12 @@ class Validation:
             embedded = Embedded(z_MnK, valid_Mn, of["scale"][0], error_Qn, of["subject"], of["site"])
             loss, terms = self.trainer.loss(embedded)
             batches.append({"loss": loss, **terms})
-        return {
+        means = {
             name if name == "loss" or name.startswith("top1/") else f"loss/{name}":
             float(torch.stack([batch[name].double() for batch in batches]).mean())
-            for name in batches[0] if not name.endswith(self.trainer.without_anchors)
+            for name in batches[0]
         }  # fmt: skip
+        return values_of_pairs(self.trainer.config, means)
 
     def _measures(self, whole: dict[str, Tensor]) -> dict[str, float]:
         """Measures without labels of the first window of each person, by name, modality and domain."""
