@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import tempfile
+import weakref
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from mcsp.config import CorpusConfig
+from mcsp.data_sharding.bids.derivatives import inputs_of
 from mcsp.data_sharding.bids.find import RecordingRef, Site
 from mcsp.schema import SPLITS, Split
 
@@ -70,6 +72,7 @@ class Plan:
         self.sites, self.recipe, self._limit = tuple(sites), recipe, config.samples_per_shard
         self.found = {site.name: 0 for site in sites}
         self._spool = tempfile.TemporaryFile(prefix="mcsp-plan-")  # noqa: SIM115  lives as long as the plan
+        weakref.finalize(self, self._spool.close)
         self._entries = bytearray()  # of _ENTRY, one per sample
         self.names: list[str] = []
         self.digests: list[str] = []
@@ -160,7 +163,7 @@ class FileStates(dict[Path, list[int]]):
 
 def _sample_inputs(sample: PlannedSample, states: FileStates) -> list[Any]:
     """What decides a sample's bytes, with size and time of change standing for the content of each file."""
-    files = [[ref.file, ref.modality, file.name, *states[file]] for ref in sample.recordings for file in ref.inputs()]
+    files = [[ref.file, ref.modality, file.name, *states[file]] for ref in sample.recordings for file in inputs_of(ref)]
     site = [sample.site.simulated, sample.site.pairing, sample.site.first_volume_event, sample.site.fault]
     return [sample.key, sample.split, sample.session, sample.participant, site, files]
 

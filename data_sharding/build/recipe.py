@@ -12,8 +12,8 @@ from mcsp.provenance import ROOT
 from mcsp.version import __version__
 
 _PACKAGES = ("mne", "nibabel", "nilearn", "numpy", "pandas", "pyarrow", "scipy")
-# Files that decide stored bytes: two whole rooms, and these of the others.
-_ROOMS = ("bids", "clean")
+# Files that decide stored bytes: whole rooms, and these of the others.
+_ROOMS = ("bids", "parcels", "clean")
 _FILES = (
     "build/layout.py", "build/plan.py", "build/privacy.py", "build/pseudonyms.py", "build/samples.py",
     "build/shards.py", "store/encoding.py",

@@ -16,6 +16,7 @@ from mcsp.data_sharding.clean.read import Reading, ReadingProcess
 from mcsp.data_sharding.clean.recording import CleanRecording
 from mcsp.data_sharding.store.index import Rejection
 from mcsp.schema import Modality
+from mcsp.wording import listed
 
 _SHOWN = 3
 
@@ -88,8 +89,7 @@ def _refuse_personal(sample: PlannedSample, ref: RecordingRef, channels: Sequenc
     found = [*find_identifiers(texts, frozenset())]
     found += find_identifiers_in_participant("participants.tsv", json.loads(sample.participant), frozenset())
     if found:
-        more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
-        raise RecordingError("suspected-personal-data", "; ".join(found[:_SHOWN]) + more)
+        raise RecordingError("suspected-personal-data", listed(found, _SHOWN, "; "))
 
 
 def _seconds(reading: Reading) -> float:

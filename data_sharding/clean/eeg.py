@@ -23,6 +23,7 @@ from mcsp.data_sharding.clean.eeg_quality import (
     unlike_others,
 )
 from mcsp.data_sharding.clean.recording import CleanRecording, robust_amplitude, spans_of, summarise
+from mcsp.schema import UNITS
 
 
 def read_eeg(ref: RecordingRef, config: EegConfig, min_seconds: float) -> CleanRecording:
@@ -100,6 +101,7 @@ def clean_eeg(
     clean = CleanRecording(
         x_TC=x_TC,
         sfreq=config.sfreq,
+        unit=UNITS["eeg"],
         channels=opened.channels.channels,
         positions_C3=opened.channels.positions_C3,
         channel_good_C=good_C,

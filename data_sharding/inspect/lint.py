@@ -20,12 +20,13 @@ from tqdm import tqdm
 
 from mcsp.data_sharding.bids.description import DESCRIPTION_NAME, dataset_description
 from mcsp.data_sharding.bids.reasons import REASONS
-from mcsp.data_sharding.store.files import Location, names, sha256_file
+from mcsp.data_sharding.store.files import Location, names
 from mcsp.data_sharding.store.index import INDEX_NAME, REJECTED_NAME, SHARDS_NAME, Totals, block_bounds, read_rejected
 from mcsp.data_sharding.store.index import index_hash as hash_of
 from mcsp.data_sharding.store.reader import Corpus, crc_name
 from mcsp.data_sharding.store.table import RECORDINGS_NAME, Recordings
-from mcsp.schema import BLOCK_SAMPLES, MODALITIES, SPLITS, UNITS, Recording
+from mcsp.schema import BLOCK_SAMPLES, MODALITIES, SPLITS, Recording, units_of
+from mcsp.wording import sha256_file
 
 _SUBJECT = re.compile(r"[0-9a-f]{16}")
 
@@ -144,7 +145,7 @@ def _row_lies(r: Recording) -> Iterator[str]:
         "key": r.key == "_".join(filter(None, (r.site, r.subject, r.session))),
         "member": re.fullmatch(rf"{re.escape(r.key)}\.{r.modality}-\d+\.npy", r.member) is not None,
         "shard": r.shard.startswith(f"{r.split}-"),
-        "unit": r.unit == UNITS[r.modality],
+        "unit": r.unit in units_of(r.modality),
         "block_samples": r.block_samples == BLOCK_SAMPLES[r.modality],
         "dtype": r.dtype == "float16",
         "scale": math.isfinite(r.scale) and r.scale > 0,

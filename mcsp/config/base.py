@@ -5,13 +5,24 @@ Numbers without a source beside them are choices of ours.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Self, get_args, get_origin
+from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
+
+
+def _in_home(path: Any) -> Any:
+    known = path is not None and str(path).startswith("~")
+    return type(path)(os.path.expanduser(path)) if known else path
+
+
+# The shell leaves the ~ of key=~/folder as it is.
+UserPath = Annotated[Path, AfterValidator(_in_home)]
+UserPathOrUrl = Annotated[Path | str, AfterValidator(_in_home)]
 
 
 class Config(BaseModel):
@@ -54,7 +65,7 @@ class Config(BaseModel):
             if not equals:
                 raise ValueError(f"override {override!r}: expected key=value or key.sub=value")
             try:
-                _set(values, key.split("."), yaml.safe_load(value), override)
+                _set(values, key.split("."), _value(value), override)
             except yaml.YAMLError as error:
                 raise ValueError(f"override {override!r}: not valid YAML ({' '.join(str(error).split())})") from None
         return cls.parse(values, str(path) if path is not None else "command line")
@@ -62,6 +73,12 @@ class Config(BaseModel):
     def dump(self) -> dict[str, Any]:
         """The resolved values as plain JSON types."""
         return self.model_dump(mode="json")
+
+
+def _value(text: str) -> Any:
+    """YAML, but nobody types a comment on a command line: in ``run_dir=run #2`` the # belongs to the name."""
+    plain = not text.lstrip().startswith(("'", '"', "[", "{"))
+    return text if plain and " #" in text else yaml.safe_load(text)
 
 
 def _set(values: dict[str, Any], keys: list[str], value: Any, override: str) -> None:
@@ -109,11 +126,15 @@ def _yaml_text(value: Any) -> str:
 
 
 def parse_command_line(
-    model: type[Config], description: str, argv: Sequence[str] | None = None, address: bool = False
+    model: type[Config],
+    description: str,
+    argv: Sequence[str] | None = None,
+    address: bool = False,
+    check: bool = False,
 ) -> tuple[Any, argparse.Namespace]:
     """``--config FILE key=value ...``: the whole command line of every launcher that has a config.
 
-    With ``address`` also ``--address``, for the one that may run on a Ray cluster.
+    With ``address`` also ``--address``, for the one that may run on a Ray cluster; with ``check`` also ``--check``.
 
     Exits with status 2 and one line on bad input.
     """
@@ -125,9 +146,11 @@ def parse_command_line(
     parser.add_argument("--config", type=Path, help="YAML file with the values that differ from the defaults")
     if address:
         parser.add_argument("--address", help="address of a running Ray cluster")
+    if check:
+        parser.add_argument("--check", action="store_true", help="say what a run would need, and end without a trace")
     parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)  # added by the deepspeed launcher
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="values that take precedence over the file")
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_intermixed_args(argv)  # a flag may stand between values
     try:
         return model.load(arguments.config, arguments.overrides), arguments
     except ValueError as error:

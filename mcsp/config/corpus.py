@@ -35,6 +35,14 @@ class FmriConfig(Config):
     label_image: Path | None = Field(
         None, description="integer NIfTI parcellation for 4-D BOLD images without their own"
     )
+    label_space: str | None = Field(
+        None, description="standard space of label_image, where neither its name nor a table of known atlases says it"
+    )
+    image_space: str | None = Field(None, description="standard space of images whose names have no space-")
+    atlas: str | None = Field(
+        None,
+        description="atlas of tables and images by name, as nilearn fetches it: Schaefer2018_400Parcels_7Networks",
+    )
     parcellation: str | None = Field(None, description="seg- of the time series to read; null: the first by name")
     detrend: bool = Field(True, description="take a straight line out of each parcel's series")
     bandpass_hz: tuple[float, float] | None = Field(None, description="of the signals and the regressors; null: none")

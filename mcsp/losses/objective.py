@@ -5,10 +5,9 @@ For modality m and domain d with views z, z' (L2-normalised projections) and NTX
 
     L = sum_m [ within_domain * sum_d NTXent(z_md, z'_md) + cross_domain * sum_{d<d'} NTXent(z_md, z_md') ]
       + alpha * sum_d [ NTXent(z_fd, z_ed) + beta * KD_d + gamma * mean(1 - cos(z_fd, z_ed)) ]
-      + prediction * sum_q e_q + reconstruction * sum_r e_r
+      + prediction * sum_q e_q
 
-with e_q the mean error of predicting one half of a window from the other (:mod:`mcsp.losses.prediction`) and e_r that
-of predicting what is hidden (:mod:`mcsp.losses.reconstruction`).
+with e_q the mean error of predicting one half of a window from the other (:mod:`mcsp.losses.prediction`).
 The first line follows TF-C (arXiv 2206.08496), which contrasts views within a domain and domains within a sample.
 Arrangement, sums (not means) over terms and weights are ours; the paper of the method (arXiv 2409.19130) names
 cross-domain contrast, cross-modal distillation within a domain and convergence across modalities, and its abstract
@@ -31,7 +30,7 @@ from torch import Tensor
 from mcsp.config import ObjectiveConfig
 from mcsp.distributed import rank
 from mcsp.kernels.contrastive import retrieval_accuracy
-from mcsp.losses.contrastive import Gather, contrast, gather_columns
+from mcsp.losses.contrastive import contrast, gather_columns
 from mcsp.losses.cross_modal import convergence, distillation
 from mcsp.losses.prediction import PredictionTerm, prediction_loss
 from mcsp.losses.slots import Slot
@@ -88,7 +87,7 @@ def objective(
     config: ObjectiveConfig,
     terms: Sequence[PairTerm],
     predictions: Sequence[PredictionTerm] = (),
-    gather: Gather | None = None,
+    retrieval: bool = True,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """This rank's share of the loss and of each term.
 
@@ -100,14 +99,13 @@ def objective(
         subject_n, site_n: int64 keys, as in :class:`mcsp.batch.Batch`.
         config: weights, distillation temperature, and which negatives are kept.
         terms: from :func:`pair_terms`.
-        predictions: from :func:`mcsp.losses.prediction.prediction_terms` and
-            :func:`mcsp.losses.reconstruction.reconstruction_terms`.
-        gather: how ranks share the contrast's products, default :func:`mcsp.losses.contrastive.gather_mode`.
+        predictions: from :func:`mcsp.losses.prediction.prediction_terms`.
+        retrieval: find the accuracies of retrieval too, which takes as long as the contrast.
 
     Returns:
         The loss, a scalar, and unweighted terms without gradient by name: each pair's contrast, ``distillation/<pair>``
-        and ``convergence/<pair>`` (absent where their weight is 0), ``prediction/...`` and
-        ``reconstruction/...``, and ``top1/<pair>``, the accuracy of finding a row's partner among other subjects' rows.
+        and ``convergence/<pair>`` (absent where their weight is 0), ``prediction/...``, and
+        ``top1/<pair>``, the accuracy of finding a row's partner among other subjects' rows.
 
     Raises:
         ValueError: shapes that do not fit.
@@ -118,7 +116,7 @@ def objective(
     columns = gather_columns(z_MnK, valid_Mn, subject_n, site_n)
     offset = rank() * z_MnK.shape[1]
     pairs = [(term.a, term.b) for term in terms]
-    contrast_P = contrast(z_MnK, pairs, scale_P, valid_Mn, subject_n, site_n, config.negatives, columns, gather)
+    contrast_P = contrast(z_MnK, pairs, scale_P, valid_Mn, subject_n, site_n, config, columns)
     parts = {term.name: (term.weight, value) for term, value in zip(terms, contrast_P, strict=True)}
     crossing = [term for term in terms if term.cross_modal]
     cross_pairs = [(term.a, term.b) for term in crossing]
@@ -134,6 +132,8 @@ def objective(
     parts |= {term.name: (term.weight, share) for term, share in zip(predictions, shares, strict=True)}
     loss = torch.stack([weight * value for weight, value in parts.values()]).sum() + 0.0 * error_Qn.sum()
     logged = {name: value.detach() for name, (_, value) in parts.items()}
+    if not retrieval:
+        return loss, logged
     top1_P = retrieval_accuracy(
         z_MnK, pairs, valid_Mn=valid_Mn, subject_n=subject_n, columns=columns, row_offset=offset
     )

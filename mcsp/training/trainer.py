@@ -1,8 +1,10 @@
 """One step of pretraining (embeddings, objective, gradients, update), and the state that a checkpoint keeps."""
 
 import json
+import logging
 import math
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,23 +19,19 @@ from mcsp.data_sharding.store.reader import Corpus
 from mcsp.losses.objective import objective
 from mcsp.training import engine
 from mcsp.training.clock import Clock
-from mcsp.training.health import Health
-from mcsp.training.metrics import Metrics
+from mcsp.training.health import Health, clean
+from mcsp.training.metrics import Metrics, is_evaluated, is_logged, values_of_pairs
 from mcsp.training.pretrainer import Pretrainer
+from mcsp.training.rate import learning_rate
 from mcsp.training.reading.loader import BadWindows, StepDataset
 from mcsp.training.reading.schedule import Schedule
 from mcsp.training.saving import checkpoint
+from mcsp.training.saving.continues import changes, in_words
+from mcsp.training.saving.mirror import Mirror, restore
+from mcsp.training.saving.saver import Saver
 from mcsp.training.saving.start_weights import start_from
 from mcsp.training.stopping import EXIT_DATA, RunEnded
-
-
-def learning_rate(config: PretrainConfig, applied_steps: int) -> float:
-    """Linear warm-up, then a half cosine from the peak to a tenth of it; a function of applied steps."""
-    if applied_steps < config.warmup_steps:
-        return config.learning_rate * (applied_steps + 1) / config.warmup_steps
-    length = config.schedule_steps or config.steps
-    progress = (applied_steps - config.warmup_steps) / max(1, length - config.warmup_steps)
-    return config.learning_rate * (0.55 + 0.45 * math.cos(math.pi * min(1.0, progress)))
+from mcsp.training.throughput import peak_memory_gib
 
 
 def for_corpus(config: PretrainConfig, corpus: Corpus) -> PretrainConfig:
@@ -62,9 +60,13 @@ class Embedded(NamedTuple):
     site_n: Tensor
 
 
+_log = logging.getLogger(__name__)
+_RANKS_SHOWN = 16
+
+
 def schedule_of(config: PretrainConfig, corpus: Corpus) -> Schedule:
     """What the steps of a run read from the training split."""
-    return Schedule(
+    schedule = Schedule(
         corpus.recordings,
         index_hash=corpus.index_hash,
         seed=config.seed,
@@ -75,6 +77,9 @@ def schedule_of(config: PretrainConfig, corpus: Corpus) -> Schedule:
         shuffle_shards=config.shuffle_shards,
         sites_per_batch=config.sites_per_batch,
     )
+    if schedule.left_out and distributed.rank() == 0:
+        _log.warning("recordings without a window of enough valid time, left out, by site: %s", schedule.left_out)
+    return schedule
 
 
 class Trainer:
@@ -117,11 +122,20 @@ class Trainer:
             self._say(f"starts from the {start_from(config.init_from, self.module, self.config.model)}")
         self.engine = engine.Engine(self.module, config, self.world_size, schedule.global_batch)
         self.bad_windows = BadWindows(config.max_bad_windows)
+        # Evaluations in a row with embeddings all alike; value and step of the best one.
+        self.validated: dict[str, Any] = {"collapsed": 0, "best": None, "best_step": None}
+        keep, self.mirror = (config.keep_checkpoints, config.keep_every), None
+        if config.mirror_dir and self.rank == 0:
+            self.mirror = Mirror(config.run_dir, config.mirror_dir, *keep)
+        finished = self.mirror.finished if self.mirror else None
+        self.saver = Saver(config.run_dir, *keep, self.device, finished)
+        self.changed: dict[str, str] = {}  # since the checkpoint that this start continues
         self.stopping = False  # some rank was asked to stop; the same on all ranks
         self.facts = {
             "index_hash": corpus.index_hash,
             "world_size": self.world_size,
             "zero_stage": self.engine.zero_stage,
+            "arithmetic": self.engine.arithmetic,
             "config": self.config.dump(),
             "model_config": self.config.model.dump(),
         }
@@ -133,30 +147,35 @@ class Trainer:
         run_dir, found, problem = self.config.run_dir, None, ""
         if self.rank == 0:
             try:
-                checkpoint.clear_incomplete(run_dir)
-                found = checkpoint.latest_checkpoint(run_dir)
+                if self.config.mirror_dir:
+                    restore(self.config.mirror_dir, run_dir, self.config.resume)
+                found = checkpoint.to_continue(run_dir, self.config.resume)
             except OSError as error:
                 problem = f"{run_dir}: cannot look for checkpoints ({error.strerror})"
+            except ValueError as error:
+                problem = str(error)
         found, problem = distributed.gather_objects((found, problem))[0]
         if problem:
             raise ValueError(problem)
-        if found is not None and self.config.resume == "never":
-            raise ValueError(f"{run_dir}: resume=never, but it holds checkpoint {found.name}; use another run_dir")
-        if found is None and self.config.resume == "must":
-            raise ValueError(f"{run_dir}: resume=must, but it holds no valid checkpoint")
         return found
 
     def _resume(self, path: Path) -> None:
         manifest = json.loads((path / checkpoint.MANIFEST).read_text())
-        checkpoint.check_continues(path, manifest, self.facts)
+        self.changed = changes(path, manifest, self.facts)
         self.engine.load(path)
         self.step, self.useful_seconds = manifest["step"], manifest["useful_seconds"]
         self.health.load_state(manifest["health"])
-        then, now = ((f["world_size"], f["zero_stage"]) for f in (manifest, self.facts))
-        if then != now:
+        self.validated = manifest.get("validated", self.validated)  # not in a checkpoint of before
+        saved, now = manifest["config"], self.config.dump()
+        if any(saved.get(k) != now[k] for k in ("keep_best", "validation_batches")):
+            self.validated |= {"best": None, "best_step": None}  # of another quantity
+        for sentence in in_words(path, manifest, self.facts):
+            self._say(sentence)
+        if self.step >= self.config.steps:
+            length = self.config.schedule_steps or self.config.steps
             self._say(
-                f"continues {path.name}, saved by {then[0]} ranks at ZeRO-{then[1]}, with {now[0]} at ZeRO-{now[1]}: "
-                "the same data, numbers equal up to rounding"
+                f"finished before, after {self.step} steps; to lengthen the run set steps above that and "
+                f"schedule_steps={length} (further steps keep the final learning rate)"
             )
 
     def _say(self, sentence: str) -> None:
@@ -165,13 +184,14 @@ class Trainer:
 
     def roll_back(self, metrics: Metrics | None) -> None:
         """Return to the last checkpoint from before the bad steps, and read on behind the data that was read since."""
-        many = f"{self.health.in_a_row} steps in a row were skipped"
+        self.saver.finish()
+        many = self.health.why_back
         if self.health.rollbacks >= self.config.health.max_rollbacks:
             raise RunEnded("too many rollbacks", f"{many} after {self.health.rollbacks} rollbacks", EXIT_DATA)
         found: list[Any] = [None]
         if self.rank == 0:
-            # One saved while steps were being skipped would lead back to here.
-            found = [checkpoint.latest_checkpoint(self.config.run_dir, lambda m: not m["health"]["in_a_row"])]
+            # One saved while something was wrong would lead back to here.
+            found = [checkpoint.latest_checkpoint(self.config.run_dir, lambda m: clean(m["health"]))]
         with distributed.around_collectives():
             torch.distributed.broadcast_object_list(found)
         path: Path | None = found[0]
@@ -181,9 +201,10 @@ class Trainer:
         steps = self.step - manifest["step"]
         self.engine.load(path)
         if self.rank == 0:
-            checkpoint.discard_after(self.config.run_dir, manifest["step"])
+            checkpoint.drop_after(self.config.run_dir, manifest["step"])
         self.step, self.useful_seconds = manifest["step"], manifest["useful_seconds"]
         self.health.rolled_back(manifest["health"], steps)
+        self.validated = manifest.get("validated", self.validated)
         self.clock.split()
         if metrics:
             skipped = f"{self.step + self.health.data_offset - steps} to {self.step + self.health.data_offset - 1}"
@@ -203,9 +224,10 @@ class Trainer:
         subject_n, site_n = torch.cat([b.subject_N for b in batches]), torch.cat([b.site_N for b in batches])
         return Embedded(z_MnK, valid_Mn, scale_P, error_Qn, subject_n, site_n)
 
-    def loss(self, embedded: Embedded) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, embedded: Embedded, retrieval: bool = True) -> tuple[Tensor, dict[str, Tensor]]:
         """This rank's share of the loss and of every term, over the batch of all ranks and micro-batches."""
-        return objective(*embedded, self.config.objective, self.module.terms, self.module.predictions)
+        config = self.config.objective
+        return objective(*embedded, config, self.module.terms, self.module.predictions, retrieval=retrieval)
 
     def backward(self, share: Tensor, embedded: Embedded, batches: Sequence[Batch]) -> None:
         """Gradients of the parameters, one micro-batch after the other (GradCache, arXiv 2101.06983).
@@ -225,48 +247,97 @@ class Trainer:
             self.engine.backward(stand_in, last=i == len(batches) - 1)
 
     def train_step(self, batches: Sequence[Batch], metrics: Metrics | None = None) -> dict[str, float]:
-        """One optimizer step; a loss or gradient that is not finite, or spikes, is counted and changes nothing."""
+        """One optimizer step; a loss or gradient that is not finite, or spikes, is counted and changes nothing.
+
+        Where the step is evaluated, also the gradient norm of each part of the model, and the memory of each rank.
+        """
         self.clock.step = self.step
         self.clock.enter("forward")
         embedded = self.embed(batches)
-        share, terms = self.loss(embedded)
+        share, terms = self.loss(embedded, is_logged(self.config, self.step + 1))
         names = [name if name.startswith("top1/") else f"loss/{name}" for name in terms]
         read = sum(len(signal) for batch in batches for signal in batch.signals.values())
-        counts = [float(bool(self.asked())), self.bad_windows.tell(list(batches)), read]
-        told = share.detach().new_tensor(counts)
+        left_out = sum((Counter(batch.left_out) for batch in batches), Counter[str]())
+        counts = [float(bool(self.asked())), left_out.total(), self.bad_windows.tell(list(batches)), read]
+        told = torch.stack([share, *terms.values(), *share.detach().new_tensor(counts)])
         # One collective for everything that all ranks must know.
-        *totals, stopping, bad, read = distributed.sum_over_ranks(torch.stack([share, *terms.values(), *told])).tolist()
-        self.bad_windows.add(round(bad), round(read))
+        summed = distributed.sum_over_ranks(told)
+        # One wait for the device; a second one is for the gradient's norm.
+        found = torch.cat([summed, embedded.scale_P.detach().to(summed.dtype)]).tolist()
+        (*totals, stopping, left, bad, read), scales = found[: len(summed)], found[len(summed) :]
+        self.bad_windows.add(round(bad), round(read), distributed.gather_objects(left_out) if left else [])
         self.stopping = stopping > 0
-        health, loss = self.health, totals[0]
-        rate = learning_rate(self.config, self.step - health.skipped_steps)
-        norm = math.nan
-        fault = health.fault("loss", loss, health.losses)
-        if fault and not math.isfinite(loss):
-            finite = distributed.gather_objects(bool(embedded.z_MnK.isfinite().all()))
-            fault += f" (ranks with embeddings that are not finite: {[r for r, ok in enumerate(finite) if not ok]})"
+        rate = learning_rate(self.config, self.step - self.health.skipped_steps)
+        details: dict[str, float] = {}
+        in_detail = is_evaluated(self.config, self.step + 1)
+        norm = self._update(share, totals[0], rate, embedded, batches, metrics, details if in_detail else None)
+        self.step += 1
+        temperatures = {
+            f"temperature/{term.name}": 1 / scale for term, scale in zip(self.module.terms, scales, strict=True)
+        }
+        values = {**dict(zip(["loss", *names], totals, strict=True)), **temperatures}
+        values = values_of_pairs(self.config, values)
+        if in_detail:
+            details |= self._memory_of_ranks()
+        for batch in batches:
+            for stream, seconds in batch.read_seconds.items():
+                values[f"read_seconds/{stream}"] = values.get(f"read_seconds/{stream}", 0.0) + seconds
+        return {**values, "gradient_norm": norm, "learning_rate": rate, **details}
+
+    def _memory_of_ranks(self) -> dict[str, float]:
+        """Peak of each rank, or of the fullest and the emptiest where there are many."""
+        gib = distributed.gather_objects(peak_memory_gib(self.device))
+        if len(gib) > _RANKS_SHOWN:
+            return {"memory_gib/most": max(gib), "memory_gib/least": min(gib)}
+        return {f"memory_gib/rank-{rank}": value for rank, value in enumerate(gib)}
+
+    def _update(
+        self,
+        share: Tensor,
+        loss: float,
+        rate: float,
+        embedded: Embedded,
+        batches: Sequence[Batch],
+        metrics: Metrics | None,
+        details: dict[str, float] | None,
+    ) -> float:
+        """Take the step, unless loss or gradient forbid it; the gradient's norm, NaN where none was made.
+
+        ``details`` gets the norm of each part.
+        """
+        health, norm = self.health, None
+        fault = health.fault("loss", loss, health.loss_limit())
         if not fault:
             self.clock.enter("backward")
             self.backward(share, embedded, batches)
             self.clock.enter("optimizer")
-            norm = self.engine.step(rate, health.limit(health.norms))
-            fault = health.fault("gradient norm", norm, health.norms)
+            if details is not None:
+                details |= {f"gradient_norm/{part}": value for part, value in self.engine.group_norms().items()}
+            limit = health.norm_limit()
+            norm = self.engine.step(rate, limit)
+            fault = health.fault("gradient norm", norm, limit)
+        new_level = health.seen(loss, norm, counted=not fault)
         if fault:
-            health.skipped()
+            facts = self._what_was_read(embedded, batches)
             if metrics:
-                metrics.event("skip", self.step + 1, because=fault, data=self.step + health.data_offset)
-        else:
-            health.counted(loss, norm)
-        self.step += 1
-        temperatures = {
-            f"temperature/{term.name}": 1 / scale
-            for term, scale in zip(self.module.terms, embedded.scale_P.detach().tolist(), strict=True)
-        }
-        values = dict(zip(["loss", *names], totals, strict=True))
-        return {**values, "gradient_norm": norm, "learning_rate": rate, **temperatures}
+                metrics.event("skip", self.step + 1, because=fault, data=self.step + health.data_offset, **facts)
+        if new_level and metrics:
+            metrics.event("new level", self.step + 1, of=new_level)
+        return math.nan if norm is None else norm
+
+    def _what_was_read(self, embedded: Embedded, batches: Sequence[Batch]) -> dict[str, Any]:
+        """Ranks and keys of the samples whose embeddings are not finite; where all are, the keys of the whole batch."""
+        finite_n = embedded.z_MnK.detach().isfinite().all(2).all(0) & embedded.error_Qn.detach().isfinite().all(0)
+        keys = [key for batch in batches for key in batch.keys]
+        bad = [key for key, finite in zip(keys, finite_n.tolist(), strict=True) if not finite]
+        of_ranks = distributed.gather_objects((bad, keys))
+        ranks = [rank for rank, (bad, _) in enumerate(of_ranks) if bad]
+        if not ranks:
+            return {"samples": sorted({key for _, keys in of_ranks for key in keys})}
+        return {"not_finite_on_ranks": ranks, "samples": sorted({key for bad, _ in of_ranks for key in bad})}
 
     def save(self) -> None:
-        """Write a checkpoint of the current step; every rank calls it."""
-        config, state = self.config, {"useful_seconds": self.useful_seconds, "health": self.health.state()}
-        facts = {**self.facts, **state}
-        checkpoint.save(config.run_dir, self.step, facts, self.engine.write, config.keep_checkpoints, config.keep_every)
+        """Begin to write a checkpoint of the current step; every rank calls it."""
+        state = {"useful_seconds": self.useful_seconds, "health": self.health.state()}
+        facts = {**self.facts, **state, "validated": self.validated}
+        self.saver.begin(self.step, facts, self.engine.copy_state())

@@ -24,9 +24,9 @@ from mcsp.data_sharding.store.reader import Corpus
 from mcsp.encode.eeg import raw_of_array
 from mcsp.encode.pretrained import PretrainedMCSP, from_pretrained
 from mcsp.encode.recording import as_recording
-from mcsp.encode.windows import window_starts
 from mcsp.model.weights import write_pretrained
 from mcsp.schema import Window
+from mcsp.windows import window_starts
 
 CHANNELS = ["Fp1", "Fp2", "C3", "C4", "O1", "O2", "T3", "T4"]
 SFREQ = 250.0
@@ -117,6 +117,25 @@ def test_what_bids_says_beside_a_file_is_used_and_a_raw_that_says_it_gives_the_s
     again = pretrained.encode_raw(raw, measured_positions=True)
     assert difference(again.window_features, found.window_features) < 1e-6
     assert difference(pretrained.encode_raw(raw).window_features, found.window_features) > 1e-3
+
+
+def test_where_nearly_all_is_marked_bad_only_windows_around_the_rest_are_read(pretrained: PretrainedMCSP) -> None:
+    """300 s of which 275 s are marked bad, windows of 30 s; of 10 good seconds no window is made."""
+    x_CT = eeg_uv(300)
+    good = raw_of(x_CT)
+    good.set_annotations(mne.Annotations([0.0, 125.0], [100.0, 175.0], ["BAD_move", "BAD_move"]))
+    found = pretrained.encode_raw(good, line_hz=50, window_seconds=30.0)
+    assert len(found.window_starts_seconds) == 4
+    overlap = np.minimum(found.window_starts_seconds + 30, 125) - np.maximum(found.window_starts_seconds, 100)
+    assert overlap.min() > 22
+    text = " ".join(str(found.report).split())
+    assert "260.0 of 300.0 s are in no window" in text and "4 of 4 windows hold masked time" in text
+    alone = pretrained.encode_raw(raw_of(x_CT[:, 25000:31250]), line_hz=50, window_seconds=30.0)
+    assert np.corrcoef(found.features, alone.features)[0, 1] > 0.9
+    bad = raw_of(x_CT)
+    bad.set_annotations(mne.Annotations([0.0, 110.0], [100.0, 190.0], ["BAD_move", "BAD_move"]))
+    with pytest.raises(ValueError, match=r"10\.0 of 300\.0 s are valid, expected a window of 30 s with at least 50%"):
+        pretrained.encode_raw(bad, line_hz=50, window_seconds=30.0)
 
 
 @pytest.mark.filterwarnings("ignore:This filename")

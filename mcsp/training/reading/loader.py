@@ -1,12 +1,16 @@
-"""Batches of a step, read by byte range. Workers hold no state: they are told a step and return its batches.
+"""Batches of a step, read by byte range. Workers hold no state: they get a step and return its batches.
 
 A window that cannot be read (damaged block, missing shard, failing disk) is replaced by what the schedule names next.
 That depends on the corpus alone, so every number of ranks and workers, and a resumed run, makes the same replacements.
 """
 
+import faulthandler
 import logging
 import signal
-from collections.abc import Iterator
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -41,19 +45,23 @@ class StepDataset(Dataset[list[Batch]]):
         self._used = 0
 
     def __getitem__(self, step: int) -> list[Batch]:
+        self.corpus.recordings.check_whole()
         self._fetch_ahead(step)
         return [self._share(step, self.first_share + i) for i in range(self.micro_batches)]
 
     def _share(self, step: int, share: int) -> Batch:
         samples, keys, unreadable = [], [], []
         self._used = 0
+        seconds = dict.fromkeys((stream.name for stream in self.schedule.streams), 0.0)
         for draw in self.schedule.draws(step, share, self.shares):
+            begin = time.perf_counter()
             windows, key, errors = self._read(draw)
+            seconds[self.schedule.streams[draw.stream].name] += time.perf_counter() - begin
             samples.append(windows)
             keys.append(key)
             unreadable += errors
         batch = collate(samples, keys, self.schedule.shapes)
-        return Batch(batch.signals, batch.subject_N, batch.site_N, batch.keys, tuple(unreadable))
+        return replace(batch, unreadable=tuple(unreadable), read_seconds=seconds)
 
     def _read(self, draw: Draw) -> tuple[list[Window], int, list[str]]:
         """Windows and key of a draw, or of the first readable one after it; a line for each that was not."""
@@ -98,20 +106,23 @@ class BadWindows:
     def __init__(self, most: float) -> None:
         """``most``: below 1 a fraction of the windows read, from 1 on a number."""
         self.most, self.bad, self.read = most, 0, 0
-        self._told: set[str] = set()
+        self.left_out: Counter[str] = Counter()  # by site: read, and not fit to be learned from
+        self._logged: set[str] = set()
 
     def tell(self, batches: list[Batch]) -> int:
         """Log each place that could not be read, once; returns how many windows of this rank were replaced."""
         errors = [line for batch in batches for line in batch.unreadable]
         for line in errors:
-            if line not in self._told:
+            if line not in self._logged:
                 _log.warning("window replaced by the next sample of its stream: %s", line)
-                self._told.add(line)
+                self._logged.add(line)
         return len(errors)
 
-    def add(self, bad: int, read: int) -> None:
-        """Count windows of all ranks."""
+    def add(self, bad: int, read: int, left_out: Sequence[Mapping[str, int]] = ()) -> None:
+        """Count windows of all ranks, and those that each rank left out, by site."""
         self.bad, self.read = self.bad + bad, self.read + read
+        for of_rank in left_out:
+            self.left_out.update(of_rank)
 
     def too_many(self) -> str:
         """Why the run has to end, in one line; empty where it may go on. The same on every rank."""
@@ -133,6 +144,7 @@ def _heed_no_signals(worker: int) -> None:
     # They end with the process that started them.
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
+    faulthandler.enable()
 
 
 def batches(

@@ -44,7 +44,7 @@ def test_every_bad_recording_is_listed_with_its_reason_and_the_others_survive(
     listed = sorted((r.site, r.file, r.reason) for r in read_rejected(built))
     assert listed == sorted((r["site"], r["file"], r["reason"]) for r in originals)
     expected = {("damaged", file): reason for file, reason in expected_reasons.items()}
-    expected["images", "sub-03/func/sub-03_task-rest_bold.nii.gz"] = "t_r-mismatch"
+    expected["images", "sub-03/func/sub-03_task-rest_space-MNI152NLin6Asym_desc-preproc_bold.nii.gz"] = "t_r-mismatch"
     assert rejected == expected
     assert all(r.detail and "\n" not in r.detail for r in read_rejected(built))
     stored = {site: counts["recordings"] for site, counts in corpus.index["totals"]["sites"].items()}

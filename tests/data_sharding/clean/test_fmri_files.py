@@ -60,7 +60,7 @@ def folder(root: Path) -> Path:
 
 
 def write_dseg(root: Path, names: list[str] = NAMES) -> None:
-    rows = [(i, name, i, -i, 2 * i) for i, name in enumerate(names, 1)]
+    rows = [(i, name, 8 * i, -8 * i, 16 * i) for i, name in enumerate(names, 1)]
     write_tsv(root / "seg-S_dseg.tsv", ("index", "name", "x", "y", "z"), rows)
 
 
@@ -72,31 +72,38 @@ def write_1d(root: Path, x_PT: np.ndarray) -> None:
 def write_ptseries(root: Path, x_PT: np.ndarray, step: float = T_R) -> None:
     voxels = np.arange(3 * len(NAMES)).reshape(len(NAMES), 1, 3) % 5
     axis = nibabel.cifti2.ParcelsAxis(
-        NAMES, list(voxels), [{}] * len(NAMES), affine=np.diag([2.0, 2, 2, 1]), volume_shape=(5, 5, 5)
+        NAMES, list(voxels), [{}] * len(NAMES), affine=np.diag([20.0, 20, 20, 1]), volume_shape=(5, 5, 5)
     )
     series = nibabel.cifti2.SeriesAxis(0, step, VOLUMES, "SECOND")
     image = nibabel.Cifti2Image(x_PT.T.astype(np.float32), header=(series, axis))
     nibabel.save(image, folder(root) / f"{STEM}_seg-S_stat-mean_timeseries.ptseries.nii")
 
 
-def write_image(root: Path, sform: np.ndarray | None = None, volumes: int = VOLUMES, suffix: str = ".nii.gz") -> Path:
-    """Four blocks, one per parcel, whose voxels are all like ``bold_PT``."""
-    voxels = np.repeat(bold_PT()[:, None, None, :volumes], 3, axis=1).repeat(3, axis=2)
-    image = nibabel.Nifti1Image(voxels.astype(np.float32), np.diag([3.0, 3, 3, 1]))
+def write_image(
+    root: Path,
+    sform: np.ndarray | None = None,
+    volumes: int = VOLUMES,
+    suffix: str = ".nii.gz",
+    x_PT: np.ndarray | None = None,
+) -> Path:
+    """Four blocks, one per parcel, whose voxels are all like ``x_PT``, else ``bold_PT``."""
+    x_PT = bold_PT() if x_PT is None else x_PT
+    voxels = np.repeat(x_PT[:, None, None, :volumes], 3, axis=1).repeat(3, axis=2)
+    image = nibabel.Nifti1Image(voxels.astype(np.float32), np.diag([5.0, 5, 5, 1]))
     if sform is not None:
         image.header.set_qform(None, 0)
         image.header.set_sform(sform, 1)
         image = nibabel.Nifti1Image(voxels.astype(np.float32), None, image.header)
     image.header.set_xyzt_units("mm", "sec")
-    image.header.set_zooms((3.0, 3.0, 3.0, T_R))
+    image.header.set_zooms((5.0, 5.0, 5.0, T_R))
     path = folder(root) / f"{STEM}_desc-preproc_bold{suffix}"
     nibabel.save(image, path)
     labels = np.arange(1, 5, dtype=np.int16)[:, None, None].repeat(3, axis=1).repeat(3, axis=2)
-    nibabel.save(nibabel.Nifti1Image(labels, np.diag([3.0, 3, 3, 1])), root / "seg-S_dseg.nii.gz")
+    nibabel.save(nibabel.Nifti1Image(labels, np.diag([5.0, 5, 5, 1])), root / "seg-S_dseg.nii.gz")
     return path
 
 
-def write_confounds(root: Path, rows: int = VOLUMES) -> pd.DataFrame:
+def write_confounds(root: Path, rows: int = VOLUMES, non_steady: int = 0) -> pd.DataFrame:
     rng = np.random.default_rng(5)
     motion = ("trans_x", "trans_y", "trans_z", "rot_x", "rot_y", "rot_z", "csf", "white_matter")
     columns = {
@@ -108,6 +115,8 @@ def write_confounds(root: Path, rows: int = VOLUMES) -> pd.DataFrame:
     displacement[[20, 40]] = 1.5
     frame = pd.DataFrame({**columns, "framewise_displacement": displacement, "std_dvars": 1.2})
     frame.loc[0, ["framewise_displacement", "std_dvars"]] = np.nan
+    for volume in range(non_steady):
+        frame[f"non_steady_state_outlier{volume:02d}"] = (np.arange(rows) == volume).astype(int)
     path = folder(root) / "sub-1_task-rest_desc-confounds_timeseries.tsv"
     frame.to_csv(path, sep="\t", na_rep="n/a", index=False)
     write_json(path.with_suffix(".json"), {name: {"Method": "x"} for name in frame.columns})
@@ -122,21 +131,20 @@ def test_a_parcellated_format_gives_the_values_that_were_written(
     write_dseg(tmp_path)
     recording = read(tmp_path)
     assert recording.channels == NAMES and recording.sfreq == 1 / T_R
-    np.testing.assert_array_equal(recording.positions_C3[1], [2, -2, 4])
+    np.testing.assert_array_equal(recording.positions_C3[1], [16, -16, 32])
     np.testing.assert_allclose(recording.x_TC, expected_TP(bold_PT()), atol=1e-4)
 
 
 def test_a_ptseries_has_positions_of_its_own_and_a_clock_that_is_checked(tmp_path: Path) -> None:
     write_ptseries(tmp_path, bold_PT())
-    np.testing.assert_array_equal(read(tmp_path).positions_C3[0], [0, 2, 4])
+    np.testing.assert_array_equal(read(tmp_path).positions_C3[0], [0, 20, 40])
     write_ptseries(tmp_path, bold_PT(), step=2000.0)
     assert reason(tmp_path) == "t_r-mismatch"
 
 
-def test_a_1d_file_without_a_table_has_parcels_without_positions(tmp_path: Path) -> None:
+def test_a_1d_file_without_a_table_has_no_places_and_is_refused(tmp_path: Path) -> None:
     write_1d(tmp_path, bold_PT())
-    recording = read(tmp_path)
-    assert recording.channels == [f"parcel-{i}" for i in range(1, 5)] and np.isnan(recording.positions_C3).all()
+    assert reason(tmp_path) == "unknown-parcellation"
     write_dseg(tmp_path, ["a", "b"])
     assert reason(tmp_path) == "parcels-mismatch"
 
@@ -165,10 +173,12 @@ def test_label_images_as_nilearn_has_them_bring_their_names(tmp_path: Path, kind
     else:
         rows = [f"<label><index>{i}</index><name>{name}</name></label>" for i, name in enumerate(names, 1)]
         (labels.parent / "AAL.xml").write_text(f"<atlas><data>{''.join(rows)}</data></atlas>")
-    recording = read(tmp_path, labels)
+    if kind == "xml":  # AAL lies in Colin's brain
+        assert reason(tmp_path, labels) == "label-space-mismatch"
+    recording = read(tmp_path, labels, label_space="MNI152NLin6Asym" if kind == "xml" else None)
     assert recording.channels == names
     np.testing.assert_allclose(recording.x_TC, expected_TP(bold_PT()), atol=1e-3)
-    np.testing.assert_allclose(recording.positions_C3[2], [6, 3, 3])
+    np.testing.assert_allclose(recording.positions_C3[2], [10, 5, 5])
 
 
 def test_uncovered_voxels_do_not_count_and_uncovered_parcels_are_masked(tmp_path: Path) -> None:
@@ -183,24 +193,48 @@ def test_uncovered_voxels_do_not_count_and_uncovered_parcels_are_masked(tmp_path
     np.testing.assert_allclose(recording.x_TC[:, 0], expected_TP(bold_PT())[:, 0], atol=1e-3)
 
 
-def test_confounds_are_those_of_nilearn_and_regressed_as_nilearn_does(tmp_path: Path) -> None:
-    path = write_image(tmp_path)
-    write_confounds(tmp_path)
+def kept_of(recording: CleanRecording) -> np.ndarray:
+    spans = np.array(recording.valid_spans).reshape(-1, 2)
+    return np.concatenate([np.arange(start, stop) for start, stop in spans])
+
+
+@pytest.mark.parametrize("first", [0, 4], ids=["", "non-steady"])
+@pytest.mark.parametrize("bandpass_hz", [None, [0.01, 0.1]], ids=["", "bandpass"])
+@pytest.mark.parametrize("detrend", [True, False], ids=["detrend", ""])
+def test_volumes_are_censored_before_the_fit_as_nilearn_does(
+    tmp_path: Path, first: int, bandpass_hz: list[float] | None, detrend: bool
+) -> None:
+    x_PT = bold_PT() + np.linspace(0, 30, VOLUMES)
+    x_PT[:, :first] *= np.array([1.4, 1.2, 1.1, 1.05])[:first]
+    x_PT[:, [20, 40]] *= 1.3  # the volumes of motion
+    path = write_image(tmp_path, x_PT=x_PT)
+    write_confounds(tmp_path, non_steady=first)
     strategy = ["motion", "wm_csf", "scrub"]
     frame, kept = load_confounds(str(path), strategy=strategy, demean=True)
-    options = {"confounds": strategy, "bandpass_hz": [0.01, 0.1]}
-    recording = read(tmp_path, **options)
-    percent_TP = 100 * (bold_PT().T / bold_PT().mean(axis=1) - 1)
+    recording = read(tmp_path, confounds=strategy, bandpass_hz=bandpass_hz, detrend=detrend)
+    kept = np.setdiff1d(kept, np.arange(first))
+    np.testing.assert_array_equal(kept_of(recording), kept)
+    # What nilearn reads from the same file, in percent of the mean of the volumes that stay.
+    series_TP = nibabel.load(path).get_fdata()[:, 0, 0].T
+    percent_TP = 100 * (series_TP / series_TP[kept].mean(axis=0) - 1)
+    high, low = bandpass_hz or (None, None)
     expected = clean(
-        percent_TP, detrend=True, standardize=None, confounds=frame.to_numpy(), t_r=T_R, high_pass=0.01, low_pass=0.1,
-        standardize_confounds=False,
+        percent_TP, detrend=detrend, standardize=None, confounds=frame.to_numpy(), t_r=T_R, high_pass=high,
+        low_pass=low, sample_mask=kept.copy(), extrapolate=False,
     )  # fmt: skip
-    np.testing.assert_allclose(recording.x_TC, expected, atol=2e-4)
-    valid = np.zeros(VOLUMES, dtype=bool)
-    for start, stop in zip(recording.valid_spans[::2], recording.valid_spans[1::2], strict=True):
-        valid[start:stop] = True
-    assert kept is not None and len(kept) < VOLUMES
-    np.testing.assert_array_equal(np.flatnonzero(valid), kept)
+    np.testing.assert_allclose(recording.x_TC[kept], expected, atol=1e-4)
+    assert not np.delete(recording.x_TC, kept, axis=0).any()
+    assert np.abs(recording.x_TC).max() < 6  # percent; 30 and 40 with the excess
+
+
+def test_volumes_before_the_steady_state_are_taken_out_by_default(tmp_path: Path) -> None:
+    x_PT = bold_PT()
+    x_PT[:, :4] *= np.array([1.4, 1.2, 1.1, 1.05])
+    write_image(tmp_path, x_PT=x_PT)
+    write_confounds(tmp_path, non_steady=4)
+    recording = read(tmp_path)
+    assert recording.valid_spans == [4, VOLUMES]
+    np.testing.assert_allclose(recording.x_TC[4:], expected_TP(bold_PT()[:, 4:]), atol=1e-3)
 
 
 def test_motion_goes_into_the_quality_and_on_request_out_of_the_valid_spans(tmp_path: Path) -> None:
@@ -230,7 +264,7 @@ def test_damaged_images_have_reasons_of_their_own(tmp_path: Path) -> None:
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
     assert reason(tmp_path) == "truncated"
-    write_image(tmp_path, sform=np.diag([3.0, 3, 0, 1]))
+    write_image(tmp_path, sform=np.diag([5.0, 5, 0, 1]))
     assert reason(tmp_path) == "singular-affine"
     write_image(tmp_path, volumes=1)
     assert reason(tmp_path) == "no-volumes"
@@ -241,7 +275,7 @@ def test_damaged_images_have_reasons_of_their_own(tmp_path: Path) -> None:
     (tmp_path / "seg-S_dseg.nii.gz").unlink()
     assert reason(tmp_path) == "no-label-image"
     floats = tmp_path / "seg-S_dseg.nii.gz"
-    nibabel.save(nibabel.Nifti1Image(np.random.default_rng(0).random((4, 3, 3)), np.diag([3.0, 3, 3, 1])), floats)
+    nibabel.save(nibabel.Nifti1Image(np.random.default_rng(0).random((4, 3, 3)), np.diag([5.0, 5, 5, 1])), floats)
     assert reason(tmp_path) == "bad-label-image"
     write_image(tmp_path)
     floats.rename(tmp_path / "space-T1w_seg-S_dseg.nii.gz")
@@ -256,6 +290,7 @@ def test_an_uncompressed_image_cut_short_is_truncated(tmp_path: Path) -> None:
 
 def test_tables_that_are_none_have_reasons(tmp_path: Path) -> None:
     path = write_parcellated_bold(tmp_path, "1", "S", NAMES, bold_PT(), {"RepetitionTime": T_R})
+    write_dseg(tmp_path)
     path.write_text("\t".join(NAMES) + "\n")
     assert reason(tmp_path) == "no-volumes"
     path.write_text("a\tb\n1\tx\n")
@@ -267,9 +302,9 @@ def test_tables_that_are_none_have_reasons(tmp_path: Path) -> None:
 def test_a_label_image_of_another_grid_is_put_onto_the_images(tmp_path: Path) -> None:
     write_image(tmp_path)
     fine = np.arange(1, 5, dtype=np.int16)[:, None, None].repeat(3, axis=1).repeat(3, axis=2)
-    fine = np.pad(fine.repeat(3, 0).repeat(3, 1).repeat(3, 2), 3)
+    fine = np.pad(fine.repeat(5, 0).repeat(5, 1).repeat(5, 2), 3)
     affine = np.diag([1.0, 1, 1, 1])
-    affine[:3, 3] = -4
+    affine[:3, 3] = -5
     nibabel.save(nibabel.Nifti1Image(fine, affine), tmp_path / "seg-S_dseg.nii.gz")
     np.testing.assert_allclose(read(tmp_path).x_TC, expected_TP(bold_PT()), atol=1e-3)
 
@@ -294,8 +329,9 @@ def test_nibabels_functional_image_is_read(tmp_path: Path) -> None:
     image = nibabel.load(example("functional.nii"))
     t_r = float(image.header.get_zooms()[3])
     write_json(tmp_path / "task-rest_bold.json", {"RepetitionTime": t_r or T_R})
-    labels = (image.get_fdata().mean(axis=3) > image.get_fdata().mean()).astype(np.int16)
+    inside = image.get_fdata().mean(axis=3) > image.get_fdata().mean()
+    labels = (inside * np.where(np.arange(image.shape[0]) < 8, 1, 2)[:, None, None]).astype(np.int16)
     nibabel.save(nibabel.Nifti1Image(labels, image.affine), tmp_path / "seg-S_dseg.nii.gz")
     recording = read_fmri(only_ref(tmp_path), FmriConfig(), min_seconds=10)
-    mean_T = image.get_fdata()[labels == 1].mean(axis=0)
-    np.testing.assert_allclose(recording.x_TC, expected_TP(mean_T[None]), atol=1e-3)
+    means_PT = np.stack([image.get_fdata()[labels == label].mean(axis=0) for label in (1, 2)])
+    np.testing.assert_allclose(recording.x_TC, expected_TP(means_PT), atol=1e-3)
