@@ -212,7 +212,10 @@ def parts(corpus: Path, folder: Path, steps: int) -> dict[str, Any]:
         torch.manual_seed(0)
         module = Pretrainer(config.model, config.objective, config.augmentation).to(device)
         optimizer = torch.optim.AdamW(parameter_groups(module, config.weight_decay), lr=config.learning_rate)
-        seconds = seconds_of_parts(module, batch.to(device), config.objective, optimizer, steps)
+        clock = (
+            time.perf_counter if device.type == "cuda" else time.process_time
+        )  # of this process alone, in one thread
+        seconds = seconds_of_parts(module, batch.to(device), config.objective, optimizer, steps, clock)
         shape = list(batch.signals[modality].x_BCT.shape)
         found[modality] = {"rows_channels_samples": shape, "seconds": seconds}
         print(f"{modality}, {shape}\n{table(seconds)}")
