@@ -33,25 +33,28 @@ def log_correlation(x_BAT: Tensor, valid_BT: Tensor, logarithm: Callable[[Tensor
 
         r = min(1, [mean_t |x_t|^4 - |S|^2] / (n |S - I|^2))
 
-    An anchor whose signal is flat counts as uncorrelated with all others. Arithmetic is float64.
+    An anchor whose signal is flat counts as uncorrelated with all others. Products over time are taken in the dtype of
+    ``x_BAT``, what is made of matrices of anchors in float64.
 
     Args:
         x_BAT: demeaned over valid time and zero elsewhere.
         valid_BT: bool.
         logarithm: of ``(B, A, A)``; default: what :func:`logarithm_for` says of the device.
     """
-    x = x_BAT.double()
     n_B11 = valid_BT.sum(-1).clamp_min(1).double()[:, None, None]
-    variance_BA1 = x.square().sum(-1, keepdim=True) / n_B11
-    live_BA1 = variance_BA1 > 1e-12
-    x = x * torch.where(live_BA1, variance_BA1, 1.0).rsqrt() * live_BA1
-    identity = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
-    correlation = torch.where(identity > 0, 1.0, x @ x.mT / n_B11)
-    fourth_B = x.square().sum(1).square().sum(-1) / n_B11[:, 0, 0]
+    covariance_BAA = (x_BAT @ x_BAT.mT).double() / n_B11
+    variance_BA = covariance_BAA.diagonal(dim1=-2, dim2=-1)
+    live_BA = variance_BA > 1e-12
+    scale_BA = torch.where(live_BA, variance_BA, 1.0).rsqrt() * live_BA
+    identity = torch.eye(x_BAT.shape[1], dtype=torch.float64, device=x_BAT.device)
+    correlation = torch.where(identity > 0, 1.0, covariance_BAA * scale_BA[:, :, None] * scale_BA[:, None])
+    # |x_t|^2 of anchors scaled to unit variance, without a scaled copy of their time courses.
+    norm2_BT = (scale_BA.square()[:, None].to(x_BAT.dtype) @ x_BAT.square())[:, 0]
+    fourth_B = norm2_BT.double().square().sum(-1) / n_B11[:, 0, 0]
     noise_B = (fourth_B - correlation.square().sum((1, 2))) / n_B11[:, 0, 0]
     distance_B = (correlation - identity).square().sum((1, 2))
     shrinkage = (noise_B / distance_B.clamp_min(1e-12)).clamp(LEAST_SHRINKAGE, 1.0)[:, None, None]
-    logarithm = logarithm or logarithm_for(x.device)
+    logarithm = logarithm or logarithm_for(x_BAT.device)
     return logarithm((1 - shrinkage) * correlation + shrinkage * identity).to(x_BAT.dtype)
 
 

@@ -92,7 +92,7 @@ def test_untrained_h_is_nearly_linear_in_connectivity(model, modality) -> None:
     encoder = model.encoder(modality, "spatial")
     with torch.no_grad():
         measured = encoder.measure(make_signal(modality, rows=6, channels=40))
-        h_BAK = encoder.encode(measured).unflatten(1, (encoder.n_anchors, -1))
+        h_BAK = encoder(measured).unflatten(1, (encoder.n_anchors, -1))
         between = measured.measures_BKAA * ~torch.eye(encoder.n_anchors, dtype=torch.bool)
         tokens = encoder.embed(between.permute(0, 2, 1, 3).flatten(2)) + encoder.place_AD
         linear_BAK = encoder.encoder.narrow(tokens + encoder.amplitude(measured.level_BA[..., None]))
