@@ -16,6 +16,7 @@ from mcsp.config.evaluate import WINDOWS_PER_RECORDING
 from mcsp.encode.windows import encode_windows
 from mcsp.schema import Modality, Recording, Window
 from mcsp.windows import longest_window, no_window, seconds_in_no_window, window_starts
+from mcsp.wording import listed
 
 if TYPE_CHECKING:
     from mcsp.data_sharding.clean.recording import CleanRecording
@@ -201,11 +202,6 @@ def window_steps(
     return line, warnings
 
 
-def listed(names: list[str], most: int = 8) -> str:
-    """Some of the names, and how many more there are."""
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
-
-
 def as_recording(clean: "CleanRecording", modality: Modality) -> Recording:
     """A row as a corpus has it, of a recording in memory."""
     n_samples, n_channels = clean.x_TC.shape
@@ -229,4 +225,5 @@ def as_recording(clean: "CleanRecording", modality: Modality) -> Recording:
         positions_mm=[round(float(value), 3) for value in clean.positions_C3.ravel()],
         channel_good=[bool(good) for good in clean.channel_good_C],
         valid_spans=clean.valid_spans or [0, 0],  # none is valid; in a corpus an empty list would say all are
+        space=clean.space,
     )
