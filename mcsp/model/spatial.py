@@ -4,7 +4,6 @@ Shape letters: B rows, C channels, A anchors, T time samples, K connectivity mea
 """
 
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -13,13 +12,15 @@ from torch import Tensor, nn
 
 from mcsp.batch import Signal
 from mcsp.config import ModelConfig
+from mcsp.config.model import SpatialForm
 from mcsp.kernels.spectral import EEG_BANDS_HZ, imaginary_coherence
 from mcsp.model.layers import SIZES, AnchorWeights, TokenEncoder, at_least, centre
-from mcsp.model.tangent import log_correlation, upper_triangle
+from mcsp.model.tangent import log_correlation, root_correlation, upper_triangle
 from mcsp.schema import Modality
 
 COHERENCE_FRAME_SECONDS = 2.0  # half a hertz of resolution: two bins and more in the narrowest band
-TYPICAL_LOG = 0.15  # root mean square of the log-correlation between anchors, for the scale of the first weights
+# Root mean square of the correlation's form between anchors, for the scale of the first weights.
+TYPICAL: dict[SpatialForm, float] = {"logarithm": 0.15, "root": 0.1}
 
 
 class Channels(NamedTuple):
@@ -34,7 +35,7 @@ class Channels(NamedTuple):
 class Connectivity(NamedTuple):
     """What the spatial domain measures on a window, at the anchors."""
 
-    measures_BKAA: Tensor  # log-correlation, and for EEG imaginary coherence of each band
+    measures_BKAA: Tensor  # logarithm or root of the correlation, and for EEG imaginary coherence of each band
     level_BA: Tensor  # log10 standard deviation
 
 
@@ -51,7 +52,8 @@ def fisher_z(channels: Channels) -> Tensor:
 class SpatialEncoder(nn.Module):
     """``Signal -> h``: tokens are anchors, each holding its connectivity to all anchors; h keeps them apart.
 
-    Connectivity is the matrix logarithm of the anchors' correlation (:mod:`mcsp.model.tangent`); for EEG imaginary
+    Connectivity is the matrix logarithm of the anchors' correlation (:mod:`mcsp.model.tangent`) or, as the
+    configuration says, its root; for EEG imaginary
     coherence per band beside it, which volume conduction cannot produce (Nolte et al. 2004). h is ``narrow(x + 0.1
     f(x))`` for tokens x that are linear in connectivity: near the identity, so a linear probe reads from h what it
     reads from connectivity, and training adds to that. The skips are measured, not learned: Pearson correlation, its
@@ -63,7 +65,8 @@ class SpatialEncoder(nn.Module):
         width = SIZES[config.size][0]
         self.modality = modality
         self.n_anchors = config.anchors(modality)
-        self.logarithm: Callable[[Tensor], Tensor] | None = None  # another formulation than the device's own
+        self.form = config.spatial_form
+        self.by_products: bool | None = None  # another formulation than the device's own
         self.bands_hz = list(EEG_BANDS_HZ.values()) if modality == "eeg" else []
         self.n_measures = 1 + len(self.bands_hz)
         self.anchors = AnchorWeights(modality, self.n_anchors)
@@ -71,7 +74,7 @@ class SpatialEncoder(nn.Module):
         self.embed = nn.Linear(inputs, width)
         self.amplitude = nn.Linear(1, width)
         # Tokens of about unit size, of which connectivity is the largest part and amplitude a small one.
-        nn.init.normal_(self.embed.weight, std=1 / (TYPICAL_LOG * math.sqrt(inputs)))
+        nn.init.normal_(self.embed.weight, std=1 / (TYPICAL[config.spatial_form] * math.sqrt(inputs)))
         nn.init.normal_(self.amplitude.weight, std=0.1)
         self.place_AD = nn.Parameter(torch.randn(self.n_anchors, width) * 0.02)
         self.encoder = TokenEncoder(config.size, self.n_anchors, resolved=True)
@@ -111,17 +114,18 @@ class SpatialEncoder(nn.Module):
     def at_anchors(self, channels: Channels, weights_BAC: Tensor) -> Connectivity:
         """Channels carried to the anchors by ``weights_BAC``, which are zero where a channel takes no part."""
         std_BC = channels.std_BC
-        measures_BKAA = self.log_correlation(channels, weights_BAC)[:, None]
+        measures_BKAA = self.correlation(channels, weights_BAC, self.form)[:, None]
         if channels.coherence_BKCC is not None:
             measures_BKAA = torch.cat([measures_BKAA, _at_anchors(weights_BAC, channels.coherence_BKCC)], 1)
         level_BA = torch.einsum("bac,bc->ba", weights_BAC, 0.5 * torch.log10(std_BC.square() + 1e-6))
         return Connectivity(measures_BKAA, level_BA)
 
-    def log_correlation(self, channels: Channels, weights_BAC: Tensor) -> Tensor:
-        """Log-correlation of the anchors, ``(B, A, A)``, of standardised channels."""
+    def correlation(self, channels: Channels, weights_BAC: Tensor, form: SpatialForm) -> Tensor:
+        """Logarithm or root of the correlation of the anchors, ``(B, A, A)``, of standardised channels."""
         unit_BAC = weights_BAC.to(channels.std_BC.dtype) * _reciprocal(channels.std_BC)[:, None]
+        of = log_correlation if form == "logarithm" else root_correlation
         with torch.autocast(unit_BAC.device.type, enabled=False):  # bf16 is too coarse for products over time
-            return log_correlation(unit_BAC @ channels.centred_BCT, channels.valid_BT, self.logarithm)
+            return of(unit_BAC @ channels.centred_BCT, channels.valid_BT, self.by_products)
 
     def _tokens(self, measured: Connectivity) -> Tensor:
         dtype = self.embed.weight.dtype
@@ -134,7 +138,10 @@ class SpatialEncoder(nn.Module):
         if "connectivity" in self.skip_widths:
             found["connectivity"] = upper_triangle(_at_anchors(weights_BAC, fisher_z(channels)[:, None])[:, 0])
         if "tangent" in self.skip_widths:
-            found["tangent"] = upper_triangle(measured.measures_BKAA[:, 0], diagonal=True)
+            log_BAA = measured.measures_BKAA[:, 0]
+            if self.form != "logarithm":
+                log_BAA = self.correlation(channels, weights_BAC, "logarithm")
+            found["tangent"] = upper_triangle(log_BAA, diagonal=True)
         if "coherence" in self.skip_widths:
             found["coherence"] = upper_triangle(measured.measures_BKAA[:, 1:]).flatten(1)
         return found

@@ -23,7 +23,7 @@ MEAN_SCALE = 20.0
 
 
 def connectivity_target(model: MCSP, modality: Modality, signal: Signal) -> Tensor:
-    """Log-correlation of all pairs of anchors, ``(B, A (A - 1) / 2)``."""
+    """Logarithm, or root, of the correlation of all pairs of anchors, ``(B, A (A - 1) / 2)``."""
     encoder = model.encoder(modality, "spatial")
     assert isinstance(encoder, SpatialEncoder)
     return connectivity_of(encoder, encoder.channels(signal, coherence=False), signal)
@@ -31,7 +31,7 @@ def connectivity_target(model: MCSP, modality: Modality, signal: Signal) -> Tens
 
 def connectivity_of(encoder: SpatialEncoder, channels: Channels, signal: Signal) -> Tensor:
     """The same of what was measured of the signal's channels already."""
-    return upper_triangle(encoder.log_correlation(channels, encoder.anchors(signal)))
+    return upper_triangle(encoder.correlation(channels, encoder.anchors(signal), encoder.form))
 
 
 def spectrum_target(model: MCSP, modality: Modality, signal: Signal) -> Tensor:
