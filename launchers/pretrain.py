@@ -25,15 +25,18 @@ def main() -> None:
     faulthandler.enable()  # a table that is cut off while it is mapped ends in SIGBUS: say where
     try:
         # After parsing: a typing error should not wait for DeepSpeed's import.
+        from torch import distributed
+
         from mcsp.training.run import InUse, pretrain, status_of
         from mcsp.training.stopping import EXIT_DISK, leave
     except KeyboardInterrupt:
         raise SystemExit(130) from None
-    told = ""
+    told, heard = "", os.environ.get("RANK", "0") == "0"
     try:
         code = pretrain(config)
     except (InUse, ValueError) as error:
         told, code = f"error: {error}", status_of(error)
+        heard = heard or not distributed.is_initialized()  # before ranks can talk, each speaks for itself
     except KeyboardInterrupt as error:
         told, code = "interrupted before the first step", status_of(error)
     except BaseException as error:  # noqa: BLE001, the process ends here
@@ -44,7 +47,7 @@ def main() -> None:
             traceback.print_exc()
     else:
         told = f"run: {config.run_dir}  (metrics.jsonl, events.jsonl, tensorboard/, checkpoints/)"
-    if told and os.environ.get("RANK", "0") == "0":
+    if told and heard:
         print(told, file=sys.stdout if told.startswith("run:") else sys.stderr)
     leave(code)
 
