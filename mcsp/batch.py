@@ -77,13 +77,14 @@ class Batch:
     keys: tuple[str, ...]  # sample keys, length N
     unreadable: tuple[str, ...] = ()  # what other windows stand in for: one line per window that could not be read
     left_out: Mapping[str, int] = field(default_factory=dict)  # site -> windows whose rows are not valid
+    read_seconds: Mapping[str, float] = field(default_factory=dict)  # stream -> time that reading its windows took
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """As of a signal."""
-        rest = self.keys, self.unreadable, self.left_out
+        rest = self.keys, self.unreadable, self.left_out, self.read_seconds
         return _batch, (self.signals, self.subject_N.numpy(), self.site_N.numpy(), *rest)
 
     def to(self, device: torch.device | str) -> "Batch":

@@ -27,10 +27,11 @@ LAYER_0 = {
     "mcsp.config",
 }
 LAYER_1 = {"mcsp.kernels", "mcsp.distributed", "mcsp.batch"}
-STORE, BIDS, CLEAN, INSPECT, BUILD, DEMO = (
-    f"mcsp.data_sharding.{room}" for room in ("store", "bids", "clean", "inspect", "build", "demo")
+STORE, BIDS, PARCELS, CLEAN, INSPECT, BUILD, DEMO, CONVERT = (
+    f"mcsp.data_sharding.{room}"
+    for room in ("store", "bids", "parcels", "clean", "inspect", "build", "demo", "convert")
 )
-LAYER_2 = {"mcsp.augmentations", "mcsp.model", "mcsp.losses", STORE, BIDS, CLEAN, INSPECT, BUILD}
+LAYER_2 = {"mcsp.augmentations", "mcsp.model", "mcsp.losses", STORE, BIDS, PARCELS, CLEAN, INSPECT, BUILD}
 MAY_IMPORT: dict[str, set[str]] = {  # beside itself
     "mcsp": {"mcsp.version", "mcsp.encode"},  # the latter lazily, for mcsp.from_pretrained
     "mcsp.version": set(),
@@ -48,11 +49,13 @@ MAY_IMPORT: dict[str, set[str]] = {  # beside itself
     "mcsp.losses": LAYER_0 | LAYER_1,
     STORE: LAYER_0,
     BIDS: LAYER_0 | {STORE},
-    CLEAN: LAYER_0 | {STORE, BIDS},
+    PARCELS: LAYER_0 | {STORE, BIDS},
+    CLEAN: LAYER_0 | {STORE, BIDS, PARCELS},
     # A build ends with its report, so what looks at a finished corpus lies below what builds one.
     INSPECT: LAYER_0 | {STORE, BIDS, CLEAN},
     BUILD: LAYER_0 | {STORE, BIDS, CLEAN, INSPECT},
     DEMO: LAYER_0 | {STORE, BIDS},
+    CONVERT: LAYER_0 | {STORE, BIDS, PARCELS, CLEAN},
     "mcsp.training": LAYER_0 | LAYER_1 | LAYER_2,
     "mcsp.encode": LAYER_0 | LAYER_1 | LAYER_2,
     "mcsp.export": LAYER_0 | LAYER_1 | LAYER_2 | {"mcsp.encode"},
@@ -94,7 +97,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "mcsp.augmentations": declared(),
     "mcsp.model": declared(),
     "mcsp.losses": declared(),
-    **dict.fromkeys((STORE, BIDS, CLEAN, INSPECT, BUILD, DEMO), DATA_PACKAGES),
+    **dict.fromkeys((STORE, BIDS, PARCELS, CLEAN, INSPECT, BUILD, DEMO, CONVERT), DATA_PACKAGES),
     "mcsp.training": declared("train"),
     **dict.fromkeys(("mcsp.encode", "mcsp.export", "mcsp.evaluate", "mcsp.explain"), LAB_PACKAGES),
 }

@@ -80,7 +80,16 @@ class PretrainConfig(Config):
     objective: ObjectiveConfig = Field(ObjectiveConfig(), description="weights of the loss terms")
     augmentation: AugmentationConfig = Field(AugmentationConfig(), description="strengths of the views")
     learning_rate: float = Field(1e-3, gt=0, description="peak")
-    warmup_steps: int = Field(20, ge=0, description="linear warm-up, then cosine decay to a tenth")
+    warmup_steps: int = Field(20, ge=0, description="linear warm-up, before the schedule")
+    schedule: Literal["cosine", "constant", "warmup-stable-decay"] = Field(
+        "cosine", description="of the learning rate after the warm-up; the first and the last end at a tenth"
+    )
+    decay_steps: int | None = Field(
+        None, ge=1, description="last steps of warmup-stable-decay, in which it falls; null: a fifth of all"
+    )
+    ema_decay: float = Field(
+        0.0, ge=0, lt=1, description="keep a moving average of the weights, which export.py --ema takes; 0: none"
+    )
     weight_decay: float = Field(0.05, ge=0, description="on matrices only")
     gradient_clipping: float = Field(1.0, ge=0, description="0 switches it off")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 on GPUs that have it, else fp32")
@@ -118,6 +127,12 @@ class PretrainConfig(Config):
         3, ge=0, description="evaluations in a row with embeddings all alike that end the run; 0: it goes on"
     )
     log_every: int = Field(1, ge=1, description="steps per line of metrics.jsonl; the first has one as well")
+    profile_steps: tuple[int, int] | None = Field(
+        None, description="first and last step of a trace for chrome://tracing in run_dir/profile; null: none"
+    )
+    trackers: tuple[Literal["wandb", "mlflow"], ...] = Field(
+        (), description="that metrics go to as well, where their package is installed"
+    )
     resume: Literal["auto", "never", "must"] = Field(
         "auto", description="auto: continue where run_dir has a checkpoint"
     )

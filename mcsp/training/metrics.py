@@ -11,6 +11,7 @@ import json
 import math
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,20 @@ from tqdm import tqdm
 
 from mcsp.config import PretrainConfig
 from mcsp.run_log import iter_metrics, keep_steps, open_to_append
+from mcsp.training.trackers import Tracker
 
 LINE_SECONDS = 10.0  # between progress lines where there is no terminal
 
 
 def is_logged(config: PretrainConfig, step: int) -> bool:
-    """Whether the step, counted from 1, gets a line."""
-    return step in (1, config.steps) or step % config.log_every == 0
+    """Whether the step, counted from 1, gets a line: those that are evaluated do."""
+    return is_evaluated(config, step) or step in (1, config.steps) or step % config.log_every == 0
+
+
+def is_evaluated(config: PretrainConfig, step: int) -> bool:
+    """Whether a run looks closely at the step: people set aside, where there are any, norms of parts, memory."""
+    every = config.validate_every
+    return bool(every) and (step % every == 0 or step in (1, config.steps))
 
 
 def values_of_pairs(config: PretrainConfig, values: dict[str, float]) -> dict[str, float]:
@@ -37,8 +45,8 @@ def values_of_pairs(config: PretrainConfig, values: dict[str, float]) -> dict[st
 class Metrics:
     """Writes the metrics and events of one start of a run."""
 
-    def __init__(self, run_dir: Path, first_step: int, steps: int) -> None:
-        self.run_dir, self.steps = run_dir, steps
+    def __init__(self, run_dir: Path, first_step: int, steps: int, also: Sequence[Tracker] = ()) -> None:
+        self.run_dir, self.steps, self.also = run_dir, steps, also
         self._path = run_dir / "metrics.jsonl"
         self._events = open_to_append(run_dir / "events.jsonl")
         self._bar = tqdm(
@@ -71,6 +79,8 @@ class Metrics:
         # One event for all of them: with add_scalar's event for each, sixty took 5 ms.
         together = Summary(value=[Summary.Value(tag=name, simple_value=value) for name, value in values.items()])
         self._board.file_writer.add_summary(together, step)  # type: ignore[attr-defined]
+        for tracker in self.also:
+            tracker.log(step, {name: value for name, value in values.items() if math.isfinite(value)})
         self._progress(step, values)
 
     def event(self, kind: str, step: int, **facts: Any) -> None:
@@ -90,6 +100,8 @@ class Metrics:
         self._bar.close()
         for stream in (self._board, self._file, self._events):
             stream.close()
+        for tracker in self.also:
+            tracker.close()
 
     def _progress(self, step: int, values: dict[str, float]) -> None:
         self._untrained = values if step == 1 else self._untrained

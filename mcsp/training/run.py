@@ -14,7 +14,7 @@ from mcsp.batch import Batch
 from mcsp.config import PretrainConfig
 from mcsp.run_log import iter_events
 from mcsp.training import engine
-from mcsp.training.clock import Clock
+from mcsp.training.clock import Clock, Profile
 from mcsp.training.metrics import Metrics, is_logged
 from mcsp.training.reading.loader import batches
 from mcsp.training.run_dir import InUse, Lock, check
@@ -30,6 +30,7 @@ from mcsp.training.stopping import (
     write_exit,
 )
 from mcsp.training.throughput import Throughput, goodput
+from mcsp.training.trackers import check_installed, trackers
 from mcsp.training.trainer import Trainer
 from mcsp.training.validation.evaluations import Evaluations
 from mcsp.training.watchdog import Watchdog, clear_heartbeats
@@ -41,12 +42,15 @@ class Run:
     def __init__(self, trainer: Trainer) -> None:
         self.trainer, self.config, self.clock = trainer, trainer.config, trainer.clock
         self.metrics: Metrics | None = None
+        check_installed(self.config.trackers)
+        self.profile = Profile(self.config.run_dir, trainer.rank, self.config.profile_steps)
         self.began = time.monotonic()
         if trainer.rank == 0:
             run_dir = self.config.run_dir
             run_dir.mkdir(parents=True, exist_ok=True)
             (run_dir / "config.json").write_text(json.dumps(self.config.dump(), indent=1))
-            self.metrics = Metrics(run_dir, trainer.step, self.config.steps)
+            also = trackers(self.config.trackers, run_dir, self.config.dump())
+            self.metrics = Metrics(run_dir, trainer.step, self.config.steps, also)
             self.metrics.event("start", trainer.step, ranks=trainer.world_size)
             if trainer.changed:
                 self.metrics.event("changed", trainer.step, **trainer.changed)
@@ -85,9 +89,11 @@ class Run:
         self.clock.split()
         untrained = self.evaluations.at_start()
         while trainer.step < self.config.steps:
+            self.profile.before(trainer.step + 1)
             self.clock.enter("data")
             micro_batches = [batch.to(trainer.device) for batch in next(stream)]
             values = trainer.train_step(micro_batches, self.metrics)
+            self.profile.after(trainer.step)
             if health.why_back and not trainer.stopping:
                 trainer.roll_back(self.metrics)
                 self.evaluations.forget_later()
@@ -99,7 +105,7 @@ class Run:
             too_bad = trainer.bad_windows.too_many()
             # First the line: a crash behind a checkpoint would lose it, one before the checkpoint has the step redone.
             evaluated, untrained = {**untrained, **self.evaluations.after_step()}, {}
-            self._log({**values, **evaluated}, evaluated=bool(evaluated))
+            self._log({**values, **evaluated})
             self.evaluations.end_if_collapsed()
             self._save_if_due(last=bool(too_bad) or trainer.stopping)
             if too_bad:
@@ -124,11 +130,11 @@ class Run:
         else:
             self.trainer.saver.settle()
 
-    def _log(self, values: dict[str, float], evaluated: bool) -> None:
+    def _log(self, values: dict[str, float]) -> None:
         step = self.trainer.step
         if not self.metrics:
             return
-        if is_logged(self.config, step) or evaluated or self.trainer.stopping:
+        if is_logged(self.config, step) or self.trainer.stopping:
             self.metrics.write(step, {**values, **self._speed(step - self.logged_step)})
             self.logged_step = step
         self.metrics.advance()
@@ -146,6 +152,7 @@ class Run:
             "skipped_steps": float(health.skipped_steps),
             "rollbacks": float(health.rollbacks),
             "bad_windows": float(self.trainer.bad_windows.bad),
+            **{f"left_out/{site}": float(n) for site, n in self.trainer.bad_windows.left_out.items()},
         }
 
 

@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,25 +20,18 @@ from mcsp.losses.objective import objective
 from mcsp.training import engine
 from mcsp.training.clock import Clock
 from mcsp.training.health import Health, clean
-from mcsp.training.metrics import Metrics, is_logged, values_of_pairs
+from mcsp.training.metrics import Metrics, is_evaluated, is_logged, values_of_pairs
 from mcsp.training.pretrainer import Pretrainer
+from mcsp.training.rate import learning_rate
 from mcsp.training.reading.loader import BadWindows, StepDataset
 from mcsp.training.reading.schedule import Schedule
 from mcsp.training.saving import checkpoint
-from mcsp.training.saving.continues import changes
+from mcsp.training.saving.continues import changes, in_words
 from mcsp.training.saving.mirror import Mirror, restore
 from mcsp.training.saving.saver import Saver
 from mcsp.training.saving.start_weights import start_from
 from mcsp.training.stopping import EXIT_DATA, RunEnded
-
-
-def learning_rate(config: PretrainConfig, applied_steps: int) -> float:
-    """Linear warm-up, then a half cosine from the peak to a tenth of it; a function of applied steps."""
-    if applied_steps < config.warmup_steps:
-        return config.learning_rate * (applied_steps + 1) / config.warmup_steps
-    length = config.schedule_steps or config.steps
-    progress = (applied_steps - config.warmup_steps) / max(1, length - config.warmup_steps)
-    return config.learning_rate * (0.55 + 0.45 * math.cos(math.pi * min(1.0, progress)))
+from mcsp.training.throughput import peak_memory_gib
 
 
 def for_corpus(config: PretrainConfig, corpus: Corpus) -> PretrainConfig:
@@ -67,6 +61,7 @@ class Embedded(NamedTuple):
 
 
 _log = logging.getLogger(__name__)
+_RANKS_SHOWN = 16
 
 
 def schedule_of(config: PretrainConfig, corpus: Corpus) -> Schedule:
@@ -171,12 +166,11 @@ class Trainer:
         self.step, self.useful_seconds = manifest["step"], manifest["useful_seconds"]
         self.health.load_state(manifest["health"])
         self.validated = manifest.get("validated", self.validated)  # not in a checkpoint of before
-        then, now = ((f["world_size"], f["zero_stage"]) for f in (manifest, self.facts))
-        if then != now:
-            self._say(
-                f"continues {path.name}, saved by {then[0]} ranks at ZeRO-{then[1]}, with {now[0]} at ZeRO-{now[1]}: "
-                "the same data, numbers equal up to rounding"
-            )
+        saved, now = manifest["config"], self.config.dump()
+        if any(saved.get(k) != now[k] for k in ("keep_best", "validation_batches")):
+            self.validated |= {"best": None, "best_step": None}  # of another quantity
+        for sentence in in_words(path, manifest, self.facts):
+            self._say(sentence)
         if self.step >= self.config.steps:
             length = self.config.schedule_steps or self.config.steps
             self._say(
@@ -253,30 +247,49 @@ class Trainer:
             self.engine.backward(stand_in, last=i == len(batches) - 1)
 
     def train_step(self, batches: Sequence[Batch], metrics: Metrics | None = None) -> dict[str, float]:
-        """One optimizer step; a loss or gradient that is not finite, or spikes, is counted and changes nothing."""
+        """One optimizer step; a loss or gradient that is not finite, or spikes, is counted and changes nothing.
+
+        Where the step is evaluated, also the gradient norm of each part of the model, and the memory of each rank.
+        """
         self.clock.step = self.step
         self.clock.enter("forward")
         embedded = self.embed(batches)
         share, terms = self.loss(embedded, is_logged(self.config, self.step + 1))
         names = [name if name.startswith("top1/") else f"loss/{name}" for name in terms]
         read = sum(len(signal) for batch in batches for signal in batch.signals.values())
-        counts = [float(bool(self.asked())), self.bad_windows.tell(list(batches)), read]
-        told = share.detach().new_tensor(counts)
+        left_out = sum((Counter(batch.left_out) for batch in batches), Counter[str]())
+        counts = [float(bool(self.asked())), left_out.total(), self.bad_windows.tell(list(batches)), read]
+        told = torch.stack([share, *terms.values(), *share.detach().new_tensor(counts)])
         # One collective for everything that all ranks must know.
-        summed = distributed.sum_over_ranks(torch.stack([share, *terms.values(), *told]))
+        summed = distributed.sum_over_ranks(told)
         # One wait for the device; a second one is for the gradient's norm.
         found = torch.cat([summed, embedded.scale_P.detach().to(summed.dtype)]).tolist()
-        (*totals, stopping, bad, read), scales = found[: len(summed)], found[len(summed) :]
-        self.bad_windows.add(round(bad), round(read))
+        (*totals, stopping, left, bad, read), scales = found[: len(summed)], found[len(summed) :]
+        self.bad_windows.add(round(bad), round(read), distributed.gather_objects(left_out) if left else [])
         self.stopping = stopping > 0
         rate = learning_rate(self.config, self.step - self.health.skipped_steps)
-        norm = self._update(share, totals[0], rate, embedded, batches, metrics)
+        details: dict[str, float] = {}
+        in_detail = is_evaluated(self.config, self.step + 1)
+        norm = self._update(share, totals[0], rate, embedded, batches, metrics, details if in_detail else None)
         self.step += 1
         temperatures = {
             f"temperature/{term.name}": 1 / scale for term, scale in zip(self.module.terms, scales, strict=True)
         }
         values = {**dict(zip(["loss", *names], totals, strict=True)), **temperatures}
-        return {**values_of_pairs(self.config, values), "gradient_norm": norm, "learning_rate": rate}
+        values = values_of_pairs(self.config, values)
+        if in_detail:
+            details |= self._memory_of_ranks()
+        for batch in batches:
+            for stream, seconds in batch.read_seconds.items():
+                values[f"read_seconds/{stream}"] = values.get(f"read_seconds/{stream}", 0.0) + seconds
+        return {**values, "gradient_norm": norm, "learning_rate": rate, **details}
+
+    def _memory_of_ranks(self) -> dict[str, float]:
+        """Peak of each rank, or of the fullest and the emptiest where there are many."""
+        gib = distributed.gather_objects(peak_memory_gib(self.device))
+        if len(gib) > _RANKS_SHOWN:
+            return {"memory_gib/most": max(gib), "memory_gib/least": min(gib)}
+        return {f"memory_gib/rank-{rank}": value for rank, value in enumerate(gib)}
 
     def _update(
         self,
@@ -286,14 +299,20 @@ class Trainer:
         embedded: Embedded,
         batches: Sequence[Batch],
         metrics: Metrics | None,
+        details: dict[str, float] | None,
     ) -> float:
-        """Take the step, unless loss or gradient forbid it; the gradient's norm, NaN where none was made."""
+        """Take the step, unless loss or gradient forbid it; the gradient's norm, NaN where none was made.
+
+        ``details`` gets the norm of each part.
+        """
         health, norm = self.health, None
         fault = health.fault("loss", loss, health.loss_limit())
         if not fault:
             self.clock.enter("backward")
             self.backward(share, embedded, batches)
             self.clock.enter("optimizer")
+            if details is not None:
+                details |= {f"gradient_norm/{part}": value for part, value in self.engine.group_norms().items()}
             limit = health.norm_limit()
             norm = self.engine.step(rate, limit)
             fault = health.fault("gradient norm", norm, limit)

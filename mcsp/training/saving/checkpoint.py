@@ -120,8 +120,8 @@ def clear_incomplete(run_dir: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)  # NFS keeps files that are still open somewhere, as .nfs*
 
 
-def _complete(run_dir: Path) -> list[Path]:
-    return sorted((run_dir / "checkpoints").glob(f"{_PREFIX}*"))
+def _complete(run_dir: Path, folder: str = "checkpoints") -> list[Path]:
+    return sorted((run_dir / folder).glob(f"{_PREFIX}*"))
 
 
 def _manifest_digest(manifest: dict[str, Any]) -> str:
@@ -151,12 +151,14 @@ def read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def latest_checkpoint(run_dir: Path, fits: Callable[[dict[str, Any]], bool] = bool) -> Path | None:
-    """The newest checkpoint whose files are all as written and whose manifest ``fits``.
+def latest_checkpoint(
+    run_dir: Path, fits: Callable[[dict[str, Any]], bool] = bool, folder: str = "checkpoints"
+) -> Path | None:
+    """The newest checkpoint in a folder of the run whose files are all as written and whose manifest ``fits``.
 
     Damaged ones are named on stderr and passed over.
     """
-    for path in reversed(_complete(run_dir)):
+    for path in reversed(_complete(run_dir, folder)):
         try:
             if not fits(read_manifest(path)):
                 continue
