@@ -47,7 +47,14 @@ def test_every_recording_is_stored_as_mne_would_process_it(tmp_path: Path, ray_h
         path = root / f"sub-{subject}/eeg/sub-{subject}_task-{TASKS[part]}_eeg.edf"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.symlink_to(file.absolute())
-    index, _ = build_corpus(CorpusConfig(bids_root=root.parent, out_dir=tmp_path / "corpus", max_quarantined=0.0))
+    index, _ = build_corpus(
+        CorpusConfig(
+            bids_root=root.parent,
+            out_dir=tmp_path / "corpus",
+            max_quarantined=0.0,
+            trusted_link_targets=[Path(FOLDER or "")],
+        )
+    )
     assert index["totals"]["all"]["recordings"] == len(files) and index["reasons"] == {}
     corpus = Corpus(tmp_path / "corpus")
     stored = {(r.subject, r.task): r for r in corpus.recordings}
