@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mcsp.batch import Signal
-from mcsp.schema import Modality
+from mcsp.schema import BRAIN_CENTRE_MM, BRAIN_HALF_AXES_MM, Modality
 
 # width, depth of each of the six encoders, heads, features per channel before the anchors.
 SIZES: dict[str, tuple[int, int, int, int]] = {
@@ -33,10 +33,9 @@ NARROWEST_RESOLVED, WIDEST_RESOLVED = 16, 64
 LOWEST_LOG_POWER = -6.0
 
 # Region that anchors fill: half axes and centre [mm]. Head: the sphere that fits the 10-20 positions of MNE's
-# standard_1005 montage best in head coordinates, whose origin lies between the ears. MNI: an ellipsoid around the
-# cerebrum of the MNI152 template. Width of the Gaussian: about the distance between neighbouring anchors.
+# standard_1005 montage best in head coordinates, whose origin lies between the ears. MNI: the ellipsoid of
+# mcsp.schema. Width of the Gaussian: about the distance between neighbouring anchors.
 _SCALP_RADIUS_MM, _SCALP_CENTRE_MM, _SCALP_LOWEST = 97.0, (0.0, 16.0, 45.0), -0.3
-_BRAIN_HALF_AXES_MM, _BRAIN_CENTRE_MM = (66.0, 82.0, 56.0), (0.0, -18.0, 16.0)
 _ANCHOR_SIGMA_MM: dict[Modality, float] = {"eeg": 25.0, "fmri": 12.0}
 
 
@@ -79,7 +78,7 @@ def _brain_anchors(count: int) -> Tensor:
         u, v, w = ((0.5 + n * golden**-k) % 1.0 for k in (1, 2, 3))
         x, y, z = u, 2 * v - 1, 2 * w - 1
         if x * x + y * y + z * z <= 1:
-            unit = zip((x, y, z), _BRAIN_HALF_AXES_MM, _BRAIN_CENTRE_MM, strict=True)
+            unit = zip((x, y, z), BRAIN_HALF_AXES_MM, BRAIN_CENTRE_MM, strict=True)
             points.append(tuple(centre + axis * s for s, axis, centre in unit))
     half = torch.tensor(points, dtype=torch.float64)
     return torch.cat([half, half * torch.tensor([-1.0, 1.0, 1.0], dtype=torch.float64)])

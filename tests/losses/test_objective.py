@@ -154,13 +154,13 @@ def test_one_modality_has_no_cross_modal_terms(modality: str) -> None:
     assert len(terms) == 6
     b = batch()
     rows = slice(0, 6) if modality == "fmri" else slice(6, 12)
-    mine = b | {
+    arguments = b | {
         "z_MnK": b["z_MnK"][rows],
         "valid_Mn": b["valid_Mn"][rows],
         "scale_P": torch.full((6,), 10.0),
         "error_Qn": torch.zeros(0, 14),
     }
-    loss, logged = objective(**mine, config=CONFIG, terms=terms)
+    loss, logged = objective(**arguments, config=CONFIG, terms=terms)
     assert set(logged) == {t.name for t in terms} | {f"top1/{t.name}" for t in terms}
     assert loss.isfinite()
 
