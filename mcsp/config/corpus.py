@@ -119,6 +119,10 @@ class CorpusConfig(Selection):
     subject_key_file: Path | None = Field(
         None, description="file that holds the key of the subject hashes; null: the variable MCSP_SUBJECT_KEY"
     )
+    trusted_link_targets: list[Path] = Field(
+        [],
+        description="folders outside of the datasets that links and headers may lead to; all others are refused",
+    )
     on_error: Literal["raise", "warn", "quarantine"] = Field(
         "quarantine", description="a bad recording ends the build, is listed with a warning, or is listed"
     )
