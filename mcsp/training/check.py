@@ -27,7 +27,7 @@ def check(config: PretrainConfig) -> dict[str, Any]:
     """Build everything, take a few steps, evaluate, save once to a temporary folder; every rank calls it.
 
     Returns:
-        Numbers of the run by name, the same on every rank but for ``parts``: those that :func:`in_words` puts into words.
+        Numbers by name, the same on every rank but for ``parts``; :func:`in_words` puts them into words.
 
     Raises:
         ValueError: whatever the run itself would refuse.
