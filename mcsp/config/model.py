@@ -7,8 +7,8 @@ from pydantic import Field
 from mcsp.config.base import Config
 from mcsp.schema import DOMAINS, MODALITIES, Domain, Modality
 
-Skip = Literal["connectivity", "tangent", "coherence", "band_power"]
-SKIPS: tuple[Skip, ...] = ("connectivity", "tangent", "coherence", "band_power")
+Skip = Literal["connectivity", "root", "tangent", "coherence", "band_power", "relative_power"]
+SKIPS: tuple[Skip, ...] = ("connectivity", "root", "tangent", "coherence", "band_power", "relative_power")
 
 
 class ModelConfig(Config):

@@ -5,7 +5,7 @@ Shape letters: W windows, F features.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
@@ -55,6 +55,7 @@ def encode_windows(
     windows: Iterable[tuple[Owner, Window]],
     batch_size: int,
     name_of: Callable[[Owner], str] = str,
+    kind: Literal["features", "learned", "measured"] = "features",
 ) -> Iterator[tuple[Owner, np.ndarray]]:
     """``model.features`` of each window in order, float64 ``(F,)``, computed in batches on the model's device.
 
@@ -64,6 +65,7 @@ def encode_windows(
         windows: each with its owner, which comes back with the features; read as they are needed.
         batch_size: windows in memory at once.
         name_of: the owner's name in errors.
+        kind: ``model.learned`` or ``model.measured`` instead; a whole recording may be the window of the latter.
 
     Raises:
         ValueError: features that are not finite, with the owner's name.
@@ -73,7 +75,7 @@ def encode_windows(
     while batch := list(islice(pairs, batch_size)):
         signals = collate([[window] for _, window in batch]).to(device).signals
         with torch.inference_mode():
-            x_WF = model.features(signals)[modality].double().cpu().numpy()
+            x_WF = getattr(model, kind)(signals)[modality].double().cpu().numpy()
         for (owner, _), vector_F in zip(batch, x_WF, strict=True):
             if not np.isfinite(vector_F).all():
                 raise ValueError(f"{name_of(owner)}: expected finite {modality} features, found NaN or infinity")

@@ -21,10 +21,11 @@ from mcsp.encode.pretrained import from_pretrained
 from mcsp.encode.windows import random_start, window_starts
 from mcsp.evaluate import scores
 from mcsp.evaluate.bids_corpus import open_corpus
-from mcsp.evaluate.classifiers import cross_validate, logistic
 from mcsp.evaluate.evaluate import versions, with_windows
-from mcsp.evaluate.features import unit_features
+from mcsp.evaluate.features import split_parts, unit_features
 from mcsp.evaluate.overlap import find_overlap
+from mcsp.evaluate.readout.classifiers import LOGISTIC, cross_validate, on_grams
+from mcsp.evaluate.readout.grams import fixed, gram
 from mcsp.evaluate.splits import Folds, k_fold, labelled_part, leave_site_out
 from mcsp.evaluate.units import Labelled, Unit, read_labels
 from mcsp.model.layers import TokenEncoder
@@ -272,7 +273,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     overlap = find_overlap(run.model.preprocessing, config.model_dir, run.corpus, run.labelled.subjects)
     unseen_N = scores.unseen_weights(run.labelled.subjects, overlap.seen)
     rows = [{"features": "fine-tuned", **scores.all_scores(score_SN, y_N, sites, weight_RN, unseen_N, True)}]
-    frozen = _frozen_scores(run, groups_N)
+    frozen = _frozen_scores(run)
     if frozen is not None:
         gain = scores.difference(score_SN, frozen, lambda s: scores.pooled(s, y_N, weight_RN))
         rows.append({"features": "frozen", **scores.all_scores(frozen, y_N, sites, weight_RN, unseen_N, True)})
@@ -302,11 +303,9 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     return results
 
 
-def _frozen_scores(run: Finetuning, groups_N: np.ndarray) -> np.ndarray | None:
+def _frozen_scores(run: Finetuning) -> np.ndarray | None:
     """The logistic probe on the frozen features in the same folds; None where a unit lacks a modality."""
-    modalities = list(run.frozen)
-    x_NF = np.concatenate([run.frozen[m] for m in modalities], axis=1)
-    if not np.isfinite(x_NF).all():
+    parts = [x for m, x_NF in run.frozen.items() for x in split_parts(x_NF, run.model.feature_widths(m)).values()]
+    if not all(np.isfinite(x_NF).all() for x_NF in parts):
         return None
-    blocks = [size for m in modalities for size in run.blocks[m]]
-    return cross_validate(logistic(blocks), x_NF, run.labelled.y_N, groups_N, run.folds)
+    return cross_validate(on_grams(LOGISTIC, fixed([gram(x_NF) for x_NF in parts])), run.labelled.y_N, run.folds)[0]

@@ -15,7 +15,7 @@ from mcsp.batch import Signal
 from mcsp.config import ModelConfig
 from mcsp.kernels.spectral import EEG_BANDS_HZ, imaginary_coherence
 from mcsp.model.layers import SIZES, AnchorWeights, Mask, Masked, TokenEncoder, at_least, standardise
-from mcsp.model.tangent import log_correlation, upper_triangle
+from mcsp.model.tangent import log_correlation, root_correlation, unit_triangle, upper_triangle
 from mcsp.schema import Modality
 
 COHERENCE_FRAME_SECONDS = 2.0  # half a hertz of resolution: two bins and more in the narrowest band
@@ -47,7 +47,7 @@ class SpatialEncoder(nn.Module):
     coherence per band beside it, which volume conduction cannot produce (Nolte et al. 2004). h is ``narrow(x + 0.1
     f(x))`` for tokens x that are linear in connectivity: near the identity, so a linear probe reads from h what it
     reads from connectivity, and training adds to that. The skips are measured, not learned: Pearson correlation, its
-    logarithm, and coherence.
+    square root, its logarithm, and coherence.
     """
 
     def __init__(self, config: ModelConfig, modality: Modality) -> None:
@@ -55,7 +55,9 @@ class SpatialEncoder(nn.Module):
         width = SIZES[config.size][0]
         self.modality = modality
         self.n_anchors = config.eeg_anchors if modality == "eeg" else config.fmri_anchors
-        self.logarithm: Callable[[Tensor], Tensor] | None = None  # another formulation than the device's own
+        # Other formulations than the device's own.
+        self.logarithm: Callable[[Tensor], Tensor] | None = None
+        self.root: Callable[[Tensor], Tensor] | None = None
         self.bands_hz = list(EEG_BANDS_HZ.values()) if modality == "eeg" else []
         self.n_measures = 1 + len(self.bands_hz)
         self.anchors = AnchorWeights(modality, self.n_anchors)
@@ -70,7 +72,7 @@ class SpatialEncoder(nn.Module):
         self.h_width = self.encoder.h_width
         self.source_shape = self.n_anchors, inputs  # tokens, numbers that each is made from
         pairs = self.n_anchors * (self.n_anchors - 1) // 2
-        every: dict[str, int] = {"connectivity": pairs, "tangent": pairs + self.n_anchors}
+        every: dict[str, int] = {"connectivity": pairs, "root": pairs, "tangent": pairs + self.n_anchors}
         if modality == "eeg":
             every["coherence"] = len(self.bands_hz) * pairs
         self.skip_widths: dict[str, int] = {name: count for name, count in every.items() if name in config.skips}
@@ -137,6 +139,9 @@ class SpatialEncoder(nn.Module):
         if "connectivity" in self.skip_widths:
             pearson_BCC = fisher_z(measured.unit_BCT, measured.valid_BT)
             found["connectivity"] = upper_triangle(_at_anchors(measured.weights_BAC, pearson_BCC[:, None])[:, 0])
+        if "root" in self.skip_widths:
+            course_BAT = measured.weights_BAC.to(measured.unit_BCT.dtype) @ measured.unit_BCT
+            found["root"] = unit_triangle(root_correlation(course_BAT, measured.valid_BT, self.root))
         if "tangent" in self.skip_widths:
             found["tangent"] = upper_triangle(measured.measures_BKAA[:, 0], diagonal=True)
         if "coherence" in self.skip_widths:
