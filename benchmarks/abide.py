@@ -105,24 +105,26 @@ def build(data: Path, positions: Path, work: Path) -> Path:
     return corpus
 
 
-def one_run(work: Path, corpus: Path, name: str, seed: int, steps: int, changes: Sequence[str]) -> dict[str, Any]:
-    """Pretrain, export and evaluate; scores and the course of the losses."""
+def one_run(
+    work: Path, corpus: Path, name: str, seed: int, steps: int, changes: Sequence[str], evaluation: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Pretrain with ``changes`` of the settings, export and evaluate; scores and the course of the losses."""
     trained, model, scored = (work / f"{name}-{seed}-{what}" for what in ("run", "model", "evaluation"))
     folder = Path(sys.executable).parent
     start: list[str | Path] = [folder / "deepspeed", "--log_level", "error", "--num_accelerators", "1"]
     values = [f"corpus_dir={corpus}", f"run_dir={trained}", f"seed={seed}", f"steps={steps}"]
-    values += [f"window_seconds={{fmri: {WINDOW_SECONDS}}}", "model.modalities=[fmri]", *changes]
+    values += [f"window_seconds={{fmri: {WINDOW_SECONDS}}}", "model.modalities=[fmri]", *changes]  # the last one counts
     environment = {"PATH": f"{folder}:{os.environ['PATH']}", "DS_ACCELERATOR": "cpu"}
     config = ["--config", "configs/pretrain/fmri-consortium.yaml"]
     run([*start, "launchers/pretrain.py", *config, *values], trained / "exit.json", environment)
     run(launcher("export", trained, model), model / "config.json")
     config = ["--config", "configs/evaluate/fmri-consortium.yaml"]
-    values = [f"model_dir={model}", f"corpus_dir={corpus}", f"out_dir={scored}"]
+    values = [f"model_dir={model}", f"corpus_dir={corpus}", f"out_dir={scored}", *evaluation]
     run(launcher("evaluate", *config, *values), scored / "results.json")
     found = json.loads((scored / "results.json").read_text())
     lines = [{k: v for k, v in line.items() if k.split("/")[0] in ("step", "loss")} for line in read_metrics(trained)]
     dropped = ("roc", "roc_low", "roc_high")
-    rows = [{k: v for k, v in row.items() if k not in dropped} for row in found["classification"]]
+    rows = [{k: v for k, v in row.items() if k not in dropped} for row in found["classification"]]  # curves are long
     kept = ("label_efficiency", "site_decoding", "membership", "overlap", "splits_sha256", "subjects", "sites", "notes")
     return {
         "seed": seed, "steps": steps, "changes": list(changes), "first_step": lines[0], "last_step": lines[-1],

@@ -98,7 +98,8 @@ def count(size: str) -> dict[str, Any]:
 
     from mcsp.config import ModelConfig
     from mcsp.model.mcsp import MCSP
-    from mcsp.training.throughput import VIEWS, _some_window, window_flops
+    from mcsp.schema import VIEWS
+    from mcsp.training.throughput import _some_window, window_flops
 
     config = ModelConfig(size=size)
     flops = window_flops(config, SHAPES, HZ)
@@ -120,9 +121,9 @@ def count(size: str) -> dict[str, Any]:
                 held.append(module.project(modality, domain, h_BD))  # so that no storage is used twice
     return {
         "parameters": sum(p.numel() for p in module.parameters()),
-        "flops_per_sample": VIEWS * sum(flops.values()),
+        "flops_per_sample": len(VIEWS) * sum(flops.values()),
         "flops_per_window": flops,
-        "activation_bytes_per_sample": VIEWS * sum(saved.values()),
+        "activation_bytes_per_sample": len(VIEWS) * sum(saved.values()),
         "slots": 2 * len(config.modalities) * len(config.domains),
     }
 

@@ -1,4 +1,4 @@
-"""Draw a pretraining run: losses, retrieval, rate, gradient norm, where the time goes, speed, memory; what went wrong.
+"""Draw a pretraining run: losses, what holds for people set aside, where the time goes, speed, memory; what went wrong.
 
 python launchers/plot_run.py RUN_DIR [--out FILE.png]
 """
@@ -13,6 +13,7 @@ import numpy as np
 
 from mcsp.run_log import read_events, read_metrics
 from mcsp.training.clock import SPLIT
+from mcsp.training.health import suspects
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
@@ -23,6 +24,7 @@ KINDS = {
     "distillation": lambda name: name.startswith("distillation/"),
     "convergence": lambda name: name.startswith("convergence/"),
 }
+VALIDATION = "validation/"
 MARKS = {"start": ("restart", "#888888", ":"), "rollback": ("rollback", "#D55E00", "--")}
 
 
@@ -43,7 +45,7 @@ def main() -> None:
 
 
 def draw(run_dir: Path, lines: list[dict[str, float]], events: list[dict[str, Any]], out: Path) -> None:
-    """One PNG with ten panels over the step."""
+    """One PNG with ten panels over the step, and four more where the run was evaluated."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -51,7 +53,9 @@ def draw(run_dir: Path, lines: list[dict[str, float]], events: list[dict[str, An
 
     step = np.array([line["step"] for line in lines])
     columns = {name: np.array([line.get(name, np.nan) for line in lines]) for name in sorted(set().union(*lines))}
-    figure, axes = plt.subplots(5, 2, figsize=(13, 16), sharex=True, layout="constrained")
+    evaluated = [name for name in columns if name.startswith(VALIDATION)]
+    rows = 7 if evaluated else 5
+    figure, axes = plt.subplots(rows, 2, figsize=(13, 3.2 * rows), sharex=True, layout="constrained")
     panels = axes.ravel()
     _lines(panels[0], step, {"sum of all terms": columns["loss"]}, "loss")
     _lines(panels[1], step, by_kind(columns, "loss/"), "loss, mean of terms", log=True)
@@ -69,6 +73,8 @@ def draw(run_dir: Path, lines: list[dict[str, float]], events: list[dict[str, An
     panels[8].set_ylim(0, max(5.0, 150 * float(np.nanpercentile(columns["data_wait_fraction"], 98))))
     _lines(panels[9], step, {"TFLOP/s": columns["tflops"]}, "TFLOP/s per rank")
     _right(panels[9], step, columns.get("mfu"), "MFU", 1.0)
+    if evaluated:
+        _validation(panels[10:], step, columns)
     _events(panels, events, int(step[-1]))
     for panel in axes[-1]:
         panel.set_xlabel("step")
@@ -149,6 +155,39 @@ def _split(panel: Any, step: np.ndarray, columns: dict[str, np.ndarray]) -> None
     panel.grid(alpha=0.25)
 
 
+def _validation(panels: Any, step: np.ndarray, columns: dict[str, np.ndarray]) -> None:
+    """What holds for people set aside: loss, prediction across halves, identification, and the site."""
+    made = np.isfinite(columns[f"{VALIDATION}loss"])
+
+    def of(kind: str) -> dict[str, np.ndarray]:
+        start = f"{VALIDATION}{kind}/"
+        return {name.removeprefix(start): values[made] for name, values in columns.items() if name.startswith(start)}
+
+    panels[0].plot(step, columns["loss"], color="#888888", linewidth=0.8, alpha=0.5, label="training")
+    panels[0].plot(
+        step[made], columns[f"{VALIDATION}loss"][made], "o-", markersize=3, color=COLOURS[0], label="set aside"
+    )
+    panels[0].set_ylabel("loss")
+    panels[0].legend(fontsize=8)
+    titles = {
+        "half_error": "error across halves; 1: mean over people",
+        "identification": "identification across halves",
+        "site_h": "site told from h; dotted: from the input",
+    }
+    for panel, (kind, title) in zip(panels[1:], titles.items(), strict=True):
+        for colour, (name, values) in zip(COLOURS, of(kind).items(), strict=False):
+            panel.plot(step[made], values, "o-", markersize=3, color=colour, label=name)
+            inputs = of("site_input") if kind == "site_h" else {}
+            if name in inputs:
+                panel.plot(step[made], inputs[name], ":", color=colour)
+        panel.set_ylabel(title)
+        panel.legend(fontsize=7, ncols=2, framealpha=0.8)
+        panel.set_ylim(bottom=0)
+    panels[1].axhline(1, color="#888888", linewidth=1)
+    for panel in panels:
+        panel.grid(alpha=0.25)
+
+
 def _events(panels: Any, events: list[dict[str, Any]], last: int) -> None:
     """Restarts and rollbacks as lines through all panels, skipped steps as ticks at their foot."""
     skips = [e["step"] for e in events if e["event"] == "skip" and e["step"] <= last]
@@ -172,6 +211,8 @@ def _title(run_dir: Path, step: int, events: list[dict[str, Any]]) -> str:
     if end.exists():
         ended = json.loads(end.read_text())
         title += f", {ended['reason']}" + (f" ({ended['detail']:.80})" if ended["detail"] else "")
+    often = [f"{key} ({n})" for key, n in list(suspects(events).items())[:3]]
+    title += f"\nin several skipped steps: {', '.join(often)}" if often else ""
     return (
         f"{title}\n{counted('start', 1)} restarts (dotted), {counted('rollback')} rollbacks (dashed), "
         f"{counted('skip')} skipped steps (triangles)"

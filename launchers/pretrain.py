@@ -5,14 +5,16 @@ Two on this host: deepspeed --num_accelerators 2 launchers/pretrain.py --config 
 Many hosts:       deepspeed --hostfile HOSTS launchers/pretrain.py --config ... (run_dir on a shared file system)
 
 Killed or stopped, the same command continues from the last checkpoint with the same weights as if nothing happened.
-SIGTERM or SIGUSR1 to a rank, or a file run_dir/STOP, ends the run after its step, with a checkpoint.
-Exit status: 0 finished, 75 asked to stop (run it again), 70 hung, 65 too many bad steps, 2 bad input, 1 anything else;
-run_dir/exit.json says more. docs/training.md explains how to run it for weeks.
+Ctrl-C, SIGTERM or SIGUSR1 to a rank, or a file run_dir/STOP, ends the run after its step, with a checkpoint.
+Exit status: 0 finished, 75 asked to stop (run it again), 74 disk full (make room, run it again), 70 hung, 65 too many
+bad steps, 2 bad input, 130 Ctrl-C before the first step, 1 anything else; run_dir/exit.json says more.
+docs/training.md explains how to run it for weeks.
 """
 
-import errno
+import faulthandler
 import os
 import sys
+import traceback
 
 from mcsp.config import PretrainConfig, parse_command_line
 
@@ -20,22 +22,31 @@ from mcsp.config import PretrainConfig, parse_command_line
 def main() -> None:
     """Parse, train, say where the results are."""
     config, _ = parse_command_line(PretrainConfig, __doc__ or "")
-    from mcsp.training.run import pretrain  # after parsing: a typing error should not wait for DeepSpeed's import
-
+    faulthandler.enable()  # a table that is cut off while it is mapped ends in SIGBUS: say where
+    try:
+        # After parsing: a typing error should not wait for DeepSpeed's import.
+        from mcsp.training.run import InUse, pretrain, status_of
+        from mcsp.training.stopping import EXIT_DISK, leave
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    told = ""
     try:
         code = pretrain(config)
-    except ValueError as error:
-        if os.environ.get("RANK", "0") == "0":
-            print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        print(f"error: {config.run_dir}: {error.strerror}; make room and run the same command again", file=sys.stderr)
-        raise SystemExit(1) from None
-    if os.environ.get("RANK", "0") == "0":
-        print(f"run: {config.run_dir}  (metrics.jsonl, events.jsonl, tensorboard/, checkpoints/)")
-    raise SystemExit(code)
+    except (InUse, ValueError) as error:
+        told, code = f"error: {error}", status_of(error)
+    except KeyboardInterrupt as error:
+        told, code = "interrupted before the first step", status_of(error)
+    except BaseException as error:  # noqa: BLE001, the process ends here
+        code = status_of(error)
+        if code == EXIT_DISK:
+            told = f"error: {config.run_dir}: {error}; make room and run the same command again"
+        else:
+            traceback.print_exc()
+    else:
+        told = f"run: {config.run_dir}  (metrics.jsonl, events.jsonl, tensorboard/, checkpoints/)"
+    if told and os.environ.get("RANK", "0") == "0":
+        print(told, file=sys.stdout if told.startswith("run:") else sys.stderr)
+    leave(code)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Ranks, and collectives that gradients pass through. Without a process group everything is one rank."""
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any, Literal
 
@@ -11,10 +11,22 @@ from torch import Tensor
 
 # Every collective runs inside ``around_collectives()``: training measures with it how long they take.
 around_collectives: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
+_alone = False
 
 
 def _grouped() -> bool:
-    return dist.is_available() and dist.is_initialized()
+    return not _alone and dist.is_available() and dist.is_initialized()
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Inside, this process is one rank of one: it computes on whole batches what ranks compute shares of."""
+    global _alone
+    before, _alone = _alone, True
+    try:
+        yield
+    finally:
+        _alone = before
 
 
 def rank() -> int:

@@ -10,8 +10,8 @@ The corpus (see ``docs/corpus-format.md``) is a folder::
 Shape letters: T time samples, C channels.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from enum import IntEnum
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -26,9 +26,23 @@ Split = Literal["train", "validation", "test"]
 MODALITIES: tuple[Modality, ...] = get_args(Modality)
 DOMAINS: tuple[Domain, ...] = get_args(Domain)
 SPLITS: tuple[Split, ...] = get_args(Split)
+VIEWS = (0, 1)  # of each window, in every domain
+
+# Highest frequency [Hz] that models read. EEG: the range of the classical bands, to 45 Hz; BOLD: slow-5 to slow-2 (Zuo
+# et al., NeuroImage 2010).
+HIGHEST_HZ: dict[Modality, float] = {"eeg": 45.0, "fmri": 0.25}
 
 # Units in which values reach a model. fp16 holds 6e-8..65504, so volts would drown in its subnormals.
 UNITS: dict[Modality, str] = {"eeg": "uV", "fmri": "percent"}
+# Unit of BOLD that came without its mean, as denoised series do: each recording is divided by its own robust amplitude,
+# so amplitude carries no meaning and is never compared between recordings.
+SCALE_FREE = "a.u."
+
+
+def units_of(modality: Modality) -> tuple[str, ...]:
+    """Every unit that recordings of a modality may have."""
+    return (UNITS[modality], SCALE_FREE) if modality == "fmri" else (UNITS[modality],)
+
 
 # Length of one CRC block in samples of time: 2 s of EEG at 200 Hz, 10 volumes of BOLD. A window is checked in whole
 # blocks, so a block is short beside a window, yet holds the 4 kB or more that CRC-32 is fast on.
@@ -55,7 +69,7 @@ class Recording:
     run: str  # "" where unknown
     split: Split
     sfreq: float  # Hz; 1 / t_r for fMRI
-    unit: str  # "uV" | "percent"
+    unit: str  # "uV" | "percent" | "a.u."
     scale: float  # physical = stored * scale
     n_samples: int
     n_channels: int
@@ -108,30 +122,50 @@ class Window:
         return self.start + len(self.x_TC)
 
 
-def window_samples(recording: Recording, seconds: float) -> int:
-    """Length of a window of ``seconds`` in the recording's own time samples, at least 1."""
-    return max(1, round(seconds * recording.sfreq))
+class Purpose(IntEnum):
+    """What a random draw is for: the integer that, beside a key, decides it.
 
-
-def window_start(recording: Recording, clock_seconds: float, seconds: float) -> int:
-    """First time sample of the window that starts at ``clock_seconds`` on the shared clock; kept inside."""
-    start = round((clock_seconds - recording.onset_seconds) * recording.sfreq)
-    return min(max(start, 0), recording.n_samples - window_samples(recording, seconds))
-
-
-def common_starts(
-    eeg: Recording, fmri: Recording, window_seconds: Mapping[Modality, float], delay_seconds: float
-) -> tuple[float, float] | None:
-    """First and last instant [s, shared clock] at which an EEG window and its BOLD window fit into their recordings.
-
-    The BOLD window starts ``delay_seconds`` later. None where the recordings share no clock or do not overlap enough.
+    A change of a number changes what is drawn. Numbers repeat where the keys differ anyway, as those of a step's draws
+    are made from the run's key, and those of a view from the sample's.
     """
-    first = max(eeg.onset_seconds, fmri.onset_seconds - delay_seconds)
-    last = min(
-        eeg.onset_seconds + eeg.seconds - window_seconds["eeg"],
-        fmri.onset_seconds + fmri.seconds - delay_seconds - window_seconds["fmri"],
-    )
-    return (first, last) if last >= first else None  # a comparison with NaN, no clock, is false
+
+    # Of a run's key: what steps read.
+    ORDER = 0
+    SAMPLE = 1
+    TURN = 2
+    # Of a sample's key, in the loader.
+    CUT = 3
+    # Of a cut's key.
+    FIRST_WINDOW = 0
+    SECOND_WINDOW = 1
+    # Of an order's key.
+    SLOT = 0
+    MEMBER = 1
+    VISIT = 2
+    SITE = 3
+    OFFSET = 4
+    SITES = 5
+    STEPS = 6
+    # Of a fold's key in fine-tuning.
+    DROP_MODALITY = 1
+    WHICH_MODALITY = 2
+    WHICH_RECORDING = 3
+    START = 4
+    # Of a sample's key, in views; VIEW is the first of six, one for each domain and view.
+    LATE_VIEW = 106
+    VIEW = 1000
+    # Of a view's key.
+    DROPPED_FRACTION = 101
+    DROPPED_CHANNELS = 102
+    POSITION = 103
+    MASKED_LENGTH = 201
+    MASKED_PLACE = 202
+    AMPLITUDE = 203
+    NOISE = 204
+    BAND_WIDTH = 301
+    BAND_PLACE = 302
+    BAND_KEPT = 303
+    TILT = 304
 
 
 # ---------------------------------------------------------------------------------------------------------

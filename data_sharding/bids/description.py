@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mcsp.data_sharding.bids.find import read_json
+from mcsp.data_sharding.bids.tables import read_json
 from mcsp.version import __version__
 
 DESCRIPTION_NAME = "dataset_description.json"

@@ -4,20 +4,19 @@ Names follow BIDS 1.10 (https://bids-specification.readthedocs.io), those of der
 (``*_desc-preproc_bold.nii.gz``) and xcp_d (``*_seg-<parcellation>_stat-mean_timeseries.tsv``).
 """
 
-import csv
-import json
 import os
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from mcsp.config import CorpusConfig, SiteConfig
-from mcsp.config.corpus import Pairing
+from mcsp.config.corpus import Pairing, Selection
 from mcsp.data_sharding.bids.reasons import RecordingError
-from mcsp.data_sharding.store.files import Location
+from mcsp.data_sharding.bids.select import ignored_by, is_wanted, pipelines_of
+from mcsp.data_sharding.bids.tables import printable, read_json
 from mcsp.schema import Modality
 
 EEG_EXTENSIONS = (".edf", ".bdf", ".vhdr", ".set", ".fif")
@@ -32,10 +31,13 @@ _VERSION = {
     "space", "description", "segmentation", "atlas", "statistic", "resolution", "density", "echo", "part", "cohort",
     "split",
 }  # fmt: skip
+# Folder of a modality's raw files.
+FOLDERS: dict[Modality, str] = {"eeg": "eeg", "fmri": "func"}
 # Entities that files beside a recording may have although the recording has not.
 _FREE = {"space", "segmentation", "atlas", "resolution", "template"}
 _SKIPPED_FOLDERS = {"sourcedata", "code", "stimuli"}
 _SITE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+_DESCRIPTION = "dataset_description.json"
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,8 @@ class Site:
     label_image: Path | None  # for 4-D BOLD; None: a ``*_dseg.nii.gz`` of the dataset
     pairing: Pairing = "simultaneous"
     first_volume_event: str | None = None  # trial_type or value in the EEG's events.tsv
+    selection: Selection = field(default_factory=Selection)
+    fault: tuple[str, str] | None = None  # reason and detail, where a file of the dataset itself cannot be used
 
 
 @dataclass(frozen=True)
@@ -62,8 +66,8 @@ class RecordingRef:
 
     @property
     def file(self) -> str:
-        """Path relative to the site's folder."""
-        return self.path.relative_to(self.site.root).as_posix()
+        """Path relative to the site's folder, as text; bytes that are no UTF-8 as ``\\xe9``."""
+        return printable(self.path.relative_to(self.site.root).as_posix())
 
     def companion(self, name: str) -> Path | None:
         """The closest file called ``*_<name>``, for example ``channels.tsv``."""
@@ -71,11 +75,11 @@ class RecordingRef:
 
     def confounds(self) -> Path | None:
         """``*_desc-confounds_timeseries.tsv`` (fMRIPrep) or ``*_motion.tsv`` (xcp_d) of the run, in the same folder."""
-        run = {k: v for k, v in self.entities.items() if k not in _VERSION}
+        run = run_entities(self.entities)
         motion = None
         for file in sorted(self.path.parent.glob("*.tsv")):
             entities, suffix = parse_name(file.name)
-            if {k: v for k, v in entities.items() if k not in _VERSION} != run:
+            if run_entities(_entities(file, self.site.root)) != run:
                 continue
             if suffix in ("timeseries.tsv", "regressors.tsv") and entities.get("description") == "confounds":
                 return file
@@ -103,124 +107,218 @@ class RecordingRef:
 def parse_name(name: str) -> tuple[dict[str, str], str]:
     """Entities and suffix: ``sub-1_task-rest_eeg.edf`` -> ``({"subject": "1", "task": "rest"}, "eeg.edf")``."""
     *pairs, suffix = name.split("_")
-    entities = {_LONG.get(k, k): v for k, dash, v in (pair.partition("-") for pair in pairs) if dash}
-    return entities, suffix
+    keys = ((k.lower(), v) for k, dash, v in (pair.partition("-") for pair in pairs) if dash)
+    return {_LONG.get(k, k): v for k, v in keys}, suffix
+
+
+def run_entities(entities: Mapping[str, str]) -> dict[str, str]:
+    """Those that tell runs apart, and not versions of one run."""
+    return {k: v for k, v in entities.items() if k not in _VERSION}
+
+
+def _entities(path: Path, root: Path) -> dict[str, str]:
+    """Entities of a recording: those of its name, and subject and session of its folders where the name has none."""
+    entities = dict(parse_name(path.name)[0])
+    for folder in path.relative_to(root).parts[:-1]:
+        key, _, label = folder.partition("-")
+        if key in ("sub", "ses") and label and "_" not in folder:
+            entities.setdefault(_LONG[key], label)
+    return entities
 
 
 def ref_of_file(path: Path, modality: Modality) -> RecordingRef:
     """One recording by its path, with the files that apply to it where it lies in a BIDS dataset.
 
-    The dataset's root is the closest folder above with a ``dataset_description.json``. A file whose name has no
-    subject has no companions.
+    The dataset's root is the closest folder above with a ``dataset_description.json``. A file without a subject, in its
+    name or its folders, has no companions.
     """
     path = path.absolute()
-    root = next((folder for folder in path.parents if (folder / "dataset_description.json").is_file()), path.parent)
-    entities = parse_name(path.name)[0]
+    root = next((folder for folder in path.parents if (folder / _DESCRIPTION).is_file()), path.parent)
+    entities = _entities(path, root)
     companions: dict[str, tuple[Path, ...]] = {}
     if "subject" in entities:
         folders = [folder for folder in path.parents if folder == root or root in folder.parents]
-        companions = _companions(path, root, {folder: sorted(os.listdir(folder)) for folder in folders})
+        companions = _companions(path, entities, root, {folder: sorted(os.listdir(folder)) for folder in folders})
     return RecordingRef(Site(root.name, root, False, None), path, modality, entities, companions)
 
 
-def find_sites(config: CorpusConfig) -> list[Site]:
+def find_sites(config: CorpusConfig, notes: list[str] | None = None) -> list[Site]:
     """The sites that the configuration names, or every folder directly below ``bids_root``, sorted by name.
 
+    Folders below ``bids_root`` that are no dataset are left out, with a line in ``notes``. A dataset whose description
+    cannot be read is a site with a fault.
+
     Raises:
-        ValueError: a folder is missing or is no BIDS dataset, or a name cannot be part of a sample key.
+        ValueError: a folder that is named is missing or is no BIDS dataset, no folder is one, or a name cannot be part
+            of a sample key.
     """
-    named = dict(config.sites)
-    if not named and config.bids_root is not None:
-        if not config.bids_root.is_dir():
-            raise ValueError(f"{config.bids_root}: no such folder; bids_root must hold one BIDS dataset per site")
+    if config.sites or config.bids_root is None:
+        return [_make_site(name, site, config) for name, site in sorted(config.sites.items())]
+    try:
         folders = sorted(p for p in config.bids_root.iterdir() if p.is_dir() and not p.name.startswith("."))
-        named = {folder.name: SiteConfig(path=folder) for folder in folders}
-    if not named:
-        raise ValueError(f"{config.bids_root}: no folders in it; bids_root must hold one BIDS dataset per site")
-    return [_make_site(name, site, config) for name, site in sorted(named.items())]
+    except OSError:
+        raise ValueError(f"{config.bids_root}: no such folder; bids_root must hold one BIDS dataset per site") from None
+    sites, left_out = [], []
+    for folder in folders:
+        try:
+            sites.append(_make_site(folder.name, SiteConfig(path=folder), config))
+        except ValueError as error:
+            left_out.append(str(error))
+    if not sites:
+        why = left_out[0] if left_out else f"{config.bids_root}: no folders in it"
+        raise ValueError(f"{why}; bids_root must hold one BIDS dataset per site")
+    if notes is not None:
+        notes += [f"left out: {why}" for why in left_out]
+    return sites
 
 
 def _make_site(name: str, site: SiteConfig, config: CorpusConfig) -> Site:
     if not _SITE_NAME.fullmatch(name):
-        raise ValueError(f"site name {name!r}: expected letters, digits, '-' and '_' (set another under `sites`)")
-    description = site.path / "dataset_description.json"
-    if not description.is_file():
+        shown = printable(name)
+        raise ValueError(f"site name {shown!r}: expected letters, digits, '-' and '_' (set another under `sites`)")
+    description = site.path / _DESCRIPTION
+    if not description.is_file() and not description.is_symlink():
         raise ValueError(f"{description}: missing; expected a BIDS dataset (list the wanted folders under `sites`)")
     label_image = site.label_image or config.fmri.label_image
     if label_image is not None and not label_image.is_file():
         raise ValueError(f"{label_image}: no such label image (site {name})")
-    simulated = site.simulated if site.simulated is not None else bool(read_json(description).get("Simulated", False))
-    return Site(name, site.path, simulated, label_image, site.pairing, site.first_volume_event)
+    fault = None
+    try:
+        simulated = bool(read_json(description).get("Simulated", False))
+    except RecordingError as error:
+        simulated, fault = False, (error.reason, str(error))
+    if site.simulated is not None:
+        simulated = site.simulated
+    selection = config.selection_of(name)
+    return Site(name, site.path, simulated, label_image, site.pairing, site.first_volume_event, selection, fault)
 
 
-def find_recordings(site: Site, parcellation: str | None = None) -> list[RecordingRef]:
-    """Every recording below a site's folder, one per run and modality, sorted by path.
+def find_recordings(site: Site, parcellation: str | None = None, notes: list[str] | None = None) -> list[RecordingRef]:
+    """Every wanted recording below a site's folder, one per run and modality, sorted by path.
 
-    Where a run has several versions, one is taken: for fMRI parcellated time series before images (of those,
-    ``parcellation`` or else the first by name), ``desc-preproc`` before others, MNI spaces before others; for EEG files
-    without ``desc-`` first.
+    Where a run has several versions, one is taken. For EEG a raw file comes before one below ``derivatives``, and a
+    file without ``desc-`` first. For fMRI parcellated time series come before images (of those, ``parcellation`` or
+    else the first by name), ``desc-preproc`` before others, MNI spaces before others, of equal ones the raw one. A
+    pipeline that the selection names comes before everything. What ``.bidsignore`` names is not there.
     """
-    listing = _list_files(site.root)
+    notes = [] if notes is None else notes
+    listing = _list_files(site.root, notes)
+    is_ignored = ignored_by(site.root, notes)
     best: dict[tuple[Any, ...], tuple[tuple[Any, ...], Path, Modality]] = {}
+    pipelines: dict[tuple[Any, ...], set[str]] = {}
     for folder, names in listing.items():
+        inside = folder.relative_to(site.root)
         for name in names:
-            entities, suffix = parse_name(name)
-            modality = _modality(entities, suffix)
-            if modality is None or "subject" not in entities:
+            named, suffix = parse_name(name)
+            modality = _modality(named, suffix)
+            if modality is None:
                 continue
-            run = (modality, *sorted((k, v) for k, v in entities.items() if k not in _VERSION))
-            candidate = (_preference(entities, suffix, parcellation), folder / name, modality)
+            relative, entities = (inside / name).as_posix(), _entities(folder / name, site.root)
+            if "subject" not in entities or is_ignored(relative) or not is_wanted(relative, entities, site.selection):
+                continue
+            run = (modality, *sorted(run_entities(entities).items()))
+            of = pipelines_of(relative)
+            candidate = (_preference(entities, suffix, of, site, parcellation), folder / name, modality)
             best[run] = min(best.get(run, candidate), candidate)
+            pipelines.setdefault(run, set()).add(of[-1] if of else "")
+    notes += _several_pipelines(site, best, pipelines)
     chosen = sorted((path, modality) for _, path, modality in best.values())
+    found = []
+    for path, modality in chosen:
+        entities = _entities(path, site.root)
+        found.append(RecordingRef(site, path, modality, entities, _companions(path, entities, site.root, listing)))
+    return found
+
+
+def _several_pipelines(
+    site: Site, best: Mapping[tuple[Any, ...], tuple[Any, Path, Any]], pipelines: Mapping[tuple[Any, ...], set[str]]
+) -> list[str]:
+    """A line where runs lie in several folders below derivatives/, and which one was taken."""
+    chosen: dict[tuple[str, ...], set[str]] = {}
+    for run, names in pipelines.items():
+        of = pipelines_of(best[run][1].relative_to(site.root).as_posix())
+        if len(names - {""}) > 1 and of:
+            chosen.setdefault(tuple(sorted(names - {""})), set()).add(of[-1])
     return [
-        RecordingRef(site, path, modality, parse_name(path.name)[0], _companions(path, site.root, listing))
-        for path, modality in chosen
+        f"{site.name}: derivatives of {', '.join(names)} hold the same runs, taken: {', '.join(sorted(taken))}; "
+        "name one with `derivatives`"
+        for names, taken in sorted(chosen.items())
     ]
 
 
-def _modality(entities: dict[str, str], suffix: str) -> Modality | None:
+def _modality(entities: Mapping[str, str], suffix: str) -> Modality | None:
+    suffix = suffix.lower()
     if suffix in {"eeg" + extension for extension in EEG_EXTENSIONS}:
         return "eeg"
-    if suffix in ("bold.nii.gz", "bold.nii", *_PARCELLATED):
+    if suffix in ("bold.nii.gz", "bold.nii", *(name.lower() for name in _PARCELLATED)):
         return "fmri"
     # Without a parcellation the table is fMRIPrep's confounds.
     parcellated = "segmentation" in entities or "atlas" in entities
     return "fmri" if suffix == "timeseries.tsv" and parcellated else None
 
 
-def _preference(entities: dict[str, str], suffix: str, parcellation: str | None) -> tuple[Any, ...]:
-    if suffix.startswith("eeg"):
-        return ("description" in entities, suffix)
+def _preference(
+    entities: Mapping[str, str], suffix: str, pipelines: list[str], site: Site, parcellation: str | None
+) -> tuple[Any, ...]:
+    """The least of a run's versions is taken; a named pipeline comes first, of equals the raw one."""
+    named = site.selection.derivatives in pipelines
+    if suffix.lower().startswith("eeg"):
+        return (not named, bool(pipelines), "description" in entities, suffix)
     segmentation = entities.get("segmentation", entities.get("atlas"))
     return (
+        not named,
         suffix not in ("timeseries.tsv", *_PARCELLATED),
         parcellation is not None and segmentation != parcellation,
         entities.get("description") != "preproc",
         not entities.get("space", "").startswith("MNI"),
         segmentation or "",
         suffix,
+        bool(pipelines),
     )
 
 
-def _list_files(root: Path) -> dict[Path, list[str]]:
-    listing = {}
-    for folder, subfolders, names in os.walk(root):
-        subfolders[:] = sorted(s for s in subfolders if s not in _SKIPPED_FOLDERS and not s.startswith("."))
+def _list_files(root: Path, notes: list[str]) -> dict[Path, list[str]]:
+    """Folder -> names of its files; links to folders are followed, and no folder is listed twice."""
+    listing, seen = {}, set()
+
+    def is_new(folder: Path) -> bool:
+        try:
+            status = folder.stat()
+        except OSError:  # a link that leads to itself
+            return False
+        known = (status.st_dev, status.st_ino) in seen
+        seen.add((status.st_dev, status.st_ino))
+        return not known
+
+    def unreadable(error: OSError) -> None:
+        notes.append(f"{printable(str(error.filename))}: cannot be listed ({error.strerror}), left out")
+
+    is_new(root)
+    for folder, subfolders, names in os.walk(root, onerror=unreadable, followlinks=True):
+        wanted = sorted(s for s in subfolders if s not in _SKIPPED_FOLDERS and not s.startswith("."))
+        subfolders[:] = [s for s in wanted if is_new(Path(folder, s))]
         listing[Path(folder)] = sorted(names)
     return listing
 
 
-def _companions(path: Path, root: Path, listing: dict[Path, list[str]]) -> dict[str, tuple[Path, ...]]:
-    """Files that apply to ``path`` by the inheritance principle: in its folder or above, with no entity it lacks."""
-    entities, _ = parse_name(path.name)
+def _companions(
+    path: Path, entities: Mapping[str, str], root: Path, listing: dict[Path, list[str]]
+) -> dict[str, tuple[Path, ...]]:
+    """Files that apply to ``path`` by the inheritance principle: in its folder or above, with no entity it lacks.
+
+    What lies below ``derivatives`` also has the ``scans.tsv`` of the raw run that it comes from.
+    """
     found: dict[str, list[Path]] = {}
     folders = [folder for folder in reversed(path.parents) if folder == root or root in folder.parents]
-    for folder in folders:
+    raw = root / f"sub-{entities.get('subject')}"
+    elsewhere = [f for f in (raw, raw / f"ses-{entities.get('session')}") if f in listing and f not in folders]
+    for folder in [*elsewhere, *folders]:
         matching = []
         for name in listing[folder]:
             own, suffix = parse_name(name)
             applies = all(entities.get(k) == v for k, v in own.items() if k not in _FREE or k in entities)
-            if name != path.name and applies and suffix.endswith((".json", ".tsv", "dseg.nii.gz")):
+            kind = "scans.tsv" if folder in elsewhere else (".json", ".tsv", "dseg.nii.gz")
+            if name != path.name and applies and suffix.endswith(kind):
                 matching.append((len(own), name, suffix))
         for _, name, suffix in sorted(matching):
             found.setdefault(suffix, []).append(folder / name)
@@ -234,40 +332,3 @@ def read_sidecar(ref: RecordingRef) -> dict[str, Any]:
     for file in ref.companions.get(suffix + ".json", ()):
         merged.update(read_json(file))
     return merged
-
-
-def read_json(file: Location) -> dict[str, Any]:
-    """Read a JSON object; raise :class:`RecordingError`, a ``ValueError``, with one line naming the file."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise RecordingError("unreadable", f"{file.name}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError as error:
-        raise RecordingError("bad-encoding", f"{file.name}: {_not_utf8(error)}") from None
-    except ValueError as error:
-        raise RecordingError("invalid-json", f"{file.name}: not valid JSON ({error})") from None
-    if not isinstance(content, dict):
-        raise RecordingError("invalid-json", f"{file.name}: expected a JSON object, found {type(content).__name__}")
-    return content
-
-
-def read_tsv(file: Path) -> list[dict[str, str]]:
-    """Rows of a BIDS table, without the cells that are empty or ``n/a``; raise :class:`RecordingError`, one line."""
-
-    def rows() -> Iterator[dict[str, str]]:
-        with open(file, newline="", encoding="utf-8-sig") as lines:
-            for row in csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE):
-                yield {k: v for k, v in row.items() if k is not None and v not in (None, "", "n/a")}
-
-    try:
-        return list(rows())
-    except OSError as error:
-        raise RecordingError("unreadable", f"{file.name}: cannot read the table ({error.strerror})") from None
-    except UnicodeDecodeError as error:
-        raise RecordingError("bad-encoding", f"{file.name}: {_not_utf8(error)}") from None
-    except csv.Error as error:
-        raise RecordingError("bad-table", f"{file.name}: cannot read the table ({error})") from None
-
-
-def _not_utf8(error: UnicodeDecodeError) -> str:
-    return f"byte {error.start} is 0x{error.object[error.start]:02x}, expected UTF-8"

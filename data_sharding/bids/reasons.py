@@ -2,57 +2,234 @@
 
 import os
 import re
-import struct
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
-# Why a recording was found and not stored. docs/corpus-format.md has the same table, and a test compares them.
+
+class Reason(NamedTuple):
+    """One way in which a recording cannot be stored."""
+
+    meaning: str
+    example: str  # a line as it is told
+    remedy: str  # what the people do who hold the files
+
+
+# docs/reasons.md is made of this table: python -m mcsp.data_sharding.bids.reasons > docs/reasons.md
 REASONS = {
     # files
-    "unreadable": "the reader of the format fails on the file",
-    "missing-file": "a file that the recording's header names is absent",
-    "truncated": "the file ends before its header says it does",
-    "wrong-length": "the file holds more than its header, or lasts otherwise than its sidecar says",
-    "not-continuous": "the file holds pieces with gaps between them",
-    "invalid-json": "a JSON sidecar that is no JSON object",
-    "bad-encoding": "a sidecar or table that is not UTF-8",
-    "bad-table": "a table with text, gaps or too few columns where numbers are expected",
-    "too-short": "less time than min_seconds",
+    "unreadable": Reason(
+        "the reader of the format fails on the file",
+        "sub-1_task-rest_eeg.set: MatReadError: Mat file appears to be empty",
+        "open the file with MNE or nibabel; copy it again from its source",
+    ),
+    "missing-file": Reason(
+        "the recording, or a file that its header names, is absent: a link to nowhere, or content that was not fetched",
+        "sub-3_task-rest_eeg.edf: a link to ../.git/annex/objects/7K/4J/..., which is absent, expected the file itself",
+        "fetch the content (`datalad get`, `git lfs pull`); copy what the header names (`.eeg`, "
+        "`.vmrk`, `.fdt`), or repair the name in the header after a renaming",
+    ),
+    "truncated": Reason(
+        "the file ends before its header says it does",
+        "sub-1_task-rest_eeg.fdt: holds 570000 bytes, its header says 1140000 (19 channels of 15000 samples)",
+        "copy the file again; compare its size with the source",
+    ),
+    "wrong-length": Reason(
+        "the file holds more than its header, or lasts otherwise than its sidecar says",
+        "sub-1_task-rest_eeg.edf: lasts 40.0 s, expected the sidecar's 20 s",
+        "find out whether header or sidecar is right; export the recording again",
+    ),
+    "not-continuous": Reason(
+        "the file holds pieces with gaps between them, or trials",
+        "sub-1_task-rest_eeg.edf: EDF+D with 2 gaps, the first of 3.5 s after 12 s, expected a continuous file",
+        "export the recording without gaps, or as one file per piece",
+    ),
+    "invalid-json": Reason(
+        "a JSON sidecar that is no JSON object",
+        "task-rest_eeg.json: not valid JSON (Expecting value: line 1 column 1 (char 0))",
+        "repair the sidecar; the BIDS validator names the place",
+    ),
+    "bad-encoding": Reason(
+        "a sidecar or a table that is not UTF-8, or the name of the file itself",
+        "participants.tsv: line 2: byte 3 is 0xe9, expected UTF-8",
+        "save the sidecar or table as UTF-8; rename the file",
+    ),
+    "bad-table": Reason(
+        "a table without the columns that it must have, or with text, gaps or decimal commas where "
+        "numbers are expected",
+        "sub-1_electrodes.tsv: row 1, column x: '-29,4', expected a number with a decimal point",
+        "look for text, gaps or a wrong separator in the table",
+    ),
+    "too-short": Reason(
+        "less time than min_seconds",
+        "sub-1_task-rest_eeg.edf: 5.0 s, expected at least 10 s",
+        "nothing, or lower `min_seconds` if such recordings are worth having",
+    ),
     # EEG
-    "sfreq-mismatch": "SamplingFrequency of the sidecar and the file's header differ by more than 1 %",
-    "channels-mismatch": "channels.tsv speaks of other channels than the file holds",
-    "no-channels": "no EEG channel or no parcel in the file",
-    "unknown-montage": "no EEG channel has a position, by its name or in electrodes.tsv",
-    "wrong-unit": "EEG amplitude that microvolts cannot explain",
-    "clipped": "too many channels sit at the limits of their range",
-    "bad-channels": "too many channels are marked bad or unlike the others",
-    "artefacts": "less than min_seconds outside of artefacts",
+    "sfreq-mismatch": Reason(
+        "SamplingFrequency of the sidecar and the file's header differ by more than 1 %",
+        "sub-1_task-rest_eeg.edf: sidecar says 500 Hz, the file's header 250 Hz",
+        "correct `SamplingFrequency` after asking the site",
+    ),
+    "several-rates": Reason(
+        "EEG channels of one file have several sampling rates",
+        "sub-1_task-rest_eeg.edf: EEG at 200 Hz (Fp1, Fp2) and 400 Hz (O1, O2), expected one rate",
+        "export the EEG at one rate, or call the others by another `type` in `channels.tsv`",
+    ),
+    "channels-mismatch": Reason(
+        "channels.tsv speaks of other channels than the file holds",
+        "sub-1_task-rest_channels.tsv: 2 of 3 rows, such as 'A', name no channel of the file, expected its 8 channels",
+        "write `channels.tsv` again from the file",
+    ),
+    "no-channels": Reason(
+        "no EEG channel or no parcel in the file",
+        "sub-1_task-rest_eeg.edf: none of 7 channels is EEG",
+        "set `type` in `channels.tsv`; for BOLD look at the time series",
+    ),
+    "unknown-montage": Reason(
+        "too few EEG channels have a position, by their name or in electrodes.tsv",
+        "sub-1_task-rest_eeg.edf: 1 of 65 EEG channels have a position (Cz), expected at least 4: 10-05 "
+        "names or electrodes.tsv",
+        "give `electrodes.tsv` with `coordsystem.json`, or names of the 10-05 system; differences "
+        "between electrodes (`Fp1-F7`) have no place: export the recording against one reference",
+    ),
+    "electrodes-unit": Reason(
+        "electrodes.tsv holds places that no head has, in the unit of its coordsystem.json",
+        "sub-1_electrodes.tsv: electrodes lie 95000 mm from the centre of the head, expected 40 to "
+        "200 mm: EEGCoordinateUnits is 'm', the values look like mm",
+        "correct `EEGCoordinateUnits` in `coordsystem.json`",
+    ),
+    "wrong-unit": Reason(
+        "amplitude that microvolts of EEG, or the percent that a BOLD sidecar says, cannot explain",
+        "sub-1_task-rest_eeg.edf: median channel amplitude 2e+04 uV, expected 0.1 to 5000 uV "
+        "(millivolts taken for volts, or microvolts for millivolts?)",
+        "correct the unit in the header or in `channels.tsv`; do not scale the data in place",
+    ),
+    "clipped": Reason(
+        "too many channels sit at the limits of their range",
+        "sub-1_task-rest_eeg.edf: 5 of 8 channels are bad (5 clipped), too many to go on",
+        "ask the site for the amplifier's range; such data cannot be mended",
+    ),
+    "bad-channels": Reason(
+        "too many channels are marked bad or unlike the others",
+        "sub-1_task-rest_eeg.edf: 12 of 19 channels are bad (12 bad-channels), too many to go on",
+        "look at the traces; a reference or ground that came off spoils all of them",
+    ),
+    "artefacts": Reason(
+        "less than min_seconds outside of artefacts",
+        "sub-1_task-rest_eeg.edf: 7.0 s outside of artefacts, expected at least 10 s",
+        "look at the traces; nothing, if they are as bad as that",
+    ),
     # EEG and fMRI
-    "non-finite": "too many channels hold NaN or infinity",
-    "flat": "too many channels are constant",
+    "non-finite": Reason(
+        "too many channels hold NaN or infinity",
+        "sub-1_task-rest_eeg.fif: 5 of 8 channels are bad (5 non-finite), too many to go on",
+        "find what wrote NaN: a conversion, or a missing confound",
+    ),
+    "flat": Reason(
+        "too many channels are constant",
+        "sub-1_task-rest_eeg.edf: 7 of 7 channels are bad (7 flat), too many to go on",
+        "as for bad-channels; a wrong scale in a header makes zeros too",
+    ),
     # fMRI
-    "missing-t_r": "no RepetitionTime in the sidecar",
-    "t_r-mismatch": "RepetitionTime is no plausible number of seconds, or the image header says otherwise",
-    "not-4d": "an image that is no series of volumes",
-    "no-volumes": "a time series without volumes",
-    "singular-affine": "an image whose affine maps no voxel to a place",
-    "no-label-image": "a 4-D image without a parcellation",
-    "bad-label-image": "a parcellation image that holds no integer labels",
-    "label-space-mismatch": "image and parcellation lie in different spaces",
-    "parcels-mismatch": "time series and parcellation have different numbers of parcels",
-    "parcels-missing": "too many parcels of the parcellation have no signal",
-    "no-baseline": "BOLD without its mean, so percent signal change is undefined",
-    "missing-confounds": "no confounds of fMRIPrep beside the image, although the configuration asks for them",
-    "confounds-mismatch": "confounds and time series have different numbers of volumes",
-    "motion": "less than min_seconds outside of motion",
+    "missing-t_r": Reason(
+        "no RepetitionTime in the sidecar",
+        "sub-1_task-rest_bold.nii.gz: no RepetitionTime in the JSON sidecar, expected seconds",
+        "add `RepetitionTime` in seconds to the sidecar",
+    ),
+    "t_r-mismatch": Reason(
+        "RepetitionTime is no plausible number of seconds, or the image header says otherwise",
+        "sub-1_task-rest_bold.nii.gz: RepetitionTime of the sidecar gives t_r 2000 (milliseconds?), "
+        "expected 0.05 to 20 s",
+        "milliseconds in header or sidecar: correct them where they are wrong",
+    ),
+    "not-4d": Reason(
+        "an image that is no series of volumes",
+        "sub-1_task-rest_bold.nii.gz: expected a 4-D image, found shape (64, 64, 30)",
+        "name the file by what it is: a reference image is no `bold`",
+    ),
+    "no-volumes": Reason(
+        "a time series without volumes",
+        "sub-1_task-rest_seg-A_timeseries.tsv: 0 volumes, expected a time series",
+        "run the preprocessing of this run again",
+    ),
+    "singular-affine": Reason(
+        "an image whose affine maps no voxel to a place",
+        "sub-1_task-rest_bold.nii.gz: its affine maps no voxel to a place",
+        "take the image from before the step that lost its affine",
+    ),
+    "no-label-image": Reason(
+        "a 4-D image without a parcellation",
+        "sub-1_task-rest_bold.nii.gz: no *_dseg.nii.gz at the dataset's root and no label_image in the config",
+        "set `label_image` of the site, or put a `*_dseg.nii.gz` at the dataset's root",
+    ),
+    "bad-label-image": Reason(
+        "a parcellation image that holds no integer labels",
+        "seg-A_dseg.nii.gz: expected integer labels in three dimensions",
+        "a parcellation needs whole numbers; a resampled one needs nearest neighbours",
+    ),
+    "label-space-mismatch": Reason(
+        "image and parcellation lie in different spaces",
+        "space-T1w_seg-A_dseg.nii.gz: space T1w, expected the image's MNI152NLin2009cAsym",
+        "take a parcellation in the space of the images",
+    ),
+    "parcels-mismatch": Reason(
+        "time series and parcellation have different numbers of parcels",
+        "sub-1_task-rest_timeseries.1D: 200 columns, expected the table's 190 parcels",
+        "take the table of labels that the time series were made with",
+    ),
+    "parcels-missing": Reason(
+        "too many parcels of the parcellation have no signal",
+        "sub-1_task-rest_bold.nii.gz: 120 of 200 parcels have no signal, too many to go on",
+        "look at the field of view; partial brains do not fit a whole parcellation",
+    ),
+    "no-baseline": Reason(
+        "BOLD whose mean is neither a baseline for percent signal change nor zero, as denoised series have it",
+        "sub-1_task-rest_seg-A_timeseries.tsv: the mean is 0.1 standard deviations, expected at least 5",
+        "give the time series with their mean, or denoised ones without any",
+    ),
+    "missing-confounds": Reason(
+        "no confounds of fMRIPrep beside the image, although the configuration asks for them",
+        "sub-1_task-rest_bold.nii.gz: no *_desc-confounds_timeseries.tsv beside it",
+        "copy the confounds beside the images, or do not ask for them",
+    ),
+    "confounds-mismatch": Reason(
+        "confounds and time series have different numbers of volumes",
+        "sub-1_task-rest_desc-confounds_timeseries.tsv: 150 rows, expected the series' 146 volumes",
+        "dummy volumes removed from one and not from the other: remove them from both",
+    ),
+    "motion": Reason(
+        "less than min_seconds outside of motion",
+        "sub-1_task-rest_bold.nii.gz: 20.0 s outside of motion, expected at least 30 s",
+        "nothing; or a less strict limit, for all sites alike",
+    ),
     # what only the builder sees
-    "timeout": "reading took longer than the limit",
-    "native-crash": "the process that read the file died",
-    "out-of-memory": "reading needed more memory than the limit",
-    "duplicate": "the same content as another recording of the corpus",
-    "suspected-personal-data": "text that may identify a person would have gone along",
+    "timeout": Reason(
+        "reading took longer than the limit, or files that never end have used up the time of their site",
+        "not read within 900 s",
+        "read the file alone; a slow disk, or a damaged file that never ends",
+    ),
+    "native-crash": Reason(
+        "the process that read the file died",
+        "the reading process was killed by SIGSEGV",
+        "as for unreadable; report it to the library with the file",
+    ),
+    "out-of-memory": Reason(
+        "reading needed more memory than the limit",
+        "reading needs more than read_memory_gb = 16",
+        "a larger limit, or fewer workers per node",
+    ),
+    "duplicate": Reason(
+        "the same content as another recording of the corpus",
+        "the same content as clinic/sub-1/eeg/sub-1_task-rest_eeg.edf",
+        "remove one of the two; ask whether one person has two ids",
+    ),
+    "suspected-personal-data": Reason(
+        "text that may identify a person would have gone along",
+        "channel: date like '9999-99-99'",
+        "look at the text that is named: change it at the site, or leave the column out",
+    ),
 }
 
 
@@ -64,9 +241,14 @@ class RecordingError(ValueError):
     """A recording that must not be stored; ``reason`` is a key of :data:`REASONS`."""
 
     def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(detail)
+        super().__init__(detail.encode("utf-8", "backslashreplace").decode())  # of a name that is no UTF-8
         assert reason in REASONS, reason
         self.reason = reason
+
+    @property
+    def remedy(self) -> str:
+        """What to do about it."""
+        return REASONS[self.reason].remedy
 
 
 @contextmanager
@@ -81,22 +263,37 @@ def naming(file: str) -> Iterator[None]:
 
 
 @contextmanager
-def reading(root: Path) -> Iterator[None]:
-    """Turn what MNE, nibabel, pandas and the codecs below them raise on a damaged file into a :class:`RecordingError`.
+def reading(root: Path, file: str = "") -> Iterator[None]:
+    """Turn whatever the readers of a format raise on a damaged file into a :class:`RecordingError` that names ``file``.
 
-    The path of ``root`` is left out of the text: it would make an index depend on the machine.
+    Each of them has errors of its own, some are plain ``Exception``; a lack of memory is no fault of the file. The path
+    of ``root`` is left out of the text: it would make an index depend on the machine.
     """
-    from nibabel.filebasedimages import ImageFileError
-    from nibabel.spatialimages import HeaderDataError
-
-    damaged = (
-        OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, ArithmeticError, EOFError,
-        struct.error, zlib.error, ImageFileError, HeaderDataError,
-    )  # fmt: skip
     try:
         yield
-    except RecordingError:
+    except (RecordingError, MemoryError):
         raise
-    except damaged as error:
+    except Exception as error:  # noqa: BLE001  whatever a damaged file makes of a library
         detail = " ".join(str(error).split()).replace(f"{root}{os.sep}", "")
-        raise RecordingError("unreadable", f"{type(error).__name__}: {detail}"[:_DETAIL_LENGTH]) from None
+        text = f"{type(error).__name__}: {detail}"[:_DETAIL_LENGTH]
+        raise RecordingError("unreadable", f"{file}: {text}" if file else text) from None
+
+
+def reasons_page() -> str:
+    """The text of ``docs/reasons.md``."""
+    lines = [
+        "# Why a recording is not stored, and what to do",
+        "",
+        "Every recording that is found and not stored has one of these reasons and a line of detail, in the list of",
+        "rejections, in the report and, with the original names, in `.build/rejected.tsv`. `encode_raw`,",
+        "`encode_bold` and `FeatureExtractor` raise the same as a `RecordingError`, which is a `ValueError`.",
+        "",
+        "| reason | meaning | example | what to do |",
+        "|---|---|---|---|",
+    ]
+    lines += [f"| {name} | {r.meaning} | `{r.example}` | {r.remedy} |" for name, r in REASONS.items()]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    print(reasons_page(), end="")

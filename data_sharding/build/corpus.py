@@ -70,6 +70,8 @@ def build_corpus(config: CorpusConfig, address: str | None = None) -> tuple[dict
             return read_index(out), True
         with ray_session(config.workers, address):
             status = BuildStatus(out, plan.found, len(plan.names))
+            for note in plan.notes:
+                status.say(f"warning: {note}")
             state = "failed"
             try:
                 fingerprint = _run(plan, config, out, status)

@@ -12,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from mcsp.data_sharding.bids.description import DESCRIPTION_NAME
-from mcsp.data_sharding.bids.find import read_json
+from mcsp.data_sharding.bids.tables import read_json
 from mcsp.data_sharding.build.privacy import (
     find_identifiers,
     find_identifiers_in_participant,

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import tempfile
+import weakref
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -61,13 +62,16 @@ class Plan:
         found: recordings of each site.
         names, digests: of the shards, sorted by name.
         digest: stands for the recipe and the state of all inputs.
+        notes: what whoever builds should know of the inputs, a line each.
     """
 
-    def __init__(self, sites: Sequence[Site], recipe: str, config: CorpusConfig) -> None:
+    def __init__(self, sites: Sequence[Site], recipe: str, config: CorpusConfig, notes: Sequence[str] = ()) -> None:
         """An empty plan."""
+        self.notes = notes
         self.sites, self.recipe, self._limit = tuple(sites), recipe, config.samples_per_shard
         self.found = {site.name: 0 for site in sites}
         self._spool = tempfile.TemporaryFile(prefix="mcsp-plan-")  # noqa: SIM115  lives as long as the plan
+        weakref.finalize(self, self._spool.close)
         self._entries = bytearray()  # of _ENTRY, one per sample
         self.names: list[str] = []
         self.digests: list[str] = []
@@ -140,17 +144,26 @@ def cut(orders: Sequence[int], limit: int) -> Iterator[tuple[int, int, int]]:
 
 
 class FileStates(dict[Path, list[int]]):
-    """Size and time of change of files, each asked for once: many recordings share a table at the dataset's root."""
+    """Size and time of change of files, each asked for once: many recordings share a table at the dataset's root.
+
+    Of a link to nowhere they are those of the link.
+    """
 
     def __missing__(self, file: Path) -> list[int]:
-        status = file.stat()
+        try:
+            status = file.stat()
+        except OSError:
+            try:
+                status = file.lstat()
+            except OSError:  # removed, or beyond a folder that cannot be searched
+                return self.setdefault(file, [-1, -1])
         return self.setdefault(file, [status.st_size, status.st_mtime_ns])
 
 
 def _sample_inputs(sample: PlannedSample, states: FileStates) -> list[Any]:
     """What decides a sample's bytes, with size and time of change standing for the content of each file."""
     files = [[ref.file, ref.modality, file.name, *states[file]] for ref in sample.recordings for file in ref.inputs()]
-    site = [sample.site.simulated, sample.site.pairing, sample.site.first_volume_event]
+    site = [sample.site.simulated, sample.site.pairing, sample.site.first_volume_event, sample.site.fault]
     return [sample.key, sample.split, sample.session, sample.participant, site, files]
 
 
@@ -159,7 +172,10 @@ def _to_line(sample: PlannedSample) -> bytes:
         root = ref.site.root
         return {name: [os.path.relpath(file, root) for file in files] for name, files in ref.companions.items()}
 
-    recordings = [[ref.file, ref.modality, ref.entities, companions(ref)] for ref in sample.recordings]
+    recordings = [
+        [os.path.relpath(ref.path, ref.site.root), ref.modality, ref.entities, companions(ref)]
+        for ref in sample.recordings
+    ]
     values = {**vars(sample), "site": sample.site.name, "recordings": recordings}
     return json.dumps(values).encode() + b"\n"
 

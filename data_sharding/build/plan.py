@@ -8,10 +8,13 @@ never written.
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from mcsp.config import CorpusConfig
+from mcsp.config.corpus import Selection
 from mcsp.data_sharding.bids.find import RecordingRef, Site, find_recordings, find_sites
-from mcsp.data_sharding.bids.participants import read_participants
+from mcsp.data_sharding.bids.participants import Participants, read_participants
+from mcsp.data_sharding.bids.reasons import RecordingError
 from mcsp.data_sharding.build.layout import FileStates, Plan, PlannedSample, sha256_json
 from mcsp.data_sharding.build.pseudonyms import keyed_hash, session_label, subject_hash
 from mcsp.data_sharding.build.recipe import code_digest, public_config, recipe_config, software_versions
@@ -27,22 +30,39 @@ def make_plan(config: CorpusConfig, key: bytes) -> Plan:
     most ``samples_per_shard``. Neither the split nor the shard of a sample depends on the other samples, but that a
     full shard is halved.
 
+    A fault of a dataset's own files (its description, its participants.tsv) costs the recordings of that dataset, each
+    of which is planned and will be rejected with the reason.
+
     Raises:
-        ValueError: a missing or malformed dataset, no recordings at all, or a participants column that no site has.
+        ValueError: a dataset that is named and missing, no recordings at all, or a participants column that no site
+            has.
     """
-    sites = find_sites(config)
-    participants = {site.name: read_participants(site) for site in sites}
-    _check_columns(config, participants)
+    notes: list[str] = []
+    sites = find_sites(config, notes)
+    participants: dict[str, Participants] = {}
+    for i, site in enumerate(sites):
+        try:
+            participants[site.name] = read_participants(site)
+        except RecordingError as error:
+            participants[site.name] = Participants()
+            sites[i] = replace(site, fault=site.fault or (error.reason, str(error)))
+    notes += [f"{site.name}: {site.fault[1]}; none of its recordings is stored" for site in sites if site.fault]
+    _check_columns(config, participants, notes)
     # The key's own hash: a build under another key must not continue this one.
     common = [SCHEMA_VERSION, software_versions(), code_digest(), recipe_config(config), keyed_hash(key, "recipe")]
-    plan = Plan(sites, sha256_json(common), config)
-    options = public_config(config)["sites"]
+    plan = Plan(sites, sha256_json(common), config, notes)
+    # Which recordings of a site are wanted does not change the others.
+    options = {
+        name: {k: v for k, v in values.items() if k not in Selection.model_fields}
+        for name, values in public_config(config)["sites"].items()
+    }
     for site in sites:
         states = FileStates()
-        for sample in _site_samples(site, participants[site.name], config, key):
+        for sample in _site_samples(site, participants[site.name], config, key, notes):
             plan.add(sample, config.seed, states, options.get(site.name))
     if not any(plan.found.values()):
-        raise ValueError(f"{', '.join(str(site.root) for site in sites)}: no EEG or fMRI recordings found")
+        more = f" ({'; '.join(notes)})" if notes else ""
+        raise ValueError(f"{', '.join(str(site.root) for site in sites)}: no EEG or fMRI recordings found{more}")
     plan.close(common)
     return plan
 
@@ -63,16 +83,15 @@ def assign_split(unit: str, fractions: Sequence[float], seed: int, site: str, ke
 
 
 def _site_samples(
-    site: Site, participants: Mapping[str, Mapping[str, str]], config: CorpusConfig, key: bytes
+    site: Site, participants: Participants, config: CorpusConfig, key: bytes, notes: list[str]
 ) -> Iterator[PlannedSample]:
     groups: dict[tuple[str, str], list[RecordingRef]] = {}
-    for ref in find_recordings(site, config.fmri_of(site.name).parcellation):
+    for ref in find_recordings(site, config.fmri_of(site.name).parcellation, notes):
         session = "" if site.pairing == "subject" else ref.entities.get("session", "")
         groups.setdefault((ref.entities["subject"], session), []).append(ref)
     for (subject, session), refs in sorted(groups.items()):
         hashed, label = subject_hash(key, site.name, subject), session_label(key, session)
-        row = participants.get(subject, {})
-        family = row.get(config.family_column or "")
+        row, family = participants.of(subject, session), participants.of(subject).get(config.family_column or "")
         unit = f"family {family}" if family else f"subject {subject}"
         columns = {name: _number_or_text(row[name]) for name in config.participants_columns if name in row}
         yield PlannedSample(
@@ -84,14 +103,19 @@ def _site_samples(
             participant=json.dumps(columns, sort_keys=True),
             recordings=tuple(sorted(refs, key=lambda ref: (ref.modality, ref.file))),
         )
+    notes += [f"{site.name}: {note}" for note in participants.notes(_wanted_columns(config))]
 
 
-def _check_columns(config: CorpusConfig, participants: Mapping[str, Mapping[str, Mapping[str, str]]]) -> None:
-    known = {name for rows in participants.values() for row in rows.values() for name in row}
-    wanted = [*config.participants_columns, *([config.family_column] if config.family_column else [])]
-    for name in wanted:
+def _wanted_columns(config: CorpusConfig) -> list[str]:
+    return [*config.participants_columns, *([config.family_column] if config.family_column else [])]
+
+
+def _check_columns(config: CorpusConfig, participants: Mapping[str, Participants], notes: Sequence[str]) -> None:
+    known = {name for of_site in participants.values() for row in of_site.rows for name in row}
+    for name in _wanted_columns(config):
         if name not in known:
-            raise ValueError(f"participants.tsv: no site has the column {name!r}, found {sorted(known)}")
+            more = f" ({'; '.join(notes)})" if notes else ""
+            raise ValueError(f"participants.tsv: no site has the column {name!r}, found {sorted(known)}{more}")
     for name in config.participants_columns:
         if name.lower() in _IDENTIFYING:
             raise ValueError(f"participants_columns: {name!r} may identify a person and cannot go along")

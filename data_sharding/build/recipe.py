@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mcsp.config import CorpusConfig
+from mcsp.config.corpus import Selection
 from mcsp.data_sharding.build.layout import sha256_json
 from mcsp.provenance import ROOT
 from mcsp.version import __version__
@@ -37,7 +38,7 @@ def software_versions() -> dict[str, str]:
 
 def recipe_config(config: CorpusConfig) -> dict[str, Any]:
     """What all shards share: not the list of sites, and not what decides only whether a recording survives."""
-    free = {"sites", "on_error", "max_quarantined", "read_timeout_seconds", "read_memory_gb"}
+    free = {"sites", "on_error", "max_quarantined", "read_timeout_seconds", "read_memory_gb", *Selection.model_fields}
     return {name: value for name, value in public_config(config).items() if name not in free}
 
 

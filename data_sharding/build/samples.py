@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from mcsp.data_sharding.bids.find import RecordingRef
+from mcsp.data_sharding.bids.pairing import marked_times
 from mcsp.data_sharding.bids.reasons import RecordingError
 from mcsp.data_sharding.build.layout import PlannedSample
 from mcsp.data_sharding.build.privacy import find_identifiers, find_identifiers_in_participant
 from mcsp.data_sharding.build.pseudonyms import without_dates
-from mcsp.data_sharding.clean.pairing import marked_times
 from mcsp.data_sharding.clean.read import Reading, ReadingProcess
 from mcsp.data_sharding.clean.recording import CleanRecording
 from mcsp.data_sharding.store.index import Rejection
@@ -48,6 +48,8 @@ def read_sample(
         try:
             if (twin := (excluded or {}).get(f"{ref.site.name}/{ref.file}")) is not None:
                 raise RecordingError("duplicate", twin)
+            if sample.site.fault is not None:
+                raise RecordingError(*sample.site.fault)
             found = process.read(ref)
             _refuse_personal(sample, ref, found.clean.channels)
             readings.append((ref, found))

@@ -97,8 +97,11 @@ def seal_corpus(
 
 
 def people(sites: Sequence[Site]) -> frozenset[str]:
-    """Words of the names in the participants.tsv of every site, to be looked for in the corpus."""
-    rows = [row for site in sites for row in read_participants(site).values()]
+    """Words of the names in the participants.tsv of every site, to be looked for in the corpus.
+
+    Of a site with a fault nothing is stored, and its table may be what cannot be read.
+    """
+    rows = [row for site in sites if site.fault is None for row in read_participants(site).rows]
     return name_words(value for row in rows for column, value in row.items() if _NAME_COLUMN.search(column))
 
 

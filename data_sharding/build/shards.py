@@ -27,7 +27,7 @@ from mcsp.data_sharding.store.encoding import STORED_DTYPE, encode
 from mcsp.data_sharding.store.files import Location, location, publish, scratch_file, sha256_file, write_atomic
 from mcsp.data_sharding.store.index import SHARDS_NAME, Rejection, Repair, block_bounds
 from mcsp.data_sharding.store.reader import crc_name
-from mcsp.schema import BLOCK_SAMPLES, SCHEMA_VERSION, UNITS, Recording
+from mcsp.schema import BLOCK_SAMPLES, SCHEMA_VERSION, Recording
 
 # Digits of a shard's SHA-256 in its name.
 _HASH_DIGITS = 12
@@ -189,7 +189,7 @@ def _row(sample: PlannedSample, survivor: SampleRecording, member: str, scale: f
         run=without_dates(ref.entities.get("run", "")),
         split=sample.split,
         sfreq=clean.sfreq,
-        unit=UNITS[ref.modality],
+        unit=clean.unit,
         scale=scale,
         n_samples=n_samples,
         n_channels=n_channels,

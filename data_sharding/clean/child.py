@@ -12,9 +12,9 @@ from multiprocessing.connection import Connection
 
 from mcsp.config import CorpusConfig
 from mcsp.data_sharding.bids.find import RecordingRef
+from mcsp.data_sharding.bids.pairing import acquisition_time
 from mcsp.data_sharding.bids.reasons import RecordingError
 from mcsp.data_sharding.clean.fingerprint import fingerprint
-from mcsp.data_sharding.clean.pairing import acquisition_time
 from mcsp.data_sharding.clean.read import READY, Reading, SharedArray
 from mcsp.data_sharding.clean.readers import read_recording
 
@@ -45,6 +45,8 @@ def serve(descriptor: int, memory: int, parent: int) -> None:
                 answer = SharedArray.of(Reading(read_recording(ref, config), acquisition_time(ref)), memory)
         except RecordingError as error:
             answer = (error.reason, str(error))
+        except OSError as error:  # of the tables beside it, or of the memory that both processes have
+            answer = ("unreadable", f"{type(error).__name__}: {error.strerror or error}")
         except MemoryError:
             answer = ("out-of-memory", f"reading needs more than read_memory_gb = {config.read_memory_gb:g}")
         connection.send(answer)

@@ -11,23 +11,19 @@ import numpy as np
 from mcsp.config import EegConfig
 from mcsp.data_sharding.bids.find import RecordingRef, read_sidecar
 from mcsp.data_sharding.bids.reasons import RecordingError, naming
-from mcsp.data_sharding.clean.eeg_channels import (
-    eeg_channels,
-    electrode_positions_mm,
-    normalise_channels,
-    why_no_position,
-)
-from mcsp.data_sharding.clean.eeg_files import open_eeg, positive_number, valid_times
+from mcsp.data_sharding.clean.eeg_files import OpenEeg, open_eeg, positive_number, valid_times
 from mcsp.data_sharding.clean.eeg_filter import filter_resample, kernels_of, line_harmonics
 from mcsp.data_sharding.clean.eeg_quality import (
     RawWatch,
     artefact_windows,
     check_unit,
     require_enough,
+    scale_by_table,
     subsampled,
     unlike_others,
 )
 from mcsp.data_sharding.clean.recording import CleanRecording, robust_amplitude, spans_of, summarise
+from mcsp.schema import UNITS
 
 
 def read_eeg(ref: RecordingRef, config: EegConfig, min_seconds: float) -> CleanRecording:
@@ -55,46 +51,39 @@ class EegDetails:
 
     sfreq: float  # Hz, of the file
     names: list[str]  # as the file calls them
-    position_from: list[str]  # as of electrode_positions_mm
+    position_from: list[str]  # electrodes.tsv, 10-05 or file
     bad: list[str]  # reason, as in REASONS, or ""
-    others: dict[str, str]  # channels that are no EEG -> why
+    others: dict[str, str]  # channels that are no EEG, or have no place -> why
     notches_hz: list[float]
     band_hz: tuple[float, float]  # what is left by the filters and by both Nyquist frequencies
 
 
 def clean_eeg(
-    raw: mne.io.BaseRaw,
-    ref: RecordingRef,
-    sidecar: dict[str, object],
-    config: EegConfig,
-    min_seconds: float,
-    own_positions_first: bool = False,
+    opened: OpenEeg, ref: RecordingRef, sidecar: dict[str, object], config: EegConfig, min_seconds: float
 ) -> tuple[CleanRecording, EegDetails]:
     """As :func:`read_eeg`, of a file that is open or of a recording in memory.
 
     Args:
-        raw: continuous, in volts as MNE has it; not changed.
-        ref: names the recording in errors; its companions (tables of channels, electrodes and events) are used.
+        opened: continuous; its Raw is not changed.
+        ref: names the recording in errors; its table of events is used.
         sidecar: ``PowerLineFrequency`` is used.
         config: constants.
         min_seconds: least length, of the whole and of what is left outside of artefacts.
-        own_positions_first: positions of ``raw`` come before those of the 10-05 template.
     """
+    raw, names, repairs = opened.raw, opened.channels.names, list(opened.repairs)
     sfreq = float(raw.info["sfreq"])
     if raw.n_times < min_seconds * sfreq:
         raise RecordingError(
             "too-short", f"{ref.path.name}: {raw.n_times / sfreq:.1f} s, expected at least {min_seconds:g} s"
         )
-    repairs: list[str] = []
-    names, marked_bad, others = eeg_channels(raw, ref, repairs)
-    channels = normalise_channels(names)
-    positions_C3, position_from = electrode_positions_mm(raw, ref, names, channels, own_positions_first)
-    if np.isnan(positions_C3).any(axis=1).all():
-        raise RecordingError("unknown-montage", why_no_position(names))
-    stream = _Stream(raw, names, config.gain)
+    stream = _Stream(raw, names, config.gain, opened.header_factors)
     line_hz = positive_number(sidecar.get("PowerLineFrequency")) or config.line_hz
     kernels = kernels_of(sfreq, config, line_hz)
     x_TC = filter_resample(stream.read, raw.n_times, len(names), (sfreq, config.sfreq), kernels)
+    factor_C = np.array([opened.table_factors.get(name, 1.0) for name in names])
+    if scaled := scale_by_table(x_TC, factor_C, config):
+        repairs.append(f"{ref.path.name}: {scaled}")
+    marked_bad = opened.channels.marked_bad
     good_C, amplitude_C, bad = _judge(x_TC, stream, np.array([name in marked_bad for name in names]), config)
     if not stream.finite_C.all():
         x_TC[:, ~stream.finite_C] = 0.0
@@ -112,8 +101,9 @@ def clean_eeg(
     clean = CleanRecording(
         x_TC=x_TC,
         sfreq=config.sfreq,
-        channels=channels,
-        positions_C3=positions_C3,
+        unit=UNITS["eeg"],
+        channels=opened.channels.channels,
+        positions_C3=opened.channels.positions_C3,
         channel_good_C=good_C,
         valid_spans=spans_of(valid_T),
         quality=summarise(amplitude_C, good_C, 1 - valid_T.mean()),
@@ -122,7 +112,8 @@ def clean_eeg(
     top_hz = min(config.lowpass_hz, sfreq / 2, config.sfreq / 2)
     notches_hz = [float(hz) for hz in line_harmonics(line_hz, sfreq, config)]
     reasons = [next((reason for reason, bad_C in bad.items() if bad_C[c]), "") for c in range(len(names))]
-    details = EegDetails(sfreq, names, position_from, reasons, others, notches_hz, (config.highpass_hz, top_hz))
+    sources, others = opened.channels.position_from, opened.channels.others
+    details = EegDetails(sfreq, names, sources, reasons, others, notches_hz, (config.highpass_hz, top_hz))
     return clean, details
 
 
@@ -142,8 +133,9 @@ def _judge(
 class _Stream:
     """Reads a file piece by piece as float32 microvolts less the first sample, and watches what passes."""
 
-    def __init__(self, raw: mne.io.BaseRaw, names: list[str], gain: float) -> None:
-        self.raw, self.scale = raw, 1e6 * gain
+    def __init__(self, raw: mne.io.BaseRaw, names: list[str], gain: float, factors: dict[str, float]) -> None:
+        self.raw = raw
+        self.scale_C1 = np.array([[1e6 * gain * factors.get(name, 1.0)] for name in names])
         self.picks = [raw.ch_names.index(name) for name in names]
         self.watch = RawWatch(len(names), raw.n_times, float(raw.info["sfreq"]))
         self.finite_C = np.ones(len(names), dtype=bool)
@@ -156,7 +148,7 @@ class _Stream:
         """Finite values ``(C, stop - start)``; a channel with one that is not is remembered."""
         x_CT = self._volts(start, stop)
         x_CT -= self.offset_C1
-        x_CT *= self.scale
+        x_CT *= self.scale_C1
         x_CT = x_CT.astype(np.float32)
         finite_C = np.isfinite(x_CT).all(axis=1)
         if not finite_C.all():

@@ -5,13 +5,17 @@ ears. Shape letter: C channels.
 """
 
 import re
+from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 
 import mne
 import numpy as np
 
-from mcsp.data_sharding.bids.find import RecordingRef, read_json, read_tsv
+from mcsp.data_sharding.bids.find import RecordingRef, parse_name
 from mcsp.data_sharding.bids.reasons import RecordingError
+from mcsp.data_sharding.bids.tables import number_in, read_columns, read_json
 
 # Old and new names of one place in the 10-20 system.
 _ALIASES = {"t3": "T7", "t4": "T8", "t5": "P7", "t6": "P8", "a1": "M1", "a2": "M2"}
@@ -31,12 +35,34 @@ _TO_HEAD = {
 
 # Distance from the origin [mm] of an electrode on any head, children's included. Ours.
 _RADII_MM = (40.0, 200.0)
+# Fewer electrodes with a place say too little of a montage, unless the file holds no others. Ours, as in encode_raw.
+_MIN_PLACED = 4
+# Ears and mastoids, to which other channels are referenced.
+_EARS = ("a1", "a2", "m1", "m2")
+_REFERENCE = r"[\s_-]+(REF\d?|LE|AR|AVG|AVERAGE)$"
+NO_POSITION = "no position"
+
+
+@dataclass(frozen=True)
+class EegChannels:
+    """The EEG channels of a file that have a place, in its order."""
+
+    names: list[str]  # in the file
+    channels: list[str]  # as they are called here
+    positions_C3: np.ndarray  # mm, head frame, float64
+    position_from: list[str]  # electrodes.tsv, 10-05 or file
+    marked_bad: set[str]  # those of names that the file or channels.tsv calls bad
+    units: dict[str, str]  # those of names whose unit channels.tsv gives
+    others: dict[str, str]  # channels that are left out -> why
 
 
 def normalise_channel(name: str) -> str:
     """``EEG FP1-REF`` -> ``Fp1``, ``C3-M2`` -> ``C3``, ``T3`` -> ``T7``; other names only lose the decoration."""
     bare = re.sub(r"^(EEG|POL)[\s_-]*", "", name.strip(), flags=re.IGNORECASE).rstrip(".")
-    bare = re.sub(r"[\s_-]+(REF\d?|LE|AR|AVG|AVERAGE|A1|A2|M1|M2)$", "", bare, flags=re.IGNORECASE).strip()
+    bare = re.sub(_REFERENCE, "", bare, flags=re.IGNORECASE).strip()
+    against_ear = re.sub(r"[\s_-]+(A1|A2|M1|M2)$", "", bare, flags=re.IGNORECASE).strip()
+    if against_ear.lower() not in _EARS:  # A2-A1 is no place, but the difference of two
+        bare = against_ear
     bare = bare or name.strip()
     standard = standard_positions_mm().get(bare.lower())
     return _ALIASES.get(bare.lower(), standard[0] if standard else bare)
@@ -60,13 +86,17 @@ def biosemi_names(names: list[str]) -> set[str]:
     return {name for name in names if _BIOSEMI.fullmatch(name.strip())}
 
 
-def why_no_position(names: list[str]) -> str:
-    """One line on channels of which none has a position; differences of two electrodes (``Fp1-F7``) are called so."""
-    listed = f"no position for {', '.join(names[:4])}{' ...' if len(names) > 4 else ''}"
+def _why_no_position(unplaced: list[str], placed: list[str], doubts: list[str]) -> str:
+    """One line on channels of which too few have a place; differences of two electrodes (``Fp1-F7``) are called so."""
+    listed = f"no position for {', '.join(unplaced[:4])}{' ...' if len(unplaced) > 4 else ''}"
+    if placed:
+        n = len(placed) + len(unplaced)
+        listed = f"{len(placed)} of {n} EEG channels have a position ({', '.join(placed)}), expected at least "
+        listed += f"{_MIN_PLACED}: {', '.join(unplaced[:4])}{' ...' if len(unplaced) > 4 else ''} have none"
     if all("-" in name and all(normalise_channel(part).lower() in standard_positions_mm() for part in name.split("-"))
-           for name in names):  # fmt: skip
+           for name in unplaced):  # fmt: skip
         return f"{listed}: differences between electrodes; expected each channel against one reference"
-    return f"{listed}; expected 10-05 names or electrodes.tsv"
+    return "; ".join([f"{listed}; expected 10-05 names or electrodes.tsv", *doubts])
 
 
 @lru_cache(maxsize=1)
@@ -78,24 +108,39 @@ def standard_positions_mm() -> dict[str, tuple[str, np.ndarray]]:
     return {k.lower(): (k, np.round(xyz * 1e3, 3)) for k, xyz in montage.get_positions()["ch_pos"].items()}
 
 
-def electrode_positions_mm(
-    raw: mne.io.BaseRaw, ref: RecordingRef, names: list[str], channels: list[str], own_first: bool = False
+class _Names:
+    """Names of a table, found by those of a file: as they are, else by how they are normalised (FP1 is Fp1)."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._exact = {name.strip(): name for name in names}
+        self._alike: dict[str, list[str]] = {}
+        for stripped, name in self._exact.items():
+            self._alike.setdefault(normalise_channel(stripped).lower(), []).append(name)
+
+    def find(self, name: str) -> str | None:
+        """The table's name for a channel of the file; None where it has none, or several that are alike."""
+        if name.strip() in self._exact:
+            return self._exact[name.strip()]
+        alike = self._alike.get(normalise_channel(name).lower(), [])
+        return alike[0] if len(alike) == 1 else None
+
+
+def _positions_mm(
+    raw: mne.io.BaseRaw, measured: dict[str, np.ndarray], names: list[str], channels: list[str], own_first: bool
 ) -> tuple[np.ndarray, list[str]]:
     """Positions [mm, head frame], float64 ``(C, 3)``, NaN where unknown, and where each is from.
 
-    The sources are ``electrodes.tsv``, else the ``10-05`` template, else the ``file`` itself (before the template where
-    ``own_first``, because many files hold the places of some other template), else ``""``. ``names`` are those of the
-    file, ``channels`` the normalised ones. A table of electrodes counts only where its ``coordsystem.json`` gives a
-    unit and a frame whose origin lies between the ears (CapTrak, CTF, EEGLAB).
+    The sources are ``measured`` places, else the ``10-05`` template, else the ``file`` itself (before the template
+    where ``own_first``, because many files hold the places of some other template), else ``""``. ``names`` are those
+    of the file, ``channels`` the normalised ones.
     """
-    measured = _measured_positions_mm(ref)
-    own = _own_positions_mm(raw)
+    own, of_table = _own_positions_mm(raw), _Names(measured)
     positions, sources = [], []
     biosemi = biosemi_names(names)
     for name, channel in zip(names, channels, strict=True):
         standard = None if name in biosemi else standard_positions_mm().get(channel.lower())
-        if name in measured:
-            found = measured[name], "electrodes.tsv"
+        if (row := of_table.find(name)) is not None:
+            found = measured[row], "electrodes.tsv"
         elif own_first and name in own:
             found = own[name], "file"
         elif standard is not None:
@@ -117,43 +162,78 @@ def _own_positions_mm(raw: mne.io.BaseRaw) -> dict[str, np.ndarray]:
     return {name: xyz for name, xyz in positions.items() if _RADII_MM[0] <= np.linalg.norm(xyz) <= _RADII_MM[1]}
 
 
-def _measured_positions_mm(ref: RecordingRef) -> dict[str, np.ndarray]:
-    table, coordsystem = ref.companion("electrodes.tsv"), ref.companion("coordsystem.json")
-    measured: dict[str, np.ndarray] = {}
-    if table is not None and coordsystem is not None:
-        system = read_json(coordsystem)
-        rotation = _TO_HEAD.get(str(system.get("EEGCoordinateSystem", "")).lower())
-        scale = _MM_PER_UNIT.get(str(system.get("EEGCoordinateUnits", "")))
+def _measured_positions_mm(ref: RecordingRef, repairs: list[str]) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Places [mm, head frame] by the closest ``electrodes.tsv`` that is understood, and why those before it are not.
+
+    A table counts only where the ``coordsystem.json`` of its space gives a unit and a frame whose origin lies between
+    the ears (CapTrak, CTF, EEGLAB).
+    """
+    doubts: list[str] = []
+    systems = ref.companions.get("coordsystem.json", ())
+    for table in reversed(ref.companions.get("electrodes.tsv", ())):
+        space = parse_name(table.name)[0].get("space")
+        beside = [file for file in systems if parse_name(file.name)[0].get("space") == space]
+        if not beside and len(systems) == 1:
+            beside = list(systems)
+        if not beside:
+            doubts.append(f"{table.name} is not used: there is no coordsystem.json of its space")
+            continue
+        system = read_json(beside[-1])
+        frame, unit = (str(system.get(f"EEGCoordinate{what}", "")) for what in ("System", "Units"))
+        rotation, scale = _TO_HEAD.get(frame.strip().lower()), _MM_PER_UNIT.get(unit.strip().lower())
         if rotation is not None and scale is not None:
-            for row in read_tsv(table):
-                if {"name", "x", "y", "z"} <= set(row):
-                    measured[row["name"]] = rotation @ np.array([float(row[axis]) for axis in "xyz"]) * scale
-    return measured
+            return _electrodes_mm(table, rotation, scale, beside[-1].name, repairs), doubts
+        what = [f"EEGCoordinateSystem {frame!r}, expected CapTrak, CTF or EEGLAB"] if rotation is None else []
+        what += [f"EEGCoordinateUnits {unit!r}, expected m, cm or mm"] if scale is None else []
+        doubts.append(f"{table.name} is not used: {beside[-1].name} says {' and '.join(what)}")
+    return {}, doubts
+
+
+def _electrodes_mm(
+    table: Path, rotation: np.ndarray, scale: float, system: str, repairs: list[str]
+) -> dict[str, np.ndarray]:
+    """Rows of ``electrodes.tsv`` in the head frame; raise :class:`RecordingError` where no head is as large as that."""
+    places: dict[str, np.ndarray] = {}
+    for number, row in enumerate(read_columns(table, ("name", "x", "y", "z"), repairs), 1):
+        xyz = rotation @ np.array([number_in(table, number, row, axis) for axis in "xyz"]) * scale
+        if "name" not in row or np.isnan(xyz).any():
+            continue
+        if row["name"] in places and not np.allclose(places[row["name"]], xyz):
+            raise RecordingError("bad-table", f"{table.name}: row {number}: {row['name']!r} twice, at two places")
+        places[row["name"]] = xyz
+    radii = {name: float(np.linalg.norm(xyz)) for name, xyz in places.items()}
+    median = float(np.median(list(radii.values()))) if radii else _RADII_MM[0]
+    if not _RADII_MM[0] <= median <= _RADII_MM[1]:
+        units = {unit: f for unit, f in _MM_PER_UNIT.items() if _RADII_MM[0] <= median / scale * f <= _RADII_MM[1]}
+        likely = f": the values look like {next(iter(units))}" if units else ""
+        raise RecordingError(
+            "electrodes-unit",
+            f"{table.name}: electrodes lie {median:.3g} mm from the centre of the head in the unit that {system} "
+            f"gives, expected {_RADII_MM[0]:g} to {_RADII_MM[1]:g} mm{likely}",
+        )
+    outside = [name for name, radius in radii.items() if not _RADII_MM[0] <= radius <= _RADII_MM[1]]
+    if outside:
+        repairs.append(f"{table.name}: places where no head is are not used: {', '.join(outside)}")
+    return {name: xyz for name, xyz in places.items() if name not in outside}
 
 
 def eeg_channels(
-    raw: mne.io.BaseRaw, ref: RecordingRef, repairs: list[str]
-) -> tuple[list[str], set[str], dict[str, str]]:
-    """Names of the EEG channels in the file's order, those that ``channels.tsv`` or the file calls bad, and all others.
+    raw: mne.io.BaseRaw, ref: RecordingRef, repairs: list[str], own_positions_first: bool = False
+) -> EegChannels:
+    """The EEG channels of a file that have a place.
 
-    Of the others, the third result, each has the reason.
+    EEG is what ``channels.tsv`` says, else what the reader takes for it unless its name is that of another kind. A
+    channel without a place has no use for a model and, as it may be anything, no part in an average reference.
 
     Raises:
-        RecordingError: no EEG channel, or a table most of whose rows name no channel of the file.
+        RecordingError: no EEG channel, too few with a place, a table most of whose rows name no channel of the file, or
+            places that no head has.
     """
-    table = ref.companion("channels.tsv")
-    listed = [row for row in read_tsv(table) if "name" in row] if table else []
-    named = {row["name"].strip(): row for row in listed}
-    absent = sorted(set(named) - {name.strip() for name in raw.ch_names})
-    if table is not None and len(absent) > len(named) / 2:
-        detail = f"{table.name}: {len(absent)} of {len(named)} rows, such as {absent[0]!r}, name no channel of the file"
-        raise RecordingError("channels-mismatch", f"{detail}, expected its {len(raw.ch_names)} channels")
-    if table is not None and absent:
-        repairs.append(f"{table.name}: rows without a channel in the file are ignored: {', '.join(absent)}")
+    rows = _channel_rows(raw, ref, repairs)
     names: list[str] = []
     others: dict[str, str] = {}
     for name, kind in zip(raw.ch_names, raw.get_channel_types(), strict=True):
-        row = named.get(name.strip(), {})
+        row: dict[str, str] = rows.get(name, {})
         is_eeg = row["type"].upper() == "EEG" if "type" in row else kind == "eeg" and not _OTHER_CHANNEL.search(name)
         if is_eeg:
             names.append(name)
@@ -163,5 +243,47 @@ def eeg_channels(
             others[name] = f"type {kind}" if kind != "eeg" else "named like another kind of channel"
     if not names:
         raise RecordingError("no-channels", f"none of {len(raw.ch_names)} channels is EEG")
-    bad = {name for name, row in named.items() if row.get("status", "").lower() == "bad"} | set(raw.info["bads"])
-    return names, {name for name in names if name.strip() in bad or name in bad}, others
+    channels = normalise_channels(names)
+    measured, doubts = _measured_positions_mm(ref, repairs)
+    positions_C3, sources = _positions_mm(raw, measured, names, channels, own_positions_first)
+    placed = [c for c, source in enumerate(sources) if source]
+    unplaced = [name for name, source in zip(names, sources, strict=True) if not source]
+    if len(placed) < min(_MIN_PLACED, len(names)) or not placed:
+        raise RecordingError("unknown-montage", _why_no_position(unplaced, [names[c] for c in placed], doubts))
+    repairs += doubts
+    bad = {name for name, row in rows.items() if row.get("status", "").lower() == "bad"} | set(raw.info["bads"])
+    chosen = [names[c] for c in placed]
+    return EegChannels(
+        names=chosen,
+        channels=[channels[c] for c in placed],
+        positions_C3=positions_C3[placed],
+        position_from=[sources[c] for c in placed],
+        marked_bad=bad & set(chosen),
+        units={name: rows[name]["units"] for name in chosen if "units" in rows.get(name, {})},
+        others=others | dict.fromkeys(unplaced, NO_POSITION),
+    )
+
+
+def _channel_rows(raw: mne.io.BaseRaw, ref: RecordingRef, repairs: list[str]) -> dict[str, dict[str, str]]:
+    """Rows of ``channels.tsv`` by the file's names of the channels; none where there is no table."""
+    table = ref.companion("channels.tsv")
+    if table is None:
+        return {}
+    named: dict[str, dict[str, str]] = {}
+    for number, row in enumerate(read_columns(table, ("name",), repairs), 1):
+        name = row.get("name", "")
+        known = named.get(name, row)
+        if differ := [key for key in ("type", "status", "units") if known.get(key) != row.get(key)]:
+            found = " and ".join(repr(r.get(differ[0], "n/a")) for r in (known, row))
+            raise RecordingError("bad-table", f"{table.name}: row {number}: {name!r} twice, {differ[0]} {found}")
+        if name:
+            named[name] = row
+    of_name = _Names(list(named))
+    found_in = {name: key for name in raw.ch_names if (key := of_name.find(name)) is not None}
+    absent = sorted(set(named) - set(found_in.values()))
+    if len(absent) > len(named) / 2:
+        detail = f"{table.name}: {len(absent)} of {len(named)} rows, such as {absent[0]!r}, name no channel of the file"
+        raise RecordingError("channels-mismatch", f"{detail}, expected its {len(raw.ch_names)} channels")
+    if absent:
+        repairs.append(f"{table.name}: rows without a channel in the file are ignored: {', '.join(absent)}")
+    return {name: named[key] for name, key in found_in.items()}

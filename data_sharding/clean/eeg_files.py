@@ -1,18 +1,22 @@
 """Open EEG files of every format, and check what their headers and sidecars say before anything is read.
 
 Checked here is what the readers let pass or only warn about: files shorter or longer than their headers say, pieces
-with gaps, and sidecars that contradict the file.
+with gaps, several sampling rates, and sidecars that contradict the file.
 """
 
 import re
 import warnings
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import mne
 import numpy as np
 
-from mcsp.data_sharding.bids.find import RecordingRef, read_tsv
+from mcsp.data_sharding.bids.find import RecordingRef
 from mcsp.data_sharding.bids.reasons import RecordingError
+from mcsp.data_sharding.bids.tables import number_in, read_columns, require_content
+from mcsp.data_sharding.clean.eeg_channels import EegChannels, eeg_channels
+from mcsp.data_sharding.clean.eeg_edf import EdfHeader, check_edf, read_edf_header
 
 _READERS = {
     ".edf": mne.io.read_raw_edf,
@@ -21,39 +25,145 @@ _READERS = {
     ".set": mne.io.read_raw_eeglab,
     ".fif": mne.io.read_raw_fif,
 }
+# Volts of the units that headers and channels.tsv name, in lower case.
+_VOLTS = {
+    "v": 1.0, "volt": 1.0, "volts": 1.0, "mv": 1e-3, "millivolt": 1e-3, "millivolts": 1e-3, "uv": 1e-6, "\u00b5v": 1e-6,
+    "\u03bcv": 1e-6, "microv": 1e-6, "microvolt": 1e-6, "microvolts": 1e-6, "nv": 1e-9, "nanovolts": 1e-9,
+}  # fmt: skip
 # What RecordingDuration and the file may differ by: a record of EDF is a second as a rule. Ours.
 _DURATION_SECONDS, _DURATION_FRACTION = 2.0, 0.01
 # The filter smears a jump; this much before and after one is left out. Ours.
 _JUMP_SECONDS = 0.5
 _JUMPS = ("boundary", "edge boundary", "new seg")  # beginnings of what EEGLAB, MNE and BrainVision call them
+# A reader that depends on how much is asked for at once shows it within this time. Ours.
+_COMPARED_SECONDS = 4.0
 
 
-def open_eeg(ref: RecordingRef, sidecar: dict[str, object]) -> mne.io.BaseRaw:
+@dataclass(frozen=True)
+class OpenEeg:
+    """A continuous recording that is open and not read, and its EEG channels."""
+
+    raw: mne.io.BaseRaw  # in volts as MNE has it; values do not depend on how much is asked for at once
+    channels: EegChannels
+    repairs: list[str]
+    # Channel -> what its values have to be multiplied by: for certain, and where channels.tsv gives the unit that the
+    # file itself lacks.
+    header_factors: dict[str, float] = field(default_factory=dict)
+    table_factors: dict[str, float] = field(default_factory=dict)
+
+
+def open_eeg(ref: RecordingRef, sidecar: dict[str, object], own_positions_first: bool = False) -> OpenEeg:
     """Open a file without reading its samples, where the format allows that.
 
     Raises:
-        RecordingError: truncated, wrong-length, not-continuous, missing-file, sfreq-mismatch.
+        RecordingError: truncated, wrong-length, not-continuous, missing-file, sfreq-mismatch, several-rates, and what
+            :func:`mcsp.data_sharding.clean.eeg_channels.eeg_channels` raises.
         Exception: whatever MNE raises on a damaged file.
     """
-    path = ref.path
-    if path.suffix in (".edf", ".bdf"):
-        _check_edf(path)
-    if path.suffix == ".vhdr":
+    path, repairs = ref.path, list[str]()
+    require_content(path)
+    _refuse_trials(path, sidecar)
+    suffix = path.suffix.lower()
+    header = read_edf_header(path) if suffix in (".edf", ".bdf") else None
+    if header is not None:
+        check_edf(path, header)
+    if suffix == ".vhdr":
         _check_brainvision(path)
+    raw = _read(path, repairs)
+    _check_eeglab(raw)
+    channels = eeg_channels(raw, ref, repairs, own_positions_first)
+    if header is not None and len(set(header.rates)) > 1:
+        raw = _at_one_rate(raw, path, header, channels)
+    _check_times(path, raw, sidecar)
+    units = _header_units(path, header)
+    assumed = 1.0 if header is not None else 1e-6  # volts: what MNE takes a number without a unit for
+    volts = {name: _VOLTS.get(units.get(name, "").lower()) for name in channels.names}
+    stated = {name: _VOLTS.get(unit.lower()) for name, unit in channels.units.items()}
+    without = [] if suffix == ".fif" else [name for name in channels.names if volts[name] is None]
+    return OpenEeg(
+        raw,
+        channels,
+        repairs,
+        {
+            name: v
+            for name, v in volts.items()
+            if v is not None and header is not None and not _known_to_mne(units[name])
+        },
+        {name: v / assumed for name in without if (v := stated.get(name)) is not None},
+    )
+
+
+def open_raw(raw: mne.io.BaseRaw, ref: RecordingRef, own_positions_first: bool = False) -> OpenEeg:
+    """As :func:`open_eeg` of a Raw that somebody else has opened; it is not changed.
+
+    A Raw whose values depend on how much is asked for (MNE resamples each piece of an EDF of several rates) is read as
+    a whole.
+    """
+    repairs: list[str] = []
+    channels = eeg_channels(raw, ref, repairs, own_positions_first)
+    length = min(raw.n_times, int(_COMPARED_SECONDS * raw.info["sfreq"]))
+    start = (raw.n_times - length) // 2
+    first, last = length // 3, 2 * length // 3
+    if not raw.preload and first < last:
+        picks = [raw.ch_names.index(name) for name in channels.names]
+        whole_CT = raw.get_data(picks, start=start, stop=start + length, verbose="ERROR")
+        part_CT = raw.get_data(picks, start=start + first, stop=start + last, verbose="ERROR")
+        if not np.array_equal(whole_CT[:, first:last], part_CT, equal_nan=True):
+            raw = raw.copy().load_data(verbose="ERROR")
+    return OpenEeg(raw, channels, repairs)
+
+
+def _read(path: Path, repairs: list[str], **options: object) -> mne.io.BaseRaw:
+    reader = _READERS[path.suffix.lower()]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about names and dates; what matters is checked here
         try:
-            raw = _READERS[path.suffix](path, preload=False, verbose="ERROR")
+            return reader(path, preload=False, verbose="ERROR", **options)
         except FileNotFoundError as error:
-            raise RecordingError(
-                "missing-file", f"{path.name} needs {Path(str(error.filename)).name}, which is absent"
-            ) from None
+            absent = Path(str(error.filename)).name if error.filename else " ".join(str(error).split())
+            raise RecordingError("missing-file", f"{path.name} needs {absent}, which is absent") from None
+        except UnicodeDecodeError:
+            if "encoding" in options or path.suffix.lower() not in (".edf", ".bdf"):
+                raise
+            raw = _read(path, repairs, encoding="latin1", **options)
+            repairs.append(f"{path.name}: annotations are not UTF-8, read as Latin-1")
+            return raw
         except TypeError as error:
-            if path.suffix == ".set" and "trials" in str(error):
+            if path.suffix.lower() == ".set" and "trials" in str(error):
                 raise RecordingError(
                     "not-continuous", f"{path.name}: holds trials, expected one continuous recording"
                 ) from None
             raise
+
+
+def _at_one_rate(raw: mne.io.BaseRaw, path: Path, header: EdfHeader, channels: EegChannels) -> mne.io.BaseRaw:
+    """The EEG channels of an EDF file of several rates alone: MNE would resample them piece by piece."""
+    signals = dict(zip(raw.ch_names, header.signals, strict=True))
+    at: dict[float, list[str]] = {}
+    for name in channels.names:
+        at.setdefault(header.rates[signals[name]], []).append(name)
+    if len(at) > 1:
+        found = " and ".join(f"{rate:g} Hz ({', '.join(names[:3])})" for rate, names in sorted(at.items()))
+        raise RecordingError("several-rates", f"{path.name}: EEG at {found}, expected one rate")
+    labels = [header.labels[signals[name]] for name in channels.names]
+    alone = _read(path, [], include=labels)
+    if len(alone.ch_names) != len(labels):
+        raise RecordingError("several-rates", f"{path.name}: a label is at several rates, expected each name once")
+    return alone.rename_channels(dict(zip(alone.ch_names, channels.names, strict=True)), verbose="ERROR")
+
+
+def _refuse_trials(path: Path, sidecar: dict[str, object]) -> None:
+    """``RecordingType`` of BIDS: trials that lie one after the other in a file are no continuous recording."""
+    kind = str(sidecar.get("RecordingType", "")).strip().lower()
+    trial_seconds = positive_number(sidecar.get("EpochLength"))
+    duration = positive_number(sidecar.get("RecordingDuration"))
+    if kind == "epoched" or (not kind and trial_seconds and trial_seconds < (duration or np.inf) / 2):
+        found = f"RecordingType {kind or 'n/a'!r}" + (f", trials of {trial_seconds:g} s" if trial_seconds else "")
+        raise RecordingError("not-continuous", f"{path.name}: {found} in the sidecar, expected a continuous recording")
+
+
+def _check_times(path: Path, raw: mne.io.BaseRaw, sidecar: dict[str, object]) -> None:
+    """Compare rate, length and jumps of the file with what the sidecar says of them."""
     sfreq = float(raw.info["sfreq"])
     stated = positive_number(sidecar.get("SamplingFrequency"))
     if stated is not None and abs(stated - sfreq) > 0.01 * sfreq:
@@ -64,7 +174,10 @@ def open_eeg(ref: RecordingRef, sidecar: dict[str, object]) -> mne.io.BaseRaw:
     if stated is not None and abs(stated - seconds) > _DURATION_SECONDS + _DURATION_FRACTION * stated:
         reason = "truncated" if seconds < stated else "wrong-length"
         raise RecordingError(reason, f"{path.name}: lasts {seconds:.1f} s, expected the sidecar's {stated:g} s")
-    return raw
+    marked = any(a["onset"] > raw.first_time and a["description"].lower().startswith(_JUMPS) for a in raw.annotations)
+    if str(sidecar.get("RecordingType", "")).strip().lower() == "discontinuous" and not marked:
+        found = "RecordingType 'discontinuous' in the sidecar, and no mark in the file where its pieces meet"
+        raise RecordingError("not-continuous", f"{path.name}: {found}, expected a continuous recording")
 
 
 def valid_times(raw: mne.io.BaseRaw, ref: RecordingRef, sfreq: float, n_samples: int, repairs: list[str]) -> np.ndarray:
@@ -73,21 +186,16 @@ def valid_times(raw: mne.io.BaseRaw, ref: RecordingRef, sfreq: float, n_samples:
     Spans are the annotations of the file and the rows of ``events.tsv`` whose text begins with "bad", as MNE means it.
     Jumps are where EEGLAB, BrainVision or MNE put pieces together. Events beyond the end are ignored and listed.
     """
-    shift = raw.first_time if raw.annotations.orig_time is not None else 0.0
-    spans = [(a["onset"] - shift, a["duration"], a["description"]) for a in raw.annotations]
+    # With or without a date, MNE counts onsets from the start of the measurement, not from that of the file.
+    spans = [(a["onset"] - raw.first_time, a["duration"], a["description"]) for a in raw.annotations]
     table = ref.companion("events.tsv")
     beyond = 0
-    for row in read_tsv(table) if table is not None else []:
-        try:
-            onset, duration = float(row.get("onset", "nan")), float(row.get("duration", 0))
-        except ValueError:
-            raise RecordingError(
-                "bad-table",
-                f"{table.name}: onset {row.get('onset')!r}, expected seconds",  # type: ignore[union-attr]
-            ) from None
+    for number, row in enumerate(read_columns(table, ("onset",), repairs) if table is not None else [], 1):
+        assert table is not None
+        onset, duration = number_in(table, number, row, "onset"), number_in(table, number, row, "duration", 0.0)
         if onset > n_samples / sfreq:
             beyond += 1
-        elif np.isfinite(onset):
+        elif np.isfinite(onset) and np.isfinite(duration):
             spans.append((onset, duration, row.get("trial_type", "")))
     if beyond and table is not None:
         repairs.append(
@@ -107,48 +215,63 @@ def valid_times(raw: mne.io.BaseRaw, ref: RecordingRef, sfreq: float, n_samples:
     return valid_T
 
 
-def _check_edf(path: Path) -> None:
-    """Compare the size of an EDF or BDF file with its header (https://www.edfplus.info/specs/edf.html)."""
-    with open(path, "rb") as file:
-        fixed = file.read(256)
-        try:
-            n_header, n_records, n_signals = (int(fixed[a:b]) for a, b in ((184, 192), (236, 244), (252, 256)))
-            file.seek(256 + 216 * n_signals)
-            n_samples = sum(int(file.read(8)) for _ in range(n_signals))
-        except ValueError:
-            raise RecordingError("unreadable", f"{path.name}: no numbers where an EDF header has them") from None
-    if n_samples <= 0:
-        raise RecordingError("unreadable", f"{path.name}: header says {n_samples} samples per record, expected some")
-    if fixed[192:197] in (b"EDF+D", b"BDF+D"):
-        raise RecordingError(
-            "not-continuous", f"{path.name}: {fixed[192:197].decode()} with gaps, expected a continuous file"
-        )
-    record_bytes = n_samples * (3 if path.suffix == ".bdf" else 2)
-    found = (path.stat().st_size - n_header) / record_bytes
-    if n_records >= 0 and found < n_records:  # -1: the recorder did not know yet, and the size says it
-        raise RecordingError("truncated", f"{path.name}: holds {found:.1f} records, its header says {n_records}")
-    if n_records >= 0 and found >= n_records + 1:
-        raise RecordingError("wrong-length", f"{path.name}: holds {found:.1f} records, its header says {n_records}")
-
-
 def _check_brainvision(path: Path) -> None:
     """Compare the size of a BrainVision data file with what its header says."""
-    header = path.read_bytes().decode("utf-8", errors="replace")
-    values = dict(re.findall(r"^(DataFile|NumberOfChannels|BinaryFormat|DataPoints)=(.*?)\s*$", header, re.MULTILINE))
-    data = path.with_name(values.get("DataFile", "").replace("$b", path.stem))
+    values = _brainvision_values(path)
+    if "datafile" not in values:
+        first = path.read_bytes()[:60].decode("utf-8", errors="replace").splitlines()
+        found = f"the header begins with {first[0]!r}" if first else "the header is empty"
+        raise RecordingError("unreadable", f"{path.name}: {found}, expected the header of BrainVision with DataFile=")
+    data = path.with_name(values["datafile"].replace("$b", path.stem))
     if not data.is_file():
         raise RecordingError("missing-file", f"{path.name} needs {data.name}, which is absent")
-    width = {"INT_16": 2, "UINT_16": 2, "IEEE_FLOAT_32": 4}.get(values.get("BinaryFormat", ""))
-    if width is None or not values.get("NumberOfChannels", "").isdigit():
+    require_content(data)
+    width = {"INT_16": 2, "UINT_16": 2, "IEEE_FLOAT_32": 4}.get(values.get("binaryformat", ""))
+    if width is None or not values.get("numberofchannels", "").isdigit():
         return
-    size, sample = data.stat().st_size, width * int(values["NumberOfChannels"])
+    size, sample = data.stat().st_size, width * int(values["numberofchannels"])
     if size % sample:
         raise RecordingError("truncated", f"{data.name}: ends inside a sample ({size} bytes, {sample} per sample)")
-    if values.get("DataPoints", "").isdigit() and size // sample != int(values["DataPoints"]):
-        reason = "truncated" if size // sample < int(values["DataPoints"]) else "wrong-length"
+    if values.get("datapoints", "").isdigit() and size // sample != int(values["datapoints"]):
+        reason = "truncated" if size // sample < int(values["datapoints"]) else "wrong-length"
         raise RecordingError(
-            reason, f"{data.name}: holds {size // sample} samples, its header says {values['DataPoints']}"
+            reason, f"{data.name}: holds {size // sample} samples, its header says {values['datapoints']}"
         )
+
+
+def _brainvision_values(path: Path) -> dict[str, str]:
+    """What a header says, keys in lower case, blanks around the equal signs or not."""
+    header = path.read_bytes().decode("utf-8", errors="replace")
+    lines = re.findall(r"^[ \t]*(\w+)[ \t]*=[ \t]*(.*?)\s*$", header, re.MULTILINE)
+    return {key.lower(): value for key, value in reversed(lines)}  # the first one counts
+
+
+def _check_eeglab(raw: mne.io.BaseRaw) -> None:
+    """Compare the size of an EEGLAB data file with what its header says."""
+    data = Path(raw.filenames[0]) if raw.filenames[0] is not None else None
+    if data is None or data.suffix.lower() != ".fdt":
+        return
+    require_content(data)
+    size, expected = data.stat().st_size, 4 * len(raw.ch_names) * raw.n_times
+    if size != expected:
+        says = f"its header says {expected} ({len(raw.ch_names)} channels of {raw.n_times} samples)"
+        reason = "truncated" if size < expected else "wrong-length"
+        raise RecordingError(reason, f"{data.name}: holds {size} bytes, {says}")
+
+
+def _header_units(path: Path, header: EdfHeader | None) -> dict[str, str]:
+    """Unit of each channel by the file's own header, "" where it says none; EEGLAB's never does."""
+    if header is not None:
+        return {header.labels[i]: header.units[i] for i in header.signals}
+    if path.suffix.lower() == ".vhdr":
+        rows = [value.split(",") for key, value in _brainvision_values(path).items() if re.fullmatch(r"ch\d+", key)]
+        return {row[0].replace(r"\1", ","): row[3] if len(row) > 3 else "" for row in rows if len(row) > 2}
+    return {}
+
+
+def _known_to_mne(unit: str) -> bool:
+    """Whether MNE's reader of EDF knows a unit; it takes all others for volts."""
+    return unit in ("uV", "\u00b5V", "\u03bcV", "mV", "V")
 
 
 def positive_number(value: object) -> float | None:

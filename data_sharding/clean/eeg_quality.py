@@ -91,6 +91,24 @@ def subsampled(x_TC: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(x_TC[:: max(1, len(x_TC) // _SAMPLES)].T)
 
 
+def scale_by_table(x_TC: np.ndarray, factor_C: np.ndarray, config: EegConfig) -> str:
+    """Multiply channels in place by the unit that ``channels.tsv`` gives them, and say so; "" where nothing was done.
+
+    The file itself names no unit (``factor_C`` is 1 where it does), so it was read in that of its format. Only where
+    that gives no amplitude of a scalp, and the table's unit does, the table is believed: many name the unit of what
+    some program made of the file.
+    """
+    done = []
+    for factor in np.unique(factor_C[factor_C != 1]):
+        of_unit_C = factor_C == factor
+        median = float(np.median(robust_amplitude(subsampled(x_TC[:, of_unit_C]))))
+        plausible = [config.min_amplitude_uv <= value <= config.max_amplitude_uv for value in (median, median * factor)]
+        if plausible == [False, True]:
+            x_TC[:, of_unit_C] *= np.float32(factor)
+            done.append(f"{int(of_unit_C.sum())} channels times {factor:g}")
+    return f"no unit in the file, that of channels.tsv taken ({', '.join(done)})" if done else ""
+
+
 def check_unit(amplitude_C: np.ndarray, usable_C: np.ndarray, config: EegConfig) -> None:
     """Raise :class:`RecordingError` where the median amplitude is none that a scalp has in microvolts."""
     if not usable_C.any():

@@ -1,6 +1,6 @@
 """Confounds of fMRIPrep and xcp_d: motion for the quality, and regressors by the names of nilearn's strategies.
 
-Shape letters: T volumes, P parcels, K regressors.
+Shape letters: T volumes, K those that are kept, E evenly spaced ones, P parcels, R regressors.
 """
 
 import warnings
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
-from scipy import signal
+from scipy import interpolate, signal
 
 from mcsp.config import FmriConfig
 from mcsp.data_sharding.bids.find import RecordingRef
@@ -16,6 +16,8 @@ from mcsp.data_sharding.bids.reasons import RecordingError
 
 # Order of the Butterworth band-pass, forwards and backwards: nilearn's.
 _ORDER = 5
+# fMRIPrep's columns with a one at a volume before the steady state; such volumes are always taken out.
+_NON_STEADY = "non_steady_state_outlier"
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,8 @@ def read_confounds(ref: RecordingRef, n_volumes: int, config: FmriConfig) -> Con
             steady_T &= ~(fd_T > config.max_fd_mm)
     elif config.max_fd_mm is not None:
         raise RecordingError("missing-confounds", f"{file.name}: no column framewise_displacement, max_fd_mm needs it")
+    for name in (column for column in frame if str(column).startswith(_NON_STEADY)):
+        steady_T &= ~(pd.to_numeric(frame[name], errors="coerce").to_numpy() > 0)
     dvars_T = _numbers(frame, "std_dvars")
     if dvars_T is not None:
         quality["mean_dvars"] = float(np.nanmean(dvars_T))
@@ -67,14 +71,28 @@ def read_confounds(ref: RecordingRef, n_volumes: int, config: FmriConfig) -> Con
     return Confounds({k: round(v, 6) for k, v in quality.items()}, steady_T, regressors_TK)
 
 
-def regress(x_TP: np.ndarray, regressors_TK: np.ndarray | None, config: FmriConfig, t_r: float) -> np.ndarray:
+def regress(
+    x_KP: np.ndarray, regressors_TR: np.ndarray | None, kept_T: np.ndarray, config: FmriConfig, t_r: float
+) -> np.ndarray:
     """Detrend, band-pass and regress, in the order of ``nilearn.signal.clean``: the regressors get the same filters.
+
+    Volumes that are taken out have no part in it. Where a filter needs an even spacing, those between others are
+    interpolated for the filter alone, by a cubic spline as nilearn does; those at the ends are left out.
+
+    Args:
+        x_KP: the values of the volumes that are kept.
+        regressors_TR: of all volumes.
+        kept_T: which volumes are kept, bool.
+        config: constants.
+        t_r: s.
 
     Written as sums (Gram-Schmidt, twice), because results of BLAS depend on the machine.
     """
-    regressors_TK = np.empty((len(x_TP), 0)) if regressors_TK is None else regressors_TK
+    regressors_KR = np.empty((len(x_KP), 0)) if regressors_TR is None else regressors_TR[kept_T]
+    if config.bandpass_hz is not None:
+        x_KP, regressors_KR = evenly(x_KP, kept_T), evenly(regressors_KR, kept_T)
     if config.detrend:
-        x_TP, regressors_TK = detrend(x_TP), detrend(regressors_TK)
+        x_KP, regressors_KR = detrend(x_KP), detrend(regressors_KR)
     if config.bandpass_hz is not None:
         nyquist = 0.5 / t_r
         low, high = config.bandpass_hz
@@ -83,9 +101,26 @@ def regress(x_TP: np.ndarray, regressors_TK: np.ndarray | None, config: FmriConf
                 "t_r-mismatch", f"bandpass_hz up to {high:g} Hz, expected below {nyquist:g} Hz at this t_r"
             )
         sos = signal.butter(_ORDER, [low / nyquist, high / nyquist], btype="bandpass", output="sos")
-        x_TP = signal.sosfiltfilt(sos, x_TP, axis=0)
-        if regressors_TK.shape[1]:
-            regressors_TK = signal.sosfiltfilt(sos, regressors_TK, axis=0)
+        inside_K = np.flatnonzero(kept_T) - np.flatnonzero(kept_T)[0]
+        x_KP = signal.sosfiltfilt(sos, x_KP, axis=0)[inside_K]
+        if regressors_KR.shape[1]:
+            regressors_KR = signal.sosfiltfilt(sos, regressors_KR, axis=0)[inside_K]
+    return project_out(x_KP, regressors_KR - regressors_KR.mean(axis=0))
+
+
+def evenly(x_KP: np.ndarray, kept_T: np.ndarray) -> np.ndarray:
+    """Values at every volume from the first to the last that is kept; those between are of a cubic spline."""
+    kept = np.flatnonzero(kept_T)
+    if kept[-1] - kept[0] + 1 == len(kept) or not x_KP.shape[1]:
+        return x_KP
+    every = np.arange(kept[0], kept[-1] + 1)
+    found_EP = interpolate.CubicSpline(kept, x_KP, axis=0)(every)
+    found_EP[kept - kept[0]] = x_KP
+    return found_EP
+
+
+def project_out(x_TP: np.ndarray, regressors_TK: np.ndarray) -> np.ndarray:
+    """What is orthogonal to the regressors; sums, twice."""
     basis: list[np.ndarray] = []
     for column_T in regressors_TK.T:
         length = np.sqrt((column_T**2).sum())

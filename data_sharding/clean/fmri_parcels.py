@@ -13,8 +13,9 @@ import numpy as np
 from nibabel.affines import apply_affine
 from scipy import ndimage
 
-from mcsp.data_sharding.bids.find import RecordingRef, parse_name, read_tsv
+from mcsp.data_sharding.bids.find import RecordingRef, parse_name
 from mcsp.data_sharding.bids.reasons import RecordingError
+from mcsp.data_sharding.bids.tables import read_tsv
 
 _NOWHERE = (np.nan,) * 3
 ParcelRow = tuple[str, int | None, tuple[float, ...]]  # name, label, x y z [mm]

@@ -3,6 +3,7 @@
 from mcsp.config import CorpusConfig
 from mcsp.data_sharding.bids.find import RecordingRef
 from mcsp.data_sharding.bids.reasons import RecordingError, reading
+from mcsp.data_sharding.bids.tables import require_content
 from mcsp.data_sharding.clean.eeg import read_eeg
 from mcsp.data_sharding.clean.fmri import read_fmri
 from mcsp.data_sharding.clean.recording import CleanRecording, valid_seconds
@@ -11,7 +12,8 @@ from mcsp.data_sharding.clean.recording import CleanRecording, valid_seconds
 def read_recording(ref: RecordingRef, config: CorpusConfig) -> CleanRecording:
     """Read and clean one recording; raise :class:`RecordingError` with the reason, whatever is wrong with the file."""
     min_seconds = config.min_seconds.get(ref.modality, 0.0)
-    with reading(ref.site.root):
+    with reading(ref.site.root, ref.path.name):
+        require_content(ref.path)
         if ref.modality == "eeg":
             clean = read_eeg(ref, config.eeg_of(ref.site.name), min_seconds)
         else:

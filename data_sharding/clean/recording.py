@@ -12,16 +12,18 @@ from mcsp.data_sharding.bids.reasons import RecordingError
 
 @dataclass(frozen=True)
 class CleanRecording:
-    """One recording in the units of :data:`mcsp.schema.UNITS`."""
+    """One recording in one of the units of :func:`mcsp.schema.units_of`."""
 
     x_TC: np.ndarray  # float32; zero where a channel could not be computed
     sfreq: float  # Hz
+    unit: str
     channels: list[str]
     positions_C3: np.ndarray  # mm, NaN where unknown
     channel_good_C: np.ndarray  # bool
     valid_spans: list[int] = field(default_factory=list)  # start, stop, start, stop ... in samples
-    # bad_channels, amplitude (median over the good channels of the robust amplitude), artefact_fraction; for fMRI with
-    # confounds also mean_fd_mm, max_fd_mm, mean_dvars.
+    # bad_channels, amplitude (median over the good channels of the robust amplitude; in arbitrary units robust_scale,
+    # by which the values were divided), artefact_fraction; for fMRI with confounds also mean_fd_mm, max_fd_mm and
+    # mean_dvars.
     quality: dict[str, float] = field(default_factory=dict)
     repairs: tuple[str, ...] = ()  # one line for each thing that was wrong with the files and put right
 

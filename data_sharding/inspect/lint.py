@@ -25,7 +25,7 @@ from mcsp.data_sharding.store.index import INDEX_NAME, REJECTED_NAME, SHARDS_NAM
 from mcsp.data_sharding.store.index import index_hash as hash_of
 from mcsp.data_sharding.store.reader import Corpus, crc_name
 from mcsp.data_sharding.store.table import RECORDINGS_NAME, Recordings
-from mcsp.schema import BLOCK_SAMPLES, MODALITIES, SPLITS, UNITS, Recording
+from mcsp.schema import BLOCK_SAMPLES, MODALITIES, SPLITS, Recording, units_of
 
 _SUBJECT = re.compile(r"[0-9a-f]{16}")
 
@@ -144,7 +144,7 @@ def _row_lies(r: Recording) -> Iterator[str]:
         "key": r.key == "_".join(filter(None, (r.site, r.subject, r.session))),
         "member": re.fullmatch(rf"{re.escape(r.key)}\.{r.modality}-\d+\.npy", r.member) is not None,
         "shard": r.shard.startswith(f"{r.split}-"),
-        "unit": r.unit == UNITS[r.modality],
+        "unit": r.unit in units_of(r.modality),
         "block_samples": r.block_samples == BLOCK_SAMPLES[r.modality],
         "dtype": r.dtype == "float16",
         "scale": math.isfinite(r.scale) and r.scale > 0,

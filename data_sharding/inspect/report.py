@@ -15,7 +15,7 @@ from mcsp.data_sharding.inspect.survey import FREQUENCIES, QUANTITIES, Group, Qu
 from mcsp.data_sharding.store.files import Location, write_atomic
 from mcsp.data_sharding.store.index import Rejection, read_rejected
 from mcsp.data_sharding.store.reader import Corpus
-from mcsp.schema import MODALITIES, UNITS, Modality, Window
+from mcsp.schema import MODALITIES, SCALE_FREE, Modality, Window
 
 REPORT_NAME = "report.html"
 
@@ -67,7 +67,8 @@ def index_table(index: dict[str, Any]) -> str:
         )
         for row in rows
     ]
-    lines += [f"rejected {n} x {reason}: {REASONS.get(reason, '')}" for reason, n in index["reasons"].items()]
+    for reason, n in index["reasons"].items():
+        lines += [f"rejected {n} x {reason}: {REASONS[reason].meaning}", f"  what to do: {REASONS[reason].remedy}"]
     return "\n".join(lines)
 
 
@@ -146,13 +147,15 @@ def _worth_a_look(index: dict[str, Any], groups: Sequence[Group]) -> list[str]:
 
 
 def _sites(index: dict[str, Any], groups: Sequence[Group]) -> str:
-    by_site = {(g.site, g.modality): g for g in groups}
+    by_site: dict[tuple[str, Modality], list[Group]] = {}
+    for group in groups:
+        by_site.setdefault((group.site, group.modality), []).append(group)
     rows = []
     for name, counts in index["totals"]["sites"].items():
         mark = " <span class=mark>simulated</span>" if counts["simulated"] else ""
-        stored = [by_site[name, m] for m in ORDER if (name, m) in by_site]
+        stored = any((name, m) in by_site for m in ORDER)
         link = f'<a href="#{anchor(name)}">{html.escape(name)}</a>' if stored else html.escape(name)
-        cells = [_holds(by_site.get((name, modality))) for modality in ORDER]
+        cells = [f"<td class=holds>{'<br>'.join(map(_holds, by_site.get((name, m), [])))}</td>" for m in ORDER]
         rows.append(f"<tr><td class=nowrap>{link}{mark}</td>{_counts(counts)}{''.join(cells)}</tr>")
     blank = "<td></td>" * len(ORDER)
     rows.append(f"<tr class=sum><td>all</td>{_counts(index['totals']['all'])}{blank}</tr>")
@@ -165,7 +168,8 @@ def _sites(index: dict[str, Any], groups: Sequence[Group]) -> str:
     )
     return (
         f'<h2 id="sites">Sites</h2><div class=wide><table><tr>{head}</tr>{"".join(rows)}</table></div>'
-        f"<p class=small>Splits by subject: {splits}. Rates and channels are those of the stored recordings.</p>"
+        f"<p class=small>Splits by subject: {splits}. Rates, channels and units are those of what is stored; a.u.: "
+        "series without their mean, whose amplitude says nothing.</p>"
     )
 
 
@@ -176,13 +180,12 @@ def _counts(counts: dict[str, Any]) -> str:
     return "".join(f"<td class=n>{value}</td>" for value in values)
 
 
-def _holds(group: Group | None) -> str:
-    if group is None:
-        return "<td class=holds></td>"
+def _holds(group: Group) -> str:
     counts = sorted(group.channels)
     channels = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     noun = "parcels" if group.modality == "fmri" else "channels"
-    return f"<td class=holds>{_count(len(group.rows), 'recording')}, {_rates(group)}, {channels} {noun}</td>"
+    unit = _UNIT_NAMES[group.unit]
+    return f"{_count(len(group.rows), 'recording')}, {_rates(group)}, {channels} {noun}, in {unit}"
 
 
 def _rates(group: Group) -> str:
@@ -219,14 +222,12 @@ def _reasons(index: dict[str, Any], rejected: Iterable[Rejection]) -> str:
             for row in examples[reason]
         )
         rows.append(
-            f"<tr><td><b>{html.escape(reason)}</b><br><small>{html.escape(REASONS.get(reason, ''))}</small></td>"
+            f"<tr><td><b>{html.escape(reason)}</b><br><small>{html.escape(REASONS[reason].meaning)}<br>What to do: "
+            f"{html.escape(REASONS[reason].remedy)}</small></td>"
             f"<td class=n>{n:,}</td><td>{where}{more}</td><td><small>{files}</small></td></tr>"
         )
     head = "<th>Reason</th><th class=n>Recordings</th><th>Sites</th><th>Examples</th>"
-    return (
-        f"<h2>Quarantined</h2><div class=wide><table><tr>{head}</tr>{''.join(rows)}</table></div>"
-        "<p class=small>What to do about each reason: docs/corpus.md of the project.</p>"
-    )
+    return f"<h2>Quarantined</h2><div class=wide><table><tr>{head}</tr>{''.join(rows)}</table></div>"
 
 
 def _provenance(index: dict[str, Any]) -> str:
@@ -249,7 +250,7 @@ def _count(n: int, noun: str) -> str:
 
 MODALITY_NAMES: dict[Modality, str] = {"eeg": "EEG", "fmri": "fMRI"}
 ORDER: tuple[Modality, ...] = tuple(sorted(MODALITIES))  # in tables and on the page
-_UNIT_NAMES = {"uV": "µV", "percent": "%"}
+_UNIT_NAMES = {"uV": "µV", "percent": "%", SCALE_FREE: SCALE_FREE}
 
 
 def anchor(site: str) -> str:
@@ -278,7 +279,7 @@ def site_charts(groups: Sequence[Group], simulated: Collection[str]) -> str:
     for modality, quantity, rows in _distributions(groups):
         everything[modality, quantity.name] = np.concatenate([values for _, values in rows])
         bins[modality, quantity.name] = charts.bins(everything[modality, quantity.name], quantity.whole)
-    limits = {modality: _power_limits([g for g in groups if g.modality == modality]) for modality in ORDER}
+    limits = {unit: _power_limits([g for g in groups if g.unit == unit]) for unit in _UNIT_NAMES}
     parts = [
         "<h2>Site by site</h2><p>Bars are the recordings of the site, the dashed outline those of all sites; the axes "
         "are the same for every site, and what lies beyond is in the outermost bars. A spectrum is the median over "
@@ -300,7 +301,7 @@ def site_charts(groups: Sequence[Group], simulated: Collection[str]) -> str:
                 for quantity in QUANTITIES
                 if quantity.name in group.values
             ]
-            signals = _spectrum(group, limits[group.modality]) + [_traces(window) for window in group.examples]
+            signals = _spectrum(group, limits[group.unit]) + [_traces(window) for window in group.examples]
             parts += [f"<div class=charts>{''.join(row)}</div>" for row in (drawn, signals)]
     return "\n".join(parts)
 
@@ -312,7 +313,10 @@ def _distributions(groups: Sequence[Group]) -> list[tuple[Modality, Quantity, li
         for quantity in QUANTITIES:
             of_modality = [g for g in groups if g.modality == modality and quantity.name in g.values]
             if of_modality:
-                found.append((modality, quantity, [(g.site, g.values[quantity.name]) for g in of_modality]))
+                sites = Counter(g.site for g in of_modality)
+                names = [g.site if sites[g.site] == 1 else f"{g.site}, {_UNIT_NAMES[g.unit]}" for g in of_modality]
+                values = [g.values[quantity.name] for g in of_modality]
+                found.append((modality, quantity, list(zip(names, values, strict=True))))
     return found
 
 
@@ -331,7 +335,7 @@ def _power_limits(groups: Sequence[Group]) -> tuple[float, float]:
 def _spectrum(group: Group, limits: tuple[float, float]) -> list[str]:
     if group.quartiles_3F is None:
         return []
-    unit = _UNIT_NAMES[UNITS[group.modality]]
+    unit = _UNIT_NAMES[group.unit]
     frequencies = FREQUENCIES[group.modality]
     title = f"{MODALITY_NAMES[group.modality]}: power [{unit}²/Hz], {group.n_spectra} recordings"
     return [charts.spectrum(frequencies, group.quartiles_3F, group.modality == "eeg", limits, title, group.site)]

@@ -56,10 +56,11 @@ QUANTITIES = (
 
 @dataclass
 class Group:
-    """All recordings of one modality at one site."""
+    """All recordings of one modality and unit at one site."""
 
     site: str
     modality: Modality
+    unit: str
     rows: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))  # of the table
     hours: float = 0.0
     sfreq: Counter[float] = field(default_factory=Counter)  # Hz -> recordings
@@ -72,7 +73,7 @@ class Group:
 
 
 def survey(corpus: Corpus, place: "Location | None" = None) -> list[Group]:
-    """Distributions, spectra and examples of every site and modality, sorted by site and by modality.
+    """Distributions, spectra and examples of every site, modality and unit, sorted by these.
 
     Of a corpus in an object store, which is ``place``, only the windows are read, not the shards that hold them.
     """
@@ -86,14 +87,15 @@ def table_groups(table: Recordings) -> list[Group]:
     """The groups of :func:`survey` with what the table alone says."""
     site_codes, sites = table.codes("site")
     modality_codes, modalities = table.codes("modality")
+    unit_codes, units = table.codes("unit")
     sfreq, channels = table.column("sfreq"), table.column("n_channels")
     quantities = {"minutes": table.column("n_samples") / sfreq / 60, **_quality(table)}
-    codes = site_codes.astype(np.int64) * len(modalities) + modality_codes
+    codes = (site_codes.astype(np.int64) * len(modalities) + modality_codes) * len(units) + unit_codes
     order = np.argsort(codes, kind="stable")
     groups = []
     for rows in np.split(order, np.flatnonzero(np.diff(codes[order])) + 1) if len(order) else []:
         site, modality = sites[site_codes[rows[0]]], modalities[modality_codes[rows[0]]]
-        group = Group(site, modality, rows, float(quantities["minutes"][rows].sum() / 60))
+        group = Group(site, modality, units[unit_codes[rows[0]]], rows, float(quantities["minutes"][rows].sum() / 60))
         group.sfreq.update(sfreq[rows].tolist())
         group.channels.update(channels[rows].tolist())
         for quantity in QUANTITIES:
@@ -101,7 +103,7 @@ def table_groups(table: Recordings) -> list[Group]:
             if modality in quantity.title and np.isfinite(values).any():
                 group.values[quantity.name] = values[np.isfinite(values)]
         groups.append(group)
-    return sorted(groups, key=lambda g: (g.site, g.modality))
+    return sorted(groups, key=lambda g: (g.site, g.modality, g.unit))
 
 
 def _quality(table: Recordings) -> dict[str, np.ndarray]:

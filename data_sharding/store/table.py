@@ -42,6 +42,7 @@ class Recordings(Sequence[Recording]):
         """Wrap the result of :func:`mcsp.data_sharding.store.table_write.make_batch` or of a mapped file."""
         self._batch = batch
         self._file: Path | None = None
+        self._bytes = 0
         self._read = [(f.name, self._reader(f.name)) for f in fields(Recording)]
 
     @classmethod
@@ -70,8 +71,22 @@ class Recordings(Sequence[Recording]):
                 f"{file}: expected one batch of the columns of this version, found {len(batches)}, {other}"
             )
         recordings = cls(batches[0])
-        recordings._file = file
+        recordings._file, recordings._bytes = file, file.stat().st_size
         return recordings
+
+    def check_whole(self) -> None:
+        """Raise ``ValueError`` where the mapped file was cut or is gone: reading on would end the process (SIGBUS)."""
+        if self._file is None:
+            return
+        try:
+            found = self._file.stat().st_size
+        except OSError as error:
+            raise ValueError(f"{self._file}: cannot be read any more ({error.strerror})") from None
+        if found != self._bytes:
+            raise ValueError(
+                f"{self._file}: had {self._bytes} bytes when it was opened, now {found}; a corpus must not change "
+                "while it is read"
+            )
 
     def __reduce__(self) -> Any:
         """Another process maps the same file."""
@@ -142,6 +157,18 @@ class Recordings(Sequence[Recording]):
             raise ValueError(f"column {name}: expected one of {REPEATED_TEXT}")
         array = self._batch.column(name)
         return _numpy(array.indices), array.dictionary.to_pylist()
+
+    def flat(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """A field of lists that differ from row to row: all values in one row, without a copy, and where each list
+        starts and the last one ends, int64 ``(rows + 1,)``.
+
+        Raises:
+            ValueError: any other field.
+        """
+        array = self._batch.column(name)
+        if not pa.types.is_large_list(array.type):
+            raise ValueError(f"column {name}: expected a list that is stored row by row")
+        return _numpy(array.values), np.frombuffer(array.buffers()[1], np.int64)[array.offset :][: len(self) + 1]
 
     def distinct(self, name: str) -> list[Any]:
         """Every value of a field that is stored once for all rows that have it: a text or a list that repeats."""

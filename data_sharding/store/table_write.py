@@ -6,6 +6,7 @@ The temporary files have no names and lie in ``TMPDIR``; they take as much as th
 import hashlib
 import mmap
 import tempfile
+import weakref
 from collections.abc import Iterable
 from dataclasses import fields
 from itertools import islice
@@ -45,6 +46,7 @@ class _Buffer:
 
     def __init__(self) -> None:
         self._file = tempfile.TemporaryFile(prefix="mcsp-table-")  # noqa: SIM115  lives as long as the buffer
+        weakref.finalize(self, self._file.close)
 
     def append(self, content: Any) -> None:
         self._file.write(content)

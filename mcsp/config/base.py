@@ -5,13 +5,24 @@ Numbers without a source beside them are choices of ours.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Self, get_args, get_origin
+from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
+
+
+def _in_home(path: Any) -> Any:
+    known = path is not None and str(path).startswith("~")
+    return type(path)(os.path.expanduser(path)) if known else path
+
+
+# The shell leaves the ~ of key=~/folder as it is.
+UserPath = Annotated[Path, AfterValidator(_in_home)]
+UserPathOrUrl = Annotated[Path | str, AfterValidator(_in_home)]
 
 
 class Config(BaseModel):
@@ -54,7 +65,7 @@ class Config(BaseModel):
             if not equals:
                 raise ValueError(f"override {override!r}: expected key=value or key.sub=value")
             try:
-                _set(values, key.split("."), yaml.safe_load(value), override)
+                _set(values, key.split("."), _value(value), override)
             except yaml.YAMLError as error:
                 raise ValueError(f"override {override!r}: not valid YAML ({' '.join(str(error).split())})") from None
         return cls.parse(values, str(path) if path is not None else "command line")
@@ -62,6 +73,12 @@ class Config(BaseModel):
     def dump(self) -> dict[str, Any]:
         """The resolved values as plain JSON types."""
         return self.model_dump(mode="json")
+
+
+def _value(text: str) -> Any:
+    """YAML, but nobody types a comment on a command line: in ``run_dir=run #2`` the # belongs to the name."""
+    plain = not text.lstrip().startswith(("'", '"', "[", "{"))
+    return text if plain and " #" in text else yaml.safe_load(text)
 
 
 def _set(values: dict[str, Any], keys: list[str], value: Any, override: str) -> None:

@@ -53,8 +53,25 @@ class FmriConfig(Config):
 Pairing = Literal["session", "subject", "simultaneous"]
 
 
-class SiteConfig(Config):
-    """One BIDS dataset."""
+class Selection(Config):
+    """Which recordings of a dataset are wanted; labels with or without their prefix, numbers without leading zeros."""
+
+    subjects: list[str | int] | None = Field(None, description="labels of the subjects to take; null: all")
+    sessions: list[str | int] | None = Field(None, description="labels of the sessions to take; null: all")
+    tasks: list[str | int] | None = Field(None, description="labels of the tasks to take; null: all")
+    runs: list[str | int] | None = Field(None, description="labels of the runs to take; null: all")
+    exclude: list[str | int] | None = Field(
+        None, description="subjects to leave out, or patterns of files in the dataset, as sub-03/ses-2/*"
+    )
+    derivatives: str | None = Field(
+        None,
+        description="folder below derivatives/ whose files come before all others, the only one that is read; none: no "
+        "derivatives; null: raw EEG before derivatives, processed BOLD before raw images",
+    )
+
+
+class SiteConfig(Selection):
+    """One BIDS dataset; what it says of the selection comes before what is said for all."""
 
     path: Path = Field(description="folder of the dataset")
     simulated: bool | None = Field(None, description="null: read from dataset_description.json")
@@ -73,7 +90,7 @@ class SiteConfig(Config):
     )
 
 
-class CorpusConfig(Config):
+class CorpusConfig(Selection):
     """``launchers/build_corpus.py``."""
 
     bids_root: Path | None = Field(
@@ -108,6 +125,12 @@ class CorpusConfig(Config):
         """EEG cleaning of one site."""
         own = self.sites[site].eeg if site in self.sites else {}
         return EegConfig.parse({**self.eeg.dump(), **own}, f"sites.{site}.eeg")
+
+    def selection_of(self, site: str) -> Selection:
+        """What is wanted of one site."""
+        own = self.sites.get(site, self)
+        values = {name: getattr(own, name) for name in Selection.model_fields}
+        return Selection(**{k: getattr(self, k) if v is None else v for k, v in values.items()})
 
     def fmri_of(self, site: str) -> FmriConfig:
         """BOLD cleaning of one site."""

@@ -28,6 +28,10 @@ class ModelConfig(Config):
     fmri_anchors: int = Field(100, ge=4, description="anchor positions in the brain that parcels are projected onto")
     skips: tuple[Skip, ...] = Field(SKIPS, description="what features hold beside h: measured, not learned")
 
+    def anchors(self, modality: Modality) -> int:
+        """Number of anchor positions of a modality."""
+        return self.eeg_anchors if modality == "eeg" else self.fmri_anchors
+
 
 class ObjectiveConfig(Config):
     """Weights of the loss; :mod:`mcsp.losses.objective` has the formula."""
@@ -38,7 +42,6 @@ class ObjectiveConfig(Config):
     beta: float = Field(0.5, ge=0, description="weight of distillation inside the cross-modal loss")
     gamma: float = Field(0.5, ge=0, description="weight of convergence inside the cross-modal loss")
     prediction: float = Field(1.0, ge=0, description="weight of predicting one half of a window from the other")
-    reconstruction: float = Field(0.0, ge=0, description="weight of reconstructing hidden tokens, in every domain")
     temperature: float = Field(0.1, gt=0, description="initial, learned per term; 0.1 as in SimCLR (arXiv 2002.05709)")
     domain_temperature: dict[Domain, float] = Field(
         {}, description="initial ones of single domains; terms across domains take the geometric mean"
@@ -55,28 +58,10 @@ class AugmentationConfig(Config):
     opposite_halves: tuple[Domain, ...] = Field(
         ("spatial",), description="domains whose views are opposite halves of the window in time"
     )
-    gain: float = Field(0.0, ge=0, description="every domain: standard deviation of the log gain of a view")
-    half_gap: float = Field(0.0, ge=0, lt=1, description="fraction of the window left out between the halves")
-    disjoint_channels: tuple[Modality, ...] = Field(
-        (), description="spatial: modalities of which each view has its own half of the channels"
-    )
     channel_dropout: float = Field(0.1, ge=0, lt=1, description="spatial: largest fraction of channels dropped")
-    region_mask_mm: float = Field(0.0, ge=0, description="spatial: largest radius within which channels are masked")
-    edge_dropout: float = Field(0.0, ge=0, lt=1, description="spatial: fraction of connections dropped")
     position_jitter_mm: float = Field(3.0, ge=0, description="spatial: standard deviation")
-    crop: float = Field(0.0, ge=0, lt=1, description="temporal: fraction of the window cut off, at a random place")
     time_mask: float = Field(0.2, ge=0, lt=1, description="temporal: largest fraction of the window masked")
-    time_warp: float = Field(0.0, ge=0, lt=1, description="temporal: largest change of speed")
-    amplitude_warp: float = Field(0.0, ge=0, description="temporal: standard deviation of slow log gain")
     amplitude_jitter: float = Field(0.1, ge=0, description="temporal: standard deviation of log gain")
     noise: float = Field(0.1, ge=0, description="temporal: noise relative to each channel's standard deviation")
-    polarity: bool = Field(
-        False, description="temporal: EEG changes its sign in half of the views, and loses what that tells"
-    )
     band_mask: float = Field(0.15, ge=0, lt=1, description="spectral: largest fraction of the band attenuated")
     tilt: float = Field(0.2, ge=0, description="spectral: standard deviation of the exponent change of 1/f")
-    line_noise: float = Field(0.0, ge=0, description="spectral: largest hum relative to each channel's deviation, EEG")
-    phase: float = Field(0.0, ge=0, le=1, description="spectral: largest turn of phases, 1 makes them random")
-    hidden_tokens: float = Field(
-        0.5, gt=0, lt=1, description="fraction of tokens hidden for objective.reconstruction; 0.5 as in LaBraM"
-    )

@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from mcsp.config.base import Config
+from mcsp.config.base import Config, UserPath
 from mcsp.config.model import AugmentationConfig, ModelConfig, ObjectiveConfig
 from mcsp.schema import Modality
 
@@ -19,22 +19,30 @@ class BatchConfig(Config):
 
 
 class HealthConfig(Config):
-    """Which steps are left out of a run, and what many of them in a row lead to."""
+    """Which steps are left out of a run, and what leads back to a checkpoint; :mod:`mcsp.training.health` explains."""
 
-    spike_window: int = Field(128, ge=2, description="applied steps that a step is compared with, once half are there")
+    spike_window: int = Field(128, ge=2, description="last steps that a step is compared with, once half are there")
     spike_factor: float = Field(
         10.0, ge=0, description="robust standard deviations above the median that make a spike; 0 lets spikes count"
     )
-    rollback_after: int = Field(10, ge=1, description="skipped steps in a row that lead back to a checkpoint")
+    new_level_after: int = Field(5, ge=1, description="spikes within twice as many steps that make a new level")
+    rollback_after: int = Field(
+        10, ge=1, description="steps in a row that are not finite and lead back to a checkpoint"
+    )
+    lost_after: int = Field(
+        200,
+        ge=0,
+        description="steps in a row with a loss above the first ones' that lead back to a checkpoint; 0: none do",
+    )
     max_rollbacks: int = Field(3, ge=0, description="the run ends instead of going back once more")
 
 
 class PretrainConfig(Config):
     """``launchers/pretrain.py``."""
 
-    corpus_dir: Path | str = Field(description="a corpus that build_corpus wrote: a folder or a URL (s3://...)")
-    run_dir: Path = Field(description="checkpoints, metrics.jsonl and TensorBoard files go here")
-    init_from: Path | None = Field(
+    corpus_dir: UserPath | str = Field(description="a corpus that build_corpus wrote: a folder or a URL (s3://...)")
+    run_dir: UserPath = Field(description="checkpoints, metrics.jsonl and TensorBoard files go here")
+    init_from: UserPath | None = Field(
         None, description="a run, checkpoint or export whose weights a new run starts from; ignored once it has its own"
     )
     steps: int = Field(1000, ge=1, description="optimizer steps")
@@ -85,11 +93,25 @@ class PretrainConfig(Config):
         description="ends the run when more windows cannot be read: a fraction of those read since it (re)started, "
         "or from 1 on their number",
     )
-    cache_dir: Path | None = Field(None, description="where shards of a remote corpus are kept; null: temporary folder")
+    cache_dir: UserPath | None = Field(
+        None, description="where shards of a remote corpus are kept; null: temporary folder"
+    )
     cache_gb: float = Field(100.0, gt=0, description="most that shards of a remote corpus take on each machine")
     checkpoint_every: int = Field(100, ge=1, description="steps")
     keep_checkpoints: int = Field(3, ge=1, description="older ones are deleted")
     keep_every: int = Field(0, ge=0, description="checkpoints after a multiple of this many steps stay; 0: none do")
+    keep_best: str | None = Field(
+        None, description="a quantity of the evaluations, such as loss: the checkpoint that is best in it stays as well"
+    )
+    validate_every: int = Field(
+        100,
+        ge=0,
+        description="steps between evaluations of the validation split, made at the start and end, too; 0: none",
+    )
+    validation_batches: int = Field(2, ge=1, description="batches of one evaluation, always the same windows and views")
+    collapse_after: int = Field(
+        3, ge=0, description="evaluations in a row with embeddings all alike that end the run; 0: it goes on"
+    )
     log_every: int = Field(1, ge=1, description="steps per line of metrics.jsonl; the first has one as well")
     resume: Literal["auto", "never", "must"] = Field(
         "auto", description="auto: continue where run_dir has a checkpoint"

@@ -24,14 +24,14 @@ from mcsp.encode.recording import (
     require_positions,
     window_steps,
 )
+from mcsp.schema import SCALE_FREE
 
 if TYPE_CHECKING:
     from mcsp.data_sharding.clean.recording import CleanRecording
     from mcsp.model.weights import ExportedMCSP
 
 _MIN_SECONDS = 30.0
-# Robust amplitude [percent] that BOLD of a parcel can have, and how far from the origin [mm] a parcel can lie. Ours.
-_AMPLITUDE_PERCENT = (0.01, 20.0)
+# How far from the origin [mm] a parcel can lie. Ours.
 _REACH_MM = (10.0, 150.0)
 _EXPECTED_POSITIONS = "x, y, z [mm] in the parcellation's table, a label image, or a (P, 3) array of MNI positions"
 
@@ -51,8 +51,8 @@ def encode_bold(
     Args:
         model: of :func:`mcsp.from_pretrained`.
         bold: a 4-D NIfTI (path or nibabel image) in a standard space; a table of parcels (``*_timeseries.tsv``,
-            ``.1D``, ``.ptseries.nii``); or an array ``(T, P)`` as nilearn's maskers give it, with its mean and not
-            standardised.
+            ``.1D``, ``.ptseries.nii``); or an array ``(T, P)`` as nilearn's maskers give it, best with its mean and not
+            standardised. Values without a mean become arbitrary units, of which the model uses the shape alone.
         t_r: repetition time [s]; None: from the JSON sidecar. Checked against sidecar and header.
         parcellation: label image (path or nibabel image) for images and arrays; or ``(P, 3)`` MNI positions [mm] for
             arrays. None: the ``*_dseg`` files of the BIDS dataset.
@@ -67,7 +67,7 @@ def encode_bold(
             position, another parcellation; ``RecordingError``, with a ``reason``, where a corpus would have refused it.
     """
     require_packages("nibabel", "pandas", "scipy")
-    from mcsp.data_sharding.bids.reasons import RecordingError, naming
+    from mcsp.data_sharding.bids.reasons import naming
     from mcsp.data_sharding.clean.fmri import clean_bold, plausible_t_r, require_length
 
     options = options or Options()
@@ -84,33 +84,20 @@ def encode_bold(
         else:
             source = of_array(np.asarray(bold), t_r, parcellation, parcel_table, percent)
         require_length(len(source.x_TP), source.t_r, min_seconds)
-        try:
-            clean = clean_bold(
-                source.x_TP, source.parcels, source.t_r, source.confounds, config, min_seconds, source.percent
-            )
-        except RecordingError as error:
-            if error.reason != "no-baseline":
-                raise
-            hint = "it was centred or standardised; if it is in percent signal change, say percent=True"
-            raise RecordingError(error.reason, f"{error}: {hint}") from None
-    _check_values(source, clean)
+        clean = clean_bold(
+            source.x_TP, source.parcels, source.t_r, source.confounds, config, min_seconds, source.percent
+        )
+    _check_places(source, clean)
     require_positions(clean, name, options.min_channels, _EXPECTED_POSITIONS)
     steps, warnings = _parcellation(model, source, require_known_parcellation)
     features_WF, starts_W, seconds = encode_clean(model, "fmri", clean, name, options)
     windows, about_windows = window_steps(model, "fmri", clean, starts_W, seconds)
-    report = _report(source, clean, config, {**steps, "windows": windows}, [*warnings, *about_windows])
+    report = _report(model, source, clean, config, {**steps, "windows": windows}, [*warnings, *about_windows])
     return EncodedRecording(features_WF.mean(axis=0), features_WF, starts_W, seconds, report)
 
 
-def _check_values(source: Source, clean: "CleanRecording") -> None:
-    """Raise ``ValueError`` for amplitudes that are no percent signal change, and positions that are no millimetres."""
-    amplitude = clean.quality["amplitude"]
-    low, high = _AMPLITUDE_PERCENT
-    if not low <= amplitude <= high:
-        raise ValueError(
-            f"{source.name}: median amplitude of the parcels is {amplitude:.3g} percent, expected {low:g} to {high:g}: "
-            "is it percent signal change?"
-        )
+def _check_places(source: Source, clean: "CleanRecording") -> None:
+    """Raise ``ValueError`` for positions that are no millimetres."""
     reach = np.nanmax(np.abs(clean.positions_C3), initial=0.0)
     if np.isfinite(clean.positions_C3).any() and not _REACH_MM[0] <= reach <= _REACH_MM[1]:
         raise ValueError(
@@ -139,7 +126,12 @@ def _parcellation(model: "ExportedMCSP", source: Source, require_known: bool) ->
 
 
 def _report(
-    source: Source, clean: "CleanRecording", config: FmriConfig, steps: dict[str, str], warnings: list[str]
+    model: "ExportedMCSP",
+    source: Source,
+    clean: "CleanRecording",
+    config: FmriConfig,
+    steps: dict[str, str],
+    warnings: list[str],
 ) -> Report:
     statuses = []
     for c, name in enumerate(clean.channels):
@@ -155,6 +147,9 @@ def _report(
         warnings = [*warnings, f"no confounds were regressed out here; in pretraining: {', '.join(config.confounds)}"]
     if source.confounds.steady_T is None and config.max_fd_mm is not None:
         warnings = [*warnings, f"motion is unknown; in pretraining volumes above {config.max_fd_mm:g} mm were masked"]
+    trained: list[str] = model.preprocessing.get("units", {}).get("fmri", clean.unit).split(" or ")
+    if clean.unit not in trained:
+        warnings = [*warnings, f"values in {clean.unit}; in pretraining {' or '.join(trained)}"]
     band = "no band-pass" if config.bandpass_hz is None else "{:g} to {:g} Hz".format(*config.bandpass_hz)
     masked = clean.quality["artefact_fraction"] * seconds
     lines = {
@@ -162,10 +157,14 @@ def _report(
         "parcels": f"{sum(f.used for f in statuses)} used; {len(bad)} without signal, {len(unplaced)} without position",
         "no signal": listed(bad),
         "no position": listed(unplaced),
-        "unit": "percent signal change" + (" already" if source.percent else " of each parcel's mean"),
+        "unit": "arbitrary: the series has no mean, so its amplitude says nothing"
+        if clean.unit == SCALE_FREE
+        else "percent signal change" + (" already" if source.percent else " of each parcel's mean"),
         "cleaned": f"{'detrended, ' if config.detrend else ''}{band}, "
         f"{0 if regressed is None else regressed.shape[1]} confounds regressed out",
-        "amplitude": f"{clean.quality['amplitude']:.2f} percent, median over parcels",
+        "amplitude": f"{clean.quality['amplitude']:.2f} percent, median over parcels"
+        if "amplitude" in clean.quality
+        else "",
         "motion": f"{masked:.0f} of {seconds:.0f} s are masked" if masked else "",
         **steps,
     }

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from mcsp.data_sharding.bids.find import RecordingRef
     from mcsp.data_sharding.clean.eeg import EegDetails
+    from mcsp.data_sharding.clean.eeg_files import OpenEeg
     from mcsp.data_sharding.clean.recording import CleanRecording
     from mcsp.model.weights import ExportedMCSP
 
@@ -43,7 +44,8 @@ _EXPECTED_POSITIONS = "channel names of the 10-05 system, or positions (raw.set_
 
 @dataclass(frozen=True)
 class _Source:
-    raw: "mne.io.BaseRaw"
+    opened: "OpenEeg"
+    n_channels: int  # of the file
     ref: "RecordingRef"
     sidecar: dict[str, Any]
 
@@ -79,16 +81,16 @@ def encode_raw(
 
     options = options or Options()
     config = cleaning_of(model, "eeg", EegConfig).model_copy(update={"gain": 1.0})
-    source = _open(raw)
+    source = _open(raw, measured_positions)
     name = source.ref.path.name
-    sfreq = float(source.raw.info["sfreq"])
+    sfreq = float(source.opened.raw.info["sfreq"])
     if not _SFREQ_BOUNDS[0] <= sfreq <= _SFREQ_BOUNDS[1]:
         bounds = f"{_SFREQ_BOUNDS[0]:g} to {_SFREQ_BOUNDS[1]:g} Hz"
         raise ValueError(f"{name}: sampling frequency {sfreq:g} Hz, expected {bounds}")
     sidecar = source.sidecar if line_hz is None else {**source.sidecar, "PowerLineFrequency": line_hz}
     min_seconds = min_seconds_of(model, "eeg", options, _MIN_SECONDS)
-    with naming(name), reading(source.ref.site.root):
-        clean, details = clean_eeg(source.raw, source.ref, sidecar, config, min_seconds, measured_positions)
+    with naming(name), reading(source.ref.site.root, name):
+        clean, details = clean_eeg(source.opened, source.ref, sidecar, config, min_seconds)
     require_positions(clean, name, options.min_channels, _EXPECTED_POSITIONS)
     features_WF, starts_W, seconds = encode_clean(model, "eeg", clean, name, options)
     windows, warnings = window_steps(model, "eeg", clean, starts_W, seconds)
@@ -128,30 +130,33 @@ def raw_of_array(
     return raw
 
 
-def _open(raw: "mne.io.BaseRaw | str | Path") -> _Source:
+def _open(raw: "mne.io.BaseRaw | str | Path", measured_positions: bool) -> _Source:
     import mne
 
     from mcsp.data_sharding.bids.find import EEG_EXTENSIONS, RecordingRef, Site, read_sidecar, ref_of_file
     from mcsp.data_sharding.bids.reasons import naming, reading
-    from mcsp.data_sharding.clean.eeg_files import open_eeg
+    from mcsp.data_sharding.clean.eeg_files import open_eeg, open_raw
 
     if isinstance(raw, mne.io.BaseRaw):
         files = [Path(file).name for file in raw.filenames if file is not None]
         ref = RecordingRef(Site("", Path("."), False, None), Path(files[0] if files else "Raw"), "eeg", {}, {})
         line_hz = raw.info["line_freq"]
-        return _Source(raw, ref, {} if line_hz is None else {"PowerLineFrequency": float(line_hz)})
+        sidecar = {} if line_hz is None else {"PowerLineFrequency": float(line_hz)}
+        with naming(ref.path.name), reading(ref.site.root, ref.path.name):
+            return _Source(open_raw(raw, ref, measured_positions), len(raw.ch_names), ref, sidecar)
     if not isinstance(raw, str | Path):
         raise ValueError(f"EEG recording: expected a path or a continuous mne.io.Raw, found {type(raw).__name__}")
     path = Path(raw)
-    if path.suffix not in EEG_EXTENSIONS:
+    if path.suffix.lower() not in EEG_EXTENSIONS:
         known = ", ".join(EEG_EXTENSIONS)
         raise ValueError(f"{path.name}: expected {known}; read other formats with MNE and pass the Raw")
-    if not path.is_file():
+    if not path.is_file() and not path.is_symlink():
         raise ValueError(f"{path}: no such file")
-    ref = ref_of_file(path, "eeg")
-    with naming(path.name), reading(ref.site.root):
-        sidecar = read_sidecar(ref)
-        return _Source(open_eeg(ref, sidecar), ref, sidecar)
+    with naming(path.name), reading(path.parent, path.name):
+        ref = ref_of_file(path, "eeg")
+        stated = read_sidecar(ref)
+        opened = open_eeg(ref, stated, measured_positions)
+        return _Source(opened, len(opened.channels.names) + len(opened.channels.others), ref, stated)
 
 
 def _report(
@@ -162,18 +167,20 @@ def _report(
     windows: str,
     warnings: list[str],
 ) -> Report:
+    from mcsp.data_sharding.clean.eeg_channels import NO_POSITION
+
     statuses = _statuses(clean, details)
-    bad = [f"{f.name} ({f.reason})" for f in statuses if f.channel and not f.used and f.reason != "no position"]
-    unplaced = [f.name for f in statuses if f.reason == "no position"]
+    bad = [f"{f.name} ({f.reason})" for f in statuses if f.channel and not f.used]
+    unplaced = [f.name for f in statuses if f.reason == NO_POSITION]
     renamed = [f"{f.name} -> {f.channel}" for f in statuses if f.channel and f.channel != f.name]
-    others = [f"{f.name} ({f.reason})" for f in statuses if not f.channel]
+    others = [f"{f.name} ({f.reason})" for f in statuses if not f.channel and f.reason != NO_POSITION]
     places = Counter(f.position_from for f in statuses if f.position_from)
     seconds, used = len(clean.x_TC) / clean.sfreq, sum(f.used for f in statuses)
     masked = clean.quality["artefact_fraction"] * seconds
     low, high = details.band_hz
     notch = "no notch" if not details.notches_hz else f"notch at {listed([f'{hz:g}' for hz in details.notches_hz])} Hz"
     steps = {
-        "read": f"{seconds:.1f} s at {details.sfreq:g} Hz, {len(source.raw.ch_names)} channels",
+        "read": f"{seconds:.1f} s at {details.sfreq:g} Hz, {source.n_channels} channels",
         "channels": f"{used} used; {len(bad)} bad, {len(unplaced)} without position, {len(others)} left out",
         "renamed": listed(renamed, 12),
         "bad": listed(bad),
@@ -195,9 +202,8 @@ def _report(
 def _statuses(clean: "CleanRecording", details: "EegDetails") -> tuple[ChannelStatus, ...]:
     statuses = []
     for c, (name, channel) in enumerate(zip(details.names, clean.channels, strict=True)):
-        place = details.position_from[c]
-        reason = details.bad[c] or ("" if place else "no position")
-        statuses.append(ChannelStatus(name, channel, not reason, reason, place))
+        reason = details.bad[c]
+        statuses.append(ChannelStatus(name, channel, not reason, reason, details.position_from[c]))
     statuses += [ChannelStatus(name, "", False, reason, "") for name, reason in details.others.items()]
     return tuple(statuses)
 
@@ -210,7 +216,7 @@ def _warnings(source: _Source, details: "EegDetails", config: EegConfig, used: i
         found.append(f"only {used} of {n_channels} EEG channels are used")
     if details.band_hz[1] < min(config.lowpass_hz, config.sfreq / 2):
         found.append(f"nothing above {details.band_hz[1]:g} Hz; the model knows up to {config.lowpass_hz:g} Hz")
-    before_low, before_high = source.raw.info["highpass"], source.raw.info["lowpass"]
+    before_low, before_high = (source.opened.raw.info[edge] for edge in ("highpass", "lowpass"))
     if before_high is not None and before_high < min(config.lowpass_hz, 0.9 * details.sfreq / 2):
         found.append(f"low-passed at {before_high:g} Hz before; the model knows up to {config.lowpass_hz:g} Hz")
     if before_low is not None and math.isfinite(before_low) and before_low > 2 * max(config.highpass_hz, 0.1):

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from mcsp.batch import valid_times
 from mcsp.config.base import Config
 from mcsp.config.evaluate import WINDOWS_PER_RECORDING
-from mcsp.encode.windows import encode_windows, window_starts
-from mcsp.schema import UNITS, Modality, Recording, Window, window_samples
+from mcsp.encode.windows import encode_windows
+from mcsp.schema import Modality, Recording, Window
+from mcsp.windows import longest_window, no_window, seconds_in_no_window, window_starts
 
 if TYPE_CHECKING:
     from mcsp.data_sharding.clean.recording import CleanRecording
@@ -155,13 +157,16 @@ def require_positions(clean: "CleanRecording", source: str, min_channels: int, e
 def encode_clean(
     model: "ExportedMCSP", modality: Modality, clean: "CleanRecording", source: str, options: Options
 ) -> tuple[np.ndarray, np.ndarray, float]:
-    """Features ``(W, F)``, starts [s] ``(W,)`` and length [s] of the windows of a clean recording."""
+    """Features ``(W, F)``, starts [s] ``(W,)`` and length [s] of the windows of a clean recording.
+
+    Raises:
+        ValueError: no window holds enough valid time.
+    """
     recording = as_recording(clean, modality)
-    length = min(
-        window_samples(recording, window_seconds_of(model, modality, options)),
-        recording.n_samples,
-    )
+    length = longest_window(recording, window_seconds_of(model, modality, options))
     starts = window_starts(recording, length, options.windows_per_recording)
+    if not starts:
+        raise ValueError(no_window(recording, length, source))
     windows = ((source, Window(clean.x_TC[start : start + length], recording, start)) for start in starts)
     found = [vector_F for _, vector_F in encode_windows(model, modality, windows, options.batch_size)]
     return np.stack(found), np.array(starts) / clean.sfreq, length / clean.sfreq
@@ -176,12 +181,22 @@ def window_steps(
     usual = float(model.preprocessing["window_seconds"][modality])
     if seconds < 0.99 * usual:
         warnings.append(f"windows of {seconds:.1f} s; in pretraining they had {usual:g} s")
-    spans = np.asarray(clean.valid_spans).reshape(-1, 2) / clean.sfreq
-    inside = [bool(np.any((spans[:, 0] <= s + 1e-6) & (s + seconds <= spans[:, 1] + 1e-6))) for s in starts_W]
-    if not all(inside):
-        masked = len(inside) - sum(inside)
-        warnings.append(f"{masked} of {len(inside)} windows hold masked time: no clean span is as long as a window")
-    return f"{len(starts_W)} of {seconds:g} s from {at} s on, features averaged", warnings
+    recording = as_recording(clean, modality)
+    length = longest_window(recording, seconds)
+    left_out = seconds_in_no_window(recording, length)
+    valid = [
+        valid_times(Window(clean.x_TC[s : s + length], recording, s)).mean()
+        for s in (starts_W * clean.sfreq).round().astype(int).tolist()
+    ]
+    if min(valid) < 1:
+        warnings.append(
+            f"no clean span is as long as a window: {sum(v < 1 for v in valid)} of {len(valid)} windows hold masked "
+            f"time, up to {1 - min(valid):.0%} of a window"
+        )
+    line = f"{len(starts_W)} of {seconds:g} s from {at} s on, features averaged"
+    if left_out > 0:
+        line += f"; {left_out:.1f} of {recording.seconds:.1f} s are in no window, for lack of valid time"
+    return line, warnings
 
 
 def listed(names: list[str], most: int = 8) -> str:
@@ -198,7 +213,7 @@ def as_recording(clean: "CleanRecording", modality: Modality) -> Recording:
         modality=modality,
         split="test",
         sfreq=clean.sfreq,
-        unit=UNITS[modality],
+        unit=clean.unit,
         scale=1.0,
         n_samples=n_samples,
         n_channels=n_channels,
@@ -211,5 +226,5 @@ def as_recording(clean: "CleanRecording", modality: Modality) -> Recording:
         channels=clean.channels,
         positions_mm=[round(float(value), 3) for value in clean.positions_C3.ravel()],
         channel_good=[bool(good) for good in clean.channel_good_C],
-        valid_spans=clean.valid_spans,
+        valid_spans=clean.valid_spans or [0, 0],  # none is valid; in a corpus an empty list would say all are
     )

@@ -1,9 +1,9 @@
-"""Where windows of a recording begin, and what the model says of them.
+"""Features of windows, computed in batches.
 
 Shape letters: W windows, F features.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Literal, TypeVar
 
@@ -12,41 +12,9 @@ import torch
 
 from mcsp.batch import collate
 from mcsp.model.mcsp import MCSP
-from mcsp.schema import Modality, Recording, Window
+from mcsp.schema import Modality, Window
 
 Owner = TypeVar("Owner")
-
-
-def window_starts(recording: Recording, n_samples: int, count: int) -> list[int]:
-    """First time samples of up to ``count`` windows, evenly spaced over the valid spans that hold a whole window.
-
-    Windows may overlap where the recording is short. Where no span is long enough the whole recording is the span;
-    a recording shorter than the window gives one window at 0.
-    """
-    spans = _spans(recording, n_samples)
-    places = np.unique(np.linspace(0, sum(room for _, room in spans) - 1, count).round().astype(int))
-    return [_start_at(spans, int(place)) for place in places]
-
-
-def random_start(recording: Recording, n_samples: int, draw: float) -> int:
-    """The first time sample of one such window, all equally likely for a uniform ``draw`` in [0, 1)."""
-    spans = _spans(recording, n_samples)
-    return _start_at(spans, int(draw * sum(room for _, room in spans)))
-
-
-def _spans(recording: Recording, n_samples: int) -> list[tuple[int, int]]:
-    """First time sample of each span that holds a whole window, and how many windows start in it."""
-    spans = list(zip(recording.valid_spans[::2], recording.valid_spans[1::2], strict=True))
-    spans = [(a, b) for a, b in spans if b - a >= n_samples] or [(0, recording.n_samples)]
-    return [(a, max(b - a - n_samples, 0) + 1) for a, b in spans]
-
-
-def _start_at(spans: Sequence[tuple[int, int]], place: int) -> int:
-    for first, room in spans:
-        if place < room:
-            return int(first + place)
-        place -= room
-    raise AssertionError("a place lies in one of the spans")
 
 
 def encode_windows(

@@ -23,7 +23,7 @@ from mcsp.evaluate.methods import (
     corrected,
     methods,
 )
-from mcsp.evaluate.readout.classifiers import cross_validate
+from mcsp.evaluate.readout.classifiers import LOGISTIC, cross_validate
 from mcsp.evaluate.splits import Folds, described_folds, k_fold, leave_site_out
 from mcsp.evaluate.units import Labelled
 
@@ -119,7 +119,8 @@ def _pretrained_for(method: Method, compared: Sequence[Method]) -> Method | None
     learned part; None for that row itself.
     """
     like = PRETRAINED_LEARNED if method.features == UNTRAINED_LEARNED else PRETRAINED
-    of_like = {m.classifier: m for m in compared if m.features == like}
+    plain = (MAIN.name, LOGISTIC.name)
+    of_like = {m.classifier: m for m in compared if m.features == like and m.classifier in plain}
     found = of_like.get(method.classifier, of_like.get(MAIN.name))
     return None if found is method else found
 

@@ -52,7 +52,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     model = from_pretrained(config.model_dir)
     corpus = open_corpus(config, config.out_dir, model, [config.label, *(config.covariates or USUAL_COVARIATES)])
     config = with_windows(config, model)
-    labelled = read_labels(corpus, config.label, config.classes)
+    labelled = read_labels(corpus, config.label, config.classes, config.window_seconds)
     keys = [unit.key for unit in labelled.units]
     k_fold(keys, labelled.y_N, labelled.subjects, config.folds, 1)  # what fails does so before the slow part
     covariate_table(corpus, labelled, config.covariates, config.label)  # as is this

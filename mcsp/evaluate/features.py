@@ -11,10 +11,11 @@ from tqdm import tqdm
 
 from mcsp.config import LabelledConfig
 from mcsp.data_sharding.store.reader import Corpus
-from mcsp.encode.windows import encode_windows, window_starts
+from mcsp.encode.windows import encode_windows
 from mcsp.evaluate.units import Unit
 from mcsp.model.mcsp import MCSP
-from mcsp.schema import Modality, Window, window_samples
+from mcsp.schema import Modality, Window
+from mcsp.windows import longest_window, no_window, window_starts
 
 
 def read_windows(
@@ -23,15 +24,19 @@ def read_windows(
     """Every window of one modality as ``(index into units, window)``, with a progress bar over recordings.
 
     Raises:
-        ValueError: a damaged shard (from the reader), or no ``window_seconds`` for the modality.
+        ValueError: a damaged shard (from the reader), no ``window_seconds`` for the modality, or a recording
+            without a window of enough valid time.
     """
     seconds = (config.window_seconds or {}).get(modality)
     if seconds is None:
         raise ValueError(f"window_seconds: expected a length for {modality}, found {config.window_seconds}")
     recordings = [(i, r) for i, unit in enumerate(units) for r in unit.of(modality)]
     for i, recording in tqdm(recordings, desc=f"{title}, {modality}", unit="recording", leave=False):
-        length = min(window_samples(recording, seconds), recording.n_samples)
-        for start in window_starts(recording, length, config.windows_per_recording):
+        length = longest_window(recording, seconds)
+        starts = window_starts(recording, length, config.windows_per_recording)
+        if not starts:
+            raise ValueError(no_window(recording, length))
+        for start in starts:
             yield i, corpus.read_window(recording, start, length)
 
 

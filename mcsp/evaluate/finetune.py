@@ -18,7 +18,6 @@ from tqdm import tqdm
 from mcsp.batch import Signal, collate
 from mcsp.config.finetune import Depth, FinetuneConfig
 from mcsp.encode.pretrained import from_pretrained
-from mcsp.encode.windows import random_start, window_starts
 from mcsp.evaluate import scores
 from mcsp.evaluate.bids_corpus import open_corpus
 from mcsp.evaluate.evaluate import versions, with_windows
@@ -30,7 +29,8 @@ from mcsp.evaluate.splits import Folds, k_fold, labelled_part, leave_site_out
 from mcsp.evaluate.units import Labelled, Unit, read_labels
 from mcsp.model.layers import TokenEncoder
 from mcsp.model.mcsp import MCSP
-from mcsp.schema import Modality, Window, random_key, unit_interval, window_samples
+from mcsp.schema import Modality, Purpose, Window, random_key, unit_interval
+from mcsp.windows import longest_window, random_start, window_starts
 
 
 class MCSPClassifier(nn.Module):
@@ -123,8 +123,8 @@ class Finetuning:
         """Open the export and the corpus and encode every unit once; ``ValueError`` where something does not fit."""
         self.model = from_pretrained(config.model_dir)
         self.corpus = open_corpus(config, config.out_dir, self.model, [config.label])
-        self.labelled: Labelled = read_labels(self.corpus, config.label, config.classes)
         self.config = config = with_windows(config, self.model)
+        self.labelled: Labelled = read_labels(self.corpus, config.label, config.classes, config.window_seconds)
         assert config.window_seconds is not None
         self.window_seconds = config.window_seconds
         self.folds = self._folds()
@@ -214,14 +214,17 @@ class Finetuning:
     def _cut(self, unit: Unit, key: int) -> list[Window]:
         """One random window of each modality of a unit, sometimes of one modality only."""
         modalities = [m for m in self.frozen if unit.of(m)]
-        if len(modalities) == 2 and unit_interval(random_key(key, 1)) < self.config.modality_dropout:
-            modalities = [modalities[int(unit_interval(random_key(key, 2)) * 2)]]
+        if (
+            len(modalities) == 2
+            and unit_interval(random_key(key, Purpose.DROP_MODALITY)) < self.config.modality_dropout
+        ):
+            modalities = [modalities[int(unit_interval(random_key(key, Purpose.WHICH_MODALITY)) * 2)]]
         windows = []
         for modality in modalities:
             recordings = unit.of(modality)
-            recording = recordings[int(unit_interval(random_key(key, 3)) * len(recordings))]
-            length = min(window_samples(recording, self.window_seconds[modality]), recording.n_samples)
-            start = random_start(recording, length, unit_interval(random_key(key, 4)))
+            recording = recordings[int(unit_interval(random_key(key, Purpose.WHICH_RECORDING)) * len(recordings))]
+            length = longest_window(recording, self.window_seconds[modality])
+            start = random_start(recording, length, unit_interval(random_key(key, Purpose.START)))
             windows.append(self.corpus.read_window(recording, start, length))
         return windows
 
@@ -242,7 +245,7 @@ class Finetuning:
 
     def _even_windows(self, unit: Unit, modality: Modality) -> Iterator[Window]:
         for recording in unit.of(modality):
-            length = min(window_samples(recording, self.window_seconds[modality]), recording.n_samples)
+            length = longest_window(recording, self.window_seconds[modality])
             for start in window_starts(recording, length, self.config.windows_per_recording):
                 yield self.corpus.read_window(recording, start, length)
 

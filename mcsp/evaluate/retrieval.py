@@ -15,7 +15,8 @@ from mcsp.batch import collate
 from mcsp.config import EvaluateConfig
 from mcsp.data_sharding.store.reader import Corpus
 from mcsp.model.mcsp import MCSP
-from mcsp.schema import MODALITIES, Recording, Split, common_starts, window_samples, window_start
+from mcsp.schema import MODALITIES, Recording, Split
+from mcsp.windows import common_instants, window_samples, window_start
 
 RETRIEVAL_SEED = 0
 
@@ -55,12 +56,12 @@ def find_pairs(
             if not timed["eeg"] or not timed["fmri"]:
                 continue
             eeg, fmri = timed["eeg"][0], timed["fmri"][0]
-            together = common_starts(eeg, fmri, window_seconds, delay_seconds)
-            if together is None:
-                continue
-            for t in np.arange(together[0], together[1] + 1e-6, max(length.values())):
-                eeg_start = window_start(eeg, t, length["eeg"])
-                cuts.append(PairedCut(eeg, eeg_start, fmri, window_start(fmri, t + delay_seconds, length["fmri"])))
+            free = -np.inf
+            for first, last in common_instants(eeg, fmri, window_seconds, delay_seconds):
+                for t in np.arange(max(first, free), last + 1e-6, max(length.values())):
+                    eeg_start = window_start(eeg, t, length["eeg"])
+                    cuts.append(PairedCut(eeg, eeg_start, fmri, window_start(fmri, t + delay_seconds, length["fmri"])))
+                    free = t + max(length.values())
     return cuts
 
 

@@ -1,12 +1,16 @@
 """What is classified: one unit per labelled subject-session, or per session and task where the task is the label."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from mcsp.data_sharding.store.reader import Corpus
 from mcsp.schema import Modality, Recording
+from mcsp.windows import longest_window, no_window, start_ranges
+
+_log = logging.getLogger(__name__)
 
 # BIDS entities that a corpus keeps of every recording, and so can be labels.
 ENTITIES = ("task", "session", "run")
@@ -52,18 +56,26 @@ class Labelled:
         return np.unique(np.asarray(self.subjects), return_inverse=True)[1]
 
 
-def read_labels(corpus: Corpus, label: str, classes: Sequence[str] | None = None) -> Labelled:
+def read_labels(
+    corpus: Corpus,
+    label: str,
+    classes: Sequence[str] | None = None,
+    window_seconds: Mapping[Modality, float] | None = None,
+) -> Labelled:
     """Units of any split that have a value of ``label``, sorted by key.
 
     Args:
         corpus: a finished corpus.
         label: a column of participants.tsv that the corpus holds, else one of :data:`ENTITIES`.
         classes: two values to compare, negative first; others are left out. None: there must be exactly two.
+        window_seconds: recordings without a window of enough valid time are left out, and named in the log. None: all
+            are kept.
 
     Raises:
         ValueError: no unit has the label, or its values are not two.
     """
-    samples = corpus.samples()
+    samples = {key: _with_window(rs, window_seconds) for key, rs in corpus.samples().items()}
+    samples = {key: recordings for key, recordings in samples.items() if recordings}
     columns = {column for recordings in samples.values() for column in corpus.participant(recordings[0])}
     if label not in columns and label not in ENTITIES:
         raise ValueError(
@@ -96,6 +108,19 @@ def read_labels(corpus: Corpus, label: str, classes: Sequence[str] | None = None
         sites=[r.site for r in first],
         simulated={r.site: r.simulated for r in first},
     )
+
+
+def _with_window(recordings: list[Recording], window_seconds: Mapping[Modality, float] | None) -> list[Recording]:
+    if window_seconds is None:
+        return recordings
+    kept = []
+    for r in recordings:
+        n_samples = longest_window(r, window_seconds[r.modality])
+        if start_ranges(r, n_samples):
+            kept.append(r)
+        else:
+            _log.warning("left out: %s", no_window(r, n_samples))
+    return kept
 
 
 def _in_order(values: list[str]) -> list[str]:

@@ -20,7 +20,6 @@ from tqdm import tqdm
 from mcsp.batch import collate
 from mcsp.config import ExplainConfig, FinetuneConfig
 from mcsp.encode.pretrained import PretrainedMCSP, from_pretrained
-from mcsp.encode.windows import window_starts
 from mcsp.evaluate.bids_corpus import open_corpus
 from mcsp.evaluate.comparison import shuffled
 from mcsp.evaluate.evaluate import untrained_like, versions, with_windows
@@ -42,7 +41,8 @@ from mcsp.explain.attribution import (
 from mcsp.explain.patterns import FEWEST_UNITS, agreement, measured, pattern
 from mcsp.explain.report import write_attribution_report
 from mcsp.model.mcsp import MCSP
-from mcsp.schema import Modality, Recording, Window, window_samples
+from mcsp.schema import Modality, Recording, Window
+from mcsp.windows import longest_window, window_starts
 
 TRAINED, RANDOM_ENCODER, SHUFFLED_LABELS = "trained", "random encoder", "shuffled labels"
 
@@ -63,8 +63,8 @@ class Explanation:
         """Open everything; ``ValueError`` where something does not fit."""
         self.model: PretrainedMCSP = from_pretrained(config.model_dir)
         self.corpus = open_corpus(config, config.out_dir, self.model, [config.label])
-        self.labelled: Labelled = read_labels(self.corpus, config.label, config.classes)
         self.config = config = with_windows(config, self.model)
+        self.labelled: Labelled = read_labels(self.corpus, config.label, config.classes, config.window_seconds)
         self.classifier = None if config.finetuned_dir is None else load_finetuned(config.finetuned_dir, self.model)
         self.features = unit_features(self.model, self.corpus, self.labelled.units, config)
 
@@ -212,7 +212,7 @@ class Explanation:
         """Evenly spaced windows of each unit's first recording, as long as the shorter recording allows."""
         assert self.config.window_seconds is not None
         recordings = [unit.of(modality)[0] for unit in units]
-        length = min(min(window_samples(r, self.config.window_seconds[modality]), r.n_samples) for r in recordings)
+        length = min(longest_window(r, self.config.window_seconds[modality]) for r in recordings)
         for r in recordings:
             starts = window_starts(r, length, self.config.windows_per_recording)
             yield [self.corpus.read_window(r, start, length) for start in starts]

@@ -295,11 +295,27 @@ def cost_line(manifest: Mapping[str, Any], metrics: Sequence[Mapping[str, float]
 
 
 def curve_rows(metrics: Sequence[Mapping[str, float]]) -> str:
-    """Loss and terms at the last logged step."""
+    """Loss and terms at the last logged step, and what the last evaluation found beside the untrained model."""
     last: Mapping[str, float] = metrics[-1] if metrics else {}
     shown = ["loss"] * ("loss" in last) + sorted(k for k in last if k.startswith(("loss/", "top1/")))
     rows = [f"| {name} | {last[name]:.4g} |" for name in shown] or ["| (nothing was logged) | |"]
-    return "| quantity at the last logged step | value |\n|---|---|\n" + "\n".join(rows)
+    table = "| quantity at the last logged step | value |\n|---|---|\n" + "\n".join(rows)
+    evaluated = [line for line in metrics if "validation/loss" in line]
+    return table + (f"\n\n{_validation_table(evaluated)}" if evaluated else "")
+
+
+def _validation_table(evaluated: Sequence[Mapping[str, float]]) -> str:
+    """Values of people who took no part in the training, without the single terms of the loss."""
+    first, last = evaluated[0], evaluated[-1]
+    names = sorted(name for name in last if name.startswith("validation/") and "/loss/" not in name)
+    before = first if first["step"] == 1 else {}
+    rows = [f"| {n.removeprefix('validation/')} | {_number(before.get(n))} | {last[n]:.4g} |" for n in names]
+    head = f"| people set aside, quantity | untrained | step {int(last['step']):,} |\n|---|---|---|\n"
+    return head + "\n".join(rows)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
 
 
 def results_text(evaluation: Mapping[str, Any] | None, corpus: Corpus) -> str:

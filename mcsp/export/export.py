@@ -22,7 +22,7 @@ from mcsp.encode.pretrained import from_pretrained
 from mcsp.export.card import model_card
 from mcsp.model.mcsp import MCSP
 from mcsp.model.weights import CONFIG_FILE, SUBJECTS_FILE, WEIGHTS_FILE, load_weights, write_pretrained, write_sums
-from mcsp.schema import KEY_FINGERPRINT, MODALITIES, UNITS, Modality
+from mcsp.schema import KEY_FINGERPRINT, MODALITIES, UNITS, Modality, units_of
 
 CURVES_FILE, PROGRAMS_FILE = "loss.png", "programs.json"
 
@@ -169,12 +169,13 @@ def preprocessing_of(manifest: Mapping[str, Any], corpus: Corpus, modalities: tu
         },
         "fmri": {
             **{k: v for k, v in config["fmri"].items() if k != "label_image"},
-            "baseline": "percent signal change relative to the mean of each parcel",
+            "baseline": "percent signal change relative to the mean of each parcel; a recording without a mean is "
+            "divided by its own robust amplitude (a.u.)",
             "position_frame": "MNI, mm",
         },
     }
     return {
-        "units": {m: UNITS[m] for m in modalities},
+        "units": {m: " or ".join(_units(corpus, m)) for m in modalities},
         "scaling": "none: the model takes values in these units (stored value * scale of the recording)",
         "sfreq_hz": {
             m: sorted({round(r.sfreq, 6) for r in corpus.recordings if r.modality == m and r.split == "train"})
@@ -189,6 +190,12 @@ def preprocessing_of(manifest: Mapping[str, Any], corpus: Corpus, modalities: tu
         KEY_FINGERPRINT: corpus.index.get(KEY_FINGERPRINT),
         "software": {**corpus.index.get("software", {}), "torch": str(torch.__version__)},
     }
+
+
+def _units(corpus: Corpus, modality: Modality) -> list[str]:
+    """Units of the recordings that were trained on; the modality's own first."""
+    found = {r.unit for r in corpus.recordings if r.modality == modality and r.split == "train"}
+    return [unit for unit in units_of(modality) if unit in found] or [UNITS[modality]]
 
 
 def pretraining_subjects(corpus: Corpus) -> list[str]:

@@ -13,8 +13,7 @@ Shape letters: B rows, C channels, T time samples, F features.
 import copy
 import json
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
 
 from mcsp.batch import Signal
@@ -191,26 +191,24 @@ def _reshape_freely(graph: torch.fx.GraphModule) -> None:
     graph.recompile()
 
 
-@contextmanager
-def _values_are_read() -> Iterator[None]:
-    """While a graph is recorded, Python may look at values: those it looks at (rates, masks of time) are constants."""
+_READS = {
+    getattr(Tensor, name) for name in ("tolist", "item", "__bool__", "__float__", "__int__", "__index__", "__complex__")
+}
 
-    def readable(read: Callable[..., Any]) -> Callable[..., Any]:
-        def call(tensor: Tensor, *arguments: Any) -> Any:
+
+class _ValuesAreRead(TorchFunctionMode):
+    """While a graph is recorded, Python may look at values: those it looks at (rates, masks of time) are constants.
+
+    Of this thread and inside of the block alone.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func in _READS:
             with _disable_current_modes():
-                return read(tensor, *arguments)
-
-        return call
-
-    names = ("tolist", "item", "__bool__", "__float__", "__int__", "__index__")
-    originals = {name: getattr(Tensor, name) for name in names}
-    try:
-        for name, read in originals.items():
-            setattr(Tensor, name, readable(read))
-        yield
-    finally:
-        for name, read in originals.items():
-            setattr(Tensor, name, read)
+                return func(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
 
 
 def record(program: EncoderProgram, channels: int, samples: int) -> Recorded:
@@ -230,7 +228,7 @@ def record(program: EncoderProgram, channels: int, samples: int) -> Recorded:
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         # Attention as products and a softmax: the fused operators belong to one kind of device.
-        with _values_are_read(), sdpa_kernel(SDPBackend.MATH):
+        with _ValuesAreRead(), sdpa_kernel(SDPBackend.MATH):
             graph = make_fx(own, tracing_mode="real")(*inputs)
         plain = make_fx(torch.func.functionalize(graph), tracing_mode="real", decomposition_table=_PLAIN)(*inputs)
         shapes = {name: {0: rows, 1: some} for name in INPUTS}

@@ -2,11 +2,9 @@
 
 from mcsp.losses.objective import PairTerm, initial_log_scale, objective, pair_terms
 from mcsp.losses.prediction import PredictionTerm, prediction_error, prediction_terms
-from mcsp.losses.reconstruction import reconstruction_error, reconstruction_terms
-from mcsp.losses.slots import VIEWS, Slot, slots
+from mcsp.losses.slots import Slot, slots
 
 __all__ = [
-    "VIEWS",
     "PairTerm",
     "PredictionTerm",
     "Slot",
@@ -15,7 +13,5 @@ __all__ = [
     "pair_terms",
     "prediction_error",
     "prediction_terms",
-    "reconstruction_error",
-    "reconstruction_terms",
     "slots",
 ]

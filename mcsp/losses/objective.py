@@ -5,10 +5,9 @@ For modality m and domain d with views z, z' (L2-normalised projections) and NTX
 
     L = sum_m [ within_domain * sum_d NTXent(z_md, z'_md) + cross_domain * sum_{d<d'} NTXent(z_md, z_md') ]
       + alpha * sum_d [ NTXent(z_fd, z_ed) + beta * KD_d + gamma * mean(1 - cos(z_fd, z_ed)) ]
-      + prediction * sum_q e_q + reconstruction * sum_r e_r
+      + prediction * sum_q e_q
 
-with e_q the mean error of predicting one half of a window from the other (:mod:`mcsp.losses.prediction`) and e_r that
-of predicting what is hidden (:mod:`mcsp.losses.reconstruction`).
+with e_q the mean error of predicting one half of a window from the other (:mod:`mcsp.losses.prediction`).
 The first line follows TF-C (arXiv 2206.08496), which contrasts views within a domain and domains within a sample.
 Arrangement, sums (not means) over terms and weights are ours; the paper of the method (arXiv 2409.19130) names
 cross-domain contrast, cross-modal distillation within a domain and convergence across modalities, and its abstract
@@ -100,14 +99,13 @@ def objective(
         subject_n, site_n: int64 keys, as in :class:`mcsp.batch.Batch`.
         config: weights, distillation temperature, and which negatives are kept.
         terms: from :func:`pair_terms`.
-        predictions: from :func:`mcsp.losses.prediction.prediction_terms` and
-            :func:`mcsp.losses.reconstruction.reconstruction_terms`.
+        predictions: from :func:`mcsp.losses.prediction.prediction_terms`.
         gather: how ranks share the contrast's products, default :func:`mcsp.losses.contrastive.gather_mode`.
 
     Returns:
         The loss, a scalar, and unweighted terms without gradient by name: each pair's contrast, ``distillation/<pair>``
-        and ``convergence/<pair>`` (absent where their weight is 0), ``prediction/...`` and
-        ``reconstruction/...``, and ``top1/<pair>``, the accuracy of finding a row's partner among other subjects' rows.
+        and ``convergence/<pair>`` (absent where their weight is 0), ``prediction/...``, and
+        ``top1/<pair>``, the accuracy of finding a row's partner among other subjects' rows.
 
     Raises:
         ValueError: shapes that do not fit.

@@ -29,7 +29,7 @@ from mcsp.kernels.contrastive import Columns
 from mcsp.losses.slots import Slot
 from mcsp.schema import Domain, Modality
 
-Target = Literal["connectivity", "spectrum", "hidden"]  # the last: hidden tokens of the domain itself
+Target = Literal["connectivity", "spectrum"]
 MEASURED_IN: dict[Target, Domain] = {"connectivity": "spatial", "spectrum": "spectral"}
 # What h of a domain predicts: what it is made from, and of the course in time both.
 TARGETS: dict[Domain, tuple[Target, ...]] = {
@@ -41,7 +41,7 @@ TARGETS: dict[Domain, tuple[Target, ...]] = {
 
 @dataclass(frozen=True)
 class PredictionTerm:
-    """One target predicted from one domain of one modality, of the other half or of what is hidden."""
+    """One target of the other half, predicted from one domain of one modality."""
 
     name: str
     modality: Modality
@@ -75,34 +75,16 @@ def prediction_terms(stack: Sequence[Slot], config: ObjectiveConfig, halves: Seq
 
 
 def prediction_error(
-    predicted_BE: Tensor,
-    target_BE: Tensor,
-    mean_predicted_E: Tensor,
-    mean_target_E: Tensor,
-    counted_BE: Tensor | None = None,
+    predicted_BE: Tensor, target_BE: Tensor, mean_predicted_E: Tensor, mean_target_E: Tensor
 ) -> Tensor:
-    """``e`` of the module's docstring for each row, (B,), between 0 and 2, with the gradients of the means added.
-
-    ``counted_BE`` (bool) says which of the E numbers count; all where it is omitted.
-    """
+    """``e`` of the module's docstring for each row, (B,), between 0 and 2, with the gradients of the means added."""
     target_BE = target_BE.detach()
     sides = [predicted_BE - mean_predicted_E.detach(), target_BE - mean_target_E.detach()]
-    a_BE, b_BE = (_centred(side, counted_BE) for side in sides)
+    a_BE, b_BE = (side - side.mean(1, keepdim=True) for side in sides)
     error_B = 1 - torch.nn.functional.cosine_similarity(a_BE, b_BE, dim=1, eps=1e-6)
-    follow_B = _mean((mean_target_E - target_BE).square(), counted_BE) / 2
-    follow_B = follow_B + _mean((mean_predicted_E - predicted_BE.detach()).square(), counted_BE) / 2
+    follow_B = (mean_target_E - target_BE).square().mean(1) / 2
+    follow_B = follow_B + (mean_predicted_E - predicted_BE.detach()).square().mean(1) / 2
     return error_B + (follow_B - follow_B.detach())
-
-
-def _mean(x_BE: Tensor, counted_BE: Tensor | None) -> Tensor:
-    if counted_BE is None:
-        return x_BE.mean(1)
-    return torch.where(counted_BE, x_BE, 0.0).sum(1) / counted_BE.sum(1).clamp(min=1)
-
-
-def _centred(x_BE: Tensor, counted_BE: Tensor | None) -> Tensor:
-    x_BE = x_BE - _mean(x_BE, counted_BE)[:, None]
-    return x_BE if counted_BE is None else torch.where(counted_BE, x_BE, 0.0)
 
 
 def prediction_loss(error_Qn: Tensor, terms: Sequence[PredictionTerm], valid_Mn: Tensor, columns: Columns) -> Tensor:

@@ -3,9 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mcsp.schema import DOMAINS, MODALITIES, Domain, Modality
-
-VIEWS = (0, 1)
+from mcsp.schema import DOMAINS, MODALITIES, VIEWS, Domain, Modality
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,6 @@ Shape letters: B rows, C channels, A anchors, T time samples, P tokens, D width,
 """
 
 import math
-from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -197,22 +195,6 @@ class Block(nn.Module):
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         x_BPD = x_BPD + self.scale_attention * self.out(rearrange(attended, "b h p e -> b p (h e)"))
         return x_BPD + self.scale_mlp * self.down(F.gelu(self.up(self.norm_mlp(x_BPD))))
-
-
-class Mask(NamedTuple):
-    """How to hide tokens."""
-
-    hide: Callable[[Tensor], Tensor]  # which of the valid ones, bool (B, P) -> bool (B, P)
-    stand_in_D: Tensor  # what stands where they were
-
-
-class Masked(NamedTuple):
-    """What an encoder makes of the same windows twice: of all tokens, and with some of them hidden."""
-
-    h_BD: Tensor  # of all tokens
-    attended_BPD: Tensor  # tokens after the blocks, where some were hidden
-    source_BPE: Tensor  # what each token is made from, without gradient
-    hidden_BP: Tensor
 
 
 class TokenEncoder(nn.Module):

@@ -3,15 +3,13 @@
 Shape letters: B rows of a modality, D width of h, K projection width, F features.
 """
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mcsp.batch import Signal
 from mcsp.config import ModelConfig
-from mcsp.model.layers import SIZES, Mask, Masked
+from mcsp.model.layers import SIZES
 from mcsp.model.spatial import SpatialEncoder
 from mcsp.model.spectral import SpectralEncoder
 from mcsp.model.temporal import TemporalEncoder
@@ -57,26 +55,11 @@ class MCSP(nn.Module):
         found: Encoder = self.encoders[_name(modality, domain)]  # type: ignore[assignment]
         return found
 
-    def encode_domain(
-        self, modality: Modality, domain: Domain, signal: Signal, kept_BAA: Tensor | None = None
-    ) -> Tensor:
-        """``h_BD`` of one domain; ``kept_BAA`` hides connections from the spatial one."""
-        h_BD: Tensor = self._run(modality, domain, signal, kept_BAA, None)
-        return h_BD
-
-    def mask_domain(
-        self, modality: Modality, domain: Domain, signal: Signal, mask: Mask, kept_BAA: Tensor | None = None
-    ) -> Masked:
-        """As :meth:`encode_domain`, and tokens again of which some are hidden."""
-        masked: Masked = self._run(modality, domain, signal, kept_BAA, mask)
-        return masked
-
-    def _run(
-        self, modality: Modality, domain: Domain, signal: Signal, kept_BAA: Tensor | None, mask: Mask | None
-    ) -> Any:
+    def encode_domain(self, modality: Modality, domain: Domain, signal: Signal) -> Tensor:
+        """``h_BD`` of one domain."""
         # Encoders are called as modules: ZeRO-3 has their parameters at hand, and compilation applies.
-        encoder = self.encoders[_name(modality, domain)]
-        return encoder(signal, mask=mask) if kept_BAA is None else encoder(signal, kept_BAA, mask)
+        h_BD: Tensor = self.encoders[_name(modality, domain)](signal)
+        return h_BD
 
     def project(self, modality: Modality, domain: Domain, h_BD: Tensor) -> Tensor:
         """``z_BK``, L2-normalised in float32 at least."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mcsp.batch import Signal
 from mcsp.config import ModelConfig
 from mcsp.kernels.spectral import EEG_BANDS_HZ, imaginary_coherence
-from mcsp.model.layers import SIZES, AnchorWeights, Mask, Masked, TokenEncoder, at_least, standardise
+from mcsp.model.layers import SIZES, AnchorWeights, TokenEncoder, at_least, standardise
 from mcsp.model.tangent import log_correlation, root_correlation, unit_triangle, upper_triangle
 from mcsp.schema import Modality
 
@@ -54,7 +54,7 @@ class SpatialEncoder(nn.Module):
         super().__init__()
         width = SIZES[config.size][0]
         self.modality = modality
-        self.n_anchors = config.eeg_anchors if modality == "eeg" else config.fmri_anchors
+        self.n_anchors = config.anchors(modality)
         # Other formulations than the device's own.
         self.logarithm: Callable[[Tensor], Tensor] | None = None
         self.root: Callable[[Tensor], Tensor] | None = None
@@ -70,27 +70,15 @@ class SpatialEncoder(nn.Module):
         self.place_AD = nn.Parameter(torch.randn(self.n_anchors, width) * 0.02)
         self.encoder = TokenEncoder(config.size, self.n_anchors, resolved=True)
         self.h_width = self.encoder.h_width
-        self.source_shape = self.n_anchors, inputs  # tokens, numbers that each is made from
         pairs = self.n_anchors * (self.n_anchors - 1) // 2
         every: dict[str, int] = {"connectivity": pairs, "root": pairs, "tangent": pairs + self.n_anchors}
         if modality == "eeg":
             every["coherence"] = len(self.bands_hz) * pairs
         self.skip_widths: dict[str, int] = {name: count for name, count in every.items() if name in config.skips}
 
-    def forward(self, signal: Signal, kept_BAA: Tensor | None = None, mask: Mask | None = None) -> Tensor | Masked:
-        """Encode the windows of one modality; connections that are not kept count as zero.
-
-        With a mask also without the connections of some anchors: they are hidden from these anchors' tokens and from
-        all others'.
-        """
-        measured = self.measure(signal)
-        seen = _without(measured, kept_BAA)
-        if mask is None:
-            return self.encode(seen)
-        hidden_BA = mask.hide(torch.ones_like(measured.level_BA, dtype=torch.bool))
-        shown = _without(seen, ~(hidden_BA[:, :, None] | hidden_BA[:, None]))
-        tokens_BAD = torch.where(hidden_BA[..., None], mask.stand_in_D, self._tokens(shown))
-        return Masked(self.encode(seen), self._attend(tokens_BAD), _rows(measured), hidden_BA)
+    def forward(self, signal: Signal) -> Tensor:
+        """Encode the windows of one modality."""
+        return self.encode(self.measure(signal))
 
     def measure(self, signal: Signal, coherence: bool = True) -> Connectivity:
         """Connectivity of the windows at the anchors; ``coherence=False`` leaves the log-correlation alone."""
@@ -130,9 +118,6 @@ class SpatialEncoder(nn.Module):
         tokens_BAD: Tensor = self.embed(_rows(measured).to(dtype))
         return tokens_BAD + self.amplitude(measured.level_BA[..., None].to(dtype))
 
-    def _attend(self, tokens_BAD: Tensor) -> Tensor:
-        return self.encoder.attend(tokens_BAD + self.place_AD, _all_valid(tokens_BAD))
-
     def skips(self, measured: Connectivity) -> dict[str, Tensor]:
         """The measured part of features, ``(B, F)`` each, where ``config.skips`` names them."""
         found: dict[str, Tensor] = {}
@@ -147,13 +132,6 @@ class SpatialEncoder(nn.Module):
         if "coherence" in self.skip_widths:
             found["coherence"] = upper_triangle(measured.measures_BKAA[:, 1:]).flatten(1)
         return found
-
-
-def _without(measured: Connectivity, kept_BAA: Tensor | None) -> Connectivity:
-    """With zero for the connections that are not kept."""
-    if kept_BAA is None:
-        return measured
-    return measured._replace(measures_BKAA=measured.measures_BKAA * kept_BAA[:, None])
 
 
 def _rows(measured: Connectivity) -> Tensor:

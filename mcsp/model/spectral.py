@@ -10,13 +10,11 @@ from torch import Tensor, nn
 from mcsp.batch import Signal
 from mcsp.config import ModelConfig
 from mcsp.kernels.spectral import BOLD_BANDS_HZ, EEG_BANDS_HZ, log_power
-from mcsp.model.layers import LOWEST_LOG_POWER, SIZES, AnchorWeights, Mask, Masked, TokenEncoder, at_least, sinusoids
-from mcsp.schema import Modality
+from mcsp.model.layers import LOWEST_LOG_POWER, SIZES, AnchorWeights, TokenEncoder, at_least, sinusoids
+from mcsp.schema import HIGHEST_HZ, Modality
 
 BINS_PER_PATCH = 5
-# EEG: 1-45 Hz, the range of the classical bands; BOLD: 0.01-0.25 Hz, slow-5 to slow-2 (Zuo et al., NeuroImage 2010).
-_STEP_HZ: dict[Modality, float] = {"eeg": 1.0, "fmri": 0.01}
-_BINS: dict[Modality, int] = {"eeg": 45, "fmri": 25}
+_STEP_HZ: dict[Modality, float] = {"eeg": 1.0, "fmri": 0.01}  # from the first step up to HIGHEST_HZ
 # Welch frames for EEG; a BOLD window is too short to be cut again.
 _FRAME_SECONDS: dict[Modality, float | None] = {"eeg": 2.0, "fmri": None}
 
@@ -31,31 +29,20 @@ class SpectralEncoder(nn.Module):
         super().__init__()
         width = SIZES[config.size][0]
         self.modality = modality
-        n_anchors = config.eeg_anchors if modality == "eeg" else config.fmri_anchors
+        n_anchors = config.anchors(modality)
         self.anchors = AnchorWeights(modality, n_anchors)
-        self.n_patches = _BINS[modality] // BINS_PER_PATCH
+        self.n_bins = round(HIGHEST_HZ[modality] / _STEP_HZ[modality])
+        self.n_patches = self.n_bins // BINS_PER_PATCH
         self.bands_hz = list((EEG_BANDS_HZ if modality == "eeg" else BOLD_BANDS_HZ).values())
         self.embed = nn.Linear(n_anchors * BINS_PER_PATCH, width)
         self.encoder = TokenEncoder(config.size, self.n_patches)
         self.h_width = self.encoder.h_width
-        self.source_shape = self.n_patches, n_anchors * BINS_PER_PATCH  # tokens, numbers that each is made from
         every = dict.fromkeys(("band_power", "relative_power"), n_anchors * len(self.bands_hz))
         self.skip_widths: dict[str, int] = {name: count for name, count in every.items() if name in config.skips}
 
-    def forward(self, signal: Signal, mask: Mask | None = None) -> Tensor | Masked:
-        """Encode the windows of one modality; frequencies above a row's Nyquist frequency are masked.
-
-        With a mask also without some patches of frequencies.
-        """
-        measured = self.measure(signal)
-        h_BD = self.encode(measured)
-        if mask is None:
-            return h_BD
-        source_BPE, valid_BP = _patches(measured)
-        hidden_BP = mask.hide(valid_BP)
-        tokens_BPD = torch.where(hidden_BP[..., None], mask.stand_in_D, self._tokens(source_BPE))
-        attended_BPD = self.encoder.attend(self._placed(tokens_BPD, valid_BP), valid_BP)
-        return Masked(h_BD, attended_BPD, source_BPE, hidden_BP)
+    def forward(self, signal: Signal) -> Tensor:
+        """Encode the windows of one modality; frequencies above a row's Nyquist frequency are masked."""
+        return self.encode(self.measure(signal))
 
     def measure(self, signal: Signal) -> tuple[Tensor, Tensor]:
         """Log10 power at every anchor, ``(B, A, F)``, and which frequencies a row can have, ``(B, F)``.
@@ -115,7 +102,7 @@ class SpectralEncoder(nn.Module):
         }
 
     def _freqs_F(self) -> Tensor:
-        return torch.arange(1, _BINS[self.modality] + 1, dtype=torch.float32) * _STEP_HZ[self.modality]
+        return torch.arange(1, self.n_bins + 1, dtype=torch.float32) * _STEP_HZ[self.modality]
 
 
 def _patches(measured: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:

@@ -21,14 +21,12 @@ from mcsp.model.layers import (
     LOWEST_LOG_POWER,
     SIZES,
     AnchorWeights,
-    Mask,
-    Masked,
     TokenEncoder,
     sinusoids,
     standardise,
     to_grid,
 )
-from mcsp.schema import Modality
+from mcsp.schema import HIGHEST_HZ, Modality
 
 TIME_BINS = 12  # the read-out sees this many equal parts of the window, whatever its length
 
@@ -53,35 +51,21 @@ class TemporalEncoder(nn.Module):
         self.grid_hz = config.eeg_grid_hz if modality == "eeg" else config.fmri_grid_hz
         self.patch_seconds = config.eeg_patch_seconds if modality == "eeg" else config.fmri_patch_seconds
         self.patch_samples = max(1, round(self.grid_hz * self.patch_seconds))
-        anchors = config.eeg_anchors if modality == "eeg" else config.fmri_anchors
+        anchors = config.anchors(modality)
         self.anchors = AnchorWeights(modality, anchors)
         self.wave = nn.Linear(self.patch_samples, features)
         # A patch's own power spectrum beside its waveform, as in CBraMod: the phase of an oscillation differs from
         # patch to patch, its power is what lasts. BOLD patches are too short to have one.
-        self.n_bins = 45 if modality == "eeg" else 0
+        self.n_bins = int(HIGHEST_HZ["eeg"]) if modality == "eeg" else 0  # in steps of 1 Hz
         self.spectrum = nn.Linear(self.n_bins, features) if self.n_bins else None
         self.amplitude = nn.Linear(1, features)
         self.embed = nn.Linear(anchors * features, width)
         self.encoder = TokenEncoder(config.size, TIME_BINS)
         self.h_width = self.encoder.h_width
-        # Numbers that describe a patch; "one token", because what is usual does not depend on when a patch is.
-        self.source_shape = 1, anchors * (self.n_bins or self.patch_samples)
 
-    def forward(self, signal: Signal, mask: Mask | None = None) -> Tensor | Masked:
-        """Encode the windows of one modality; with a mask also without some patches of time.
-
-        What a token is made from is, for EEG, its power spectrum at the anchors, as LaBraM predicts amplitudes (arXiv
-        2405.18765; the phase of a second cannot be known from its neighbours); for BOLD its waveform.
-        """
-        measured = self.measure(signal)
-        h_BD = self.encode(measured)
-        if mask is None:
-            return h_BD
-        hidden_BP = mask.hide(measured.valid_BP)
-        tokens_BPD = torch.where(hidden_BP[..., None], mask.stand_in_D, self._tokens(measured))
-        source = measured.wave_BCPL if measured.power_BCPF is None else measured.power_BCPF
-        source_BPE = torch.einsum("bac,bcpe->bpae", measured.weights_BAC, source).flatten(2)
-        return Masked(h_BD, self._attend(tokens_BPD, measured.valid_BP), source_BPE, hidden_BP)
+    def forward(self, signal: Signal) -> Tensor:
+        """Encode the windows of one modality."""
+        return self.encode(self.measure(signal))
 
     def measure(self, signal: Signal) -> Patches:
         """Cut the windows into patches on the common grid; a last part of a patch is left out."""

@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 import torch
 
-Phase = Literal["start", "data", "forward", "backward", "optimizer", "checkpoint", "end"]
-SPLIT = ("data", "forward", "backward", "communication", "optimizer", "checkpoint")
+Phase = Literal["start", "data", "forward", "backward", "optimizer", "validation", "checkpoint", "end"]
+SPLIT = ("data", "forward", "backward", "communication", "optimizer", "validation", "checkpoint")
 
 
 # By the names of DeepSpeed's backend, which it keeps whatever torch calls them; a test compares the two.

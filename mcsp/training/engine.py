@@ -34,7 +34,7 @@ from mcsp.batch import Batch  # noqa: E402
 from mcsp.config import PretrainConfig  # noqa: E402
 from mcsp.schema import text_key  # noqa: E402
 from mcsp.training.saving import zero_fragments  # noqa: E402
-from mcsp.training.saving.state import State, write_state  # noqa: E402
+from mcsp.training.saving.state import Copied, State, copy_state  # noqa: E402
 
 # It reports steps that are refused here as overflows, and much else; what goes wrong it raises.
 logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
@@ -46,8 +46,34 @@ _INJECTED = {
 _PR_SET_PDEATHSIG = 1
 
 
+def use_device() -> torch.device:
+    """Make the device of this rank the current one, before anything is put on a device or sent; idempotent.
+
+    Every process begins with the first GPU as its current device, and NCCL refuses two ranks on one.
+
+    Raises:
+        ValueError: this host has fewer GPUs than ranks.
+    """
+    own = device()
+    if own.type == "cuda":
+        found = torch.cuda.device_count()
+        if found <= own.index:
+            raise ValueError(
+                f"{socket.gethostname()}: rank {os.environ.get('RANK', 0)} needs GPU {own.index} (LOCAL_RANK), found "
+                f"{found} GPUs; start no more ranks on a host than it has GPUs, or set CUDA_VISIBLE_DEVICES"
+            )
+        torch.cuda.set_device(own)
+    return own
+
+
+def device_name() -> str:
+    """What computes: the GPU's name, or cpu."""
+    return torch.cuda.get_device_name(device()) if device().type == "cuda" else "cpu"
+
+
 def start_process_group() -> None:
     """Join the process group that the launcher describes, or make one of a single process. Idempotent."""
+    use_device()
     if "RANK" in os.environ:
         # kill -9 of the launcher would leave its ranks running: they save and end, as if they were asked to.
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
@@ -95,7 +121,9 @@ def deepspeed_config(config: PretrainConfig, world_size: int, global_batch: int)
     if repeated:
         raise ValueError(f"{config.deepspeed}: {repeated} come from the pretraining config; remove them here")
     on_gpu = os.environ["DS_ACCELERATOR"] == "cuda"
-    bf16 = config.precision == "bf16" or (config.precision == "auto" and on_gpu and torch.cuda.is_bf16_supported())
+    # Older GPUs emulate bf16, slower than they compute in fp32.
+    native = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+    bf16 = config.precision == "bf16" or (config.precision == "auto" and native)
     zero = values.get("zero_optimization", {})
     stage = zero.get("stage", 0)
     for part in ("offload_optimizer", "offload_param"):
@@ -142,6 +170,7 @@ class Engine:
         optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98))
         values = deepspeed_config(config, world_size, global_batch)
         self.zero_stage: int = values.get("zero_optimization", {}).get("stage", 0)
+        self.arithmetic = f"{'bf16' if values['bf16']['enabled'] else 'fp32'} on {device_name()}"
         self.world_size = world_size
         self._engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=values)
         self._names = {id(parameter): name for name, parameter in module.named_parameters()}
@@ -258,13 +287,13 @@ class Engine:
     def _stage0_norm(self) -> Tensor:
         return torch.nn.utils.get_total_norm([p.grad for p in self._engine.module.parameters() if p.grad is not None])
 
-    def write(self, folder: Path) -> Path:
-        """Write this rank's part of weights and optimizer state below ``folder``; the file. Every rank calls it.
+    def copy_state(self) -> Copied:
+        """Copy this rank's part of weights and optimizer state to the host's memory. Every rank calls it.
 
-        At stage 0 every rank has everything, and only the first writes it.
+        At stage 0 every rank has everything, and only the first copies it.
         """
         mine = [] if self.zero_stage == 0 and distributed.rank() else zero_fragments.owned(self._engine)
-        return write_state(folder, distributed.rank(), mine, zero_fragments.applied_steps(self._engine))
+        return copy_state(mine, zero_fragments.applied_steps(self._engine))
 
     def load(self, folder: Path) -> None:
         """Read what any number of ranks at any ZeRO stage wrote; every rank calls it.

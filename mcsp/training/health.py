@@ -1,19 +1,33 @@
-"""Which steps count: a loss or gradient that is not finite, or far above the recent ones, is left out of the run.
+"""Which steps count, and when a run goes back: a function of the losses and gradient norms so far.
 
-What is skipped is a function of the losses and norms so far, which enter the checkpoint: a resumed run skips the same
-steps. The rule follows OLMo's skipped steps (arXiv 2501.00656, section 3.2: above the mean of the last 128 by 6
-standard deviations) with median and median absolute deviation for mean and deviation, so that a spike does not raise
-its own limit. Going back and skipping data after many bad steps in a row follows PaLM (arXiv 2204.02311, section 5.1).
+Loss and norm are judged apart, each against the last ``spike_window`` finite values *seen*, counted or not:
+
+* what is not finite is skipped;
+* a spike (more than ``spike_factor`` robust standard deviations above the median) is skipped. Where ``new_level_after``
+  of the last twice as many were spikes, that is a new level: it counts, and what was seen before it is forgotten. Norms
+  are compared by their logarithm, because they grow by factors while a model learns;
+* the run goes back where ``rollback_after`` steps in a row were not finite, or where all that was learned is lost: the
+  median loss has been above that of the first steps, and 1.5 times its best, for ``lost_after`` steps.
+
+The history enters the checkpoint and is the same on every rank, so a resumed run decides alike. Skipping spikes follows
+OLMo (arXiv 2501.00656, section 3.2: above the mean of the last 128 by 6 standard deviations) with median and median
+absolute deviation for mean and deviation; going back and skipping data follows PaLM (arXiv 2204.02311, section 5.1).
+The new level and the loss of all that was learned are ours.
 """
 
 import math
 import statistics
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from mcsp.config import HealthConfig
 
 _TO_SIGMA = 1.4826  # times the median absolute deviation: the standard deviation of a normal distribution
-_LEAST_SIGMA = 0.05  # of the median: a quiet stretch does not make the next wobble a spike
+_LEAST_SIGMA = 0.05  # of the median loss, or of the logarithm of a norm: after a quiet stretch no wobble is a spike
+_LEVEL_STEPS = 32  # whose median is the level of the loss
+_FAR = 1.5  # times the best level
+_SMALLEST, _LARGEST_LOG = 1e-30, 700.0  # norm that has a logarithm, and logarithm that has a norm
 
 
 class Health:
@@ -21,44 +35,97 @@ class Health:
 
     def __init__(self, config: HealthConfig) -> None:
         self.config = config
-        self.losses: list[float] = []  # of the last steps that counted
-        self.norms: list[float] = []
+        self.losses: list[float] = []  # the last finite ones, of steps that counted or not
+        self.log_norms: list[float] = []
+        self.loss_spikes: list[bool] = []  # whether each of the last few was one
+        self.norm_spikes: list[bool] = []
+        self.levels: list[float] = []  # of the loss: the first and the best, once there are any
+        self.lost = 0  # steps in a row in which all that was learned is lost
+        self.not_finite = 0  # steps in a row
         self.skipped_steps = 0
         self.in_a_row = 0  # skipped steps since the last one that counted
         self.rollbacks = 0
         self.data_offset = 0  # step s reads what the schedule has for s + data_offset
 
-    def limit(self, values: list[float]) -> float:
-        """The largest value that counts after ``values``; infinite until half a window is filled."""
+    def loss_limit(self) -> float:
+        """The largest loss that counts in the next step; infinite until half a window is seen."""
+        return self._limit(self.losses, None)
+
+    def norm_limit(self) -> float:
+        """The largest gradient norm that counts in the next step; infinite until half a window is seen."""
+        limit = self._limit(self.log_norms, 1.0)
+        return math.exp(limit) if limit < _LARGEST_LOG else math.inf
+
+    def _limit(self, values: list[float], unit: float | None) -> float:
+        """``unit`` is what the least spread is a part of, the median where None."""
         if self.config.spike_factor == 0 or len(values) < self.config.spike_window // 2:
             return math.inf
         median = statistics.median(values)
         sigma = _TO_SIGMA * statistics.median(abs(v - median) for v in values)
-        return median + self.config.spike_factor * max(sigma, _LEAST_SIGMA * abs(median))
+        return median + self.config.spike_factor * max(sigma, _LEAST_SIGMA * (unit or abs(median)))
 
-    def fault(self, name: str, value: float, values: list[float]) -> str:
+    def fault(self, name: str, value: float, limit: float) -> str:
         """Why a step with this value is skipped, in words; empty if it counts."""
         if not math.isfinite(value):
             return f"{name} is {value}"
-        limit = self.limit(values)
         return f"{name} {value:.4g} is above {limit:.4g}" if value > limit else ""
 
-    def counted(self, loss: float, norm: float) -> None:
-        """The step was applied."""
-        self.in_a_row = 0
-        for values, value in ((self.losses, loss), (self.norms, norm)):
-            values.append(value)
-            del values[: -self.config.spike_window]
+    def seen(self, loss: float, norm: float | None, counted: bool) -> str:
+        """Remember a step; ``norm`` is None where the loss was reason enough to skip it.
 
-    def skipped(self) -> None:
-        """The step was left out."""
-        self.skipped_steps += 1
-        self.in_a_row += 1
+        Returns:
+            What has a new level, in words; mostly nothing.
+        """
+        self.not_finite = 0 if math.isfinite(loss) and math.isfinite(norm or 0.0) else self.not_finite + 1
+        self.skipped_steps += not counted
+        self.in_a_row = 0 if counted else self.in_a_row + 1
+        news = []
+        if math.isfinite(loss):
+            new = self._remember(loss, self.loss_limit(), self.losses, self.loss_spikes)
+            news += ["loss"] * new
+            self._follow_level()
+        if norm is not None and math.isfinite(norm):
+            log_norm = math.log(max(norm, _SMALLEST))
+            new = self._remember(log_norm, self._limit(self.log_norms, 1.0), self.log_norms, self.norm_spikes)
+            news += ["gradient norm"] * new
+        return " and ".join(news)
+
+    def _remember(self, value: float, limit: float, values: list[float], spikes: list[bool]) -> bool:
+        """Whether this value is the one that makes a new level."""
+        enough = self.config.new_level_after
+        spikes.append(value > limit)
+        del spikes[: -2 * enough]
+        values.append(value)
+        if sum(spikes) < enough:
+            del values[: -self.config.spike_window]
+            return False
+        del values[:-enough]
+        spikes.clear()
+        return True
+
+    def _follow_level(self) -> None:
+        width = min(_LEVEL_STEPS, self.config.spike_window)
+        if len(self.losses) < width:
+            return
+        level = statistics.median(self.losses[-width:])
+        first, best = self.levels or (level, level)
+        self.levels = [first, min(best, level)]
+        self.lost = self.lost + 1 if level > first and level > _FAR * best else 0
 
     @property
-    def must_roll_back(self) -> bool:
-        """So many steps in a row were bad that the weights or this stretch of data must be."""
-        return self.in_a_row >= self.config.rollback_after
+    def why_back(self) -> str:
+        """Why the run has to go back, in words; empty while it has not."""
+        if self.not_finite >= self.config.rollback_after:
+            return f"{self.not_finite} steps in a row were not finite"
+        if self.config.lost_after and self.lost >= self.config.lost_after:
+            first, best = self.levels
+            return f"the loss was above its first level {first:.4g} for {self.lost} steps, after {best:.4g}"
+        return ""
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether the weights may be bad: no checkpoint of them should take the place of an older one."""
+        return self.in_a_row > 0 or self.lost > 0
 
     def rolled_back(self, saved: dict[str, Any], steps: int) -> None:
         """Take the state of a checkpoint ``steps`` ago, and skip what was read since."""
@@ -75,3 +142,18 @@ class Health:
         for name in self.state():
             value = state[name]
             setattr(self, name, list(value) if isinstance(value, list) else value)
+
+
+def clean(state: dict[str, Any]) -> bool:
+    """Whether a run may go back to a checkpoint with this state: nothing was wrong when it was saved."""
+    return not state["in_a_row"] and not state["lost"]
+
+
+def suspects(events: Sequence[dict[str, Any]]) -> dict[str, int]:
+    """Samples that were in more than one skipped step, and in how many; the most frequent first.
+
+    Samples whose embeddings were not finite are named alone in their event; elsewhere all of the batch are.
+    """
+    steps = [set(event["samples"]) for event in events if event["event"] == "skip" and "samples" in event]
+    counts = Counter(key for keys in steps for key in keys)
+    return {key: count for key, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])) if count > 1}

@@ -1,9 +1,10 @@
 """What a run leaves to look at: ``metrics.jsonl``, ``events.jsonl``, TensorBoard files, and progress on stderr.
 
 Only rank 0 makes one. ``metrics.jsonl`` has one line per logged step, and always one of the first, whose losses and
-retrieval accuracies are those of the untrained model (they precede its update). It holds the run as it counts: steps
-that are taken again after a crash or a rollback appear once. ``events.jsonl`` is only ever appended to: starts, skipped
-steps, rollbacks, ends, with the time.
+retrieval accuracies are those of the untrained model (they precede its update). A step with an evaluation has a line as
+well, with values under ``validation/``; those in the first line are also of the untrained model. The file holds the run
+as it counts: steps that are taken again after a crash or a rollback appear once. ``events.jsonl`` is only ever appended
+to: starts, skipped steps, rollbacks, ends, with the time.
 """
 
 import json
@@ -69,7 +70,7 @@ class Metrics:
         self._events.write(json.dumps({"time": time.time(), "event": kind, "step": step, **facts}) + "\n")
         self._events.flush()
         if kind != "start":
-            told = ", ".join(f"{name} {value}" for name, value in facts.items())
+            told = ", ".join(f"{name} {_shortened(value)}" for name, value in facts.items())
             tqdm.write(f"{kind} at step {step}: {told}", file=sys.stderr)
 
     def advance(self) -> None:
@@ -93,6 +94,12 @@ class Metrics:
             print(f"step {step}/{self.steps}, {shown}, {_clock(left)} left", file=sys.stderr, flush=True)
 
 
+def _shortened(value: Any) -> Any:
+    if not isinstance(value, list) or len(value) <= 3:
+        return value
+    return f"{', '.join(map(str, value[:3]))} and {len(value) - 3} more"
+
+
 def progress(values: dict[str, float], untrained: dict[str, float]) -> str:
     """The few numbers to watch: loss, retrieval across modalities (else all), rate, norm, speed, waiting, skipped.
 
@@ -101,6 +108,7 @@ def progress(values: dict[str, float], untrained: dict[str, float]) -> str:
     parts = [f"loss {values['loss']:.3f}"]
     now, then = _retrieval(values), _retrieval(untrained)
     parts += [f"top-1 {now:.2f}" + (f" ({then:.2f} untrained)" if then is not None else "")] if now is not None else []
+    parts += [f"validation loss {values['validation/loss']:.3f}"] if "validation/loss" in values else []
     parts += [f"lr {values['learning_rate']:.1e}", f"norm {values['gradient_norm']:.2g}"]
     parts += [f"{values['samples_per_second']:.0f} samples/s", f"data wait {100 * values['data_wait_fraction']:.0f} %"]
     parts += [f"skipped {values['skipped_steps']:.0f}"] if values["skipped_steps"] else []

@@ -67,7 +67,7 @@ class PredictionHead(nn.Module):
         way there, of which only the step through few numbers per anchor loses anything.
         """
         encoder = model.encoder(modality, domain)
-        anchors = model.config.eeg_anchors if modality == "eeg" else model.config.fmri_anchors
+        anchors = model.config.anchors(modality)
         if target == "spectrum":
             spectral = model.encoder(modality, "spectral")
             assert isinstance(spectral, SpectralEncoder)

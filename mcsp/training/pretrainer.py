@@ -12,24 +12,20 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mcsp.augmentations.views import edges_of_view, half_of_view, hidden_tokens, view
+from mcsp.augmentations.views import half_of_view, view
 from mcsp.batch import Batch, Signal
 from mcsp.config import AugmentationConfig, ModelConfig, ObjectiveConfig
 from mcsp.losses import (
-    VIEWS,
     initial_log_scale,
     pair_terms,
     prediction_error,
     prediction_terms,
-    reconstruction_error,
-    reconstruction_terms,
     slots,
 )
-from mcsp.model.layers import Block, Mask, TokenEncoder
+from mcsp.model.layers import Block, TokenEncoder
 from mcsp.model.mcsp import MCSP
-from mcsp.schema import Domain, Modality
+from mcsp.schema import VIEWS, Domain, Modality
 from mcsp.training.prediction import Prediction, PredictionHead, connectivity_target, spectrum_target
-from mcsp.training.reconstruction import ReconstructionHead
 
 MAX_SCALE = 100.0  # of logits, as in CLIP (arXiv 2103.00020); at least 1, as in OpenCLIP
 
@@ -72,19 +68,9 @@ class Pretrainer(nn.Module):
         self.heads = nn.ModuleDict()
         for term in self.predictions:
             self.heads[_key(term.name)] = PredictionHead.of(self.model, term.modality, term.domain, term.target)
-        hidden = reconstruction_terms(self.slots, objective)
-        self.reconstructions = {(term.modality, term.domain): (i, term) for i, term in enumerate(hidden)}
-        for term in hidden:
-            self.heads[_key(term.name)] = ReconstructionHead(self.model.encoder(term.modality, term.domain))
-        if hidden:
-            # Of this module and not of the heads: ZeRO-3 has a parameter at hand in the forward pass of its module.
-            # Flat, as weight decay is for matrices.
-            width = self.model.encoder(hidden[0].modality, hidden[0].domain).embed.out_features
-            self.stand_ins = nn.Parameter(torch.zeros(len(hidden) * width))
-        self.predictions += hidden
 
     def forward(self, batch: Batch) -> Output:
-        """Draw the views, embed them, and predict from each the half that it did not see and what was hidden."""
+        """Draw the views, embed them, and predict from each the half that it did not see."""
         n = len(batch)
         z_by_slot: dict[tuple[str, str, int], Tensor] = {}
         error_by_name: dict[str, Tensor] = {}
@@ -96,12 +82,11 @@ class Pretrainer(nn.Module):
             halves = self._halves(signal)
             targets = self._targets(modality, halves)
             for domain in self.model.config.domains:
-                h_BD, error_of = self._embed(modality, domain, signal, halves)
+                h_BD = self._embed(modality, domain, signal, halves)
                 for v, z_BK in enumerate(self.model.project(modality, domain, h_BD).chunk(2)):
                     z_nK = z_BK.new_zeros(n, z_BK.shape[1]).index_copy(0, signal.sample_B, z_BK)
                     z_by_slot[modality, domain, v] = z_nK
-                error_of |= self._prediction_errors(modality, domain, h_BD, targets)
-                for name, error_2B in error_of.items():
+                for name, error_2B in self._prediction_errors(modality, domain, h_BD, targets).items():
                     error_B = error_2B.view(len(VIEWS), -1).mean(0)
                     error_by_name[name] = error_B.new_zeros(n).index_copy(0, signal.sample_B, error_B)
         some = next(iter(z_by_slot.values()))
@@ -119,30 +104,13 @@ class Pretrainer(nn.Module):
         """The half of each view, once for all domains and targets; the whole where no domain takes halves."""
         if not self.augmentation.opposite_halves:
             return [signal, signal]
-        return [half_of_view(signal, v, self.augmentation) for v in VIEWS]
+        return [half_of_view(signal, v) for v in VIEWS]
 
-    def _embed(
-        self, modality: Modality, domain: Domain, signal: Signal, halves: list[Signal]
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """h of both views, (2 B, D), and by name each view's error of what was hidden from it, (2 B,)."""
+    def _embed(self, modality: Modality, domain: Domain, signal: Signal, halves: list[Signal]) -> Tensor:
+        """h of both views, (2 B, D)."""
         with torch.no_grad():
             both = _stack(*(view(signal, modality, domain, v, self.augmentation, halves[v]) for v in VIEWS))
-            kept_BAA = self._kept_edges(modality, signal) if domain == "spatial" else None
-        if (modality, domain) not in self.reconstructions:
-            return self.model.encode_domain(modality, domain, both, kept_BAA), {}
-        number, term = self.reconstructions[modality, domain]
-
-        def hide(valid_BP: Tensor) -> Tensor:
-            halves = enumerate(valid_BP.chunk(2))
-            return torch.cat([hidden_tokens(signal.key_B, v_BP, domain, v, self.augmentation) for v, v_BP in halves])
-
-        stand_in_D = self.stand_ins.unflatten(0, (len(self.reconstructions), -1))[number]
-        masked = self.model.mask_domain(modality, domain, both, Mask(hide, stand_in_D), kept_BAA)
-        said: Prediction = self.heads[_key(term.name)](masked.attended_BPD)
-        error_2B = reconstruction_error(
-            said.predicted_BE, masked.source_BPE, said.mean_predicted_E, said.mean_target_E, masked.hidden_BP
-        )
-        return masked.h_BD, {term.name: error_2B}
+        return self.model.encode_domain(modality, domain, both)
 
     def _prediction_errors(
         self, modality: Modality, domain: Domain, h_BD: Tensor, targets: dict[str, Tensor]
@@ -151,9 +119,12 @@ class Pretrainer(nn.Module):
         found = {}
         for term in self.predictions:
             if (term.modality, term.domain) == (modality, domain) and term.target in targets:
-                said: Prediction = self.heads[_key(term.name)](h_BD)
+                prediction: Prediction = self.heads[_key(term.name)](h_BD)
                 found[term.name] = prediction_error(
-                    said.predicted_BE, targets[term.target], said.mean_predicted_E, said.mean_target_E
+                    prediction.predicted_BE,
+                    targets[term.target],
+                    prediction.mean_predicted_E,
+                    prediction.mean_target_E,
                 )
         return found
 
@@ -170,12 +141,6 @@ class Pretrainer(nn.Module):
         if "spectrum" in wanted:
             found["spectrum"] = spectrum_target(self.model, modality, other)
         return found
-
-    def _kept_edges(self, modality: Modality, signal: Signal) -> Tensor | None:
-        config = self.model.config
-        anchors = config.eeg_anchors if modality == "eeg" else config.fmri_anchors
-        kept = [edges_of_view(signal, anchors, v, self.augmentation) for v in VIEWS]
-        return torch.cat([k for k in kept if k is not None]) if kept[0] is not None else None
 
     def scale_P(self) -> Tensor:
         """Inverse temperatures in float32, within [1, MAX_SCALE]; one tensor (P,), as DeepSpeed takes no 0-dim ones.

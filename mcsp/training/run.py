@@ -1,13 +1,13 @@
 """A run from its first step to its last: read, step, log, save, roll back; and how it ends."""
 
+import errno
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-
-import torch
 
 from mcsp import distributed
 from mcsp.batch import Batch
@@ -17,9 +17,21 @@ from mcsp.training import engine
 from mcsp.training.clock import Clock
 from mcsp.training.metrics import Metrics
 from mcsp.training.reading.loader import batches
-from mcsp.training.stopping import EXIT_AGAIN, STOP_FILE, RunEnded, StopRequest, describe, write_exit
+from mcsp.training.run_dir import InUse, Lock, check
+from mcsp.training.stopping import (
+    EXIT_AGAIN,
+    EXIT_DISK,
+    EXIT_INPUT,
+    STOP_FILE,
+    RunEnded,
+    StopRequest,
+    describe,
+    reserve_exit,
+    write_exit,
+)
 from mcsp.training.throughput import Throughput
 from mcsp.training.trainer import Trainer
+from mcsp.training.validation.evaluations import Evaluations
 from mcsp.training.watchdog import Watchdog, clear_heartbeats
 
 
@@ -35,10 +47,13 @@ class Run:
             (run_dir / "config.json").write_text(json.dumps(self.config.dump(), indent=1))
             self.metrics = Metrics(run_dir, trainer.step, self.config.steps)
             self.metrics.event("start", trainer.step, ranks=trainer.world_size)
+            if trainer.changed:
+                self.metrics.event("changed", trainer.step, **trainer.changed)
             self.first_start = next(e["time"] for e in read_events(run_dir) if e["event"] == "start")
             self.throughput = Throughput(
                 self.config, trainer.dataset.schedule.shapes, trainer.world_size, trainer.device
             )
+        self.evaluations = Evaluations(trainer, self.metrics)
 
     def go(self) -> None:
         """Train until ``config.steps``, or until a rank is asked to stop, and save.
@@ -65,12 +80,14 @@ class Run:
         trainer, health = self.trainer, self.trainer.health
         stream, self.logged_step, begin = self._stream(), trainer.step, time.perf_counter()
         self.clock.split()
+        untrained = self.evaluations.at_start()
         while trainer.step < self.config.steps:
             self.clock.enter("data")
             micro_batches = [batch.to(trainer.device) for batch in next(stream)]
             values = trainer.train_step(micro_batches, self.metrics)
-            if health.must_roll_back and not trainer.stopping:
+            if health.why_back and not trainer.stopping:
                 trainer.roll_back(self.metrics)
+                self.evaluations.forget_later()
                 stream, self.logged_step, begin = self._stream(), trainer.step, time.perf_counter()
                 continue
             if not health.in_a_row:
@@ -78,7 +95,9 @@ class Run:
             begin = time.perf_counter()
             too_bad = trainer.bad_windows.too_many()
             # First the line: a crash behind a checkpoint would lose it, one before the checkpoint has the step redone.
-            self._log(values)
+            evaluated, untrained = {**untrained, **self.evaluations.after_step()}, {}
+            self._log({**values, **evaluated}, evaluated=bool(evaluated))
+            self.evaluations.end_if_collapsed()
             self._save_if_due(last=bool(too_bad) or trainer.stopping)
             if too_bad:
                 raise ValueError(too_bad)
@@ -86,19 +105,28 @@ class Run:
                 return
 
     def _save_if_due(self, last: bool) -> None:
-        step, skipping = self.trainer.step, self.trainer.health.in_a_row > 0
-        # While steps are being skipped the weights may be bad already, and no older checkpoint must go for them.
-        due = step % self.config.checkpoint_every == 0 and not skipping
+        step, every = self.trainer.step, self.config.checkpoint_every
+        # The first comes early: a run that goes wrong soon has somewhere to go back to. While the weights are in doubt
+        # no older checkpoint must go for theirs.
+        doubtful = self.trainer.health.doubtful or self.trainer.validated["collapsed"]
+        due = (step % every == 0 or step == max(1, every // 10) or self.evaluations.best) and not doubtful
         if due or last or step == self.config.steps:
             self.clock.enter("checkpoint")
             self.trainer.save()
+            if self.evaluations.best:
+                self.trainer.saver.finish()
+                self.evaluations.keep()
+        if last or step == self.config.steps:
+            self.trainer.saver.finish()
+        else:
+            self.trainer.saver.settle()
 
-    def _log(self, values: dict[str, float]) -> None:
+    def _log(self, values: dict[str, float], evaluated: bool) -> None:
         step = self.trainer.step
         if not self.metrics:
             return
         due = step == 1 or step % self.config.log_every == 0
-        if due or step == self.config.steps or self.trainer.stopping:
+        if due or evaluated or step == self.config.steps or self.trainer.stopping:
             self.metrics.write(step, {**values, **self._speed(step - self.logged_step)})
             self.logged_step = step
         self.metrics.advance()
@@ -124,40 +152,66 @@ def pretrain(config: PretrainConfig) -> int:
 
     Returns:
         The exit status of the process: 0 finished, ``EXIT_AGAIN`` where it was asked to stop, ``EXIT_DATA`` where too
-        many steps were bad.
+        many steps were bad, ``EXIT_DISK`` where a checkpoint could not be written.
+
+    Raises:
+        InUse: another run holds the folder.
     """
-    rank, clock = int(os.environ.get("RANK", "0")), Clock(engine.device())
+    rank, clock = int(os.environ.get("RANK", "0")), Clock(engine.use_device())
+    lock: Lock | None = None
     try:
         engine.start_process_group()
-        stop = _watch(config, clock)
+        lock, stop = _take(config, clock)
         trainer = Trainer(config, clock, lambda: stop.why)
         try:
             Run(trainer).go()
             reason, detail, code = _how_it_ended(trainer)
         except RunEnded as end:
             reason, detail, code = end.reason, end.detail, end.code
+    except InUse:
+        raise
     except BaseException as error:
         if config.run_dir.is_dir():
-            write_exit(config.run_dir, "error", describe(error), clock.step, 1, rank)
+            write_exit(config.run_dir, "error", describe(error), clock.step, status_of(error), rank)
         raise
     if rank == 0:
         _note_end(config.run_dir, reason, detail, trainer.step, code)
     clock.enter("end")
     engine.stop_process_group()
+    if lock:
+        lock.release()
     return code
 
 
-def _watch(config: PretrainConfig, clock: Clock) -> StopRequest:
-    """From here on this rank can be asked to stop, and ends where it hangs."""
+def status_of(error: BaseException) -> int:
+    """The exit status of a process that ends by an exception."""
+    if isinstance(error, ValueError):
+        return EXIT_INPUT
+    if isinstance(error, KeyboardInterrupt):
+        return 128 + signal.SIGINT  # as shells count
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return EXIT_DISK if full else 1
+
+
+def _take(config: PretrainConfig, clock: Clock) -> tuple[Lock | None, StopRequest]:
+    """Take the folder; from here on this rank can be asked to stop, and ends where it hangs."""
     rank, world_size, run_dir = distributed.rank(), distributed.world_size(), config.run_dir
+    check(run_dir)
+    lock, in_use = None, ""
     if rank == 0:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        (run_dir / "exit.json").unlink(missing_ok=True)
-        clear_heartbeats(run_dir)
-    torch.distributed.barrier()
+        try:
+            lock = Lock(run_dir)
+            (run_dir / "exit.json").unlink(missing_ok=True)
+            reserve_exit(run_dir)
+            clear_heartbeats(run_dir)
+        except InUse as error:
+            in_use = str(error)
+    in_use = distributed.gather_objects(in_use)[0]
+    if in_use:
+        raise InUse(in_use)
     if config.watchdog_seconds:
         Watchdog(run_dir, rank, world_size, config.watchdog_seconds, clock).start()
-    return StopRequest(run_dir, rank, clock)
+    return lock, StopRequest(run_dir, rank, clock)
 
 
 def _how_it_ended(trainer: Trainer) -> tuple[str, str, int]:

@@ -7,19 +7,24 @@ they are in, with a checkpoint.
 
 import contextlib
 import json
+import logging
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 import traceback
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
 from mcsp.training.clock import Clock
 
-# As in sysexits.h: a temporary failure ("run me again"), a hang, and data that cannot be trained on.
-EXIT_AGAIN, EXIT_HUNG, EXIT_DATA = 75, 70, 65
+# As in sysexits.h: a temporary failure ("run me again"), a disk that takes no more, a hang, and data that cannot be
+# trained on. Bad input ends like a typing error in the command line.
+EXIT_AGAIN, EXIT_DISK, EXIT_HUNG, EXIT_DATA, EXIT_INPUT = 75, 74, 70, 65, 2
+EXIT_COLLAPSED = 66  # embeddings all alike: the same command would end in the same way
 GRACE_SECONDS = 120.0  # a rank that waits for a dead one never gets to the end of its step
 STOP_FILE = "STOP"
 
@@ -39,7 +44,7 @@ class StopRequest:
         self.run_dir, self.rank, self.clock = run_dir, rank, clock
         self.number = 0
         self._other = ""
-        for number in (signal.SIGTERM, signal.SIGUSR1):
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):  # the last is Ctrl-C
             signal.signal(number, self._note)
         threading.Thread(target=self._watch, args=(launchers(),), daemon=True).start()
 
@@ -56,7 +61,7 @@ class StopRequest:
         while True:
             time.sleep(0.5)
             if not self.why:
-                gone = [pid for pid, started in above if _stat(pid)[1] != started]
+                gone = [pid for pid, started in above if process_stat(pid)[1] != started]
                 if gone:
                     self._other = f"end of the launcher (process {gone[0]})"
                 elif self.rank == 0 and (self.run_dir / STOP_FILE).exists():
@@ -69,8 +74,8 @@ class StopRequest:
                     os._exit(1)
 
 
-def _stat(pid: int) -> tuple[int, str, str]:
-    """Parent, start time and name of a process; zero and empty where there is none, or one that has ended."""
+def process_stat(pid: int) -> tuple[int, str, str]:
+    """Parent, start time and name of a process of this host; zero and empty where there is none that lives."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
@@ -92,12 +97,24 @@ def launchers() -> list[tuple[int, str]]:
         if b"deepspeed.launcher.launch" not in Path(f"/proc/{pid}/cmdline").read_bytes():
             return []
     while pid > 1:
-        parent, started, name = _stat(pid)
+        parent, started, name = process_stat(pid)
         found.append((pid, started))
         if len(found) > 1 and name not in ("sh", "bash", "dash"):
             break
         pid = parent
     return found
+
+
+def reserve_exit(run_dir: Path) -> None:
+    """Take the room for the exit record of rank 0 now: at the end the disk may be full."""
+    with contextlib.suppress(OSError), _own_record(run_dir, 0).open("wb") as file:
+        file.write(b" " * 4096)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _own_record(run_dir: Path, rank: int) -> Path:
+    return run_dir / f".exit-{rank}.json"
 
 
 def write_exit(run_dir: Path, reason: str, detail: str, step: int, code: int, rank: int) -> None:
@@ -107,12 +124,33 @@ def write_exit(run_dir: Path, reason: str, detail: str, step: int, code: int, ra
     """
     facts = {"reason": reason, "detail": detail, "step": step, "exit_code": code, "rank": rank}
     facts |= {"host": socket.gethostname(), "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
-    own = run_dir / f".exit-{rank}.json"
+    own, common = _own_record(run_dir, rank), run_dir / "exit.json"
+    text = (json.dumps(facts) + "\n").encode()
     with contextlib.suppress(OSError):
-        own.write_text(json.dumps(facts) + "\n")
-        with contextlib.suppress(FileExistsError):
-            os.link(own, run_dir / "exit.json")
-        own.unlink()
+        with open(own, "r+b" if own.exists() else "wb") as file:  # over what was reserved
+            file.write(text)
+            file.truncate()
+        try:
+            os.link(own, common)
+        except FileExistsError:
+            pass
+        except OSError:  # no hard links here
+            if not common.exists():
+                os.replace(own, common)
+        own.unlink(missing_ok=True)
+
+
+def leave(code: int) -> NoReturn:
+    """End the process with this status, once everything that was said is written.
+
+    Without the interpreter's shutdown: threads of torch and its process groups may still run in it, and a run that has
+    finished was then seen to end by SIGABRT ("terminate called without an active exception").
+    """
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
 
 
 def describe(error: BaseException) -> str:

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from mcsp.batch import Signal
 from mcsp.config import ModelConfig, PretrainConfig
 from mcsp.model.mcsp import MCSP
-from mcsp.schema import Modality
+from mcsp.schema import VIEWS, Modality
 
 # Dense bf16 TFLOP/s with fp32 accumulation, without sparsity, from NVIDIA's data sheets of each product (the sheets
 # of H100, H200, L40S, L4 and B200 print the figure with sparsity, twice this). The first name that fits counts.
@@ -32,7 +32,6 @@ PEAK_BF16_TFLOPS: dict[str, float] = {
     "L4": 121.0,
     "RTX A6000": 154.8,
 }
-VIEWS = 2
 
 
 def peak_tflops(device: torch.device) -> float | None:
@@ -96,7 +95,7 @@ class Throughput:
         self.hours = {m: windows[m] * config.window_seconds[m] / 3600 for m in config.model.modalities}
         rates = {m: shapes[m][1] / config.window_seconds[m] for m in shapes}
         flops = window_flops(config.model, shapes, rates)
-        self.tflop_per_rank = sum(VIEWS * windows[m] * flops[m] for m in flops) / ranks / 1e12
+        self.tflop_per_rank = sum(len(VIEWS) * windows[m] * flops[m] for m in flops) / ranks / 1e12
         self.peak, self.device = peak_tflops(device), device
 
     def values(self, seconds_per_step: float) -> dict[str, float]:

@@ -1,6 +1,7 @@
 """One step of pretraining (embeddings, objective, gradients, update), and the state that a checkpoint keeps."""
 
 import json
+import logging
 import math
 import sys
 from collections.abc import Callable, Sequence
@@ -17,12 +18,14 @@ from mcsp.data_sharding.store.reader import Corpus
 from mcsp.losses.objective import objective
 from mcsp.training import engine
 from mcsp.training.clock import Clock
-from mcsp.training.health import Health
+from mcsp.training.health import Health, clean
 from mcsp.training.metrics import Metrics
 from mcsp.training.pretrainer import Pretrainer
 from mcsp.training.reading.loader import BadWindows, StepDataset
 from mcsp.training.reading.schedule import Schedule
 from mcsp.training.saving import checkpoint
+from mcsp.training.saving.continues import changes
+from mcsp.training.saving.saver import Saver
 from mcsp.training.saving.start_weights import start_from
 from mcsp.training.stopping import EXIT_DATA, RunEnded
 
@@ -62,9 +65,12 @@ class Embedded(NamedTuple):
     site_n: Tensor
 
 
+_log = logging.getLogger(__name__)
+
+
 def schedule_of(config: PretrainConfig, corpus: Corpus) -> Schedule:
     """What the steps of a run read from the training split."""
-    return Schedule(
+    schedule = Schedule(
         corpus.recordings,
         index_hash=corpus.index_hash,
         seed=config.seed,
@@ -75,6 +81,9 @@ def schedule_of(config: PretrainConfig, corpus: Corpus) -> Schedule:
         shuffle_shards=config.shuffle_shards,
         sites_per_batch=config.sites_per_batch,
     )
+    if schedule.left_out and distributed.rank() == 0:
+        _log.warning("recordings without a window of enough valid time, left out, by site: %s", schedule.left_out)
+    return schedule
 
 
 class Trainer:
@@ -117,11 +126,16 @@ class Trainer:
             self._say(f"starts from the {start_from(config.init_from, self.module, self.config.model)}")
         self.engine = engine.Engine(self.module, config, self.world_size, schedule.global_batch)
         self.bad_windows = BadWindows(config.max_bad_windows)
+        # Evaluations in a row with embeddings all alike; value and step of the best one.
+        self.validated: dict[str, Any] = {"collapsed": 0, "best": None, "best_step": None}
+        self.saver = Saver(config.run_dir, config.keep_checkpoints, config.keep_every, self.device)
+        self.changed: dict[str, str] = {}  # since the checkpoint that this start continues
         self.stopping = False  # some rank was asked to stop; the same on all ranks
         self.facts = {
             "index_hash": corpus.index_hash,
             "world_size": self.world_size,
             "zero_stage": self.engine.zero_stage,
+            "arithmetic": self.engine.arithmetic,
             "config": self.config.dump(),
             "model_config": self.config.model.dump(),
         }
@@ -133,30 +147,34 @@ class Trainer:
         run_dir, found, problem = self.config.run_dir, None, ""
         if self.rank == 0:
             try:
-                checkpoint.clear_incomplete(run_dir)
-                found = checkpoint.latest_checkpoint(run_dir)
+                found = checkpoint.to_continue(run_dir, self.config.resume)
             except OSError as error:
                 problem = f"{run_dir}: cannot look for checkpoints ({error.strerror})"
+            except ValueError as error:
+                problem = str(error)
         found, problem = distributed.gather_objects((found, problem))[0]
         if problem:
             raise ValueError(problem)
-        if found is not None and self.config.resume == "never":
-            raise ValueError(f"{run_dir}: resume=never, but it holds checkpoint {found.name}; use another run_dir")
-        if found is None and self.config.resume == "must":
-            raise ValueError(f"{run_dir}: resume=must, but it holds no valid checkpoint")
         return found
 
     def _resume(self, path: Path) -> None:
         manifest = json.loads((path / checkpoint.MANIFEST).read_text())
-        checkpoint.check_continues(path, manifest, self.facts)
+        self.changed = changes(path, manifest, self.facts)
         self.engine.load(path)
         self.step, self.useful_seconds = manifest["step"], manifest["useful_seconds"]
         self.health.load_state(manifest["health"])
+        self.validated = manifest["validated"]
         then, now = ((f["world_size"], f["zero_stage"]) for f in (manifest, self.facts))
         if then != now:
             self._say(
                 f"continues {path.name}, saved by {then[0]} ranks at ZeRO-{then[1]}, with {now[0]} at ZeRO-{now[1]}: "
                 "the same data, numbers equal up to rounding"
+            )
+        if self.step >= self.config.steps:
+            length = self.config.schedule_steps or self.config.steps
+            self._say(
+                f"finished before, after {self.step} steps; to lengthen the run set steps above that and "
+                f"schedule_steps={length} (further steps keep the final learning rate)"
             )
 
     def _say(self, sentence: str) -> None:
@@ -165,13 +183,14 @@ class Trainer:
 
     def roll_back(self, metrics: Metrics | None) -> None:
         """Return to the last checkpoint from before the bad steps, and read on behind the data that was read since."""
-        many = f"{self.health.in_a_row} steps in a row were skipped"
+        self.saver.finish()
+        many = self.health.why_back
         if self.health.rollbacks >= self.config.health.max_rollbacks:
             raise RunEnded("too many rollbacks", f"{many} after {self.health.rollbacks} rollbacks", EXIT_DATA)
         found: list[Any] = [None]
         if self.rank == 0:
-            # One saved while steps were being skipped would lead back to here.
-            found = [checkpoint.latest_checkpoint(self.config.run_dir, lambda m: not m["health"]["in_a_row"])]
+            # One saved while something was wrong would lead back to here.
+            found = [checkpoint.latest_checkpoint(self.config.run_dir, lambda m: clean(m["health"]))]
         with distributed.around_collectives():
             torch.distributed.broadcast_object_list(found)
         path: Path | None = found[0]
@@ -181,9 +200,10 @@ class Trainer:
         steps = self.step - manifest["step"]
         self.engine.load(path)
         if self.rank == 0:
-            checkpoint.discard_after(self.config.run_dir, manifest["step"])
+            checkpoint.drop_after(self.config.run_dir, manifest["step"])
         self.step, self.useful_seconds = manifest["step"], manifest["useful_seconds"]
         self.health.rolled_back(manifest["health"], steps)
+        self.validated = manifest["validated"]
         self.clock.split()
         if metrics:
             skipped = f"{self.step + self.health.data_offset - steps} to {self.step + self.health.data_offset - 1}"
@@ -238,25 +258,8 @@ class Trainer:
         *totals, stopping, bad, read = distributed.sum_over_ranks(torch.stack([share, *terms.values(), *told])).tolist()
         self.bad_windows.add(round(bad), round(read))
         self.stopping = stopping > 0
-        health, loss = self.health, totals[0]
-        rate = learning_rate(self.config, self.step - health.skipped_steps)
-        norm = math.nan
-        fault = health.fault("loss", loss, health.losses)
-        if fault and not math.isfinite(loss):
-            finite = distributed.gather_objects(bool(embedded.z_MnK.isfinite().all()))
-            fault += f" (ranks with embeddings that are not finite: {[r for r, ok in enumerate(finite) if not ok]})"
-        if not fault:
-            self.clock.enter("backward")
-            self.backward(share, embedded, batches)
-            self.clock.enter("optimizer")
-            norm = self.engine.step(rate, health.limit(health.norms))
-            fault = health.fault("gradient norm", norm, health.norms)
-        if fault:
-            health.skipped()
-            if metrics:
-                metrics.event("skip", self.step + 1, because=fault, data=self.step + health.data_offset)
-        else:
-            health.counted(loss, norm)
+        rate = learning_rate(self.config, self.step - self.health.skipped_steps)
+        norm = self._update(share, totals[0], rate, embedded, batches, metrics)
         self.step += 1
         temperatures = {
             f"temperature/{term.name}": 1 / scale
@@ -265,8 +268,47 @@ class Trainer:
         values = dict(zip(["loss", *names], totals, strict=True))
         return {**values, "gradient_norm": norm, "learning_rate": rate, **temperatures}
 
+    def _update(
+        self,
+        share: Tensor,
+        loss: float,
+        rate: float,
+        embedded: Embedded,
+        batches: Sequence[Batch],
+        metrics: Metrics | None,
+    ) -> float:
+        """Take the step, unless loss or gradient forbid it; the gradient's norm, NaN where none was made."""
+        health, norm = self.health, None
+        fault = health.fault("loss", loss, health.loss_limit())
+        if not fault:
+            self.clock.enter("backward")
+            self.backward(share, embedded, batches)
+            self.clock.enter("optimizer")
+            limit = health.norm_limit()
+            norm = self.engine.step(rate, limit)
+            fault = health.fault("gradient norm", norm, limit)
+        new_level = health.seen(loss, norm, counted=not fault)
+        if fault:
+            facts = self._what_was_read(embedded, batches)
+            if metrics:
+                metrics.event("skip", self.step + 1, because=fault, data=self.step + health.data_offset, **facts)
+        if new_level and metrics:
+            metrics.event("new level", self.step + 1, of=new_level)
+        return math.nan if norm is None else norm
+
+    def _what_was_read(self, embedded: Embedded, batches: Sequence[Batch]) -> dict[str, Any]:
+        """Ranks and keys of the samples whose embeddings are not finite; where all are, the keys of the whole batch."""
+        finite_n = embedded.z_MnK.detach().isfinite().all(2).all(0) & embedded.error_Qn.detach().isfinite().all(0)
+        keys = [key for batch in batches for key in batch.keys]
+        bad = [key for key, finite in zip(keys, finite_n.tolist(), strict=True) if not finite]
+        of_ranks = distributed.gather_objects((bad, keys))
+        ranks = [rank for rank, (bad, _) in enumerate(of_ranks) if bad]
+        if not ranks:
+            return {"samples": sorted({key for _, keys in of_ranks for key in keys})}
+        return {"not_finite_on_ranks": ranks, "samples": sorted({key for bad, _ in of_ranks for key in bad})}
+
     def save(self) -> None:
-        """Write a checkpoint of the current step; every rank calls it."""
-        config, state = self.config, {"useful_seconds": self.useful_seconds, "health": self.health.state()}
-        facts = {**self.facts, **state}
-        checkpoint.save(config.run_dir, self.step, facts, self.engine.write, config.keep_checkpoints, config.keep_every)
+        """Begin to write a checkpoint of the current step; every rank calls it."""
+        state = {"useful_seconds": self.useful_seconds, "health": self.health.state()}
+        facts = {**self.facts, **state, "validated": self.validated}
+        self.saver.begin(self.step, facts, self.engine.copy_state())

@@ -81,7 +81,7 @@ def test_a_result_file_is_shown_again(tmp_path: Path) -> None:
     rows = summarise([{"variant": "base", "seed": 0, "scores": scores(0.7)}], ["base"], "base")
     file = tmp_path / "ablation.json"
     file.write_text(json.dumps({"config": {"base": "base"}, "table": rows}))
-    command = [sys.executable, str(ROOT / "launchers" / "ablate.py"), "--table"]
+    command = [sys.executable, "-m", "benchmarks.ablation", "--table"]
     shown = subprocess.run([*command, str(file)], capture_output=True, text=True, cwd=ROOT, check=True)
     assert shown.stdout.strip() == markdown(rows, "base")
     refused = subprocess.run([*command, str(tmp_path / "none")], capture_output=True, text=True, cwd=ROOT)
@@ -111,7 +111,7 @@ def test_a_failing_variant_costs_itself_alone_and_the_rest_is_kept(corpus_dir: P
     asked = config(tmp_path, corpus_dir, few_label_draws=1, windows_per_recording=2)
     file = tmp_path / "grid.yaml"
     file.write_text(json.dumps(asked.dump()))
-    command = [sys.executable, str(ROOT / "launchers" / "ablate.py"), "--config", str(file)]
+    command = [sys.executable, "-m", "benchmarks.ablation", "--config", str(file)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=500)
     assert done.returncode == 1, done.stderr
     assert "bad/0: failed (status 2)" in done.stderr and "Traceback" not in done.stderr

@@ -18,8 +18,8 @@ from mcsp.data_sharding.store.reader import Corpus
 from mcsp.encode.parcellations import parcellations_of
 from mcsp.encode.pretrained import PretrainedMCSP, from_pretrained
 from mcsp.encode.recording import Report
-from mcsp.encode.windows import window_starts
 from mcsp.model.weights import write_pretrained
+from mcsp.windows import window_starts
 
 T_R, VOLUMES, PARCELS = 2.0, 60, 8
 FP16 = 2e-3

@@ -24,9 +24,9 @@ from mcsp.data_sharding.store.reader import Corpus
 from mcsp.encode.eeg import raw_of_array
 from mcsp.encode.pretrained import PretrainedMCSP, from_pretrained
 from mcsp.encode.recording import as_recording
-from mcsp.encode.windows import window_starts
 from mcsp.model.weights import write_pretrained
 from mcsp.schema import Window
+from mcsp.windows import window_starts
 
 CHANNELS = ["Fp1", "Fp2", "C3", "C4", "O1", "O2", "T3", "T4"]
 SFREQ = 250.0
@@ -119,6 +119,25 @@ def test_what_bids_says_beside_a_file_is_used_and_a_raw_that_says_it_gives_the_s
     assert difference(pretrained.encode_raw(raw).window_features, found.window_features) > 1e-3
 
 
+def test_where_nearly_all_is_marked_bad_only_windows_around_the_rest_are_read(pretrained: PretrainedMCSP) -> None:
+    """300 s of which 275 s are marked bad, windows of 30 s; of 10 good seconds no window is made."""
+    x_CT = eeg_uv(300)
+    good = raw_of(x_CT)
+    good.set_annotations(mne.Annotations([0.0, 125.0], [100.0, 175.0], ["BAD_move", "BAD_move"]))
+    found = pretrained.encode_raw(good, line_hz=50, window_seconds=30.0)
+    assert len(found.window_starts_seconds) == 4
+    overlap = np.minimum(found.window_starts_seconds + 30, 125) - np.maximum(found.window_starts_seconds, 100)
+    assert overlap.min() > 22
+    text = " ".join(str(found.report).split())
+    assert "260.0 of 300.0 s are in no window" in text and "4 of 4 windows hold masked time" in text
+    alone = pretrained.encode_raw(raw_of(x_CT[:, 25000:31250]), line_hz=50, window_seconds=30.0)
+    assert np.corrcoef(found.features, alone.features)[0, 1] > 0.9
+    bad = raw_of(x_CT)
+    bad.set_annotations(mne.Annotations([0.0, 110.0], [100.0, 190.0], ["BAD_move", "BAD_move"]))
+    with pytest.raises(ValueError, match=r"10\.0 of 300\.0 s are valid, expected a window of 30 s with at least 50%"):
+        pretrained.encode_raw(bad, line_hz=50, window_seconds=30.0)
+
+
 @pytest.mark.filterwarnings("ignore:This filename")
 @pytest.mark.parametrize("suffix", [".edf", ".vhdr", ".set", ".fif"])
 def test_every_format_gives_the_features_of_the_raw_in_memory(
@@ -181,7 +200,7 @@ def test_names_of_biosemi_caps_are_not_taken_for_places_of_the_10_05_system(pret
     report = pretrained.encode_raw(raw.set_montage(montage), windows_per_recording=1).report
     assert report.steps["positions"] == "128 from file" and "renamed" not in report.steps
     own = pretrained.encode_raw(raw_of(eeg_uv(), [*CHANNELS[:4], "A1", "A2", "C5", "B1"])).report  # one odd name
-    assert "A1 -> M1" in str(own) and [f.channel for f in own.channels if not f.used] == ["B1"]
+    assert "A1 -> M1" in str(own) and [f.name for f in own.channels if not f.used] == ["B1"]
 
 
 def test_windows_can_be_chosen_and_short_ones_are_pointed_out(pretrained: PretrainedMCSP) -> None:
@@ -212,7 +231,7 @@ MISTAKES = {
     ),
     "three channels in common": (
         lambda: mistake(lambda x: x, ["Fp1", "Cz", "O2", "X1", "X2", "X3"]),
-        r"3 of 6 channels are good and have a position \(Fp1, Cz, O2\), expected at least 4: channel names",
+        r"3 of 6 EEG channels have a position \(Fp1, Cz, O2\), expected at least 4: X1, X2, X3 have none; expected",
     ),
     "differences of electrodes": (
         lambda: mistake(lambda x: x, ["Fp1-F7", "EEG F7-T3", "T3-T5", "T5-O1"]),

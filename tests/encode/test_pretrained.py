@@ -61,17 +61,14 @@ def test_an_export_of_one_modality_loads(modality: str, tmp_path: Path) -> None:
     assert from_pretrained(tmp_path / "one").config.modalities == (modality,)
 
 
+# None in sys.modules is Python's own mark of a package that is not there: imports fail and find_spec finds nothing.
+# A build of torch with CUDA looks for Triton when it is imported, and has to see that.
 BLOCKED = """
 import sys
 
-class Blocker:
-    names = {"triton", "deepspeed", "ray", "mne", "nibabel", "nilearn", "sklearn", "pandas", "webdataset", "scipy",
-             "pyarrow", "matplotlib", "tqdm", "tensorboard"}
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in self.names:
-            raise ImportError(f"{name} is not a core dependency")
-
-sys.meta_path.insert(0, Blocker())
+absent = ["triton", "deepspeed", "ray", "mne", "nibabel", "nilearn", "sklearn", "pandas", "scipy", "webdataset",
+          "pyarrow", "matplotlib", "tqdm", "tensorboard"]
+sys.modules.update(dict.fromkeys(absent))
 import mcsp
 assert "torch" not in sys.modules
 model = mcsp.from_pretrained(sys.argv[1])

@@ -6,13 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from mcsp.batch import collate
 from mcsp.config import EvaluateConfig, ModelConfig
 from mcsp.data_sharding.store.reader import Corpus
-from mcsp.encode.windows import window_starts
 from mcsp.evaluate.baselines import measure
 from mcsp.evaluate.features import learned_parts, measured_parts, unit_features
 from mcsp.evaluate.units import Unit
@@ -44,28 +41,6 @@ def units_of(corpus: Corpus) -> list[Unit]:
 def model() -> MCSP:
     torch.manual_seed(0)
     return MCSP(ModelConfig()).eval()
-
-
-@given(
-    bounds=st.lists(st.integers(0, 5000), min_size=2, max_size=8, unique=True).map(sorted),
-    n_samples=st.integers(1, 600),
-    count=st.integers(1, 9),
-)
-def test_windows_lie_inside_valid_spans_and_are_spread(bounds: list[int], n_samples: int, count: int) -> None:
-    spans = bounds[: len(bounds) // 2 * 2]
-    starts = window_starts(recording(n_samples=5000, valid_spans=spans), n_samples, count)
-    assert 1 <= len(starts) <= count
-    assert starts == sorted(set(starts))
-    long = [(a, b) for a, b in zip(spans[::2], spans[1::2], strict=True) if b - a >= n_samples]
-    for start in starts:
-        assert any(a <= start and start + n_samples <= b for a, b in long or [(0, 5000)])
-    if count > 1 and sum(b - a - n_samples + 1 for a, b in long) > count:
-        assert len(starts) == count
-        assert (starts[0], starts[-1]) == (long[0][0], long[-1][1] - n_samples)
-
-
-def test_a_recording_shorter_than_the_window_gives_one_window() -> None:
-    assert window_starts(recording(n_samples=50, valid_spans=[0, 50]), 80, 4) == [0]
 
 
 def test_features_are_the_mean_over_windows_whatever_the_batch_size(corpus_dir: Path, model: MCSP) -> None:

@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from mcsp.batch import collate
 from mcsp.config import FinetuneConfig, ModelConfig
 from mcsp.data_sharding.store.reader import Corpus
-from mcsp.encode.windows import random_start, window_starts
 from mcsp.evaluate.finetune import Finetuning, MCSPClassifier, finetune
 from mcsp.evaluate.splits import labelled_part
 from mcsp.evaluate.units import Labelled, read_labels
@@ -108,8 +107,8 @@ def test_units_may_lack_a_modality_where_they_train_and_where_they_are_tested(
 ) -> None:
     """A third of the units has EEG alone, a third BOLD alone."""
 
-    def some(corpus: Corpus, label: str, classes: list[str] | None) -> Labelled:
-        whole = read_labels(corpus, label, classes)
+    def some(corpus: Corpus, label: str, classes: list[str] | None, seconds: dict[str, float]) -> Labelled:
+        whole = read_labels(corpus, label, classes, seconds)
         kept = [unit.of("eeg") if i % 3 == 0 else unit.of("fmri") if i % 3 == 1 else unit.recordings
                 for i, unit in enumerate(whole.units)]  # fmt: skip
         units = [replace(unit, recordings=tuple(r)) for unit, r in zip(whole.units, kept, strict=True)]
@@ -133,13 +132,6 @@ def test_size_small_is_fine_tuned_on_a_cpu(config: FinetuneConfig, tmp_path: Pat
     results = finetune(config.model_copy(update=changed))
     assert results["parameters"]["all"] > 10_000_000
     assert 0 < results["parameters"]["encoder"] < results["parameters"]["all"]
-
-
-def test_a_random_start_is_one_of_all_starts(corpus_dir: Path) -> None:
-    recording = replace(next(iter(Corpus(corpus_dir).recordings)), valid_spans=[3, 10, 20, 26], n_samples=30)
-    every = window_starts(recording, 5, 1000)
-    assert every == [3, 4, 5, 20, 21]
-    assert [random_start(recording, 5, k / 5 + 0.1) for k in range(5)] == every
 
 
 def test_the_result_is_complete_reproducible_and_beside_the_frozen_probe(

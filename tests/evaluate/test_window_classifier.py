@@ -60,11 +60,12 @@ def test_frozen_features_are_those_of_encode_raw(model: PretrainedMCSP) -> None:
     from mcsp.config import EegConfig
     from mcsp.data_sharding.bids.find import RecordingRef, Site
     from mcsp.data_sharding.clean.eeg import clean_eeg
+    from mcsp.data_sharding.clean.eeg_files import open_raw
 
     rng = np.random.default_rng(0)
     raw = raw_of_array(20 * rng.standard_normal((6, 2400)), SFREQ, CHANNELS)
     ref = RecordingRef(Site("", Path("."), False, None), Path("Raw"), "eeg", {}, {})
-    clean, _ = clean_eeg(raw, ref, {}, EegConfig(), 10.0)
+    clean, _ = clean_eeg(open_raw(raw, ref), ref, {}, EegConfig(), 10.0)
     expected = model.encode_raw(raw, windows_per_recording=1)
     classifier = WindowClassifier(model, sum(model.feature_widths("eeg").values()), SFREQ, CHANNELS, depth="head")
     head = classifier.classifier.heads["eeg"]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from mcsp.training.saving.state import write_state
+from mcsp.training.saving.state import copy_state, write_state
 from mcsp.training.saving.zero_fragments import KINDS, Fragment
 
 VALUES = 4_000_000  # 16 MB of weights, twice that of moments, in each of two ranks' files
@@ -24,7 +24,7 @@ print(peak() - before, sum(w.numel() for w in weights.values()))
 def test_peak_memory_is_that_of_the_weights_and_one_copy_in_passing(tmp_path: Path) -> None:
     for rank in range(2):
         values = {kind: torch.full((VALUES,), float(rank)) for kind in KINDS}
-        write_state(tmp_path, rank, [Fragment("model.a", rank * VALUES, (2 * VALUES,), values)], 1)
+        write_state(tmp_path, rank, copy_state([Fragment("model.a", rank * VALUES, (2 * VALUES,), values)], 1))
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(tmp_path)], capture_output=True, text=True, check=True, timeout=60
     )

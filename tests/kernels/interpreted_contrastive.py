@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 import triton
-from test_contrastive_chunked import extreme, problem, results
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mcsp.kernels import dispatch
@@ -23,6 +22,7 @@ from mcsp.kernels.contrastive import (
     losses,
     relational_distillation,
 )
+from tests.kernels.test_contrastive_chunked import extreme, problem, results
 
 DEVICE = "cpu" if fused.INTERPRETED else "cuda"
 LOSSES = [contrastive_loss, relational_distillation]

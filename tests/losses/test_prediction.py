@@ -79,12 +79,12 @@ def test_a_view_predicts_the_half_that_it_does_not_see(modality) -> None:
     late = torch.arange(signal.x_BCT.shape[-1]) >= signal.x_BCT.shape[-1] // 2
     disturbed = signal.replace(x_BCT=torch.where(late, signal.x_BCT.roll(1, dims=1) * 2, signal.x_BCT))
     before, after = (module._targets(modality, module._halves(s)) for s in (signal, disturbed))
-    sees_late = torch.stack([half_of_view(signal, v, HALVES).x_BCT[:, 0, 0] != signal.x_BCT[:, 0, 0] for v in (0, 1)])
+    sees_late = torch.stack([half_of_view(signal, v).x_BCT[:, 0, 0] != signal.x_BCT[:, 0, 0] for v in (0, 1)])
     assert sees_late.sum(0).tolist() == [1] * 8
     for name in ("connectivity", "spectrum"):
         changed = (before[name] != after[name]).any(1).view(2, 8)
         assert torch.equal(changed, ~sees_late), name
-    other = half_of_view(signal, 1, HALVES)
+    other = half_of_view(signal, 1)
     measured = {"connectivity": connectivity_target, "spectrum": spectrum_target}
     for name, measure in measured.items():
         torch.testing.assert_close(before[name][:8], measure(module.model, modality, other))

@@ -96,8 +96,11 @@ def main(out: str, *overrides: str) -> None:
     found["stopped"] = {"read": [data for part in parts for data in part]}
     read, why, trainer = run([*both, f"run_dir={out}/hopeless", "health.max_rollbacks=1"], lambda data: data >= 5)
     found["hopeless"] = {"read": read, "why": why, **trainer.health.state()}
-    _, why, _ = run([*both, f"run_dir={out}/early"], lambda data: data >= 1)
-    found["early"] = {"why": why}
+    # One good step is enough: its checkpoint is there to go back to. Without any there is no way.
+    read, why, trainer = run([*both, f"run_dir={out}/early"], lambda data: 1 <= data <= 3)
+    found["early"] = {"read": read, "why": why, **trainer.health.state()}
+    _, why, _ = run([*both, f"run_dir={out}/never"], lambda data: True)
+    found["never"] = {"why": why}
     (Path(out) / f"rank{distributed.rank()}.json").write_text(json.dumps(found))
     engine.stop_process_group()
 

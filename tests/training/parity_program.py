@@ -98,6 +98,7 @@ def what_an_export_gets_wrong(trainer: Trainer) -> list[str]:
     with torch.no_grad():  # in evaluation mode there is nothing else: the model has no dropout
         h = trainer.module.model.encode(signals)
     trainer.save()
+    trainer.saver.finish()
     if not distributed.is_main():
         return []
     config = trainer.config

@@ -1,4 +1,4 @@
-"""Which windows of a sample are read: whole valid ones where there are any, aligned in time where clocks are shared.
+"""Which windows of a sample are read: where :mod:`mcsp.windows` allows them, aligned in time where clocks are shared.
 
 Everything is a function of the recordings and of integer keys.
 """
@@ -6,7 +6,8 @@ Everything is a function of the recordings and of integer keys.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from mcsp.schema import Modality, Recording, common_starts, random_key, unit_interval, window_samples, window_start
+from mcsp.schema import Modality, Purpose, Recording, random_key, unit_interval
+from mcsp.windows import common_instants, random_start, window_samples, window_start
 
 Seconds = Mapping[Modality, float]
 
@@ -28,7 +29,7 @@ def pairings(
     All pairs with simultaneous windows; recordings that are in none of them are joined one by one. So every recording
     is in at least one pair.
     """
-    pairs = [(e, f) for e in eeg for f in fmri if common_starts(e, f, window_seconds, delay_seconds)]
+    pairs = [(e, f) for e in eeg for f in fmri if common_instants(e, f, window_seconds, delay_seconds)]
     used = {r.member for pair in pairs for r in pair}
     lone_eeg, lone_fmri = ([r for r in rs if r.member not in used] for rs in (eeg, fmri))
     rest = max(len(lone_eeg), len(lone_fmri))
@@ -36,31 +37,14 @@ def pairings(
     return pairs + [(lone_eeg[i % len(lone_eeg)], lone_fmri[i % len(lone_fmri)]) for i in range(rest)]
 
 
-def valid_starts(recording: Recording, n_samples: int) -> list[tuple[int, int]]:
-    """Where windows may start, as inclusive ranges: inside the valid spans that hold a whole window.
-
-    Where none does, every start whose window holds as much of the longest span as possible.
-    """
-    last = recording.n_samples - n_samples
-    edges = recording.valid_spans or [0, recording.n_samples]
-    spans = list(zip(edges[::2], edges[1::2], strict=True))
-    whole = [(a, b - n_samples) for a, b in spans if b - a >= n_samples]
-    if whole:
-        return whole
-    a, b = max(spans, key=lambda span: span[1] - span[0])
-    return [(min(max(b - n_samples, 0), last), min(a, last))]
-
-
 def cut_one(recording: Recording, window_seconds: Seconds, key: int) -> Cut:
-    """A window at a random place, every valid start with the same probability."""
+    """A window at a random place, every start that :mod:`mcsp.windows` allows with the same probability.
+
+    Raises:
+        ValueError: a recording without a window.
+    """
     n_samples = window_samples(recording, window_seconds[recording.modality])
-    ranges = valid_starts(recording, n_samples)
-    place = int(unit_interval(key) * sum(b - a + 1 for a, b in ranges))
-    for first, last in ranges:
-        if place <= last - first:
-            return Cut(recording, first + place, n_samples)
-        place -= last - first + 1
-    raise AssertionError("a draw below 1 lies in one of the ranges")
+    return Cut(recording, random_start(recording, n_samples, unit_interval(key)), n_samples)
 
 
 def cut_pair(
@@ -68,22 +52,24 @@ def cut_pair(
 ) -> tuple[Cut, Cut]:
     """A window of each: simultaneous, the BOLD one ``delay_seconds`` later, where the recordings share a clock.
 
-    The instant is drawn uniformly from those at which both windows are valid; where there are none, from those at which
-    both lie inside their recordings.
+    The instant is drawn uniformly from those at which :mod:`mcsp.windows` allows both windows; where there are none,
+    each is cut by itself.
+
+    Raises:
+        ValueError: a recording without a window.
     """
-    common = common_starts(eeg, fmri, window_seconds, delay_seconds)
-    if common is None:
-        return cut_one(eeg, window_seconds, random_key(key, 0)), cut_one(fmri, window_seconds, random_key(key, 1))
+    instants = common_instants(eeg, fmri, window_seconds, delay_seconds)
+    if not instants:
+        first_key, second_key = (random_key(key, p) for p in (Purpose.FIRST_WINDOW, Purpose.SECOND_WINDOW))
+        return cut_one(eeg, window_seconds, first_key), cut_one(fmri, window_seconds, second_key)
     delay: dict[Modality, float] = {"eeg": 0.0, "fmri": delay_seconds}
-    ranges = [common]
-    lengths = {r.modality: window_samples(r, window_seconds[r.modality]) for r in (eeg, fmri)}
-    for r in (eeg, fmri):
-        clock = r.onset_seconds - delay[r.modality]
-        valid = [(clock + a / r.sfreq, clock + b / r.sfreq) for a, b in valid_starts(r, lengths[r.modality])]
-        ranges = [(max(a, c), min(b, d)) for a, b in ranges for c, d in valid if max(a, c) <= min(b, d)]
-    instant = _instant(ranges or [common], unit_interval(random_key(key, 0)))
+    instant = _instant(instants, unit_interval(random_key(key, Purpose.FIRST_WINDOW)))
     first, second = (
-        Cut(r, window_start(r, instant + delay[r.modality], window_seconds[r.modality]), lengths[r.modality])
+        Cut(
+            r,
+            window_start(r, instant + delay[r.modality], window_seconds[r.modality]),
+            window_samples(r, window_seconds[r.modality]),
+        )
         for r in (eeg, fmri)
     )
     return first, second

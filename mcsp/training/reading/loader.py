@@ -1,9 +1,10 @@
-"""Batches of a step, read by byte range. Workers hold no state: they are told a step and return its batches.
+"""Batches of a step, read by byte range. Workers hold no state: they get a step and return its batches.
 
 A window that cannot be read (damaged block, missing shard, failing disk) is replaced by what the schedule names next.
 That depends on the corpus alone, so every number of ranks and workers, and a resumed run, makes the same replacements.
 """
 
+import faulthandler
 import logging
 import signal
 from collections.abc import Iterator
@@ -41,6 +42,7 @@ class StepDataset(Dataset[list[Batch]]):
         self._used = 0
 
     def __getitem__(self, step: int) -> list[Batch]:
+        self.corpus.recordings.check_whole()
         self._fetch_ahead(step)
         return [self._share(step, self.first_share + i) for i in range(self.micro_batches)]
 
@@ -98,15 +100,15 @@ class BadWindows:
     def __init__(self, most: float) -> None:
         """``most``: below 1 a fraction of the windows read, from 1 on a number."""
         self.most, self.bad, self.read = most, 0, 0
-        self._told: set[str] = set()
+        self._logged: set[str] = set()
 
     def tell(self, batches: list[Batch]) -> int:
         """Log each place that could not be read, once; returns how many windows of this rank were replaced."""
         errors = [line for batch in batches for line in batch.unreadable]
         for line in errors:
-            if line not in self._told:
+            if line not in self._logged:
                 _log.warning("window replaced by the next sample of its stream: %s", line)
-                self._told.add(line)
+                self._logged.add(line)
         return len(errors)
 
     def add(self, bad: int, read: int) -> None:
@@ -133,6 +135,7 @@ def _heed_no_signals(worker: int) -> None:
     # They end with the process that started them.
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
+    faulthandler.enable()
 
 
 def batches(

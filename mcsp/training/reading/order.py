@@ -6,7 +6,7 @@ from itertools import accumulate, pairwise
 
 import numpy as np
 
-from mcsp.schema import mix64, random_key
+from mcsp.schema import Purpose, mix64, random_key
 
 
 class Permutation:
@@ -88,14 +88,14 @@ class Order:
         group, place = int(groups[visit]), place - int(ends[visit - 1] if visit else 0)
         n_slots = int(self._group_slots[group])
         slot = int(self._group_ends[group]) - n_slots
-        slot += Permutation(n_slots, random_key(self.key, 0, cycle, group))(place)
+        slot += Permutation(n_slots, random_key(self.key, Purpose.SLOT, cycle, group))(place)
         cell = int(np.searchsorted(self._slot_ends, slot, side="right"))
         slots, size = int(self._slots[cell]), int(self._size[cell])
         draw = cycle * slots + slot - int(self._slot_ends[cell]) + slots
         pass_, index = divmod(draw, size)
         if slots != size:
             # The slots of a cycle are in a new order already; where a pass is no cycle it needs an order of its own.
-            index = Permutation(size, random_key(self.key, 1, pass_, cell))(index)
+            index = Permutation(size, random_key(self.key, Purpose.MEMBER, pass_, cell))(index)
         return int(self._members[self._first[cell] + index]), pass_
 
     def _visits(self, cycle: int) -> tuple[np.ndarray, np.ndarray]:
@@ -106,7 +106,7 @@ class Order:
 
 @functools.lru_cache(maxsize=256)
 def _visits(order: Order, cycle: int) -> tuple[np.ndarray, np.ndarray]:
-    groups = _permuted(len(order._first_cell), random_key(order.visit_key, 2, cycle))
+    groups = _permuted(len(order._first_cell), random_key(order.visit_key, Purpose.VISIT, cycle))
     return groups, np.cumsum(order._group_slots[groups])
 
 
@@ -135,9 +135,10 @@ class SiteBatches:
         by_site = np.argsort(site_N, kind="stable")
         found, first = np.unique(site_N[by_site], return_index=True)
         self._members = np.split(by_site.astype(np.int32), first[1:])
+        site_keys = [random_key(key, Purpose.SITE, i) for i in range(len(self._members))]
         self._within = [
-            Order(np.zeros_like(members), group_N[members], 1.0, random_key(key, 3, i), self.chunk, visit_key=key)
-            for i, members in enumerate(self._members)
+            Order(np.zeros_like(members), group_N[members], 1.0, site_key, self.chunk, visit_key=key)
+            for members, site_key in zip(self._members, site_keys, strict=True)
         ]
         sizes = np.array([len(members) for members in self._members])
         slots: list[int] = _slots(sizes, _weights(site_N, site_temperature)[found]).tolist()
@@ -148,7 +149,7 @@ class SiteBatches:
         shares = [self.cycle_steps * sites * s for s in slots]
         self._whole = [share // self._total for share in shares]
         self._edges = [0, *accumulate(share % self._total for share in shares)]
-        self._offset = random_key(key, 4) % self._total
+        self._offset = random_key(key, Purpose.OFFSET) % self._total
         stride = max(1, round(self._total * (math.sqrt(5) - 1) / 2))
         self._stride = next(s for s in range(stride, 2 * self._total + 1) if math.gcd(s, self._total) == 1)
 
@@ -186,9 +187,9 @@ def _chunks(order: SiteBatches, cycle: int) -> tuple[np.ndarray, np.ndarray]:
     """
     steps = order.cycle_steps
     before, after = (np.array(order.chunks_before(c)) for c in (cycle, cycle + 1))
-    sites = _permuted(len(before), random_key(order.key, 5, cycle))
+    sites = _permuted(len(before), random_key(order.key, Purpose.SITES, cycle))
     line = np.repeat(sites, (after - before)[sites])
-    step = np.tile(_permuted(steps, random_key(order.key, 6, cycle)), order.sites)
+    step = np.tile(_permuted(steps, random_key(order.key, Purpose.STEPS, cycle)), order.sites)
     in_time = np.lexsort((step, line))
     count = after - before
     number = np.empty_like(line)

@@ -11,6 +11,7 @@ that site (:class:`mcsp.training.reading.order.Order`; where a step draws from f
 its recordings is taken, or the next of its pairs of recordings; after as many passes as it has of these, all were read.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -18,9 +19,10 @@ import numpy as np
 
 from mcsp.config import BatchConfig
 from mcsp.data_sharding.store.table import Recordings
-from mcsp.schema import MODALITIES, Modality, random_key, text_key
+from mcsp.schema import MODALITIES, Modality, Purpose, Split, random_key, text_key
 from mcsp.training.reading.cuts import Cut, cut_one, cut_pair, pairings
 from mcsp.training.reading.order import Order, SiteBatches
+from mcsp.windows import LEAST_VALID_SHARE, start_ranges
 
 STREAMS = ("paired", "eeg", "fmri")
 
@@ -67,43 +69,49 @@ class Schedule:
         site_temperature: float = 1.0,
         shuffle_shards: int = 0,
         sites_per_batch: int = 0,
+        split: Split = "train",
     ) -> None:
-        """Sort the samples of the training split into streams.
+        """Sort the samples of a split into streams.
 
         Args:
             recordings: the table of a corpus.
             index_hash: of the corpus; with ``seed`` it decides every draw.
             seed: any integer.
             quota: samples of each stream per step.
-            window_seconds: length of a window per modality; recordings of others, and shorter ones, are left out.
+            window_seconds: length of a window per modality; recordings of others, shorter ones, and those without a
+                window of enough valid time (:mod:`mcsp.windows`) are left out. ``left_out`` counts the last by site.
             delay_seconds: how much later the BOLD window of a simultaneous pair starts.
             site_temperature: 1 reads every sample equally often, infinity every site.
             shuffle_shards: samples are shuffled within groups of so many shards, group after group; 0: all together.
             sites_per_batch: from how many sites a stream's samples of one step come; 0: from all, mixed.
+            split: which people. Of another than ``train`` streams without samples are left out.
 
         Raises:
             ValueError: a stream with a quota but without samples whose recordings are long enough, no quota at all, or
                 a quota that ``sites_per_batch`` does not divide.
         """
         self.recordings, self.window_seconds, self.delay_seconds = recordings, window_seconds, delay_seconds
-        self.key = random_key(text_key(index_hash), seed)
+        self.split, self.key = split, random_key(text_key(index_hash), seed)
         codes, names = recordings.codes("modality")
         self._modalities = codes.astype(np.uint8), names
         self._lengths = self._window_lengths()
+        self.left_out = self._leave_out_invalid()
         starts = recordings.sample_starts()
         stream_N = self._stream_of_samples(starts)
         self.streams: list[Stream] = []
         for name in STREAMS:
             numbers = np.flatnonzero(stream_N == STREAMS.index(name))
-            if n := getattr(quota, name):
+            n = getattr(quota, name)
+            if n and (len(numbers) or split == "train"):
                 if not len(numbers):
                     have = {name: int((stream_N == i).sum()) for i, name in enumerate(STREAMS)}
                     raise ValueError(
                         f"batch.{name}={n}, but the training split has no such sample with recordings of at least "
-                        f"{window_seconds} s; found {have}. Set batch.{name}=0 or shorten window_seconds"
+                        f"{window_seconds} s, half of it valid; found {have}. Set batch.{name}=0 or shorten "
+                        "window_seconds"
                     )
                 rows_N2 = np.stack([starts[numbers], starts[numbers + 1]], axis=1).astype(np.int32)
-                order_key = random_key(self.key, 0, STREAMS.index(name))
+                order_key = random_key(self.key, Purpose.ORDER, STREAMS.index(name))
                 site_N, group_N = self._cells(rows_N2[:, 0], shuffle_shards)
                 order: Order | SiteBatches
                 if sites_per_batch:
@@ -113,7 +121,7 @@ class Schedule:
                 else:
                     order = Order(site_N, group_N, site_temperature, order_key, n)
                 self.streams.append(Stream(name, n, rows_N2, order))
-        if not self.streams:
+        if not self.streams and split == "train":
             raise ValueError("batch: expected a quota above 0 for paired, eeg or fmri, found none")
         drawn = np.isin(stream_N, [STREAMS.index(stream.name) for stream in self.streams])
         self.shapes = self._padded_shapes(np.repeat(drawn, np.diff(starts)))
@@ -127,6 +135,24 @@ class Schedule:
         usable = lengths <= self.recordings.column("n_samples")  # false for NaN
         return np.where(usable, lengths, 0).astype(np.int32)
 
+    def _leave_out_invalid(self) -> dict[str, int]:
+        """Make rows of the split useless that have no window of enough valid time; their number by site."""
+        edges, starts = self.recordings.flat("valid_spans")
+        splits, names = self.recordings.codes("split")
+        inside = (self._lengths > 0) & (splits == (names.index(self.split) if self.split in names else -1))
+        # A row of which one span is long enough has a window; few rows are left to be looked at one by one.
+        spans = np.diff(edges, append=0)
+        spans[1::2] = 0  # gaps: each row has an even number of edges
+        longest = np.maximum.reduceat(np.append(spans, 0), starts[:-1]) if len(starts) > 1 else spans
+        doubtful = inside & (starts[1:] > starts[:-1]) & (longest < LEAST_VALID_SHARE * self._lengths)
+        left_out: Counter[str] = Counter()
+        for row in np.flatnonzero(doubtful).tolist():
+            recording = self.recordings[row]
+            if not start_ranges(recording, int(self._lengths[row])):
+                self._lengths[row] = 0
+                left_out[recording.site] += 1
+        return dict(sorted(left_out.items()))
+
     def _stream_of_samples(self, starts: np.ndarray) -> np.ndarray:
         """Index into STREAMS of each sample, or -1: another split, or nothing long enough."""
         if len(starts) == 1:
@@ -136,7 +162,7 @@ class Schedule:
         for m in (m for m in MODALITIES if m in names):
             has[m] = np.logical_or.reduceat((codes == names.index(m)) & (self._lengths > 0), starts[:-1])
         splits, split_names = self.recordings.codes("split")
-        inside = splits[starts[:-1]] == (split_names.index("train") if "train" in split_names else -1)
+        inside = splits[starts[:-1]] == (split_names.index(self.split) if self.split in split_names else -1)
         kinds = [has["eeg"] & has["fmri"], has["eeg"], has["fmri"]]
         return np.where(inside, np.select(kinds, range(len(STREAMS)), -1), -1)
 
@@ -152,9 +178,9 @@ class Schedule:
         codes, names = self._modalities
         channels, shapes = self.recordings.column("n_channels"), {}
         for modality in MODALITIES:
-            mine = drawn & (self._lengths > 0) & (codes == (names.index(modality) if modality in names else -1))
-            if mine.any():
-                shapes[modality] = (int(channels[mine].max()), int(self._lengths[mine].max()))
+            inside = drawn & (self._lengths > 0) & (codes == (names.index(modality) if modality in names else -1))
+            if inside.any():
+                shapes[modality] = (int(channels[inside].max()), int(self._lengths[inside].max()))
         return shapes
 
     @property
@@ -189,19 +215,20 @@ class Schedule:
         stream = self.streams[number]
         sample, pass_ = stream.order(position, attempt)
         first, stop = stream.rows_N2[sample].tolist()
-        key = random_key(self.key, 1, STREAMS.index(stream.name), position, attempt)
-        turn = pass_ + (random_key(self.key, 2, first) >> 32)
-        return Draw(number, position, attempt, self._cuts(range(first, stop), turn, key), key >> 1)
+        key = random_key(self.key, Purpose.SAMPLE, STREAMS.index(stream.name), position, attempt)
+        turn = pass_ + (random_key(self.key, Purpose.TURN, first) >> 32)
+        cuts = self._cuts(range(first, stop), turn, random_key(key, Purpose.CUT))
+        return Draw(number, position, attempt, cuts, key >> 1)
 
     def _cuts(self, rows: range, turn: int, key: int) -> tuple[Cut, ...]:
         codes, names = self._modalities
-        mine: dict[str, list[int]] = {"eeg": [], "fmri": []}
+        rows_of: dict[str, list[int]] = {"eeg": [], "fmri": []}
         for row in rows:
             if self._lengths[row]:
-                mine[names[codes[row]]].append(row)
-        if mine["eeg"] and mine["fmri"]:
-            eeg, fmri = ([self.recordings[row] for row in mine[m]] for m in ("eeg", "fmri"))
+                rows_of[names[codes[row]]].append(row)
+        if rows_of["eeg"] and rows_of["fmri"]:
+            eeg, fmri = ([self.recordings[row] for row in rows_of[m]] for m in ("eeg", "fmri"))
             pairs = pairings(eeg, fmri, self.window_seconds, self.delay_seconds)
-            return cut_pair(*pairs[turn % len(pairs)], self.window_seconds, self.delay_seconds, random_key(key, 3))
-        usable = mine["eeg"] or mine["fmri"]
-        return (cut_one(self.recordings[usable[turn % len(usable)]], self.window_seconds, random_key(key, 3)),)
+            return cut_pair(*pairs[turn % len(pairs)], self.window_seconds, self.delay_seconds, key)
+        usable = rows_of["eeg"] or rows_of["fmri"]
+        return (cut_one(self.recordings[usable[turn % len(usable)]], self.window_seconds, key),)

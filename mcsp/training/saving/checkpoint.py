@@ -6,6 +6,7 @@ that makes it a checkpoint, and the rename itself after it. All ranks must see t
 """
 
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -14,12 +15,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-
-from mcsp import distributed
 from mcsp.schema import SCHEMA_VERSION
 
-_PREFIX, _ASIDE = "step-", "incomplete-"
+_PREFIX, _ASIDE, _DAMAGED = "step-", "incomplete-", "damaged-"
 MANIFEST = "manifest.json"
 FORMAT = 2  # 1 held DeepSpeed's own files
 
@@ -34,77 +32,24 @@ def step_of(path: Path) -> int:
     return int(path.name.removeprefix(_PREFIX))
 
 
-def save(
-    run_dir: Path, step: int, facts: dict[str, Any], write: Callable[[Path], Path], keep: int, keep_every: int = 0
-) -> Path:
-    """Write a checkpoint and delete old ones; every rank calls it.
-
-    Args:
-        run_dir: of the run.
-        step: optimizer steps taken.
-        facts: enter the manifest (config, index hash ...).
-        write: writes this rank's file below a folder and returns it.
-        keep: the newest of this many stay.
-        keep_every: those after a multiple of this many steps stay, too; 0: none.
-
-    Raises:
-        ValueError: some rank could not write, in one line; earlier checkpoints are as they were.
-    """
-    path = checkpoint_path(run_dir, step)
-    aside = path.with_name(_ASIDE + path.name)
-    problem, digests = "", {}
-    if distributed.is_main():
-        problem = _attempt(lambda: _prepare(aside))
-    problem = distributed.gather_objects(problem)[0]
-    if not problem:
-
-        def write_own() -> None:
-            file = write(aside)
-            sync(file)
-            digests[str(file.relative_to(aside))] = _digest(file)
-
-        problem = _attempt(write_own)
-        parts = distributed.gather_objects((problem, digests))
-        problem = next((text for text, _ in parts if text), "")
-        digests = {name: digest for _, part in parts for name, digest in part.items()}
-    if distributed.is_main() and not problem:
-        problem = _attempt(lambda: _seal(path, aside, {**facts, "step": step}, digests))
-    if distributed.is_main() and problem:
-        shutil.rmtree(aside, ignore_errors=True)  # a full disk gets its space back
-    problem = distributed.gather_objects(problem)[0]
-    if problem:
-        raise ValueError(f"{path}: cannot save ({problem}); earlier checkpoints are kept")
-    if distributed.is_main():
-        _retire(run_dir, step, keep, keep_every)
-    return path
+def aside(path: Path) -> Path:
+    """The folder in which a checkpoint is written."""
+    return path.with_name(_ASIDE + path.name)
 
 
-def _attempt(action: Callable[[], None]) -> str:
-    """Run it; what the disk had against it, or nothing."""
-    try:
-        action()
-    except (OSError, SafetensorError) as error:
-        return " ".join(str(error).split())
-    return ""
-
-
-def _prepare(aside: Path) -> None:
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-
-
-def _seal(path: Path, aside: Path, facts: dict[str, Any], digests: dict[str, str]) -> None:
-    """Turn a folder whose files are written and forced to disk into a checkpoint."""
+def seal(path: Path, facts: dict[str, Any], digests: dict[str, str]) -> None:
+    """Turn the folder aside, whose files are written and forced to disk, into a checkpoint."""
+    folder = aside(path)
     manifest = {"schema_version": SCHEMA_VERSION, "format": FORMAT, **facts, "files": dict(sorted(digests.items()))}
-    with (aside / MANIFEST).open("w") as handle:
+    with (folder / MANIFEST).open("w") as handle:
         json.dump({**manifest, "digest": _manifest_digest(manifest)}, handle, indent=1)
         handle.flush()
         os.fsync(handle.fileno())
-    for folder in (*(p for p in aside.rglob("*") if p.is_dir()), aside):
-        sync(folder)
-    if path.exists():  # a damaged one, passed over: these steps have been taken again
-        _remove(path)
-    aside.rename(path)
+    for below in (*(p for p in folder.rglob("*") if p.is_dir()), folder):
+        sync(below)
+    if path.exists():  # these steps have been taken again
+        drop(path)
+    folder.rename(path)
     sync(path.parent)
     sync(path.parents[1])
 
@@ -126,34 +71,45 @@ def _remove(path: Path) -> None:
     shutil.rmtree(doomed, ignore_errors=True)
 
 
-def _retire(run_dir: Path, step: int, keep: int, keep_every: int) -> None:
-    """Delete old checkpoints, and those of later steps: they were passed over, and these steps are taken anew."""
+def drop(path: Path) -> None:
+    """Delete a checkpoint that the run has gone back behind; one that cannot be read is kept under another name."""
+    try:
+        read_manifest(path)
+    except ValueError:
+        number = next(n for n in itertools.count(1) if not path.with_name(f"{_DAMAGED}{path.name}-{n}").exists())
+        path.rename(path.with_name(f"{_DAMAGED}{path.name}-{number}"))
+    else:
+        _remove(path)
+
+
+def retire(run_dir: Path, step: int, keep: int, keep_every: int) -> None:
+    """Delete old checkpoints, and drop those of later steps: they were passed over, and these steps are taken anew."""
+    drop_after(run_dir, step)
     complete = _complete(run_dir)
-    past = [p for p in complete if step_of(p) <= step]
-    for path in complete:
-        lasting = keep_every and step_of(path) % keep_every == 0
-        if path not in past or (path not in past[-keep:] and not lasting):
+    for path in complete[:-keep]:
+        if not keep_every or step_of(path) % keep_every:
             _remove(path)
 
 
-def discard_after(run_dir: Path, step: int) -> None:
-    """Delete checkpoints of later steps, which a rollback has undone."""
+def drop_after(run_dir: Path, step: int) -> None:
+    """Drop checkpoints of later steps, which a rollback has undone or which were passed over."""
     for path in _complete(run_dir):
         if step_of(path) > step:
-            _remove(path)
+            drop(path)
 
 
 def clear_incomplete(run_dir: Path) -> None:
     """Delete what a killed save left behind."""
     for path in (run_dir / "checkpoints").glob(f"{_ASIDE}*"):
-        shutil.rmtree(path)
+        shutil.rmtree(path, ignore_errors=True)  # NFS keeps files that are still open somewhere, as .nfs*
 
 
 def _complete(run_dir: Path) -> list[Path]:
     return sorted((run_dir / "checkpoints").glob(f"{_PREFIX}*"))
 
 
-def _digest(path: Path) -> str:
+def digest(path: Path) -> str:
+    """SHA-256 of a file, as hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -176,11 +132,11 @@ def read_manifest(path: Path) -> dict[str, Any]:
         if found != FORMAT:
             raise ValueError(f"{path / MANIFEST}: expected checkpoint format {FORMAT}, found {found}")
         raise ValueError(f"{path / MANIFEST}: damaged or changed, its content differs from its own digest")
-    for name, digest in manifest["files"].items():
+    for name, expected in manifest["files"].items():
         file = path / name
         if not file.is_file():
             raise ValueError(f"{file}: listed in the manifest, but missing")
-        if _digest(file) != digest:
+        if digest(file) != expected:
             raise ValueError(f"{file}: content differs from its digest in the manifest")
     return manifest
 
@@ -194,45 +150,33 @@ def latest_checkpoint(run_dir: Path, fits: Callable[[dict[str, Any]], bool] = bo
         try:
             if not fits(read_manifest(path)):
                 continue
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             print(f"warning: damaged checkpoint passed over: {error}", file=sys.stderr, flush=True)
             continue
         return path
     return None
 
 
-# Keys that may differ between a run and its continuation: the same batches, the same gradient but for rounding; and
-# what whoever watches over a run decides about.
-_FREE = {
-    "corpus_dir", "run_dir", "checkpoint_every", "keep_checkpoints", "keep_every", "log_every", "resume", "workers",
-    "max_bad_windows", "cache_dir", "cache_gb",
-    "steps", "schedule_steps", "deepspeed", "micro_batches", "activation_checkpointing", "compile", "init_from",
-    "health", "watchdog_seconds",
-}  # fmt: skip
+def to_continue(run_dir: Path, resume: str) -> Path | None:
+    """The checkpoint that a start continues from; ``None``: start anew. What a killed save left behind is deleted.
 
+    Later ones, which could not be read, get another name: nothing will overwrite or retire them.
 
-def check_continues(path: Path, manifest: dict[str, Any], facts: dict[str, Any]) -> None:
-    """Raise ``ValueError`` unless a run with ``facts`` may continue from this checkpoint.
-
-    Ranks, ZeRO stage and micro-batches may differ: the data stay the same, the numbers up to rounding.
+    Raises:
+        ValueError: ``resume`` ("auto", "never" or "must") forbids what is there, or there are checkpoints of which none
+            can be read: starting anew would be a silent loss of the run.
     """
-    if manifest["index_hash"] != facts["index_hash"]:
+    clear_incomplete(run_dir)
+    found = latest_checkpoint(run_dir)
+    if found is not None and resume == "never":
+        raise ValueError(f"{run_dir}: resume=never, but it holds checkpoint {found.name}; use another run_dir")
+    if found is None and (unread := _complete(run_dir)):
         raise ValueError(
-            f"{path}: checkpoint of another corpus (index {manifest['index_hash'][:12]}, the given corpus has "
-            f"{facts['index_hash'][:12]}); use that corpus, another run_dir, or resume=never with an empty run_dir"
+            f"{run_dir / 'checkpoints'}: none of {len(unread)} checkpoints ({unread[0].name} to {unread[-1].name}) can "
+            "be read, see the warnings above; put a copy back, or move the folder away to start anew"
         )
-    old, new = manifest["config"], facts["config"]
-    changed = [k for k in sorted((set(old) | set(new)) - _FREE) if old.get(k) != new.get(k)]
-    if changed:
-        found = "; ".join(f"{k}: {old.get(k)} -> {new.get(k)}" for k in changed)
-        raise ValueError(
-            f"{path}: the config differs from the saved one ({found}); restore it, or start another run_dir from these "
-            f"weights with init_from={path}"
-        )
-    lengths = [config.get("schedule_steps") or config["steps"] for config in (old, new)]
-    if lengths[0] != lengths[1]:
-        raise ValueError(
-            f"{path}: its learning rate was scheduled over {lengths[0]} steps, this run asks for {lengths[1]}; add "
-            f"schedule_steps={lengths[0]} (steps beyond it keep the final rate), or start another run_dir with "
-            f"init_from={path}"
-        )
+    if found is None and resume == "must":
+        raise ValueError(f"{run_dir}: resume=must, but it holds no valid checkpoint")
+    if found is not None:
+        drop_after(run_dir, step_of(found))
+    return found

@@ -1,15 +1,16 @@
 """Weights and moments on disk: one safetensors file per rank, of ranges of flattened parameters. Nothing is unpickled.
 
 A tensor is called ``<kind>/<start>/<parameter>`` and holds ``[start, start + length)`` of the flattened parameter in
-float32; the file's metadata has the shapes of the whole parameters and AdamW's step. Any number of ranks reads what
-any other number wrote, each only the ranges that it owns.
+float32; the file's metadata has the shapes of the whole parameters and AdamW's step. ``ranges.json`` beside the files
+says who wrote what, so that any number of ranks reads what any other number wrote, each only the ranges that it owns
+and of the files only those that hold them. Without it (checkpoints of before) all files are opened.
 """
 
 import json
 import math
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,21 +19,52 @@ from torch import Tensor
 
 from mcsp.training.saving.zero_fragments import KINDS, Fragment
 
-STATE_DIR = "state"
+STATE_DIR, RANGES = "state", "ranges.json"
 _METADATA = "mcsp"
 
 
-def write_state(folder: Path, rank: int, fragments: Iterable[Fragment], steps: int) -> Path:
-    """Write this rank's file below ``folder``; ``OSError`` or ``SafetensorError`` where the disk does not take it."""
-    tensors, shapes = {}, {}
+class Copied(NamedTuple):
+    """A rank's state in the host's memory, which later steps do not change."""
+
+    values: dict[str, Tensor]  # by <kind>/<start>/<parameter>, flat, float32
+    shapes: dict[str, list[int]]  # of whole parameters
+    ranges: list[tuple[str, int, int]]  # parameter, start, length
+    steps: int  # that AdamW has taken
+
+
+def copy_state(fragments: Iterable[Fragment], steps: int) -> Copied:
+    """Copy what this rank owns."""
+    copied = Copied({}, {}, [], steps)
     for fragment in fragments:
-        shapes[fragment.name] = list(fragment.shape)
+        copied.shapes[fragment.name] = list(fragment.shape)
+        copied.ranges.append((fragment.name, fragment.start, fragment.values["weight"].numel()))
         for kind, value in fragment.values.items():
-            tensors[f"{kind}/{fragment.start}/{fragment.name}"] = value.detach().to("cpu", torch.float32).clone()
+            on_host = value.detach().to("cpu", torch.float32, copy=True)
+            copied.values[f"{kind}/{fragment.start}/{fragment.name}"] = on_host
+    return copied
+
+
+def write_state(folder: Path, rank: int, copied: Copied) -> Path:
+    """Write a rank's file below ``folder``; ``OSError`` or ``SafetensorError`` where the disk does not take it."""
     path = folder / STATE_DIR / f"rank-{rank:05d}.safetensors"
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     # One entry: the order of several changes from file to file, and equal states are to have equal digests.
-    save_file(tensors, path, metadata={_METADATA: json.dumps({"steps": steps, "shapes": shapes})})
+    metadata = {_METADATA: json.dumps({"steps": copied.steps, "shapes": copied.shapes})}
+    save_file(copied.values, path, metadata=metadata)
+    return path
+
+
+def write_ranges(folder: Path, copies: Iterable[tuple[str, Copied]]) -> Path:
+    """Write what each file (name, what was copied into it; values are not looked at) holds; returns the list's path."""
+    shapes: dict[str, list[int]] = {}
+    files, steps = {}, 0
+    for name, copied in copies:
+        shapes |= copied.shapes
+        files[name], steps = copied.ranges, max(steps, copied.steps)
+    number = {name: i for i, name in enumerate(shapes)}
+    numbered = {file: [(number[n], start, length) for n, start, length in ranges] for file, ranges in files.items()}
+    path = folder / STATE_DIR / RANGES
+    path.write_text(json.dumps({"steps": steps, "shapes": shapes, "files": numbered}, separators=(",", ":")))
     return path
 
 
@@ -40,7 +72,7 @@ class State:
     """The state of one checkpoint, read range by range."""
 
     def __init__(self, checkpoint_dir: Path) -> None:
-        """Read the headers.
+        """Read what is where.
 
         Raises:
             ValueError: no state there, or a file that is not safetensors.
@@ -48,22 +80,44 @@ class State:
         self.folder = checkpoint_dir / STATE_DIR
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.steps = 0
-        self._pieces: dict[tuple[str, str], list[tuple[int, int, Any, str]]] = {}
+        self._open: dict[str, Any] = {}  # by file name
+        self._pieces: dict[str, list[tuple[int, int, str]]] = {}  # start, length and file, by parameter
+        if (self.folder / RANGES).is_file():
+            self._read_ranges()
+        else:
+            self._read_headers()
+
+    def _read_ranges(self) -> None:
+        found = json.loads((self.folder / RANGES).read_text())
+        self.steps, names = found["steps"], list(found["shapes"])
+        self.shapes = {name: tuple(shape) for name, shape in found["shapes"].items()}
+        for file, ranges in found["files"].items():
+            for number, start, length in ranges:
+                self._pieces.setdefault(names[number], []).append((start, length, file))
+
+    def _read_headers(self) -> None:
         paths = sorted(self.folder.glob("rank-*.safetensors"))
         if not paths:
             raise ValueError(f"{self.folder}: expected files rank-*.safetensors, found none")
         for path in paths:
-            try:
-                file = safe_open(path, "pt")
-            except (OSError, SafetensorError) as error:
-                raise ValueError(f"{path}: not a safetensors file ({' '.join(str(error).split())})") from None
+            file = self._file(path.name)
             metadata = json.loads(file.metadata()[_METADATA])
             self.steps = metadata["steps"]
             self.shapes |= {name: tuple(shape) for name, shape in metadata["shapes"].items()}
             for key in file.keys():  # noqa: SIM118, not a dictionary
                 kind, start, name = key.split("/", 2)
-                length = math.prod(file.get_slice(key).get_shape())
-                self._pieces.setdefault((kind, name), []).append((int(start), length, file, key))
+                if kind == "weight":
+                    length = math.prod(file.get_slice(key).get_shape())
+                    self._pieces.setdefault(name, []).append((int(start), length, path.name))
+
+    def _file(self, name: str) -> Any:
+        if name not in self._open:
+            try:
+                self._open[name] = safe_open(self.folder / name, "pt")
+            except (OSError, SafetensorError) as error:
+                reason = " ".join(str(error).split())
+                raise ValueError(f"{self.folder / name}: not a safetensors file ({reason})") from None
+        return self._open[name]
 
     def read(self, kind: str, name: str, start: int, length: int) -> Tensor:
         """``[start, start + length)`` of a flattened parameter or moment, float32.
@@ -72,10 +126,11 @@ class State:
             ValueError: the files do not hold all of it.
         """
         out, found = torch.empty(length), 0
-        for begin, size, file, key in self._pieces.get((kind, name), []):
+        for begin, size, file in self._pieces.get(name, []):
             low, high = max(start, begin), min(start + length, begin + size)
             if low < high:
-                out[low - start : high - start] = file.get_slice(key)[low - begin : high - begin]
+                values = self._file(file).get_slice(f"{kind}/{begin}/{name}")
+                out[low - start : high - start] = values[low - begin : high - begin]
                 found += high - low
         if found != length:
             raise ValueError(f"{self.folder}: expected {length} values of {kind} {name} from {start}, found {found}")

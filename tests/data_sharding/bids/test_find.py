@@ -89,7 +89,6 @@ def test_sites_are_the_folders_below_bids_root(tmp_path: Path) -> None:
         ([], "no folders in it"),
         (["plain/README"], "dataset_description.json: missing; expected a BIDS dataset"),
         (["my site/dataset_description.json"], "site name 'my site': expected letters"),
-        (["empty/dataset_description.json"], "dataset_description.json: not valid JSON"),
     ],
 )
 def test_what_is_no_bids_dataset_is_refused_in_one_line(tmp_path: Path, make: list[str], message: str) -> None:
@@ -97,3 +96,10 @@ def test_what_is_no_bids_dataset_is_refused_in_one_line(tmp_path: Path, make: li
     with pytest.raises(ValueError, match=message) as error:
         find_sites(CorpusConfig(bids_root=tmp_path, out_dir=tmp_path / "out"))
     assert "\n" not in str(error.value)
+    # Among datasets the same folder is left out with a line.
+    write_json(tmp_path / "sound" / "dataset_description.json", {"Name": "x"})
+    notes: list[str] = []
+    assert [site.name for site in find_sites(CorpusConfig(bids_root=tmp_path, out_dir=tmp_path / "out"), notes)] == [
+        "sound"
+    ]
+    assert len(notes) == len(make) and all(note.startswith("left out: ") for note in notes)

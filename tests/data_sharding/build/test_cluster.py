@@ -26,7 +26,7 @@ from mcsp.data_sharding.build.receipts import BUILD_NAME
 from mcsp.data_sharding.inspect.lint import lint_corpus
 
 pytestmark = [pytest.mark.slow, pytest.mark.multirank]
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 RAY = Path(sys.executable).parent / "ray"
 
 

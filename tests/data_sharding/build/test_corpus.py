@@ -12,7 +12,7 @@ import pytest
 import webdataset
 
 from mcsp.config import CorpusConfig
-from mcsp.data_sharding.bids.find import read_tsv
+from mcsp.data_sharding.bids.tables import read_tsv
 from mcsp.data_sharding.build.corpus import build_corpus
 from mcsp.data_sharding.build.receipts import BUILD_NAME
 from mcsp.data_sharding.build.seal import PRIVATE_NAME, TooManyQuarantinedError

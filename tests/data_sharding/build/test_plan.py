@@ -198,7 +198,7 @@ def test_the_subject_key_may_come_from_a_file(tmp_path: Path) -> None:
 
 
 def test_the_example_of_a_consortium_explains_every_key() -> None:
-    text = (Path(__file__).parents[2] / "configs/corpus/example-consortium.yaml").read_text()
+    text = (Path(__file__).parents[3] / "configs/corpus/example-consortium.yaml").read_text()
     for section in (CorpusConfig, SiteConfig, EegConfig, FmriConfig):
         missing = [name for name in section.model_fields if f"{name}:" not in text]
         assert missing == [], section.__name__

@@ -11,12 +11,11 @@ from hypothesis import strategies as st
 
 from mcsp.config import CorpusConfig
 from mcsp.data_sharding.bids.find import RecordingRef, Site
-from mcsp.data_sharding.bids.reasons import REASONS
+from mcsp.data_sharding.bids.pairing import acquisition_time
 from mcsp.data_sharding.bids.write import write_eeg, write_json, write_participants, write_tsv
 from mcsp.data_sharding.build.plan import make_plan
 from mcsp.data_sharding.build.samples import onset_seconds
 from mcsp.data_sharding.build.shards import add_members, build_shard
-from mcsp.data_sharding.clean.pairing import acquisition_time
 from mcsp.data_sharding.clean.read import ReadingProcess
 from mcsp.data_sharding.store.encoding import encode
 from mcsp.data_sharding.store.index import SHARDS_NAME
@@ -105,6 +104,9 @@ def test_what_may_identify_a_person_keeps_its_recording_out_and_no_other(tmp_pat
     for subject, channels in (("1", CHANNELS), ("2", dated), ("3", CHANNELS)):
         sidecar = {"SamplingFrequency": 250, "PowerLineFrequency": 50}
         write_eeg(root, subject, "rest", eeg_uv(15, seed=int(subject)), channels, sidecar)
+    write_tsv(root / "sub-2/eeg/sub-2_electrodes.tsv", ("name", "x", "y", "z"), [(dated[-1], 0, 20, 90)])
+    system = {"EEGCoordinateSystem": "CapTrak", "EEGCoordinateUnits": "mm"}
+    write_json(root / "sub-2/eeg/sub-2_coordsystem.json", system)
     write_participants(root, {"note": {}}, [("sub-1", "well"), ("sub-2", "well"), ("sub-3", "file 0012345678")])
     config = CorpusConfig(bids_root=root.parent, out_dir=tmp_path / "corpus", participants_columns=["note"])
     (config.out_dir / SHARDS_NAME).mkdir(parents=True)
@@ -119,12 +121,6 @@ def test_what_may_identify_a_person_keeps_its_recording_out_and_no_other(tmp_pat
         "sub-2": (reason, "channel: date like '99.99.9999'"),
         "sub-3": (reason, "participants.tsv: note: record number like '9999999999'"),
     }
-
-
-def test_the_format_page_lists_every_reason() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "corpus-format.md").read_text()
-    listed = page.split("| reason | meaning |")[1].split("\n\n")[0]
-    assert [line.split("|")[1].strip() for line in listed.splitlines()[2:]] == list(REASONS)
 
 
 def test_the_tar_is_the_one_that_webdatasets_own_writer_makes(tmp_path: Path) -> None:

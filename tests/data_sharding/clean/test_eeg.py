@@ -133,10 +133,10 @@ def test_channel_names(name: str, expected: str) -> None:
 def test_positions_are_head_millimetres_from_the_template_or_the_electrodes_table(tmp_path: Path) -> None:
     names = ["Cz", "T3", "odd", "Oz", "Fz", "Pz", "C3", "C4"]
     recording = clean(tmp_path, tone(10, 20, 250), names=names)
-    cz, t7, odd, oz = recording.positions_C3[:4]
+    assert recording.channels == ["Cz", "T7", *names[3:]]  # without a place, no channel
+    cz, t7, oz = recording.positions_C3[:3]
     assert abs(cz[0]) < 5 and cz[2] > 120  # the top of a head, above the ears
     assert t7[0] < -70 and oz[1] < -70
-    assert np.isnan(odd).all()
     np.testing.assert_array_equal(t7, standard_positions_mm()["t7"][1])
 
     folder = tmp_path / "sub-1/eeg"
@@ -147,4 +147,9 @@ def test_positions_are_head_millimetres_from_the_template_or_the_electrodes_tabl
     np.testing.assert_allclose(measured[2], [-20, 50, 100])
     np.testing.assert_array_equal(measured[0], cz)
     write_json(folder / "sub-1_coordsystem.json", {"EEGCoordinateSystem": "Other", "EEGCoordinateUnits": "m"})
-    assert np.isnan(read_eeg(only_ref(tmp_path), EegConfig(), min_seconds=10).positions_C3[2]).all()
+    other = read_eeg(only_ref(tmp_path), EegConfig(), min_seconds=10)
+    assert "odd" not in other.channels
+    assert other.repairs == (
+        "sub-1_electrodes.tsv is not used: sub-1_coordsystem.json says EEGCoordinateSystem 'Other', expected CapTrak, "
+        "CTF or EEGLAB",
+    )

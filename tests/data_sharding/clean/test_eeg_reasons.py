@@ -130,11 +130,15 @@ def test_a_table_of_other_channels_is_refused_and_a_few_odd_rows_are_not(tmp_pat
 def test_a_montage_without_any_known_place_is_refused(tmp_path: Path) -> None:
     write(tmp_path, names=[f"X{i}" for i in range(len(CHANNELS))])
     assert reason(tmp_path) == "unknown-montage"
-    rows = [("X0", 0.01, 0.02, 0.1)]
+    rows = [(f"X{i}", 0.01, 0.02 * i, 0.1) for i in range(1, 5)]
     write_tsv(tmp_path / "sub-1/eeg/sub-1_electrodes.tsv", ("name", "x", "y", "z"), rows)
     system = {"EEGCoordinateSystem": "CapTrak", "EEGCoordinateUnits": "m"}
     write_json(tmp_path / "sub-1/eeg/sub-1_coordsystem.json", system)
-    np.testing.assert_allclose(read(tmp_path).positions_C3[0], [10, 20, 100])
+    recording = read(tmp_path)
+    assert recording.channels == ["X1", "X2", "X3", "X4"]
+    np.testing.assert_allclose(recording.positions_C3[1], [10, 40, 100])
+    write_tsv(tmp_path / "sub-1/eeg/sub-1_electrodes.tsv", ("name", "x", "y", "z"), rows[:3])
+    assert reason(tmp_path) == "unknown-montage"  # three of eight
 
 
 def test_too_many_bad_channels_reject_the_recording_with_the_commonest_cause(tmp_path: Path) -> None:
@@ -222,6 +226,6 @@ def test_a_site_can_put_its_unit_and_its_power_line_right(tmp_path: Path) -> Non
     assert lines[1] < 0.02 * lines[0]
 
 
-def test_doubled_names_stay_apart(tmp_path: Path) -> None:
+def test_of_two_channels_of_one_place_the_first_has_it(tmp_path: Path) -> None:
     write(tmp_path, names=["EEG C3-REF", "C3-M2", *CHANNELS[3:], "Cz"])
-    assert read(tmp_path).channels == ["C3", "C3-M2", *CHANNELS[3:], "Cz"]
+    assert read(tmp_path).channels == ["C3", *CHANNELS[3:], "Cz"]

@@ -79,9 +79,16 @@ def write_ptseries(root: Path, x_PT: np.ndarray, step: float = T_R) -> None:
     nibabel.save(image, folder(root) / f"{STEM}_seg-S_stat-mean_timeseries.ptseries.nii")
 
 
-def write_image(root: Path, sform: np.ndarray | None = None, volumes: int = VOLUMES, suffix: str = ".nii.gz") -> Path:
-    """Four blocks, one per parcel, whose voxels are all like ``bold_PT``."""
-    voxels = np.repeat(bold_PT()[:, None, None, :volumes], 3, axis=1).repeat(3, axis=2)
+def write_image(
+    root: Path,
+    sform: np.ndarray | None = None,
+    volumes: int = VOLUMES,
+    suffix: str = ".nii.gz",
+    x_PT: np.ndarray | None = None,
+) -> Path:
+    """Four blocks, one per parcel, whose voxels are all like ``x_PT``, else ``bold_PT``."""
+    x_PT = bold_PT() if x_PT is None else x_PT
+    voxels = np.repeat(x_PT[:, None, None, :volumes], 3, axis=1).repeat(3, axis=2)
     image = nibabel.Nifti1Image(voxels.astype(np.float32), np.diag([3.0, 3, 3, 1]))
     if sform is not None:
         image.header.set_qform(None, 0)
@@ -96,7 +103,7 @@ def write_image(root: Path, sform: np.ndarray | None = None, volumes: int = VOLU
     return path
 
 
-def write_confounds(root: Path, rows: int = VOLUMES) -> pd.DataFrame:
+def write_confounds(root: Path, rows: int = VOLUMES, non_steady: int = 0) -> pd.DataFrame:
     rng = np.random.default_rng(5)
     motion = ("trans_x", "trans_y", "trans_z", "rot_x", "rot_y", "rot_z", "csf", "white_matter")
     columns = {
@@ -108,6 +115,8 @@ def write_confounds(root: Path, rows: int = VOLUMES) -> pd.DataFrame:
     displacement[[20, 40]] = 1.5
     frame = pd.DataFrame({**columns, "framewise_displacement": displacement, "std_dvars": 1.2})
     frame.loc[0, ["framewise_displacement", "std_dvars"]] = np.nan
+    for volume in range(non_steady):
+        frame[f"non_steady_state_outlier{volume:02d}"] = (np.arange(rows) == volume).astype(int)
     path = folder(root) / "sub-1_task-rest_desc-confounds_timeseries.tsv"
     frame.to_csv(path, sep="\t", na_rep="n/a", index=False)
     write_json(path.with_suffix(".json"), {name: {"Method": "x"} for name in frame.columns})
@@ -183,24 +192,48 @@ def test_uncovered_voxels_do_not_count_and_uncovered_parcels_are_masked(tmp_path
     np.testing.assert_allclose(recording.x_TC[:, 0], expected_TP(bold_PT())[:, 0], atol=1e-3)
 
 
-def test_confounds_are_those_of_nilearn_and_regressed_as_nilearn_does(tmp_path: Path) -> None:
-    path = write_image(tmp_path)
-    write_confounds(tmp_path)
+def kept_of(recording: CleanRecording) -> np.ndarray:
+    spans = np.array(recording.valid_spans).reshape(-1, 2)
+    return np.concatenate([np.arange(start, stop) for start, stop in spans])
+
+
+@pytest.mark.parametrize("first", [0, 4], ids=["", "non-steady"])
+@pytest.mark.parametrize("bandpass_hz", [None, [0.01, 0.1]], ids=["", "bandpass"])
+@pytest.mark.parametrize("detrend", [True, False], ids=["detrend", ""])
+def test_volumes_are_censored_before_the_fit_as_nilearn_does(
+    tmp_path: Path, first: int, bandpass_hz: list[float] | None, detrend: bool
+) -> None:
+    x_PT = bold_PT() + np.linspace(0, 30, VOLUMES)
+    x_PT[:, :first] *= np.array([1.4, 1.2, 1.1, 1.05])[:first]
+    x_PT[:, [20, 40]] *= 1.3  # the volumes of motion
+    path = write_image(tmp_path, x_PT=x_PT)
+    write_confounds(tmp_path, non_steady=first)
     strategy = ["motion", "wm_csf", "scrub"]
     frame, kept = load_confounds(str(path), strategy=strategy, demean=True)
-    options = {"confounds": strategy, "bandpass_hz": [0.01, 0.1]}
-    recording = read(tmp_path, **options)
-    percent_TP = 100 * (bold_PT().T / bold_PT().mean(axis=1) - 1)
+    recording = read(tmp_path, confounds=strategy, bandpass_hz=bandpass_hz, detrend=detrend)
+    kept = np.setdiff1d(kept, np.arange(first))
+    np.testing.assert_array_equal(kept_of(recording), kept)
+    # What nilearn reads from the same file, in percent of the mean of the volumes that stay.
+    series_TP = nibabel.load(path).get_fdata()[:, 0, 0].T
+    percent_TP = 100 * (series_TP / series_TP[kept].mean(axis=0) - 1)
+    high, low = bandpass_hz or (None, None)
     expected = clean(
-        percent_TP, detrend=True, standardize=None, confounds=frame.to_numpy(), t_r=T_R, high_pass=0.01, low_pass=0.1,
-        standardize_confounds=False,
+        percent_TP, detrend=detrend, standardize=None, confounds=frame.to_numpy(), t_r=T_R, high_pass=high,
+        low_pass=low, sample_mask=kept.copy(), extrapolate=False,
     )  # fmt: skip
-    np.testing.assert_allclose(recording.x_TC, expected, atol=2e-4)
-    valid = np.zeros(VOLUMES, dtype=bool)
-    for start, stop in zip(recording.valid_spans[::2], recording.valid_spans[1::2], strict=True):
-        valid[start:stop] = True
-    assert kept is not None and len(kept) < VOLUMES
-    np.testing.assert_array_equal(np.flatnonzero(valid), kept)
+    np.testing.assert_allclose(recording.x_TC[kept], expected, atol=1e-4)
+    assert not np.delete(recording.x_TC, kept, axis=0).any()
+    assert np.abs(recording.x_TC).max() < 6  # percent; 30 and 40 with the excess
+
+
+def test_volumes_before_the_steady_state_are_taken_out_by_default(tmp_path: Path) -> None:
+    x_PT = bold_PT()
+    x_PT[:, :4] *= np.array([1.4, 1.2, 1.1, 1.05])
+    write_image(tmp_path, x_PT=x_PT)
+    write_confounds(tmp_path, non_steady=4)
+    recording = read(tmp_path)
+    assert recording.valid_spans == [4, VOLUMES]
+    np.testing.assert_allclose(recording.x_TC[4:], expected_TP(bold_PT()[:, 4:]), atol=1e-3)
 
 
 def test_motion_goes_into_the_quality_and_on_request_out_of_the_valid_spans(tmp_path: Path) -> None:

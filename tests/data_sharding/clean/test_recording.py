@@ -1,22 +1,8 @@
-"""The reasons, as the code and the documents know them; spans and amplitudes of what was read."""
-
-import re
-from pathlib import Path
+"""Spans and amplitudes of what was read."""
 
 import numpy as np
 
-from mcsp.data_sharding.bids.reasons import REASONS
 from mcsp.data_sharding.clean.recording import robust_amplitude, spans_of, summarise
-
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def test_the_document_lists_every_reason_in_the_same_words() -> None:
-    text = (ROOT / "docs" / "corpus-format.md").read_text()
-    table = re.search(r"\| reason \| meaning \|\n\|---\|---\|\n((?:\|.*\n)+)", text)
-    assert table is not None
-    rows = [tuple(cell.strip() for cell in line.strip("|").split("|")) for line in table[1].splitlines()]
-    assert rows == list(REASONS.items())
 
 
 def test_spans_are_the_stretches_that_are_true() -> None:

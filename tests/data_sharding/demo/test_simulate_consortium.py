@@ -21,7 +21,7 @@ from mcsp.data_sharding.demo.simulate_consortium import (
     simulate_consortium_subject,
 )
 
-LAUNCHER = Path(__file__).parents[2] / "launchers" / "demo_sites.py"
+LAUNCHER = Path(__file__).parents[3] / "launchers" / "demo_sites.py"
 
 
 def fisher_z(x_PT: np.ndarray) -> np.ndarray:

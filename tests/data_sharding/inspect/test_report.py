@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from launchers.corpus_report import main
-from mcsp.data_sharding.bids.reasons import REASONS
 from mcsp.data_sharding.inspect import charts
 from mcsp.data_sharding.inspect.report import REPORT_NAME, index_table, make_page, write_report
 from mcsp.data_sharding.inspect.survey import FREQUENCIES, QUANTITIES, Group, survey, table_groups
@@ -226,11 +225,3 @@ def test_the_terminal_table_is_aligned(corpus: Corpus) -> None:
     lines = index_table(corpus.index).splitlines()
     assert lines[0].split() == ["site", "found", "stored", "rejected", "subjects", "hours"]
     assert len({len(line) for line in lines[: 2 + len(corpus.index["totals"]["sites"])]}) == 1
-
-
-def test_the_guide_says_what_to_do_about_every_reason() -> None:
-    guide = (Path(__file__).parents[2] / "docs" / "corpus.md").read_text(encoding="utf-8")
-    table = guide.split("| reason | what to do |")[1].split("\n\n")[0]
-    rows = [line.strip("| ").split(" | ") for line in table.splitlines()[2:]]
-    assert [reason for reason, _ in rows] == list(REASONS)
-    assert all(len(what) > 10 for _, what in rows)

@@ -1,6 +1,7 @@
 """The table of recordings: rows come back as they went in, and cost nothing until they are asked for."""
 
 import math
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -124,6 +125,20 @@ def test_a_table_of_other_columns_is_refused(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=message) as error:
             Recordings.open(tmp_path / "t")
         assert "\n" not in str(error.value) and str(tmp_path / "t") in str(error.value)
+
+
+def test_a_table_that_is_cut_off_while_it_is_read_is_noticed(tmp_path: Path) -> None:
+    """Reading on would end the process by SIGBUS, without a word."""
+    write_table(tmp_path / "t.arrow", [])
+    recordings = Recordings.open(tmp_path / "t.arrow")
+    recordings.check_whole()
+    Recordings.of([]).check_whole()
+    os.truncate(tmp_path / "t.arrow", 100)
+    with pytest.raises(ValueError, match=r"t.arrow: had \d+ bytes when it was opened, now 100; a corpus must not"):
+        recordings.check_whole()
+    (tmp_path / "t.arrow").unlink()
+    with pytest.raises(ValueError, match=r"t.arrow: cannot be read any more \(No such file"):
+        recordings.check_whole()
 
 
 def test_a_truncated_table_is_refused(tmp_path: Path) -> None:

@@ -2,11 +2,8 @@ import math
 from collections import Counter
 from dataclasses import replace
 
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
 from mcsp.schema import Recording, random_key
-from mcsp.training.reading.cuts import Cut, cut_one, cut_pair, pairings, valid_starts
+from mcsp.training.reading.cuts import Cut, cut_one, cut_pair, pairings
 from tests.training.reading.test_schedule import recording
 
 SECONDS = {"eeg": 30.0, "fmri": 40.0}
@@ -20,29 +17,8 @@ def keys(n: int) -> list[int]:
     return [random_key(9, i) for i in range(n)]
 
 
-@given(edges=st.lists(st.integers(0, 400), max_size=8), n_samples=st.integers(1, 400))
-@settings(max_examples=200, deadline=None)
-def test_valid_starts_are_all_and_only_the_whole_windows(edges: list[int], n_samples: int) -> None:
-    edges = sorted(edges[: len(edges) // 2 * 2])
-    r = replace(recording("a", "eeg"), n_samples=400, valid_spans=edges)
-    ranges = valid_starts(r, n_samples)
-    starts = [s for a, b in ranges for s in range(a, b + 1)]
-    spans = list(zip(edges[::2], edges[1::2], strict=True)) or [(0, 400)]
-
-    def overlap(start: int, span: tuple[int, int]) -> int:
-        return max(0, min(start + n_samples, span[1]) - max(start, span[0]))
-
-    whole = {s for s in range(400 - n_samples + 1) if any(overlap(s, span) == n_samples for span in spans)}
-    if whole:
-        assert set(starts) == whole
-    else:
-        assert starts and min(starts) >= 0 and max(starts) <= 400 - n_samples
-        longest = max(spans, key=lambda span: span[1] - span[0])
-        assert {overlap(s, longest) for s in starts} == {longest[1] - longest[0]}, "the longest span is not whole"
-
-
 def test_every_valid_start_is_as_likely() -> None:
-    r = replace(recording("a", "fmri"), n_samples=60, valid_spans=[0, 22, 25, 40, 30, 54])
+    r = replace(recording("a", "fmri"), n_samples=60, valid_spans=[0, 22, 30, 54])
     found = Counter(cut_one(r, SECONDS, key).start for key in keys(6000))  # windows of 20 samples
     assert set(found) == {0, 1, 2, 30, 31, 32, 33, 34}
     assert all(600 < n < 900 for n in found.values())
@@ -63,12 +39,12 @@ def test_simultaneous_windows_avoid_what_is_invalid_in_either() -> None:
     assert 100 < sum(s <= 20 for s in starts) < 180
 
 
-def test_where_nothing_is_valid_together_the_clock_still_counts() -> None:
+def test_where_nothing_is_valid_together_each_is_cut_where_it_is_valid() -> None:
     eeg = replace(recording("a", "eeg", onset=0.0), valid_spans=[0, 40 * 200])
-    fmri = replace(recording("a", "fmri", onset=0.0), valid_spans=[30, 60])
+    fmri = replace(recording("a", "fmri", onset=0.0), valid_spans=[38, 60])
     for key in keys(50):
         e, f = cut_pair(eeg, fmri, SECONDS, 5.0, key)
-        assert abs(f.start * 2.0 - (e.start / 200 + 5.0)) <= 1.01
+        assert inside(e, 0, 40 * 200) and inside(f, 38, 60)
 
 
 def test_a_single_common_instant_is_found() -> None:

@@ -219,3 +219,15 @@ def test_the_plan_does_not_depend_on_how_the_table_is_coded() -> None:
     for step in (0, 3):
         read = [[m for _, _, m in map(facts, plan.draws(step))] for plan in (mine, other)]
         assert [[c[0] for c in cuts] for cuts in read[0]] == [[c[0] for c in cuts] for cuts in read[1]]
+
+
+def test_recordings_without_a_valid_window_are_left_out_and_counted_by_site() -> None:
+    samples = at_sites(corpus(0, 6, 0), 3)  # windows of 30 s of recordings of 120 s
+    spans = [[], [0, 3000], [0, 2999], [0, 1500, 4000, 5500], [0, 1500, 9000, 10500], [0, 0]]
+    samples = {k: [replace(r, valid_spans=s) for r in rs] for (k, rs), s in zip(samples.items(), spans, strict=True)}
+    plan = schedule(samples, BatchConfig(paired=0, eeg=3, fmri=0))
+    assert plan.left_out == {"site1": 1, "site2": 2}
+    read = {d.cuts[0].recording.key for step in range(10) for d in plan.draws(step)}
+    assert read == {"e000", "e001", "e003"}
+    with pytest.raises(ValueError, match="half of it valid"):
+        schedule({k: rs for k, rs in samples.items() if k in ("e002", "e005")}, BatchConfig(paired=0, eeg=1, fmri=0))

@@ -4,6 +4,8 @@ import os
 import shutil
 import signal
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,12 +14,15 @@ import pytest
 import torch
 
 from mcsp.training.saving import checkpoint
-from mcsp.training.saving.state import State, consolidate_weights, write_state
+from mcsp.training.saving.continues import changes
+from mcsp.training.saving.saver import Saver
+from mcsp.training.saving.state import Copied, State, consolidate_weights, copy_state, write_ranges, write_state
 from mcsp.training.saving.zero_fragments import KINDS, Fragment
+from mcsp.training.stopping import EXIT_DISK, RunEnded
 from tests.training.disks import small_disk
 
 SHAPES = {"model.a": (5, 7), "model.b": (3,), "log_scale_P": (4,)}
-FACTS = {"index_hash": "i" * 64, "world_size": 1, "zero_stage": 1, "skipped_steps": 0, "model_config": {}}
+FACTS = {"index_hash": "i" * 64, "world_size": 1, "zero_stage": 1, "arithmetic": "fp32 on cpu", "model_config": {}}
 CONFIG: dict[str, Any] = {"steps": 10, "schedule_steps": None, "seed": 0, "deepspeed": "zero1.json"}
 
 
@@ -38,10 +43,9 @@ def fragments(step: int, rank: int = 0, world: int = 1) -> Iterator[Fragment]:
 
 
 def save(run_dir: Path, step: int, keep: int = 2, keep_every: int = 0) -> None:
-    def write(folder: Path) -> Path:
-        return write_state(folder, 0, fragments(step), step)
-
-    checkpoint.save(run_dir, step, {**FACTS, "config": CONFIG}, write, keep, keep_every)
+    saver = Saver(run_dir, keep, keep_every)
+    saver.begin(step, {**FACTS, "config": CONFIG}, copy_state(fragments(step), step))
+    saver.finish()
 
 
 def holds(path: Path, step: int) -> bool:
@@ -100,10 +104,11 @@ def test_killed_at_any_point_of_a_save_the_newest_complete_checkpoint_loads(tmp_
         assert found is not None and checkpoint.step_of(found) in (2, 3), f"killed at event {event}: {found}"
         assert holds(found, checkpoint.step_of(found))
         seen.append(checkpoint.step_of(found))
-        checkpoint.clear_incomplete(run_dir)
+        assert checkpoint.to_continue(run_dir, "auto") == found
         save(run_dir, 4)
         assert holds(checkpoint.latest_checkpoint(run_dir) or run_dir, 4)
-        assert {p.name[:5] for p in (run_dir / "checkpoints").iterdir()} == {"step-"}, "something was left behind"
+        names = [p.name for p in (run_dir / "checkpoints").iterdir() if not p.name.startswith("step-")]
+        assert names == (["damaged-step-00000003-1"] if damaged else []), "something was left behind"
         if ended == 0:
             break
         assert ended == -signal.SIGKILL
@@ -114,13 +119,18 @@ def test_killed_at_any_point_of_a_save_the_newest_complete_checkpoint_loads(tmp_
 def test_killed_in_the_middle_of_a_file(tmp_path) -> None:
     save(tmp_path, 1)
 
-    def half(folder: Path) -> Path:
-        path = write_state(folder, 0, fragments(2), 2)
+    def half(folder: Path, rank: int, copied: Copied) -> Path:
+        path = write_state(folder, rank, copied)
         os.truncate(path, path.stat().st_size // 2)
         os.kill(os.getpid(), signal.SIGKILL)
         return path
 
-    assert in_child(lambda: checkpoint.save(tmp_path, 2, {}, half, 2) and None) == -signal.SIGKILL
+    def killed() -> None:
+        saver = Saver(tmp_path, 2, write=half)
+        saver.begin(2, FACTS, copy_state(fragments(2), 2))
+        saver.finish()
+
+    assert in_child(killed) == -signal.SIGKILL
     assert steps(tmp_path) == [1]
     assert checkpoint.step_of(checkpoint.latest_checkpoint(tmp_path) or tmp_path) == 1
 
@@ -171,14 +181,14 @@ def test_retention_keeps_the_last_and_every_nth_and_drops_an_abandoned_future(tm
 def test_equal_states_have_equal_files(tmp_path) -> None:
     for name in "abcdef":
         (tmp_path / name).mkdir()
-    files = {write_state(tmp_path / name, 0, fragments(1), 11).read_bytes() for name in "abcdef"}
+    files = {write_state(tmp_path / name, 0, copy_state(fragments(1), 11)).read_bytes() for name in "abcdef"}
     assert len(files) == 1
 
 
 @pytest.mark.parametrize(("before", "after"), [(1, 3), (2, 1), (3, 4), (8, 2)])
 def test_any_number_of_ranks_reads_what_any_other_wrote(tmp_path, before, after) -> None:
     for rank in range(before):
-        write_state(tmp_path, rank, fragments(1, rank, before), 11)
+        write_state(tmp_path, rank, copy_state(fragments(1, rank, before), 11))
     state = State(tmp_path)
     assert state.steps == 11
     for rank in range(after):
@@ -193,33 +203,137 @@ def test_any_number_of_ranks_reads_what_any_other_wrote(tmp_path, before, after)
             State(tmp_path).whole("weight", "model.a")
 
 
+def test_each_rank_opens_the_files_that_hold_its_ranges_and_no_others(tmp_path) -> None:
+    """Where ``ranges.json`` is: with 1,024 ranks, opening all would be a million of opens at each start."""
+    copies = [copy_state(fragments(1, rank, 8), 11) for rank in range(8)]
+    files = [write_state(tmp_path, rank, copied).name for rank, copied in enumerate(copies)]
+    write_ranges(tmp_path, zip(files, copies, strict=True))
+    for rank in range(8):
+        state, mine = State(tmp_path), list(fragments(2, rank, 8))
+        assert state.steps == 11 and state.shapes == SHAPES
+        state.into(mine)
+        assert all(
+            torch.equal(a.values[kind], b.values[kind])
+            for a, b in zip(mine, fragments(1, rank, 8), strict=True)
+            for kind in KINDS
+        )
+        assert set(state._open) == ({f"rank-{rank:05d}.safetensors"} if mine else set())
+    half = State(tmp_path)
+    half.into(fragments(2, 0, 2))
+    assert 1 < len(half._open) < 8
+
+
+def test_a_save_goes_on_behind_the_next_steps_and_later_changes_do_not_enter_it(tmp_path) -> None:
+    """The weights of the next steps are written into the same memory while the copy is on its way to disk."""
+    may_write = threading.Event()
+
+    def slow(folder: Path, rank: int, copied: Copied) -> Path:
+        assert may_write.wait(20)
+        return write_state(folder, rank, copied)
+
+    saver, health = Saver(tmp_path, 2, write=slow), [1.0]
+    mine = list(fragments(1))
+    saver.begin(1, {**FACTS, "config": CONFIG, "health": {"losses": health}}, copy_state(mine, 1))
+    health.append(2.0)
+    for fragment in mine:
+        for value in fragment.values.values():
+            value.add_(1)
+    for _ in range(3):
+        saver.settle()
+    assert steps(tmp_path) == []
+    may_write.set()
+    deadline = time.monotonic() + 20
+    while not steps(tmp_path):
+        assert time.monotonic() < deadline
+        saver.settle()
+    saver.finish()
+    found = checkpoint.latest_checkpoint(tmp_path)
+    assert found is not None and holds(found, 1)
+    assert checkpoint.read_manifest(found)["health"] == {"losses": [1.0]}
+
+
+def spoil(run_dir: Path, step: int) -> None:
+    next((checkpoint.checkpoint_path(run_dir, step) / "state").glob("*.safetensors")).write_bytes(b"x")
+
+
+def test_where_no_checkpoint_can_be_read_nothing_starts_and_nothing_is_deleted(tmp_path, capfd) -> None:
+    for step in (1, 2):
+        save(tmp_path, step)
+        spoil(tmp_path, step)
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    for resume in ("auto", "never", "must"):
+        with pytest.raises(ValueError, match=r"none of 2 checkpoints \(step-00000001 to step-00000002\) can be read"):
+            checkpoint.to_continue(tmp_path, resume)
+        assert capfd.readouterr().err.count("damaged checkpoint passed over") == 2
+    assert before == {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    assert checkpoint.to_continue(tmp_path / "new", "auto") is None
+
+
+def test_a_checkpoint_that_could_not_be_read_stays_under_another_name(tmp_path) -> None:
+    for step in (1, 2, 3):
+        save(tmp_path, step, keep=9)
+    spoil(tmp_path, 2)
+    spoil(tmp_path, 3)
+    found = checkpoint.to_continue(tmp_path, "auto")
+    assert found is not None and checkpoint.step_of(found) == 1
+    save(tmp_path, 2, keep=1)
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == [
+        "damaged-step-00000002-1", "damaged-step-00000003-1", "step-00000002",
+    ]  # fmt: skip
+    spoil(tmp_path, 2)
+    save(tmp_path, 2)
+    assert (tmp_path / "checkpoints" / "damaged-step-00000002-2").is_dir() and steps(tmp_path) == [2]
+
+
+def test_files_that_a_file_system_will_not_delete_do_not_block_a_start_or_a_save(tmp_path) -> None:
+    """As NFS keeps ``.nfs*`` while somebody holds a deleted file open; here a mount keeps its folder."""
+    save(tmp_path, 1)
+    left = tmp_path / "checkpoints" / "incomplete-step-00000002" / "state"
+    left.mkdir(parents=True)
+    (left / "rank-00007.safetensors").write_bytes(b"of a killed save")
+    with small_disk(left / ".nfs0001", 2**16):
+        found = checkpoint.to_continue(tmp_path, "auto")
+        assert found is not None and checkpoint.step_of(found) == 1
+        assert not (left / "rank-00007.safetensors").exists() and (left / ".nfs0001").exists()
+        save(tmp_path, 3)
+    assert steps(tmp_path) == [1, 3]
+
+
 def test_another_run_is_refused_and_another_number_of_ranks_is_not(tmp_path) -> None:
     manifest = {**FACTS, "config": CONFIG}
 
     def refused(facts: dict[str, Any], **config: Any) -> str:
         with pytest.raises(ValueError, match=str(tmp_path)) as caught:
-            checkpoint.check_continues(tmp_path, manifest, {**FACTS, **facts, "config": {**CONFIG, **config}})
+            changes(tmp_path, manifest, {**FACTS, **facts, "config": {**CONFIG, **config}})
         return str(caught.value)
 
     assert "the config differs from the saved one (seed: 0 -> 5)" in refused({}, seed=5)
     assert "checkpoint of another corpus" in refused({"index_hash": "0" * 64})
     assert "add schedule_steps=10" in refused({}, steps=20)
     free = {"deepspeed": "zero3.json", "steps": 20, "schedule_steps": 10}
-    checkpoint.check_continues(
-        tmp_path, manifest, {**FACTS, "world_size": 7, "zero_stage": 3, "config": {**CONFIG, **free}}
-    )
+    assert not changes(tmp_path, manifest, {**FACTS, "world_size": 7, "zero_stage": 3, "config": {**CONFIG, **free}})
+
+
+def test_a_lower_learning_rate_and_other_hardware_are_permitted_and_told(tmp_path) -> None:
+    manifest = {**FACTS, "config": {**CONFIG, "learning_rate": 1e-3}}
+    other = {**FACTS, "arithmetic": "bf16 on NVIDIA H100", "config": {**CONFIG, "learning_rate": 3e-4}}
+    assert changes(tmp_path, manifest, other) == {
+        "learning_rate": "0.001 -> 0.0003", "arithmetic": "fp32 on cpu -> bf16 on NVIDIA H100",
+    }  # fmt: skip
+    before = {name: value for name, value in manifest.items() if name != "arithmetic"}
+    assert changes(tmp_path, before, other) == {"learning_rate": "0.001 -> 0.0003"}
 
 
 def test_a_full_disk_gets_one_line_and_keeps_the_old_checkpoints(tmp_path) -> None:
-    def large(folder: Path) -> Path:
-        value = torch.zeros(100_000)
-        return write_state(folder, 0, [Fragment("model.a", 0, (100_000,), dict.fromkeys(KINDS, value))], 2)
-
+    value = torch.zeros(100_000)
+    large = copy_state([Fragment("model.a", 0, (100_000,), dict.fromkeys(KINDS, value))], 2)
     with small_disk(tmp_path / "disk", 2**18) as disk:
         save(disk, 1)
-        with pytest.raises(ValueError, match=r"No space left on device.*earlier checkpoints are kept") as caught:
-            checkpoint.save(disk, 2, {}, large, 2)
-        assert "\n" not in str(caught.value)
+        saver = Saver(disk, 2)
+        saver.begin(2, FACTS, large)
+        with pytest.raises(RunEnded, match=r"No space left on device.*earlier checkpoints are kept") as caught:
+            saver.finish()
+        assert "\n" not in str(caught.value) and caught.value.code == EXIT_DISK
         assert [p.name for p in (disk / "checkpoints").iterdir()] == ["step-00000001"]
         save(disk, 2)  # the space of the failed one is free again
         assert steps(disk) == [1, 2]

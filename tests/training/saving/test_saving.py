@@ -1,5 +1,6 @@
 """Saves that are killed or find no space, and runs that start from another's weights."""
 
+import json
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import torch
 
 from mcsp.run_log import read_metrics
 from mcsp.training.saving import checkpoint
+from mcsp.training.stopping import EXIT_DISK
 from tests.training.disks import grow, small_disk
 from tests.training.ranks import (
     LAUNCHER,
@@ -33,7 +35,7 @@ def test_killed_within_saves_a_run_ends_with_the_weights_of_an_uninterrupted_one
     """
     reference, overrides = finished_run
     run_dir = tmp_path / "run"
-    program = Path(__file__).with_name("crash_program.py")
+    program = Path(__file__).parents[1] / "crash_program.py"
     for rank, event in ((0, 6), (0, 28), (1, 3), (0, 12)):
         ranks = start_ranks(2, program, str(rank), str(event), f"run_dir={run_dir}", *overrides)
         try:
@@ -57,9 +59,11 @@ def test_a_full_disk_ends_a_run_in_one_line_and_with_more_space_it_goes_on(finis
         options = [f"run_dir={disk / 'run'}", *overrides, "keep_checkpoints=5"]
         ranks = start_ranks(2, LAUNCHER, *options)
         outputs = [process.communicate(timeout=200)[0] for process in ranks]
-        assert [process.returncode for process in ranks] == [2, 2], outputs
-        errors = [line for line in outputs[0].splitlines() if line.startswith("error: ")]
-        assert len(errors) == 1 and "step-00000012: cannot save" in errors[0] and "No space left" in errors[0], outputs
+        assert [process.returncode for process in ranks] == [EXIT_DISK, EXIT_DISK], outputs
+        errors = [line for line in outputs[0].splitlines() if line.startswith("cannot save after step ")]
+        assert len(errors) == 1 and "step-00000012: " in errors[0] and "No space left" in errors[0], outputs
+        ended = json.loads((disk / "run" / "exit.json").read_text())
+        assert (ended["reason"], ended["exit_code"]) == ("cannot save", EXIT_DISK)
         assert "Traceback" not in "".join(outputs)
         kept = sorted((disk / "run" / "checkpoints").iterdir())
         assert [checkpoint.read_manifest(path)["step"] for path in kept] == [4, 8]
@@ -73,8 +77,10 @@ def test_a_disk_that_metrics_fill_ends_a_run_with_a_line_that_says_so(pretrain_o
     """Beside it the thread that writes for TensorBoard may tell its own trouble."""
     with small_disk(tmp_path / "disk", 2**16) as disk:
         options = [*pretrain_overrides, f"run_dir={disk / 'run'}", "steps=1000", "checkpoint_every=1000"]
-        said = pretrain(*options, expect=1)
-        assert said.count(f"error: {disk / 'run'}: No space left on device; make room") == 1
+        said = pretrain(*options, expect=EXIT_DISK)
+        assert said.count(f"error: {disk / 'run'}: [Errno 28] No space left on device; make room") == 1
+        ended = json.loads((disk / "run" / "exit.json").read_text())
+        assert ended["exit_code"] == EXIT_DISK and "No space left" in ended["detail"]
         assert read_metrics(disk / "run")
 
 

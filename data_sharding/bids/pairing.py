@@ -7,9 +7,11 @@ amplifier leaves an event in the EEG with its first volume, which is exact; a si
 import math
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 
-from mcsp.data_sharding.bids.find import RecordingRef, read_tsv
+from mcsp.data_sharding.bids.find import FOLDERS, RecordingRef, parse_name, run_entities
 from mcsp.data_sharding.bids.reasons import RecordingError
+from mcsp.data_sharding.bids.tables import read_tsv
 
 # Runs whose distance in time is not known lie this far apart on the clock, so that they never overlap. Ours.
 _GAP_SECONDS = 3600.0
@@ -54,17 +56,31 @@ def _event_onset(ref: RecordingRef, marker: str) -> float:
 
 
 def acquisition_time(ref: RecordingRef) -> float:
-    """Start of a recording in seconds since 1970 by the scanner's clock (``acq_time`` of ``*_scans.tsv``), or NaN."""
+    """Start of a recording in seconds since 1970 by the scanner's clock (``acq_time`` of ``*_scans.tsv``), or NaN.
+
+    A derivative has the time of the raw run that it comes from: the row of its modality with the entities of its run.
+    """
     for table in reversed(ref.companions.get("scans.tsv", ())):
         try:
-            rows = read_tsv(table)
+            rows = [row for row in read_tsv(table) if "acq_time" in row and "filename" in row]
         except ValueError:  # costs the pairing, not the recordings
             continue
-        for row in rows:
-            if "acq_time" in row and table.parent / row.get("filename", "") == ref.path:
-                try:
-                    time = datetime.fromisoformat(row["acq_time"])
-                except ValueError:
-                    return math.nan
-                return (time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp()
+        own = [row for row in rows if table.parent / row["filename"] == ref.path]
+        times = {row["acq_time"] for row in own or [row for row in rows if _is_of_run(row["filename"], ref)]}
+        if times:
+            try:
+                time = datetime.fromisoformat(min(times))
+            except ValueError:
+                return math.nan
+            if len(times) > 1:  # echoes of one run start together; others are no run of this one
+                return math.nan
+            return (time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp()
     return math.nan
+
+
+def _is_of_run(filename: str, ref: RecordingRef) -> bool:
+    """Whether a raw file is of the run that ``ref`` is a derivative of."""
+    folder = Path(filename).parent.name
+    own = run_entities(ref.entities)
+    named = {"subject": own.get("subject", ""), **{k: own[k] for k in ("session",) if k in own}}
+    return folder == FOLDERS[ref.modality] and run_entities({**named, **parse_name(Path(filename).name)[0]}) == own

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from mcsp.data_sharding.bids.find import Site, find_recordings
+from mcsp.data_sharding.bids.pairing import marked_times
 from mcsp.data_sharding.bids.write import write_tsv
-from mcsp.data_sharding.clean.pairing import marked_times
 
 MARKER = "R128"
 

@@ -1,0 +1,135 @@
+"""Sidecars and tables of a BIDS dataset, read within limits; a fault is told with the file, the row and the cell."""
+
+import csv
+import io
+import json
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mcsp.data_sharding.bids.reasons import RecordingError
+from mcsp.data_sharding.store.files import Location
+
+# A participants.tsv of half a million people has some 100 MB; what is larger is no table, and would fill the memory.
+_MOST_BYTES = 1 << 28
+# What stands in a file whose content was not fetched: git-annex (unlocked) and Git LFS.
+_POINTERS = (b"/annex/objects/", b"version https://git-lfs.github.com/spec")
+
+
+def require_content(file: Location) -> None:
+    """Raise :class:`RecordingError` where ``file`` is a link to nowhere, or stands for content that was not fetched.
+
+    Also where its name is no UTF-8: neither an index nor a library could hold it.
+    """
+    if (name := printable(file.name)) != file.name:
+        raise RecordingError("bad-encoding", f"{name}: the name of the file is no UTF-8, expected letters that are")
+    try:
+        with file.open("rb") as content:
+            start = content.read(64)
+    except FileNotFoundError:
+        if isinstance(file, Path) and file.is_symlink():
+            found = f"a link to {printable(os.readlink(file))}, which is absent"
+            raise RecordingError("missing-file", f"{file.name}: {found}, expected the file itself") from None
+        raise RecordingError("missing-file", f"{file.name}: no such file") from None
+    except OSError as error:
+        raise RecordingError("unreadable", f"{file.name}: cannot be opened ({error.strerror})") from None
+    if start.startswith(_POINTERS):
+        found = f"the pointer {start.split()[0].decode('ascii', 'replace')}... in place of its content"
+        raise RecordingError("missing-file", f"{file.name}: {found}, expected the content")
+
+
+def read_json(file: Location) -> dict[str, Any]:
+    """Read a JSON object; raise :class:`RecordingError`, a ``ValueError``, with one line naming the file."""
+    try:
+        content = json.loads(read_text(file))
+    except RecordingError:
+        raise
+    except (ValueError, RecursionError) as error:
+        detail = "nested too deep" if isinstance(error, RecursionError) else error
+        raise RecordingError("invalid-json", f"{file.name}: not valid JSON ({detail})") from None
+    if not isinstance(content, dict):
+        raise RecordingError("invalid-json", f"{file.name}: expected a JSON object, found {type(content).__name__}")
+    return content
+
+
+def read_tsv(file: Path) -> list[dict[str, str]]:
+    """Rows of a BIDS table, without the cells that are empty or ``n/a``; raise :class:`RecordingError`, one line."""
+    return _table(file, read_text(file))[1]
+
+
+def read_columns(file: Path, required: Sequence[str], repairs: list[str]) -> list[dict[str, str]]:
+    """As :func:`read_tsv` of a table whose words are known: names of columns in lower case, and none may be absent.
+
+    A table in Latin-1 is taken, with a line in ``repairs``: what it says is compared with names that are known.
+
+    Raises:
+        RecordingError: ``bad-table``, with the columns that were found.
+    """
+    try:
+        text = read_text(file)
+    except RecordingError as error:
+        if error.reason != "bad-encoding" or file.read_bytes()[:2] in (b"\xff\xfe", b"\xfe\xff"):
+            raise
+        text = file.read_text(encoding="latin-1")
+        repairs.append(f"{file.name}: not UTF-8, read as Latin-1")
+    header, rows = _table(file, text)
+    if not header:  # an empty file says nothing
+        return []
+    known = [str(name).strip().lower() for name in header]
+    if absent := [name for name in required if name not in known]:
+        raise RecordingError(
+            "bad-table",
+            f"{file.name}: no column {', '.join(absent)}, expected columns separated by tabs, found "
+            f"{', '.join(repr(name) for name in header[:6])}",
+        )
+    return [{k.strip().lower(): v.strip() for k, v in row.items()} for row in rows]
+
+
+def number_in(file: Path, number: int, row: dict[str, str], column: str, unknown: float = math.nan) -> float:
+    """A cell as a number, ``unknown`` where it is empty; raise :class:`RecordingError` with file, row and cell."""
+    text = row.get(column)
+    if text is None:
+        return unknown
+    try:
+        return float(text)
+    except ValueError:
+        found = f"row {number}, column {column}: {text[:40]!r}"
+        comma = " with a decimal point" if "," in text else ""
+        raise RecordingError("bad-table", f"{file.name}: {found}, expected a number{comma}") from None
+
+
+def _table(file: Path, text: str) -> tuple[list[str], list[dict[str, str]]]:
+    """Header and rows."""
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter="\t", quoting=csv.QUOTE_NONE)
+    try:
+        header = list(reader.fieldnames or [])
+        if twice := [name for i, name in enumerate(header) if name in header[:i]]:
+            raise RecordingError("bad-table", f"{file.name}: column {twice[0]!r} twice, expected each name once")
+        return header, [
+            {k: v for k, v in row.items() if k is not None and v not in (None, "", "n/a")} for row in reader
+        ]
+    except csv.Error as error:
+        raise RecordingError("bad-table", f"{file.name}: cannot read the table ({error})") from None
+
+
+def read_text(file: Location) -> str:
+    """A text of a sane length in UTF-8; raise :class:`RecordingError`, one line."""
+    require_content(file)
+    try:
+        if (n_bytes := file.stat().st_size) > _MOST_BYTES:
+            expected = f"expected a text of at most {_MOST_BYTES:,} bytes"
+            raise RecordingError("unreadable", f"{file.name}: {n_bytes:,} bytes, {expected}")
+        return file.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise RecordingError("unreadable", f"{file.name}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        found = f"line {line}: byte {error.start} is 0x{error.object[error.start]:02x}"
+        raise RecordingError("bad-encoding", f"{file.name}: {found}, expected UTF-8") from None
+
+
+def printable(name: str) -> str:
+    """A file's name as text; bytes that are no UTF-8 as ``\\xe9``."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")

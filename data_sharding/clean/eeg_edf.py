@@ -1,0 +1,116 @@
+"""Headers of EDF, EDF+ and BDF (https://www.edfplus.info/specs/edf.html): rates, sizes, gaps between records."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mcsp.data_sharding.bids.reasons import RecordingError
+
+# Fields of a signal in the header, in order, and their bytes.
+_FIELDS = {
+    "label": 16, "transducer": 80, "unit": 8, "physical_min": 8, "physical_max": 8, "digital_min": 8, "digital_max": 8,
+    "filter": 80, "samples": 8, "reserved": 32,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class EdfHeader:
+    """What is needed of a header; lists have one entry per signal, those of annotations included."""
+
+    kind: str  # EDF+C, EDF+D, BDF+C, BDF+D, or anything else
+    n_bytes: int  # of the header
+    n_records: int  # -1: the recorder did not know yet
+    record_seconds: float
+    labels: list[str]
+    units: list[str]
+    samples: list[int]  # per record
+    width: int  # bytes of a sample
+
+    @property
+    def signals(self) -> list[int]:
+        """Places of those that are no annotations, in the order of MNE's channels."""
+        return [i for i, label in enumerate(self.labels) if not _is_annotations(label)]
+
+    @property
+    def rates(self) -> list[float]:
+        """Sampling frequency of each signal [Hz], but of annotations that of the first signal."""
+        first = self.samples[self.signals[0]] if self.signals else 0
+        counts = [first if _is_annotations(label) else n for label, n in zip(self.labels, self.samples, strict=True)]
+        return [n / self.record_seconds if self.record_seconds > 0 else float(n) for n in counts]
+
+    @property
+    def record_bytes(self) -> int:
+        """Bytes of a record."""
+        return sum(self.samples) * self.width
+
+
+def _is_annotations(label: str) -> bool:
+    return label in ("EDF Annotations", "BDF Annotations")
+
+
+def read_edf_header(path: Path) -> EdfHeader:
+    """Read a header; raise :class:`RecordingError` where it has no numbers where EDF has them."""
+    with open(path, "rb") as file:
+        fixed = file.read(256)
+        try:
+            n_bytes, n_records, n_signals = (int(fixed[a:b]) for a, b in ((184, 192), (236, 244), (252, 256)))
+            record_seconds = float(fixed[244:252].replace(b",", b"."))
+            signals = file.read(256 * n_signals)
+            fields: dict[str, list[str]] = {}
+            start = 0
+            for name, length in _FIELDS.items():
+                cells = [signals[start + i * length : start + (i + 1) * length] for i in range(n_signals)]
+                fields[name] = [cell.decode("latin-1").strip() for cell in cells]
+                start += n_signals * length
+            samples = [int(text) for text in fields["samples"]]
+        except ValueError:
+            found = f"a header that begins with {fixed[:16]!r}" if fixed else "an empty file"
+            raise RecordingError(
+                "unreadable", f"{path.name}: {found}, no numbers where an EDF header has them"
+            ) from None
+    if sum(samples) <= 0:
+        raise RecordingError("unreadable", f"{path.name}: header says {sum(samples)} samples per record, expected some")
+    kind, width = fixed[192:197].decode("latin-1"), 3 if path.suffix.lower() == ".bdf" else 2
+    return EdfHeader(kind, n_bytes, n_records, record_seconds, fields["label"], fields["unit"], samples, width)
+
+
+def check_edf(path: Path, header: EdfHeader) -> None:
+    """Compare the size of a file with its header, and the times of its records where it says that they may have gaps.
+
+    Raises:
+        RecordingError: truncated, wrong-length, not-continuous.
+    """
+    found, n_records = (path.stat().st_size - header.n_bytes) / header.record_bytes, header.n_records
+    if n_records >= 0 and found < n_records:  # -1: the recorder did not know yet, and the size says it
+        raise RecordingError("truncated", f"{path.name}: holds {found:.1f} records, its header says {n_records}")
+    if n_records >= 0 and found >= n_records + 1:
+        raise RecordingError("wrong-length", f"{path.name}: holds {found:.1f} records, its header says {n_records}")
+    if header.kind not in ("EDF+D", "BDF+D"):
+        return
+    onset_R = _record_onsets(path, header, n_records if n_records >= 0 else int(found))
+    if onset_R is None:
+        what = f"{header.kind} that does not say when its records begin"
+        raise RecordingError("not-continuous", f"{path.name}: {what}, expected a continuous file")
+    # Times are written in decimal: half a sample of the fastest signal is no gap.
+    gap_R = np.diff(onset_R) - header.record_seconds
+    gaps = np.flatnonzero(np.abs(gap_R) > 0.5 * header.record_seconds / max(header.samples))
+    if len(gaps):
+        first, after = gap_R[gaps[0]], onset_R[gaps[0]] - onset_R[0] + header.record_seconds
+        what = f"{header.kind} with {len(gaps)} gap{'s' if len(gaps) > 1 else ''}, the first of {first:g} s"
+        raise RecordingError("not-continuous", f"{path.name}: {what} after {after:g} s, expected a continuous file")
+
+
+def _record_onsets(path: Path, header: EdfHeader, n_records: int) -> np.ndarray | None:
+    """When each record begins [s], by the first entry of its annotations; None where one does not say it."""
+    places = [i for i, label in enumerate(header.labels) if _is_annotations(label)]
+    if not places or not n_records:
+        return None
+    start = header.width * sum(header.samples[: places[0]])
+    stop = start + header.width * header.samples[places[0]]
+    shape = (n_records, header.record_bytes)
+    records = np.memmap(path, dtype=np.uint8, mode="r", offset=header.n_bytes, shape=shape)[:, start:stop]
+    try:
+        return np.array([float(record.tobytes().split(b"\x14", 1)[0]) for record in records])
+    except ValueError:
+        return None

@@ -1,0 +1,105 @@
+"""Where windows start: all and only the places that the rule allows, whatever the valid spans."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mcsp.schema import Recording
+from mcsp.windows import (
+    common_instants,
+    longest_window,
+    random_start,
+    seconds_in_no_window,
+    start_ranges,
+    window_samples,
+    window_starts,
+)
+from tests.test_batch import window
+
+
+def recording(n_samples: int, valid_spans: list[int], sfreq: float = 200.0, **changes: object) -> Recording:
+    return replace(window(sfreq=sfreq).recording, n_samples=n_samples, valid_spans=valid_spans, **changes)
+
+
+def allowed(edges: list[int], total: int, length: int) -> set[int]:
+    """Every start, one by one, with the numbers of the rule written out."""
+    valid_T = np.zeros(total, dtype=bool)
+    for a, b in zip(edges[::2], edges[1::2], strict=True):
+        valid_T[a:b] = True
+    count = {s: int(valid_T[s : s + length].sum()) for s in range(total - length + 1)}
+    whole = {s for s, n in count.items() if n == length}
+    best = max(count.values())
+    return whole or {s for s, n in count.items() if n >= 0.9 * best and n >= 0.5 * length}
+
+
+@given(
+    edges=st.lists(st.integers(0, 400), min_size=2, max_size=12).map(sorted),
+    length=st.integers(1, 400),
+    count=st.integers(1, 9),
+)
+@settings(max_examples=300, deadline=None)
+def test_starts_are_all_and_only_those_of_the_rule_and_spread(edges: list[int], length: int, count: int) -> None:
+    edges = edges[: len(edges) // 2 * 2]
+    r = recording(400, edges)
+    ranges = start_ranges(r, length)
+    found = [s for a, b in ranges for s in range(a, b + 1)]
+    assert found == sorted(set(found)), "ranges overlap or are not in order"
+    assert set(found) == allowed(edges, 400, length)
+    starts = window_starts(r, length, count)
+    assert len(starts) == min(count, len(found)) and set(starts) <= set(found)
+    if count > 1 and found:
+        assert (starts[0], starts[-1]) == (found[0], found[-1])
+    draws = [random_start(r, length, (i + 0.5) / len(found)) for i in range(len(found))]
+    assert draws == found, "not every start is as likely"
+    covered = {t for s in found for t in range(s, s + length)}
+    assert seconds_in_no_window(r, length) == pytest.approx((400 - len(covered)) / 200)
+
+
+def test_a_span_exactly_one_window_long_has_one_start() -> None:
+    assert start_ranges(recording(100, [10, 30, 50, 69]), 20) == [(10, 10)]
+    assert start_ranges(recording(100, [10, 29, 50, 69]), 20) == [(7, 12), (47, 52)]
+
+
+def test_exactly_half_of_a_window_is_enough_and_one_sample_less_is_not() -> None:
+    assert start_ranges(recording(100, [40, 50]), 20) == [(30, 40)]
+    assert start_ranges(recording(100, [40, 49]), 20) == []
+    assert window_starts(recording(100, [40, 49]), 20, 4) == []
+    with pytest.raises(ValueError, match=r"a/a_s1.eeg-0.npy: 0.0 of 0.5 s are valid, expected a window of 0.1 s"):
+        random_start(recording(100, [40, 49]), 20, 0.5)
+
+
+def test_where_no_span_is_named_all_is_valid() -> None:
+    assert start_ranges(recording(100, []), 30) == [(0, 70)]
+
+
+def test_a_recording_shorter_than_the_window_is_one_window() -> None:
+    r = recording(50, [0, 50])
+    assert (window_samples(r, 0.4), longest_window(r, 0.4)) == (80, 50)
+    assert window_starts(r, 80, 4) == window_starts(r, 50, 4) == [0]
+
+
+def test_25_good_seconds_of_300_give_windows_around_them_alone() -> None:
+    """The middle of a long recording that was marked bad nearly throughout, windows of 30 s."""
+    r = recording(300 * 200, [100 * 200, 125 * 200])
+    starts = window_starts(r, 30 * 200, 4)
+    assert len(starts) == 4
+    for start in starts:
+        assert min(start + 6000, 25000) - max(start, 20000) >= 0.9 * 5000
+    assert seconds_in_no_window(r, 6000) == pytest.approx(300 - 40)
+
+
+def test_instants_of_a_pair_are_those_at_which_both_are_valid() -> None:
+    seconds = {"eeg": 30.0, "fmri": 40.0}
+    eeg = recording(120 * 200, [0, 50 * 200, 60 * 200, 120 * 200], onset_seconds=0.0)
+    fmri = recording(60, [4, 60], 0.5, modality="fmri", onset_seconds=2.0)
+    # BOLD is valid from 10 s on, so EEG from 5 s on; BOLD ends at 122 s, so EEG windows start at 77 s at the latest.
+    assert np.array(common_instants(eeg, fmri, seconds, 5.0)) == pytest.approx(np.array([(5.0, 20.0), (60.0, 77.0)]))
+    assert common_instants(replace(eeg, onset_seconds=math.nan), fmri, seconds, 5.0) == []
+    early, late = replace(eeg, valid_spans=[0, 30 * 200]), replace(fmri, valid_spans=[30, 60])
+    assert common_instants(early, late, seconds, 0.0) == []
+    single = replace(fmri, n_samples=23, valid_spans=[], onset_seconds=0.0)
+    assert common_instants(recording(6000, [], onset_seconds=0.0), single, seconds, 6.0) == [(0.0, 0.0)]

@@ -1,0 +1,125 @@
+"""Evaluations in runs of one and two ranks, on people that are set aside."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from launchers.plot_run import draw
+from mcsp.config import PretrainConfig
+from mcsp.data_sharding.store.reader import Corpus
+from mcsp.export.card import curve_rows
+from mcsp.run_log import read_events, read_metrics
+from mcsp.training.validation.validate import chunks_per_batch, collapsed, validation_schedule
+from tests.training.ranks import pretrain, run_ranks
+
+PROGRAM = Path(__file__).with_name("validation_program.py")
+
+
+@pytest.fixture(scope="module")
+def runs(split_overrides: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, dict]]:
+    out = tmp_path_factory.mktemp("validated")
+    for world in (2, 1):
+        run_ranks(world, PROGRAM, str(out), *split_overrides)
+    return out, {path.stem: json.loads(path.read_text()) for path in out.glob("world*.json")}
+
+
+def of_validation(line: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in line.items() if name.startswith("validation/")}
+
+
+@pytest.mark.multirank
+def test_the_same_weights_give_the_same_bits_on_any_number_of_ranks_and_at_any_stage(runs) -> None:
+    out, told = runs
+    last = of_validation(read_metrics(out / "whole")[-1])
+    assert len(last) > 60 and all(math.isfinite(value) for value in last.values())
+    assert told["world2-rank0"]["zero1"] == told["world2-rank1"]["zero1"] == last
+    assert told["world1-rank0"]["zero1"] == last
+    assert told["world2-rank0"]["zero3"] == last
+
+
+@pytest.mark.multirank
+def test_a_run_that_was_stopped_logs_the_same(runs) -> None:
+    out, _ = runs
+    whole, stopped = (read_metrics(out / name) for name in ("whole", "stopped"))
+    assert [bool(of_validation(line)) for line in whole] == [True, True, False, True], "untrained, 2, last"
+    assert [of_validation(line) for line in stopped] == [of_validation(line) for line in whole]
+
+
+@pytest.mark.multirank
+def test_every_term_and_measure_is_there_and_the_people_are_others(runs) -> None:
+    out, _ = runs
+    first = read_metrics(out / "whole")[0]
+    terms = {name for name in first if name.startswith(("loss", "top1/"))}
+    assert {f"validation/{name}" for name in terms} <= first.keys()
+    for modality in ("eeg", "fmri"):
+        for domain in ("spatial", "temporal", "spectral"):
+            for name in ("half_error", "identification", "rank_h", "rank_z", "site_h", "site_input"):
+                assert f"validation/{name}/{modality}/{domain}" in first
+    assert first["validation/people/eeg"] >= 8
+    assert first["validation/identification/eeg/spatial"] > 2 / first["validation/people/eeg"], "better than chance"
+
+
+@pytest.mark.multirank
+def test_the_best_checkpoint_is_kept(runs) -> None:
+    out, _ = runs
+    lines = read_metrics(out / "whole")
+    name = "validation/half_error/eeg/spatial"
+    best = min((2, 4), key=lambda step: lines[step - 1][name])
+    assert [path.name for path in (out / "whole" / "best").iterdir()] == [f"step-{best:08d}"]
+    manifest = json.loads((out / "whole" / "best" / f"step-{best:08d}" / "manifest.json").read_text())
+    assert manifest["validated"]["best"] == lines[best - 1][name] and manifest["step"] == best
+
+
+@pytest.mark.multirank
+def test_plot_and_card_show_them(runs, tmp_path) -> None:
+    out, _ = runs
+    lines = read_metrics(out / "whole")
+    draw(out / "whole", lines, read_events(out / "whole"), tmp_path / "run.png")
+    assert (tmp_path / "run.png").stat().st_size > 100_000
+    first, last = lines[0]["validation/half_error/eeg/spatial"], lines[-1]["validation/half_error/eeg/spatial"]
+    assert f"| half_error/eeg/spatial | {first:.4g} | {last:.4g} |" in curve_rows(lines)
+
+
+def test_embeddings_that_stay_all_alike_end_the_run_behind_a_good_checkpoint(split_overrides, tmp_path) -> None:
+    """A hundred times the learning rate from the start."""
+    run = [*split_overrides, f"run_dir={tmp_path}", "steps=60", "learning_rate=0.1"]
+    output = pretrain(*run, expect=66)
+    ended = json.loads((tmp_path / "exit.json").read_text())
+    assert ended["reason"] == "collapsed" and ended["step"] < 60 and "all alike" in output
+    [*_, last] = collapses = [e for e in read_events(tmp_path) if e["event"] == "collapse" and len(e["domains"]) == 6]
+    assert last["step"] == ended["step"] and len(collapses) >= 3
+    saved = [int(path.name.removeprefix("step-")) for path in (tmp_path / "checkpoints").glob("step-*")]
+    assert saved and max(saved) <= ended["step"] - 3 * 2, "one was saved of weights that were of no use"
+
+
+def test_windows_are_of_the_validation_split(split_overrides, split_corpus_dir) -> None:
+    config = PretrainConfig.load(None, [*split_overrides, "run_dir=any"])
+    schedule = validation_schedule(config, Corpus(split_corpus_dir))
+    assert schedule is not None
+    cuts = [cut for step in range(3) for draw in schedule.draws(step) for cut in draw.cuts]
+    assert {cut.recording.split for cut in cuts} == {"validation"}
+    again = validation_schedule(config, Corpus(split_corpus_dir))
+    assert again is not None and [d for s in range(3) for d in again.draws(s)] == [
+        d for s in range(3) for d in schedule.draws(s)
+    ]
+
+
+def test_a_corpus_without_people_set_aside_has_no_evaluations(corpus_dir, split_overrides) -> None:
+    config = PretrainConfig.load(None, [*split_overrides, "run_dir=any"])
+    assert validation_schedule(config, Corpus(corpus_dir)) is None
+
+
+def test_chunks_are_equal_and_small() -> None:
+    assert chunks_per_batch([64]) == 4 and chunks_per_batch([32, 16, 16]) == 4
+    assert chunks_per_batch([4]) == 1 and chunks_per_batch([34, 2]) == 2, "no smaller equal ones"
+
+
+def test_collapse_is_all_domains_of_a_modality() -> None:
+    ranks = {f"validation/rank_z/{m}/{d}": 9.0 for m in ("eeg", "fmri") for d in ("spatial", "temporal")}
+    assert collapsed(ranks) == ([], False)
+    ranks["validation/rank_z/eeg/spatial"] = 1.01
+    assert collapsed(ranks) == (["eeg/spatial"], False)
+    ranks["validation/rank_z/eeg/temporal"] = math.nan
+    assert collapsed(ranks) == (["eeg/spatial", "eeg/temporal"], True)
