@@ -17,18 +17,28 @@ CODE = ("mcsp", "kernels", "data_sharding", "launchers", "benchmarks", "examples
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 # The rooms, lowest first: a room imports from those that its row names, and never from others.
-LAYER_0 = {"mcsp.version", "mcsp.schema", "mcsp.provenance", "mcsp.run_log", "mcsp.windows", "mcsp.config"}
+LAYER_0 = {
+    "mcsp.version",
+    "mcsp.schema",
+    "mcsp.provenance",
+    "mcsp.run_log",
+    "mcsp.windows",
+    "mcsp.wording",
+    "mcsp.config",
+}
 LAYER_1 = {"mcsp.kernels", "mcsp.distributed", "mcsp.batch"}
-STORE, BIDS, CLEAN, INSPECT, BUILD, DEMO = (
-    f"mcsp.data_sharding.{room}" for room in ("store", "bids", "clean", "inspect", "build", "demo")
+STORE, BIDS, PARCELS, CLEAN, INSPECT, BUILD, DEMO, CONVERT = (
+    f"mcsp.data_sharding.{room}"
+    for room in ("store", "bids", "parcels", "clean", "inspect", "build", "demo", "convert")
 )
-LAYER_2 = {"mcsp.augmentations", "mcsp.model", "mcsp.losses", STORE, BIDS, CLEAN, INSPECT, BUILD}
+LAYER_2 = {"mcsp.augmentations", "mcsp.model", "mcsp.losses", STORE, BIDS, PARCELS, CLEAN, INSPECT, BUILD}
 MAY_IMPORT: dict[str, set[str]] = {  # beside itself
     "mcsp": {"mcsp.version", "mcsp.encode"},  # the latter lazily, for mcsp.from_pretrained
     "mcsp.version": set(),
     "mcsp.schema": set(),
     "mcsp.provenance": set(),
     "mcsp.run_log": set(),
+    "mcsp.wording": set(),
     "mcsp.windows": {"mcsp.schema"},
     "mcsp.config": {"mcsp.schema"},
     "mcsp.kernels": set(),
@@ -39,11 +49,13 @@ MAY_IMPORT: dict[str, set[str]] = {  # beside itself
     "mcsp.losses": LAYER_0 | LAYER_1,
     STORE: LAYER_0,
     BIDS: LAYER_0 | {STORE},
-    CLEAN: LAYER_0 | {STORE, BIDS},
+    PARCELS: LAYER_0 | {STORE, BIDS},
+    CLEAN: LAYER_0 | {STORE, BIDS, PARCELS},
     # A build ends with its report, so what looks at a finished corpus lies below what builds one.
     INSPECT: LAYER_0 | {STORE, BIDS, CLEAN},
     BUILD: LAYER_0 | {STORE, BIDS, CLEAN, INSPECT},
     DEMO: LAYER_0 | {STORE, BIDS},
+    CONVERT: LAYER_0 | {STORE, BIDS, PARCELS, CLEAN},
     "mcsp.training": LAYER_0 | LAYER_1 | LAYER_2,
     "mcsp.encode": LAYER_0 | LAYER_1 | LAYER_2,
     "mcsp.export": LAYER_0 | LAYER_1 | LAYER_2 | {"mcsp.encode"},
@@ -76,6 +88,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "mcsp.schema": {"numpy"},
     "mcsp.provenance": set(),
     "mcsp.run_log": set(),
+    "mcsp.wording": set(),
     "mcsp.windows": {"numpy"},
     "mcsp.config": {"yaml", "pydantic"},
     "mcsp.kernels": {"torch", "numpy", "triton"},
@@ -84,7 +97,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "mcsp.augmentations": declared(),
     "mcsp.model": declared(),
     "mcsp.losses": declared(),
-    **dict.fromkeys((STORE, BIDS, CLEAN, INSPECT, BUILD, DEMO), DATA_PACKAGES),
+    **dict.fromkeys((STORE, BIDS, PARCELS, CLEAN, INSPECT, BUILD, DEMO, CONVERT), DATA_PACKAGES),
     "mcsp.training": declared("train"),
     **dict.fromkeys(("mcsp.encode", "mcsp.export", "mcsp.evaluate", "mcsp.explain"), LAB_PACKAGES),
 }

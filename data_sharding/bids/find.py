@@ -186,7 +186,7 @@ def _make_site(name: str, site: SiteConfig, config: CorpusConfig) -> Site:
     try:
         simulated = bool(read_json(description).get("Simulated", False))
     except RecordingError as error:
-        simulated, fault = False, (error.reason, str(error))
+        simulated, fault = False, (error.reason, str(error)) if site.simulated is None else None
     if site.simulated is not None:
         simulated = site.simulated
     selection = config.selection_of(name)

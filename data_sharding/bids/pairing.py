@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+from mcsp.data_sharding.bids.derivatives import scans_tables
 from mcsp.data_sharding.bids.find import FOLDERS, RecordingRef, parse_name, run_entities
 from mcsp.data_sharding.bids.reasons import RecordingError
 from mcsp.data_sharding.bids.tables import read_tsv
@@ -60,7 +61,7 @@ def acquisition_time(ref: RecordingRef) -> float:
 
     A derivative has the time of the raw run that it comes from: the row of its modality with the entities of its run.
     """
-    for table in reversed(ref.companions.get("scans.tsv", ())):
+    for table in scans_tables(ref):
         try:
             rows = [row for row in read_tsv(table) if "acq_time" in row and "filename" in row]
         except ValueError:  # costs the pairing, not the recordings

@@ -59,7 +59,7 @@ REASONS = {
         "a table without the columns that it must have, or with text, gaps or decimal commas where "
         "numbers are expected",
         "sub-1_electrodes.tsv: row 1, column x: '-29,4', expected a number with a decimal point",
-        "look for text, gaps or a wrong separator in the table",
+        "look for text, gaps, decimal commas, a missing header, a name twice or a wrong separator in the table",
     ),
     "too-short": Reason(
         "less time than min_seconds",
@@ -134,8 +134,9 @@ REASONS = {
     ),
     # fMRI
     "missing-t_r": Reason(
-        "no RepetitionTime in the sidecar",
-        "sub-1_task-rest_bold.nii.gz: no RepetitionTime in the JSON sidecar, expected seconds",
+        "no RepetitionTime in the sidecar, nor in that of an image of the run",
+        "sub-1_task-rest_bold.nii.gz: no RepetitionTime in the JSON sidecar or in that of an image of the run, "
+        "expected seconds",
         "add `RepetitionTime` in seconds to the sidecar",
     ),
     "t_r-mismatch": Reason(
@@ -161,7 +162,8 @@ REASONS = {
     ),
     "no-label-image": Reason(
         "a 4-D image without a parcellation",
-        "sub-1_task-rest_bold.nii.gz: no *_dseg.nii.gz at the dataset's root and no label_image in the config",
+        "sub-1_task-rest_bold.nii.gz: no *_dseg.nii.gz at the dataset's root and no label_image or atlas in the "
+        "settings",
         "set `label_image` of the site, or put a `*_dseg.nii.gz` at the dataset's root",
     ),
     "bad-label-image": Reason(
@@ -169,10 +171,23 @@ REASONS = {
         "seg-A_dseg.nii.gz: expected integer labels in three dimensions",
         "a parcellation needs whole numbers; a resampled one needs nearest neighbours",
     ),
+    "no-orientation": Reason(
+        "an image that does not say where its voxels lie, so left and right may be exchanged",
+        "sub-1_task-rest_bold.nii.gz: neither sform nor qform, expected one: left and right may be exchanged",
+        "write the image again with its sform and qform, as the scanner's files have them; do not guess",
+    ),
     "label-space-mismatch": Reason(
-        "image and parcellation lie in different spaces",
-        "space-T1w_seg-A_dseg.nii.gz: space T1w, expected the image's MNI152NLin2009cAsym",
-        "take a parcellation in the space of the images",
+        "image and parcellation lie in different spaces, or nothing says in which",
+        "sub-1_task-rest_space-T1w_desc-preproc_bold.nii.gz: space-T1w, expected an image in an MNI space; where "
+        "it is, say which (image_space, or space=)",
+        "take images in an MNI space and a parcellation in the same; where the files do not say their space and you "
+        "know it, set `image_space` or `label_space`",
+    ),
+    "unknown-parcellation": Reason(
+        "a time series whose parcels have no positions, so that the model has no place for them",
+        "sub-1_task-rest_seg-A_timeseries.tsv: 0 of 12 parcels have a position, expected x, y, z [mm] in a *_dseg.tsv, "
+        "a label image, or an atlas in the settings",
+        "put a `*_dseg.tsv` with x, y, z or the `*_dseg.nii.gz` at the dataset's root, or set `atlas` or `label_image`",
     ),
     "parcels-mismatch": Reason(
         "time series and parcellation have different numbers of parcels",
@@ -186,7 +201,8 @@ REASONS = {
     ),
     "no-baseline": Reason(
         "BOLD whose mean is neither a baseline for percent signal change nor zero, as denoised series have it",
-        "sub-1_task-rest_seg-A_timeseries.tsv: the mean is 0.1 standard deviations, expected at least 5",
+        "sub-1_task-rest_seg-A_timeseries.tsv: median mean/deviation of the parcels is 2, expected raw BOLD with at "
+        "least 5, or a series without its mean (0)",
         "give the time series with their mean, or denoised ones without any",
     ),
     "missing-confounds": Reason(

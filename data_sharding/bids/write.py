@@ -102,6 +102,7 @@ def build_once(
     readme: str,
     parameters: dict[str, Any],
     write: Callable[[Path], None],
+    generator: str = GENERATOR,
 ) -> bool:
     """Make the dataset ``root`` with ``write(folder)``, complete or not at all; return False if it was there already.
 
@@ -110,14 +111,14 @@ def build_once(
     ``root`` exists and is not a dataset written by this function.
     """
     parameters = json.loads(json.dumps(parameters))
-    if root.exists() and _parameters_of(root) == parameters:
+    if root.exists() and _parameters_of(root, generator) == parameters:
         return False
     partial = root.with_name(f".{root.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
         write(partial)
-        generated = [{"Name": GENERATOR, "Parameters": parameters}]
+        generated = [{"Name": generator, "Parameters": parameters}]
         content = {"BIDSVersion": "1.10.0", **description, "GeneratedBy": generated}
         write_json(partial / "dataset_description.json", content)
         (partial / "README").write_text(readme.strip() + "\n", encoding="utf-8")
@@ -129,12 +130,13 @@ def build_once(
     return True
 
 
-def _parameters_of(root: Path) -> Any:
+def _parameters_of(root: Path, generator: str) -> Any:
     path = root / "dataset_description.json"
     try:
         generated = json.loads(path.read_text(encoding="utf-8"))["GeneratedBy"][0]
-        if generated["Name"] == GENERATOR:
+        if generated["Name"] == generator:
             return generated["Parameters"]
     except (OSError, ValueError, KeyError, IndexError, TypeError):
         pass
-    raise ValueError(f"{root}: exists and is not a demo site; expected one or no such folder, so that nothing is lost")
+    what = "a demo site" if generator == GENERATOR else f"written by {generator}"
+    raise ValueError(f"{root}: exists and is not {what}; expected one or no such folder, so that nothing is lost")

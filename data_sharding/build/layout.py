@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from mcsp.config import CorpusConfig
+from mcsp.data_sharding.bids.derivatives import inputs_of
 from mcsp.data_sharding.bids.find import RecordingRef, Site
 from mcsp.schema import SPLITS, Split
 
@@ -162,7 +163,7 @@ class FileStates(dict[Path, list[int]]):
 
 def _sample_inputs(sample: PlannedSample, states: FileStates) -> list[Any]:
     """What decides a sample's bytes, with size and time of change standing for the content of each file."""
-    files = [[ref.file, ref.modality, file.name, *states[file]] for ref in sample.recordings for file in ref.inputs()]
+    files = [[ref.file, ref.modality, file.name, *states[file]] for ref in sample.recordings for file in inputs_of(ref)]
     site = [sample.site.simulated, sample.site.pairing, sample.site.first_volume_event, sample.site.fault]
     return [sample.key, sample.split, sample.session, sample.participant, site, files]
 

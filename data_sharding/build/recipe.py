@@ -12,8 +12,8 @@ from mcsp.provenance import ROOT
 from mcsp.version import __version__
 
 _PACKAGES = ("mne", "nibabel", "nilearn", "numpy", "pandas", "pyarrow", "scipy")
-# Files that decide stored bytes: two whole rooms, and these of the others.
-_ROOMS = ("bids", "clean")
+# Files that decide stored bytes: whole rooms, and these of the others.
+_ROOMS = ("bids", "parcels", "clean")
 _FILES = (
     "build/layout.py", "build/plan.py", "build/privacy.py", "build/pseudonyms.py", "build/samples.py",
     "build/shards.py", "store/encoding.py",
@@ -38,7 +38,8 @@ def software_versions() -> dict[str, str]:
 
 def recipe_config(config: CorpusConfig) -> dict[str, Any]:
     """What all shards share: not the list of sites, and not what decides only whether a recording survives."""
-    free = {"sites", "on_error", "max_quarantined", "read_timeout_seconds", "read_memory_gb", *Selection.model_fields}
+    limits = {"on_error", "max_quarantined", "read_timeout_seconds", "site_timeout_seconds", "read_memory_gb"}
+    free = {"sites", *limits, *Selection.model_fields}
     return {name: value for name, value in public_config(config).items() if name not in free}
 
 

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import chain, islice
+from itertools import chain
 from typing import Any
 
 from mcsp.config import CorpusConfig
@@ -33,6 +33,7 @@ from mcsp.data_sharding.store.index import (
 )
 from mcsp.data_sharding.store.table import Recordings
 from mcsp.schema import KEY_FINGERPRINT, Recording
+from mcsp.wording import listed
 
 # For the people who hold the files; never part of the corpus.
 PRIVATE_NAME = "rejected.tsv"
@@ -82,11 +83,8 @@ def seal_corpus(
             find_identifiers_in_lists(read_entries(files["repairs"], Repair), names),
             chain.from_iterable(find_in_shards([shard["name"] for shard in index["shards"]], names)),
         )
-        shown = list(islice(findings, _SHOWN))
-        if shown:
-            n_more = sum(1 for _ in findings)
-            more = f" and {n_more} more" if n_more else ""
-            raise ValueError(f"{path}: not sealed, personal data is suspected: {'; '.join(shown)}{more}")
+        if found := list(findings):
+            raise ValueError(f"{path}: not sealed, personal data is suspected: {listed(found, _SHOWN, '; ')}")
         write_atomic(path / DESCRIPTION_NAME, encode_description(description))
         write_index(path, index, tables)
     # What draws takes a second to import, which every worker would wait for.

@@ -10,7 +10,7 @@ from mcsp.data_sharding.bids.find import RecordingRef
 from mcsp.data_sharding.build.layout import PlannedShard
 from mcsp.data_sharding.build.progress import SiteCounts
 from mcsp.data_sharding.build.receipts import is_current, read_header, write_receipt
-from mcsp.data_sharding.build.shards import build_shard
+from mcsp.data_sharding.build.shards import build_shard, reading_limits
 from mcsp.data_sharding.clean.read import ReadingProcess
 from mcsp.data_sharding.store.files import location
 
@@ -19,11 +19,6 @@ _TELL_SECONDS = 1.0
 # The process that reads for this worker; it serves one task after the other.
 _reading: list[ReadingProcess] = []
 _fingerprints: dict[int, str] = {}  # by the reading process's id
-
-
-def reading_limits(config: CorpusConfig) -> list[float]:
-    """Under other limits, what failed for them is read again."""
-    return [config.read_timeout_seconds, config.read_memory_gb]
 
 
 def fingerprint_here(config: CorpusConfig) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 
 from mcsp.config import CorpusConfig
 from mcsp.data_sharding.bids.find import Site, find_recordings
-from mcsp.data_sharding.bids.write import write_eeg, write_json, write_parcellated_bold
+from mcsp.data_sharding.bids.write import write_eeg, write_json, write_parcellated_bold, write_parcellation
 from mcsp.data_sharding.clean.readers import read_recording
 from mcsp.data_sharding.store.encoding import encode
 
@@ -30,6 +30,7 @@ def fingerprint() -> str:
         write_json(root / "dataset_description.json", {"Name": "fingerprint", "BIDSVersion": "1.10.0"})
         write_eeg(root, "1", "rest", _signals(len(_CHANNELS), 40 * 250), _CHANNELS, _EEG_SIDECAR)
         bold = 10_000 + _signals(len(_PARCELS), 120)
+        write_parcellation(root, "three", _PARCELS, np.array([[-40.0, 0, 20], [40, 0, 20], [0, -50, 30]]))
         write_parcellated_bold(root, "1", "three", _PARCELS, bold, {"RepetitionTime": 1.5})
         config = CorpusConfig(bids_root=root, out_dir=root, min_seconds={"eeg": 0, "fmri": 0})
         for ref in find_recordings(Site("fingerprint", root, True, None)):

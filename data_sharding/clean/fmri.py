@@ -9,12 +9,13 @@ parcellation (MNI as a rule). Time is never resampled. Shape letters: T volumes,
 import numpy as np
 
 from mcsp.config import FmriConfig
+from mcsp.data_sharding.bids.derivatives import repetition_time_of_run
 from mcsp.data_sharding.bids.find import RecordingRef, read_sidecar
 from mcsp.data_sharding.bids.reasons import RecordingError, naming
-from mcsp.data_sharding.clean.fmri_confounds import Confounds, read_confounds, regress
+from mcsp.data_sharding.clean.fmri_confounds import Confounds, regress, with_confounds
 from mcsp.data_sharding.clean.fmri_files import read_time_series
-from mcsp.data_sharding.clean.fmri_parcels import Parcels
 from mcsp.data_sharding.clean.recording import CleanRecording, require_good, robust_amplitude, spans_of, summarise
+from mcsp.data_sharding.parcels.parcellation import Parcels
 from mcsp.schema import SCALE_FREE, UNITS
 
 # t_r outside these bounds [s] is no seconds at all: the fastest sequences need some 0.2 s, the slowest about 10 s.
@@ -52,10 +53,10 @@ def read_fmri(ref: RecordingRef, config: FmriConfig, min_seconds: float) -> Clea
 
 def _read_fmri(ref: RecordingRef, config: FmriConfig, min_seconds: float) -> CleanRecording:
     sidecar = read_sidecar(ref)
-    t_r = repetition_time(sidecar)
-    x_TP, parcels = read_time_series(ref, t_r, config.min_parcel_coverage)
+    t_r = repetition_time(sidecar, ref)
+    x_TP, parcels = read_time_series(ref, t_r, config)
+    x_TP, confounds = with_confounds(ref, x_TP, config)
     require_length(len(x_TP), t_r, min_seconds)
-    confounds = read_confounds(ref, len(x_TP), config)
     return clean_bold(x_TP, parcels, t_r, confounds, config, min_seconds, in_percent(sidecar))
 
 
@@ -131,15 +132,22 @@ def _divided(x_TP: np.ndarray, quality: dict[str, float]) -> tuple[np.ndarray, d
     return x_TP / scale, {**{k: v for k, v in quality.items() if k != "amplitude"}, "robust_scale": scale}
 
 
-def repetition_time(sidecar: dict[str, object]) -> float:
-    """t_r [s] of a sidecar: RepetitionTime, else 1 / SamplingFrequency; raise :class:`RecordingError`."""
+def repetition_time(sidecar: dict[str, object], ref: RecordingRef | None = None) -> float:
+    """t_r [s] of a sidecar: RepetitionTime, else 1 / SamplingFrequency, else RepetitionTime of an image of the run.
+
+    Raises:
+        RecordingError: ``missing-t_r``, ``t_r-mismatch``.
+    """
     for key in ("RepetitionTime", "SamplingFrequency"):
         value = sidecar.get(key)
-        if isinstance(value, int | float) and value > 0:
+        if isinstance(value, int | float) and not isinstance(value, bool) and value > 0:
             return plausible_t_r(
                 float(value) if key == "RepetitionTime" else 1 / float(value), f"{key} of the sidecar gives t_r"
             )
-    raise RecordingError("missing-t_r", "no RepetitionTime in the JSON sidecar, expected seconds")
+    if ref is not None and (of_run := repetition_time_of_run(ref)) is not None:
+        return plausible_t_r(of_run, "RepetitionTime of an image of the run gives t_r")
+    detail = "no RepetitionTime in the JSON sidecar or in that of an image of the run, expected seconds"
+    raise RecordingError("missing-t_r", detail)
 
 
 def plausible_t_r(t_r: float, what: str = "t_r") -> float:

@@ -4,15 +4,18 @@ Shape letters: T volumes, K those that are kept, E evenly spaced ones, P parcels
 """
 
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from scipy import interpolate, signal
 
 from mcsp.config import FmriConfig
+from mcsp.data_sharding.bids.derivatives import siblings
 from mcsp.data_sharding.bids.find import RecordingRef
 from mcsp.data_sharding.bids.reasons import RecordingError
+from mcsp.data_sharding.clean.fmri_files import is_image
 
 # Order of the Butterworth band-pass, forwards and backwards: nilearn's.
 _ORDER = 5
@@ -29,6 +32,30 @@ class Confounds:
     regressors_TK: np.ndarray | None = None
 
 
+def with_confounds(ref: RecordingRef, x_TP: np.ndarray, config: FmriConfig) -> tuple[np.ndarray, Confounds]:
+    """The confounds of a run, and its values on the clock of all volumes.
+
+    xcp_d may leave out the volumes that it censors; ``*_outliers.tsv`` has a row for every one. Those that are missing
+    are NaN in what is returned, and all that it names are outside of the fit and of the valid spans.
+
+    Raises:
+        RecordingError: as :func:`read_confounds`; ``confounds-mismatch`` where volumes are missing otherwise.
+    """
+    tables = siblings(ref, "_outliers.tsv")
+    if not tables:
+        return x_TP, read_confounds(ref, len(x_TP), config)
+    outlier_T = (_table(tables[0]).apply(pd.to_numeric, errors="coerce").to_numpy() > 0).any(axis=1)
+    if len(x_TP) == (~outlier_T).sum() < len(outlier_T):
+        kept_TP, x_TP = x_TP, np.full((len(outlier_T), x_TP.shape[1]), np.nan)
+        x_TP[~outlier_T] = kept_TP
+    if len(x_TP) != len(outlier_T):
+        expected = f"expected {len(outlier_T)} volumes, or {(~outlier_T).sum()} without the censored ones"
+        raise RecordingError("confounds-mismatch", f"{tables[0].name}: {len(x_TP)} volumes in the series, {expected}")
+    confounds = read_confounds(ref, len(x_TP), config)
+    steady_T = ~outlier_T if confounds.steady_T is None else confounds.steady_T & ~outlier_T
+    return x_TP, replace(confounds, steady_T=steady_T)
+
+
 def read_confounds(ref: RecordingRef, n_volumes: int, config: FmriConfig) -> Confounds:
     """Read the confounds of a run; empty where there are none.
 
@@ -36,17 +63,12 @@ def read_confounds(ref: RecordingRef, n_volumes: int, config: FmriConfig) -> Con
         RecordingError: ``missing-confounds`` where the configuration needs them, ``confounds-mismatch``, ``bad-table``.
     """
     file = ref.confounds()
-    is_image = ref.path.name.endswith((".nii", ".nii.gz")) and not ref.path.name.endswith(".ptseries.nii")
+    regresses = bool(config.confounds) and is_image(ref.path)
     if file is None:
-        if (config.confounds and is_image) or config.max_fd_mm is not None:
+        if regresses or config.max_fd_mm is not None:
             raise RecordingError("missing-confounds", f"{ref.path.name}: no *_desc-confounds_timeseries.tsv beside it")
         return Confounds()
-    try:
-        frame = pd.read_csv(file, sep="\t", na_values=["n/a"])
-    except UnicodeDecodeError as error:
-        raise RecordingError("bad-encoding", f"{file.name}: byte {error.start} is not UTF-8") from None
-    except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise RecordingError("bad-table", f"{file.name}: {' '.join(str(error).split())}") from None
+    frame = _table(file)
     if len(frame) != n_volumes:
         detail = f"{file.name}: {len(frame)} rows, expected one for each of {n_volumes} volumes"
         raise RecordingError("confounds-mismatch", detail)
@@ -65,7 +87,7 @@ def read_confounds(ref: RecordingRef, n_volumes: int, config: FmriConfig) -> Con
     if dvars_T is not None:
         quality["mean_dvars"] = float(np.nanmean(dvars_T))
     regressors_TK = None
-    if config.confounds and is_image:
+    if regresses:
         regressors_TK, kept = _strategies(ref, config, n_volumes)
         steady_T[np.setdiff1d(np.arange(n_volumes), kept)] = False
     return Confounds({k: round(v, 6) for k, v in quality.items()}, steady_T, regressors_TK)
@@ -141,6 +163,15 @@ def detrend(x_TP: np.ndarray) -> np.ndarray:
     t_T1 = np.arange(len(x_TP), dtype=np.float64)[:, None] - (len(x_TP) - 1) / 2
     slope_P = (t_T1 * x_TP).sum(axis=0) / (t_T1**2).sum()
     return x_TP - x_TP.mean(axis=0) - t_T1 * slope_P
+
+
+def _table(file: Path) -> pd.DataFrame:
+    try:
+        return pd.read_csv(file, sep="\t", na_values=["n/a"])
+    except UnicodeDecodeError as error:
+        raise RecordingError("bad-encoding", f"{file.name}: byte {error.start} is not UTF-8") from None
+    except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        raise RecordingError("bad-table", f"{file.name}: {' '.join(str(error).split())}") from None
 
 
 def _numbers(frame: pd.DataFrame, column: str) -> np.ndarray | None:

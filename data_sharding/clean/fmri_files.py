@@ -4,24 +4,37 @@ Shape letters: T volumes, P parcels, V voxels.
 """
 
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import nibabel
 import numpy as np
-import pandas as pd
 from nibabel.affines import apply_affine
 
-from mcsp.data_sharding.bids.find import RecordingRef
+from mcsp.config import FmriConfig
+from mcsp.data_sharding.bids.derivatives import atlas_files
+from mcsp.data_sharding.bids.find import RecordingRef, parse_name
 from mcsp.data_sharding.bids.reasons import RecordingError
-from mcsp.data_sharding.clean.fmri_parcels import (
+from mcsp.data_sharding.parcels.atlases import Atlas, atlas_of_file, named_atlas
+from mcsp.data_sharding.parcels.parcellation import (
     ParcelRow,
     Parcels,
-    find_label_image,
-    image_parcels,
     parcel_table,
+    place_columns,
+    require_places,
+    segmentation_of,
     table_beside,
+)
+from mcsp.data_sharding.parcels.series import check_twice, read_series
+from mcsp.data_sharding.parcels.spaces import (
+    require_orientation,
+    require_same,
+    require_standard,
+    same_space,
+    space_of_atlas,
+    space_of_name,
 )
 
 # Header and sidecar may differ by rounding only.
@@ -31,60 +44,98 @@ _SECONDS_PER_UNIT = {"sec": 1.0, "msec": 1e-3, "usec": 1e-6, "unknown": 1.0, "SE
 _CHUNK_BYTES = 1 << 27
 
 
-def read_time_series(ref: RecordingRef, t_r: float, min_coverage: float) -> tuple[np.ndarray, Parcels]:
+def read_time_series(
+    ref: RecordingRef, t_r: float, config: FmriConfig, atlas: Atlas | None = None
+) -> tuple[np.ndarray, Parcels]:
     """Values float64 ``(T, P)``, NaN for parcels without data, and the parcels.
+
+    Args:
+        ref: the recording.
+        t_r: s, with which a header has to agree.
+        config: which atlas places the parcels, in which space images lie, and how much of a parcel must be covered.
+        atlas: comes before those of the configuration and of the dataset.
 
     Raises:
         RecordingError: with the reason.
     """
     name = ref.path.name
-    if name.endswith(".tsv"):
-        found = _fixed_list(*_read_tsv(ref.path), ref)
-    elif name.endswith(".1D"):
-        found = _read_1d(ref)
-    elif name.endswith(".ptseries.nii"):
-        values_TP, names, positions_P3 = _read_ptseries(ref.path, t_r)
-        found = _fixed_list(values_TP, names, ref, positions_P3)
-    else:
-        found = _read_image(ref, t_r, min_coverage)
+    read = _read_image if is_image(ref.path) else _read_parcellated
+    found = read(ref, t_r, config, atlas)
     if len(found[0]) < 2:
         raise RecordingError("no-volumes", f"{name}: {len(found[0])} volumes, expected a time series")
+    require_places(found[1], config.max_bad_fraction, name)
     return found
 
 
-def _read_tsv(path: Path) -> tuple[np.ndarray, list[str]]:
-    try:
-        frame = pd.read_csv(path, sep="\t", na_values=["n/a"])
-    except UnicodeDecodeError as error:
-        raise RecordingError("bad-encoding", f"{path.name}: byte {error.start} is not UTF-8") from None
-    except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise RecordingError("bad-table", f"{path.name}: {' '.join(str(error).split())}") from None
-    text = [str(name) for name, kind in frame.dtypes.items() if kind.kind not in "fiu"]
-    if len(frame) and text:
-        raise RecordingError(
-            "bad-table", f"{path.name}: column {text[0]!r} holds text, expected one number per volume and parcel"
-        )
-    return frame.to_numpy(dtype=np.float64), [str(name) for name in frame.columns]
+def is_image(path: Path) -> bool:
+    """Whether a file of BOLD holds voxels, not parcels."""
+    return path.name.endswith((".nii", ".nii.gz")) and not path.name.endswith(".ptseries.nii")
 
 
-def _read_1d(ref: RecordingRef) -> tuple[np.ndarray, Parcels]:
-    """Columns are parcels in the table's order, rows are volumes; ``#`` begins a comment (AFNI)."""
-    path = ref.path
-    try:
-        values_TP = np.loadtxt(path, comments="#", ndmin=2, encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise RecordingError("bad-encoding", f"{path.name}: byte {error.start} is not UTF-8") from None
-    except ValueError as error:
-        raise RecordingError("bad-table", f"{path.name}: {' '.join(str(error).split())}") from None
-    rows = parcel_table(ref.companion("dseg.tsv"))
-    n = values_TP.shape[1]
-    if rows and len(rows) != n:
-        raise RecordingError("parcels-mismatch", f"{path.name}: {n} columns, expected the table's {len(rows)} parcels")
-    rows = rows or [(f"parcel-{i}", i, (np.nan,) * 3) for i in range(1, n + 1)]
-    return values_TP, Parcels([row[0] for row in rows], [], np.array([row[2] for row in rows], dtype=np.float64))
+def _read_parcellated(
+    ref: RecordingRef, t_r: float, config: FmriConfig, atlas: Atlas | None
+) -> tuple[np.ndarray, Parcels]:
+    name, positions_P3 = ref.path.name, None
+    if name.endswith(".ptseries.nii"):
+        values_TP, names, positions_P3 = read_ptseries(ref.path, t_r)
+    else:
+        values_TP, named = read_series(ref.path)
+        if named is not None and not named:
+            raise RecordingError("no-channels", f"{name}: the table holds no time series")
+        names = named or []
+    atlas = atlas or _given_atlas(ref, config)
+    rows, space = (atlas.rows, atlas.parcels.space) if atlas else _rows_of_dataset(ref)
+    if positions_P3 is not None and not {row[0] for row in rows} & set(names):
+        return values_TP, Parcels(names, [], positions_P3, space_of_name(ref.path))
+    x_TP, parcels = place_columns(values_TP, names or None, rows, name, space or space_of_name(ref.path))
+    if positions_P3 is not None:
+        own = dict(zip(names, positions_P3, strict=True))
+        places = [
+            own.get(n, xyz) if np.isnan(xyz).any() else xyz
+            for n, xyz in zip(parcels.names, parcels.positions_P3, strict=True)
+        ]
+        parcels = replace(parcels, positions_P3=np.array(places))
+    return x_TP, parcels
 
 
-def _read_ptseries(path: Path, t_r: float) -> tuple[np.ndarray, list[str], np.ndarray]:
+def _given_atlas(ref: RecordingRef, config: FmriConfig) -> Atlas | None:
+    """The atlas that the settings name."""
+    if ref.site.label_image is not None:
+        return atlas_of_file(ref.site.label_image, space=config.label_space or "")
+    return named_atlas(config.atlas) if config.atlas else None
+
+
+def _rows_of_dataset(ref: RecordingRef) -> tuple[list[ParcelRow], str]:
+    """Parcels of a table by the files of its dataset, and the space of their positions; none where it has no atlas."""
+    segmentation = segmentation_of(ref.entities)
+    elsewhere = atlas_files(ref, segmentation) if segmentation else []
+    tables = [*_of_segmentation(ref, "dseg.tsv"), *(f for f in elsewhere if f.name.endswith(".tsv"))]
+    rows = parcel_table(tables[0]) if tables else []
+    if rows and np.isfinite([row[2] for row in rows]).all(axis=1).any():
+        return rows, space_of_name(tables[0])
+    images = [*_of_segmentation(ref, "dseg.nii.gz"), *(f for f in elsewhere if not f.name.endswith(".tsv"))]
+    images = [file for file in images if not segmentation or segmentation_of(parse_name(file.name)[0]) == segmentation]
+    space = space_of_name(ref.path)
+    images.sort(key=lambda file: not same_space(space_of_atlas(file), space))  # of equal ones the closest
+    if not images:
+        return rows, ""
+    atlas = atlas_of_file(images[0], rows)
+    return atlas.rows, atlas.parcels.space
+
+
+def _of_segmentation(ref: RecordingRef, kind: str) -> list[Path]:
+    """Files of the dataset that say something of the recording's parcellation, the closest first."""
+    wanted = segmentation_of(ref.entities)
+    files = reversed(ref.companions.get(kind, ()))
+    return [file for file in files if not wanted or segmentation_of(parse_name(file.name)[0]) in ("", wanted)]
+
+
+def read_ptseries(path: Path, t_r: float) -> tuple[np.ndarray, list[str], np.ndarray]:
+    """Values ``(T, P)``, names and positions [mm], NaN for parcels of the surface, of a CIFTI file.
+
+    Raises:
+        RecordingError: with the reason.
+    """
     image = nibabel.load(path)
     if not isinstance(image, nibabel.Cifti2Image):
         raise RecordingError("unreadable", f"{path.name}: expected CIFTI-2, found {type(image).__name__}")
@@ -94,42 +145,36 @@ def _read_ptseries(path: Path, t_r: float) -> tuple[np.ndarray, list[str], np.nd
         raise RecordingError("unreadable", f"{path.name}: expected time by parcels, found {' by '.join(kinds)}")
     series, parcels = axes
     _check_t_r(path.name, t_r, float(series.step) * _SECONDS_PER_UNIT.get(series.unit, 1.0), series.unit)
+    names = [str(name) for name in parcels.name]
+    check_twice(names, path.name)
     positions_P3 = np.full((len(parcels), 3), np.nan)
     for p, voxels in enumerate(parcels.voxels):
         if len(voxels) and parcels.affine is not None:  # parcels of the surface have vertices and no millimetres here
             positions_P3[p] = apply_affine(parcels.affine, np.asarray(voxels)).mean(axis=0)
-    return np.asarray(image.dataobj, dtype=np.float64), [str(name) for name in parcels.name], positions_P3
+    return np.asarray(image.dataobj, dtype=np.float64), names, positions_P3
 
 
-def _fixed_list(
-    values_TP: np.ndarray, names: list[str], ref: RecordingRef, positions_P3: np.ndarray | None = None
-) -> tuple[np.ndarray, Parcels]:
-    """Put columns into the order of the parcellation's table; parcels that have no column are NaN.
-
-    Where the table does not name every column it is of another list, and only its positions are used.
-    """
-    if not names:
-        raise RecordingError("no-channels", f"{ref.path.name}: the table holds no time series")
-    known = {name: xyz for name, _, xyz in parcel_table(ref.companion("dseg.tsv"))}
-    order = list(known) if known.keys() >= set(names) else names
-    column = {name: i for i, name in enumerate(names)}
-    x_TP = np.full((len(values_TP), len(order)), np.nan)
-    positions = np.full((len(order), 3), np.nan)
-    for p, name in enumerate(order):
-        if name in column:
-            x_TP[:, p] = values_TP[:, column[name]]
-            if positions_P3 is not None:
-                positions[p] = positions_P3[column[name]]
-        if name in known and not np.isnan(known[name]).any():
-            positions[p] = known[name]
-    return x_TP, Parcels(order, [], positions)
+def _read_image(ref: RecordingRef, t_r: float, config: FmriConfig, atlas: Atlas | None) -> tuple[np.ndarray, Parcels]:
+    name = ref.path.name
+    space = space_of_name(ref.path) or config.image_space or ""
+    require_standard(space, name)
+    atlas = atlas or _given_atlas(ref, config) or _atlas_of_dataset(ref, space, config.parcellation)
+    require_same(space, name, atlas.parcels.space, atlas.name)
+    image = Named(nibabel.load(ref.path, keep_file_open=True), name)
+    return average_parcels(image, atlas, t_r, config.min_parcel_coverage)
 
 
-def _read_image(ref: RecordingRef, t_r: float, min_coverage: float) -> tuple[np.ndarray, Parcels]:
-    label_file = find_label_image(ref)
-    image = Named(nibabel.load(ref.path, keep_file_open=True), ref.path.name)
-    labels = Named(nibabel.load(label_file), label_file.name)
-    return average_parcels(image, labels, table_beside(label_file, ref), t_r, min_coverage)
+def _atlas_of_dataset(ref: RecordingRef, space: str, parcellation: str | None) -> Atlas:
+    """The dataset's own label image; one whose name says no space was put there for images in a standard space."""
+    files = list(reversed(ref.companions.get("dseg.nii.gz", ())))
+    files.sort(key=lambda file: segmentation_of(parse_name(file.name)[0]) != parcellation)
+    files.sort(key=lambda file: not same_space(space_of_atlas(file) or space, space))
+    if not files:
+        detail = f"{ref.path.name}: no *_dseg.nii.gz at the dataset's root and no label_image or atlas in the settings"
+        raise RecordingError("no-label-image", detail)
+    of_dataset = ref.companion("dseg.tsv")
+    rows = table_beside(files[0]) or (parcel_table(of_dataset) if of_dataset else [])
+    return atlas_of_file(files[0], rows, space_of_atlas(files[0]) or space)
 
 
 class Named(NamedTuple):
@@ -139,35 +184,33 @@ class Named(NamedTuple):
     name: str
 
 
-def average_parcels(
-    bold: Named, parcellation: Named, rows: Sequence[ParcelRow], t_r: float, min_coverage: float
-) -> tuple[np.ndarray, Parcels]:
+def average_parcels(bold: Named, atlas: Atlas, t_r: float, min_coverage: float) -> tuple[np.ndarray, Parcels]:
     """Mean of the covered voxels of each label; a voxel is covered where the first volume is finite and not zero.
 
     Args:
         bold: 4-D; read a few volumes at a time.
-        parcellation: integer labels, on any grid of the same space.
-        rows: names and positions of labels, where known.
+        atlas: with a label image, on any grid of the same space.
         t_r: s, with which the header has to agree.
         min_coverage: fraction of a parcel's voxels below which it is NaN.
     """
     image, name = bold
-    labels_image, label_name = parcellation
+    parcels, voxels, affine = atlas.parcels, atlas.voxels_XYZ, atlas.affine
+    if voxels is None or affine is None:
+        raise RecordingError(
+            "no-label-image", f"{atlas.name}: holds positions alone, expected a label image for {name}"
+        )
     if len(image.shape) != 4:
         raise RecordingError("not-4d", f"{name}: expected a 4-D image, found shape {image.shape}")
-    for file, affine in ((name, image.affine), (label_name, labels_image.affine)):
-        if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-6:
-            raise RecordingError("singular-affine", f"{file}: its affine maps no voxel to a place")
+    require_orientation(image, name)
     unit = image.header.get_xyzt_units()[1]
     _check_t_r(name, t_r, float(image.header.get_zooms()[3]) * _SECONDS_PER_UNIT.get(unit, 1.0), unit)
-    parcels, voxels = image_parcels(labels_image, label_name, rows)
-    if voxels.shape != image.shape[:3] or not np.allclose(labels_image.affine, image.affine, atol=1e-3):
-        voxels = _onto_grid(voxels, labels_image.affine, image)
+    if voxels.shape != image.shape[:3] or not np.allclose(affine, image.affine, atol=1e-3):
+        voxels = _onto_grid(voxels, affine, image)
     rank = {label: p for p, label in enumerate(parcels.labels)}
     inside = np.flatnonzero(voxels.ravel(order="F"))
     parcel_V = np.array([rank[int(label)] for label in voxels.ravel(order="F")[inside]], dtype=np.int64)
     if not len(inside):
-        raise RecordingError("label-space-mismatch", f"{label_name}: no label lies inside of {name}")
+        raise RecordingError("label-space-mismatch", f"{atlas.name}: no label lies inside of {name}")
     x_TP = np.full((image.shape[3], len(parcels.labels)), np.nan)
     first = 0
     weight_P, covered_V = np.empty(0), np.empty(0, dtype=bool)

@@ -35,6 +35,14 @@ class FmriConfig(Config):
     label_image: Path | None = Field(
         None, description="integer NIfTI parcellation for 4-D BOLD images without their own"
     )
+    label_space: str | None = Field(
+        None, description="standard space of label_image, where neither its name nor a table of known atlases says it"
+    )
+    image_space: str | None = Field(None, description="standard space of images whose names have no space-")
+    atlas: str | None = Field(
+        None,
+        description="atlas of tables and images by name, as nilearn fetches it: Schaefer2018_400Parcels_7Networks",
+    )
     parcellation: str | None = Field(None, description="seg- of the time series to read; null: the first by name")
     detrend: bool = Field(True, description="take a straight line out of each parcel's series")
     bandpass_hz: tuple[float, float] | None = Field(None, description="of the signals and the regressors; null: none")
@@ -118,6 +126,11 @@ class CorpusConfig(Selection):
         0.05, ge=0, le=1, description="the build fails where more than this part of the recordings is bad; 5% or 0.05"
     )
     read_timeout_seconds: float = Field(900.0, gt=0, description="longest time to read and clean one recording")
+    site_timeout_seconds: float = Field(
+        14_400.0,
+        gt=0,
+        description="time that files which never end may cost one site; then the rest of it is not read",
+    )
     read_memory_gb: float = Field(16.0, gt=0, description="address space for reading one recording [10^9 bytes]")
     workers: int | None = Field(None, ge=1, description="Ray CPUs of a local Ray; null: all cores")
 

@@ -50,6 +50,9 @@ class ObjectiveConfig(Config):
     negatives: Literal["all", "within_site"] = Field(
         "all", description="what a row is contrasted with: all other subjects, or those of its own site"
     )
+    precision: Literal["auto", "fp32", "tf32", "bf16"] = Field(
+        "auto", description="of products of embeddings in the loss; auto: bf16 under bf16 autocast, else fp32"
+    )
 
 
 class AugmentationConfig(Config):

@@ -18,21 +18,19 @@ from mcsp.encode.recording import (
     Report,
     cleaning_of,
     encode_clean,
-    listed,
     min_seconds_of,
     require_packages,
     require_positions,
     window_steps,
 )
 from mcsp.schema import SCALE_FREE
+from mcsp.wording import listed
 
 if TYPE_CHECKING:
     from mcsp.data_sharding.clean.recording import CleanRecording
     from mcsp.model.weights import ExportedMCSP
 
 _MIN_SECONDS = 30.0
-# How far from the origin [mm] a parcel can lie. Ours.
-_REACH_MM = (10.0, 150.0)
 _EXPECTED_POSITIONS = "x, y, z [mm] in the parcellation's table, a label image, or a (P, 3) array of MNI positions"
 
 
@@ -45,6 +43,7 @@ def encode_bold(
     percent: bool = False,
     require_known_parcellation: bool = False,
     options: Options | None = None,
+    space: str | None = None,
 ) -> EncodedRecording:
     """Average parcels, clean as the pretraining corpus was cleaned, cut windows, encode them, average.
 
@@ -54,13 +53,15 @@ def encode_bold(
             ``.1D``, ``.ptseries.nii``); or an array ``(T, P)`` as nilearn's maskers give it, best with its mean and not
             standardised. Values without a mean become arbitrary units, of which the model uses the shape alone.
         t_r: repetition time [s]; None: from the JSON sidecar. Checked against sidecar and header.
-        parcellation: label image (path or nibabel image) for images and arrays; or ``(P, 3)`` MNI positions [mm] for
-            arrays. None: the ``*_dseg`` files of the BIDS dataset.
+        parcellation: label image (path or nibabel image), name of an atlas, or what a fetcher of nilearn returned; for
+            tables and arrays also a table, for arrays ``(P, 3)`` MNI positions [mm]. None: the dataset's own.
         parcel_table: ``*_dseg.tsv`` with index, name and, where known, x, y, z; None: the one beside the label image.
-        percent: an array is in percent signal change already.
+        percent: an array or table is in percent signal change already.
         require_known_parcellation: refuse a parcellation that was not in the pretraining data. Without, any will do,
             because parcels are known to the model by their position; the report warns.
         options: windows and limits.
+        space: standard space of an image, and of its label image, where their names do not say it, as
+            ``"MNI152NLin6Asym"``: an atlas is laid over an image of the same space alone.
 
     Raises:
         ValueError: one line that says what is wrong: another t_r, an ambiguous shape, no baseline, NaN, parcels without
@@ -69,6 +70,7 @@ def encode_bold(
     require_packages("nibabel", "pandas", "scipy")
     from mcsp.data_sharding.bids.reasons import naming
     from mcsp.data_sharding.clean.fmri import clean_bold, plausible_t_r, require_length
+    from mcsp.data_sharding.parcels.parcellation import require_places
 
     options = options or Options()
     config = cleaning_of(model, "fmri", FmriConfig)
@@ -78,32 +80,22 @@ def encode_bold(
         if t_r is not None:
             plausible_t_r(float(t_r))
         if isinstance(bold, str | Path):
-            source = of_file(Path(bold), t_r, parcellation, parcel_table, config)
+            source = of_file(Path(bold), t_r, parcellation, parcel_table, space, percent, config)
         elif hasattr(bold, "dataobj") and hasattr(bold, "affine"):
-            source = of_image(bold, t_r, parcellation, parcel_table, config)
+            source = of_image(bold, t_r, parcellation, parcel_table, space, config)
         else:
             source = of_array(np.asarray(bold), t_r, parcellation, parcel_table, percent)
         require_length(len(source.x_TP), source.t_r, min_seconds)
         clean = clean_bold(
             source.x_TP, source.parcels, source.t_r, source.confounds, config, min_seconds, source.percent
         )
-    _check_places(source, clean)
+    require_places(source.parcels, 1.0, name)
     require_positions(clean, name, options.min_channels, _EXPECTED_POSITIONS)
     steps, warnings = _parcellation(model, source, require_known_parcellation)
     features_WF, starts_W, seconds = encode_clean(model, "fmri", clean, name, options)
     windows, about_windows = window_steps(model, "fmri", clean, starts_W, seconds)
     report = _report(model, source, clean, config, {**steps, "windows": windows}, [*warnings, *about_windows])
     return EncodedRecording(features_WF.mean(axis=0), features_WF, starts_W, seconds, report)
-
-
-def _check_places(source: Source, clean: "CleanRecording") -> None:
-    """Raise ``ValueError`` for positions that are no millimetres."""
-    reach = np.nanmax(np.abs(clean.positions_C3), initial=0.0)
-    if np.isfinite(clean.positions_C3).any() and not _REACH_MM[0] <= reach <= _REACH_MM[1]:
-        raise ValueError(
-            f"{source.name}: parcels lie up to {reach:.3g} mm from the origin, expected {_REACH_MM[0]:g} to "
-            f"{_REACH_MM[1]:g}: MNI millimetres, no voxels or metres"
-        )
 
 
 def _parcellation(model: "ExportedMCSP", source: Source, require_known: bool) -> tuple[dict[str, str], list[str]]:

@@ -3,7 +3,8 @@
 Shape letters: T volumes, P parcels.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +13,9 @@ import numpy as np
 from mcsp.config import FmriConfig
 
 if TYPE_CHECKING:
-    from mcsp.data_sharding.bids.find import RecordingRef
     from mcsp.data_sharding.clean.fmri_confounds import Confounds
-    from mcsp.data_sharding.clean.fmri_parcels import Parcels
+    from mcsp.data_sharding.parcels.atlases import Atlas
+    from mcsp.data_sharding.parcels.parcellation import Parcels
 
 
 @dataclass(frozen=True)
@@ -38,71 +39,59 @@ def name_of(bold: Any) -> str:
 
 
 def of_file(
-    path: Path, t_r: float | None, parcellation: Any, parcel_table: str | Path | None, config: FmriConfig
+    path: Path,
+    t_r: float | None,
+    parcellation: Any,
+    parcel_table: str | Path | None,
+    space: str | None,
+    percent: bool,
+    config: FmriConfig,
 ) -> Source:
-    """Read a file with the companions of its BIDS dataset."""
+    """Read a file with the companions of its BIDS dataset; a table of another format (``.csv``, ``.npy``) by itself."""
     from mcsp.data_sharding.bids.find import read_sidecar, ref_of_file
     from mcsp.data_sharding.bids.reasons import RecordingError, reading
     from mcsp.data_sharding.clean.fmri import in_percent, repetition_time
-    from mcsp.data_sharding.clean.fmri_confounds import read_confounds
-    from mcsp.data_sharding.clean.fmri_files import read_time_series
+    from mcsp.data_sharding.clean.fmri_confounds import with_confounds
+    from mcsp.data_sharding.clean.fmri_files import is_image, read_time_series
+    from mcsp.data_sharding.parcels.series import EXTENSIONS
 
-    known = (".nii", ".nii.gz", ".tsv", ".1D")
+    known = (".nii", ".nii.gz", *EXTENSIONS)
     if not path.name.endswith(known):
         raise ValueError(f"{path.name}: expected {', '.join(known)}")
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
-    is_image = path.name.endswith((".nii", ".nii.gz")) and not path.name.endswith(".ptseries.nii")
-    ref = _with_parcellation(ref_of_file(path, "fmri"), parcellation, parcel_table, is_image)
-    labels = None
-    if is_image and not isinstance(parcellation, str | Path | None):
-        labels = _label_image(parcellation, parcel_table)
+    ref = ref_of_file(path, "fmri")
+    if space is not None:
+        config = config.model_copy(update={"image_space": space})
+    atlas = _atlas(parcellation, parcel_table, space)
+    if is_image(path) and atlas is not None and atlas.voxels_XYZ is None:
+        raise ValueError(f"{path.name}: expected a label image as parcellation, found positions alone")
     with reading(ref.site.root):
         sidecar = read_sidecar(ref)
         if t_r is None:
-            t_r = repetition_time(sidecar)
+            t_r = repetition_time(sidecar, ref)
         elif {"RepetitionTime", "SamplingFrequency"} & sidecar.keys():
-            stated = repetition_time(sidecar)
+            stated = repetition_time(sidecar, ref)
             if abs(stated - t_r) > 0.01 * stated:
                 raise RecordingError("t_r-mismatch", f"t_r is given as {t_r:g} s, the sidecar says {stated:g} s")
-        if labels is not None:
-            x_TP, parcels = _average(_load(path), path.name, labels, t_r, config)
-        else:
-            x_TP, parcels = read_time_series(ref, t_r, config.min_parcel_coverage)
-        confounds = read_confounds(ref, len(x_TP), config)
-    return Source(path.name, x_TP, parcels, t_r, confounds, in_percent(sidecar))
-
-
-def _with_parcellation(
-    ref: "RecordingRef", parcellation: Any, parcel_table: str | Path | None, is_image: bool
-) -> "RecordingRef":
-    """The reference with the label image and the table that the user named in place of those of the dataset."""
-    companions = dict(ref.companions)
-    if is_image and isinstance(parcellation, str | Path):
-        if not Path(parcellation).is_file():
-            raise ValueError(f"{parcellation}: no such label image")
-        ref = replace(ref, site=replace(ref.site, label_image=Path(parcellation)))
-    elif not is_image and isinstance(parcellation, str | Path):
-        parcel_table = parcel_table or parcellation
-    if parcel_table is not None:
-        companions["dseg.tsv"] = (_table_path(parcel_table),)
-    return replace(ref, companions=companions)
-
-
-def _table_path(table: str | Path) -> Path:
-    if not str(table).endswith(".tsv"):
-        raise ValueError(f"{table}: expected a *_dseg.tsv with index, name and x, y, z in mm")
-    if not Path(table).is_file():
-        raise ValueError(f"{table}: no such table of parcels")
-    return Path(table)
+        x_TP, parcels = read_time_series(ref, t_r, config, atlas)
+        x_TP, confounds = with_confounds(ref, x_TP, config)
+    return Source(path.name, x_TP, parcels, t_r, confounds, percent or in_percent(sidecar))
 
 
 def of_image(
-    image: Any, t_r: float | None, parcellation: Any, parcel_table: str | Path | None, config: FmriConfig
+    image: Any,
+    t_r: float | None,
+    parcellation: Any,
+    parcel_table: str | Path | None,
+    space: str | None,
+    config: FmriConfig,
 ) -> Source:
     """Average an image in memory over a label image; its confounds are not known."""
     from mcsp.data_sharding.bids.reasons import RecordingError, reading
     from mcsp.data_sharding.clean.fmri_confounds import Confounds
+    from mcsp.data_sharding.clean.fmri_files import Named, average_parcels
+    from mcsp.data_sharding.parcels.spaces import require_same, require_standard, space_of_name
 
     name = name_of(image)
     if t_r is None:
@@ -113,42 +102,53 @@ def of_image(
         raise RecordingError(
             "missing-confounds", "pretraining used confounds of fMRIPrep: pass the path of the image beside them"
         )
-    labels = _label_image(parcellation, parcel_table)
+    atlas = _atlas(parcellation, parcel_table, space)
+    assert atlas is not None
+    file = image.get_filename() if hasattr(image, "get_filename") else None
+    image_space = (space_of_name(Path(file)) if file else "") or space or ""
     with reading(Path(".")):
-        x_TP, parcels = _average(image, name, labels, t_r, config)
+        require_standard(image_space, name)
+        require_same(image_space, name, atlas.parcels.space, atlas.name)
+        x_TP, parcels = average_parcels(Named(image, name), atlas, t_r, config.min_parcel_coverage)
     return Source(name, x_TP, parcels, t_r, Confounds(), False)
 
 
-def _average(
-    image: Any, name: str, parcellation: tuple[Any, str, list[Any]], t_r: float, config: FmriConfig
-) -> tuple[np.ndarray, "Parcels"]:
-    from mcsp.data_sharding.clean.fmri_files import Named, average_parcels
+def _atlas(parcellation: Any, parcel_table: str | Path | None, space: str | None) -> "Atlas | None":
+    """The atlas that the user means: a name, a label image or table, an image in memory, what nilearn fetched.
 
-    labels, label_name, rows = parcellation
-    return average_parcels(Named(image, name), Named(labels, label_name), rows, t_r, config.min_parcel_coverage)
+    ``space`` is that of an atlas which does not say its own.
+    """
+    from mcsp.data_sharding.parcels.atlases import atlas_of_bunch, atlas_of_file, atlas_of_image, is_named, named_atlas
+    from mcsp.data_sharding.parcels.parcellation import parcel_table as read_table
+    from mcsp.data_sharding.parcels.spaces import space_of_atlas
 
-
-def _load(path: str | Path) -> Any:
-    import nibabel
-
-    return nibabel.load(path, keep_file_open=True)
-
-
-def _label_image(parcellation: Any, parcel_table: str | Path | None) -> tuple[Any, str, list[Any]]:
-    """A label image, its name, and the rows of its table."""
-    from mcsp.data_sharding.bids.find import ref_of_file
-    from mcsp.data_sharding.clean.fmri_parcels import parcel_table as read_table
-    from mcsp.data_sharding.clean.fmri_parcels import table_beside
-
+    if parcellation is None:
+        return None if parcel_table is None else atlas_of_file(_table_path(parcel_table))
     rows = read_table(_table_path(parcel_table)) if parcel_table is not None else []
+    if isinstance(parcellation, str) and is_named(parcellation):
+        return named_atlas(parcellation)
     if isinstance(parcellation, str | Path):
         path = Path(parcellation)
         if not path.is_file():
-            raise ValueError(f"{path}: no such label image")
-        return _load(path), path.name, rows or table_beside(path, ref_of_file(path, "fmri"))
+            raise ValueError(f"{parcellation}: no such label image, table, or atlas that is known by name")
+        return atlas_of_file(path, rows, space_of_atlas(path) or space or "")
+    if isinstance(parcellation, Mapping):
+        return atlas_of_bunch(
+            parcellation, space="" if "?" not in str(parcellation.get("template", "?")) else space or ""
+        )
     if not hasattr(parcellation, "dataobj"):
         raise ValueError(f"parcellation: expected a label image, found {type(parcellation).__name__}")
-    return parcellation, "label image", rows
+    file = parcellation.get_filename()
+    stated = space_of_atlas(Path(file)) if file else ""
+    return atlas_of_image(parcellation, Path(file).name if file else "label image", rows, stated or space or "")
+
+
+def _table_path(table: str | Path) -> Path:
+    if not str(table).endswith(".tsv"):
+        raise ValueError(f"{table}: expected a *_dseg.tsv with index, name and x, y, z in mm")
+    if not Path(table).is_file():
+        raise ValueError(f"{table}: no such table of parcels")
+    return Path(table)
 
 
 def of_array(
@@ -180,16 +180,18 @@ def of_array(
 
 def _parcels(parcellation: Any, parcel_table: str | Path | None) -> "Parcels":
     """Parcels of an array's columns."""
-    from mcsp.data_sharding.clean.fmri_parcels import Parcels, image_parcels
-    from mcsp.data_sharding.clean.fmri_parcels import parcel_table as read_table
+    from mcsp.data_sharding.parcels.parcellation import Parcels
+    from mcsp.data_sharding.parcels.parcellation import parcel_table as read_table
 
     if parcellation is None and parcel_table is None:
-        raise ValueError("BOLD array: expected a parcellation: a label image, (P, 3) MNI positions, or a *_dseg.tsv")
-    if parcellation is None or str(parcellation).endswith(".tsv"):
-        rows = read_table(_table_path(parcel_table or parcellation))
-        return Parcels([row[0] for row in rows], [], np.array([row[2] for row in rows], dtype=np.float64))
-    if isinstance(parcellation, str | Path) or hasattr(parcellation, "dataobj"):
-        return image_parcels(*_label_image(parcellation, parcel_table))[0]
+        raise ValueError(
+            "BOLD array: expected a parcellation: a label image, an atlas's name, (P, 3) MNI positions, or a *_dseg.tsv"
+        )
+    is_atlas = isinstance(parcellation, str | Path | Mapping) or hasattr(parcellation, "dataobj")
+    if parcellation is None or is_atlas:
+        atlas = _atlas(parcellation, parcel_table, None)
+        assert atlas is not None
+        return atlas.parcels
     positions_P3 = np.asarray(parcellation, dtype=np.float64)
     if positions_P3.ndim != 2 or positions_P3.shape[1] != 3:
         raise ValueError(f"parcellation: expected MNI positions of shape (P, 3), found {positions_P3.shape}")

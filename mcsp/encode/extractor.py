@@ -15,6 +15,7 @@ from sklearn.utils import Tags
 from sklearn.utils.validation import check_memory
 
 from mcsp.config.evaluate import WINDOWS_PER_RECORDING
+from mcsp.data_sharding.bids.derivatives import inputs_of
 from mcsp.data_sharding.bids.find import ref_of_file
 from mcsp.encode.bold import encode_bold
 from mcsp.encode.eeg import encode_raw, raw_of_array
@@ -45,6 +46,7 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):
         parcel_table: likewise.
         percent: likewise, for BOLD arrays.
         require_known_parcellation: likewise.
+        space: likewise, for images.
         windows_per_recording: as of :class:`mcsp.encode.recording.Options`, and so are the four below.
         window_seconds: None: as in pretraining.
         batch_size: windows encoded at once.
@@ -71,6 +73,7 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):
         parcel_table: str | Path | None = None,
         percent: bool = False,
         require_known_parcellation: bool = False,
+        space: str | None = None,
         windows_per_recording: int = WINDOWS_PER_RECORDING,
         window_seconds: float | None = None,
         batch_size: int = 32,
@@ -91,6 +94,7 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):
         self.parcel_table = parcel_table
         self.percent = percent
         self.require_known_parcellation = require_known_parcellation
+        self.space = space
         self.windows_per_recording = windows_per_recording
         self.window_seconds = window_seconds
         self.batch_size = batch_size
@@ -121,7 +125,7 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):
         for i, recording in enumerate(_recordings(X)):
             try:
                 rows.append(self._features(recording))
-            except ValueError as error:
+            except (ValueError, OSError, MemoryError) as error:  # a recording costs itself alone, whatever is wrong
                 if self.on_error == "raise":
                     raise ValueError(f"recording {i}: {error}") from error
                 rows.append(np.full(len(self._names()), np.nan))
@@ -136,7 +140,7 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):
         if self.modality == "fmri":
             return encode_bold(
                 model, recording, self.t_r, self.parcellation, self.parcel_table, self.percent,
-                self.require_known_parcellation, options,
+                self.require_known_parcellation, options, self.space,
             )  # fmt: skip
         if isinstance(recording, np.ndarray):
             if self.sfreq is None:
@@ -195,7 +199,7 @@ def _encoded(contents: Any, asked: dict[str, Any], extractor: FeatureExtractor, 
 def _contents(value: Any, modality: Modality) -> Any:
     """What tells a recording from others: values in memory by a hash, files by name, size and time of their change."""
     if isinstance(value, str | Path):
-        files = [path for path in ref_of_file(Path(value), modality).inputs() if path.is_file()]
+        files = [path for path in inputs_of(ref_of_file(Path(value), modality)) if path.is_file()]
         return [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     if hasattr(value, "load_data"):  # a Raw may hold no more than the name of its file
         value = value.copy().load_data()

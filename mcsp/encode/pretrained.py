@@ -37,6 +37,7 @@ class PretrainedMCSP(ExportedMCSP):
         parcel_table: str | Path | None = None,
         percent: bool = False,
         require_known_parcellation: bool = False,
+        space: str | None = None,
         **options: Any,
     ) -> "EncodedRecording":
         """Features of one run of BOLD, a file, an image or an array, with a report of what was done to it.
@@ -48,7 +49,7 @@ class PretrainedMCSP(ExportedMCSP):
         from mcsp.encode.recording import Options
 
         checked = require_known_parcellation
-        return encode_bold(self, bold, t_r, parcellation, parcel_table, percent, checked, Options(**options))
+        return encode_bold(self, bold, t_r, parcellation, parcel_table, percent, checked, Options(**options), space)
 
 
 def from_pretrained(path: str | Path) -> PretrainedMCSP:

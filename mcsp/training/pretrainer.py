@@ -75,7 +75,7 @@ class Pretrainer(nn.Module):
         z_by_slot: dict[tuple[str, str, int], Tensor] = {}
         error_by_name: dict[str, Tensor] = {}
         valid_by_modality = {
-            m: torch.zeros(n, dtype=torch.bool, device=s.x_BCT.device).index_fill(0, s.sample_B, True)
+            m: torch.zeros(n, dtype=torch.bool, device=s.x_BCT.device).index_copy(0, s.sample_B, s.row_valid_B)
             for m, s in batch.signals.items()
         }
         for modality, signal in batch.signals.items():

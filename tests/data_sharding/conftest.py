@@ -26,6 +26,7 @@ from mcsp.data_sharding.build.pseudonyms import KEY_VARIABLE
 KEY = "a key for tests alone"
 CHANNELS = ["Fp1", "Fp2", "C3", "C4", "O1", "O2", "T3"]
 PARCELS = ["left", "right", "middle"]
+PLACES = [[-40.0, 0, 30], [40, 0, 30], [0, 20, 50]]
 DESCRIPTION = {"Name": "test", "BIDSVersion": "1.10.0"}
 
 
@@ -45,7 +46,7 @@ def bold(volumes: int = 120, seed: int = 0) -> np.ndarray:
 def write_paired_site(root: Path, subjects: int = 4) -> None:
     """EEG and BOLD that start together but for 3 s, with a label per subject."""
     write_json(root / "dataset_description.json", {**DESCRIPTION, "Simulated": True})
-    write_parcellation(root, "Three", PARCELS, np.array([[-40.0, 0, 30], [40, 0, 30], [0, 20, 50]]))
+    write_parcellation(root, "Three", PARCELS, np.array(PLACES))
     names = [f"{i:02d}" for i in range(1, subjects + 1)]
     write_participants(root, {"diagnosis": {}, "secret": {}}, [(f"sub-{n}", "case", f"name-{n}") for n in names])
     for seed, n in enumerate(names):
@@ -65,7 +66,7 @@ def write_image(root: Path, subject: str, header_t_r: float = 2.0, sidecar_t_r: 
     image = nibabel.Nifti1Image(voxels.astype(np.float32), np.diag([3.0, 3, 3, 1]))
     image.header.set_xyzt_units("mm", "sec")
     image.header.set_zooms((3.0, 3.0, 3.0, header_t_r))
-    path = root / f"sub-{subject}" / "func" / f"sub-{subject}_task-rest_bold.nii.gz"
+    path = root / f"sub-{subject}" / "func" / f"sub-{subject}_task-rest_space-MNI152NLin6Asym_desc-preproc_bold.nii.gz"
     path.parent.mkdir(parents=True, exist_ok=True)
     nibabel.save(image, path)
     if sidecar_t_r is not None:
@@ -113,9 +114,10 @@ def write_damaged_site(root: Path) -> dict[str, str]:
     (path.parent / "sub-09_task-rest_eeg.json").write_text("{broken")
 
     t_r = {"RepetitionTime": 2.0}
+    write_parcellation(root, "Three", PARCELS, np.array(PLACES))
     reasons[write_parcellated_bold(root, "21", "Three", PARCELS, bold(), {})] = "missing-t_r"
     reasons[write_parcellated_bold(root, "22", "Three", PARCELS, bold(), {"RepetitionTime": 2000})] = "t_r-mismatch"
-    reasons[write_parcellated_bold(root, "23", "Three", PARCELS, bold() - 10_000, t_r)] = "no-baseline"
+    reasons[write_parcellated_bold(root, "23", "Three", PARCELS, bold() - 9_800, t_r)] = "no-baseline"
     reasons[path := write_parcellated_bold(root, "24", "Three", PARCELS, bold(), t_r)] = "bad-table"
     path.write_text(path.read_text().replace("9", "nine", 3))
     reasons[write_parcellated_bold(root, "25", "Three", PARCELS, bold() * np.nan, t_r)] = "non-finite"

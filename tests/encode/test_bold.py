@@ -22,6 +22,7 @@ from mcsp.model.weights import write_pretrained
 from mcsp.windows import window_starts
 
 T_R, VOLUMES, PARCELS = 2.0, 60, 8
+SPACE = "MNI152NLin6Asym"
 FP16 = 2e-3
 
 
@@ -113,7 +114,7 @@ def test_the_same_names_at_other_positions_are_another_parcellation(
 
 def test_images_and_the_arrays_of_nilearn_maskers_give_the_same(pretrained: PretrainedMCSP, tmp_path: Path) -> None:
     image, labels = images()
-    expected = pretrained.encode_bold(image, T_R, labels)
+    expected = pretrained.encode_bold(image, T_R, labels, space=SPACE)
     nibabel.save(image, tmp_path / "bold.nii.gz")
     nibabel.save(labels, tmp_path / "labels.nii.gz")
     rows = [(i, f"block {i}") for i in range(1, PARCELS + 1)]
@@ -126,7 +127,7 @@ def test_images_and_the_arrays_of_nilearn_maskers_give_the_same(pretrained: Pret
         (masker.fit_transform(image), labels, None),
         (bold_TP().astype(np.float32), tmp_path / "labels.nii.gz", None),
     ):
-        found = pretrained.encode_bold(bold, T_R, parcellation, table)
+        found = pretrained.encode_bold(bold, T_R, parcellation, table, space=SPACE)
         assert difference(found.window_features, expected.window_features) < 1e-4
         assert found.report.channels[0].name == ("block 1" if table else "parcel-1")
 
@@ -138,10 +139,10 @@ def test_a_bids_image_brings_its_t_r_and_labels_and_a_table_brings_positions(
     write_json(tmp_path / "dataset_description.json", {"Name": "x", "BIDSVersion": "1.10.0"})
     folder = tmp_path / "sub-1" / "func"
     folder.mkdir(parents=True)
-    nibabel.save(image, path := folder / "sub-1_task-rest_desc-preproc_bold.nii.gz")
+    nibabel.save(image, path := folder / "sub-1_task-rest_space-MNI152NLin6Asym_desc-preproc_bold.nii.gz")
     nibabel.save(labels, tmp_path / "seg-Blocks_dseg.nii.gz")
-    write_json(folder / "sub-1_task-rest_desc-preproc_bold.json", {"RepetitionTime": T_R})
-    expected = pretrained.encode_bold(image, T_R, labels)
+    write_json(folder / "sub-1_task-rest_space-MNI152NLin6Asym_desc-preproc_bold.json", {"RepetitionTime": T_R})
+    expected = pretrained.encode_bold(image, T_R, labels, space=SPACE)
     assert difference(pretrained.encode_bold(path).features, expected.features) < 1e-6
     with pytest.raises(RecordingError, match=r"^sub-1_\S+: t_r is given as 1\.5 s, the sidecar says 2 s"):
         pretrained.encode_bold(path, 1.5)
@@ -166,7 +167,7 @@ def test_parcels_without_signal_or_position_are_listed(pretrained: PretrainedMCS
 
 def with_header(t_r: float, unit: str = "sec") -> Callable[[PretrainedMCSP], Any]:
     image, labels = images(t_r, unit)
-    return lambda model: model.encode_bold(image, T_R, labels)
+    return lambda model: model.encode_bold(image, T_R, labels, space=SPACE)
 
 
 def array(x_TP: Any, places: Any = None, t_r: float | None = T_R, **options: Any) -> Callable[[PretrainedMCSP], Any]:
@@ -181,7 +182,7 @@ MISTAKES = {
     "transposed": (array(bold_TP().T), r"shape \(8, 60\), expected \(volumes, 8\) .* pass its transpose"),
     "square": (array(bold_TP()[:8]), r"shape \(8, 8\) with 8 parcels does not say which axis is time"),
     "other parcels": (array(bold_TP()[:, :5]), r"shape \(60, 5\), expected \(volumes, 8\)"),
-    "standardised": (array((bold_TP() - 1000) / 10), r"mean/deviation .* in percent signal change, say percent=True"),
+    "half a mean": (array(bold_TP() - 980), r"mean/deviation .* or a series without its mean"),
     "raw as percent": (array(bold_TP() ** 2, percent=True), r"percent, expected 0\.01 to 20: is it percent"),
     "NaN": (array(bold_TP() * np.nan), "none of 8 channels is finite"),
     "too short": (array(bold_TP()[:10]), r"20\.0 s, expected at least 30 s"),
@@ -194,11 +195,12 @@ MISTAKES = {
     "no parcellation": (lambda model: model.encode_bold(bold_TP(), T_R), "expected a parcellation"),
     "no label image": (lambda model: model.encode_bold(images()[0], T_R), "expected a label image"),
     "one volume": (
-        lambda model: model.encode_bold(images()[0].slicer[..., 0], T_R, images()[1]), "expected a 4-D image"
+        lambda model: model.encode_bold(images()[0].slicer[..., 0], T_R, images()[1], space=SPACE), "expected a 4-D"
     ),
     "labels of another place": (
         lambda model: model.encode_bold(images()[0], T_R, "absent.nii.gz"), "absent.nii.gz: no such label image"
     ),
+    "no space": (lambda model: model.encode_bold(images()[0], T_R, images()[1]), r"which \(image_space, or space=\)"),
     "no file": (lambda model: model.encode_bold("absent.nii.gz", T_R, images()[1]), "absent.nii.gz: no such file"),
 }  # fmt: skip
 
@@ -222,5 +224,5 @@ def test_confounds_of_pretraining_are_asked_for(pretrained: PretrainedMCSP, tmp_
         model.encode_bold(image, T_R, labels)
     nibabel.save(image, tmp_path / "bold.nii.gz")
     with pytest.raises(RecordingError, match=r"no \*_desc-confounds_timeseries\.tsv beside it"):
-        model.encode_bold(tmp_path / "bold.nii.gz", T_R, labels)
+        model.encode_bold(tmp_path / "bold.nii.gz", T_R, labels, space=SPACE)
     assert warns(model.encode_bold(bold_TP(), T_R, positions_mm()).report, "in pretraining: motion")

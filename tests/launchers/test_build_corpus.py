@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mcsp.data_sharding.bids.write import write_eeg, write_json, write_parcellated_bold
+from mcsp.data_sharding.bids.write import write_eeg, write_json, write_parcellated_bold, write_parcellation
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -42,6 +42,7 @@ def write_site(root: Path) -> None:
         path = write_eeg(root, subject, "rest", rng.normal(0, 20, (4, 4000)), ["Fp1", "Fp2", "O1", "O2"], sidecar)
     path.write_bytes(b"not an EDF")
     bold = 1000 + rng.normal(0, 10, (3, 50))
+    write_parcellation(root, "S", list("abc"), np.diag([20.0, 30, 40]))
     write_parcellated_bold(root, "01", "S", list("abc"), bold, {"RepetitionTime": 2.0})
     write_parcellated_bold(root, "03", "S", list("abc"), bold, {})
 

@@ -175,6 +175,15 @@ def test_a_batch_without_pairs_trains_each_modality_alone() -> None:
             assert (value == 0) == ("fmri-eeg" in name), name
 
 
+def test_without_retrieval_everything_else_is_the_same() -> None:
+    b = batch()
+    loss, terms = objective(**b, config=CONFIG, terms=TERMS, predictions=PREDICTIONS)
+    same, others = objective(**b, config=CONFIG, terms=TERMS, predictions=PREDICTIONS, retrieval=False)
+    assert torch.equal(loss, same)
+    assert list(others) == [name for name in terms if not name.startswith("top1/")]
+    assert all(torch.equal(terms[name], value) for name, value in others.items())
+
+
 def test_better_alignment_lowers_every_cross_modal_term() -> None:
     b = batch()
     _, before = objective(**b, config=CONFIG, terms=TERMS, predictions=PREDICTIONS)

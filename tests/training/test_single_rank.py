@@ -1,7 +1,10 @@
+import subprocess
+import sys
+
 import pytest
 
 from mcsp.run_log import read_metrics
-from tests.training.ranks import pretrain, same, weights
+from tests.training.ranks import ROOT, environment, pretrain, same, weights
 
 
 def one_line(output: str, message: str) -> None:
@@ -45,6 +48,43 @@ def test_a_loss_that_is_not_finite_is_skipped_and_counted(pretrain_overrides, tm
     assert [line["step"] for line in lines] == list(range(1, 7))
     assert lines[0]["skipped_steps"] == 0
     assert lines[-1]["skipped_steps"] >= 3
+
+
+COUNTS = """
+import importlib, os, sys, torch
+def told(name):
+    method = getattr(torch.Tensor, name)
+    def call(self, *arguments):
+        caller = sys._getframe(1).f_code
+        if os.path.basename(caller.co_filename) in ("trainer.py", "engine.py"):
+            print("wait in", caller.co_name, file=sys.stderr)
+        return method(self, *arguments)
+    setattr(torch.Tensor, name, call)
+for name in ("tolist", "item", "__float__", "__bool__", "__int__"):
+    told(name)
+objective = importlib.import_module("mcsp.losses.objective")
+found = objective.retrieval_accuracy
+objective.retrieval_accuracy = lambda *a, **k: (print("retrieval", file=sys.stderr), found(*a, **k))[1]
+from launchers.pretrain import main
+main()
+"""
+
+
+def test_retrieval_is_found_in_logged_steps_alone_and_a_step_waits_twice_for_the_device(
+    pretrain_overrides, tmp_path
+) -> None:
+    """It takes as long as the contrast itself."""
+    done = subprocess.run(
+        [sys.executable, "-c", COUNTS, *pretrain_overrides, "steps=4", "log_every=3"],
+        env=environment(), cwd=ROOT, capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    lines = read_metrics(tmp_path / "run")
+    assert [line["step"] for line in lines] == [1, 3, 4] and done.stderr.count("retrieval\n") == 3
+    assert all("top1/fmri-eeg/spatial" in line for line in lines)
+    # The loop asks the device twice a step: for all losses and what ranks tell each other, and for the norm.
+    waits = [line for line in done.stderr.splitlines() if line.startswith("wait in ")]
+    assert waits == ["wait in train_step", "wait in _refuses"] * 4
 
 
 def test_loader_processes_change_nothing(pretrain_overrides, tmp_path) -> None:

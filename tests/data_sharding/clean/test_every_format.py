@@ -70,7 +70,7 @@ def simultaneous(root: Path) -> None:
     )
     path = mne_bids.BIDSPath(subject="1", task="rest", root=root, datatype="eeg")
     mne_bids.write_raw_bids(made, path, format="BrainVision", allow_preload=True, verbose="error")
-    write_parcellation(root, "S", NAMES, np.zeros((4, 3)))
+    write_parcellation(root, "S", NAMES, np.diag([20.0, 30, 40, 50])[:, :3])
     write_parcellated_bold(root, "1", "S", NAMES, bold_PT(9), {"RepetitionTime": T_R})
 
 

@@ -27,6 +27,10 @@ def read(root: Path, config: FmriConfig | None = None) -> CleanRecording:
     return read_fmri(only_ref(root), config or FmriConfig(), min_seconds=30)
 
 
+def write_places(root: Path, names: str) -> None:
+    write_parcellation(root, "S", list(names), np.random.default_rng(2).uniform(-60, 60, (len(names), 3)))
+
+
 def only_ref(root: Path) -> RecordingRef:
     (ref,) = find_recordings(Site("site", root, False, None))
     return ref
@@ -38,11 +42,11 @@ def test_a_table_becomes_percent_of_each_parcels_mean_without_its_drift(tmp_path
     means = np.array([[9000.0], [400.0], [12_000.0]])
     x_PT = means * (1 + (percent_PT + drift) / 100)
     write_parcellated_bold(tmp_path, "1", "S", ["a", "b", "c"], x_PT, {"RepetitionTime": T_R})
-    write_parcellation(tmp_path, "S", ["c", "a"], np.array([[1.0, 2, 3], [4, 5, 6]]))
+    write_parcellation(tmp_path, "S", ["c", "a"], np.array([[10.0, 20, 30], [40, 50, 60]]))
     recording = read(tmp_path)
     assert recording.sfreq == 1 / T_R
     assert recording.channels == ["a", "b", "c"]
-    np.testing.assert_array_equal(recording.positions_C3, [[4, 5, 6], [np.nan] * 3, [1, 2, 3]])
+    np.testing.assert_array_equal(recording.positions_C3, [[40, 50, 60], [np.nan] * 3, [10, 20, 30]])
     np.testing.assert_allclose(recording.x_TC.T, percent_PT, atol=2e-3)
     kept = read(tmp_path, FmriConfig(detrend=False))
     np.testing.assert_allclose(kept.x_TC.T, percent_PT + drift, atol=2e-3)
@@ -54,6 +58,7 @@ def test_bad_parcels_are_marked_and_zero(tmp_path: Path) -> None:
     x_PT[2, 7] = np.nan
     x_PT[3] = -x_PT[3]
     write_parcellated_bold(tmp_path, "1", "S", list("abcdefg"), x_PT, {"RepetitionTime": T_R})
+    write_places(tmp_path, "abcdefg")
     recording = read(tmp_path)
     assert recording.channel_good_C.tolist() == [True, False, False, False, True, True, True]
     assert not recording.x_TC[:, 1:4].any()
@@ -62,6 +67,7 @@ def test_bad_parcels_are_marked_and_zero(tmp_path: Path) -> None:
 def test_values_that_are_percent_already_keep_their_amplitude(tmp_path: Path) -> None:
     percent_PT = fluctuation(2)
     write_parcellated_bold(tmp_path, "1", "S", ["a", "b"], percent_PT, {"RepetitionTime": T_R, "Units": "percent"})
+    write_places(tmp_path, "ab")
     np.testing.assert_allclose(read(tmp_path).x_TC.T, percent_PT, atol=1e-3)
 
 
@@ -84,7 +90,7 @@ def write_image(root: Path, x_XYZT: np.ndarray, header_t_r: float = T_R, unit: s
     image = nibabel.Nifti1Image(x_XYZT.astype(np.float32), np.diag([3.0, 3, 3, 1]))
     image.header.set_xyzt_units("mm", unit)
     image.header.set_zooms((3.0, 3.0, 3.0, header_t_r))
-    path = root / "sub-1/func/sub-1_task-rest_bold.nii.gz"
+    path = root / "sub-1/func/sub-1_task-rest_space-MNI152NLin6Asym_desc-preproc_bold.nii.gz"
     path.parent.mkdir(parents=True, exist_ok=True)
     nibabel.save(image, path)
     write_json(root / "task-rest_bold.json", {"RepetitionTime": T_R})
@@ -102,12 +108,12 @@ def test_an_image_becomes_the_mean_of_each_label(tmp_path: Path) -> None:
     write_image(tmp_path, x_XYZT)
     labels = write_labels(tmp_path)
     write_tsv(
-        tmp_path / "seg-S_dseg.tsv", ("index", "name", "x", "y", "z"), [(8, "back", 1, 2, 3), (9, "absent", 0, 0, 0)]
+        tmp_path / "seg-S_dseg.tsv", ("index", "name", "x", "y", "z"), [(8, "back", 10, 20, 30), (9, "absent", 0, 0, 0)]
     )
     recording = read(tmp_path)
     assert recording.channels == ["S-3", "back", "absent"]
     assert recording.channel_good_C.tolist() == [True, True, False]
-    np.testing.assert_allclose(recording.positions_C3, [[1.5, 4.5, 4.5], [1, 2, 3], [0, 0, 0]])
+    np.testing.assert_allclose(recording.positions_C3, [[1.5, 4.5, 4.5], [10, 20, 30], [0, 0, 0]])
     for column, label in enumerate((3, 8)):
         mean_T = x_XYZT[labels == label].mean(axis=0)
         expected = detrend(100 * (mean_T / mean_T.mean() - 1)[:, None])[:, 0]

@@ -60,7 +60,7 @@ def folder(root: Path) -> Path:
 
 
 def write_dseg(root: Path, names: list[str] = NAMES) -> None:
-    rows = [(i, name, i, -i, 2 * i) for i, name in enumerate(names, 1)]
+    rows = [(i, name, 8 * i, -8 * i, 16 * i) for i, name in enumerate(names, 1)]
     write_tsv(root / "seg-S_dseg.tsv", ("index", "name", "x", "y", "z"), rows)
 
 
@@ -72,7 +72,7 @@ def write_1d(root: Path, x_PT: np.ndarray) -> None:
 def write_ptseries(root: Path, x_PT: np.ndarray, step: float = T_R) -> None:
     voxels = np.arange(3 * len(NAMES)).reshape(len(NAMES), 1, 3) % 5
     axis = nibabel.cifti2.ParcelsAxis(
-        NAMES, list(voxels), [{}] * len(NAMES), affine=np.diag([2.0, 2, 2, 1]), volume_shape=(5, 5, 5)
+        NAMES, list(voxels), [{}] * len(NAMES), affine=np.diag([20.0, 20, 20, 1]), volume_shape=(5, 5, 5)
     )
     series = nibabel.cifti2.SeriesAxis(0, step, VOLUMES, "SECOND")
     image = nibabel.Cifti2Image(x_PT.T.astype(np.float32), header=(series, axis))
@@ -89,17 +89,17 @@ def write_image(
     """Four blocks, one per parcel, whose voxels are all like ``x_PT``, else ``bold_PT``."""
     x_PT = bold_PT() if x_PT is None else x_PT
     voxels = np.repeat(x_PT[:, None, None, :volumes], 3, axis=1).repeat(3, axis=2)
-    image = nibabel.Nifti1Image(voxels.astype(np.float32), np.diag([3.0, 3, 3, 1]))
+    image = nibabel.Nifti1Image(voxels.astype(np.float32), np.diag([5.0, 5, 5, 1]))
     if sform is not None:
         image.header.set_qform(None, 0)
         image.header.set_sform(sform, 1)
         image = nibabel.Nifti1Image(voxels.astype(np.float32), None, image.header)
     image.header.set_xyzt_units("mm", "sec")
-    image.header.set_zooms((3.0, 3.0, 3.0, T_R))
+    image.header.set_zooms((5.0, 5.0, 5.0, T_R))
     path = folder(root) / f"{STEM}_desc-preproc_bold{suffix}"
     nibabel.save(image, path)
     labels = np.arange(1, 5, dtype=np.int16)[:, None, None].repeat(3, axis=1).repeat(3, axis=2)
-    nibabel.save(nibabel.Nifti1Image(labels, np.diag([3.0, 3, 3, 1])), root / "seg-S_dseg.nii.gz")
+    nibabel.save(nibabel.Nifti1Image(labels, np.diag([5.0, 5, 5, 1])), root / "seg-S_dseg.nii.gz")
     return path
 
 
@@ -131,21 +131,20 @@ def test_a_parcellated_format_gives_the_values_that_were_written(
     write_dseg(tmp_path)
     recording = read(tmp_path)
     assert recording.channels == NAMES and recording.sfreq == 1 / T_R
-    np.testing.assert_array_equal(recording.positions_C3[1], [2, -2, 4])
+    np.testing.assert_array_equal(recording.positions_C3[1], [16, -16, 32])
     np.testing.assert_allclose(recording.x_TC, expected_TP(bold_PT()), atol=1e-4)
 
 
 def test_a_ptseries_has_positions_of_its_own_and_a_clock_that_is_checked(tmp_path: Path) -> None:
     write_ptseries(tmp_path, bold_PT())
-    np.testing.assert_array_equal(read(tmp_path).positions_C3[0], [0, 2, 4])
+    np.testing.assert_array_equal(read(tmp_path).positions_C3[0], [0, 20, 40])
     write_ptseries(tmp_path, bold_PT(), step=2000.0)
     assert reason(tmp_path) == "t_r-mismatch"
 
 
-def test_a_1d_file_without_a_table_has_parcels_without_positions(tmp_path: Path) -> None:
+def test_a_1d_file_without_a_table_has_no_places_and_is_refused(tmp_path: Path) -> None:
     write_1d(tmp_path, bold_PT())
-    recording = read(tmp_path)
-    assert recording.channels == [f"parcel-{i}" for i in range(1, 5)] and np.isnan(recording.positions_C3).all()
+    assert reason(tmp_path) == "unknown-parcellation"
     write_dseg(tmp_path, ["a", "b"])
     assert reason(tmp_path) == "parcels-mismatch"
 
@@ -174,10 +173,12 @@ def test_label_images_as_nilearn_has_them_bring_their_names(tmp_path: Path, kind
     else:
         rows = [f"<label><index>{i}</index><name>{name}</name></label>" for i, name in enumerate(names, 1)]
         (labels.parent / "AAL.xml").write_text(f"<atlas><data>{''.join(rows)}</data></atlas>")
-    recording = read(tmp_path, labels)
+    if kind == "xml":  # AAL lies in Colin's brain
+        assert reason(tmp_path, labels) == "label-space-mismatch"
+    recording = read(tmp_path, labels, label_space="MNI152NLin6Asym" if kind == "xml" else None)
     assert recording.channels == names
     np.testing.assert_allclose(recording.x_TC, expected_TP(bold_PT()), atol=1e-3)
-    np.testing.assert_allclose(recording.positions_C3[2], [6, 3, 3])
+    np.testing.assert_allclose(recording.positions_C3[2], [10, 5, 5])
 
 
 def test_uncovered_voxels_do_not_count_and_uncovered_parcels_are_masked(tmp_path: Path) -> None:
@@ -263,7 +264,7 @@ def test_damaged_images_have_reasons_of_their_own(tmp_path: Path) -> None:
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
     assert reason(tmp_path) == "truncated"
-    write_image(tmp_path, sform=np.diag([3.0, 3, 0, 1]))
+    write_image(tmp_path, sform=np.diag([5.0, 5, 0, 1]))
     assert reason(tmp_path) == "singular-affine"
     write_image(tmp_path, volumes=1)
     assert reason(tmp_path) == "no-volumes"
@@ -274,7 +275,7 @@ def test_damaged_images_have_reasons_of_their_own(tmp_path: Path) -> None:
     (tmp_path / "seg-S_dseg.nii.gz").unlink()
     assert reason(tmp_path) == "no-label-image"
     floats = tmp_path / "seg-S_dseg.nii.gz"
-    nibabel.save(nibabel.Nifti1Image(np.random.default_rng(0).random((4, 3, 3)), np.diag([3.0, 3, 3, 1])), floats)
+    nibabel.save(nibabel.Nifti1Image(np.random.default_rng(0).random((4, 3, 3)), np.diag([5.0, 5, 5, 1])), floats)
     assert reason(tmp_path) == "bad-label-image"
     write_image(tmp_path)
     floats.rename(tmp_path / "space-T1w_seg-S_dseg.nii.gz")
@@ -289,6 +290,7 @@ def test_an_uncompressed_image_cut_short_is_truncated(tmp_path: Path) -> None:
 
 def test_tables_that_are_none_have_reasons(tmp_path: Path) -> None:
     path = write_parcellated_bold(tmp_path, "1", "S", NAMES, bold_PT(), {"RepetitionTime": T_R})
+    write_dseg(tmp_path)
     path.write_text("\t".join(NAMES) + "\n")
     assert reason(tmp_path) == "no-volumes"
     path.write_text("a\tb\n1\tx\n")
@@ -300,9 +302,9 @@ def test_tables_that_are_none_have_reasons(tmp_path: Path) -> None:
 def test_a_label_image_of_another_grid_is_put_onto_the_images(tmp_path: Path) -> None:
     write_image(tmp_path)
     fine = np.arange(1, 5, dtype=np.int16)[:, None, None].repeat(3, axis=1).repeat(3, axis=2)
-    fine = np.pad(fine.repeat(3, 0).repeat(3, 1).repeat(3, 2), 3)
+    fine = np.pad(fine.repeat(5, 0).repeat(5, 1).repeat(5, 2), 3)
     affine = np.diag([1.0, 1, 1, 1])
-    affine[:3, 3] = -4
+    affine[:3, 3] = -5
     nibabel.save(nibabel.Nifti1Image(fine, affine), tmp_path / "seg-S_dseg.nii.gz")
     np.testing.assert_allclose(read(tmp_path).x_TC, expected_TP(bold_PT()), atol=1e-3)
 
@@ -327,8 +329,9 @@ def test_nibabels_functional_image_is_read(tmp_path: Path) -> None:
     image = nibabel.load(example("functional.nii"))
     t_r = float(image.header.get_zooms()[3])
     write_json(tmp_path / "task-rest_bold.json", {"RepetitionTime": t_r or T_R})
-    labels = (image.get_fdata().mean(axis=3) > image.get_fdata().mean()).astype(np.int16)
+    inside = image.get_fdata().mean(axis=3) > image.get_fdata().mean()
+    labels = (inside * np.where(np.arange(image.shape[0]) < 8, 1, 2)[:, None, None]).astype(np.int16)
     nibabel.save(nibabel.Nifti1Image(labels, image.affine), tmp_path / "seg-S_dseg.nii.gz")
     recording = read_fmri(only_ref(tmp_path), FmriConfig(), min_seconds=10)
-    mean_T = image.get_fdata()[labels == 1].mean(axis=0)
-    np.testing.assert_allclose(recording.x_TC, expected_TP(mean_T[None]), atol=1e-3)
+    means_PT = np.stack([image.get_fdata()[labels == label].mean(axis=0) for label in (1, 2)])
+    np.testing.assert_allclose(recording.x_TC, expected_TP(means_PT), atol=1e-3)

@@ -1,0 +1,128 @@
+"""What lies elsewhere about a derivative: tables of its atlas, sidecars of sibling images, the clock of the raw run.
+
+Pipelines write less beside a file than BIDS allows: xcp_d leaves the repetition time in the image's sidecar and its
+atlases in a folder of their own, and nobody repeats ``*_scans.tsv``. Nothing of a recording is read here.
+"""
+
+import os
+from pathlib import Path
+
+from mcsp.data_sharding.bids.find import RecordingRef, parse_name, run_entities
+from mcsp.data_sharding.bids.reasons import RecordingError
+from mcsp.data_sharding.bids.tables import read_json
+
+# Folders of a derivative dataset that hold one folder per atlas, newest release of xcp_d first.
+_ATLASES = ("sourcedata/atlases", "atlases")
+
+
+def siblings(ref: RecordingRef, *suffixes: str) -> list[Path]:
+    """Files of the same run in the same folder that end with one of the suffixes, sorted by name."""
+    run = _run(ref.path.name)
+    folder = ref.path.parent
+    return [
+        folder / name
+        for name in sorted(os.listdir(folder))
+        if name.endswith(suffixes) and _run(name) == run and folder / name != ref.path
+    ]
+
+
+def _run(name: str) -> dict[str, str]:
+    return run_entities(parse_name(name)[0])
+
+
+def pipeline_root(ref: RecordingRef) -> Path:
+    """The closest folder above a recording that is a dataset, or a pipeline's below ``derivatives``."""
+    for folder in ref.path.parents:
+        if (folder / "dataset_description.json").is_file() or folder.parent.name == "derivatives":
+            return folder
+        if folder == ref.site.root:
+            break
+    return ref.site.root
+
+
+def raw_roots(ref: RecordingRef) -> list[Path]:
+    """Folders where the raw dataset of a recording may lie, the site's own first."""
+    roots = [ref.site.root]
+    for folder in (pipeline_root(ref), ref.site.root):
+        if folder.parent.name == "derivatives":
+            roots.append(folder.parent.parent)
+        roots.append(folder / "sourcedata" / "raw")
+    return [folder for folder in dict.fromkeys(roots) if folder.is_dir()]
+
+
+def scans_tables(ref: RecordingRef) -> list[Path]:
+    """Every ``*_scans.tsv`` of the recording's subject and session, that of its own dataset first."""
+    own = list(reversed(ref.companions.get("scans.tsv", ())))
+    subject, session = (ref.entities.get(name, "") for name in ("subject", "session"))
+    parts = [f"sub-{subject}", *([f"ses-{session}"] if session else [])]
+    for root in raw_roots(ref):
+        for depth in range(len(parts), 0, -1):
+            file = root.joinpath(*parts[:depth]) / ("_".join(parts[:depth]) + "_scans.tsv")
+            if file.is_file() and file not in own:
+                own.append(file)
+    return own
+
+
+def atlas_files(ref: RecordingRef, segmentation: str) -> list[Path]:
+    """Tables and label images of an atlas in the dataset's folders of atlases, sorted; tables first."""
+    found: list[Path] = []
+    for root in dict.fromkeys((pipeline_root(ref), ref.site.root)):
+        for place in _ATLASES:
+            for folder in (root / place / f"atlas-{segmentation}", root / place):
+                if folder.is_dir():
+                    found += [folder / name for name in sorted(os.listdir(folder)) if _is_dseg(name, segmentation)]
+    return sorted(dict.fromkeys(found), key=lambda file: (not file.name.endswith(".tsv"), file.name))
+
+
+def _is_dseg(name: str, segmentation: str) -> bool:
+    entities, suffix = parse_name(name)
+    return suffix in ("dseg.tsv", "dseg.nii.gz", "dseg.nii") and segmentation in (
+        entities.get("segmentation"),
+        entities.get("atlas"),
+    )
+
+
+def sidecars_of_run(ref: RecordingRef) -> list[Path]:
+    """Sidecars of images of the same run: beside the recording, and at the raw dataset's own places."""
+    found = siblings(ref, "_bold.json")
+    subject, session = (ref.entities.get(name, "") for name in ("subject", "session"))
+    parts = [f"sub-{subject}", *([f"ses-{session}"] if session else []), "func"]
+    for root in raw_roots(ref):
+        for depth in range(len(parts), -1, -1):
+            folder = root.joinpath(*parts[:depth])
+            names = sorted(os.listdir(folder)) if folder.is_dir() and folder != ref.path.parent else []
+            found += [folder / name for name in names if name.endswith("_bold.json") and _applies(name, ref)]
+            found += [folder / "bold.json"] if "bold.json" in names else []
+    return list(dict.fromkeys(found))
+
+
+def _applies(name: str, ref: RecordingRef) -> bool:
+    """BIDS's rule of inheritance: a sidecar says of every file that has all of its entities."""
+    return all(ref.entities.get(k) == v for k, v in _run(name).items())
+
+
+def repetition_time_of_run(ref: RecordingRef) -> float | None:
+    """RepetitionTime [s] of an image of the same run, where the recording's own sidecar has none.
+
+    Raises:
+        RecordingError: ``t_r-mismatch`` where two of them differ.
+    """
+    stated: dict[float, str] = {}
+    for file in sidecars_of_run(ref):
+        value = read_json(file).get("RepetitionTime")
+        if isinstance(value, int | float) and not isinstance(value, bool) and value > 0:
+            stated.setdefault(float(value), file.name)
+    if len(stated) > 1:
+        told = ", ".join(f"{value:g} s in {name}" for value, name in stated.items())
+        raise RecordingError("t_r-mismatch", f"{ref.path.name}: images of this run have different t_r: {told}")
+    return next(iter(stated), None)
+
+
+def inputs_of(ref: RecordingRef) -> list[Path]:
+    """Every file that decides what is stored of a recording: those of its dataset, and what lies elsewhere about it."""
+    files = ref.inputs()
+    if ref.modality == "fmri":
+        segmentation = ref.entities.get("segmentation", ref.entities.get("atlas", ""))
+        files += [*siblings(ref, "_outliers.tsv"), *sidecars_of_run(ref)]
+        files += atlas_files(ref, segmentation) if segmentation else []
+    return sorted({*files, *scans_tables(ref)})

@@ -1,0 +1,219 @@
+"""Parcellations: the fixed list of parcels, their names, places and space, and the files that hold them.
+
+Shape letters: T volumes, P parcels.
+"""
+
+import re
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+from nibabel.affines import apply_affine
+from scipy import ndimage
+
+from mcsp.data_sharding.bids.find import parse_name
+from mcsp.data_sharding.bids.reasons import RecordingError
+from mcsp.data_sharding.bids.tables import read_tsv
+from mcsp.data_sharding.parcels.series import check_twice
+
+_NOWHERE = (np.nan,) * 3
+ParcelRow = tuple[str, int | None, tuple[float, ...]]  # name, label, x y z [mm]
+# Columns of tables of parcels, in BIDS's words and in those of the atlases' makers.
+_NAME = ("name", "label")
+_AXES = (("x", "x_mm", "R"), ("y", "y_mm", "A"), ("z", "z_mm", "S"))
+# How far from the origin [mm] the farthest parcel can lie. Ours.
+_REACH_MM = (10.0, 150.0)
+
+
+@dataclass(frozen=True)
+class Parcels:
+    """The fixed list of parcels of a parcellation."""
+
+    names: list[str]
+    labels: list[int]  # voxel value of each parcel; empty for tables of time series
+    positions_P3: np.ndarray  # mm, NaN where unknown
+    space: str = ""  # of the positions
+
+
+def require_places(parcels: Parcels, max_unplaced: float, file: str) -> None:
+    """Raise :class:`RecordingError` (``unknown-parcellation``) where parcels have no place, or none in millimetres.
+
+    Args:
+        parcels: of one recording.
+        max_unplaced: largest fraction of them without a position.
+        file: for the message.
+    """
+    placed_P = np.isfinite(parcels.positions_P3).all(axis=1)
+    if placed_P.sum() < (1 - max_unplaced) * len(placed_P) or not placed_P.any():
+        detail = f"{placed_P.sum()} of {len(placed_P)} parcels have a position, expected x, y, z [mm] in a *_dseg.tsv"
+        raise RecordingError("unknown-parcellation", f"{file}: {detail}, a label image, or an atlas in the settings")
+    reach = float(np.abs(parcels.positions_P3[placed_P]).max())
+    if not _REACH_MM[0] <= reach <= _REACH_MM[1]:
+        detail = f"parcels lie up to {reach:.3g} mm from the origin, expected {_REACH_MM[0]:g} to {_REACH_MM[1]:g}"
+        raise RecordingError("unknown-parcellation", f"{file}: {detail}: MNI millimetres, no voxels or metres")
+
+
+def label_voxels(path: Path) -> tuple[np.ndarray, np.ndarray, list[int], np.ndarray]:
+    """Integer voxels, affine, labels that are there, and their centres of mass [mm] ``(labels, 3)`` of a file.
+
+    Kept per process, because every recording of a site asks for the same.
+    """
+    state = path.stat()
+    return _label_voxels(path, state.st_mtime_ns, state.st_size)
+
+
+@lru_cache(maxsize=4)
+def _label_voxels(path: Path, changed: int, size: int) -> tuple[np.ndarray, np.ndarray, list[int], np.ndarray]:
+    return voxels_of(nibabel.load(path), path.name)
+
+
+def voxels_of(
+    image: Any, file_name: str, volume: int | None = None
+) -> tuple[np.ndarray, np.ndarray, list[int], np.ndarray]:
+    """As :func:`label_voxels`, of an image in memory; ``volume`` chooses one of a series of label images."""
+    voxels = np.asarray(image.dataobj)
+    if voxels.ndim == 4 and (volume is not None or voxels.shape[3] == 1):
+        voxels = voxels[..., volume or 0]
+    present = [int(label) for label in np.unique(voxels) if label != 0 and np.isfinite(label)]
+    if voxels.ndim != 3 or not present or not np.array_equal(voxels, np.round(voxels)):
+        raise RecordingError("bad-label-image", f"{file_name}: expected integer labels in three dimensions")
+    voxels = voxels.astype(np.int32)
+    centres = ndimage.center_of_mass(voxels != 0, voxels, present)
+    return voxels, image.affine, present, apply_affine(image.affine, np.array(centres))
+
+
+def image_parcels(
+    present: Sequence[int], centres_L3: np.ndarray, file_name: str, table: Sequence[ParcelRow], space: str = ""
+) -> Parcels:
+    """Parcels of a label image, by label.
+
+    Names and positions come from the table where it has them; other positions are the centres of mass.
+
+    Args:
+        present: labels that the image holds.
+        centres_L3: mm.
+        file_name: of the image; its ``seg-`` names parcels that the table does not.
+        table: rows of the parcellation's table.
+        space: of the image.
+    """
+    rows = {index: (name, xyz) for name, index, xyz in table if index is not None}
+    prefix = segmentation_of(parse_name(file_name)[0]) or "parcel"
+    labels = sorted({label for label in (*present, *rows) if label != 0})
+    centres = dict(zip(present, centres_L3, strict=True))
+    names, positions = [], []
+    for label in labels:
+        name, xyz = rows.get(label, (f"{prefix}-{label}", _NOWHERE))
+        if np.isnan(xyz).any() and label in centres:
+            xyz = tuple(centres[label])
+        names.append(name)
+        positions.append(xyz)
+    return Parcels(names, labels, np.array(positions, dtype=np.float64), space)
+
+
+def segmentation_of(entities: dict[str, str]) -> str:
+    """Name of the parcellation of a file; ``seg-`` and ``atlas-`` are two words for it."""
+    return entities.get("segmentation", entities.get("atlas", ""))
+
+
+def parcel_table(table: Path) -> list[ParcelRow]:
+    """Name, index and position [mm] of each row of a ``*_dseg.tsv`` (columns index, name and, where known, x, y, z).
+
+    Kept per process, because every recording of a site asks for the same.
+    """
+    state = table.stat()
+    return list(_parcel_table(table, state.st_mtime_ns, state.st_size))
+
+
+@lru_cache(maxsize=64)
+def _parcel_table(table: Path, changed: int, size: int) -> list[ParcelRow]:
+    rows = [_parcel_row(row, f"{table.name}: row {i}") for i, row in enumerate(read_tsv(table), 1)]
+    check_twice([name for name, _, _ in rows], table.name)
+    return rows
+
+
+def _parcel_row(row: dict[str, str], where: str) -> ParcelRow:
+    def cell(names: Sequence[str]) -> str | None:
+        return next((row[name] for name in names if name in row), None)
+
+    index = row.get("index")
+    name = cell(_NAME) or index or ""
+    if index is None and name.isdecimal():
+        index = name
+    try:
+        return name, None if index is None else int(index), tuple(float(cell(axis) or "nan") for axis in _AXES)
+    except ValueError as error:
+        detail = f"{where}: {error}; expected an integer index and x, y, z in mm"
+        raise RecordingError("bad-table", detail) from None
+
+
+def table_beside(file: Path) -> list[ParcelRow]:
+    """The table of a label image beside it, in BIDS's form or in those that nilearn's atlases come with; else none."""
+    stem = file.name.split(".")[0]
+    if (beside := file.with_name(stem + ".tsv")).is_file():
+        return parcel_table(beside)
+    if (schaefer := file.with_name(stem.partition("_order")[0] + "_order.txt")).is_file():
+        cells = [line.split("\t") for line in schaefer.read_text(encoding="utf-8").splitlines() if line.strip()]
+        return [(name, int(index), _NOWHERE) for index, name, *_ in cells]
+    if (aal := file.with_name(stem + ".xml")).is_file():
+        labels = ElementTree.parse(aal).getroot().iter("label")
+        return [(label.findtext("name", ""), int(label.findtext("index", "0")), _NOWHERE) for label in labels]
+    return []
+
+
+def place_columns(
+    values_TP: np.ndarray, names: list[str] | None, rows: Sequence[ParcelRow], file: str, space: str = ""
+) -> tuple[np.ndarray, Parcels]:
+    """Put columns into the order of a parcellation; parcels that have no column are NaN.
+
+    Columns are known by name, or by label (``7``, ``Mean_7``); without names they have the order of the rows. Where
+    some names are not those of the parcellation, the columns keep their order and take the positions that are known.
+
+    Raises:
+        RecordingError: ``bad-table`` for a table turned round, ``parcels-mismatch``.
+    """
+    n = values_TP.shape[1]
+    if not rows:
+        names = names or [f"parcel-{i}" for i in range(1, n + 1)]
+        return values_TP, Parcels(names, [], np.full((n, 3), np.nan), space)
+    if n != len(rows) and len(values_TP) == len(rows):
+        detail = (
+            f"{len(values_TP)} rows and {n} columns for {n and len(rows)} parcels, expected a column for each parcel"
+        )
+        raise RecordingError("bad-table", f"{file}: {detail}: the table is turned round")
+    known = [name for name, _, _ in rows]
+    names = _by_label(names, rows) if names is not None else None
+    if names is None:
+        if n != len(rows):
+            raise RecordingError("parcels-mismatch", f"{file}: {n} columns, expected the table's {len(rows)} parcels")
+        names = known
+    if not set(names) & set(known):
+        detail = f"no column is one of the {len(rows)} parcels, found {names[0]!r}, expected names like {known[0]!r}"
+        raise RecordingError("parcels-mismatch", f"{file}: {detail}")
+    place = {name: xyz for name, _, xyz in rows}
+    order = known if place.keys() >= set(names) else names
+    positions_P3 = np.array([place.get(name, _NOWHERE) for name in order], dtype=np.float64)
+    if order == names:
+        return values_TP, Parcels(list(order), [], positions_P3, space)
+    column = {name: i for i, name in enumerate(names)}
+    x_TP = np.full((len(values_TP), len(order)), np.nan)
+    for p, name in enumerate(order):
+        if name in column:
+            x_TP[:, p] = values_TP[:, column[name]]
+    return x_TP, Parcels(list(order), [], positions_P3, space)
+
+
+def _by_label(names: list[str], rows: Sequence[ParcelRow]) -> list[str] | None:
+    """Names of columns that are called by their labels; None where they only count the columns."""
+    found = [re.fullmatch(r"(?:Mean_)?(\d+)", name) for name in names]
+    if not all(found) or set(names) <= {name for name, _, _ in rows}:
+        return names
+    labels = [int(match[1]) for match in found if match]
+    of_label = {index: name for name, index, _ in rows}
+    if all(label in of_label for label in labels):
+        return [of_label[label] for label in labels]
+    return None if labels in (list(range(len(rows))), list(range(1, len(rows) + 1))) else names
