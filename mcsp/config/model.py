@@ -8,7 +8,8 @@ from mcsp.config.base import Config
 from mcsp.schema import DOMAINS, MODALITIES, Domain, Modality
 
 Skip = Literal["connectivity", "root", "tangent", "coherence", "band_power", "relative_power"]
-SKIPS: tuple[Skip, ...] = ("connectivity", "root", "tangent", "coherence", "band_power", "relative_power")
+# Connectivity and its logarithm say nothing of people that its root does not (docs/evidence.md).
+SKIPS: tuple[Skip, ...] = ("root", "coherence", "band_power", "relative_power")
 
 
 class ModelConfig(Config):

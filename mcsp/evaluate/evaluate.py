@@ -108,7 +108,7 @@ def describe(models: dict[str, MCSP], corpus: Corpus, labelled: Labelled, config
     """
     units = labelled.units
     rulers = measure(corpus, units)
-    at_anchors = measured_parts(next(iter(models.values())), corpus, units)
+    at_anchors = measured_parts(next(iter(models.values())), corpus, units, config)
     measured: dict[Modality, dict[str, Block]] = {}
     for modality, parts in at_anchors.items():
         finer = rulers[modality].features if modality in rulers and rulers[modality].own else {}

@@ -27,9 +27,15 @@ ROOT_AND_POWER = "root of connectivity + relative band power"
 CLASSICAL: dict[str, str] = {"eeg": RELATIVE_POWER, "fmri": ROOT, "both": ROOT_AND_POWER}
 MAIN = SVM  # the classifier that every feature set has
 
-# The share of an encoder's learned part in its Gram matrix; the rest is measured. Chosen on the 523 development people
-# of ABIDE from 0, 1/4, 1/2 and 1 (benchmarks/results/abide_523.json).
-LEARNED_SHARE = 0.25
+# How an encoder's blocks are weighed. Chosen on development people: 522 of ABIDE, 12 of eegmat (docs/evidence.md).
+# The share of the learned part, from 0, 0.05, 0.1, 0.25 and 0.5; the rest is measured.
+LEARNED_SHARE: dict[Modality, float] = {"eeg": 0.5, "fmri": 0.05}
+# The measured parts that the rest is made of, where the model has them, else all that it has: beside the root, band
+# power of BOLD costs 0.006 of AUROC, and half of it with a twentieth of the labels.
+MEASURED: dict[Modality, tuple[str, ...]] = {
+    "eeg": ("root", "coherence", "band_power", "relative_power"),
+    "fmri": ("root",),
+}
 
 
 class Block:
@@ -58,6 +64,15 @@ class Encoded:
     measured: Mapping[Modality, Mapping[str, Block]]
 
 
+def _weighed(encoded: Encoded, modality: Modality) -> list[tuple[Block, float]]:
+    """The blocks of one modality with their weights, which sum to 1."""
+    learned, every = list(encoded.learned[modality].values()), encoded.measured.get(modality, {})
+    measured = [block for name, block in every.items() if name in MEASURED[modality]] or list(every.values())
+    share = LEARNED_SHARE[modality] if measured else 1.0
+    pairs = [(block, share / len(learned)) for block in learned]
+    return pairs + [(block, (1 - share) / len(measured)) for block in measured]
+
+
 @dataclass(frozen=True)
 class Described:
     """All descriptions of the units."""
@@ -74,11 +89,9 @@ class Described:
         for name, encoded in self.encoders.items():
             if any(m not in encoded.learned for m in modalities):
                 continue
-            learned = [b for m in modalities for b in encoded.learned[m].values()]
-            measured = [b for m in modalities for b in encoded.measured.get(m, {}).values()]
-            share = LEARNED_SHARE if measured else 1.0
-            weights = [share / len(learned)] * len(learned) + [(1 - share) / max(len(measured), 1)] * len(measured)
-            found[name] = (learned + measured, weights)
+            weighed = [pair for m in modalities for pair in _weighed(encoded, m)]
+            found[name] = ([block for block, _ in weighed], [weight / len(modalities) for _, weight in weighed])
+            learned = [block for m in modalities for block in encoded.learned[m].values()]
             found[f"{name}, learned part"] = (learned, [1.0] * len(learned))
         rulers = {name: table for m in modalities for name, table in self._ruler_blocks.get(m, {}).items()}
         if all(m in self.rulers for m in modalities):

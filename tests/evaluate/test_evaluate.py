@@ -151,7 +151,8 @@ def test_shuffled_labels_score_one_half(results: dict) -> None:
     found = [r["permuted"] for r in results["classification"] if "permuted" in r]
     assert len(found) == 6
     for permuted in found:
-        assert permuted["draws"] == 20 and abs(permuted["mean"] - 0.5) < 0.1
+        # Below one half where sites are told apart: a site with more cases in training has fewer of them in the test.
+        assert permuted["draws"] == 20 and 0.3 < permuted["mean"] < 0.6
         assert permuted["p"] in [k / 21 for k in range(1, 22)]
     assert sum("shuffled labels" in line for line in terminal_table(results).splitlines()) == 6
 

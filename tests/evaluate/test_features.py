@@ -11,10 +11,10 @@ from mcsp.batch import collate
 from mcsp.config import EvaluateConfig, ModelConfig
 from mcsp.data_sharding.store.reader import Corpus
 from mcsp.evaluate.baselines import measure
-from mcsp.evaluate.features import learned_parts, measured_parts, unit_features
+from mcsp.evaluate.features import OF_WINDOWS, learned_parts, measured_parts, split_parts, unit_features
 from mcsp.evaluate.units import Unit
 from mcsp.model.mcsp import MCSP
-from mcsp.schema import Recording
+from mcsp.schema import Recording, Window
 
 
 def recording(**changes: object) -> Recording:
@@ -69,7 +69,10 @@ def test_learned_parts_are_means_over_windows_and_measured_ones_are_of_the_whole
     units = units_of(corpus)[:2]
     config = config_for(corpus_dir)
     of_windows = unit_features(model, corpus, units, config)
-    learned, measured = learned_parts(model, corpus, units, config, "learned"), measured_parts(model, corpus, units)
+    learned, measured = (
+        learned_parts(model, corpus, units, config, "learned"),
+        measured_parts(model, corpus, units, config),
+    )
     for modality in ("eeg", "fmri"):
         assert list(learned[modality]) + list(measured[modality]) == list(model.feature_widths(modality))
         first = np.hstack(list(learned[modality].values()))
@@ -78,8 +81,34 @@ def test_learned_parts_are_means_over_windows_and_measured_ones_are_of_the_whole
         whole = corpus.read_window(recording, 0, recording.n_samples)
         with torch.inference_mode():
             expected = model.features(collate([[whole]]).signals)[modality][0, first.shape[1] :].numpy()
-        np.testing.assert_allclose(np.hstack([x[1] for x in measured[modality].values()]), expected, atol=1e-4)
-        assert np.abs(expected - of_windows[modality][1, first.shape[1] :]).max() > 0.01
+        of_whole = split_parts(expected[None], model.measured_widths(modality))
+        in_windows = split_parts(of_windows[modality][1:2, first.shape[1] :], model.measured_widths(modality))
+        for name, x_NF in measured[modality].items():
+            same, other = (in_windows, of_whole) if name in OF_WINDOWS else (of_whole, in_windows)
+            np.testing.assert_allclose(x_NF[1], same[name][0], atol=1e-4)
+            assert np.abs(x_NF[1] - other[name][0]).max() > 1e-3
+
+
+def test_no_measured_part_tells_how_long_a_recording_is(model: MCSP) -> None:
+    """Noise of 20 s and of 60 s: means over people differ by chance alone."""
+    rng = np.random.default_rng(0)
+    positions = rng.normal(size=(16, 3))
+    positions *= 90 / np.linalg.norm(positions, axis=1, keepdims=True)
+    for name in [n for n in model.measured_widths("eeg") if n not in OF_WINDOWS]:
+        means = []
+        for seconds in (20, 60):
+            found = []
+            for _ in range(6):
+                n = 200 * seconds
+                whole = {"n_channels": 16, "channels": [str(i) for i in range(16)], "channel_good": [True] * 16}
+                whole |= {"positions_mm": positions.ravel().tolist(), "n_samples": n, "valid_spans": [0, n]}
+                window = Window(rng.normal(size=(n, 16)).astype(np.float32) * 10, recording(**whole), 0)
+                with torch.inference_mode():
+                    measured = model.measured({"eeg": collate([[window]]).signals["eeg"]})["eeg"].numpy()
+                found.append(split_parts(measured, model.measured_widths("eeg"))[name][0])
+            means.append(np.mean(found, axis=0))
+        spread = np.std(found, axis=0).mean()
+        assert abs((means[0] - means[1]).mean()) < 0.35 * spread, name
 
 
 def test_a_missing_modality_is_a_row_of_nan(corpus_dir: Path, model: MCSP) -> None:
@@ -87,10 +116,11 @@ def test_a_missing_modality_is_a_row_of_nan(corpus_dir: Path, model: MCSP) -> No
     units = units_of(corpus)[:3]
     units[1] = replace(units[1], recordings=tuple(units[1].of("eeg")))
     learned = learned_parts(model, corpus, units, config_for(corpus_dir), "learned")
+    at_anchors = measured_parts(model, corpus, units, config_for(corpus_dir))
     for found in (
         unit_features(model, corpus, units, config_for(corpus_dir)),
         {m: np.hstack(list(parts.values())) for m, parts in learned.items()},
-        {m: np.hstack(list(parts.values())) for m, parts in measured_parts(model, corpus, units).items()},
+        {m: np.hstack(list(parts.values())) for m, parts in at_anchors.items()},
         {m: np.hstack(list(of.features.values())) for m, of in measure(corpus, units).items()},
         {m: of.covariance_NCC for m, of in measure(corpus, units).items()},
     ):
