@@ -6,7 +6,7 @@ Shape letters: W windows, F features.
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ def encode_windows(
     windows: Iterable[tuple[Owner, Window]],
     batch_size: int,
     name_of: Callable[[Owner], str] = str,
+    kind: Literal["features", "learned", "measured"] = "features",
 ) -> Iterator[tuple[Owner, np.ndarray]]:
     """``model.features`` of each window in order, float64 ``(F,)``, computed in batches on the model's device.
 
@@ -37,6 +38,7 @@ def encode_windows(
         windows: each with its owner, which comes back with the features; read as they are needed.
         batch_size: windows in memory at once.
         name_of: the owner's name in errors.
+        kind: ``model.learned`` or ``model.measured`` instead; a whole recording may be the window of the latter.
 
     Raises:
         ValueError: features that are not finite, with the owner's name.
@@ -47,7 +49,7 @@ def encode_windows(
         signals = collate([[window] for _, window in batch]).to(device).signals
         holds_W = signals[modality].row_valid_B.tolist()
         with torch.inference_mode():
-            x_WF = model.features(signals)[modality].double().cpu().numpy()
+            x_WF = getattr(model, kind)(signals)[modality].double().cpu().numpy()
         for (owner, window), vector_F, holds in zip(batch, x_WF, holds_W, strict=True):
             if not holds:
                 at = f"{modality} window at {window.start / window.recording.sfreq:.1f} s"
