@@ -87,6 +87,7 @@ class Recording:
     valid_spans: list[int] = field(default_factory=list)  # start, stop, start, stop ... in samples
     participant: str = "{}"  # JSON object of the allowed participants.tsv columns
     quality: str = "{}"  # JSON object of numbers, see docs/corpus-format.md
+    space: str = ""  # of the parcels' positions, "MNI152NLin6Asym"; "" for EEG and where it is not known
 
     @property
     def seconds(self) -> float:
@@ -101,10 +102,10 @@ class Recording:
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> "Recording":
         """Make a recording from one row of the table; raise ``ValueError`` naming missing columns."""
-        missing = [f.name for f in fields(cls) if f.name not in row]
+        missing = [f.name for f in fields(cls) if f.name not in row and f.name != "space"]
         if missing:
             raise ValueError(f"recordings.arrow: missing columns {missing}")
-        return cls(**{f.name: row[f.name] for f in fields(cls)})
+        return cls(**{f.name: row[f.name] for f in fields(cls) if f.name in row})
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ _LONG = {
 # Entities that tell apart versions of one run, not runs.
 _VERSION = {
     "space", "description", "segmentation", "atlas", "statistic", "resolution", "density", "echo", "part", "cohort",
-    "split",
+    "split", "proc", "rec",
 }  # fmt: skip
 # Folder of a modality's raw files.
 FOLDERS: dict[Modality, str] = {"eeg": "eeg", "fmri": "func"}

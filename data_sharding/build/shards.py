@@ -215,6 +215,7 @@ def _row(sample: PlannedSample, survivor: SampleRecording, member: str, scale: f
         valid_spans=clean.valid_spans,
         participant=sample.participant,
         quality=json.dumps(clean.quality, sort_keys=True),
+        space=clean.space,
     )
 
 

@@ -25,6 +25,7 @@ class CleanRecording:
     # by which the values were divided), artefact_fraction; for fMRI with confounds also mean_fd_mm, max_fd_mm and
     # mean_dvars.
     quality: dict[str, float] = field(default_factory=dict)
+    space: str = ""  # of the parcels' positions
     repairs: tuple[str, ...] = ()  # one line for each thing that was wrong with the files and put right
 
 

@@ -153,17 +153,25 @@ def at_least(signal: Signal, seconds: float) -> Signal:
     return signal.replace(x_BCT=F.pad(signal.x_BCT, (0, short)), time_valid_BT=F.pad(signal.time_valid_BT, (0, short)))
 
 
+def centre(x_BCT: Tensor, valid_BT: Tensor) -> tuple[Tensor, Tensor]:
+    """Demean each channel over valid time; returns ``(x_BCT, variance BC)``, zero where time is not valid.
+
+    What is not valid in ``x_BCT`` is zero already.
+    """
+    valid = valid_BT[:, None].to(x_BCT.dtype)
+    count = valid.sum(-1, keepdim=True).clamp_min(1)
+    mean_BC1 = x_BCT.sum(-1, keepdim=True) / count
+    centred_BCT = torch.addcmul(x_BCT, mean_BC1, valid, value=-1)
+    return centred_BCT, torch.linalg.vector_norm(centred_BCT, dim=-1).square() / count[..., 0]
+
+
 def standardise(x_BCT: Tensor, valid_BT: Tensor) -> tuple[Tensor, Tensor]:
     """Demean and scale each channel over valid time; returns ``(x_BCT, log10 standard deviation BC)``.
 
     The logarithm travels beside the standardised signal, so amplitude is not lost. Flat channels give zeros.
     """
-    valid = valid_BT[:, None].to(x_BCT.dtype)
-    count = valid.sum(-1, keepdim=True).clamp_min(1)
-    centred = (x_BCT - (x_BCT * valid).sum(-1, keepdim=True) / count) * valid
-    variance = centred.square().sum(-1, keepdim=True) / count
-    log_std_BC = 0.5 * torch.log10(variance.squeeze(-1) + 1e-6)
-    return centred * torch.rsqrt(variance + 1e-12), log_std_BC
+    centred_BCT, variance_BC = centre(x_BCT, valid_BT)
+    return centred_BCT * torch.rsqrt(variance_BC + 1e-12)[..., None], 0.5 * torch.log10(variance_BC + 1e-6)
 
 
 def sinusoids(position_P: Tensor, width: int, shortest: float, longest: float) -> Tensor:

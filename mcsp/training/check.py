@@ -32,7 +32,7 @@ def check(config: PretrainConfig) -> dict[str, Any]:
     """
     engine.start_process_group()
     with tempfile.TemporaryDirectory(prefix="mcsp-check-") as aside:
-        trainer = Trainer(config.model_copy(update={"run_dir": Path(aside), "resume": "auto"}))
+        trainer = Trainer(config.model_copy(update={"run_dir": Path(aside), "mirror_dir": None, "resume": "auto"}))
         evaluations = Evaluations(trainer, None)
         if distributed.is_main():  # as the run does at its start
             Throughput(trainer.config, trainer.dataset.schedule.shapes, trainer.world_size, trainer.device)

@@ -166,9 +166,9 @@ def pretrain(config: PretrainConfig) -> int:
     Raises:
         InUse: another run holds the folder.
     """
-    rank, clock = int(os.environ.get("RANK", "0")), Clock(engine.use_device())
-    lock: Lock | None = None
+    rank, clock, lock = int(os.environ.get("RANK", "0")), None, None
     try:
+        clock = Clock(engine.use_device())
         engine.start_process_group()
         lock, stop = _take(config, clock)
         trainer = Trainer(config, clock, lambda: stop.why)
@@ -185,7 +185,7 @@ def pretrain(config: PretrainConfig) -> int:
         raise
     except BaseException as error:
         if config.run_dir.is_dir():
-            write_exit(config.run_dir, "error", describe(error), clock.step, status_of(error), rank)
+            write_exit(config.run_dir, "error", describe(error), clock.step if clock else 0, status_of(error), rank)
         raise
     finally:
         if lock:

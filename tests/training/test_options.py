@@ -92,7 +92,7 @@ def test_a_tracker_without_its_package_is_refused_before_the_first_step() -> Non
 
 def test_mlflow_gets_every_line_and_goes_on_in_its_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mlflow: Any = pytest.importorskip("mlflow")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"file://{tmp_path / 'mlruns'}")
     for step in (1, 2):  # as in two starts of one run
         [record] = trackers(["mlflow"], tmp_path, {"seed": 0})
         record.log(step, {"loss": 3.0 - step, "loss/eeg/spatial": 1.0})

@@ -1,9 +1,10 @@
+import shutil
 import subprocess
 import sys
 
 import pytest
 
-from mcsp.run_log import read_metrics
+from mcsp.run_log import read_events, read_metrics
 from tests.training.ranks import ROOT, environment, pretrain, same, weights
 
 
@@ -111,6 +112,20 @@ def test_a_damaged_checkpoint_is_passed_over_and_a_run_is_lengthened_or_refused(
     rates = [line["learning_rate"] for line in read_metrics(run_dir)]
     assert len(rates) == 8 and rates[6] == rates[7] == pytest.approx(1e-4)
     one_line(pretrain(*pretrain_overrides, f"run_dir={tmp_path / 'x'}", "resume=must", expect=2), "no valid checkpoint")
+    # All that there is elsewhere: a machine without the folder goes on from a copy.
+    longer = [*pretrain_overrides, "steps=9", "schedule_steps=6", f"mirror_dir={tmp_path / 'mirror'}"]
+    pretrain(*longer, "learning_rate=0.0005")
+    [changed] = [event for event in read_events(run_dir) if event["event"] == "changed"]
+    assert changed["step"] == 8 and changed["learning_rate"] == "0.001 -> 0.0005"
+    final = weights(run_dir, 9)
+    shutil.rmtree(run_dir)
+    assert "finished before, after 9 steps" in pretrain(*longer, "learning_rate=0.0005", "resume=must")
+    assert same(weights(run_dir, 9), final) and len(read_metrics(run_dir)) == 9
+    for path in (run_dir / "checkpoints").rglob("*.safetensors"):
+        path.write_bytes(b"damaged")
+    refused = pretrain(*longer, "learning_rate=0.0005", expect=2)
+    assert "none of 1 checkpoints (step-00000009 to step-00000009) can be read" in refused
+    assert len(read_metrics(run_dir)) == 9
 
 
 def test_bad_input_gets_one_line(pretrain_overrides, tmp_path) -> None:
