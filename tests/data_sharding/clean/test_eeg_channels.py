@@ -174,8 +174,8 @@ def test_channels_without_a_place_take_no_part_in_the_reference(tmp_path: Path) 
     assert together.channels == alone.channels == NAMES
     np.testing.assert_array_equal(together.x_TC, alone.x_TC)
     assert alone.repairs == () and together.repairs == (
-        "sub-1_task-rest_eeg.edf: 6 EEG channels without a position are left out: EEG LOC-REF, EEG ROC-REF, EEG 31-REF, "
-        "Chin1 ...",
+        "sub-1_task-rest_eeg.edf: 6 EEG channels without a position are left out: EEG LOC-REF, EEG ROC-REF, "
+        "EEG 31-REF, Chin1 ...",
     )
     # The reference is the mean of what was written: the other channels are no part of it.
     x_CT = eeg_uv() - eeg_uv().mean(axis=0)
