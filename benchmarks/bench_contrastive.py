@@ -1,8 +1,9 @@
-"""Contrast, forward and backward: chunked (on CUDA also Triton) against dense torch; time, peak memory, errors.
+"""Contrast, forward and backward: blocks (on CUDA also Triton) against dense torch; time, peak memory, errors.
 
-python benchmarks/bench_contrastive.py [--out FILE] [--repeats K] [--table]
+python benchmarks/bench_contrastive.py [--out FILE] [--repeats K] [--only NAME ...] [--sizes N,D ...] [--table]
 
-writes benchmarks/results/contrastive_<cpu or cuda>_<yyyymm>.json; --table prints the file that is there instead.
+writes benchmarks/results/contrastive_<cpu or cuda>_<yyyymm>.json after each size; --table prints the file that is there
+instead. On a CPU, times are processor time of the one thread, so that what else runs does not count.
 
 Two dense rivals: ``reference``, the definition, masks and all; and ``lean``, what is usually written: one product,
 two cross-entropies, no masks. Other packages' losses are those of ``contrast_peers.py``. The implementations take
@@ -26,6 +27,7 @@ from pathlib import Path
 
 import torch
 from contrast_peers import PEERS, Loss, versions, why_not
+from measured import commit
 from torch import Tensor
 
 from mcsp.kernels.contrastive import contrastive_loss
@@ -74,11 +76,12 @@ def once(name: str, z: Tensor, scale: Tensor) -> float:
     z.grad = scale.grad = None
     if z.is_cuda:
         torch.cuda.synchronize()
-    start = time.perf_counter()
+    clock = time.perf_counter if z.is_cuda else time.process_time
+    start = clock()
     implementation(name)(z, scale).backward()
     if z.is_cuda:
         torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def peak_mib(name: str, n: int, width: int, device: str) -> float:
@@ -167,17 +170,13 @@ def where() -> dict[str, object]:
     cpu = next(
         (x.split(":")[1] for x in Path("/proc/cpuinfo").read_text().splitlines() if x.startswith("model name")), ""
     )
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False).stdout
-    changed = subprocess.run(
-        ["git", "status", "--porcelain", "kernels/contrastive"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
     return found | {
         "cpu": cpu.strip(),
         "threads": torch.get_num_threads(),
+        "clock": "wall" if torch.cuda.is_available() else "processor time of the one thread",
         "load_average": os.getloadavg(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "commit": commit.strip(),
-        "kernels_changed_since": bool(changed.stdout.strip()),
+        **commit("kernels/contrastive"),
     }
 
 
@@ -205,6 +204,8 @@ def main() -> None:
     default = ROOT / "benchmarks" / "results" / f"contrastive_{device}_{date.today():%Y%m}.json"
     parser.add_argument("--out", type=Path, default=default)
     parser.add_argument("--repeats", type=int, default=5 if device == "cpu" else 50)
+    parser.add_argument("--only", nargs="*", help="implementations, as they stand in the table")
+    parser.add_argument("--sizes", nargs="*", metavar="N,D", help="rows and width, instead of the grid")
     parser.add_argument("--table", action="store_true", help="print the table of the file that is there")
     parser.add_argument("--peak", nargs=3, metavar=("NAME", "N", "D"), help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -217,16 +218,20 @@ def main() -> None:
         print(table(report["rows"]))
         print("\nNot run: " + "; ".join(f"{name} ({reason})" for name, reason in report.get("not_run", {}).items()))
         return
-    names = ["lean", "reference", "chunked"]
+    names = ["lean", "reference", "blocks"]
     if device == "cuda":
-        names += ["compiled lean", "triton-bf16", "triton-tf32", "triton-fp32"]
+        names += ["blocks-bf16", "blocks-tf32", "compiled lean", "triton-bf16", "triton-tf32", "triton-fp32"]
     not_run = {name: reason for name in PEERS if (reason := why_not(name, device))}
     names += [name for name in PEERS if name not in not_run]
-    machine = where()
-    rows = [row for n, width in (CUDA_GRID if device == "cuda" else CPU_GRID)
-            for row in measure(n, width, names, options.repeats, device)]  # fmt: skip
-    report = {"measured_on": machine, "repeats": options.repeats, "not_run": not_run, "rows": rows}
-    options.out.write_text(json.dumps(report, indent=1) + "\n")
+    names = [name for name in names if not options.only or name in options.only]
+    grid = CUDA_GRID if device == "cuda" else CPU_GRID
+    sizes = [tuple(map(int, size.split(","))) for size in options.sizes] if options.sizes else grid
+    if device == "cpu":
+        torch.set_num_threads(1)
+    report = {"measured_on": where(), "repeats": options.repeats, "not_run": not_run, "rows": []}
+    for n, width in sizes:
+        report["rows"] += measure(n, width, names, options.repeats, device)  # type: ignore[operator]
+        options.out.write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":

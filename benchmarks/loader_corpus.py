@@ -15,12 +15,12 @@ import numpy as np
 import pyarrow as pa
 import webdataset
 
-from mcsp.data_sharding.store.files import sha256_file
 from mcsp.data_sharding.store.index import INDEX_NAME, SHARDS_NAME, block_bounds, index_hash
 from mcsp.data_sharding.store.reader import crc_name
 from mcsp.data_sharding.store.table import RECORDINGS_NAME
 from mcsp.data_sharding.store.table_write import encode_table, make_batch
 from mcsp.schema import BLOCK_SAMPLES, SCHEMA_VERSION, Recording
+from mcsp.wording import sha256_file
 
 CHANNELS, SAMPLES, SFREQ = 64, 60_000, 200.0  # five minutes
 RECORDINGS, PER_SHARD = 64, 8

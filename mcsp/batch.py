@@ -7,8 +7,9 @@ Shape letters: N samples of the batch, B rows of one modality, C channels, T tim
 """
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -16,14 +17,22 @@ import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from mcsp.schema import MODALITIES, Modality, Window, text_key
+from mcsp.schema import MODALITIES, SCALE_FREE, UNITS, Modality, Window, text_key
+
+# A value so many robust deviations from its channel's median is an artefact of storage or of a device, not of a brain.
+MOST_DEVIATIONS = 1e4
+# Largest robust deviation of a window that can be in its unit: EEG as EegConfig.max_amplitude_uv, where channels have 5
+# to 50 uV; percent signal change, of which parcels have about 1. Ours.
+LOUDEST: dict[str, float] = {UNITS["eeg"]: 5000.0, UNITS["fmri"]: 100.0}
+_LOOKED_AT = 256  # time samples that robust statistics of a window are taken from
+_MAD_TO_SD = 1.4826
 
 
 @dataclass(frozen=True)
 class Signal:
     """The windows of one modality in a batch."""
 
-    x_BCT: Tensor  # float32, uV or percent; zero where not valid
+    x_BCT: Tensor  # float32, uV or percent, of deviation 1 where the unit is a.u.; zero where not valid
     sfreq_B: Tensor  # float32 Hz
     channel_valid_BC: Tensor  # bool
     time_valid_BT: Tensor  # bool
@@ -34,6 +43,11 @@ class Signal:
 
     def __len__(self) -> int:
         return self.x_BCT.shape[0]
+
+    @property
+    def row_valid_B(self) -> Tensor:
+        """Whether a row holds anything: some valid channel at some valid time, bool ``(B,)``."""
+        return self.channel_valid_BC.any(1) & self.time_valid_BT.any(1)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Between processes only the windows go through shared memory: each tensor there costs a handshake."""
@@ -62,13 +76,16 @@ class Batch:
     site_N: Tensor  # int64; equal where the site is
     keys: tuple[str, ...]  # sample keys, length N
     unreadable: tuple[str, ...] = ()  # what other windows stand in for: one line per window that could not be read
+    left_out: Mapping[str, int] = field(default_factory=dict)  # site -> windows whose rows are not valid
+    read_seconds: Mapping[str, float] = field(default_factory=dict)  # stream -> time that reading its windows took
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """As of a signal."""
-        return _batch, (self.signals, self.subject_N.numpy(), self.site_N.numpy(), self.keys, self.unreadable)
+        rest = self.keys, self.unreadable, self.left_out, self.read_seconds
+        return _batch, (self.signals, self.subject_N.numpy(), self.site_N.numpy(), *rest)
 
     def to(self, device: torch.device | str) -> "Batch":
         """Copy every tensor to ``device``."""
@@ -106,6 +123,30 @@ def finite_channels(x_TC: Tensor) -> np.ndarray:
     return torch.isfinite(x_TC).all(dim=0).numpy()
 
 
+def deviations(x_CT: Tensor, good_C: np.ndarray, valid_T: np.ndarray) -> tuple[float, float]:
+    """Robust deviation of a window, and the largest distance of a value from its channel's median.
+
+    Median over good channels of the median absolute deviation, as a standard deviation, from 256 valid time samples at
+    most; where that is zero, of their standard deviation. 0 and 0 where the window is flat or nothing is valid.
+
+    Args:
+        x_CT: zero where a channel is bad or time is not valid.
+        good_C, valid_T: bool.
+    """
+    at_T = np.flatnonzero(valid_T)
+    if not len(at_T) or not good_C.any():
+        return 0.0, 0.0
+    good = torch.from_numpy(good_C)
+    some_CT = x_CT[:, torch.from_numpy(at_T[:: -(-len(at_T) // _LOOKED_AT)])][good]
+    middle_C1 = some_CT.median(dim=1, keepdim=True).values
+    deviation = float((some_CT - middle_C1).abs().median(dim=1).values.median()) * _MAD_TO_SD
+    low_C, high_C = x_CT.aminmax(dim=1)
+    furthest = float(torch.maximum(high_C[good] - middle_C1[:, 0], middle_C1[:, 0] - low_C[good]).max())
+    if float((some_CT.amax(1) - some_CT.amin(1)).max()) == 0.0:
+        return 0.0, 0.0
+    return deviation or float(some_CT.std(dim=1, correction=0).max()), furthest
+
+
 def _zeros(*shape: int) -> Tensor:
     """Float32 zeros; in a loader's worker in memory that the training process shares, where they must be in the end."""
     if get_worker_info() is None:
@@ -125,7 +166,10 @@ def collate_signal(
     """Pad windows of one modality into one :class:`Signal`, at least to ``shape_CT`` channels and time samples.
 
     ``sample_indices`` and ``sample_keys`` (63-bit integers) have one entry per window. Channels marked bad in the
-    recording, channels with values that are not finite, and time outside the recording's valid spans are masked.
+    recording, channels with values that are not finite, and time outside the recording's valid spans are masked. So is
+    a whole row (its :attr:`Signal.row_valid_B` is False) that is flat, has a value ``MOST_DEVIATIONS`` robust
+    deviations away, or is louder than ``LOUDEST`` allows in its unit: it keeps its place, and takes part in nothing. A
+    row in a.u. is divided by its robust deviation, as its amplitude means nothing.
     """
     n_channels = max(shape_CT[0], *(w.x_TC.shape[1] for w in windows))
     n_samples = max(shape_CT[1], *(w.x_TC.shape[0] for w in windows))
@@ -152,6 +196,13 @@ def collate_signal(
             row_CT[torch.from_numpy(~good_C)] = 0.0
         if not valid_T.all():
             row_CT[:, torch.from_numpy(~valid_T)] = 0.0
+        deviation, furthest = deviations(row_CT, good_C, valid_T)
+        unit = window.recording.unit
+        if deviation == 0.0 or furthest > MOST_DEVIATIONS * deviation or deviation > LOUDEST.get(unit, math.inf):
+            row_CT.zero_()
+            good_C[:], valid_T[:] = False, False
+        elif unit == SCALE_FREE:
+            row_CT.div_(deviation)
         channel_valid[b, :c] = good_C
         time_valid[b, :t] = valid_T
         known_C = np.isfinite(window.recording.positions_C3).all(axis=1)
@@ -200,10 +251,16 @@ def collate(
                 [keys[i] for i, _ in rows],
                 (shapes or {}).get(modality, (0, 0)),
             )
+    left_out = Counter(
+        samples[i][0].recording.site
+        for signal in signals.values()
+        for i in signal.sample_B[~signal.row_valid_B].tolist()
+    )
     first = [windows[0].recording for windows in samples]
     return Batch(
         signals=signals,
         subject_N=torch.tensor([text_key(f"{r.site}/{r.subject}") for r in first], dtype=torch.int64),
         site_N=torch.tensor([text_key(r.site) for r in first], dtype=torch.int64),
         keys=tuple(r.key for r in first),
+        left_out=dict(sorted(left_out.items())),
     )

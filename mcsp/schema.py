@@ -31,6 +31,8 @@ VIEWS = (0, 1)  # of each window, in every domain
 # Highest frequency [Hz] that models read. EEG: the range of the classical bands, to 45 Hz; BOLD: slow-5 to slow-2 (Zuo
 # et al., NeuroImage 2010).
 HIGHEST_HZ: dict[Modality, float] = {"eeg": 45.0, "fmri": 0.25}
+# Ellipsoid around the cerebrum of the MNI152 template [mm].
+BRAIN_CENTRE_MM, BRAIN_HALF_AXES_MM = (0.0, -18.0, 16.0), (66.0, 82.0, 56.0)
 
 # Units in which values reach a model. fp16 holds 6e-8..65504, so volts would drown in its subnormals.
 UNITS: dict[Modality, str] = {"eeg": "uV", "fmri": "percent"}

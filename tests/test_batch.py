@@ -198,9 +198,9 @@ def test_a_window_as_stored_becomes_what_the_window_in_physical_units_does() -> 
 
 
 def test_between_processes_only_the_windows_are_sent_as_tensors() -> None:
-    batch = collate(
-        [[window("eeg", subject="s1"), window("fmri", 5, 4)], [window("eeg", subject="s2", bad=(1,))]], [7, 8]
-    )
+    flat = window("eeg", subject="s2", bad=(0, 1, 2))
+    batch = collate([[window("eeg", subject="s1"), window("fmri", 5, 4)], [flat]], [7, 8])
+    assert batch.left_out == {"a": 1}
     sent: list[tuple[int, ...]] = []
 
     class Pickler(pickle.Pickler):
@@ -213,9 +213,71 @@ def test_between_processes_only_the_windows_are_sent_as_tensors() -> None:
     Pickler(stream).dump(batch)
     found: Batch = pickle.loads(stream.getvalue())
     assert sent == [(1, 4, 5), (2, 3, 20)]
-    assert (found.keys, found.unreadable) == (batch.keys, batch.unreadable)
+    assert (found.keys, found.unreadable, found.left_out) == (batch.keys, batch.unreadable, batch.left_out)
     assert torch.equal(found.subject_N, batch.subject_N) and torch.equal(found.site_N, batch.site_N)
     for modality, signal in batch.signals.items():
         for f in fields(signal):
-            mine, theirs = getattr(signal, f.name), getattr(found.signals[modality], f.name)
-            assert mine.dtype == theirs.dtype and torch.equal(mine, theirs), f.name
+            before, after = getattr(signal, f.name), getattr(found.signals[modality], f.name)
+            assert before.dtype == after.dtype and torch.equal(before, after), f.name
+
+
+@pytest.mark.parametrize("what", ["flat", "zero", "NaN", "one channel is not flat", "spike", "loud", "nothing valid"])
+def test_a_window_that_holds_nothing_or_what_cannot_be_keeps_an_invalid_row_and_is_counted(what: str) -> None:
+    cut = window(n_samples=400, site="b")
+    x_TC = cut.x_TC.copy()
+    valid_spans = [0, 400]
+    match what:
+        case "flat":
+            x_TC[:] = 7.0
+        case "zero":
+            x_TC[:] = 0.0
+        case "NaN":
+            x_TC[5] = np.nan
+        case "one channel is not flat":
+            x_TC[:, 1:] = 3.0
+        case "spike":
+            x_TC[399, 1] = 2e5  # noise of 10 uV
+        case "loud":
+            x_TC *= 1000
+        case "nothing valid":
+            valid_spans = [0, 0]
+    bad = replace(cut, x_TC=x_TC, recording=replace(cut.recording, valid_spans=valid_spans))
+    batch = collate([[window(n_samples=400)], [bad], [bad]], keys=[1, 2, 3])
+    signal = batch.signals["eeg"]
+    if what == "one channel is not flat":
+        assert signal.row_valid_B.all() and batch.left_out == {}
+        return
+    assert signal.row_valid_B.tolist() == [True, False, False]
+    assert batch.left_out == {"b": 2}
+    assert (signal.x_BCT[1:] == 0).all() and not signal.position_valid_BC[1:].any()
+    assert signal.sample_B.tolist() == [0, 1, 2] and signal.key_B.tolist() == [1, 2, 3]
+
+
+def test_limits_of_loudness_and_distance_are_where_they_are_said_to_be() -> None:
+    plain = window(n_samples=401, n_channels=1)
+    ramp = np.linspace(-1, 1, 401)[:, None]  # robust deviation 1.4826 / 2
+
+    def valid(x_TC: np.ndarray, unit: str) -> bool:
+        cut = replace(plain, x_TC=x_TC.astype(np.float32), recording=replace(plain.recording, unit=unit))
+        return bool(collate([[cut]]).signals["eeg"].row_valid_B)
+
+    for unit, loudest in (("uV", 5000.0), ("percent", 100.0)):
+        assert valid(ramp * 0.98 * loudest / 0.7413, unit) and not valid(ramp * 1.02 * loudest / 0.7413, unit)
+    assert valid(ramp * 1e9, "a.u.")
+    for sign in (-1, 1):
+        spiked = ramp.copy()
+        spiked[7] = sign * 0.98e4 * 0.7413
+        assert valid(spiked, "uV")
+        spiked[7] = sign * 1.02e4 * 0.7413
+        assert not valid(spiked, "uV")
+
+
+def test_the_scale_of_arbitrary_units_means_nothing() -> None:
+    cut = window("fmri", n_samples=100, sfreq=0.5)
+    found = []
+    for unit, factor in (("a.u.", 1.0), ("a.u.", 10.0), ("percent", 1.0)):
+        scaled = replace(cut, x_TC=cut.x_TC * np.float32(factor), recording=replace(cut.recording, unit=unit))
+        found.append(collate([[scaled]]).signals["fmri"].x_BCT)
+    torch.testing.assert_close(found[0], found[1], rtol=1e-6, atol=1e-6)
+    assert 0.8 < float(found[0].std()) < 1.2
+    np.testing.assert_array_equal(found[2][0].numpy(), cut.x_TC.T)

@@ -52,6 +52,7 @@ class Site:
     first_volume_event: str | None = None  # trial_type or value in the EEG's events.tsv
     selection: Selection = field(default_factory=Selection)
     fault: tuple[str, str] | None = None  # reason and detail, where a file of the dataset itself cannot be used
+    trusted: tuple[Path, ...] | None = None  # folders outside that its files may lie in; None: any, for files by hand
 
 
 @dataclass(frozen=True)
@@ -186,11 +187,14 @@ def _make_site(name: str, site: SiteConfig, config: CorpusConfig) -> Site:
     try:
         simulated = bool(read_json(description).get("Simulated", False))
     except RecordingError as error:
-        simulated, fault = False, (error.reason, str(error))
+        simulated, fault = False, (error.reason, str(error)) if site.simulated is None else None
     if site.simulated is not None:
         simulated = site.simulated
     selection = config.selection_of(name)
-    return Site(name, site.path, simulated, label_image, site.pairing, site.first_volume_event, selection, fault)
+    return Site(
+        name, site.path, simulated, label_image, site.pairing, site.first_volume_event, selection, fault,
+        tuple(config.trusted_link_targets),
+    )  # fmt: skip
 
 
 def find_recordings(site: Site, parcellation: str | None = None, notes: list[str] | None = None) -> list[RecordingRef]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from mcsp.data_sharding.bids.find import Site
 from mcsp.data_sharding.bids.reasons import RecordingError
 from mcsp.data_sharding.bids.tables import read_tsv
+from mcsp.wording import listed
 
 _SHOWN = 3
 Row = dict[str, str]
@@ -65,8 +66,7 @@ class Participants:
         lines = []
         for what, found in doubts:
             subjects = list(dict.fromkeys(found))
-            more = f" and {len(subjects) - _SHOWN} more" if len(subjects) > _SHOWN else ""
-            lines += [f"participants.tsv: {what} {', '.join(subjects[:_SHOWN])}{more}"] if subjects else []
+            lines += [f"participants.tsv: {what} {listed(subjects, _SHOWN)}"] if subjects else []
         return lines
 
 

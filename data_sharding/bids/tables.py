@@ -14,8 +14,8 @@ from mcsp.data_sharding.store.files import Location
 
 # A participants.tsv of half a million people has some 100 MB; what is larger is no table, and would fill the memory.
 _MOST_BYTES = 1 << 28
-# What stands in a file whose content was not fetched: git-annex (unlocked) and Git LFS.
-_POINTERS = (b"/annex/objects/", b"version https://git-lfs.github.com/spec")
+# What stands in a file whose content was not fetched.
+_POINTERS = {b"/annex/objects/": "git-annex", b"version https://git-lfs.github.com/spec": "Git LFS"}
 
 
 def require_content(file: Location) -> None:
@@ -35,9 +35,11 @@ def require_content(file: Location) -> None:
         raise RecordingError("missing-file", f"{file.name}: no such file") from None
     except OSError as error:
         raise RecordingError("unreadable", f"{file.name}: cannot be opened ({error.strerror})") from None
-    if start.startswith(_POINTERS):
-        found = f"the pointer {start.split()[0].decode('ascii', 'replace')}... in place of its content"
-        raise RecordingError("missing-file", f"{file.name}: {found}, expected the content")
+    for pointer, system in _POINTERS.items():
+        if start.startswith(pointer):
+            raise RecordingError(
+                "missing-file", f"{file.name}: a pointer of {system}, expected the content of the file"
+            )
 
 
 def read_json(file: Location) -> dict[str, Any]:

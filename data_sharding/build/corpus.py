@@ -6,6 +6,8 @@ says what is done. So an interrupted build goes on where it stopped, and a chang
 
 import os
 import socket
+import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -18,7 +20,7 @@ from mcsp.data_sharding.build.identifiers import find_identifiers_in_shards
 from mcsp.data_sharding.build.layout import Plan, PlannedShard
 from mcsp.data_sharding.build.plan import make_plan
 from mcsp.data_sharding.build.progress import BuildStatus, Progress
-from mcsp.data_sharding.build.pseudonyms import subject_key
+from mcsp.data_sharding.build.pseudonyms import subject_key, without_key_in_environment
 from mcsp.data_sharding.build.receipts import (
     BUILD_NAME,
     claimed,
@@ -31,8 +33,9 @@ from mcsp.data_sharding.build.receipts import (
     write_sealed,
 )
 from mcsp.data_sharding.build.seal import settle
-from mcsp.data_sharding.build.shards import Receipt
-from mcsp.data_sharding.build.worker import build_or_keep, fingerprint_here, reading_limits
+from mcsp.data_sharding.build.shards import Receipt, reading_limits
+from mcsp.data_sharding.build.site_time import SiteTime
+from mcsp.data_sharding.build.worker import build_or_keep, fingerprint_here
 from mcsp.data_sharding.clean.read import ONE_THREAD
 from mcsp.data_sharding.store.files import Location, location, size, write_atomic
 from mcsp.data_sharding.store.index import INDEX_NAME, SHARDS_NAME, read_index
@@ -42,6 +45,7 @@ Key = TypeVar("Key")
 _FINGERPRINT_NAME = "fingerprint.txt"
 _TASK_RETRIES = 3
 _CONNECT_SECONDS = 10
+_START_ATTEMPTS = 3
 _LOOK_SECONDS = 1.0
 # Shards that one task looks through for personal data: of each only headers and JSON are read.
 _SCANNED_TOGETHER = 16
@@ -62,10 +66,13 @@ def build_corpus(config: CorpusConfig, address: str | None = None) -> tuple[dict
         ValueError: one line: bad input folders, no subject key, another corpus in ``out_dir``, a failing worker, a
             machine that computes otherwise, or a bad recording under ``on_error: raise``.
     """
-    plan = make_plan(config, subject_key(config))
+    key = subject_key(config)
+    plan = make_plan(config, key)
+    # Workers get pseudonyms, never the key or the way to it.
+    config = config.model_copy(update={"subject_key_file": None})
     out = location(config.out_dir)
     digest = f"{plan.digest} {reading_limits(config)}"
-    with claimed(out, plan):
+    with claimed(out, plan), without_key_in_environment():
         if sealed_plan(out) == digest and _is_finished(out):
             return read_index(out), True
         with ray_session(config.workers, address):
@@ -75,7 +82,7 @@ def build_corpus(config: CorpusConfig, address: str | None = None) -> tuple[dict
             state = "failed"
             try:
                 fingerprint = _run(plan, config, out, status)
-                index = settle(plan, config, out, fingerprint, partial(_scanned, out))
+                index = settle(plan, config, out, fingerprint, key, partial(_scanned, out))
                 write_sealed(out, digest)
                 remove_stale(out, index, plan)
                 state = "complete"
@@ -95,26 +102,44 @@ def ray_session(workers: int | None = None, address: str | None = None) -> Itera
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # of tasks that nobody asks for after the first error
     address = address or os.environ.get("RAY_ADDRESS")  # set by `ray job submit`
     _check_reachable(address)
-    try:
+
+    def start() -> None:
+        ray.shutdown()  # what is left of an attempt before
         if address:
             ray.init(address=address, runtime_env={"env_vars": ONE_THREAD}, log_to_driver=False)
-        else:
-            # A checkout that is not installed is importable here, so it must be in the workers.
-            paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
-            ray.init(
-                address="local",
-                num_cpus=workers,
-                include_dashboard=False,
-                logging_level="ERROR",
-                log_to_driver=False,
-                runtime_env={"env_vars": {**ONE_THREAD, "PYTHONPATH": os.pathsep.join(filter(None, paths))}},
-            )
-    except (ConnectionError, RuntimeError) as error:
-        raise ValueError(f"Ray at {address or 'this machine'}: cannot start ({' '.join(str(error).split())})") from None
+            return
+        # A checkout that is not installed is importable here, so it must be in the workers.
+        paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
+        ray.init(
+            address="local",
+            num_cpus=workers,
+            include_dashboard=False,
+            logging_level="ERROR",
+            log_to_driver=False,
+            runtime_env={"env_vars": {**ONE_THREAD, "PYTHONPATH": os.pathsep.join(filter(None, paths))}},
+        )
+
+    start_patiently(start, address or "this machine")
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def start_patiently(start: Callable[[], object], where: str, pause_seconds: float = 5.0) -> None:
+    """Start Ray, and again after a pause where a busy machine let it fail; at last raise ``ValueError``, one line."""
+    for attempt in range(1, _START_ATTEMPTS + 1):
+        try:
+            start()
+            return
+        except (ConnectionError, RuntimeError, TimeoutError, ray.exceptions.RayError) as error:
+            reason = " ".join(str(error).split())[:300] or type(error).__name__
+        if attempt < _START_ATTEMPTS:
+            print(f"Ray at {where}: has not started ({reason}); trying again", file=sys.stderr, flush=True)
+            time.sleep(pause_seconds * attempt)
+    raise ValueError(
+        f"Ray at {where}: cannot start, tried {_START_ATTEMPTS} times ({reason}); is the machine overloaded?"
+    )
 
 
 def _check_reachable(address: str | None) -> None:
@@ -138,6 +163,7 @@ def _is_finished(out: Location) -> bool:
 
 def _run(plan: Plan, config: CorpusConfig, out: Location, status: BuildStatus) -> str:
     """Build every shard, then once more those with recordings that are stored elsewhere too; the fingerprint."""
+    SiteTime(out / BUILD_NAME, config).forget()
     fingerprint = _common_fingerprint(config, out)
     # Files of a finished corpus were compared when they were written; those of an interrupted build are read again.
     deep = sealed_plan(out) is None

@@ -18,10 +18,11 @@ import numpy as np
 
 from mcsp.data_sharding.build.layout import Plan
 from mcsp.data_sharding.build.shards import Receipt
-from mcsp.data_sharding.store.files import Location, is_local, names, sha256_file, size, write_atomic
+from mcsp.data_sharding.store.files import Location, is_local, names, size, write_atomic
 from mcsp.data_sharding.store.index import SHARDS_NAME
 from mcsp.data_sharding.store.reader import crc_name
 from mcsp.schema import Recording
+from mcsp.wording import sha256_file
 
 BUILD_NAME = ".build"
 _RECIPE_NAME, _SEALED_NAME, _LOCK_NAME, _RECEIPTS_NAME = "recipe.json", "sealed.json", "lock", "receipts"

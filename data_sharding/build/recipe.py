@@ -23,7 +23,7 @@ _FILES = (
 def public_config(config: CorpusConfig) -> dict[str, Any]:
     """The resolved configuration without what depends on the machine: folders and the number of workers."""
     values = config.dump()
-    for name in ("bids_root", "out_dir", "workers", "subject_key_file"):
+    for name in ("bids_root", "out_dir", "workers", "subject_key_file", "trusted_link_targets"):
         del values[name]
     for section in (values["fmri"], *values["sites"].values()):
         section["label_image"] = Path(section["label_image"]).name if section["label_image"] else None
@@ -38,7 +38,8 @@ def software_versions() -> dict[str, str]:
 
 def recipe_config(config: CorpusConfig) -> dict[str, Any]:
     """What all shards share: not the list of sites, and not what decides only whether a recording survives."""
-    free = {"sites", "on_error", "max_quarantined", "read_timeout_seconds", "read_memory_gb", *Selection.model_fields}
+    limits = {"on_error", "max_quarantined", "read_timeout_seconds", "site_timeout_seconds", "read_memory_gb"}
+    free = {"sites", *limits, *Selection.model_fields}
     return {name: value for name, value in public_config(config).items() if name not in free}
 
 

@@ -12,10 +12,12 @@ from mcsp.data_sharding.bids.reasons import RecordingError
 from mcsp.data_sharding.build.layout import PlannedSample
 from mcsp.data_sharding.build.privacy import find_identifiers, find_identifiers_in_participant
 from mcsp.data_sharding.build.pseudonyms import without_dates
+from mcsp.data_sharding.build.site_time import USED_UP, SiteTime
 from mcsp.data_sharding.clean.read import Reading, ReadingProcess
 from mcsp.data_sharding.clean.recording import CleanRecording
 from mcsp.data_sharding.store.index import Rejection
 from mcsp.schema import Modality
+from mcsp.wording import listed
 
 _SHOWN = 3
 
@@ -34,6 +36,7 @@ def read_sample(
     process: ReadingProcess,
     excluded: Mapping[str, str] | None = None,
     done: Callable[[RecordingRef, float | None], None] | None = None,
+    site_time: SiteTime | None = None,
 ) -> tuple[list[SampleRecording], list[Rejection]]:
     """Read every recording of a sample; one that fails is listed and does not disturb the others.
 
@@ -42,6 +45,7 @@ def read_sample(
         process: reads it.
         excluded: ``<site>/<file>`` of recordings that are stored under another name -> the line that says where.
         done: is told of every recording, with its length in seconds, or None where it is rejected.
+        site_time: what the site has lost to files that never end.
     """
     readings: list[tuple[RecordingRef, Reading]] = []
     rejected: list[Rejection] = []
@@ -51,11 +55,15 @@ def read_sample(
                 raise RecordingError("duplicate", twin)
             if sample.site.fault is not None:
                 raise RecordingError(*sample.site.fault)
+            if site_time is not None:
+                site_time.require(sample.site.name)
             found = process.read(ref)
             _refuse_personal(sample, ref, found.clean.channels)
             readings.append((ref, found))
             seconds_read = _seconds(found)
         except RecordingError as error:
+            if site_time is not None and error.reason == "timeout" and not str(error).startswith(USED_UP):
+                site_time.lose(sample.site.name)
             rejected.append(Rejection(sample.site.name, ref.file, ref.modality, error.reason, str(error)))
             seconds_read = None
         if done is not None:
@@ -81,8 +89,7 @@ def _refuse_personal(sample: PlannedSample, ref: RecordingRef, channels: Sequenc
     found = [*_of_channels(tuple(channels)), *find_identifiers(texts, frozenset())]
     found += find_identifiers_in_participant("participants.tsv", json.loads(sample.participant), frozenset())
     if found:
-        more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
-        raise RecordingError("suspected-personal-data", "; ".join(found[:_SHOWN]) + more)
+        raise RecordingError("suspected-personal-data", listed(found, _SHOWN, "; "))
 
 
 @lru_cache(maxsize=256)  # all recordings of a site have the same

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import chain, islice
+from itertools import chain
 from typing import Any
 
 from mcsp.config import CorpusConfig
@@ -20,7 +20,7 @@ from mcsp.data_sharding.build.identifiers import (
 )
 from mcsp.data_sharding.build.layout import Plan
 from mcsp.data_sharding.build.privacy import name_words, redact
-from mcsp.data_sharding.build.pseudonyms import key_fingerprint, pseudonymise, subject_key
+from mcsp.data_sharding.build.pseudonyms import key_fingerprint, pseudonymise
 from mcsp.data_sharding.build.receipts import BUILD_NAME, headers, read_rows
 from mcsp.data_sharding.build.recipe import public_config, software_versions
 from mcsp.data_sharding.store.files import Location, new_file, scratch_folder, write_atomic
@@ -33,6 +33,7 @@ from mcsp.data_sharding.store.index import (
 )
 from mcsp.data_sharding.store.table import Recordings
 from mcsp.schema import KEY_FINGERPRINT, Recording
+from mcsp.wording import listed
 
 # For the people who hold the files; never part of the corpus.
 PRIVATE_NAME = "rejected.tsv"
@@ -82,11 +83,8 @@ def seal_corpus(
             find_identifiers_in_lists(read_entries(files["repairs"], Repair), names),
             chain.from_iterable(find_in_shards([shard["name"] for shard in index["shards"]], names)),
         )
-        shown = list(islice(findings, _SHOWN))
-        if shown:
-            n_more = sum(1 for _ in findings)
-            more = f" and {n_more} more" if n_more else ""
-            raise ValueError(f"{path}: not sealed, personal data is suspected: {'; '.join(shown)}{more}")
+        if found := list(findings):
+            raise ValueError(f"{path}: not sealed, personal data is suspected: {listed(found, _SHOWN, '; ')}")
         write_atomic(path / DESCRIPTION_NAME, encode_description(description))
         write_index(path, index, tables)
     # What draws takes a second to import, which every worker would wait for.
@@ -141,7 +139,12 @@ class TooManyQuarantinedError(ValueError):
 
 
 def settle(
-    plan: Plan, config: CorpusConfig, out: Location, fingerprint: str, find_in_shards: FindInShards | None = None
+    plan: Plan,
+    config: CorpusConfig,
+    out: Location,
+    fingerprint: str,
+    key: bytes,
+    find_in_shards: FindInShards | None = None,
 ) -> dict[str, Any]:
     """Check that nothing is lost and not too much is bad, then seal the corpus; the content of ``index.json``.
 
@@ -165,7 +168,7 @@ def settle(
             if accounted[site] != n]  # fmt: skip
     if lost:
         raise ValueError(f"recordings are lost ({'; '.join(lost)}); this is a mistake of the builder")
-    key, names = subject_key(config), people(plan.sites)
+    names = people(plan.sites)
 
     def rejections() -> Iterator[Rejection]:
         rows = (Rejection(**row) for _, header in headers(out, plan) for row in header.rejected)

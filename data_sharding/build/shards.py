@@ -23,12 +23,14 @@ from mcsp.data_sharding.bids.find import RecordingRef
 from mcsp.data_sharding.build.layout import PlannedSample, PlannedShard
 from mcsp.data_sharding.build.pseudonyms import without_dates
 from mcsp.data_sharding.build.samples import SampleRecording, read_sample
+from mcsp.data_sharding.build.site_time import USED_UP, SiteTime
 from mcsp.data_sharding.clean.read import ReadingProcess
 from mcsp.data_sharding.store.encoding import STORED_DTYPE, encode
-from mcsp.data_sharding.store.files import Location, location, publish, scratch_file, sha256_file, write_atomic
+from mcsp.data_sharding.store.files import Location, location, publish, scratch_file, write_atomic
 from mcsp.data_sharding.store.index import SHARDS_NAME, Rejection, Repair, block_bounds
 from mcsp.data_sharding.store.reader import crc_name
 from mcsp.schema import BLOCK_SAMPLES, SCHEMA_VERSION, Recording
+from mcsp.wording import sha256_file
 
 # Digits of a shard's SHA-256 in its name.
 _HASH_DIGITS = 12
@@ -48,6 +50,11 @@ class Receipt:
     rejected: list[dict[str, str]]  # fields of index.Rejection
     repairs: list[dict[str, str]]  # fields of index.Repair
     rows: list[dict[str, Any]]  # fields of mcsp.schema.Recording
+
+
+def reading_limits(config: CorpusConfig) -> list[float]:
+    """Under other limits, what failed for them is read again."""
+    return [config.read_timeout_seconds, config.site_timeout_seconds, config.read_memory_gb]
 
 
 def build_shard(
@@ -75,6 +82,7 @@ def build_shard(
         ValueError: what was read back differs from what was written.
     """
     folder = location(config.out_dir) / SHARDS_NAME
+    site_time = SiteTime(location(config.out_dir) / ".build", config)
     recordings: list[Recording] = []
     rejected: list[Rejection] = []
     repairs: list[Repair] = []
@@ -84,7 +92,7 @@ def build_shard(
     with scratch_file(folder) as temporary:
         with tarfile.open(temporary, "w") as tar:
             for sample in planned.samples:
-                survivors, failures = read_sample(sample, process, excluded, done)
+                survivors, failures = read_sample(sample, process, excluded, done, site_time)
                 rows, members = _encode_sample(sample, survivors, crcs)
                 recordings += rows
                 rejected += failures
@@ -97,7 +105,9 @@ def build_shard(
                     add_members(tar, sample.key, members)
         if recordings:
             shard, recordings = _publish(planned.name, temporary, folder, recordings, crcs)
-    limits = [config.read_timeout_seconds, config.read_memory_gb]
+    limits = reading_limits(config)
+    if any(r.reason == "timeout" and r.detail.startswith(USED_UP) for r in rejected):
+        limits = []  # in another run they may well be read
     return Receipt(
         digest=planned.digest,
         excluded=dict(excluded or {}),

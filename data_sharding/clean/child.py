@@ -45,10 +45,10 @@ def serve(descriptor: int, memory: int, parent: int) -> None:
                 answer = SharedArray.of(Reading(read_recording(ref, config), acquisition_time(ref)), memory)
         except RecordingError as error:
             answer = (error.reason, str(error))
-        except OSError as error:  # of the tables beside it, or of the memory that both processes have
-            answer = ("unreadable", f"{type(error).__name__}: {error.strerror or error}")
         except MemoryError:
             answer = ("out-of-memory", f"reading needs more than read_memory_gb = {config.read_memory_gb:g}")
+        except Exception as error:  # noqa: BLE001  of the tables beside it, or of the memory that both processes have
+            answer = ("unreadable", f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
         connection.send(answer)
 
 

@@ -163,7 +163,7 @@ def _own_positions_mm(raw: mne.io.BaseRaw) -> dict[str, np.ndarray]:
 
 
 def _measured_positions_mm(ref: RecordingRef, repairs: list[str]) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Places [mm, head frame] by the closest ``electrodes.tsv`` that is understood, and why those before it are not.
+    """Places [mm, head frame] by the closest ``electrodes.tsv`` that is understood; where none is, why not.
 
     A table counts only where the ``coordsystem.json`` of its space gives a unit and a frame whose origin lies between
     the ears (CapTrak, CTF, EEGLAB).
@@ -182,7 +182,7 @@ def _measured_positions_mm(ref: RecordingRef, repairs: list[str]) -> tuple[dict[
         frame, unit = (str(system.get(f"EEGCoordinate{what}", "")) for what in ("System", "Units"))
         rotation, scale = _TO_HEAD.get(frame.strip().lower()), _MM_PER_UNIT.get(unit.strip().lower())
         if rotation is not None and scale is not None:
-            return _electrodes_mm(table, rotation, scale, beside[-1].name, repairs), doubts
+            return _electrodes_mm(table, rotation, scale, beside[-1].name, repairs), []
         what = [f"EEGCoordinateSystem {frame!r}, expected CapTrak, CTF or EEGLAB"] if rotation is None else []
         what += [f"EEGCoordinateUnits {unit!r}, expected m, cm or mm"] if scale is None else []
         doubts.append(f"{table.name} is not used: {beside[-1].name} says {' and '.join(what)}")

@@ -5,7 +5,9 @@ with gaps, several sampling rates, and sidecars that contradict the file.
 """
 
 import re
+import tempfile
 import warnings
+import weakref
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,10 +15,21 @@ import mne
 import numpy as np
 
 from mcsp.data_sharding.bids.find import RecordingRef
-from mcsp.data_sharding.bids.reasons import RecordingError
+from mcsp.data_sharding.bids.outside import require_inside
+from mcsp.data_sharding.bids.reasons import RecordingError, reading
 from mcsp.data_sharding.bids.tables import number_in, read_columns, require_content
 from mcsp.data_sharding.clean.eeg_channels import EegChannels, eeg_channels
-from mcsp.data_sharding.clean.eeg_edf import EdfHeader, check_edf, read_edf_header
+from mcsp.data_sharding.clean.eeg_headers import (
+    EdfHeader,
+    brainvision_values,
+    check_brainvision,
+    check_edf,
+    check_eeglab_data,
+    check_fif,
+    check_mat,
+    read_edf_header,
+)
+from mcsp.data_sharding.clean.hdf5 import require_own_values
 
 _READERS = {
     ".edf": mne.io.read_raw_edf,
@@ -25,6 +38,7 @@ _READERS = {
     ".set": mne.io.read_raw_eeglab,
     ".fif": mne.io.read_raw_fif,
 }
+_CHECKS = {".vhdr": check_brainvision, ".fif": check_fif, ".set": check_mat}
 # Volts of the units that headers and channels.tsv name, in lower case.
 _VOLTS = {
     "v": 1.0, "volt": 1.0, "volts": 1.0, "mv": 1e-3, "millivolt": 1e-3, "millivolts": 1e-3, "uv": 1e-6, "\u00b5v": 1e-6,
@@ -62,15 +76,23 @@ def open_eeg(ref: RecordingRef, sidecar: dict[str, object], own_positions_first:
     """
     path, repairs = ref.path, list[str]()
     require_content(path)
+    if not path.stat().st_size:
+        raise RecordingError("unreadable", f"{path.name}: an empty file, expected a recording")
     _refuse_trials(path, sidecar)
     suffix = path.suffix.lower()
     header = read_edf_header(path) if suffix in (".edf", ".bdf") else None
     if header is not None:
         check_edf(path, header)
-    if suffix == ".vhdr":
-        _check_brainvision(path)
+    require_own_values(path)
+    if suffix in _CHECKS:
+        _CHECKS[suffix](path)
     raw = _read(path, repairs)
-    _check_eeglab(raw)
+    files = [Path(file) for file in raw.filenames if file is not None]
+    require_inside(ref.site, files)
+    if suffix == ".set":
+        check_eeglab_data(files, len(raw.ch_names), raw.n_times)
+    for file in files[1:] if suffix == ".fif" else ():
+        check_fif(file)
     channels = eeg_channels(raw, ref, repairs, own_positions_first)
     if header is not None and len(set(header.rates)) > 1:
         raw = _at_one_rate(raw, path, header, channels)
@@ -114,26 +136,41 @@ def open_raw(raw: mne.io.BaseRaw, ref: RecordingRef, own_positions_first: bool =
 
 
 def _read(path: Path, repairs: list[str], **options: object) -> mne.io.BaseRaw:
-    reader = _READERS[path.suffix.lower()]
+    reader, suffix = _READERS[path.suffix.lower()], path.suffix.lower()
+    if path.suffix != suffix and suffix in (".vhdr", ".set"):  # whose readers know small letters alone
+        return _read_linked(path, repairs)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about names and dates; what matters is checked here
         try:
             return reader(path, preload=False, verbose="ERROR", **options)
         except FileNotFoundError as error:
-            absent = Path(str(error.filename)).name if error.filename else " ".join(str(error).split())
+            named = re.search(r"[^/\s]+\.(fdt|eeg|vmrk|fif)", str(error.filename or error), re.IGNORECASE)
+            absent = named[0] if named else "a file"
             raise RecordingError("missing-file", f"{path.name} needs {absent}, which is absent") from None
-        except UnicodeDecodeError:
-            if "encoding" in options or path.suffix.lower() not in (".edf", ".bdf"):
-                raise
-            raw = _read(path, repairs, encoding="latin1", **options)
-            repairs.append(f"{path.name}: annotations are not UTF-8, read as Latin-1")
-            return raw
         except TypeError as error:
-            if path.suffix.lower() == ".set" and "trials" in str(error):
+            if suffix == ".set" and "trials" in str(error):
                 raise RecordingError(
                     "not-continuous", f"{path.name}: holds trials, expected one continuous recording"
                 ) from None
             raise
+        except Exception as error:  # MNE's own, of no class of its own
+            if "latin1" not in str(error) or "encoding" in options:
+                raise
+    raw = _read(path, repairs, encoding="latin1", **options)
+    repairs.append(f"{path.name}: annotations are not UTF-8, read as Latin-1")
+    return raw
+
+
+def _read_linked(path: Path, repairs: list[str]) -> mne.io.BaseRaw:
+    """Read a file by a link in small letters, beside links to its neighbours, which last as long as the Raw."""
+    folder = tempfile.TemporaryDirectory(prefix="mcsp-eeg-")
+    for beside in path.parent.iterdir():
+        suffix = path.suffix.lower() if beside.name == path.name else beside.suffix
+        Path(folder.name, beside.stem + suffix).symlink_to(beside.absolute())
+    with reading(Path(folder.name), path.name):
+        raw = _read(Path(folder.name, path.stem + path.suffix.lower()), repairs)
+    weakref.finalize(raw, folder.cleanup)
+    return raw
 
 
 def _at_one_rate(raw: mne.io.BaseRaw, path: Path, header: EdfHeader, channels: EegChannels) -> mne.io.BaseRaw:
@@ -215,56 +252,12 @@ def valid_times(raw: mne.io.BaseRaw, ref: RecordingRef, sfreq: float, n_samples:
     return valid_T
 
 
-def _check_brainvision(path: Path) -> None:
-    """Compare the size of a BrainVision data file with what its header says."""
-    values = _brainvision_values(path)
-    if "datafile" not in values:
-        first = path.read_bytes()[:60].decode("utf-8", errors="replace").splitlines()
-        found = f"the header begins with {first[0]!r}" if first else "the header is empty"
-        raise RecordingError("unreadable", f"{path.name}: {found}, expected the header of BrainVision with DataFile=")
-    data = path.with_name(values["datafile"].replace("$b", path.stem))
-    if not data.is_file():
-        raise RecordingError("missing-file", f"{path.name} needs {data.name}, which is absent")
-    require_content(data)
-    width = {"INT_16": 2, "UINT_16": 2, "IEEE_FLOAT_32": 4}.get(values.get("binaryformat", ""))
-    if width is None or not values.get("numberofchannels", "").isdigit():
-        return
-    size, sample = data.stat().st_size, width * int(values["numberofchannels"])
-    if size % sample:
-        raise RecordingError("truncated", f"{data.name}: ends inside a sample ({size} bytes, {sample} per sample)")
-    if values.get("datapoints", "").isdigit() and size // sample != int(values["datapoints"]):
-        reason = "truncated" if size // sample < int(values["datapoints"]) else "wrong-length"
-        raise RecordingError(
-            reason, f"{data.name}: holds {size // sample} samples, its header says {values['datapoints']}"
-        )
-
-
-def _brainvision_values(path: Path) -> dict[str, str]:
-    """What a header says, keys in lower case, blanks around the equal signs or not."""
-    header = path.read_bytes().decode("utf-8", errors="replace")
-    lines = re.findall(r"^[ \t]*(\w+)[ \t]*=[ \t]*(.*?)\s*$", header, re.MULTILINE)
-    return {key.lower(): value for key, value in reversed(lines)}  # the first one counts
-
-
-def _check_eeglab(raw: mne.io.BaseRaw) -> None:
-    """Compare the size of an EEGLAB data file with what its header says."""
-    data = Path(raw.filenames[0]) if raw.filenames[0] is not None else None
-    if data is None or data.suffix.lower() != ".fdt":
-        return
-    require_content(data)
-    size, expected = data.stat().st_size, 4 * len(raw.ch_names) * raw.n_times
-    if size != expected:
-        says = f"its header says {expected} ({len(raw.ch_names)} channels of {raw.n_times} samples)"
-        reason = "truncated" if size < expected else "wrong-length"
-        raise RecordingError(reason, f"{data.name}: holds {size} bytes, {says}")
-
-
 def _header_units(path: Path, header: EdfHeader | None) -> dict[str, str]:
     """Unit of each channel by the file's own header, "" where it says none; EEGLAB's never does."""
     if header is not None:
         return {header.labels[i]: header.units[i] for i in header.signals}
     if path.suffix.lower() == ".vhdr":
-        rows = [value.split(",") for key, value in _brainvision_values(path).items() if re.fullmatch(r"ch\d+", key)]
+        rows = [value.split(",") for key, value in brainvision_values(path).items() if re.fullmatch(r"ch\d+", key)]
         return {row[0].replace(r"\1", ","): row[3] if len(row) > 3 else "" for row in rows if len(row) > 2}
     return {}
 

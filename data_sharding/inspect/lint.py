@@ -20,12 +20,13 @@ from tqdm import tqdm
 
 from mcsp.data_sharding.bids.description import DESCRIPTION_NAME, dataset_description
 from mcsp.data_sharding.bids.reasons import REASONS
-from mcsp.data_sharding.store.files import Location, names, sha256_file
+from mcsp.data_sharding.store.files import Location, names
 from mcsp.data_sharding.store.index import INDEX_NAME, REJECTED_NAME, SHARDS_NAME, Totals, block_bounds, read_rejected
 from mcsp.data_sharding.store.index import index_hash as hash_of
 from mcsp.data_sharding.store.reader import Corpus, crc_name
 from mcsp.data_sharding.store.table import RECORDINGS_NAME, Recordings
 from mcsp.schema import BLOCK_SAMPLES, MODALITIES, SPLITS, Recording, units_of
+from mcsp.wording import sha256_file
 
 _SUBJECT = re.compile(r"[0-9a-f]{16}")
 

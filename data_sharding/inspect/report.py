@@ -16,6 +16,7 @@ from mcsp.data_sharding.store.files import Location, write_atomic
 from mcsp.data_sharding.store.index import Rejection, read_rejected
 from mcsp.data_sharding.store.reader import Corpus
 from mcsp.schema import MODALITIES, SCALE_FREE, Modality, Window
+from mcsp.wording import listed
 
 REPORT_NAME = "report.html"
 
@@ -199,8 +200,7 @@ def _rates(group: Group) -> str:
         counts[text(sfreq)] += n
     if len(counts) == 1:
         return next(iter(counts))
-    shown = [f"{name} ({n})" for name, n in counts.most_common(3)]
-    return ", ".join(shown) + (f" and {len(counts) - 3} more" if len(counts) > 3 else "")
+    return listed((f"{name} ({n})" for name, n in counts.most_common()), 3)
 
 
 def _reasons(index: dict[str, Any], rejected: Iterable[Rejection]) -> str:
@@ -215,8 +215,7 @@ def _reasons(index: dict[str, Any], rejected: Iterable[Rejection]) -> str:
             shown.append(row)
     rows = []
     for reason, n in sorted(index["reasons"].items(), key=lambda item: (-item[1], item[0])):
-        where = ", ".join(f"{html.escape(site)} {m:,}" for site, m in sites[reason].most_common(5))
-        more = f" and {len(sites[reason]) - 5} more" if len(sites[reason]) > 5 else ""
+        where = listed((f"{html.escape(site)} {m:,}" for site, m in sites[reason].most_common()), 5)
         files = "<br>".join(
             f"<code>{html.escape(row.site)}/{html.escape(row.file)}</code> {html.escape(row.detail)}"
             for row in examples[reason]
@@ -224,7 +223,7 @@ def _reasons(index: dict[str, Any], rejected: Iterable[Rejection]) -> str:
         rows.append(
             f"<tr><td><b>{html.escape(reason)}</b><br><small>{html.escape(REASONS[reason].meaning)}<br>What to do: "
             f"{html.escape(REASONS[reason].remedy)}</small></td>"
-            f"<td class=n>{n:,}</td><td>{where}{more}</td><td><small>{files}</small></td></tr>"
+            f"<td class=n>{n:,}</td><td>{where}</td><td><small>{files}</small></td></tr>"
         )
     head = "<th>Reason</th><th class=n>Recordings</th><th>Sites</th><th>Examples</th>"
     return f"<h2>Quarantined</h2><div class=wide><table><tr>{head}</tr>{''.join(rows)}</table></div>"

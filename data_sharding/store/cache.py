@@ -15,8 +15,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from mcsp.data_sharding.store.files import Location, sha256_file
+from mcsp.data_sharding.store.files import Location
 from mcsp.data_sharding.store.index import SHARDS_NAME
+from mcsp.wording import sha256_file
 
 _PIECE_BYTES = 8 << 20
 _ATTEMPTS = 3

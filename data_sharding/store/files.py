@@ -4,7 +4,6 @@ A local place is a ``pathlib.Path``, any other a ``upath.UPath``, which has the 
 are those of the file system's own package (for S3 the environment variables ``AWS_*``, with ``AWS_ENDPOINT_URL``).
 """
 
-import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
@@ -121,9 +120,3 @@ def read_range(path: Location, start: int, n_bytes: int) -> bytes:
         with open(path, "rb") as file:
             return os.pread(file.fileno(), n_bytes, start)
     return path.fs.cat_file(path.path, start=start, end=start + n_bytes)
-
-
-def sha256_file(path: Location) -> str:
-    """SHA-256 of a file as hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]

@@ -16,10 +16,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from mcsp.data_sharding.store.files import Location, publish, sha256_file, write_atomic
+from mcsp.data_sharding.store.files import Location, publish, write_atomic
 from mcsp.data_sharding.store.table import RECORDINGS_NAME
 from mcsp.data_sharding.store.table_write import write_table
 from mcsp.schema import MODALITIES, SCHEMA_VERSION, SPLITS, Recording, text_key
+from mcsp.wording import sha256_file
 
 INDEX_NAME = "index.json"
 REJECTED_NAME = "rejected.jsonl"

@@ -1,10 +1,12 @@
-"""Walking over blocks of similarities, and what blocks of their gradients mean for embeddings.
+"""Blocks of similarities: how large they are, how they are multiplied, and what their gradients mean for embeddings.
 
-Shape letters: M embeddings, n rows of this process, N rows of all processes, D width; r and c the rows and columns of
-a block; X any number of rows of sums.
+Shape letters: M embeddings, n rows of this process, N rows of all processes, D width; J jobs, of which g are in a
+block; r and c the rows and columns of a block.
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
@@ -12,10 +14,8 @@ from torch import Tensor
 
 from mcsp.kernels.contrastive.problem import Problem
 
-# Fits in a core's second-level cache beside the rows that it is made of; measured by benchmarks/bench_contrastive.py.
-BLOCK_ROWS, BLOCK_COLUMNS = 256, 1024
-# A reference of scale - 60 keeps exp(scale - m) times any number of rows within float32.
-REFERENCE_MARGIN = 60.0
+# A block of this many rows keeps a core's or a GPU's matrix product near its best rate.
+GOOD_ROWS = 256
 
 
 class Job(NamedTuple):
@@ -27,71 +27,180 @@ class Job(NamedTuple):
     both: bool
 
 
-def jobs_of(problem: Problem, one: bool = False) -> list[Job]:
-    """One product per pair serves both directions where all rows of a are somewhere met, here or elsewhere, else two.
+class Compared(NamedTuple):
+    """What decides which rows and columns of a block are compared."""
 
-    They are here where the columns are this process's own rows; with ``one``, other processes meet the others.
-    """
-    pairs = list(enumerate(zip(problem.a, problem.b, strict=True)))
-    if problem.own or one:
-        return [Job(p, a, b, True) for p, (a, b) in pairs]
-    return [Job(p, *side, False) for p, (a, b) in pairs for side in ((a, b), (b, a))]
+    subject_r: Tensor
+    subject_c: Tensor
+    site_r: Tensor | None  # None: every site's rows are compared
+    site_c: Tensor | None
+    valid_gr: Tensor | None  # None: all rows and columns are valid
+    valid_gc: Tensor | None
 
-
-class Blocks:
-    """Walks over blocks of rows and columns, with memory for ``planes`` blocks that every step uses again."""
-
-    def __init__(self, problem: Problem, planes: int):
-        self.problem = problem
-        self.n, self.total = problem.z_MnD.shape[1], problem.z_MND.shape[1]
-        size = min(BLOCK_ROWS, self.n) * min(BLOCK_COLUMNS, self.total)
-        self.memory = problem.z_MnD.new_empty((planes, size))
-
-    def __iter__(self) -> Iterator[tuple[slice, slice, Tensor | None]]:
-        """Rows, columns, and where they must not be compared (None: nowhere)."""
-        for i in range(0, self.n, BLOCK_ROWS):
-            for j in range(0, self.total, BLOCK_COLUMNS):
-                rows, columns = slice(i, min(i + BLOCK_ROWS, self.n)), slice(j, min(j + BLOCK_COLUMNS, self.total))
-                same_rc = ~self.problem.other(rows, columns)
-                yield rows, columns, same_rc if same_rc.any() else None
-
-    def plane(self, k: int, rows: slice, columns: slice) -> Tensor:
-        """The memory of block ``k`` in the shape of these rows and columns, whatever it holds."""
-        shape = (rows.stop - rows.start, columns.stop - columns.start)
-        return self.memory[k, : shape[0] * shape[1]].view(shape)
-
-    def logits(self, k: int, left: int, right: int, scale: float, rows: slice, columns: slice) -> Tensor:
-        """scale <left_i, right_j> in plane ``k``."""
-        scaled_rD = self.problem.z_MnD[left, rows] * scale
-        return torch.mm(scaled_rD, self.problem.z_MND[right, columns].T, out=self.plane(k, rows, columns))
+    def dropped(self) -> Tensor | None:
+        """Bool (g or 1, r, c), True where the block must not be looked at; None where a CPU finds no such place."""
+        same = self.subject_r[:, None] == self.subject_c
+        if self.site_r is not None:
+            same |= self.site_r[:, None] != self.site_c
+        dropped = same[None]
+        if self.valid_gr is not None and self.valid_gc is not None:
+            dropped = dropped | ~self.valid_gr[:, :, None] | ~self.valid_gc[:, None]
+        # On a GPU the look would wait for the device.
+        return None if dropped.device.type == "cpu" and not bool(dropped.any()) else dropped
 
 
-def reference_of(scale: float) -> float:
-    """What is subtracted from logits before the exponential [nats]."""
-    return max(0.0, scale - REFERENCE_MARGIN)
+class Block(NamedTuple):
+    """Some jobs, rows and columns, and what of them is compared."""
+
+    jobs: slice
+    rows: slice
+    columns: slice
+    compared: Compared
 
 
-def unsafe(sum_Xn: Tensor, active_Xn: Tensor) -> Tensor:
-    """True per first index where an active sum may have lost small terms to underflow, or any sum is not finite."""
-    limits = torch.finfo(sum_Xn.dtype)
-    lost_Xn = active_Xn & (sum_Xn < limits.tiny * 1e14)
-    return (lost_Xn | ~(sum_Xn < limits.max)).flatten(1).any(1)
+class Plan(NamedTuple):
+    """How blocks are made: the functions that read and write them, the products' precision, and the memory."""
+
+    epilogue: ModuleType  # `plain` or `fused`
+    precision: str
+    workspace_bytes: int
+
+
+def blocks(problem: Problem, valid_Jn: Tensor, valid_JN: Tensor, planes: int, plan: Plan) -> Iterator[Block]:
+    """Walk over all similarities of all jobs; ``planes`` of a block's size are in memory at once."""
+    (jobs, n), total = valid_Jn.shape, valid_JN.shape[1]
+    room = max(1, plan.workspace_bytes // (planes * problem.z_MnD.element_size()))
+    height = min(n, max(room // total, GOOD_ROWS))
+    width = min(total, max(room // height, GOOD_ROWS))
+    group = max(1, room // (n * total)) if (height, width) == (n, total) else 1
+    for i in range(0, n, height):
+        for j in range(0, total, width):
+            rows, columns = slice(i, min(i + height, n)), slice(j, min(j + width, total))
+            sites: tuple[Tensor | None, Tensor | None] = (None, None)
+            if problem.site_n is not None and problem.site_N is not None:
+                sites = (problem.site_n[rows], problem.site_N[columns])
+            keys = (problem.subject_n[rows], problem.subject_N[columns], *sites)
+            for start in range(0, jobs, group):
+                some = slice(start, min(start + group, jobs))
+                valid = (valid_Jn[some, rows], valid_JN[some, columns])
+                masks = valid if any(problem.masked) else (None, None)
+                yield Block(some, rows, columns, Compared(*keys, *masks))
+
+
+def groups(problem: Problem, count: int, plan: Plan) -> Iterator[slice]:
+    """So many jobs at a time as their rows fit into the memory."""
+    row_bytes = problem.z_MnD[0].numel() * problem.z_MnD.element_size()
+    step = max(1, plan.workspace_bytes // row_bytes)
+    return (slice(start, min(start + step, count)) for start in range(0, count, step))
+
+
+def operands(z: Tensor, chosen: list[int], places: slice) -> Tensor:
+    """Rows ``places`` of the chosen embeddings, (g, r, D); one embedding is not copied."""
+    return z[chosen[0], places][None] if len(chosen) == 1 else torch.stack([z[i, places] for i in chosen])
+
+
+def factor_type(dtype: torch.dtype, precision: str) -> torch.dtype:
+    """The type of factors of products."""
+    return torch.bfloat16 if precision == "bf16" and dtype != torch.float64 else dtype
+
+
+def rounded(x: Tensor, precision: str) -> Tensor:
+    """A factor of a product."""
+    return x.to(factor_type(x.dtype, precision))
+
+
+def product(left: Tensor, right: Tensor) -> Tensor:
+    """(g, a, b) times (g, b, c), added up and given in float32 or float64."""
+    if left.dtype != torch.bfloat16:
+        return torch.bmm(left, right)
+    if left.device.type == "cpu":  # which has no such product; in float32 those of numbers of 8 bits are exact
+        return torch.bmm(left.float(), right.float())
+    return torch.bmm(left, right, out_dtype=torch.float32)
+
+
+@contextmanager
+def multiplying(device: torch.device, precision: str) -> Iterator[None]:
+    """Without autocast; on CUDA, float32 is multiplied in TF32 where that is asked for, and only there."""
+    if not torch.amp.is_autocast_available(device.type):
+        yield
+        return
+    with torch.autocast(device.type, enabled=False):
+        if device.type != "cuda":
+            yield
+            return
+        matmul = torch.backends.cuda.matmul
+        before = matmul.fp32_precision
+        matmul.fp32_precision = "tf32" if precision == "tf32" else "ieee"
+        try:
+            yield
+        finally:
+            matmul.fp32_precision = before
+
+
+class Similarities(NamedTuple):
+    """The products of a block and what they are made of; ``scale_g`` times them are logits."""
+
+    x_grc: Tensor
+    row_grD: Tensor
+    column_gcD: Tensor
+    lefts: list[int]
+    rights: list[int]
+    scale_g: Tensor
+
+
+def similarities(
+    problem: Problem, lefts: list[int], rights: list[int], scale_g: Tensor, block: Block, plan: Plan
+) -> Similarities:
+    """<left_r, right_c> of so many products."""
+    row_grD = rounded(operands(problem.z_MnD, lefts, block.rows), plan.precision)
+    column_gcD = rounded(operands(problem.z_MND, rights, block.columns), plan.precision)
+    x_grc = product(row_grD, column_gcD.transpose(1, 2))
+    return Similarities(x_grc, row_grD, column_gcD, lefts, rights, scale_g)
 
 
 class Gradients:
-    """Gradients under way: of the rows, of the columns (the same memory where they are the rows) and of the scales."""
+    """Gradients under way: of the rows and of the columns (the same memory where they are the rows)."""
 
-    def __init__(self, problem: Problem, scale_P: Tensor):
+    def __init__(self, problem: Problem):
         self.problem = problem
         self.rows = torch.zeros_like(problem.z_MnD)
         self.columns = self.rows if problem.own else torch.zeros_like(problem.z_MND)
-        self.scale = torch.zeros_like(scale_P)
 
-    def add(self, left: int, right: int, pair: int, scale: float, grad_rc: Tensor, rows: slice, columns: slice) -> None:
-        """Add what ``grad_rc``, the gradient of logits scale <left_r, right_c>, says about their factors."""
-        row_rD, column_cD = self.problem.z_MnD[left, rows], self.problem.z_MND[right, columns]
-        product_rD = grad_rc @ column_cD
+    def add(self, block: Block, found: Similarities, grad_grc: Tensor) -> Tensor:
+        """Add what the gradient of logits says about their factors; what it says about the scales, (g,)."""
+        scale_g11 = found.scale_g[:, None, None]
+        product_grD = product(grad_grc, found.column_gcD)
         # sum_rc grad_rc <row_r, column_c>, from what is there anyway
-        self.scale[pair] += (product_rD * row_rD).sum()
-        self.rows[left, rows].add_(product_rD, alpha=scale)
-        self.columns[right, columns].addmm_(grad_rc.T, row_rD, alpha=scale)
+        scale_g = (product_grD * found.row_grD).sum((1, 2))
+        add_to(self.rows[:, block.rows], found.lefts, product_grD.mul_(scale_g11))
+        if len(found.rights) == 1 and grad_grc.dtype == self.columns.dtype:
+            row_rD = found.row_grD[0] * found.scale_g
+            self.columns[found.rights[0], block.columns].addmm_(grad_grc[0].T, row_rD)
+        else:
+            product_gcD = product(grad_grc.transpose(1, 2), found.row_grD).mul_(scale_g11)
+            add_to(self.columns[:, block.columns], found.rights, product_gcD)
+        return scale_g
+
+
+def add_to(totals: Tensor, places: list[int], parts: Tensor) -> None:
+    """Add each part to ``totals[place]``, in their order: the parts of all places together, one of each at a time."""
+    waiting = list(zip(places, parts.unbind(0), strict=True))
+    while waiting:
+        now = dict(reversed(waiting))  # of each place the first that waits
+        torch._foreach_add_([totals[place] for place in now], list(now.values()))
+        waiting = [(place, part) for place, part in waiting if part is not now[place]]
+
+
+def merge(top: Tensor, sums: list[Tensor], new_top: Tensor, new_sums: list[Tensor]) -> None:
+    """Add sums of exp(logit - top) of one block to those of the blocks before it, in place."""
+    highest = torch.maximum(top, new_top)
+    base = finite(highest)
+    before, now = (top - base).exp(), (new_top - base).exp()
+    for total, new in zip(sums, new_sums, strict=True):
+        total.mul_(before).addcmul_(new, now)
+    top.copy_(highest)
+
+
+def finite(top: Tensor) -> Tensor:
+    """A maximum to subtract: 0 where nothing was compared, since -inf - -inf is no number."""
+    return top.masked_fill(top == -torch.inf, 0)

@@ -1,34 +1,71 @@
-"""The contrast over all pairs in Triton: tiles of similarities are made, used and forgotten.
+"""What is done with each block of similarities, in Triton: each block is read once.
 
-``prepare`` rounds embeddings and numbers the keys, ``sum_tiles`` makes parts of the sums over rows and columns,
-``add_parts`` adds them up, ``close_losses`` makes losses and what the backward pass needs of each row, ``grad_tiles``
-all gradients of embeddings, ``close_scales`` those of scales. Each launch is for all pairs, each program writes where
-no other does: no atomics, the same bits each time. Nothing is read back by the host, so a CUDA graph can hold it all.
+The functions are those of :mod:`mcsp.kernels.contrastive.plain`. Each program takes a tile of one job's block and
+writes where no other does: no atomics, the same bits each time. Nothing is read back, so a CUDA graph can hold it all.
 
-Side q of pair p = q // 2 is its first (q even) or second embedding as anchor. All rows of all processes, the columns,
-are there once; this process's own are the n from ``offset`` on. With OWN, they are all, and one product per pair
-serves both sides; else each side has its own, a job.
-
-Shape letters: M embeddings, n own rows, N (``total``) rows of all processes, D padded width; m, c and d the rows,
-columns and depth of a tile.
+Shape letters: g jobs, r rows and c columns of a block; m and k the rows and columns of a tile.
 """
 
+from typing import Any, NamedTuple
+
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+
+from mcsp.kernels.contrastive.blocks import Compared, finite
 
 INTERPRETED = bool(triton.knobs.runtime.interpret)
-# Part of every exponential: rows with a negative have a sum, however small. It is a 10^-13th of the least sum used.
-FLOOR = tl.constexpr(1e-37)
-LEAST = tl.constexpr(1e-24)
-MOST = tl.constexpr(3e38)
-MARGIN = tl.constexpr(60.0)
 
 
-def dot_precision(precision: str, hip: bool) -> str:
-    """What ``tl.dot`` calls a precision. Three TF32 products are as good as one in float32, which ROCm has."""
-    if INTERPRETED or hip:
-        return "ieee"
-    return {"bf16": "tf32", "tf32": "tf32", "bf16x3": "bf16x3", "fp32": "tf32x3"}[precision]
+class Tile(NamedTuple):
+    """Rows and columns of a tile, and the warps that share it."""
+
+    rows: int
+    columns: int
+    warps: int
+
+
+# Candidates compile without spilling for sm_80, sm_90 and sm_100; the first is taken until a GPU has timed them.
+CANDIDATES = {
+    "contrast": (Tile(8, 256, 4), Tile(16, 128, 4), Tile(32, 64, 4), Tile(32, 128, 8), Tile(16, 256, 8)),
+    "relations": (Tile(16, 128, 8), Tile(16, 64, 4), Tile(8, 128, 4), Tile(8, 256, 8)),
+}
+TILES = {name: tiles[0] for name, tiles in CANDIDATES.items()}
+
+
+@triton.jit
+def kept(  # type: ignore[no-untyped-def]
+    subject_r_ptr, subject_c_ptr, site_r_ptr, site_c_ptr, valid_r_ptr, valid_c_ptr, job, i_m, i_k, r, c,
+    SITES: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    """Which rows and columns of a tile are compared."""
+    keep_mk = (i_m < r)[:, None] & (i_k < c)[None, :]
+    subject_m = tl.load(subject_r_ptr + i_m, mask=i_m < r, other=0)
+    subject_k = tl.load(subject_c_ptr + i_k, mask=i_k < c, other=0)
+    keep_mk = keep_mk & (subject_m[:, None] != subject_k[None, :])
+    if SITES:
+        site_m = tl.load(site_r_ptr + i_m, mask=i_m < r, other=0)
+        site_k = tl.load(site_c_ptr + i_k, mask=i_k < c, other=0)
+        keep_mk = keep_mk & (site_m[:, None] == site_k[None, :])
+    if MASKED:
+        valid_m = tl.load(valid_r_ptr + job * r + i_m, mask=i_m < r, other=0) != 0
+        valid_k = tl.load(valid_c_ptr + job * c + i_k, mask=i_k < c, other=0) != 0
+        keep_mk = keep_mk & valid_m[:, None] & valid_k[None, :]
+    return keep_mk
+
+
+@triton.jit
+def place(job, i_m, i_k, r, c):  # type: ignore[no-untyped-def]
+    """Where a tile stands in its block, and which of it does; 64 bits."""
+    at_mk = (job * r + i_m.to(tl.int64))[:, None] * c + i_k[None, :]
+    return at_mk, (i_m < r)[:, None] & (i_k < c)[None, :]
+
+
+@triton.jit
+def base(top):  # type: ignore[no-untyped-def]
+    """A maximum to subtract: 0 where nothing was compared, since -inf - -inf is no number."""
+    return tl.where(top == float("-inf"), 0.0, top)
 
 
 @triton.jit
@@ -36,233 +73,248 @@ def rounded(x, dtype: tl.constexpr, UPCAST: tl.constexpr):  # type: ignore[no-un
     """``x`` in another type; to the nearest also in the interpreter, which cuts bits off."""
     if UPCAST and dtype == tl.bfloat16:
         bits = x.to(tl.int32, bitcast=True)
-        x = ((bits + 0x7FFF + ((bits >> 16) & 1)) & -65536).to(tl.float32, bitcast=True)
+        even = ((bits + 0x7FFF + ((bits >> 16) & 1)) & -65536).to(tl.float32, bitcast=True)
+        x = tl.where(x == x, even, x)
     return x.to(dtype)
 
 
 @triton.jit
-def prepare(  # type: ignore[no-untyped-def]
-    z_ptr, valid_ptr, subject_ptr, site_ptr, operand_ptr, key_ptr, total, width,
-    D: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr, SITES: tl.constexpr, UPCAST: tl.constexpr,
+def contrast_sums_kernel(  # type: ignore[no-untyped-def]
+    x_ptr, scale_ptr, subject_r_ptr, subject_c_ptr, site_r_ptr, site_c_ptr, valid_r_ptr, valid_c_ptr, row_ptr,
+    column_ptr, g, r, c, BM: tl.constexpr, BK: tl.constexpr, SITES: tl.constexpr, MASKED: tl.constexpr,
+    BOTH: tl.constexpr,
 ):  # fmt: skip
-    """Embeddings as they are multiplied, zeros where not valid; and each key as the first row that holds it (32 bits).
+    """Of each row of a tile, and with BOTH of each column: the largest logit and the sum of exp(logit - largest).
 
-    Grid: blocks of rows, embeddings. Writes (M, N, D) and, of subjects and sites, (2, N).
+    Grid: tiles of columns, tiles of rows, jobs. Writes (2, tiles of columns, g, r) and (2, tiles of rows, g, c).
     """
-    block, z = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    i_m = block * BM + tl.arange(0, BM)
-    valid_m = tl.load(valid_ptr + z * total + i_m, mask=i_m < total, other=0) != 0
-    row_m = z * total + i_m
-    for d in range(0, D, BD):
-        i_d = d + tl.arange(0, BD)
-        z_md = tl.load(
-            z_ptr + row_m[:, None] * width + i_d[None, :], mask=valid_m[:, None] & (i_d < width)[None, :], other=0.0
-        )
-        at = operand_ptr + row_m[:, None] * D + i_d[None, :]
-        z_md = rounded(z_md.to(tl.float32), operand_ptr.dtype.element_ty, UPCAST)
-        tl.store(at, z_md, mask=(i_m < total)[:, None] & (i_d < D)[None, :])
-    if z == 0:
-        _number(subject_ptr, key_ptr, block, total, BM)
-        if SITES:
-            _number(site_ptr, key_ptr + total, block, total, BM)
+    k, m, job = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
+    i_m, i_k = m * BM + tl.arange(0, BM), k * BK + tl.arange(0, BK)
+    at_mk, inside_mk = place(job, i_m, i_k, r, c)
+    x_mk = tl.load(scale_ptr + job) * tl.load(x_ptr + at_mk, mask=inside_mk, other=0.0)
+    keep_mk = kept(
+        subject_r_ptr,
+        subject_c_ptr,
+        site_r_ptr,
+        site_c_ptr,
+        valid_r_ptr,
+        valid_c_ptr,
+        job,
+        i_m,
+        i_k,
+        r,
+        c,
+        SITES,
+        MASKED,
+    )
+    x_mk = tl.where(keep_mk, x_mk, float("-inf"))
+    top_m = tl.max(x_mk, 1)
+    sum_m = tl.sum(tl.exp(x_mk - base(top_m)[:, None]), 1)
+    row_ptr += (k.to(tl.int64) * g + job) * r
+    tl.store(row_ptr + i_m, top_m, mask=i_m < r)
+    tl.store(row_ptr + tl.num_programs(0).to(tl.int64) * g * r + i_m, sum_m, mask=i_m < r)
+    if BOTH:
+        top_k = tl.max(x_mk, 0)
+        sum_k = tl.sum(tl.exp(x_mk - base(top_k)[None, :]), 0)
+        column_ptr += (m.to(tl.int64) * g + job) * c
+        tl.store(column_ptr + i_k, top_k, mask=i_k < c)
+        tl.store(column_ptr + tl.num_programs(1).to(tl.int64) * g * c + i_k, sum_k, mask=i_k < c)
 
 
 @triton.jit
-def _number(key_ptr, out_ptr, block, total, BM: tl.constexpr):  # type: ignore[no-untyped-def]
-    i_m = block * BM + tl.arange(0, BM)
-    key_m = tl.load(key_ptr + i_m, mask=i_m < total, other=0)
-    first_m = i_m
-    for before in range(0, block + 1):
-        i_c = before * BM + tl.arange(0, BM)
-        key_c = tl.load(key_ptr + i_c, mask=i_c < total, other=0)
-        first_m = tl.minimum(first_m, tl.min(tl.where(key_m[:, None] == key_c[None, :], i_c[None, :], total), 1))
-    tl.store(out_ptr + i_m, first_m, mask=i_m < total)
-
-
-@triton.jit
-def cosines(  # type: ignore[no-untyped-def]
-    row_ptr, column_ptr, i_m, i_c, stop_m, stop_c,
-    D: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr, BD: tl.constexpr, PRECISION: tl.constexpr,
-    UPCAST: tl.constexpr,
+def contrast_gradient_kernel(  # type: ignore[no-untyped-def]
+    x_ptr, scale_ptr, subject_r_ptr, subject_c_ptr, site_r_ptr, site_c_ptr, valid_r_ptr, valid_c_ptr,
+    reference_r_ptr, share_r_ptr, reference_c_ptr, share_c_ptr, out_ptr, g, r, c, BM: tl.constexpr, BK: tl.constexpr,
+    SITES: tl.constexpr, MASKED: tl.constexpr, BOTH: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """Products of a tile; rows and columns beyond the end are 0."""
-    cosine_mc = tl.zeros((BM, BC), tl.float32)
-    for d in range(0, D, BD):
-        row_md = load_rows(row_ptr, i_m, stop_m, d, D, BD, UPCAST)
-        column_cd = load_rows(column_ptr, i_c, stop_c, d, D, BD, UPCAST)
-        cosine_mc = tl.dot(row_md, tl.trans(column_cd), cosine_mc, input_precision=PRECISION)
-    return cosine_mc
+    """The gradient of a tile of logits, exp(logit - reference) share of its row and, with BOTH, of its column."""
+    k, m, job = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
+    i_m, i_k = m * BM + tl.arange(0, BM), k * BK + tl.arange(0, BK)
+    at_mk, inside_mk = place(job, i_m, i_k, r, c)
+    x_mk = tl.load(scale_ptr + job) * tl.load(x_ptr + at_mk, mask=inside_mk, other=0.0)
+    keep_mk = kept(
+        subject_r_ptr,
+        subject_c_ptr,
+        site_r_ptr,
+        site_c_ptr,
+        valid_r_ptr,
+        valid_c_ptr,
+        job,
+        i_m,
+        i_k,
+        r,
+        c,
+        SITES,
+        MASKED,
+    )
+    x_mk = tl.where(keep_mk, x_mk, float("-inf"))
+    reference_m = tl.load(reference_r_ptr + job * r + i_m, mask=i_m < r, other=float("inf"))
+    share_m = tl.load(share_r_ptr + job * r + i_m, mask=i_m < r, other=0.0)
+    grad_mk = tl.exp(x_mk - reference_m[:, None]) * share_m[:, None]
+    if BOTH:
+        reference_k = tl.load(reference_c_ptr + job * c + i_k, mask=i_k < c, other=float("inf"))
+        share_k = tl.load(share_c_ptr + job * c + i_k, mask=i_k < c, other=0.0)
+        grad_mk += tl.exp(x_mk - reference_k[None, :]) * share_k[None, :]
+    tl.store(out_ptr + at_mk, rounded(grad_mk, out_ptr.dtype.element_ty, UPCAST), mask=inside_mk)
 
 
 @triton.jit
-def load_rows(  # type: ignore[no-untyped-def]
-    z_ptr, i_m, stop, start, D: tl.constexpr, BD: tl.constexpr, UPCAST: tl.constexpr
+def relation_sums_kernel(  # type: ignore[no-untyped-def]
+    x_ptr, scale_ptr, subject_r_ptr, subject_c_ptr, site_r_ptr, site_c_ptr, valid_r_ptr, valid_c_ptr, row_ptr, g, r, c,
+    BM: tl.constexpr, BK: tl.constexpr, SITES: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
-    """Numbers ``start : start + BD`` of rows; 0 beyond the end."""
-    i_d = start + tl.arange(0, BD)
-    mask = (i_m[:, None] < stop) & (i_d[None, :] < D)
-    z_md = tl.load(z_ptr + i_m[:, None].to(tl.int64) * D + i_d[None, :], mask=mask, other=0.0)
-    if UPCAST:  # the interpreter multiplies bfloat16 wrongly, without a word
-        z_md = z_md.to(tl.float32)
-    return z_md
+    """Of each row of both sides a and b: the largest logit, and the sums of e = exp(logit - largest) and of e (a - b).
 
-
-@triton.jit
-def compared(key_ptr, i_m, i_c, stop_m, stop_c, total, SITES: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Which rows and columns of a tile are of different subjects [and of one site]."""
-    subject_m = tl.load(key_ptr + i_m, mask=i_m < stop_m, other=0)
-    subject_c = tl.load(key_ptr + i_c, mask=i_c < stop_c, other=0)
-    keep_mc = subject_m[:, None] != subject_c[None, :]
-    if SITES:
-        site_m = tl.load(key_ptr + total + i_m, mask=i_m < stop_m, other=0)
-        site_c = tl.load(key_ptr + total + i_c, mask=i_c < stop_c, other=0)
-        keep_mc = keep_mc & (site_m[:, None] == site_c[None, :])
-    return keep_mc
-
-
-@triton.jit
-def finite(top):  # type: ignore[no-untyped-def]
-    """A running maximum to subtract: 0 where nothing was kept so far, since -inf - -inf is no number."""
-    return tl.where(top == float("-inf"), 0.0, top)
-
-
-@triton.jit
-def any_flag(flag_ptr, count):  # type: ignore[no-untyped-def]
-    """Whether any of ``count`` flags is up, as 0 or 1."""
-    found = tl.zeros((128,), tl.int32)
-    for start in range(0, count, 128):
-        i = start + tl.arange(0, 128)
-        found = tl.maximum(found, tl.load(flag_ptr + i, mask=i < count, other=0))
-    return tl.max(found, 0)
-
-
-@triton.jit
-def sum_tiles(  # type: ignore[no-untyped-def]
-    z_ptr, table_ptr, scale_ptr, flag_ptr, valid_ptr, key_ptr, row_ptr, column_ptr, n, total, offset, flags,
-    D: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr, BD: tl.constexpr, SPAN: tl.constexpr, OWN: tl.constexpr,
-    SITES: tl.constexpr, EXACT: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
-):  # fmt: skip
-    """Parts of the sums of exp(logit - m); with EXACT, of flagged jobs, their logarithms, without reference.
-
-    Grid: tiles of rows, spans of SPAN tiles of columns, jobs. Writes row parts (J, spans, n) and, with OWN, column
-    parts (J, tiles of rows, N).
+    Grid: tiles of columns, tiles of rows, jobs. Reads (2, g, r, c) and writes (3, tiles of columns, 2, g, r).
     """
-    tile, span, job = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    if EXACT:  # noqa: SIM102 - the first is decided when compiling
-        if any_flag(flag_ptr + job * flags, flags) == 0:
-            return
-    left, right = tl.load(table_ptr + 3 * job), tl.load(table_ptr + 3 * job + 1)
-    scale = tl.load(scale_ptr + tl.load(table_ptr + 3 * job + 2)).to(tl.float32)
-    m = tl.maximum(scale - MARGIN, 0.0)
-    i_m, stop = offset + tile * BM + tl.arange(0, BM), offset + n
-    valid_m = tl.load(valid_ptr + left * total + i_m, mask=i_m < stop, other=0) != 0
-    sum_m = tl.zeros((BM,), tl.float32)
-    top_m = tl.full((BM,), float("-inf"), tl.float32)
-    for k in range(SPAN):
-        i_c = (span * SPAN + k) * BC + tl.arange(0, BC)
-        valid_c = tl.load(valid_ptr + right * total + i_c, mask=i_c < total, other=0) != 0
-        logit_mc = scale * cosines(
-            z_ptr + left * total * D, z_ptr + right * total * D, i_m, i_c, stop, total, D, BM, BC, BD, PRECISION, UPCAST
-        )
-        keep_mc = compared(key_ptr, i_m, i_c, stop, total, total, SITES) & valid_m[:, None] & valid_c[None, :]
-        column_at = column_ptr + (job.to(tl.int64) * tl.num_programs(0) + tile) * total + i_c
-        if EXACT:
-            logit_mc = tl.where(keep_mc, logit_mc, float("-inf"))
-            new_m = tl.maximum(top_m, tl.max(logit_mc, 1))
-            base_m = finite(new_m)
-            sum_m = sum_m * tl.exp(top_m - base_m) + tl.sum(tl.exp(logit_mc - base_m[:, None]), 1)
-            top_m = new_m
-            if OWN:
-                top_c = tl.max(logit_mc, 0)
-                base_c = finite(top_c)
-                part_c = tl.log(tl.sum(tl.exp(logit_mc - base_c[None, :]), 0)) + base_c
-                tl.store(column_at, part_c, mask=i_c < total)
-        else:
-            e_mc = tl.where(keep_mc, tl.exp(logit_mc - m) + FLOOR, 0.0)
-            sum_m += tl.sum(e_mc, 1)
-            if OWN:
-                tl.store(column_at, tl.sum(e_mc, 0), mask=i_c < total)
-    if EXACT:
-        sum_m = tl.log(sum_m) + finite(top_m)
-    tl.store(row_ptr + (job.to(tl.int64) * tl.num_programs(1) + span) * n + i_m - offset, sum_m, mask=i_m < stop)
+    k, m, job = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
+    i_m, i_k = m * BM + tl.arange(0, BM), k * BK + tl.arange(0, BK)
+    a_at, inside_mk = place(job, i_m, i_k, r, c)
+    b_at, _ = place(g + job, i_m, i_k, r, c)
+    scale = tl.load(scale_ptr + job)
+    a_mk = scale * tl.load(x_ptr + a_at, mask=inside_mk, other=0.0)
+    b_mk = scale * tl.load(x_ptr + b_at, mask=inside_mk, other=0.0)
+    keep_mk = kept(
+        subject_r_ptr,
+        subject_c_ptr,
+        site_r_ptr,
+        site_c_ptr,
+        valid_r_ptr,
+        valid_c_ptr,
+        job,
+        i_m,
+        i_k,
+        r,
+        c,
+        SITES,
+        MASKED,
+    )
+    difference_mk = a_mk - b_mk
+    stride = tl.num_programs(0).to(tl.int64) * 2 * g * r
+    for side in tl.static_range(2):
+        x_mk = tl.where(keep_mk, a_mk if side == 0 else b_mk, float("-inf"))
+        top_m = tl.max(x_mk, 1)
+        e_mk = tl.exp(x_mk - base(top_m)[:, None])
+        at = row_ptr + ((k.to(tl.int64) * 2 + side) * g + job) * r + i_m
+        tl.store(at, top_m, mask=i_m < r)
+        tl.store(at + stride, tl.sum(e_mk, 1), mask=i_m < r)
+        tl.store(at + 2 * stride, tl.sum(e_mk * difference_mk, 1), mask=i_m < r)
 
 
 @triton.jit
-def _pushes(  # type: ignore[no-untyped-def]
-    cosine_mc, keep_mc, scale, exact, pull_m, pull_c, base_m, base_at_c, mask_c
+def relation_gradient_kernel(  # type: ignore[no-untyped-def]
+    x_ptr, scale_ptr, subject_r_ptr, subject_c_ptr, site_r_ptr, site_c_ptr, valid_r_ptr, valid_c_ptr,
+    reference_ptr, share_ptr, out_ptr, g, r, c, BM: tl.constexpr, BK: tl.constexpr, SITES: tl.constexpr,
+    MASKED: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """How strongly each row and column of a tile push each other away: the gradient of their logit."""
-    if exact != 0:
-        base_c = tl.load(base_at_c, mask=mask_c, other=float("inf"))
-        logit_mc = tl.where(keep_mc, scale * cosine_mc, float("-inf"))
-        push_mc = tl.exp(logit_mc - base_m[:, None]) * pull_m[:, None]
-        push_mc += tl.exp(logit_mc - base_c[None, :]) * pull_c[None, :]
-    else:
-        e_mc = tl.where(keep_mc, tl.exp(scale * cosine_mc - tl.maximum(scale - MARGIN, 0.0)), 0.0)
-        push_mc = e_mc * (pull_m[:, None] + pull_c[None, :])
-    return push_mc
+    """exp(a - reference_a) share_a - exp(b - reference_b) share_b of a tile, and its opposite; (2, g, r, c)."""
+    k, m, job = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
+    i_m, i_k = m * BM + tl.arange(0, BM), k * BK + tl.arange(0, BK)
+    a_at, inside_mk = place(job, i_m, i_k, r, c)
+    b_at, _ = place(g + job, i_m, i_k, r, c)
+    keep_mk = kept(
+        subject_r_ptr,
+        subject_c_ptr,
+        site_r_ptr,
+        site_c_ptr,
+        valid_r_ptr,
+        valid_c_ptr,
+        job,
+        i_m,
+        i_k,
+        r,
+        c,
+        SITES,
+        MASKED,
+    )
+    scale = tl.load(scale_ptr + job)
+    grad_mk = tl.zeros((BM, BK), tl.float32)
+    for side in tl.static_range(2):
+        x_mk = scale * tl.load(x_ptr + (a_at if side == 0 else b_at), mask=inside_mk, other=0.0)
+        x_mk = tl.where(keep_mk, x_mk, float("-inf"))
+        at = (side * g + job) * r + i_m
+        reference_m = tl.load(reference_ptr + at, mask=i_m < r, other=float("inf"))
+        share_m = tl.load(share_ptr + at, mask=i_m < r, other=0.0)
+        part_mk = tl.exp(x_mk - reference_m[:, None]) * share_m[:, None]
+        grad_mk = part_mk if side == 0 else grad_mk - part_mk
+    tl.store(out_ptr + a_at, rounded(grad_mk, out_ptr.dtype.element_ty, UPCAST), mask=inside_mk)
+    tl.store(out_ptr + b_at, rounded(-grad_mk, out_ptr.dtype.element_ty, UPCAST), mask=inside_mk)
 
 
-@triton.jit
-def grad_tiles(  # type: ignore[no-untyped-def]
-    z_ptr, entry_ptr, first_ptr, scale_ptr, exact_ptr, valid_ptr, key_ptr, pull_ptr, base_ptr, diagonal_ptr, grad_ptr,
-    row_ptr, column_ptr, part_ptr, n, total, offset, row_tiles, width, grad_stride,
-    D: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr, BD: tl.constexpr, SPAN: tl.constexpr, SITES: tl.constexpr,
-    PRECISION: tl.constexpr, UPCAST: tl.constexpr,
-):  # fmt: skip
-    """Gradients of embeddings: each program makes some rows of one embedding, from all pairs that it is in.
+def contrast_sums(x_grc: Tensor, scale_g: Tensor, compared: Compared, both: bool) -> list[tuple[Tensor, list[Tensor]]]:
+    """See :func:`mcsp.kernels.contrastive.plain.contrast_sums`."""
+    g, r, c = x_grc.shape
+    grid, how = _launch("contrast", x_grc, compared)
+    row = x_grc.new_empty(2, grid[0], g, r)
+    column = x_grc.new_empty(2, grid[1], g, c) if both else row
+    contrast_sums_kernel[grid](x_grc, scale_g.contiguous(), *_keys(compared), row, column, g, r, c, BOTH=both, **how)
+    return [_added(parts) for parts in ((row, column) if both else (row,))]
 
-    An entry (other embedding, pair, side of these rows as anchors or -1, side of the others or -1, part of the scale's
-    gradient or -1) says what to do for one pair; those of embedding m stand at first[m] : first[m + 1], those for its
-    rows as columns at first[M + m]. Logits have the gradient exp(logit) (pull_m + pull_c), made in tiles from which
-    the other embedding's rows make the gradient at once; positives are added in float32.
-    Grid: tiles of own rows (``row_tiles``) and then of columns, embeddings, pieces of the width.
-    """
-    tile, mine, start_d = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2) * SPAN
-    own = tile < row_tiles
-    i_m = tl.where(own, offset + tile * BM, (tile - row_tiles) * BM) + tl.arange(0, BM)
-    stop_m, stop_c = tl.where(own, offset + n, total), tl.where(own, total, offset + n)
-    start_c = tl.where(own, 0, offset)
-    valid_m = tl.load(valid_ptr + mine * total + i_m, mask=i_m < stop_m, other=0) != 0
-    grad_md = tl.zeros((BM, SPAN), tl.float32)
-    index = tl.where(own, mine, mine + tl.num_programs(1))
-    for k in range(tl.load(first_ptr + index), tl.load(first_ptr + index + 1)):
-        other, pair = tl.load(entry_ptr + 5 * k), tl.load(entry_ptr + 5 * k + 1)
-        side_m, side_c = tl.load(entry_ptr + 5 * k + 2), tl.load(entry_ptr + 5 * k + 3)
-        part = tl.load(entry_ptr + 5 * k + 4)
-        weight = tl.load(grad_ptr + pair * grad_stride).to(tl.float32)
-        scale = tl.load(scale_ptr + pair).to(tl.float32)
-        exact = tl.load(exact_ptr + tl.maximum(side_m, side_c))
-        mask_m = i_m < tl.where(side_m >= 0, stop_m, 0)
-        pull_m = weight * tl.load(pull_ptr + side_m * n + i_m - offset, mask=mask_m, other=0.0)
-        base_m = tl.load(base_ptr + side_m * n + i_m - offset, mask=mask_m, other=float("inf"))
-        scale_m = tl.zeros((BM,), tl.float32)
-        other_ptr = z_ptr + other * total * D
-        for c in range(start_c, stop_c, BC):
-            i_c = c + tl.arange(0, BC)
-            mask_c = i_c < tl.where(side_c >= 0, stop_c, 0)
-            pull_c = weight * tl.load(pull_ptr + side_c * n + i_c - offset, mask=mask_c, other=0.0)
-            valid_c = tl.load(valid_ptr + other * total + i_c, mask=i_c < stop_c, other=0) != 0
-            cosine_mc = cosines(
-                z_ptr + mine * total * D, other_ptr, i_m, i_c, stop_m, stop_c, D, BM, BC, BD, PRECISION, UPCAST
-            )
-            keep_mc = compared(key_ptr, i_m, i_c, stop_m, stop_c, total, SITES) & valid_m[:, None] & valid_c[None, :]
-            base_at_c = base_ptr + side_c * n + i_c - offset
-            push_mc = _pushes(cosine_mc, keep_mc, scale, exact, pull_m, pull_c, base_m, base_at_c, mask_c)
-            scale_m += tl.sum(push_mc * cosine_mc, 1)
-            other_cd = load_rows(other_ptr, i_c, stop_c, start_d, D, SPAN, UPCAST)
-            push_mc = rounded(scale * push_mc, z_ptr.dtype.element_ty, UPCAST).to(other_cd.dtype)
-            grad_md = tl.dot(push_mc, other_cd, grad_md, input_precision=PRECISION)
-        if (part >= 0) & (start_d == 0):
-            tl.store(part_ptr + part * row_tiles + tile, tl.sum(scale_m, 0))
-        mask_m = i_m < tl.where(own, stop_m, 0)
-        pull_m = tl.load(diagonal_ptr + pair * n + i_m - offset, mask=mask_m, other=0.0)
-        positive_md = load_rows(other_ptr, i_m, stop_m, start_d, D, SPAN, UPCAST).to(tl.float32)
-        grad_md += (scale * weight * pull_m)[:, None] * positive_md
-    i_d = start_d + tl.arange(0, SPAN)
-    stop_own, stop_all = tl.where(own, stop_m, 0), tl.where(own, 0, stop_m)
-    mask_d = (i_d < width)[None, :]
-    row_at = row_ptr + (mine * n + i_m - offset)[:, None] * width + i_d[None, :]
-    tl.store(row_at, grad_md.to(row_ptr.dtype.element_ty), mask=mask_d & (i_m < stop_own)[:, None])
-    column_at = column_ptr + (mine * total + i_m)[:, None] * width + i_d[None, :]
-    tl.store(column_at, grad_md.to(column_ptr.dtype.element_ty), mask=mask_d & (i_m < stop_all)[:, None])
+
+def contrast_gradient(
+    x_grc: Tensor, scale_g: Tensor, compared: Compared, sides: list[tuple[Tensor, Tensor]], dtype: torch.dtype
+) -> Tensor:
+    """See :func:`mcsp.kernels.contrastive.plain.contrast_gradient`."""
+    out = x_grc if dtype == x_grc.dtype else torch.empty_like(x_grc, dtype=dtype)
+    grid, how = _launch("contrast", x_grc, compared)
+    given = [x.contiguous() for side in (sides[0], sides[-1]) for x in side]
+    contrast_gradient_kernel[grid](
+        x_grc,
+        scale_g.contiguous(),
+        *_keys(compared),
+        *given,
+        out,
+        *x_grc.shape,
+        BOTH=len(sides) == 2,
+        UPCAST=INTERPRETED,
+        **how,
+    )
+    return out
+
+
+def relation_sums(x_Sgrc: Tensor, scale_g: Tensor, compared: Compared) -> tuple[Tensor, list[Tensor]]:
+    """See :func:`mcsp.kernels.contrastive.plain.relation_sums`."""
+    grid, how = _launch("relations", x_Sgrc[0], compared)
+    row = x_Sgrc.new_empty(3, grid[0], *x_Sgrc.shape[:3])
+    relation_sums_kernel[grid](x_Sgrc, scale_g.contiguous(), *_keys(compared), row, *x_Sgrc.shape[1:], **how)
+    return _added(row)
+
+
+def relation_gradient(
+    x_Sgrc: Tensor,
+    scale_g: Tensor,
+    compared: Compared,
+    reference_Sgr: Tensor,
+    share_Sgr: Tensor,
+    dtype: torch.dtype,
+) -> Tensor:
+    """See :func:`mcsp.kernels.contrastive.plain.relation_gradient`."""
+    out = x_Sgrc if dtype == x_Sgrc.dtype else torch.empty_like(x_Sgrc, dtype=dtype)
+    grid, how = _launch("relations", x_Sgrc[0], compared)
+    given = (reference_Sgr.contiguous(), share_Sgr.contiguous(), out)
+    relation_gradient_kernel[grid](
+        x_Sgrc, scale_g.contiguous(), *_keys(compared), *given, *x_Sgrc.shape[1:], UPCAST=INTERPRETED, **how
+    )
+    return out
+
+
+def _launch(name: str, x_grc: Tensor, compared: Compared) -> tuple[tuple[int, int, int], dict[str, Any]]:
+    """Grid, and what is compiled for: tiles and masks."""
+    tile = TILES[name]
+    g, r, c = x_grc.shape
+    how = {"BM": tile.rows, "BK": tile.columns, "num_warps": tile.warps, "enable_fp_fusion": True}
+    how |= {"SITES": compared.site_r is not None, "MASKED": compared.valid_gr is not None}
+    return (-(-c // tile.columns), -(-r // tile.rows), g), how
+
+
+def _keys(compared: Compared) -> list[Tensor]:
+    """Keys and masks one after another in memory; where there are none, something that is never read."""
+    unread = compared.subject_r
+    return [(unread if x is None else x).contiguous() for x in compared]
+
+
+def _added(parts: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """A maximum and sums relative to it from those of tiles, (1 + sums, tiles, ...)."""
+    top = parts[0].amax(0)
+    factor = (parts[0] - finite(top)).exp_()
+    return top, list((parts[1:] * factor).sum(1).unbind(0))

@@ -6,7 +6,7 @@ anchors divided by the number of anchors of all processes, so that shares sum to
 their gradients. Nothing here knows a process group.
 
 Arithmetic is float64 for float64 embeddings and float32 for all others; ``precision`` says how far the products of
-embeddings may fall below that, and only ``impl="triton"`` makes use of it.
+embeddings may fall below that, and the reference makes no use of it.
 
 Shape letters: M embeddings, n rows of this process, N rows of all processes, D width, P pairs.
 """
@@ -17,14 +17,14 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from mcsp.kernels.contrastive import chunked, chunked_distillation, reference
-from mcsp.kernels.contrastive.problem import Columns, Combine, Negatives, Problem, check_values, checked, checked_scale
-from mcsp.kernels.dispatch import Impl, Precision, choose
+from mcsp.kernels import dispatch
+from mcsp.kernels.contrastive import plain, reference
+from mcsp.kernels.contrastive.blocks import Plan
+from mcsp.kernels.contrastive.contrast import contrast
+from mcsp.kernels.contrastive.distillation import distillation
+from mcsp.kernels.contrastive.problem import Columns, Negatives, Problem, check_values, checked, checked_scale
+from mcsp.kernels.dispatch import Impl, Precision
 
-# Similarities (n N) up to which the dense definition is the faster one on a CPU, with 15 pairs about 90 rows.
-DENSE_SIMILARITIES = 2**13
-# The kernels have been interpreted and compiled, but no GPU has run them: until one has, they are there on request.
-TRITON_BY_DEFAULT = False
 # Rows of similarities that retrieval looks at together.
 RETRIEVAL_SIMILARITIES = 2**22
 
@@ -41,9 +41,9 @@ def contrastive_loss(
     columns: Columns | None = None,
     row_offset: int = 0,
     weight_P: Tensor | None = None,
-    combine: Combine | None = None,
     precision: Precision = "fp32",
     impl: Impl = "auto",
+    workspace_bytes: int | None = None,
     check: bool = False,
 ) -> Tensor:
     """Symmetric InfoNCE (arXiv 1807.03748, 2103.00020) of each pair (a, b) of embeddings, masked.
@@ -67,12 +67,10 @@ def contrastive_loss(
         columns: rows of all processes; the result is then this process's share (see the module).
         row_offset: position of this process's first row within the columns.
         weight_P: factors of the losses, constants; default 1.
-        combine: the sum or the largest of a tensor over all processes; a collective that knows the process group. Given
-            it, only rows of a meet columns of b, and the sums of b's direction are combined: half the products, always
-            as "chunked". All processes must call this together, with the same shapes, pairs and scales, and weigh
-            their shares alike; ``columns`` must pass gradients back to the processes that their rows came from.
-        precision: the least that products of embeddings are made with on a GPU, kernels/README.md has the table.
-        impl: "reference" (dense), "chunked" (O(N D) memory, any device), "triton" (CUDA), or "auto".
+        precision: the least that products of embeddings are made with, kernels/README.md has the table.
+        impl: "reference" (dense), "blocks" (O(N D) memory, any device), "triton" (the same with fused reading of
+            blocks, NVIDIA GPUs), or "auto".
+        workspace_bytes: memory for blocks of similarities; default 1 GiB, and on a CPU what its cache holds.
         check: look whether valid embeddings are finite and normalised (the host waits for the device).
 
     Returns:
@@ -82,47 +80,36 @@ def contrastive_loss(
         ValueError: shapes or types that do not fit, a pair index out of range, within_site without sites, embeddings
             that fail ``check``, or an ``impl`` that cannot run here, with the reason.
     """
-    _check_combine(combine, columns, impl)
     problem = checked(z_MnD, pairs_P2, valid_Mn, subject_n, site_n, negatives, columns, row_offset, weight_P)
     scale_P = checked_scale(scale_P, problem)
     if check:
         check_values(problem)
-    if combine:
-        choose("contrastive_loss", "chunked", precision, False, None)
-        return chunked.contrast(problem.zeroed(), scale_P, combine)
-    chosen = _chosen("contrastive_loss", problem, impl, precision)
+    plan = _planned("contrastive_loss", problem, impl, precision, workspace_bytes)
+    problem = problem.zeroed()
+    return contrast(problem, scale_P, plan) if plan else reference.contrast(problem, scale_P)
+
+
+def _planned(
+    operation: str, problem: Problem, impl: Impl, precision: Precision, workspace_bytes: int | None
+) -> Plan | None:
+    """How blocks are made, None for the dense reference."""
+    device = problem.z_MnD.device
+    size = problem.z_MnD.shape[1] * problem.z_MND.shape[1]
+    chosen = dispatch.choose(operation, impl, precision, device, size, lambda: _no_triton(problem.z_MnD))
+    if workspace_bytes is not None and workspace_bytes < 1:
+        raise ValueError(f"workspace_bytes: expected at least 1, found {workspace_bytes}")
+    if chosen == "reference":
+        return None
+    epilogue = plain
     if chosen == "triton":
-        from mcsp.kernels.contrastive import launch
-
-        return launch.contrast(problem, scale_P, precision)
-    return (reference if chosen == "reference" else chunked).contrast(problem.zeroed(), scale_P)
+        from mcsp.kernels.contrastive import fused as epilogue  # type: ignore[no-redef]
+    return Plan(epilogue, precision, workspace_bytes or dispatch.workspace(device))
 
 
-def _check_combine(combine: Combine | None, columns: Columns | None, impl: str) -> None:
-    if combine and (columns is None or impl not in ("auto", "chunked")):
-        found = "no columns" if columns is None else f"impl={impl!r}"
-        raise ValueError(f"combine: expected columns and impl='chunked' (or 'auto'), found {found}")
-
-
-def _chosen(operation: str, problem: Problem, impl: Impl, precision: Precision) -> str:
-    """The implementation that runs on these embeddings."""
-    small = problem.z_MnD.shape[1] * problem.z_MND.shape[1] <= DENSE_SIMILARITIES
-    return choose(operation, impl, precision, small, _no_triton(problem, impl))
-
-
-def _no_triton(problem: Problem, impl: str) -> str | None:
-    """Why Triton cannot run; None where it can. A Triton that is there and broken is an error, not a reason."""
-    if impl == "auto" and not TRITON_BY_DEFAULT:
-        return "it has not been run on a GPU"
-    if impl in ("auto", "triton"):
-        try:
-            from mcsp.kernels.contrastive.launch import unavailable
-        except ModuleNotFoundError as error:
-            if error.name != "triton":
-                raise
-            return "triton is not installed"
-        return unavailable(problem)
-    return None
+def _no_triton(z_MnD: Tensor) -> str | None:
+    if z_MnD.dtype == torch.float64:
+        return f"expected embeddings of 32 bits or fewer, found {z_MnD.dtype}"
+    return dispatch.no_package() or dispatch.no_gpu(z_MnD.device)
 
 
 def relational_distillation(
@@ -139,6 +126,7 @@ def relational_distillation(
     weight_P: Tensor | None = None,
     precision: Precision = "fp32",
     impl: Impl = "auto",
+    workspace_bytes: int | None = None,
     check: bool = False,
 ) -> Tensor:
     """Each embedding's similarities within the batch teach those of the other embedding of its pair.
@@ -157,13 +145,9 @@ def relational_distillation(
     scale_P = checked_scale(scale_P, problem)
     if check:
         check_values(problem)
-    chosen = _chosen("relational_distillation", problem, impl, precision)
-    if chosen == "triton":
-        from mcsp.kernels.contrastive import launch_distillation
-
-        return launch_distillation.distillation(problem, scale_P, precision)
+    plan = _planned("relational_distillation", problem, impl, precision, workspace_bytes)
     problem = problem.zeroed()
-    return (reference if chosen == "reference" else chunked_distillation).distillation(problem, scale_P)
+    return distillation(problem, scale_P, plan) if plan else reference.distillation(problem, scale_P)
 
 
 def retrieval_accuracy(

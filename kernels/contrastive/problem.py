@@ -3,7 +3,7 @@
 Shape letters: M embeddings, n rows of this process, N rows of all processes, D width, P pairs.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -11,8 +11,6 @@ import torch
 from torch import Tensor
 
 Negatives = Literal["all", "within_site"]
-# The sum or the largest over all processes of each number of a tensor of the same shape in all of them.
-Combine = Callable[[Tensor, Literal["sum", "max"]], Tensor]
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -51,20 +49,6 @@ class Problem:
         z_MND = z_MnD if self.own else _zeroed(self.z_MND, self.valid_MN if self.masked[1] else None)
         return replace(self, z_MnD=z_MnD, z_MND=z_MND)
 
-    def whole(self) -> "Problem":
-        """The columns compared with themselves: what one process with all rows would be given."""
-        if self.own:
-            return self
-        return replace(
-            self,
-            z_MnD=self.z_MND,
-            own=True,
-            valid_Mn=self.valid_MN,
-            subject_n=self.subject_N,
-            site_n=self.site_N,
-            row_offset=0,
-        )
-
     def other(self, rows: slice = slice(None), columns: slice = slice(None)) -> Tensor:
         """Bool, True where the column is another subject's (and of the same site, if asked)."""
         other = self.subject_n[rows, None] != self.subject_N[None, columns]
@@ -82,32 +66,23 @@ class Problem:
         weight_Pn = self.anchors().to(arithmetic(self.z_MnD)) / anchors_P[:, None]
         return weight_Pn if self.weight_P is None else weight_Pn * self.weight_P[:, None]
 
-    def some(self, valid_XN: Tensor) -> Tensor:
-        """Bool (X, n): True where ``valid_XN`` admits any column that the row may be compared with; O(N log N)."""
-        if self.site_n is None or self.site_N is None:
-            return valid_XN.sum(1, keepdim=True) > _members(self.subject_n, self.subject_N, valid_XN)
-        total = self.site_N.numel()
-        site_n, site_N = ranks(self.site_n, self.site_N), ranks(self.site_N, self.site_N)
-        both_n = site_n * total + ranks(self.subject_n, self.subject_N)
-        both_N = site_N * total + ranks(self.subject_N, self.subject_N)
-        return _members(site_n, site_N, valid_XN) > _members(both_n, both_N, valid_XN)
+    def valid(self, chosen: list[int]) -> Tensor:
+        """Bool (len(chosen), n): valid rows of the chosen embeddings."""
+        return pick(self.valid_Mn, chosen)
+
+    def valid_columns(self, chosen: list[int]) -> Tensor:
+        """Bool (len(chosen), N): valid columns of the chosen embeddings."""
+        return pick(self.valid_MN, chosen)
+
+    def masks(self) -> list[Tensor]:
+        """All that decides what is compared."""
+        masks = (self.valid_Mn, self.valid_MN, self.subject_n, self.subject_N, self.site_n, self.site_N)
+        return [mask for mask in masks if mask is not None]
 
 
 def pick(x: Tensor, indices: list[int]) -> Tensor:
     """Rows of ``x`` by number, without copying the numbers to a device."""
     return torch.stack([x[i] for i in indices])
-
-
-def ranks(key_n: Tensor, key_N: Tensor) -> Tensor:
-    """How many of ``key_N`` are smaller: equal where keys are, and below N."""
-    return torch.searchsorted(key_N.sort().values, key_n)
-
-
-def _members(key_n: Tensor, key_N: Tensor, valid_XN: Tensor) -> Tensor:
-    """(X, n): how many valid columns hold the row's key."""
-    ordered, order = key_N.sort()
-    counts = torch.nn.functional.pad(valid_XN[:, order].cumsum(1), (1, 0))
-    return counts[:, torch.searchsorted(ordered, key_n, right=True)] - counts[:, torch.searchsorted(ordered, key_n)]
 
 
 def checked(

@@ -14,6 +14,7 @@ Shape letters: M embeddings, n rows of this process, N rows of all processes, D 
 import torch
 from torch import Tensor
 
+from mcsp.kernels.contrastive.blocks import multiplying
 from mcsp.kernels.contrastive.problem import Problem
 
 
@@ -90,5 +91,5 @@ def retrieval(problem: Problem) -> Tensor:
 
 
 def _similarities(rows_PnD: Tensor, columns_PND: Tensor) -> Tensor:
-    with torch.autocast(rows_PnD.device.type, enabled=False):
+    with multiplying(rows_PnD.device, "fp32"):
         return torch.bmm(rows_PnD, columns_PND.transpose(1, 2))

@@ -17,8 +17,9 @@ from torch.utils.weak import WeakTensorKeyDictionary
 FLAT_POWER = 1e-20
 
 DETRENDS = ("constant", "linear")
-# Samples in a block of rows on a CPU: 2 MiB of float32, so that the passes over a block find it in the cache.
-_BLOCK_SAMPLES = 2**19
+# Samples in a block of rows on a CPU, with a gradient and without: 2 and 4 MiB of float32, so that the passes over a
+# block find it in the cache and there are few blocks.
+_BLOCK_SAMPLES = (2**19, 2**20)
 # Frequencies from which a CPU's FFT, which computes all bins, is faster than a product for the wanted ones alone; on a
 # GPU the frame's length decides. Both count only where the frequencies are bins of the frame.
 _FFT_FREQS_CPU, _FFT_LENGTH_GPU = 24, 1000
@@ -35,6 +36,7 @@ class Block(NamedTuple):
     sfreq: float
     length: int  # samples per frame, or from the first valid sample to the last
     hop: int  # samples between frames; 0 where a row is one frame
+    whole: bool  # nobody gave a mask
 
 
 class Spectra(NamedTuple):
@@ -48,7 +50,7 @@ class Spectra(NamedTuple):
 
     def density(self) -> Tensor:
         """``(b, C, P, F)`` in unit^2/Hz."""
-        return (self.re_bCPF.square() + self.im_bCPF.square()) * self.scale_bCPF.square()
+        return torch.addcmul(self.re_bCPF.square(), self.im_bCPF, self.im_bCPF) * self.scale_bCPF.square()
 
 
 def planned_rows(
@@ -108,10 +110,12 @@ def blocks(
 ) -> Iterator[Block]:
     """Check the inputs and yield blocks of rows with one rate each (``by_span``: and with one valid length each)."""
     plan = planned_rows(x_BCT, sfreq_B, time_valid_BT, frame_seconds, hop_seconds, by_span)
-    rows, channels, n_times = x_BCT.shape
+    rows, _, n_times = x_BCT.shape
     valid_BT = x_BCT.new_ones(rows, n_times, dtype=torch.bool) if time_valid_BT is None else time_valid_BT
     x_BCT = x_BCT if x_BCT.dtype == torch.float64 else x_BCT.float()
-    most = max(1, _BLOCK_SAMPLES // (channels * n_times)) if x_BCT.device.type == "cpu" else rows
+    samples = _BLOCK_SAMPLES[0] if x_BCT.requires_grad and torch.is_grad_enabled() else _BLOCK_SAMPLES[1]
+    parts = -(-x_BCT.numel() // samples) if x_BCT.device.type == "cpu" else 1
+    most = -(-rows // min(parts, rows))
     for kind in sorted(set(plan)):
         chosen = [b for b in range(rows) if plan[b] == kind]
         whole = len(chosen) == rows
@@ -119,12 +123,12 @@ def blocks(
         x_parts = (x_BCT if whole else x_BCT[chosen]).split(most)
         valid_parts = (valid_BT if whole else valid_BT[chosen]).split(most)
         for i, (x, valid) in enumerate(zip(x_parts, valid_parts, strict=True)):
-            yield Block(chosen[i * most : (i + 1) * most], x, valid, *kind)
+            yield Block(chosen[i * most : (i + 1) * most], x, valid, *kind, time_valid_BT is None)
 
 
 def in_order(parts: list[Tensor], order: list[int]) -> Tensor:
     """Concatenate the blocks and put their rows back where they came from."""
-    whole = torch.cat(parts)
+    whole = torch.cat(parts) if len(parts) > 1 else parts[0]
     if order == sorted(order):
         return whole
     return whole[sorted(range(len(order)), key=order.__getitem__)]
@@ -134,7 +138,7 @@ def spectra(block: Block, freqs_F: Tensor, detrend: str) -> Spectra:
     """Demean or detrend each frame, weight it with a Hann window and project it onto ``freqs_F`` [Hz]."""
     x_bCT, valid_bT = block.x_bCT, block.valid_bT
     # On a CPU a look at the mask is cheaper than a copy of the signal; on a GPU it would wait for the device.
-    whole = x_bCT.device.type == "cpu" and bool(valid_bT.all())
+    whole = block.whole or (x_bCT.device.type == "cpu" and bool(valid_bT.all()))
     if not whole:
         x_bCT = x_bCT.masked_fill(~valid_bT[:, None], 0)
     if block.hop == 0:
@@ -147,31 +151,56 @@ def spectra(block: Block, freqs_F: Tensor, detrend: str) -> Spectra:
         if not whole:
             frames_valid_bP = valid_bT.unfold(-1, block.length, block.hop).all(-1)
         counted_bL = valid_bT.new_ones(1, block.length)
-    window_bL = hann_over_valid(counted_bL).to(x_bCT.dtype)
+    if whole or block.hop > 0:
+        window_bL, density_b = _whole_window(counted_bL.shape[1], block.sfreq, x_bCT.dtype, x_bCT.device)
+    else:
+        window_bL, density_b = _window(counted_bL, block.sfreq, x_bCT.dtype)
     counted = counted_bL[:, None, None].to(x_bCT.dtype)
-    centred, removed, total = _centred(frames, counted, whole or block.hop > 0, detrend)
+    centred, rest, total = _centred(frames, counted, whole or block.hop > 0, detrend)
     norm = torch.linalg.vector_norm(centred, dim=-1, keepdim=True)
-    # What is left of a constant after rounding must count as nothing, or its logarithm has a huge gradient.
-    lively = norm.detach() > 8 * torch.finfo(norm.dtype).eps * removed.sqrt()
+    # What is left of a constant or a line after rounding must count as nothing, or its logarithm has a huge gradient.
+    lively = norm.detach() > 8 * torch.finfo(norm.dtype).eps * rest
     level_bCP = (norm.square() * lively / total * (2 / block.sfreq))[..., 0]
-    energy = window_bL.square().sum(-1).clamp(min=torch.finfo(norm.dtype).tiny)
-    scale = lively * torch.rsqrt(energy * block.sfreq)[:, None, None, None]
+    scale = lively * density_b[:, None, None, None]
     re, im, one_sided_F = _transform(centred, window_bL[:, None, None], block.sfreq, freqs_F)
     return Spectra(re, im, scale * one_sided_F.to(scale), level_bCP, frames_valid_bP)
 
 
-def _centred(frames: Tensor, counted: Tensor, whole: bool, detrend: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Frames without their mean (and line), the energy of what was removed, and the number of counted samples."""
-    total = counted.sum(-1, keepdim=True).clamp(min=1)
-    mean = frames.sum(-1, keepdim=True) / total
-    removed = mean.detach().square() * total
-    centred = frames - mean if whole else (frames - mean) * counted
+def _window(counted_bL: Tensor, sfreq: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Hann windows, and what makes their spectra densities when it is squared; (b, L) and (b,)."""
+    window_bL = hann_over_valid(counted_bL).to(dtype)
+    energy_b = window_bL.square().sum(-1).clamp(min=torch.finfo(dtype).tiny)
+    return window_bL, torch.rsqrt(energy_b * sfreq)
+
+
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)
+def _whole_window(length: int, sfreq: float, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    return _window(torch.ones(1, length, dtype=torch.bool, device=device), sfreq, dtype)
+
+
+def _centred(frames: Tensor, counted: Tensor, whole: bool, detrend: str) -> tuple[Tensor, Tensor, Tensor | float]:
+    """Frames without their mean (and line); a norm of what may be left of those; and the number of counted samples.
+
+    Both are removed twice, as the first time leaves as much of a large offset as its sum was rounded by. Gradients go
+    through the first removal alone: it is the same projection.
+    """
+    # Where all samples count, their number needs no tensor.
+    total = float(frames.shape[-1]) if whole else counted.sum(-1, keepdim=True).clamp(min=1)
+    centred = frames - frames.sum(-1, keepdim=True) / total
+    centred = centred if whole else centred * counted
+    with torch.no_grad():
+        mean = centred.sum(-1, keepdim=True) / total
+        rest = mean.abs() * total**0.5
+        centred.sub_(mean if whole else mean * counted)
     if detrend == "linear":
         time = unit_line(counted).to(frames.dtype)
         slope = (centred * time).sum(-1, keepdim=True)
-        removed = removed + slope.detach().square()
+        rest = rest + slope.detach().abs()
         centred = centred - slope * time
-    return centred, removed, total
+        with torch.no_grad():
+            centred.sub_((centred * time).sum(-1, keepdim=True) * time)
+    return centred, rest, total
 
 
 def _transform(centred: Tensor, window: Tensor, sfreq: float, freqs_F: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -184,7 +213,8 @@ def _transform(centred: Tensor, window: Tensor, sfreq: float, freqs_F: Tensor) -
     one_sided_F, bins = _plan(length, sfreq, freqs)
     long = len(freqs) >= _FFT_FREQS_CPU if centred.device.type == "cpu" else length >= _FFT_LENGTH_GPU
     if bins is not None and long:
-        spectrum = _take(torch.fft.rfft(centred * window), bins)
+        windowed = centred * window if centred.requires_grad else centred.mul_(window)
+        spectrum = _take(torch.fft.rfft(windowed), bins)
         return spectrum.real, spectrum.imag, one_sided_F
     basis = _basis(length, sfreq, freqs).to(centred)
     with torch.autocast(centred.device.type, enabled=False):

@@ -81,8 +81,10 @@ def _transform(
     re -= rest[:, None] * tl.load(sums_ptr + f)[None, :]
     im -= rest[:, None] * tl.load(sums_ptr + FP + f)[None, :]
     mean += rest
-    rounding: tl.constexpr = 8 * 1.1920929e-07
-    lively = (norm2 > rounding * rounding * (mean * mean * count + slope * slope)).to(tl.float32)
+    rest2 = rest * rest * count
+    norm2 = tl.maximum(norm2 - rest2, 0.0)
+    eps32: tl.constexpr = 1.1920929e-07
+    lively = (norm2 > 64 * eps32 * (rest2 + eps32 * slope * slope)).to(tl.float32)
     return re, im, mean, slope, norm2, lively
 
 

@@ -1,4 +1,4 @@
-"""Starts the fused kernels and gives them a gradient; chooses between a matrix product and an FFT.
+"""Starts the fused kernels and gives them a gradient.
 
 Shape letters: B rows, C channels, T time samples, P frames, F frequencies, K bands.
 """
@@ -9,45 +9,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mcsp.kernels.spectral import fused, launch_fft
-from mcsp.kernels.spectral.fft_tables import fft_tables
+from mcsp.kernels.spectral import fused
 from mcsp.kernels.spectral.framing import FLAT_POWER, planned_rows
 from mcsp.kernels.spectral.tables import FrameTables, ProductTables, Request, frame_tables, product_tables
 
-# How the product is computed, on CUDA and on HIP. "x3" multiplies numbers split in two, as exact as float32 with TF32;
-# CDNA3 has no such TF32, so bfloat16 in six products stands in.
-PRECISIONS = {
-    "fp32": ("tf32x3", "bf16x6"),
-    "bf16x3": ("bf16x3", "bf16x3"),
-    "tf32": ("tf32", "tf32"),
-    "bf16": ("bf16", "bf16"),
-}
+# How the product is computed. "x3" multiplies numbers split in two, as exact as float32 with TF32.
+PRECISIONS = {"fp32": "tf32x3", "bf16x3": "bf16x3", "tf32": "tf32", "bf16": "bf16"}
 BLOCK_FREQS, BLOCK_TIME = 64, 64 if fused.INTERPRETED else 16
 # Frequencies per step of the gather: numbers that are split in two take twice the registers, and shorter steps of
 # those that are not are unrolled until they take more.
 GATHER_FREQS = {"fp32": 32, "bf16x3": 32, "tf32": 64, "bf16": 64}
-# Samples of the longest frame from which an FFT takes fewer operations (modelled, not measured).
-FFT_LENGTH = 768
 
 
-def launch_options(channels: int, hip: bool) -> dict[str, Any]:
+def launch_options(channels: int) -> dict[str, Any]:
     """Channels per program and compiler options; every value is compiled ahead of time for all targets in the tests.
 
-    More channels per warp do not fit the registers of sm_80 and sm_90 (HIP warps have twice the threads).
+    More channels per warp do not fit the registers of sm_80 and sm_90. A thread may have all the registers that there
+    are: without a word ptxas may take 168, so that three blocks fit, and spill the rest.
     """
-    size = {"BC": 16, "num_warps": 4} if channels <= 16 else {"BC": 32, "num_warps": 4 if hip else 8}
-    # The most that a thread can have. Without a word ptxas may take 168, so that three blocks fit, and spill the rest.
-    registers = {} if hip else {"maxnreg": 255}
-    return size | registers | {"enable_fp_fusion": True}
-
-
-def unavailable(x_BCT: Tensor) -> str | None:
-    """Why the kernels cannot take this tensor, or None."""
-    if x_BCT.dtype == torch.float64 or not x_BCT.is_floating_point():
-        return f"expected float32, float16 or bfloat16, found {x_BCT.dtype}"
-    if x_BCT.device.type == "cpu" and not fused.INTERPRETED:
-        return "expected a tensor on a GPU, found cpu"
-    return None
+    size = {"BC": 16, "num_warps": 4} if channels <= 16 else {"BC": 32, "num_warps": 8}
+    return size | {"maxnreg": 255, "enable_fp_fusion": True}
 
 
 class ProductFunction(torch.autograd.Function):
@@ -61,11 +42,10 @@ class ProductFunction(torch.autograd.Function):
         """One launch."""
         rows, channels, _ = x_BCT.shape
         out = x_BCT.new_empty(rows, channels, frames.frames // frames.averaged, request.outputs, dtype=torch.float32)
-        hip = torch.version.hip is not None
-        options = launch_options(channels, hip)
+        options = launch_options(channels)
         blocks = 1 if product.padded_bands else product.padded_freqs // BLOCK_FREQS
         grid = (rows, -(-channels // options["BC"]), out.shape[2] * blocks)
-        named = PRECISIONS[precision][hip]
+        named = PRECISIONS[precision]
         if fused.INTERPRETED and named != "bf16":  # which multiplies in float32 whatever is asked for
             named = "ieee"
         shared = {
@@ -138,14 +118,6 @@ def log_density(
         device=x_BCT.device,
     )
     linear = detrend == "linear"
-    if max(length for length, _ in request.shapes) >= FFT_LENGTH:
-        request = request._replace(multiple=launch_fft.BLOCK)
-        fft = fft_tables(request, x_BCT.shape[1])
-        if fft is not None:
-            frames = frame_tables(request, time_valid_BT)
-            gaps = time_valid_BT is not None and not request.framed
-            out = launch_fft.FftFunction.apply(x_BCT, request, frames, fft, linear, eps, gaps)
-            return out, frames.share_BP > 0
     frames = frame_tables(request, time_valid_BT)
     product = product_tables(request, frames, BLOCK_FREQS)
     return ProductFunction.apply(x_BCT, request, frames, product, linear, eps, precision), frames.share_BP > 0

@@ -6,14 +6,14 @@ Shape letters: B rows, C channels, T time samples, F frequencies, P frames, K ba
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from mcsp.kernels.dispatch import Impl, Precision, choose
+from mcsp.kernels import dispatch
+from mcsp.kernels.dispatch import Impl, Precision
 from mcsp.kernels.spectral import reference
+from mcsp.kernels.spectral.framing import on_host
 from mcsp.kernels.spectral.reference import Bands
-
-# `auto` takes the fused kernels once they have passed their tests on a GPU; until then one has to ask for them.
-TRITON_BY_DEFAULT = False
 
 
 def log_power(
@@ -37,7 +37,7 @@ def log_power(
     Args:
         precision: the least that the transform's product is made with, "fp32", "bf16x3", "tf32" or "bf16", which is off
             by 0.1; the reference always computes in float32 (float64 for float64). kernels/README.md has the table.
-        impl: "reference" (any device), "triton" (CUDA and HIP, float32 and below), or "auto".
+        impl: "reference" (any device), "triton" (NVIDIA GPUs, float32 and below), or "auto".
 
     Returns:
         (B, C, F) in unit^2/Hz, or (B, C, K).
@@ -53,7 +53,7 @@ def log_power(
         "detrend": detrend,
         "eps": eps,
     }
-    if _chosen("log_power", x_BCT, impl, precision) == "reference":
+    if _chosen("log_power", x_BCT, sfreq_B, frame_seconds, impl, precision) == "reference":
         return reference.log_power(x_BCT, sfreq_B, freqs_hz_F, **options)
     return _fused(x_BCT, sfreq_B, freqs_hz_F, options, True, precision)[0][:, :, 0]
 
@@ -86,7 +86,7 @@ def log_power_frames(
         "detrend": detrend,
         "eps": eps,
     }
-    if _chosen("log_power_frames", x_BCT, impl, precision) == "reference":
+    if _chosen("log_power_frames", x_BCT, sfreq_B, frame_seconds, impl, precision) == "reference":
         return reference.log_power_frames(x_BCT, sfreq_B, freqs_hz_F, **options)
     return _fused(x_BCT, sfreq_B, freqs_hz_F, options, False, precision)
 
@@ -105,22 +105,16 @@ def _fused(
     return launch.log_density(x_BCT, sfreq_B, freqs_hz, average=average, precision=precision, **options)
 
 
-def _chosen(operation: str, x_BCT: Tensor, impl: str, precision: str) -> str:
-    if impl == "chunked":
-        raise ValueError(f"{operation}: impl: expected one of auto, triton, reference, found 'chunked'")
-    return choose(operation, impl, precision, True, _no_triton(x_BCT, impl))
+def _chosen(
+    operation: str, x_BCT: Tensor, sfreq_B: Tensor, frame_seconds: float | None, impl: str, precision: str
+) -> str:
+    if impl == "blocks":
+        raise ValueError(f"{operation}: impl: expected one of auto, triton, reference, found 'blocks'")
+    longest = x_BCT.shape[-1] if frame_seconds is None else int(frame_seconds * max(on_host(sfreq_B), default=0))
+    return dispatch.choose(operation, impl, precision, x_BCT.device, longest, lambda: _no_triton(x_BCT))
 
 
-def _no_triton(x_BCT: Tensor, impl: str) -> str | None:
-    """Why Triton cannot run; None where it can. A Triton that is there and broken is an error, not a reason."""
-    if impl == "reference":
-        return None
-    if impl == "auto" and not TRITON_BY_DEFAULT:
-        return "it has not been run on a GPU"
-    try:
-        from mcsp.kernels.spectral.launch import unavailable
-    except ModuleNotFoundError as error:
-        if error.name != "triton":
-            raise
-        return "triton is not installed"
-    return unavailable(x_BCT)
+def _no_triton(x_BCT: Tensor) -> str | None:
+    if x_BCT.dtype == torch.float64 or not x_BCT.is_floating_point():
+        return f"expected float32, float16 or bfloat16, found {x_BCT.dtype}"
+    return dispatch.no_package() or dispatch.no_gpu(x_BCT.device)

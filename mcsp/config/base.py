@@ -126,11 +126,15 @@ def _yaml_text(value: Any) -> str:
 
 
 def parse_command_line(
-    model: type[Config], description: str, argv: Sequence[str] | None = None, address: bool = False
+    model: type[Config],
+    description: str,
+    argv: Sequence[str] | None = None,
+    address: bool = False,
+    check: bool = False,
 ) -> tuple[Any, argparse.Namespace]:
     """``--config FILE key=value ...``: the whole command line of every launcher that has a config.
 
-    With ``address`` also ``--address``, for the one that may run on a Ray cluster.
+    With ``address`` also ``--address``, for the one that may run on a Ray cluster; with ``check`` also ``--check``.
 
     Exits with status 2 and one line on bad input.
     """
@@ -142,9 +146,11 @@ def parse_command_line(
     parser.add_argument("--config", type=Path, help="YAML file with the values that differ from the defaults")
     if address:
         parser.add_argument("--address", help="address of a running Ray cluster")
+    if check:
+        parser.add_argument("--check", action="store_true", help="say what a run would need, and end without a trace")
     parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)  # added by the deepspeed launcher
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="values that take precedence over the file")
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_intermixed_args(argv)  # a flag may stand between values
     try:
         return model.load(arguments.config, arguments.overrides), arguments
     except ValueError as error:

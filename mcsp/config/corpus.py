@@ -119,6 +119,10 @@ class CorpusConfig(Selection):
     subject_key_file: Path | None = Field(
         None, description="file that holds the key of the subject hashes; null: the variable MCSP_SUBJECT_KEY"
     )
+    trusted_link_targets: list[Path] = Field(
+        [],
+        description="folders outside of the datasets that links and headers may lead to; all others are refused",
+    )
     on_error: Literal["raise", "warn", "quarantine"] = Field(
         "quarantine", description="a bad recording ends the build, is listed with a warning, or is listed"
     )
@@ -126,6 +130,11 @@ class CorpusConfig(Selection):
         0.05, ge=0, le=1, description="the build fails where more than this part of the recordings is bad; 5% or 0.05"
     )
     read_timeout_seconds: float = Field(900.0, gt=0, description="longest time to read and clean one recording")
+    site_timeout_seconds: float = Field(
+        14_400.0,
+        gt=0,
+        description="time that files which never end may cost one site; then the rest of it is not read",
+    )
     read_memory_gb: float = Field(16.0, gt=0, description="address space for reading one recording [10^9 bytes]")
     workers: int | None = Field(None, ge=1, description="Ray CPUs of a local Ray; null: all cores")
 

@@ -8,6 +8,7 @@ from mcsp.config.base import Config
 from mcsp.schema import DOMAINS, MODALITIES, Domain, Modality
 
 Skip = Literal["connectivity", "tangent", "coherence", "band_power"]
+SpatialForm = Literal["logarithm", "root"]
 SKIPS: tuple[Skip, ...] = ("connectivity", "tangent", "coherence", "band_power")
 
 
@@ -26,6 +27,10 @@ class ModelConfig(Config):
     fmri_patch_seconds: float = Field(4.0, gt=0, description="length of a temporal patch of BOLD")
     eeg_anchors: int = Field(32, ge=4, description="anchor positions on the scalp that EEG channels are projected onto")
     fmri_anchors: int = Field(100, ge=4, description="anchor positions in the brain that parcels are projected onto")
+    spatial_form: SpatialForm = Field(
+        "logarithm",
+        description="what tokens of the spatial domain hold of the correlation: its matrix logarithm or root",
+    )
     skips: tuple[Skip, ...] = Field(SKIPS, description="what features hold beside h: measured, not learned")
 
     def anchors(self, modality: Modality) -> int:
@@ -49,6 +54,9 @@ class ObjectiveConfig(Config):
     distillation_temperature: float = Field(0.1, gt=0, description="of both modalities' similarities in distillation")
     negatives: Literal["all", "within_site"] = Field(
         "all", description="what a row is contrasted with: all other subjects, or those of its own site"
+    )
+    precision: Literal["auto", "fp32", "tf32", "bf16"] = Field(
+        "auto", description="of products of embeddings in the loss; auto: bf16 under bf16 autocast, else fp32"
     )
 
 

@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from mcsp.config.base import Config, UserPath
+from mcsp.config.base import Config, UserPath, UserPathOrUrl
 from mcsp.config.model import AugmentationConfig, ModelConfig, ObjectiveConfig
 from mcsp.schema import Modality
 
@@ -40,8 +40,13 @@ class HealthConfig(Config):
 class PretrainConfig(Config):
     """``launchers/pretrain.py``."""
 
-    corpus_dir: UserPath | str = Field(description="a corpus that build_corpus wrote: a folder or a URL (s3://...)")
+    corpus_dir: UserPathOrUrl = Field(description="a corpus that build_corpus wrote: a folder or a URL (s3://...)")
     run_dir: UserPath = Field(description="checkpoints, metrics.jsonl and TensorBoard files go here")
+    mirror_dir: UserPathOrUrl | None = Field(
+        None,
+        description="finished checkpoints are copied there, a folder or a URL (s3://...), and fetched into a run_dir "
+        "that has none",
+    )
     init_from: UserPath | None = Field(
         None, description="a run, checkpoint or export whose weights a new run starts from; ignored once it has its own"
     )
@@ -75,7 +80,16 @@ class PretrainConfig(Config):
     objective: ObjectiveConfig = Field(ObjectiveConfig(), description="weights of the loss terms")
     augmentation: AugmentationConfig = Field(AugmentationConfig(), description="strengths of the views")
     learning_rate: float = Field(1e-3, gt=0, description="peak")
-    warmup_steps: int = Field(20, ge=0, description="linear warm-up, then cosine decay to a tenth")
+    warmup_steps: int = Field(20, ge=0, description="linear warm-up, before the schedule")
+    schedule: Literal["cosine", "constant", "warmup-stable-decay"] = Field(
+        "cosine", description="of the learning rate after the warm-up; the first and the last end at a tenth"
+    )
+    decay_steps: int | None = Field(
+        None, ge=1, description="last steps of warmup-stable-decay, in which it falls; null: a fifth of all"
+    )
+    ema_decay: float = Field(
+        0.0, ge=0, lt=1, description="keep a moving average of the weights, which export.py --ema takes; 0: none"
+    )
     weight_decay: float = Field(0.05, ge=0, description="on matrices only")
     gradient_clipping: float = Field(1.0, ge=0, description="0 switches it off")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 on GPUs that have it, else fp32")
@@ -113,6 +127,12 @@ class PretrainConfig(Config):
         3, ge=0, description="evaluations in a row with embeddings all alike that end the run; 0: it goes on"
     )
     log_every: int = Field(1, ge=1, description="steps per line of metrics.jsonl; the first has one as well")
+    profile_steps: tuple[int, int] | None = Field(
+        None, description="first and last step of a trace for chrome://tracing in run_dir/profile; null: none"
+    )
+    trackers: tuple[Literal["wandb", "mlflow"], ...] = Field(
+        (), description="that metrics go to as well, where their package is installed"
+    )
     resume: Literal["auto", "never", "must"] = Field(
         "auto", description="auto: continue where run_dir has a checkpoint"
     )

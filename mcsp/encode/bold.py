@@ -18,13 +18,13 @@ from mcsp.encode.recording import (
     Report,
     cleaning_of,
     encode_clean,
-    listed,
     min_seconds_of,
     require_packages,
     require_positions,
     window_steps,
 )
 from mcsp.schema import SCALE_FREE
+from mcsp.wording import listed
 
 if TYPE_CHECKING:
     from mcsp.data_sharding.clean.recording import CleanRecording

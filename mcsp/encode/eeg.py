@@ -20,12 +20,12 @@ from mcsp.encode.recording import (
     Report,
     cleaning_of,
     encode_clean,
-    listed,
     min_seconds_of,
     require_packages,
     require_positions,
     window_steps,
 )
+from mcsp.wording import listed
 
 if TYPE_CHECKING:
     import mne

@@ -125,7 +125,7 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):
         for i, recording in enumerate(_recordings(X)):
             try:
                 rows.append(self._features(recording))
-            except ValueError as error:
+            except (ValueError, OSError, MemoryError) as error:  # a recording costs itself alone, whatever is wrong
                 if self.on_error == "raise":
                     raise ValueError(f"recording {i}: {error}") from error
                 rows.append(np.full(len(self._names()), np.nan))

@@ -16,6 +16,7 @@ from mcsp.config.evaluate import WINDOWS_PER_RECORDING
 from mcsp.encode.windows import encode_windows
 from mcsp.schema import Modality, Recording, Window
 from mcsp.windows import longest_window, no_window, seconds_in_no_window, window_starts
+from mcsp.wording import listed
 
 if TYPE_CHECKING:
     from mcsp.data_sharding.clean.recording import CleanRecording
@@ -167,9 +168,11 @@ def encode_clean(
     starts = window_starts(recording, length, options.windows_per_recording)
     if not starts:
         raise ValueError(no_window(recording, length, source))
-    windows = ((source, Window(clean.x_TC[start : start + length], recording, start)) for start in starts)
-    found = [vector_F for _, vector_F in encode_windows(model, modality, windows, options.batch_size)]
-    return np.stack(found), np.array(starts) / clean.sfreq, length / clean.sfreq
+    windows = ((start, Window(clean.x_TC[start : start + length], recording, start)) for start in starts)
+    found = dict(encode_windows(model, modality, windows, options.batch_size, lambda _: source))
+    if not found:
+        raise ValueError(f"{source}: all {len(starts)} windows are flat or too loud, expected a signal in {clean.unit}")
+    return np.stack(list(found.values())), np.array(list(found)) / clean.sfreq, length / clean.sfreq
 
 
 def window_steps(
@@ -197,11 +200,6 @@ def window_steps(
     if left_out > 0:
         line += f"; {left_out:.1f} of {recording.seconds:.1f} s are in no window, for lack of valid time"
     return line, warnings
-
-
-def listed(names: list[str], most: int = 8) -> str:
-    """Some of the names, and how many more there are."""
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def as_recording(clean: "CleanRecording", modality: Modality) -> Recording:

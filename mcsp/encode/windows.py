@@ -3,6 +3,7 @@
 Shape letters: W windows, F features.
 """
 
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import TypeVar
@@ -16,6 +17,8 @@ from mcsp.schema import Modality, Window
 
 Owner = TypeVar("Owner")
 
+_log = logging.getLogger(__name__)
+
 
 def encode_windows(
     model: MCSP,
@@ -25,6 +28,8 @@ def encode_windows(
     name_of: Callable[[Owner], str] = str,
 ) -> Iterator[tuple[Owner, np.ndarray]]:
     """``model.features`` of each window in order, float64 ``(F,)``, computed in batches on the model's device.
+
+    Windows that hold nothing (:func:`mcsp.batch.collate_signal` says when) are left out, and named in the log.
 
     Args:
         model: in evaluation mode.
@@ -40,9 +45,14 @@ def encode_windows(
     pairs = iter(windows)
     while batch := list(islice(pairs, batch_size)):
         signals = collate([[window] for _, window in batch]).to(device).signals
+        holds_W = signals[modality].row_valid_B.tolist()
         with torch.inference_mode():
             x_WF = model.features(signals)[modality].double().cpu().numpy()
-        for (owner, _), vector_F in zip(batch, x_WF, strict=True):
+        for (owner, window), vector_F, holds in zip(batch, x_WF, holds_W, strict=True):
+            if not holds:
+                at = f"{modality} window at {window.start / window.recording.sfreq:.1f} s"
+                _log.warning("%s: %s is flat or too loud, left out", name_of(owner), at)
+                continue
             if not np.isfinite(vector_F).all():
                 raise ValueError(f"{name_of(owner)}: expected finite {modality} features, found NaN or infinity")
             yield owner, vector_F

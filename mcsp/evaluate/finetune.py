@@ -93,9 +93,10 @@ class MCSPClassifier(nn.Module):
         total, count = like.new_zeros(n_units, self.n_outputs), like.new_zeros(n_units, 1)
         for modality, x_BF in self.model.features(signals).items():
             unit_BF = (x_BF - self.get_buffer(f"{modality}_mean")) * self.get_buffer(f"{modality}_scale")
-            logits_BO = self.heads[modality](unit_BF)
+            holds_B1 = signals[modality].row_valid_B[:, None]
+            logits_BO = torch.where(holds_B1, self.heads[modality](unit_BF), 0.0)
             rows_B = signals[modality].sample_B
-            per_unit = like.new_zeros(n_units, 1).index_add(0, rows_B, torch.ones_like(logits_BO[:, :1]))
+            per_unit = like.new_zeros(n_units, 1).index_add(0, rows_B, holds_B1.to(logits_BO))
             summed = torch.zeros_like(total).index_add(0, rows_B, logits_BO)
             total = total + summed / per_unit.clamp_min(1)
             count = count + (per_unit > 0)

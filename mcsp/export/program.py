@@ -28,7 +28,6 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
 
 from mcsp.batch import Signal
-from mcsp.model.matrix_log import log_by_products
 from mcsp.model.mcsp import MCSP
 from mcsp.model.spatial import SpatialEncoder
 from mcsp.schema import UNITS, Modality
@@ -220,7 +219,7 @@ def record(program: EncoderProgram, channels: int, samples: int) -> Recorded:
     own.requires_grad_(False)
     for part in own.modules():
         if isinstance(part, SpatialEncoder):
-            part.logarithm = log_by_products
+            part.by_products = True
     inputs = example_inputs(program.modality, channels, samples)
     batch = example_inputs(program.modality, max(2, channels - 2), samples, rows=2)
     rows, some = torch.export.Dim("batch", min=1, max=65536), torch.export.Dim("channels", min=1, max=channels)

@@ -1,21 +1,28 @@
-"""Contrast across ranks: what every rank's rows are compared with, and how often.
+"""Contrast across ranks: what every rank's rows are compared with, and how precisely.
 
 Shape letters: M stacked embeddings, n rows of this rank, N rows of all ranks, K projection width, P pairs.
 """
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from mcsp.distributed import gather_rows, over_ranks, rank, world_size
-from mcsp.kernels.contrastive import Columns, Negatives, contrastive_loss
+from mcsp.config import ObjectiveConfig
+from mcsp.distributed import gather_rows, rank
+from mcsp.kernels.contrastive import Columns, contrastive_loss
+from mcsp.kernels.dispatch import Precision
 
-Gather = Literal["both", "one"]
-# What one CPU core multiplies [1/s], what an all-reduce between processes takes [s], and what it passes on [bytes/s].
-# Orders of magnitude; a factor of ten in any of them moves the choice to batches where the two differ by little.
-FLOPS, LATENCY, BANDWIDTH = 3e10, 1e-3, 1e9
+
+def products(config: ObjectiveConfig, device: torch.device) -> Precision:
+    """The precision of products of embeddings: ``config.precision``, and for "auto" that of autocast.
+
+    "auto" is bf16 where autocast computes in bfloat16 on this device, else fp32.
+    """
+    if config.precision != "auto":
+        return config.precision
+    autocast = torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type) == torch.bfloat16
+    return "bf16" if autocast else "fp32"
 
 
 def gather_columns(z_MnK: Tensor, valid_Mn: Tensor, subject_n: Tensor, site_n: Tensor) -> Columns:
@@ -44,26 +51,6 @@ def gather_columns(z_MnK: Tensor, valid_Mn: Tensor, subject_n: Tensor, site_n: T
     return Columns(z_MNK, facts[:-2].bool(), facts[-2], facts[-1])
 
 
-def gather_mode(rows: int, total: int, pairs: int, width: int, device: str) -> Gather:
-    """Whether rows of both embeddings of a pair (a, b) meet all columns of the other, or only rows of a those of b.
-
-    A product is 2 n N K operations. "both" makes two per pair forward and six backward (similarities again, gradient
-    of rows, gradient of columns, for two directions), "one" one and three, so it saves 8 P n N K operations. It pays
-    with one more collective, the all-reduce of P (N + 1) sums, each of which passes a process twice in 4 bytes; (the
-    rare redo of extreme logits takes two more). Gathering embeddings and returning their gradients is the same in both,
-    since one collective serves all pairs and nearly every embedding stands on either side of some pair. So "one" where
-
-        8 P n N K / FLOPS  >  LATENCY + 8 P (N + 1) / BANDWIDTH
-
-    With the constants that is about when P n N K exceeds 4 million. On a GPU it is always "both": the Triton version
-    has no other, and nobody measured the rest there. The answer rests on what is equal on all ranks.
-    """
-    if device != "cpu":
-        return "both"
-    saved = 8 * pairs * rows * total * width / FLOPS
-    return "one" if saved > LATENCY + 8 * pairs * (total + 1) / BANDWIDTH else "both"
-
-
 def contrast(
     z_MnK: Tensor,
     pairs: Sequence[tuple[int, int]],
@@ -71,19 +58,14 @@ def contrast(
     valid_Mn: Tensor,
     subject_n: Tensor,
     site_n: Tensor,
-    negatives: Negatives,
+    config: ObjectiveConfig,
     columns: Columns,
-    gather: Gather | None = None,
 ) -> Tensor:
     """This rank's shares (P,) of :func:`mcsp.kernels.contrastive.contrastive_loss` over the rows of all ranks.
 
     Args:
         columns: from :func:`gather_columns`.
-        gather: default :func:`gather_mode` of the sizes. "one" takes no Triton, and has a collective in the forward
-            pass; all ranks must then hold equal ``scale_P`` and weigh their shares alike.
     """
-    rows, width = z_MnK.shape[1:]
-    gather = gather or gather_mode(rows, columns.z_MND.shape[1], len(pairs), width, z_MnK.device.type)
     return contrastive_loss(
         z_MnK,
         pairs,
@@ -91,8 +73,8 @@ def contrast(
         valid_Mn=valid_Mn,
         subject_n=subject_n,
         site_n=site_n,
-        negatives=negatives,
+        negatives=config.negatives,
         columns=columns,
-        row_offset=rank() * rows,
-        combine=over_ranks if gather == "one" and world_size() > 1 else None,
+        row_offset=rank() * z_MnK.shape[1],
+        precision=products(config, z_MnK.device),
     )

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mcsp.config import ObjectiveConfig
 from mcsp.kernels.contrastive import Columns, relational_distillation
+from mcsp.losses.contrastive import products
 
 
 def distillation(
@@ -38,6 +39,7 @@ def distillation(
         negatives=config.negatives,
         columns=columns,
         row_offset=row_offset,
+        precision=products(config, z_MnK.device),
     )
 
 

@@ -30,7 +30,7 @@ from torch import Tensor
 from mcsp.config import ObjectiveConfig
 from mcsp.distributed import rank
 from mcsp.kernels.contrastive import retrieval_accuracy
-from mcsp.losses.contrastive import Gather, contrast, gather_columns
+from mcsp.losses.contrastive import contrast, gather_columns
 from mcsp.losses.cross_modal import convergence, distillation
 from mcsp.losses.prediction import PredictionTerm, prediction_loss
 from mcsp.losses.slots import Slot
@@ -87,7 +87,7 @@ def objective(
     config: ObjectiveConfig,
     terms: Sequence[PairTerm],
     predictions: Sequence[PredictionTerm] = (),
-    gather: Gather | None = None,
+    retrieval: bool = True,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """This rank's share of the loss and of each term.
 
@@ -100,7 +100,7 @@ def objective(
         config: weights, distillation temperature, and which negatives are kept.
         terms: from :func:`pair_terms`.
         predictions: from :func:`mcsp.losses.prediction.prediction_terms`.
-        gather: how ranks share the contrast's products, default :func:`mcsp.losses.contrastive.gather_mode`.
+        retrieval: find the accuracies of retrieval too, which takes as long as the contrast.
 
     Returns:
         The loss, a scalar, and unweighted terms without gradient by name: each pair's contrast, ``distillation/<pair>``
@@ -116,7 +116,7 @@ def objective(
     columns = gather_columns(z_MnK, valid_Mn, subject_n, site_n)
     offset = rank() * z_MnK.shape[1]
     pairs = [(term.a, term.b) for term in terms]
-    contrast_P = contrast(z_MnK, pairs, scale_P, valid_Mn, subject_n, site_n, config.negatives, columns, gather)
+    contrast_P = contrast(z_MnK, pairs, scale_P, valid_Mn, subject_n, site_n, config, columns)
     parts = {term.name: (term.weight, value) for term, value in zip(terms, contrast_P, strict=True)}
     crossing = [term for term in terms if term.cross_modal]
     cross_pairs = [(term.a, term.b) for term in crossing]
@@ -132,6 +132,8 @@ def objective(
     parts |= {term.name: (term.weight, share) for term, share in zip(predictions, shares, strict=True)}
     loss = torch.stack([weight * value for weight, value in parts.values()]).sum() + 0.0 * error_Qn.sum()
     logged = {name: value.detach() for name, (_, value) in parts.items()}
+    if not retrieval:
+        return loss, logged
     top1_P = retrieval_accuracy(
         z_MnK, pairs, valid_Mn=valid_Mn, subject_n=subject_n, columns=columns, row_offset=offset
     )

@@ -10,12 +10,13 @@ from torch import Tensor, nn
 from mcsp.batch import Signal
 from mcsp.config import ModelConfig
 from mcsp.model.layers import SIZES
-from mcsp.model.spatial import SpatialEncoder
-from mcsp.model.spectral import SpectralEncoder
-from mcsp.model.temporal import TemporalEncoder
+from mcsp.model.spatial import Connectivity, SpatialEncoder
+from mcsp.model.spectral import SpectralEncoder, Spectrum
+from mcsp.model.temporal import Patches, TemporalEncoder
 from mcsp.schema import Domain, Modality
 
 Encoder = SpatialEncoder | TemporalEncoder | SpectralEncoder
+Measured = Connectivity | Patches | Spectrum
 
 
 def _name(modality: Modality, domain: Domain) -> str:
@@ -57,8 +58,12 @@ class MCSP(nn.Module):
 
     def encode_domain(self, modality: Modality, domain: Domain, signal: Signal) -> Tensor:
         """``h_BD`` of one domain."""
+        return self.encode_measured(modality, domain, self.encoder(modality, domain).measure(signal))
+
+    def encode_measured(self, modality: Modality, domain: Domain, measured: Measured) -> Tensor:
+        """``h_BD`` of what the domain's encoder measured."""
         # Encoders are called as modules: ZeRO-3 has their parameters at hand, and compilation applies.
-        h_BD: Tensor = self.encoders[_name(modality, domain)](signal)
+        h_BD: Tensor = self.encoders[_name(modality, domain)](measured)
         return h_BD
 
     def project(self, modality: Modality, domain: Domain, h_BD: Tensor) -> Tensor:
@@ -91,15 +96,16 @@ class MCSP(nn.Module):
             measured: list[Tensor] = []
             for domain in self.config.domains:
                 encoder = self.encoder(modality, domain)
-                if isinstance(encoder, TemporalEncoder):  # it measures nothing
-                    h.append(encoder(signal))
+                if isinstance(encoder, TemporalEncoder):  # it has no skips
+                    h.append(encoder(encoder.measure(signal)))
                 elif isinstance(encoder, SpatialEncoder):
-                    connectivity = encoder.measure(signal)
-                    h.append(encoder.encode(connectivity))
-                    measured += encoder.skips(connectivity).values()
+                    channels, weights_BAC = encoder.channels(signal), encoder.anchors(signal)
+                    connectivity = encoder.at_anchors(channels, weights_BAC)
+                    h.append(encoder(connectivity))
+                    measured += encoder.skips(channels, weights_BAC, connectivity).values()
                 else:
                     spectrum = encoder.measure(signal)
-                    h.append(encoder.encode(spectrum))
+                    h.append(encoder(spectrum))
                     measured += encoder.skips(spectrum).values()
             z = [self.project(modality, d, h_BD) for d, h_BD in zip(self.config.domains, h, strict=True)]
             out[modality] = torch.cat([part.float() for part in h + z + measured], dim=-1)

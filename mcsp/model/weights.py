@@ -10,7 +10,6 @@ An export holds::
 Nothing here unpickles.
 """
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,6 +22,7 @@ from torch import Tensor
 from mcsp.config import ModelConfig
 from mcsp.model.mcsp import MCSP
 from mcsp.version import __version__
+from mcsp.wording import listed, sha256_file
 
 SUBJECTS_FILE = "pretraining_subjects.txt"  # "site/subject" of everyone whose recordings were trained on
 FORMAT_VERSION = 3  # 2: features without z; 1: h of the spatial domain was as narrow as the others
@@ -102,7 +102,7 @@ def write_pretrained(
 def write_sums(folder: Path) -> None:
     """Write ``SHA256SUMS`` over every other file directly in ``folder``."""
     files = sorted(p for p in folder.iterdir() if p.is_file() and p.name != SUMS_FILE)
-    (folder / SUMS_FILE).write_text("".join(f"{_sha256(p)}  {p.name}\n" for p in files))
+    (folder / SUMS_FILE).write_text("".join(f"{sha256_file(p)}  {p.name}\n" for p in files))
 
 
 def load_weights(model: MCSP, weights: dict[str, Tensor], source: str) -> None:
@@ -118,16 +118,14 @@ def load_weights(model: MCSP, weights: dict[str, Tensor], source: str) -> None:
     if missing or unknown:
         raise ValueError(
             f"{source}: weights do not match the configuration: expected {len(expected)} tensors, found {len(found)}; "
-            f"missing {_first(missing)}, unknown {_first(unknown)}"
+            f"missing {listed(missing, 3) or 'none'}, unknown {listed(unknown, 3) or 'none'}"
         )
     differing = [f"{n} {found[n]} instead of {expected[n]}" for n in sorted(expected) if found[n] != expected[n]]
     if differing:
-        raise ValueError(f"{source}: weights do not match the configuration: found shapes {_first(differing)}")
+        raise ValueError(
+            f"{source}: weights do not match the configuration: found shapes {listed(differing, 3) or 'none'}"
+        )
     model.load_state_dict(weights)
-
-
-def _first(names: list[str]) -> str:
-    return f"{names[:3]}" + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -140,11 +138,6 @@ def _read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _verify_sums(path: Path, names: tuple[str, ...]) -> None:
     """Raise ``ValueError`` unless every named file exists and has the digest that SHA256SUMS gives it."""
     missing = [name for name in (*names, SUMS_FILE) if not (path / name).is_file()]
@@ -153,7 +146,7 @@ def _verify_sums(path: Path, names: tuple[str, ...]) -> None:
     lines = (line.split(maxsplit=1) for line in (path / SUMS_FILE).read_text().splitlines())
     digests = {parts[1]: parts[0] for parts in lines if len(parts) == 2}
     for name in names:
-        found = _sha256(path / name)
+        found = sha256_file(path / name)
         if digests.get(name) != found:
             raise ValueError(
                 f"{path / name}: damaged or changed: {SUMS_FILE} has sha256 {digests.get(name, 'none')}, found {found}"

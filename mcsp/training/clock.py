@@ -4,6 +4,7 @@ import contextlib
 import functools
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -123,3 +124,26 @@ def _between(begin: "float | torch.cuda.Event", end: "float | torch.cuda.Event")
         return begin.elapsed_time(end) / 1000
     assert isinstance(end, float)
     return end - begin
+
+
+class Profile:
+    """A trace of some steps for chrome://tracing or ui.perfetto.dev, in ``run_dir/profile/rank-00000.json.gz``."""
+
+    def __init__(self, run_dir: Path, rank: int, steps: tuple[int, int] | None) -> None:
+        """``steps``: the first and the last, counted from 1; None: no trace."""
+        self.steps, self.path = steps, run_dir / "profile" / f"rank-{rank:05d}.json.gz"
+        self._running: torch.profiler.profile | None = None
+
+    def before(self, step: int) -> None:
+        """Start where ``step``, which is about to be taken, is the first, or later where the run begins later."""
+        if self.steps and self._running is None and self.steps[0] <= step <= self.steps[1] and not self.path.exists():
+            self._running = torch.profiler.profile(record_shapes=True)
+            self._running.start()
+
+    def after(self, step: int) -> None:
+        """Write where ``step``, which was just taken, is the last."""
+        if self._running is not None and self.steps and step >= self.steps[1]:
+            self._running.stop()
+            self.path.parent.mkdir(exist_ok=True)
+            self._running.export_chrome_trace(str(self.path))
+            self._running = None

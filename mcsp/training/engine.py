@@ -15,6 +15,7 @@ import signal
 import socket
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,8 @@ from mcsp.batch import Batch  # noqa: E402
 from mcsp.config import PretrainConfig  # noqa: E402
 from mcsp.schema import text_key  # noqa: E402
 from mcsp.training.saving import zero_fragments  # noqa: E402
-from mcsp.training.saving.state import Copied, State, copy_state  # noqa: E402
+from mcsp.training.saving.state import EMA, Copied, State, copy_state  # noqa: E402
+from mcsp.wording import listed  # noqa: E402
 
 # It reports steps that are refused here as overflows, and much else; what goes wrong it raises.
 logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
@@ -162,6 +164,14 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
     return [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
 
 
+def group_of(name: str) -> str:
+    """The part of the module that a parameter belongs to: eeg_spatial, eeg_spatial_projection, heads, temperatures."""
+    parts = name.split(".")
+    if parts[0] == "model":
+        return parts[2] + ("_projection" if parts[1] == "projections" else "")
+    return "temperatures" if parts[0] == "log_scale_P" else "heads"
+
+
 class Engine:
     """One module trained by DeepSpeed with AdamW; weight decay on matrices only."""
 
@@ -176,6 +186,8 @@ class Engine:
         self._names = {id(parameter): name for name, parameter in module.named_parameters()}
         self._steps = 0
         self._norm, self._limit = 0.0, math.inf
+        self.ema_decay = config.ema_decay
+        self._ema: dict[tuple[str, int], Tensor] = {}  # of the ranges that this rank owns
         if self.zero_stage:
             self._watch_norm()
         else:
@@ -210,8 +222,7 @@ class Engine:
         missing = {rank: sorted(union - own) for rank, own in enumerate(everyone) if union - own}
         rank, names = next(iter(missing.items()))
         raise ValueError(
-            f"{what}: expected the same on all {self.world_size} ranks, rank {rank} lacks {names[:3]}"
-            + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+            f"{what}: expected the same on all {self.world_size} ranks, rank {rank} lacks " + listed(names, 3)
         )
 
     def backward(self, share: Tensor, last: bool = True) -> None:
@@ -254,7 +265,36 @@ class Engine:
             self._engine.optimizer.zero_grad()
         else:
             self._engine.step()
+        if self.ema_decay and math.isfinite(self._norm) and self._norm <= limit:
+            self._average()
         return self._norm
+
+    def _average(self) -> None:
+        """Move the average of the weights, of which a rank has what it owns of these.
+
+        At first it moves faster, as in TensorFlow's ExponentialMovingAverage: the weights of the start are random.
+        """
+        weights = {(f.name, f.start): f.values["weight"] for f in zero_fragments.owned(self._engine)}
+        steps = zero_fragments.applied_steps(self._engine)
+        decay = min(self.ema_decay, (1 + steps) / (10 + steps))
+        if not self._ema:
+            self._ema = {key: weight.detach().clone() for key, weight in weights.items()}
+        torch._foreach_lerp_(list(self._ema.values()), [weights[key].detach() for key in self._ema], 1 - decay)
+
+    def group_norms(self) -> dict[str, float]:
+        """Gradient norm before clipping of each encoder, each projection and the rest; between backward and step.
+
+        Every rank calls it. A collective per parameter, so not for every step.
+        """
+        read: Callable[[nn.Parameter], Tensor | None] = deepspeed.utils.safe_get_full_grad
+        squares: dict[str, float] = {}
+        for name, parameter in self._engine.module.named_parameters():
+            with distributed.around_collectives():
+                gradient = read(parameter)
+            if gradient is not None:
+                group = group_of(name)
+                squares[group] = squares.get(group, 0.0) + float(gradient.double().square().sum())
+        return {group: math.sqrt(square) for group, square in squares.items()}
 
     def _refuses(self, norm: Tensor) -> bool:
         """Remember the norm that rank 0 found, so that no rounding makes ranks choose differently."""
@@ -292,7 +332,9 @@ class Engine:
 
         At stage 0 every rank has everything, and only the first copies it.
         """
-        mine = [] if self.zero_stage == 0 and distributed.rank() else zero_fragments.owned(self._engine)
+        mine = [] if self.zero_stage == 0 and distributed.rank() else list(zero_fragments.owned(self._engine))
+        if self._ema:
+            mine = [replace(f, values={**f.values, EMA: self._ema[f.name, f.start]}) for f in mine]
         return copy_state(mine, zero_fragments.applied_steps(self._engine))
 
     def load(self, folder: Path) -> None:
@@ -306,6 +348,13 @@ class Engine:
             raise ValueError(f"{state.folder}: expected the parameters of this model, found {unknown[:3]} beside them")
         state.into(zero_fragments.owned(self._engine))
         zero_fragments.refresh(self._engine, state.steps)
+        self._ema = {}
+        if self.ema_decay and state.has(EMA):
+            owned = [(f.name, f.start, f.values["weight"]) for f in zero_fragments.owned(self._engine)]
+            self._ema = {
+                (name, start): state.read(EMA, name, start, weight.numel()).to(weight.device)
+                for name, start, weight in owned
+            }
 
     def gradients(self) -> dict[str, Tensor]:
         """Whole fp32 gradients by parameter name, between backward and step; every rank calls it."""

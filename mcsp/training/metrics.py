@@ -11,6 +11,7 @@ import json
 import math
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +19,37 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from mcsp.run_log import read_metrics
+from mcsp.config import PretrainConfig
+from mcsp.run_log import iter_metrics, keep_steps, open_to_append
+from mcsp.training.trackers import Tracker
+from mcsp.wording import listed
 
 LINE_SECONDS = 10.0  # between progress lines where there is no terminal
+
+
+def is_logged(config: PretrainConfig, step: int) -> bool:
+    """Whether the step, counted from 1, gets a line: those that are evaluated do."""
+    return is_evaluated(config, step) or step in (1, config.steps) or step % config.log_every == 0
+
+
+def is_evaluated(config: PretrainConfig, step: int) -> bool:
+    """Whether a run looks closely at the step: people set aside, where there are any, norms of parts, memory."""
+    every = config.validate_every
+    return bool(every) and (step % every == 0 or step in (1, config.steps))
+
+
+def values_of_pairs(config: PretrainConfig, values: dict[str, float]) -> dict[str, float]:
+    """``values`` without those of two modalities where no batch holds a pair: they would be 0 throughout."""
+    return {name: value for name, value in values.items() if config.batch.paired or "/fmri-eeg/" not in name}
 
 
 class Metrics:
     """Writes the metrics and events of one start of a run."""
 
-    def __init__(self, run_dir: Path, first_step: int, steps: int) -> None:
-        self.run_dir, self.steps = run_dir, steps
+    def __init__(self, run_dir: Path, first_step: int, steps: int, also: Sequence[Tracker] = ()) -> None:
+        self.run_dir, self.steps, self.also = run_dir, steps, also
         self._path = run_dir / "metrics.jsonl"
-        self._events = (run_dir / "events.jsonl").open("a")
+        self._events = open_to_append(run_dir / "events.jsonl")
         self._bar = tqdm(
             total=steps, initial=first_step, desc="pretrain", unit="step", dynamic_ncols=True,
             disable=not sys.stderr.isatty(),
@@ -38,11 +58,8 @@ class Metrics:
         self._open(first_step)
 
     def _open(self, step: int) -> None:
-        if self._path.exists():
-            # Later lines belong to steps that will be taken again; the last may be cut off by a crash.
-            kept = [line for line in self._path.read_text().splitlines() if _step_of(line) in range(1, step + 1)]
-            self._path.write_text("".join(line + "\n" for line in kept))
-        first = next(iter(read_metrics(self.run_dir)), {})
+        keep_steps(self.run_dir, step)
+        first = next(iter_metrics(self.run_dir), {})
         self._untrained = first if first.get("step") == 1 else {}
         self._file = self._path.open("a")
         self._board = SummaryWriter(str(self.run_dir / "tensorboard"), purge_step=step + 1 if step else None)
@@ -63,6 +80,8 @@ class Metrics:
         # One event for all of them: with add_scalar's event for each, sixty took 5 ms.
         together = Summary(value=[Summary.Value(tag=name, simple_value=value) for name, value in values.items()])
         self._board.file_writer.add_summary(together, step)  # type: ignore[attr-defined]
+        for tracker in self.also:
+            tracker.log(step, {name: value for name, value in values.items() if math.isfinite(value)})
         self._progress(step, values)
 
     def event(self, kind: str, step: int, **facts: Any) -> None:
@@ -70,7 +89,9 @@ class Metrics:
         self._events.write(json.dumps({"time": time.time(), "event": kind, "step": step, **facts}) + "\n")
         self._events.flush()
         if kind != "start":
-            told = ", ".join(f"{name} {_shortened(value)}" for name, value in facts.items())
+            told = ", ".join(
+                f"{name} {listed(value, 3) if isinstance(value, list) else value}" for name, value in facts.items()
+            )
             tqdm.write(f"{kind} at step {step}: {told}", file=sys.stderr)
 
     def advance(self) -> None:
@@ -82,6 +103,8 @@ class Metrics:
         self._bar.close()
         for stream in (self._board, self._file, self._events):
             stream.close()
+        for tracker in self.also:
+            tracker.close()
 
     def _progress(self, step: int, values: dict[str, float]) -> None:
         self._untrained = values if step == 1 else self._untrained
@@ -92,12 +115,6 @@ class Metrics:
             self._said = now
             left = (self.steps - step) * (now - self._began) / max(1, step - self._first)
             print(f"step {step}/{self.steps}, {shown}, {_clock(left)} left", file=sys.stderr, flush=True)
-
-
-def _shortened(value: Any) -> Any:
-    if not isinstance(value, list) or len(value) <= 3:
-        return value
-    return f"{', '.join(map(str, value[:3]))} and {len(value) - 3} more"
 
 
 def progress(values: dict[str, float], untrained: dict[str, float]) -> str:
@@ -124,10 +141,3 @@ def _retrieval(values: dict[str, float]) -> float | None:
 def _clock(seconds: float) -> str:
     minutes, hours = int(seconds // 60), int(seconds // 3600)
     return f"{hours // 24} d {hours % 24} h" if hours >= 48 else f"{hours}:{minutes % 60:02d}:{int(seconds % 60):02d}"
-
-
-def _step_of(line: str) -> int:
-    try:
-        return int(json.loads(line)["step"])
-    except (json.JSONDecodeError, KeyError):
-        return -1

@@ -12,10 +12,10 @@ from pathlib import Path
 from mcsp import distributed
 from mcsp.batch import Batch
 from mcsp.config import PretrainConfig
-from mcsp.run_log import read_events
+from mcsp.run_log import iter_events
 from mcsp.training import engine
-from mcsp.training.clock import Clock
-from mcsp.training.metrics import Metrics
+from mcsp.training.clock import Clock, Profile
+from mcsp.training.metrics import Metrics, is_logged
 from mcsp.training.reading.loader import batches
 from mcsp.training.run_dir import InUse, Lock, check
 from mcsp.training.stopping import (
@@ -29,7 +29,8 @@ from mcsp.training.stopping import (
     reserve_exit,
     write_exit,
 )
-from mcsp.training.throughput import Throughput
+from mcsp.training.throughput import Throughput, goodput
+from mcsp.training.trackers import check_installed, trackers
 from mcsp.training.trainer import Trainer
 from mcsp.training.validation.evaluations import Evaluations
 from mcsp.training.watchdog import Watchdog, clear_heartbeats
@@ -41,15 +42,19 @@ class Run:
     def __init__(self, trainer: Trainer) -> None:
         self.trainer, self.config, self.clock = trainer, trainer.config, trainer.clock
         self.metrics: Metrics | None = None
+        check_installed(self.config.trackers)
+        self.profile = Profile(self.config.run_dir, trainer.rank, self.config.profile_steps)
+        self.began = time.monotonic()
         if trainer.rank == 0:
             run_dir = self.config.run_dir
             run_dir.mkdir(parents=True, exist_ok=True)
             (run_dir / "config.json").write_text(json.dumps(self.config.dump(), indent=1))
-            self.metrics = Metrics(run_dir, trainer.step, self.config.steps)
+            also = trackers(self.config.trackers, run_dir, self.config.dump())
+            self.metrics = Metrics(run_dir, trainer.step, self.config.steps, also)
             self.metrics.event("start", trainer.step, ranks=trainer.world_size)
             if trainer.changed:
                 self.metrics.event("changed", trainer.step, **trainer.changed)
-            self.first_start = next(e["time"] for e in read_events(run_dir) if e["event"] == "start")
+            self.first_start = next(e["time"] for e in iter_events(run_dir) if e["event"] == "start")
             self.throughput = Throughput(
                 self.config, trainer.dataset.schedule.shapes, trainer.world_size, trainer.device
             )
@@ -67,6 +72,8 @@ class Run:
         finally:
             if self.metrics:
                 self.metrics.close()
+            if self.trainer.mirror:
+                self.trainer.mirror.close()
 
     def _stream(self) -> Iterator[list[Batch]]:
         """Batches from here to the last step, of the data that no rollback has skipped."""
@@ -82,9 +89,11 @@ class Run:
         self.clock.split()
         untrained = self.evaluations.at_start()
         while trainer.step < self.config.steps:
+            self.profile.before(trainer.step + 1)
             self.clock.enter("data")
             micro_batches = [batch.to(trainer.device) for batch in next(stream)]
             values = trainer.train_step(micro_batches, self.metrics)
+            self.profile.after(trainer.step)
             if health.why_back and not trainer.stopping:
                 trainer.roll_back(self.metrics)
                 self.evaluations.forget_later()
@@ -96,7 +105,7 @@ class Run:
             too_bad = trainer.bad_windows.too_many()
             # First the line: a crash behind a checkpoint would lose it, one before the checkpoint has the step redone.
             evaluated, untrained = {**untrained, **self.evaluations.after_step()}, {}
-            self._log({**values, **evaluated}, evaluated=bool(evaluated))
+            self._log({**values, **evaluated})
             self.evaluations.end_if_collapsed()
             self._save_if_due(last=bool(too_bad) or trainer.stopping)
             if too_bad:
@@ -121,12 +130,11 @@ class Run:
         else:
             self.trainer.saver.settle()
 
-    def _log(self, values: dict[str, float], evaluated: bool) -> None:
+    def _log(self, values: dict[str, float]) -> None:
         step = self.trainer.step
         if not self.metrics:
             return
-        due = step == 1 or step % self.config.log_every == 0
-        if due or evaluated or step == self.config.steps or self.trainer.stopping:
+        if is_logged(self.config, step) or self.trainer.stopping:
             self.metrics.write(step, {**values, **self._speed(step - self.logged_step)})
             self.logged_step = step
         self.metrics.advance()
@@ -140,10 +148,11 @@ class Run:
             "seconds_per_step": seconds,
             "data_wait_fraction": split["data"] / seconds,
             **{f"seconds/{name}": value for name, value in split.items()},
-            "goodput": self.trainer.useful_seconds / (time.time() - self.first_start),
+            "goodput": goodput(self.trainer.useful_seconds, self.first_start, self.began),
             "skipped_steps": float(health.skipped_steps),
             "rollbacks": float(health.rollbacks),
             "bad_windows": float(self.trainer.bad_windows.bad),
+            **{f"left_out/{site}": float(n) for site, n in self.trainer.bad_windows.left_out.items()},
         }
 
 
@@ -157,9 +166,9 @@ def pretrain(config: PretrainConfig) -> int:
     Raises:
         InUse: another run holds the folder.
     """
-    rank, clock = int(os.environ.get("RANK", "0")), Clock(engine.use_device())
-    lock: Lock | None = None
+    rank, clock, lock = int(os.environ.get("RANK", "0")), None, None
     try:
+        clock = Clock(engine.use_device())
         engine.start_process_group()
         lock, stop = _take(config, clock)
         trainer = Trainer(config, clock, lambda: stop.why)
@@ -168,18 +177,19 @@ def pretrain(config: PretrainConfig) -> int:
             reason, detail, code = _how_it_ended(trainer)
         except RunEnded as end:
             reason, detail, code = end.reason, end.detail, end.code
+        if rank == 0:
+            _note_end(config.run_dir, reason, detail, trainer.step, code)
+        clock.enter("end")
+        engine.stop_process_group()
     except InUse:
         raise
     except BaseException as error:
         if config.run_dir.is_dir():
-            write_exit(config.run_dir, "error", describe(error), clock.step, status_of(error), rank)
+            write_exit(config.run_dir, "error", describe(error), clock.step if clock else 0, status_of(error), rank)
         raise
-    if rank == 0:
-        _note_end(config.run_dir, reason, detail, trainer.step, code)
-    clock.enter("end")
-    engine.stop_process_group()
-    if lock:
-        lock.release()
+    finally:
+        if lock:
+            lock.release()
     return code
 
 
@@ -197,7 +207,7 @@ def _take(config: PretrainConfig, clock: Clock) -> tuple[Lock | None, StopReques
     """Take the folder; from here on this rank can be asked to stop, and ends where it hangs."""
     rank, world_size, run_dir = distributed.rank(), distributed.world_size(), config.run_dir
     check(run_dir)
-    lock, in_use = None, ""
+    lock, in_use, number = None, "", 0
     if rank == 0:
         try:
             lock = Lock(run_dir)
@@ -206,9 +216,13 @@ def _take(config: PretrainConfig, clock: Clock) -> tuple[Lock | None, StopReques
             clear_heartbeats(run_dir)
         except InUse as error:
             in_use = str(error)
-    in_use = distributed.gather_objects(in_use)[0]
+        except OSError as error:
+            number = error.errno or errno.EIO
+    in_use, number = distributed.gather_objects((in_use, number))[0]
     if in_use:
         raise InUse(in_use)
+    if number:
+        raise OSError(number, os.strerror(number), str(run_dir))
     if config.watchdog_seconds:
         Watchdog(run_dir, rank, world_size, config.watchdog_seconds, clock).start()
     return lock, StopRequest(run_dir, rank, clock)

@@ -6,6 +6,7 @@ Shape letters: B rows, C channels, T time samples.
 import re
 import resource
 import sys
+import time
 from collections.abc import Mapping
 
 import torch
@@ -109,6 +110,18 @@ class Throughput:
         if self.peak is not None:
             speed["mfu"] = speed["tflops"] / self.peak
         return speed
+
+
+def goodput(useful_seconds: float, first_start: float, began: float) -> float:
+    """The share of steps that count in the time since the run's first start, within 0 and 1.
+
+    Args:
+        useful_seconds: of those steps, over all starts.
+        first_start: time of the clock that people set, which may have been set back since.
+        began: time of the monotonic clock at which this start began.
+    """
+    passed = max(time.time() - first_start, time.monotonic() - began, useful_seconds)
+    return useful_seconds / passed if passed else 0.0
 
 
 def peak_memory_gib(device: torch.device) -> float:

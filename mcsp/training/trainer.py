@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,24 +20,18 @@ from mcsp.losses.objective import objective
 from mcsp.training import engine
 from mcsp.training.clock import Clock
 from mcsp.training.health import Health, clean
-from mcsp.training.metrics import Metrics
+from mcsp.training.metrics import Metrics, is_evaluated, is_logged, values_of_pairs
 from mcsp.training.pretrainer import Pretrainer
+from mcsp.training.rate import learning_rate
 from mcsp.training.reading.loader import BadWindows, StepDataset
 from mcsp.training.reading.schedule import Schedule
 from mcsp.training.saving import checkpoint
-from mcsp.training.saving.continues import changes
+from mcsp.training.saving.continues import changes, in_words
+from mcsp.training.saving.mirror import Mirror, restore
 from mcsp.training.saving.saver import Saver
 from mcsp.training.saving.start_weights import start_from
 from mcsp.training.stopping import EXIT_DATA, RunEnded
-
-
-def learning_rate(config: PretrainConfig, applied_steps: int) -> float:
-    """Linear warm-up, then a half cosine from the peak to a tenth of it; a function of applied steps."""
-    if applied_steps < config.warmup_steps:
-        return config.learning_rate * (applied_steps + 1) / config.warmup_steps
-    length = config.schedule_steps or config.steps
-    progress = (applied_steps - config.warmup_steps) / max(1, length - config.warmup_steps)
-    return config.learning_rate * (0.55 + 0.45 * math.cos(math.pi * min(1.0, progress)))
+from mcsp.training.throughput import peak_memory_gib
 
 
 def for_corpus(config: PretrainConfig, corpus: Corpus) -> PretrainConfig:
@@ -66,6 +61,7 @@ class Embedded(NamedTuple):
 
 
 _log = logging.getLogger(__name__)
+_RANKS_SHOWN = 16
 
 
 def schedule_of(config: PretrainConfig, corpus: Corpus) -> Schedule:
@@ -128,7 +124,11 @@ class Trainer:
         self.bad_windows = BadWindows(config.max_bad_windows)
         # Evaluations in a row with embeddings all alike; value and step of the best one.
         self.validated: dict[str, Any] = {"collapsed": 0, "best": None, "best_step": None}
-        self.saver = Saver(config.run_dir, config.keep_checkpoints, config.keep_every, self.device)
+        keep, self.mirror = (config.keep_checkpoints, config.keep_every), None
+        if config.mirror_dir and self.rank == 0:
+            self.mirror = Mirror(config.run_dir, config.mirror_dir, *keep)
+        finished = self.mirror.finished if self.mirror else None
+        self.saver = Saver(config.run_dir, *keep, self.device, finished)
         self.changed: dict[str, str] = {}  # since the checkpoint that this start continues
         self.stopping = False  # some rank was asked to stop; the same on all ranks
         self.facts = {
@@ -147,6 +147,8 @@ class Trainer:
         run_dir, found, problem = self.config.run_dir, None, ""
         if self.rank == 0:
             try:
+                if self.config.mirror_dir:
+                    restore(self.config.mirror_dir, run_dir, self.config.resume)
                 found = checkpoint.to_continue(run_dir, self.config.resume)
             except OSError as error:
                 problem = f"{run_dir}: cannot look for checkpoints ({error.strerror})"
@@ -163,13 +165,12 @@ class Trainer:
         self.engine.load(path)
         self.step, self.useful_seconds = manifest["step"], manifest["useful_seconds"]
         self.health.load_state(manifest["health"])
-        self.validated = manifest["validated"]
-        then, now = ((f["world_size"], f["zero_stage"]) for f in (manifest, self.facts))
-        if then != now:
-            self._say(
-                f"continues {path.name}, saved by {then[0]} ranks at ZeRO-{then[1]}, with {now[0]} at ZeRO-{now[1]}: "
-                "the same data, numbers equal up to rounding"
-            )
+        self.validated = manifest.get("validated", self.validated)  # not in a checkpoint of before
+        saved, now = manifest["config"], self.config.dump()
+        if any(saved.get(k) != now[k] for k in ("keep_best", "validation_batches")):
+            self.validated |= {"best": None, "best_step": None}  # of another quantity
+        for sentence in in_words(path, manifest, self.facts):
+            self._say(sentence)
         if self.step >= self.config.steps:
             length = self.config.schedule_steps or self.config.steps
             self._say(
@@ -203,7 +204,7 @@ class Trainer:
             checkpoint.drop_after(self.config.run_dir, manifest["step"])
         self.step, self.useful_seconds = manifest["step"], manifest["useful_seconds"]
         self.health.rolled_back(manifest["health"], steps)
-        self.validated = manifest["validated"]
+        self.validated = manifest.get("validated", self.validated)
         self.clock.split()
         if metrics:
             skipped = f"{self.step + self.health.data_offset - steps} to {self.step + self.health.data_offset - 1}"
@@ -223,9 +224,10 @@ class Trainer:
         subject_n, site_n = torch.cat([b.subject_N for b in batches]), torch.cat([b.site_N for b in batches])
         return Embedded(z_MnK, valid_Mn, scale_P, error_Qn, subject_n, site_n)
 
-    def loss(self, embedded: Embedded) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, embedded: Embedded, retrieval: bool = True) -> tuple[Tensor, dict[str, Tensor]]:
         """This rank's share of the loss and of every term, over the batch of all ranks and micro-batches."""
-        return objective(*embedded, self.config.objective, self.module.terms, self.module.predictions)
+        config = self.config.objective
+        return objective(*embedded, config, self.module.terms, self.module.predictions, retrieval=retrieval)
 
     def backward(self, share: Tensor, embedded: Embedded, batches: Sequence[Batch]) -> None:
         """Gradients of the parameters, one micro-batch after the other (GradCache, arXiv 2101.06983).
@@ -245,28 +247,49 @@ class Trainer:
             self.engine.backward(stand_in, last=i == len(batches) - 1)
 
     def train_step(self, batches: Sequence[Batch], metrics: Metrics | None = None) -> dict[str, float]:
-        """One optimizer step; a loss or gradient that is not finite, or spikes, is counted and changes nothing."""
+        """One optimizer step; a loss or gradient that is not finite, or spikes, is counted and changes nothing.
+
+        Where the step is evaluated, also the gradient norm of each part of the model, and the memory of each rank.
+        """
         self.clock.step = self.step
         self.clock.enter("forward")
         embedded = self.embed(batches)
-        share, terms = self.loss(embedded)
+        share, terms = self.loss(embedded, is_logged(self.config, self.step + 1))
         names = [name if name.startswith("top1/") else f"loss/{name}" for name in terms]
         read = sum(len(signal) for batch in batches for signal in batch.signals.values())
-        counts = [float(bool(self.asked())), self.bad_windows.tell(list(batches)), read]
-        told = share.detach().new_tensor(counts)
+        left_out = sum((Counter(batch.left_out) for batch in batches), Counter[str]())
+        counts = [float(bool(self.asked())), left_out.total(), self.bad_windows.tell(list(batches)), read]
+        told = torch.stack([share, *terms.values(), *share.detach().new_tensor(counts)])
         # One collective for everything that all ranks must know.
-        *totals, stopping, bad, read = distributed.sum_over_ranks(torch.stack([share, *terms.values(), *told])).tolist()
-        self.bad_windows.add(round(bad), round(read))
+        summed = distributed.sum_over_ranks(told)
+        # One wait for the device; a second one is for the gradient's norm.
+        found = torch.cat([summed, embedded.scale_P.detach().to(summed.dtype)]).tolist()
+        (*totals, stopping, left, bad, read), scales = found[: len(summed)], found[len(summed) :]
+        self.bad_windows.add(round(bad), round(read), distributed.gather_objects(left_out) if left else [])
         self.stopping = stopping > 0
         rate = learning_rate(self.config, self.step - self.health.skipped_steps)
-        norm = self._update(share, totals[0], rate, embedded, batches, metrics)
+        details: dict[str, float] = {}
+        in_detail = is_evaluated(self.config, self.step + 1)
+        norm = self._update(share, totals[0], rate, embedded, batches, metrics, details if in_detail else None)
         self.step += 1
         temperatures = {
-            f"temperature/{term.name}": 1 / scale
-            for term, scale in zip(self.module.terms, embedded.scale_P.detach().tolist(), strict=True)
+            f"temperature/{term.name}": 1 / scale for term, scale in zip(self.module.terms, scales, strict=True)
         }
-        values = dict(zip(["loss", *names], totals, strict=True))
-        return {**values, "gradient_norm": norm, "learning_rate": rate, **temperatures}
+        values = {**dict(zip(["loss", *names], totals, strict=True)), **temperatures}
+        values = values_of_pairs(self.config, values)
+        if in_detail:
+            details |= self._memory_of_ranks()
+        for batch in batches:
+            for stream, seconds in batch.read_seconds.items():
+                values[f"read_seconds/{stream}"] = values.get(f"read_seconds/{stream}", 0.0) + seconds
+        return {**values, "gradient_norm": norm, "learning_rate": rate, **details}
+
+    def _memory_of_ranks(self) -> dict[str, float]:
+        """Peak of each rank, or of the fullest and the emptiest where there are many."""
+        gib = distributed.gather_objects(peak_memory_gib(self.device))
+        if len(gib) > _RANKS_SHOWN:
+            return {"memory_gib/most": max(gib), "memory_gib/least": min(gib)}
+        return {f"memory_gib/rank-{rank}": value for rank, value in enumerate(gib)}
 
     def _update(
         self,
@@ -276,14 +299,20 @@ class Trainer:
         embedded: Embedded,
         batches: Sequence[Batch],
         metrics: Metrics | None,
+        details: dict[str, float] | None,
     ) -> float:
-        """Take the step, unless loss or gradient forbid it; the gradient's norm, NaN where none was made."""
+        """Take the step, unless loss or gradient forbid it; the gradient's norm, NaN where none was made.
+
+        ``details`` gets the norm of each part.
+        """
         health, norm = self.health, None
         fault = health.fault("loss", loss, health.loss_limit())
         if not fault:
             self.clock.enter("backward")
             self.backward(share, embedded, batches)
             self.clock.enter("optimizer")
+            if details is not None:
+                details |= {f"gradient_norm/{part}": value for part, value in self.engine.group_norms().items()}
             limit = health.norm_limit()
             norm = self.engine.step(rate, limit)
             fault = health.fault("gradient norm", norm, limit)

@@ -17,6 +17,7 @@ from typing import Any
 
 from mcsp.training.clock import Clock
 from mcsp.training.stopping import EXIT_HUNG, write_exit
+from mcsp.wording import listed
 
 
 def clear_heartbeats(run_dir: Path) -> None:
@@ -117,13 +118,12 @@ def diagnose(
 
 
 def _listed(ranks: list[int], beats: dict[int, dict[str, Any]], silent: bool, most: int = 8) -> str:
-    def told(rank: int) -> str:
-        facts = beats.get(rank)
-        if facts is None:
+    def described(rank: int) -> str:
+        beat = beats.get(rank)
+        if beat is None:
             return f"rank {rank} (never heard of)"
-        where = facts["phase"] + ("" if facts["phase"] == "start" else f", step {facts['step'] + 1}")
-        since = f"last in {where}" if silent else f"in {where}, for {facts['idle_seconds']:.0f} s"
-        return f"rank {rank} ({facts['host']}, process {facts['pid']}, {since})"
+        where = beat["phase"] + ("" if beat["phase"] == "start" else f", step {beat['step'] + 1}")
+        since = f"last in {where}" if silent else f"in {where}, for {beat['idle_seconds']:.0f} s"
+        return f"rank {rank} ({beat['host']}, process {beat['pid']}, {since})"
 
-    more = f" and {len(ranks) - most} more" if len(ranks) > most else ""
-    return ", ".join(told(rank) for rank in sorted(ranks)[:most]) + more
+    return listed((described(rank) for rank in sorted(ranks)), most)

@@ -1,6 +1,6 @@
 """encode_raw: the numbers of a corpus, every format, and one clear line for what a laboratory gets wrong."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -289,3 +289,51 @@ def test_an_export_that_does_not_say_how_its_recordings_were_cleaned(
     write_pretrained(pretrained, tmp_path / "old", {"window_seconds": {"eeg": 10.0}})
     with pytest.raises(ValueError, match=r"preprocessing\.json: expected cleaning\.eeg"):
         from_pretrained(tmp_path / "old").encode_raw(raw_of(eeg_uv()))
+
+
+def as_edf(path: Path, extra: Sequence[edfio.EdfSignal] = (), annotations: Sequence[edfio.EdfAnnotation] = ()) -> Path:
+    """The recording of ``eeg_uv`` as a file, with further signals."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pairs = zip(CHANNELS, eeg_uv(), strict=True)
+    signals = [edfio.EdfSignal(x, SFREQ, label=name, physical_dimension="uV") for name, x in pairs]
+    edfio.Edf([*extra, *signals], annotations=list(annotations)).write(path)
+    return path
+
+
+def test_a_file_of_several_rates_is_encoded_as_without_the_others(pretrained: PretrainedMCSP, tmp_path: Path) -> None:
+    """The builder's rules hold here too: by path, and for a Raw that MNE would resample piece by piece."""
+    x_T = 30 * np.random.default_rng(1).standard_normal(2 * eeg_uv().shape[1])
+    emg = edfio.EdfSignal(x_T, 2 * SFREQ, label="EMG", physical_dimension="uV")
+    alone = pretrained.encode_raw(as_edf(tmp_path / "alone.edf"), line_hz=50)
+    path = as_edf(tmp_path / "both.edf", [emg])
+    both = pretrained.encode_raw(path, line_hz=50)
+    np.testing.assert_array_equal(both.features, alone.features)
+    assert "EMG" in str(both.report)
+    raw = pretrained.encode_raw(mne.io.read_raw_edf(path, verbose="error"), line_hz=50)
+    assert np.corrcoef(raw.features, alone.features)[0, 1] > 0.999
+
+
+def test_what_a_corpus_refuses_is_refused_with_the_reason(pretrained: PretrainedMCSP, tmp_path: Path) -> None:
+    sound = as_edf(tmp_path / "sub-1/eeg/sub-1_task-rest_eeg.EDF", annotations=[edfio.EdfAnnotation(5, 1, "geXffnet")])
+    (tmp_path / "dataset_description.json").write_text('{"Name": "x"}')
+    expected = pretrained.encode_raw(sound, line_hz=50).features
+    sound.write_bytes(sound.read_bytes().replace(b"geXffnet", b"ge\xf6ffnet"))
+    found = pretrained.encode_raw(sound, line_hz=50)
+    np.testing.assert_array_equal(found.features, expected)
+    assert "read as Latin-1" in found.report.steps["repaired"]
+    sidecar = tmp_path / "sub-1/eeg/sub-1_task-rest_eeg.json"
+    link = tmp_path / "absent.edf"
+    link.symlink_to("nowhere/x.edf")
+    empty = tmp_path / "empty.set"
+    empty.touch()
+    for make, path, reason in (
+        (lambda: sidecar.write_text('{"RecordingType": "epoched"}'), sound, "not-continuous"),
+        (lambda: sidecar.write_text('{"a":' * 100_000 + "1" + "}" * 100_000), sound, "invalid-json"),
+        (lambda: None, link, "missing-file"),
+        (lambda: None, empty, "unreadable"),
+        (lambda: empty.write_bytes(bytes(5000)), empty, "unreadable"),
+    ):
+        make()
+        with pytest.raises(RecordingError) as caught:
+            pretrained.encode_raw(path)
+        assert caught.value.reason == reason and "\n" not in str(caught.value) and caught.value.remedy

@@ -220,6 +220,28 @@ def test_a_bad_recording_is_named_or_becomes_a_row_of_nan(extractor: FeatureExtr
     assert np.isnan(found).all(axis=1).tolist() == [False, True, False]
 
 
+def test_files_that_cannot_be_read_cost_their_own_row(extractor: FeatureExtractor, tmp_path: Path) -> None:
+    """With a memory too, which looks at the files before they are read."""
+    bad = [
+        tmp_path / name for name in ("dangling.edf", "loop.edf", "empty.set", "zeros.fif", "deep/deep_eeg.edf", "no")
+    ]
+    bad[0].symlink_to("nowhere/x.edf")
+    bad[1].symlink_to(bad[1].name)
+    bad[2].touch()
+    bad[3].write_bytes(bytes(5000))
+    root = tmp_path / "deep"
+    path = write_eeg(root, "1", "rest", recordings(1)[0][0], CHANNELS, {"SamplingFrequency": SFREQ})
+    sound = write_eeg(root, "2", "rest", recordings(1)[0][0], CHANNELS, {"SamplingFrequency": SFREQ})
+    (root / "dataset_description.json").write_text("{}")
+    path.with_suffix(".json").write_text('{"a":' * 100_000 + "1" + "}" * 100_000)
+    bad[4] = path
+    for memory in (None, tmp_path / "memory"):
+        found = clone(extractor).set_params(on_error="nan", memory=memory).fit_transform([*bad, sound])
+        assert np.isnan(found).all(axis=1).tolist() == [True] * 6 + [False]
+    with pytest.raises(ValueError, match=r"recording 0: dangling\.edf: a link to nowhere/x\.edf, which is absent"):
+        extractor.fit_transform(bad)
+
+
 @pytest.mark.parametrize(
     ("change", "X", "pattern"),
     [

@@ -9,20 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-import triton
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mcsp.kernels import dispatch
-from mcsp.kernels.contrastive import (
-    Columns,
-    contrastive_loss,
-    fused,
-    launch,
-    launch_distillation,
-    losses,
-    relational_distillation,
-)
-from tests.kernels.test_contrastive_chunked import extreme, problem, results
+from mcsp.kernels.contrastive import Columns, blocks, contrastive_loss, fused, relational_distillation
+from tests.kernels.test_contrastive_blocks import extreme, problem, results
 
 DEVICE = "cpu" if fused.INTERPRETED else "cuda"
 LOSSES = [contrastive_loss, relational_distillation]
@@ -120,26 +111,17 @@ def test_the_loss_keeps_its_relative_accuracy_where_the_positive_dominates() -> 
         assert found == pytest.approx(exact, rel=2e-5 if scale == 40 else 2e-6)
 
 
-class Watch(TorchDispatchMode):
-    """Largest tensor made, and names of operations that are neither views nor mere allocations."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.largest, self.ran = 0, []
+class Waits(TorchDispatchMode):
+    """Operations that hand a value to the host."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for x in out if isinstance(out, tuple | list) else [out]:
-            if isinstance(x, torch.Tensor):
-                self.largest = max(self.largest, x.untyped_storage().nbytes() // x.element_size())
         name = str(func.overloadpacket).removeprefix("aten.")
-        if not func.is_view and not name.startswith(("empty", "new_empty")):
-            self.ran.append(name)
-        return out
+        assert name not in {"_local_scalar_dense", "item", "nonzero", "is_nonzero", "equal"}, name
+        return func(*args, **(kwargs or {}))
 
 
-class Counted:
-    """A kernel that counts its launches; dispatch modes do not see its tensors, the interpreter's own business."""
+class Unseen:
+    """A kernel whose tensors dispatch modes do not see: the interpreter's own business."""
 
     def __init__(self, kernel: Any, log: list[str]):
         self.kernel, self.log = kernel, log
@@ -153,51 +135,53 @@ class Counted:
         return run
 
 
-def count_launches(monkeypatch: pytest.MonkeyPatch, log: list[str]) -> None:
-    for module in (launch, launch_distillation):
-        for name, kernel in list(vars(module).items()):
-            if isinstance(kernel, triton.runtime.interpreter.InterpretedFunction | triton.JITFunction):
-                monkeypatch.setattr(module, name, Counted(kernel, log))
-
-
-@pytest.mark.parametrize("gathered", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("loss", LOSSES)
-def test_at_most_eight_launches_and_the_host_waits_for_none(
-    loss: Any, gathered: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Fifteen pairs; sizes change no launch. That a CUDA graph captures them is left to show, and needs a GPU."""
-    n, total = 20, 40 if gathered else 20
-    draw = torch.Generator().manual_seed(0)
-    z = torch.nn.functional.normalize(torch.randn(6, total, 16, generator=draw), dim=-1).to(DEVICE)
-    valid, subject = torch.ones(6, total, dtype=torch.bool, device=DEVICE), torch.arange(total, device=DEVICE)
-    pairs = [(i, j) for i in range(6) for j in range(i + 1, 6)]
-    rows, scale = z[:, :n].contiguous().requires_grad_(), torch.full((15,), 14.0, device=DEVICE).requires_grad_()
-    p = {"valid_Mn": valid[:, :n].contiguous(), "subject_n": subject[:n], "impl": "triton"}
-    if gathered:
-        p["columns"] = Columns(z.requires_grad_(), valid, subject)
+def test_one_launch_reads_all_pairs_and_the_host_waits_for_none(loss: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     log: list[str] = []
-    count_launches(monkeypatch, log)
-    # Tables of pairs are copied to the device the first time.
-    torch.autograd.grad(loss(rows, pairs, scale, **p).sum(), (rows, scale))
-    log.clear()
-    watch, grad_P = Watch(), torch.ones(15, device=DEVICE)
-    with watch:
-        torch.autograd.grad(loss(rows, pairs, scale, **p), (rows, scale), grad_P)
-    assert len(log) >= 5, log
-    assert len(log) + len(watch.ran) <= 8, (log, watch.ran)
-    # Every operation that hands a number to the host is one of these.
-    assert not {"_local_scalar_dense", "item", "nonzero", "is_nonzero", "equal", "_to_copy", "copy_"} & set(watch.ran)
+    for name in [name for name in vars(fused) if name.endswith("_kernel")]:
+        monkeypatch.setattr(fused, name, Unseen(getattr(fused, name), log))
+    p = on_device(problem(20, 16, torch.float32))
+    z = p["z_MnD"].requires_grad_()
+    with Waits():
+        loss(**(p | {"z_MnD": z}), impl="triton", workspace_bytes=2**30).sum().backward()
+    which = "contrast" if loss is contrastive_loss else "relation"
+    assert log == [f"{which}_sums_kernel", f"{which}_gradient_kernel"]
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_nothing_as_large_as_the_similarities_is_made(loss: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    n = 260
-    p = on_device(problem(n, 16, torch.float32, pairs_P2=[(0, 1)]))
-    count_launches(monkeypatch, [])
-    z, watch = p["z_MnD"].requires_grad_(), Watch()
-    with watch:
-        loss(**(p | {"z_MnD": z, "scale_P": p["scale_P"][:1]}), impl="triton").sum().backward()
-    assert 2**13 < watch.largest < n * n
+@pytest.mark.parametrize("columns", [False, True])
+def test_many_blocks_are_one(loss: Any, columns: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    p = on_device(problem(70, 16, torch.float32, negatives="within_site"))
+    if columns:
+        p |= {"columns": Columns(p["z_MnD"].clone(), p["valid_Mn"], p["subject_n"], p["site_n"])}
+    monkeypatch.setattr(blocks, "GOOD_ROWS", 40)
+    found = results(loss, p, impl="triton", workspace_bytes=1)
+    expect_errors(exactly(loss, p), results(loss, p, impl="reference"), found, 5e-7)
+
+
+@pytest.mark.parametrize("poison", ["embeddings", "scale nan", "scale inf"])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_what_is_no_number_stays_none(loss: Any, poison: str) -> None:
+    p = on_device(problem(20, 16, torch.float32, pairs_P2=[(0, 1)], scale_P=torch.tensor([10.0]), valid_Mn=None))
+    if poison == "embeddings":
+        p["z_MnD"][:] = torch.nan
+    else:
+        p["scale_P"][:] = float(poison.removeprefix("scale "))
+    value, grad, _ = results(loss, p, impl="triton")
+    assert value.isnan().all()
+    assert not grad.isfinite().all()
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_scales_and_weights_of_any_stride_count(loss: Any) -> None:
+    p = on_device(problem(20, 16, torch.float32, pairs_P2=[(0, 1), (1, 2), (0, 2)]))
+    strided = {
+        "scale_P": torch.tensor([15.0], device=DEVICE).expand(3),
+        "weight_P": torch.tensor([[0.7, 9.0], [-0.5, 9.0], [0.1, 9.0]], device=DEVICE)[:, 0],
+    }
+    truth = exactly(loss, p | {name: x.contiguous() for name, x in strided.items()})
+    found = loss(**(p | strided), impl="triton").double()
+    torch.testing.assert_close(found, truth[0], rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -209,7 +193,7 @@ def test_the_same_input_gives_the_same_bits(loss: Any) -> None:
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_embeddings_changed_before_the_backward_pass_are_noticed(loss: Any) -> None:
-    p = on_device(problem(12, 16, torch.float32))
+    p = on_device(problem(12, 16, torch.float32, valid_Mn=None))
     z = p["z_MnD"].requires_grad_() * 1
     out = loss(**(p | {"z_MnD": z}), impl="triton").sum()
     with torch.no_grad():
@@ -218,37 +202,19 @@ def test_embeddings_changed_before_the_backward_pass_are_noticed(loss: Any) -> N
         out.backward()
 
 
-@pytest.mark.skipif(not fused.INTERPRETED, reason="looks into the interpreter")
-def test_bfloat16_products_are_never_interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
-    from triton.runtime import interpreter
-
-    seen = set()
-    create_dot = interpreter.InterpreterBuilder.create_dot
-
-    def watched(self: Any, a: Any, b: Any, *rest: Any) -> Any:
-        seen.update((str(a.dtype), str(b.dtype)))
-        return create_dot(self, a, b, *rest)
-
-    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", watched)
-    for loss in LOSSES:
-        seen.clear()
-        results(loss, problem(20, 16, torch.float32), impl="triton", precision="bf16")
-        assert seen == {"fp32"}
-
-
 def test_what_triton_cannot_do_is_refused_and_auto_takes_another(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     p = on_device(problem(8, 8))
     with pytest.raises(ValueError, match="impl='triton' cannot run: expected embeddings of 32 bits or fewer, found"):
         contrastive_loss(**p, impl="triton")
-    wide = on_device(problem(2, 4112, torch.float32))
-    with pytest.raises(ValueError, match="distillation: impl='triton' cannot run: expected a width of at most 4096, f"):
-        relational_distillation(**wide, impl="triton")
-    monkeypatch.setattr(losses, "TRITON_BY_DEFAULT", True)
+    rows = tuple(dispatch.Row(loss.__name__, "cpu", ("fp32",), None, "triton", "a file") for loss in LOSSES)
+    monkeypatch.setattr(dispatch, "TABLE", rows + dispatch.TABLE)
+    monkeypatch.setattr(dispatch, "device_name", lambda device: "cpu")
     dispatch._announce.cache_clear()
     caplog.set_level(logging.INFO, logger="mcsp.kernels.dispatch")
     contrastive_loss(**p)
     contrastive_loss(**(p | {"z_MnD": p["z_MnD"].float()}))
+    contrastive_loss(**(p | {"z_MnD": p["z_MnD"].float()}), precision="bf16")
     said = [record.getMessage() for record in caplog.records]
-    assert said[-1] == "contrastive_loss runs as triton (precision fp32)"
+    assert [line.split()[3] for line in said] == ["blocks", "triton", "reference"]

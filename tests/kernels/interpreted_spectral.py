@@ -148,6 +148,15 @@ def test_bands_that_overlap_or_hold_nothing() -> None:
     check(signal(2, 3, 200), [200.0, 90.0], bands_hz=bands)
 
 
+def test_an_offset_ten_thousand_times_the_signal_does_not_show() -> None:
+    x, sfreq = (
+        1e4 + torch.randn(1, 2, 400, generator=torch.Generator().manual_seed(4)).to(DEVICE),
+        torch.tensor([200.0]),
+    )
+    exact = log_power(x.double(), sfreq.to(DEVICE), [5.0, 40.0])
+    assert (log_power(x, sfreq.to(DEVICE), [5.0, 40.0], impl="triton") - exact).abs().max() < 2e-4
+
+
 def test_extreme_scales() -> None:
     for scale in (1e-6, 1e6):
         x, sfreq = signal(1, 2, 118) * scale, torch.tensor([200.0], device=DEVICE)

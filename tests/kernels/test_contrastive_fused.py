@@ -10,7 +10,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
-CASES = Path(__file__).with_name("interpreted_contrastive.py")
+PROGRAMS = [Path(__file__).with_name(name) for name in ("interpreted_contrastive.py", "interpreted_cases.py")]
 
 
 @pytest.mark.parametrize(
@@ -24,7 +24,7 @@ CASES = Path(__file__).with_name("interpreted_contrastive.py")
 def test_triton_equals_dense_autograd(interpret: str, which: str) -> None:
     pytest.importorskip("triton")
     environment = os.environ | {"TRITON_INTERPRET": interpret}
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-m", which, str(CASES)]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-m", which, *map(str, PROGRAMS)]
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-1000:]
     assert re.search(r"\b\d+ passed", result.stdout), result.stdout[-500:]
@@ -39,8 +39,9 @@ class Refuse:
             raise ModuleNotFoundError("No module named 'triton'", name="triton")
 sys.meta_path.insert(0, Refuse())
 import torch
-from mcsp.kernels.contrastive import contrastive_loss, losses
-losses.TRITON_BY_DEFAULT = True
+from mcsp.kernels import dispatch
+from mcsp.kernels.contrastive import contrastive_loss
+dispatch.TABLE = (dispatch.Row("contrastive_loss", "cpu", (), None, "triton", "a file"), *dispatch.TABLE)
 z, scale = torch.eye(4)[None], torch.ones(1)
 print(contrastive_loss(z, [(0, 0)], scale).item())
 try:
@@ -60,6 +61,6 @@ def test_embeddings_on_a_cpu_are_refused() -> None:
     pytest.importorskip("triton")
     from mcsp.kernels.contrastive import contrastive_loss
 
-    message = "contrastive_loss: impl='triton' cannot run: expected embeddings on a CUDA device, found cpu"
+    message = "contrastive_loss: impl='triton' cannot run: expected a tensor on an NVIDIA GPU, found cpu"
     with pytest.raises(ValueError, match=message):
         contrastive_loss(torch.eye(4)[None], [(0, 0)], torch.ones(1), impl="triton")

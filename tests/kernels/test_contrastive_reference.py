@@ -287,20 +287,6 @@ def test_errors_say_what_was_found(change: dict, message: str) -> None:
             loss(**(problem(4) | change))
 
 
-@pytest.mark.parametrize("impl", ["auto", "reference", "chunked", "triton"])
-def test_combining_needs_columns_and_the_chunked_version(impl: str) -> None:
-    def combine(x: torch.Tensor, operation: str) -> torch.Tensor:
-        raise AssertionError("nothing is sent before the arguments are checked")
-
-    p = problem(4)
-    with pytest.raises(ValueError, match=r"combine: expected columns and impl=.chunked. .*, found no columns"):
-        contrastive_loss(**p, combine=combine, impl=impl)
-    if impl not in ("auto", "chunked"):
-        columns = Columns(p["z_MnD"], p["valid_Mn"], p["subject_n"], p["site_n"])
-        with pytest.raises(ValueError, match=f"combine: expected .*, found impl='{impl}'"):
-            contrastive_loss(**p, columns=columns, combine=combine, impl=impl)
-
-
 @pytest.mark.parametrize("loss", LOSSES)
 def test_weights_multiply_losses_and_checked_embeddings_may_have_invalid_rows(loss) -> None:
     p, weight = problem(9), torch.tensor([0.5, 0.0, 3.0])
@@ -311,7 +297,7 @@ def test_weights_multiply_losses_and_checked_embeddings_may_have_invalid_rows(lo
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler for CPU code")
 @pytest.mark.parametrize("loss", LOSSES)
-def test_chunked_gives_the_same_under_torch_compile(loss) -> None:
+def test_blocks_give_the_same_under_torch_compile(loss) -> None:
     """At two scales: what was compiled for one must not be kept for the other."""
     compiled = torch.compile(loss)
     for scale in (14.0, 100.0):
@@ -319,6 +305,6 @@ def test_chunked_gives_the_same_under_torch_compile(loss) -> None:
         z, scale_P = p["z_MnD"].requires_grad_(), torch.full((3,), scale, dtype=p["z_MnD"].dtype, requires_grad=True)
         passes = []
         for version in (loss, compiled):
-            value_P = version(**(p | {"z_MnD": z, "scale_P": scale_P}), impl="chunked")
+            value_P = version(**(p | {"z_MnD": z, "scale_P": scale_P}), impl="blocks")
             passes.append((value_P.detach(), *torch.autograd.grad(value_P.sum(), (z, scale_P))))
         torch.testing.assert_close(passes[1], passes[0], rtol=1e-9, atol=1e-12)

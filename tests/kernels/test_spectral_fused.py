@@ -10,34 +10,31 @@ import torch
 
 from mcsp.kernels.spectral import log_power, log_power_frames
 
-PROGRAMS = ("interpreted_spectral.py", "interpreted_spectral_long.py")
+PROGRAM = "interpreted_spectral.py"
 
 
-def run(program: str, interpret: str, marked: str) -> None:
+def run(interpret: str, marked: str) -> None:
     """Triton reads the variable when it is imported."""
     pytest.importorskip("triton")
-    path = Path(__file__).with_name(program)
+    path = Path(__file__).with_name(PROGRAM)
     command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", "-m", marked, str(path)]
     environment = os.environ | {"TRITON_INTERPRET": interpret}
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
 
 
-@pytest.mark.parametrize("program", PROGRAMS)
-def test_interpreted_kernels_agree_with_the_reference(program: str) -> None:
-    run(program, "1", "not slow")
+def test_interpreted_kernels_agree_with_the_reference() -> None:
+    run("1", "not slow")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("program", PROGRAMS)
-def test_interpreted_kernels_agree_with_the_reference_on_many_shapes(program: str) -> None:
-    run(program, "1", "slow")
+def test_interpreted_kernels_agree_with_the_reference_on_many_shapes() -> None:
+    run("1", "slow")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("program", PROGRAMS)
-def test_kernels_on_the_gpu_agree_with_the_reference(program: str) -> None:
-    run(program, "0", "slow or not slow")
+def test_kernels_on_the_gpu_agree_with_the_reference() -> None:
+    run("0", "slow or not slow")
 
 
 @pytest.mark.parametrize(
@@ -45,7 +42,7 @@ def test_kernels_on_the_gpu_agree_with_the_reference(program: str) -> None:
     [
         ({"impl": "triton"}, torch.float32, "impl='triton' cannot run: .*(not installed|found cpu)"),
         ({"impl": "triton"}, torch.float64, "impl='triton' cannot run: .*(not installed|found torch.float64)"),
-        ({"impl": "chunked"}, torch.float32, "impl: expected one of auto, triton, reference, found 'chunked'"),
+        ({"impl": "blocks"}, torch.float32, "impl: expected one of auto, triton, reference, found 'blocks'"),
         ({"impl": "fast"}, torch.float32, "impl: expected one of .*, found 'fast'"),
         ({"precision": "fp8"}, torch.float32, "precision: expected one of .*, found 'fp8'"),
     ],

@@ -288,3 +288,15 @@ def test_lower_precision_inputs_and_autocast_do_not_lower_the_arithmetic() -> No
     expected = log_power(x.float(), rates(2, 200.0), [5.0, 11.0], frame_seconds=0.5)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(log_power(x, rates(2, 200.0), [5.0, 11.0], frame_seconds=0.5), expected)
+
+
+@pytest.mark.parametrize("detrend", ["constant", "linear"])
+@pytest.mark.parametrize("frame", [None, 0.5])
+@pytest.mark.parametrize("freqs", [[5.0, 11.0, 40.0], [float(f) for f in range(2, 99, 2)]], ids=["product", "fft"])
+def test_an_offset_ten_thousand_times_the_signal_does_not_show(detrend: str, frame: float | None, freqs: list) -> None:
+    noise = torch.randn(2, 3, 1000, generator=torch.Generator().manual_seed(4))
+    slope = 0.5 * torch.arange(1000) if detrend == "linear" else 0.0
+    x = 1e4 + slope + noise
+    options = {"detrend": detrend, "frame_seconds": frame}
+    exact = log_power(x.double(), rates(2, 200.0), freqs, **options)
+    assert (log_power(x, rates(2, 200.0), freqs, **options) - exact).abs().max() < 2e-4

@@ -58,7 +58,8 @@ def test_kubernetes_job_is_consistent() -> None:
     assert mounted == {volume["name"] for volume in pod["volumes"]}
     rules = [rule for rule in spec["podFailurePolicy"]["rules"] if "onExitCodes" in rule]
     by_action = {rule["action"]: rule["onExitCodes"]["values"] for rule in rules}
-    assert by_action == {"Ignore": [stopping.EXIT_AGAIN], "FailJob": [2, stopping.EXIT_DATA]}
+    again = [stopping.EXIT_DISK, stopping.EXIT_AGAIN]  # a full disk waits for room
+    assert by_action == {"Ignore": again, "FailJob": [stopping.EXIT_INPUT, stopping.EXIT_DATA]}
     assert all(rule["onExitCodes"]["containerName"] == container()["name"] for rule in rules)
     assert container()["envFrom"] == [{"configMapRef": {"name": kubernetes()["ConfigMap"]["metadata"]["name"]}}]
     assert "--config" in kubernetes()["ConfigMap"]["data"]["PRETRAIN_ARGUMENTS"]
@@ -85,6 +86,47 @@ def stop_after(run_dir: Path, process: subprocess.Popen, number: int, step: int)
         return process.wait(timeout=90)
     finally:
         process.kill()
+
+
+@pytest.mark.parametrize(
+    ("said", "status", "restarts", "requeued"),
+    [
+        (stopping.EXIT_AGAIN, 143, 0, True),  # one launcher ended, and srun killed the others
+        (stopping.EXIT_HUNG, 137, 0, True),
+        (stopping.EXIT_HUNG, 137, 5, False),
+        (0, 0, 0, False),
+        (2, 143, 0, False),
+        (stopping.EXIT_DISK, 143, 0, False),
+        (None, 1, 0, False),  # nothing said in this start; what is there is of the last
+        (None, stopping.EXIT_AGAIN, 0, True),
+    ],
+)
+def test_slurm_starts_a_run_again_for_what_the_run_says_and_not_for_the_status_of_srun(
+    tmp_path, said, status, restarts, requeued
+) -> None:
+    run_dir = tmp_path / "run"
+    stand_ins(tmp_path)
+    run_dir.mkdir()
+    (run_dir / "exit.json").write_text(json.dumps({"exit_code": stopping.EXIT_AGAIN}))
+    os.utime(run_dir / "exit.json", (1, 1))
+    write = f"echo '{json.dumps({'reason': 'x', 'exit_code': said})}' >{run_dir}/exit.json" if said is not None else ""
+    (tmp_path / "srun").write_text(f"#!/bin/bash\nsleep 0.02\n{write}\nexit {status}\n")
+    env = {**os.environ, "PATH": f"{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    env |= {"SLURM_JOB_ID": "4711", "SLURM_JOB_NODELIST": "localhost", "SLURM_SUBMIT_DIR": str(ROOT)}
+    done = subprocess.run(
+        ["bash", str(SBATCH), str(run_dir)], env={**env, "SLURM_RESTART_COUNT": str(restarts)}, check=False,
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert (tmp_path / "requeued").exists() == requeued, done.stdout + done.stderr
+    assert done.returncode == (status if said is None else said)
+
+
+def test_ports_are_below_those_that_the_kernel_gives_away() -> None:
+    [line] = [line for line in SBATCH.read_text().splitlines() if line.startswith("port=")]
+    script = f"for SLURM_JOB_ID in $(seq 0 97 100000); do {line}; echo $port; done"
+    ports = [int(port) for port in subprocess.check_output(["bash", "-c", script], text=True).split()]
+    assert min(ports) > 1024 and max(ports) < 32768 and len(set(ports)) > 900
+    assert all(int(port) < 32768 for port in re.findall(r"--master_port (\d+)", container()["args"][0]))
 
 
 @pytest.mark.slow

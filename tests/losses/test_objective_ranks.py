@@ -1,6 +1,5 @@
 """Two and four gloo ranks against one process: the loss, every term, feature and temperature gradients."""
 
-from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +11,9 @@ from torch.nn.functional import normalize
 
 from mcsp.config import ObjectiveConfig
 from mcsp.distributed import gather_rows, is_main, over_ranks, rank, sum_over_ranks, world_size
+from mcsp.kernels import dispatch
 from mcsp.kernels.contrastive import blocks
 from mcsp.losses import objective, pair_terms, prediction_terms, slots
-from mcsp.losses.contrastive import Gather, gather_mode
 from mcsp.schema import DOMAINS, MODALITIES
 
 N = 16
@@ -32,7 +31,6 @@ CASES = (
     "everything underflows",
     "not normalised",
 )
-MODES: tuple[Gather, ...] = ("both", "one")
 
 
 def case(name: str) -> tuple[dict[str, Tensor], ObjectiveConfig]:
@@ -71,7 +69,7 @@ def case(name: str) -> tuple[dict[str, Tensor], ObjectiveConfig]:
     }, config
 
 
-def shares(name: str, rows: slice, gather: Gather | None = None) -> dict[str, np.ndarray]:
+def shares(name: str, rows: slice) -> dict[str, np.ndarray]:
     """Loss, terms and gradients of this process for its rows of a case."""
     b, config = case(name)
     b = {key: value if key == "scale_P" else value[..., rows] for key, value in b.items() if key != "z_MnK"} | {
@@ -80,7 +78,7 @@ def shares(name: str, rows: slice, gather: Gather | None = None) -> dict[str, np
     b["error_Qn"] = b["error_Qn"].clone()
     z, scale, error = (b[key].requires_grad_() for key in ("z_MnK", "scale_P", "error_Qn"))
     predictions = prediction_terms(STACK, config, DOMAINS)
-    loss, terms = objective(**b, config=config, terms=pair_terms(STACK, config), predictions=predictions, gather=gather)
+    loss, terms = objective(**b, config=config, terms=pair_terms(STACK, config), predictions=predictions)
     grad_z, grad_scale, grad_error = torch.autograd.grad(loss, (z, scale, error))
     found = {"loss": loss.detach(), "grad_scale": grad_scale, "grad_z": grad_z.float() if name == "bf16" else grad_z}
     found["grad_error"] = grad_error
@@ -93,20 +91,21 @@ def one_rank(number: int, world: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=number, world_size=world)
     assert (rank(), world_size(), is_main()) == (number, world, number == 0)
     size = N // world
-    blocks.BLOCK_ROWS, blocks.BLOCK_COLUMNS = 3, 5
-    for name, gather in product(CASES, MODES):
-        found = shares(name, slice(number * size, (number + 1) * size), gather)
+    blocks.GOOD_ROWS, dispatch.WORKSPACE_BYTES["cpu"] = 3, 200
+    dispatch.TABLE = tuple(row._replace(impl="blocks") for row in dispatch.TABLE)
+    for name in CASES:
+        found = shares(name, slice(number * size, (number + 1) * size))
         named = {key.replace("/", "|"): value for key, value in found.items()}
-        np.savez(f"{folder}/{name}-{gather}-{number}.npz", **named)
+        np.savez(f"{folder}/{name}-{number}.npz", **named)
     check_collectives(number, world)
     dist.destroy_process_group()
 
 
 def check_collectives(number: int, world: int) -> None:
-    mine = torch.full((2, 3), float(number))
-    assert sum_over_ranks(mine).tolist() == [[world * (world - 1) / 2] * 3] * 2
-    assert over_ranks(mine, "max").tolist() == [[world - 1] * 3] * 2
-    assert mine.tolist() == [[number] * 3] * 2
+    own = torch.full((2, 3), float(number))
+    assert sum_over_ranks(own).tolist() == [[world * (world - 1) / 2] * 3] * 2
+    assert over_ranks(own, "max").tolist() == [[world - 1] * 3] * 2
+    assert own.tolist() == [[number] * 3] * 2
     x = torch.arange(6.0).reshape(2, 3) + 10 * number
     x.requires_grad_()
     out = gather_rows(x, dim=1)
@@ -128,11 +127,10 @@ def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.mark.multirank
-@pytest.mark.parametrize("gather", MODES)
 @pytest.mark.parametrize("name", CASES)
-def test_shares_of_all_ranks_sum_to_one_process(ranks: tuple[int, Path], name: str, gather: Gather) -> None:
+def test_shares_of_all_ranks_sum_to_one_process(ranks: tuple[int, Path], name: str) -> None:
     world, folder = ranks
-    parts = [dict(np.load(folder / f"{name}-{gather}-{r}.npz")) for r in range(world)]
+    parts = [dict(np.load(folder / f"{name}-{r}.npz")) for r in range(world)]
     whole = shares(name, slice(0, N))
     rtol = 1e-11 if whole["loss"].dtype == np.float64 else 1e-6
     assert {key.replace("|", "/") for key in parts[0]} == set(whole)
@@ -144,12 +142,6 @@ def test_shares_of_all_ranks_sum_to_one_process(ranks: tuple[int, Path], name: s
         assert np.abs(total - value).max() <= bound * max(np.abs(value).max(), 1e-3), key
     assert np.abs(whole["grad_z"]).max() > 0
     assert np.abs(whole["grad_scale"]).max() > 0
-
-
-def test_one_side_is_gathered_where_products_cost_more_than_the_collective() -> None:
-    assert gather_mode(8, 32, 15, 64, "cpu") == "both"
-    assert gather_mode(256, 1024, 15, 128, "cpu") == "one"
-    assert gather_mode(256, 1024, 15, 128, "cuda") == "both"
 
 
 def test_one_process_gathers_nothing() -> None:

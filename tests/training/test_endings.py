@@ -1,5 +1,6 @@
 """How runs end that are not left to finish: launchers that die, ranks that stop, links that break."""
 
+import errno
 import json
 import os
 import signal
@@ -10,13 +11,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from mcsp.run_log import read_events, read_metrics
 from mcsp.training.clock import Clock
-from mcsp.training.stopping import RunEnded, describe, write_exit
+from mcsp.training.run import status_of
+from mcsp.training.run_dir import Lock
+from mcsp.training.stopping import EXIT_DISK, RunEnded, StopRequest, describe, reserve_exit, write_exit
 from mcsp.training.watchdog import diagnose
 from tests.training import hosts
-from tests.training.ranks import LAUNCHER, ROOT, deepspeed, environment, last_step
+from tests.training.disks import small_disk
+from tests.training.ranks import LAUNCHER, ROOT, deepspeed, environment, last_step, pretrain
 
 
 def processes(run_dir: Path, *words: str) -> list[int]:
@@ -61,6 +66,7 @@ def test_whatever_happens_to_a_launcher_the_run_is_saved_and_nothing_is_left(fin
         "deepspeed, SIGTERM": lambda: tell(signal.SIGTERM, "bin/deepspeed"),
         "deepspeed, SIGUSR1": lambda: tell(signal.SIGUSR1, "bin/deepspeed"),
         "deepspeed, SIGKILL": lambda: tell(signal.SIGKILL, "bin/deepspeed"),
+        "Ctrl-C": lambda: [os.kill(pid, signal.SIGINT) for pid in processes(run_dir)],  # as a terminal sends it
         "launch.py, SIGTERM": lambda: tell(signal.SIGTERM, "deepspeed.launcher.launch"),
         "launch.py, SIGKILL": lambda: tell(signal.SIGKILL, "deepspeed.launcher.launch"),
         "STOP": (run_dir / "STOP").touch,
@@ -181,6 +187,77 @@ def test_the_first_to_say_why_a_run_ended_is_heard(tmp_path) -> None:
     write_exit(tmp_path / "gone", "error", "nowhere to write", 3, 1, rank=0)
 
 
+def test_there_is_room_for_the_exit_record_on_a_full_disk(tmp_path) -> None:
+    with small_disk(tmp_path / "disk", 2**16) as disk:
+        reserve_exit(disk)
+        with pytest.raises(OSError, match="No space left"):
+            (disk / "fill").write_bytes(bytes(2**17))
+        write_exit(disk, "cannot save", "No space left on device", 3, EXIT_DISK, rank=0)
+        assert ended(disk)["detail"] == "No space left on device" and not (disk / ".exit-0.json").exists()
+
+
+def test_the_record_has_the_status_that_the_process_ends_with(pretrain_overrides, tmp_path) -> None:
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    lock = Lock(run_dir)
+    said = pretrain(*pretrain_overrides, expect=1)
+    assert f"error: {run_dir}: in use by process {os.getpid()} on " in said and "Traceback" not in said
+    assert [p.name for p in run_dir.iterdir()] == ["lock.json"], "the folder is another run's"
+    lock.release()
+    said = pretrain(*pretrain_overrides, "batch={paired: 4, eeg: 2, fmri: 0}", expect=2)
+    assert "error: " in said and "Traceback" not in said
+    told = ended(run_dir)
+    assert [p.name for p in run_dir.iterdir()] == ["exit.json"]
+    assert told["exit_code"] == 2 and told["detail"].startswith("ValueError: ")
+    full = OSError(errno.ENOSPC, "No space left on device")
+    assert [status_of(e) for e in (full, OSError("other"), ValueError(), KeyboardInterrupt(), RuntimeError())] == [
+        EXIT_DISK, 1, 2, 130, 1,
+    ]  # fmt: skip
+
+
+ABORTS = """
+import atexit, os, signal, sys
+atexit.register(os.abort)  # as what is left of torch's threads did, now and then
+from launchers.pretrain import main
+if sys.argv.pop(1) == "interrupted":
+    import mcsp.training.run as run
+    run.check = lambda run_dir: os.kill(os.getpid(), signal.SIGINT)
+main()
+"""
+
+
+def test_nothing_that_happens_while_the_interpreter_shuts_down_changes_how_a_run_ended(
+    pretrain_overrides, tmp_path
+) -> None:
+    def started(how: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", ABORTS, how, *pretrain_overrides, "steps=1"]
+        return subprocess.run(
+            command, env=environment(), cwd=ROOT, capture_output=True, text=True, timeout=200, check=False
+        )
+
+    done = started("finished")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert ended(tmp_path / "run")["reason"] == "finished" and f"run: {tmp_path / 'run'}" in done.stdout
+    early = started("interrupted")  # before the first step, where no checkpoint is to be saved
+    assert early.returncode == 130 and "Traceback" not in early.stderr, early.stderr
+    assert "interrupted before the first step" in early.stderr
+    (tmp_path / "run" / "exit.json").unlink()
+
+
+def test_ctrl_c_is_a_request_to_stop_like_sigterm(tmp_path) -> None:
+    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        request = StopRequest(tmp_path, 1, Clock(torch.device("cpu")))
+        assert request.why == ""
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)  # an impatient user
+        assert request.why == "SIGINT"
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
+        request.clock.phase = "checkpoint"  # its thread, which watches on, lets a save take as long as it takes
+
+
 def test_an_exception_is_described_with_its_line() -> None:
     def fails() -> None:
         raise RuntimeError("two\nlines")
@@ -193,8 +270,6 @@ def test_an_exception_is_described_with_its_line() -> None:
 
 
 def test_time_goes_to_its_phase_and_collectives_to_communication() -> None:
-    import torch
-
     clock = Clock(torch.device("cpu"))
     time.sleep(0.02)
     clock.split()  # the start counts nowhere

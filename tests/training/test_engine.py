@@ -11,6 +11,7 @@ from mcsp.run_log import read_metrics
 from mcsp.training import engine
 from mcsp.training.clock import COLLECTIVES, Clock
 from mcsp.training.pretrainer import MAX_SCALE, Pretrainer
+from mcsp.training.run import pretrain
 from mcsp.training.saving import checkpoint
 from tests.training import golden
 from tests.training.ranks import run_ranks
@@ -180,10 +181,10 @@ def test_ranks_that_touch_different_parameters_are_stopped(pretrain_overrides, t
     assert first == second
     assert first["made"] == [True, 0], "ZeRO-0 in bf16 took a step before the first"
     assert first["1/"] == ""
-    lacks = "modalities of the batch: expected the same on all 2 ranks, rank 1 lacks ['fmri']"
+    lacks = "modalities of the batch: expected the same on all 2 ranks, rank 1 lacks fmri"
     assert first["1/fmri"] == first["3/fmri"] == lacks
     message = first["2/eeg_spectral"]
-    assert message.startswith("parameters with a gradient: expected the same on all 2 ranks, rank 1 lacks ['model.enc")
+    assert message.startswith("parameters with a gradient: expected the same on all 2 ranks, rank 1 lacks model.enc")
     assert "eeg_spectral" in message and "more" in message and "\n" not in message
 
 
@@ -210,6 +211,61 @@ def test_values_of_our_config_reach_deepspeed_and_may_not_be_repeated(tmp_path) 
     broken = PretrainConfig.load(None, ["corpus_dir=c", "run_dir=r", f"deepspeed={tmp_path / 'ds.json'}"])
     with pytest.raises(ValueError, match=r"ds.json: not valid JSON"):
         engine.deepspeed_config(broken, 1, 4)
+
+
+@pytest.fixture
+def fake_gpus(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Four GPUs that only note what is asked of them, and in which order; this process is rank 6, the third there."""
+    done: list[str] = []
+
+    class Event:
+        def __init__(self, **_: object) -> None:
+            done.append("an event")
+
+        def record(self) -> None:
+            pass
+
+    monkeypatch.setenv("DS_ACCELERATOR", "cuda")
+    for name, value in {"RANK": "6", "LOCAL_RANK": "2", "WORLD_SIZE": "8"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: done.append(f"current device {device}"))
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: "the process group" in done)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 6)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 8)
+    monkeypatch.setattr(engine.deepspeed, "init_distributed", lambda **_: done.append("the process group"))
+    return done
+
+
+def test_a_rank_takes_its_gpu_before_anything_is_put_on_a_gpu_or_sent(fake_gpus, monkeypatch, tmp_path) -> None:
+    """NCCL refuses two ranks on one GPU, and every process begins with the first one as its current device."""
+
+    class Sent(Exception):  # noqa: N818
+        pass
+
+    def all_gather_object(*_: object) -> None:
+        fake_gpus.append("a collective")
+        raise Sent
+
+    monkeypatch.setattr(torch.distributed, "all_gather_object", all_gather_object)
+    with pytest.raises(Sent):
+        pretrain(PretrainConfig.load(None, ["corpus_dir=c", f"run_dir={tmp_path / 'run'}"]))
+    assert fake_gpus[0] == "current device cuda:2" and fake_gpus[-1] == "a collective"
+    assert {"an event", "the process group"} <= set(fake_gpus[1:-1])
+    monkeypatch.setenv("LOCAL_RANK", "4")
+    with pytest.raises(ValueError, match=r"rank 6 needs GPU 4 \(LOCAL_RANK\), found 4 GPUs"):
+        engine.use_device()
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_bf16_is_chosen_where_the_gpu_computes_in_it_and_not_where_it_is_emulated(
+    fake_gpus, monkeypatch, native
+) -> None:
+    """As V100 and T4 do, slower than they compute in fp32."""
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: native or including_emulation)
+    config = PretrainConfig.load(None, ["corpus_dir=c", "run_dir=r"])
+    assert engine.deepspeed_config(config, 2, 48)["bf16"] == {"enabled": native}
 
 
 def test_temperatures_are_one_tensor_bounded_in_single_precision_and_can_come_back() -> None:

@@ -1,15 +1,21 @@
 """From views to the objective for awkward montages: what a step computes is finite, and reaches every parameter."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 
-from mcsp.batch import Batch, Signal
+from mcsp.augmentations.views import half_of_view, spatial_view
+from mcsp.batch import Batch, Signal, collate
 from mcsp.config import AugmentationConfig, ModelConfig, ObjectiveConfig
 from mcsp.losses import objective
 from mcsp.model.layers import Block
-from mcsp.schema import DOMAINS
+from mcsp.schema import DOMAINS, Domain, Window
+from mcsp.training.prediction import connectivity_target, spectrum_target
 from mcsp.training.pretrainer import Pretrainer
 from tests.model.test_encoders import make_signal
+from tests.test_batch import window
 
 
 def step(module: Pretrainer, signals: dict[str, Signal]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -53,3 +59,68 @@ def test_compilation_reaches_every_block_and_renames_nothing() -> None:
     for module, wanted in ((plain, False), (compiled, True)):
         blocks = [block for block in module.modules() if isinstance(block, Block)]
         assert blocks and all((block._compiled_call_impl is not None) == wanted for block in blocks)
+
+
+@pytest.mark.parametrize("what", ["NaN", "zeros", "1000 times too loud"])
+def test_a_site_of_rubbish_changes_neither_loss_nor_gradient_of_the_others(what: str) -> None:
+    rubbish = {"NaN": np.nan, "zeros": 0.0, "1000 times too loud": 1000.0}[what]
+
+    def sample(i: int, factor: float) -> list[Window]:
+        shapes = (("eeg", 2000, 200.0, 1.0), ("fmri", 60, 0.5, 0.1))
+        cuts = [window(m, t, 6, f"s{i}", "bad" if i > 3 else "good", hz, i) for m, t, hz, _ in shapes]
+        return [replace(c, x_TC=c.x_TC * np.float32(f * factor)) for c, (*_, f) in zip(cuts, shapes, strict=True)]
+
+    module = Pretrainer(ModelConfig(), ObjectiveConfig(), AugmentationConfig(opposite_halves=DOMAINS))
+    found = []
+    for rows in (4, 7):
+        batch = collate([sample(i, rubbish if i > 3 else 1.0) for i in range(rows)], list(range(rows)))
+        assert batch.left_out == ({"bad": 6} if rows == 7 else {})
+        output = module(batch)
+        loss, terms = objective(
+            *output, batch.subject_N, batch.site_N, ObjectiveConfig(), module.terms, module.predictions
+        )
+        module.zero_grad()
+        loss.backward()
+        found.append((loss.detach(), terms, {n: p.grad for n, p in module.named_parameters() if p.grad is not None}))
+    (loss, terms, gradient), (again, terms_again, gradient_again) = found
+    torch.testing.assert_close(again, loss, rtol=1e-5, atol=1e-5)
+    for name, value in terms.items():
+        torch.testing.assert_close(terms_again[name], value, rtol=1e-4, atol=1e-5, msg=name)
+    norm = sum(g.square().sum() for g in gradient.values()) ** 0.5
+    apart = sum((gradient_again[n] - g).square().sum() for n, g in gradient.items()) ** 0.5
+    assert gradient.keys() == gradient_again.keys() and float(apart / norm) < 1e-4
+
+
+@pytest.mark.parametrize("halves", [(), ("spatial",), ("temporal", "spectral"), DOMAINS], ids=str)
+def test_groups_of_rows_change_nothing_and_a_window_measured_once_gives_what_each_view_gives(
+    halves: tuple[Domain, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against every view and every target made and measured by itself, from its whole signal."""
+    config = AugmentationConfig(opposite_halves=halves)
+    module = Pretrainer(ModelConfig(), ObjectiveConfig(), config)
+    for modality, hz in (("eeg", 200.0), ("fmri", 0.5)):
+        signal = make_signal(modality, rows=5).replace(sfreq_B=torch.full((5,), hz))
+        measured, targets = module._measure(modality, signal)
+        monkeypatch.setattr("mcsp.training.pretrainer._CACHE_BYTES", 2 * signal.x_BCT[0].nbytes)
+        again, targets_again = module._measure(modality, signal)
+        monkeypatch.undo()
+        for domain in DOMAINS:
+            for name, x, y in zip(type(measured[domain])._fields, measured[domain], again[domain], strict=True):
+                assert (x is None and y is None) or torch.allclose(x, y, rtol=1e-4, atol=1e-5), (domain, name)
+        expected: dict[str, list[torch.Tensor]] = {}
+        for v in (0, 1):
+            own, other = half_of_view(signal, v), half_of_view(signal, 1 - v)
+            spatial = module.model.encoder(modality, "spatial")
+            drawn = spatial_view(own if "spatial" in halves else signal, v, config)
+            expected.setdefault("measures", []).append(spatial.measure(drawn).measures_BKAA)
+            if halves:
+                expected.setdefault("connectivity", []).append(connectivity_target(module.model, modality, other))
+                expected.setdefault("spectrum", []).append(spectrum_target(module.model, modality, other))
+        torch.testing.assert_close(
+            measured["spatial"].measures_BKAA, torch.cat(expected["measures"]), rtol=1e-3, atol=1e-5
+        )
+        for name, found in targets.items():
+            torch.testing.assert_close(found, torch.cat(expected[name]), rtol=1e-3, atol=1e-5)
+            torch.testing.assert_close(targets_again[name], found, rtol=1e-3, atol=1e-5)
+        assert ("connectivity" in targets) == bool({"spatial", "temporal"} & set(halves))
+        assert ("spectrum" in targets) == bool({"temporal", "spectral"} & set(halves))

@@ -12,6 +12,7 @@ import pytest
 from mcsp.config import PretrainConfig
 from mcsp.training import run_dir
 from mcsp.training.run_dir import LOCK, InUse, Lock, check
+from tests.training.disks import small_disk
 from tests.training.ranks import ROOT
 
 
@@ -39,7 +40,7 @@ def test_a_path_is_meant_as_it_is_typed(monkeypatch, tmp_path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     config = PretrainConfig.load(None, ["corpus_dir=~/corpus", "run_dir=~/run #2", "init_from=~/old"])
     assert config.run_dir == tmp_path / "run #2"
-    assert config.init_from == tmp_path / "old" and config.corpus_dir == tmp_path / "corpus"
+    assert config.init_from == tmp_path / "old" and config.corpus_dir == str(tmp_path / "corpus")
     quoted = PretrainConfig.load(None, ["corpus_dir=s3://b/c", "run_dir='run #2'  # the second", "steps=5"])
     assert str(quoted.run_dir) == "run #2" and quoted.corpus_dir == "s3://b/c" and quoted.steps == 5
     with pytest.raises(ValueError, match=r"steps: .*found '5 # all'"):
@@ -73,6 +74,22 @@ def test_a_second_run_is_told_who_holds_the_folder_and_takes_it_when_that_has_di
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_damaged_lock_and_a_full_disk(tmp_path) -> None:
+    (tmp_path / LOCK).write_text('{"host": "no')
+    Lock(tmp_path).release()
+    with small_disk(tmp_path / "disk", 2**14) as disk:
+        with pytest.raises(OSError, match="No space left"):
+            (disk / "fill").write_bytes(bytes(2**15))
+        with pytest.raises(OSError, match="No space left"):
+            Lock(disk)
+        (disk / "fill").unlink()
+        lock = Lock(disk)
+        with pytest.raises(OSError, match="No space left"):
+            (disk / "fill").write_bytes(bytes(2**15))
+        lock.release()
+        assert [p.name for p in disk.iterdir()] == ["fill"]
+
+
 def elsewhere(folder: Path) -> Path:
     """The lock of a process of another host, whose number says nothing here."""
     lock = Lock(folder)
@@ -86,7 +103,7 @@ def test_a_holder_on_another_host_lives_as_long_as_it_beats(tmp_path) -> None:
     path = elsewhere(tmp_path)
     beating = subprocess.Popen(["bash", "-c", f"for i in $(seq 100); do sleep 0.05; touch {path}; done"])
     try:
-        with pytest.raises(InUse, match=r"in use by process .* on node7"):
+        with pytest.raises(InUse, match=r"in use by process \d+ on node7"):
             Lock(tmp_path, beat_seconds=1.0)
     finally:
         beating.kill()

@@ -1,7 +1,11 @@
+import shutil
+import subprocess
+import sys
+
 import pytest
 
-from mcsp.run_log import read_metrics
-from tests.training.ranks import pretrain, same, weights
+from mcsp.run_log import read_events, read_metrics
+from tests.training.ranks import ROOT, environment, pretrain, same, weights
 
 
 def one_line(output: str, message: str) -> None:
@@ -47,6 +51,43 @@ def test_a_loss_that_is_not_finite_is_skipped_and_counted(pretrain_overrides, tm
     assert lines[-1]["skipped_steps"] >= 3
 
 
+COUNTS = """
+import importlib, os, sys, torch
+def told(name):
+    method = getattr(torch.Tensor, name)
+    def call(self, *arguments):
+        caller = sys._getframe(1).f_code
+        if os.path.basename(caller.co_filename) in ("trainer.py", "engine.py"):
+            print("wait in", caller.co_name, file=sys.stderr)
+        return method(self, *arguments)
+    setattr(torch.Tensor, name, call)
+for name in ("tolist", "item", "__float__", "__bool__", "__int__"):
+    told(name)
+objective = importlib.import_module("mcsp.losses.objective")
+found = objective.retrieval_accuracy
+objective.retrieval_accuracy = lambda *a, **k: (print("retrieval", file=sys.stderr), found(*a, **k))[1]
+from launchers.pretrain import main
+main()
+"""
+
+
+def test_retrieval_is_found_in_logged_steps_alone_and_a_step_waits_twice_for_the_device(
+    pretrain_overrides, tmp_path
+) -> None:
+    """It takes as long as the contrast itself."""
+    done = subprocess.run(
+        [sys.executable, "-c", COUNTS, *pretrain_overrides, "steps=4", "log_every=3"],
+        env=environment(), cwd=ROOT, capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    lines = read_metrics(tmp_path / "run")
+    assert [line["step"] for line in lines] == [1, 3, 4] and done.stderr.count("retrieval\n") == 3
+    assert all("top1/fmri-eeg/spatial" in line for line in lines)
+    # The loop asks the device twice a step: for all losses and what ranks tell each other, and for the norm.
+    waits = [line for line in done.stderr.splitlines() if line.startswith("wait in ")]
+    assert waits == ["wait in train_step", "wait in _refuses"] * 4
+
+
 def test_loader_processes_change_nothing(pretrain_overrides, tmp_path) -> None:
     for workers in (0, 2):
         pretrain(*pretrain_overrides, f"run_dir={tmp_path / f'workers{workers}'}", f"workers={workers}")
@@ -71,6 +112,20 @@ def test_a_damaged_checkpoint_is_passed_over_and_a_run_is_lengthened_or_refused(
     rates = [line["learning_rate"] for line in read_metrics(run_dir)]
     assert len(rates) == 8 and rates[6] == rates[7] == pytest.approx(1e-4)
     one_line(pretrain(*pretrain_overrides, f"run_dir={tmp_path / 'x'}", "resume=must", expect=2), "no valid checkpoint")
+    # All that there is elsewhere: a machine without the folder goes on from a copy.
+    longer = [*pretrain_overrides, "steps=9", "schedule_steps=6", f"mirror_dir={tmp_path / 'mirror'}"]
+    pretrain(*longer, "learning_rate=0.0005")
+    [changed] = [event for event in read_events(run_dir) if event["event"] == "changed"]
+    assert changed["step"] == 8 and changed["learning_rate"] == "0.001 -> 0.0005"
+    final = weights(run_dir, 9)
+    shutil.rmtree(run_dir)
+    assert "finished before, after 9 steps" in pretrain(*longer, "learning_rate=0.0005", "resume=must")
+    assert same(weights(run_dir, 9), final) and len(read_metrics(run_dir)) == 9
+    for path in (run_dir / "checkpoints").rglob("*.safetensors"):
+        path.write_bytes(b"damaged")
+    refused = pretrain(*longer, "learning_rate=0.0005", expect=2)
+    assert "none of 1 checkpoints (step-00000009 to step-00000009) can be read" in refused
+    assert len(read_metrics(run_dir)) == 9
 
 
 def test_bad_input_gets_one_line(pretrain_overrides, tmp_path) -> None:

@@ -1,5 +1,6 @@
 import json
 import sys
+import time
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from mcsp.run_log import read_events, read_metrics
 from mcsp.training import throughput
 from mcsp.training.clock import SPLIT
 from mcsp.training.metrics import Metrics, progress
-from mcsp.training.throughput import Throughput, window_flops
+from mcsp.training.throughput import Throughput, goodput, window_flops
 
 
 def test_operations_are_those_counted_by_hand() -> None:
@@ -72,6 +73,14 @@ def values(step: int, **more: float) -> dict[str, float]:
     line |= {f"seconds/{name}": 0.1 for name in SPLIT} | {"seconds_per_step": 0.6, "goodput": 0.9}
     line |= {"tflops": 0.02, "memory_gib": 1.5 + step / 1000}
     return line | {"data_wait_fraction": 0.05, "skipped_steps": 0.0} | more
+
+
+def test_goodput_stays_a_share_when_the_clock_is_set_back() -> None:
+    now, began = time.time(), time.monotonic()
+    assert goodput(30.0, now - 60, began - 50) == pytest.approx(0.5, abs=0.01)
+    assert goodput(30.0, now + 3600, began - 40) == pytest.approx(0.75, abs=0.01)
+    assert goodput(30.0, now + 3600, began) == 1.0
+    assert goodput(0.0, now + 3600, began) == 0.0
 
 
 def test_metrics_forget_what_is_taken_again_and_events_do_not(tmp_path, capsys) -> None:

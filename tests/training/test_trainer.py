@@ -1,14 +1,11 @@
 import json
 import signal
 import time
-from itertools import pairwise
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from mcsp.config import PretrainConfig
 from mcsp.run_log import read_metrics
-from mcsp.training.trainer import learning_rate
 from tests.training.ranks import LAUNCHER, deepspeed, last_step, pretrain, same, start_ranks, weights
 
 
@@ -95,12 +92,3 @@ def test_a_finished_run_ends_at_once_and_changes_nothing(finished_run, tmp_path)
     ranks = start_ranks(2, LAUNCHER, f"run_dir={run_dir}", *overrides)
     assert [process.wait(timeout=120) for process in ranks] == [0, 0]
     assert (run_dir / "metrics.jsonl").read_bytes() == before
-
-
-def test_learning_rate_warms_up_and_falls_to_a_tenth() -> None:
-    config = PretrainConfig(corpus_dir="c", run_dir="r", steps=110, warmup_steps=10, learning_rate=1e-2)
-    rates = [learning_rate(config, step) for step in range(111)]
-    assert rates[:3] == pytest.approx([1e-3, 2e-3, 3e-3])
-    assert max(rates) == pytest.approx(1e-2)
-    assert rates[110] == pytest.approx(1e-3)
-    assert all(a >= b for a, b in pairwise(rates[10:]))

@@ -7,7 +7,10 @@ That depends on the corpus alone, so every number of ranks and workers, and a re
 import faulthandler
 import logging
 import signal
-from collections.abc import Iterator
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -49,13 +52,16 @@ class StepDataset(Dataset[list[Batch]]):
     def _share(self, step: int, share: int) -> Batch:
         samples, keys, unreadable = [], [], []
         self._used = 0
+        seconds = dict.fromkeys((stream.name for stream in self.schedule.streams), 0.0)
         for draw in self.schedule.draws(step, share, self.shares):
+            begin = time.perf_counter()
             windows, key, errors = self._read(draw)
+            seconds[self.schedule.streams[draw.stream].name] += time.perf_counter() - begin
             samples.append(windows)
             keys.append(key)
             unreadable += errors
         batch = collate(samples, keys, self.schedule.shapes)
-        return Batch(batch.signals, batch.subject_N, batch.site_N, batch.keys, tuple(unreadable))
+        return replace(batch, unreadable=tuple(unreadable), read_seconds=seconds)
 
     def _read(self, draw: Draw) -> tuple[list[Window], int, list[str]]:
         """Windows and key of a draw, or of the first readable one after it; a line for each that was not."""
@@ -100,6 +106,7 @@ class BadWindows:
     def __init__(self, most: float) -> None:
         """``most``: below 1 a fraction of the windows read, from 1 on a number."""
         self.most, self.bad, self.read = most, 0, 0
+        self.left_out: Counter[str] = Counter()  # by site: read, and not fit to be learned from
         self._logged: set[str] = set()
 
     def tell(self, batches: list[Batch]) -> int:
@@ -111,9 +118,11 @@ class BadWindows:
                 self._logged.add(line)
         return len(errors)
 
-    def add(self, bad: int, read: int) -> None:
-        """Count windows of all ranks."""
+    def add(self, bad: int, read: int, left_out: Sequence[Mapping[str, int]] = ()) -> None:
+        """Count windows of all ranks, and those that each rank left out, by site."""
         self.bad, self.read = self.bad + bad, self.read + read
+        for of_rank in left_out:
+            self.left_out.update(of_rank)
 
     def too_many(self) -> str:
         """Why the run has to end, in one line; empty where it may go on. The same on every rank."""

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mcsp.schema import SCHEMA_VERSION
+from mcsp.wording import sha256_file
 
 _PREFIX, _ASIDE, _DAMAGED = "step-", "incomplete-", "damaged-"
 MANIFEST = "manifest.json"
@@ -32,6 +33,16 @@ def step_of(path: Path) -> int:
     return int(path.name.removeprefix(_PREFIX))
 
 
+def is_name(name: str) -> bool:
+    """Whether a checkpoint may be called so."""
+    return name.startswith(_PREFIX)
+
+
+def any_in(run_dir: Path) -> bool:
+    """Whether there are checkpoints, readable or not."""
+    return bool(_complete(run_dir))
+
+
 def aside(path: Path) -> Path:
     """The folder in which a checkpoint is written."""
     return path.with_name(_ASIDE + path.name)
@@ -45,6 +56,11 @@ def seal(path: Path, facts: dict[str, Any], digests: dict[str, str]) -> None:
         json.dump({**manifest, "digest": _manifest_digest(manifest)}, handle, indent=1)
         handle.flush()
         os.fsync(handle.fileno())
+    give_name(folder, path)
+
+
+def give_name(folder: Path, path: Path) -> None:
+    """Make a folder whose files are whole and on the disk a checkpoint."""
     for below in (*(p for p in folder.rglob("*") if p.is_dir()), folder):
         sync(below)
     if path.exists():  # these steps have been taken again
@@ -104,14 +120,8 @@ def clear_incomplete(run_dir: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)  # NFS keeps files that are still open somewhere, as .nfs*
 
 
-def _complete(run_dir: Path) -> list[Path]:
-    return sorted((run_dir / "checkpoints").glob(f"{_PREFIX}*"))
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of a file, as hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _complete(run_dir: Path, folder: str = "checkpoints") -> list[Path]:
+    return sorted((run_dir / folder).glob(f"{_PREFIX}*"))
 
 
 def _manifest_digest(manifest: dict[str, Any]) -> str:
@@ -136,17 +146,19 @@ def read_manifest(path: Path) -> dict[str, Any]:
         file = path / name
         if not file.is_file():
             raise ValueError(f"{file}: listed in the manifest, but missing")
-        if digest(file) != expected:
+        if sha256_file(file) != expected:
             raise ValueError(f"{file}: content differs from its digest in the manifest")
     return manifest
 
 
-def latest_checkpoint(run_dir: Path, fits: Callable[[dict[str, Any]], bool] = bool) -> Path | None:
-    """The newest checkpoint whose files are all as written and whose manifest ``fits``.
+def latest_checkpoint(
+    run_dir: Path, fits: Callable[[dict[str, Any]], bool] = bool, folder: str = "checkpoints"
+) -> Path | None:
+    """The newest checkpoint in a folder of the run whose files are all as written and whose manifest ``fits``.
 
     Damaged ones are named on stderr and passed over.
     """
-    for path in reversed(_complete(run_dir)):
+    for path in reversed(_complete(run_dir, folder)):
         try:
             if not fits(read_manifest(path)):
                 continue

@@ -1,17 +1,43 @@
-"""Which settings may differ between a run and its continuation."""
+"""Which settings may differ between a run and its continuation, and what follows from it.
+
+``python -m mcsp.training.saving.continues`` prints the table of docs/training.md.
+"""
 
 from pathlib import Path
 from typing import Any
 
+from mcsp.config import PretrainConfig
+from mcsp.training.rate import SETTINGS, same_so_far
+
 # The same batches, the same gradient but for rounding; and what whoever watches over a run decides about.
 FREE = {
     "corpus_dir", "run_dir", "mirror_dir", "checkpoint_every", "keep_checkpoints", "keep_every", "log_every", "resume",
-    "workers", "max_bad_windows", "cache_dir", "cache_gb", "steps", "schedule_steps", "deepspeed", "micro_batches",
-    "activation_checkpointing", "compile", "init_from", "health", "watchdog_seconds",
-    "validate_every", "validation_batches", "keep_best", "collapse_after",
+    "workers", "max_bad_windows", "cache_dir", "cache_gb", "deepspeed", "micro_batches",
+    "activation_checkpointing", "compile", "init_from", "watchdog_seconds",
+    "validate_every", "validation_batches", "keep_best", "collapse_after", "ema_decay", "profile_steps", "trackers",
 }  # fmt: skip
-# How far a step goes. Steps taken stay as they are, those to come follow the new value, and the run says so.
-FROM_NOW_ON = {"learning_rate", "weight_decay", "gradient_clipping"}
+# How far a step goes, or whether it counts. Steps taken stay as they are, those to come follow the new value, and the
+# run says so.
+FROM_NOW_ON = {"learning_rate", "weight_decay", "gradient_clipping", "health"}
+# The course of the learning rate, where it stays as it was for the steps that are taken.
+AHEAD = set(SETTINGS)
+# Everything else. Why, and what to do instead.
+_OTHER_DATA = "each step would read something else; start another run_dir with init_from"
+_OTHER_GOAL = "the loss would be another one; start another run_dir with init_from"
+REFUSED = {
+    "seed": _OTHER_DATA,
+    "batch": _OTHER_DATA + "; to save memory raise micro_batches instead",
+    "window_seconds": _OTHER_DATA,
+    "hemodynamic_delay_seconds": _OTHER_DATA,
+    "site_temperature": _OTHER_DATA,
+    "sites_per_batch": _OTHER_DATA,
+    "shuffle_shards": _OTHER_DATA,
+    "augmentation": "views would be others; start another run_dir with init_from",
+    "objective": _OTHER_GOAL,
+    "model": "the weights would not fit; start another run_dir from the beginning",
+    "precision": "leave it as it was: auto may change with the hardware, and the run says so; "
+    "else start another run_dir with init_from",
+}
 
 
 def changes(path: Path, manifest: dict[str, Any], facts: dict[str, Any]) -> dict[str, str]:
@@ -32,21 +58,60 @@ def changes(path: Path, manifest: dict[str, Any], facts: dict[str, Any]) -> dict
         )
     old, new = manifest["config"], facts["config"]
     differ = {k: f"{old.get(k)} -> {new.get(k)}" for k in sorted(set(old) | set(new)) if old.get(k) != new.get(k)}
-    refused = "; ".join(f"{k}: {change}" for k, change in differ.items() if k not in FREE | FROM_NOW_ON)
+    refused = [k for k in differ if k not in FREE | FROM_NOW_ON | AHEAD]
     if refused:
+        what = "; ".join(f"{k}: {differ[k]}" for k in refused)
+        why = dict.fromkeys(REFUSED.get(k, "it is not a setting of this version") for k in refused)
         raise ValueError(
-            f"{path}: the config differs from the saved one ({refused}); restore it, or start another run_dir from "
-            f"these weights with init_from={path}"
+            f"{path}: the config differs from the saved one ({what}); restore it. Otherwise {', and '.join(why)} "
+            f"(init_from={path})"
         )
-    lengths = [config.get("schedule_steps") or config["steps"] for config in (old, new)]
-    if lengths[0] != lengths[1]:
+    applied = manifest["step"] - manifest["health"]["skipped_steps"]
+    if not same_so_far(old, new, applied):
+        length = old.get("schedule_steps") or old["steps"]
+        changed = ", ".join(f"{k}: {old.get(k)} -> {new.get(k)}" for k in SETTINGS if old.get(k) != new.get(k))
         raise ValueError(
-            f"{path}: its learning rate was scheduled over {lengths[0]} steps, this run asks for {lengths[1]}; add "
-            f"schedule_steps={lengths[0]} (steps beyond it keep the final rate), or start another run_dir with "
-            f"init_from={path}"
+            f"{path}: with these settings the learning rate of the {applied} steps taken would have been another "
+            f"({changed}); to lengthen the run add schedule_steps={length} (steps beyond it keep the final rate), or "
+            f"start another run_dir with init_from={path}"
         )
     found = {k: change for k, change in differ.items() if k in FROM_NOW_ON}
     then, now = manifest.get("arithmetic"), facts["arithmetic"]
     if then not in (None, now):  # None: a checkpoint of before
         found["arithmetic"] = f"{then} -> {now}"
     return found
+
+
+def in_words(path: Path, manifest: dict[str, Any], facts: dict[str, Any]) -> list[str]:
+    """What a start that continues from a checkpoint should be told: from where, and what every change does."""
+    old, new = manifest["config"], facts["config"]
+    said = [f"continues from {path.name}: {manifest['step']} of {new['steps']} steps are taken"]
+    for k in sorted(new):
+        if k in old and old[k] != new[k] and k not in ("run_dir", "resume"):
+            effect = "steps from here on follow it" if k in FROM_NOW_ON | AHEAD else "changes nothing in the results"
+            said.append(f"{k}: {old[k]} -> {new[k]}: {effect}")
+    if manifest.get("arithmetic") not in (None, facts["arithmetic"]):
+        said.append(f"arithmetic: {manifest['arithmetic']} -> {facts['arithmetic']}: numbers change by rounding")
+    then, now = ((f["world_size"], f["zero_stage"]) for f in (manifest, facts))
+    if then != now:
+        said.append(
+            f"saved by {then[0]} ranks at ZeRO-{then[1]}, continued with {now[0]} at ZeRO-{now[1]}: the same data, "
+            "numbers equal up to rounding"
+        )
+    return said
+
+
+def table() -> str:
+    """Markdown: every setting of a run, and whether it may change on resume."""
+    kinds = {
+        **dict.fromkeys(FREE, ("freely", "")),
+        **dict.fromkeys(FROM_NOW_ON, ("yes", "steps from there on follow it; logged as an event")),
+        **dict.fromkeys(AHEAD, ("ahead", "where the learning rate of the steps taken stays as it was")),
+        **{name: ("no", why) for name, why in REFUSED.items()},
+    }
+    rows = [f"| `{name}` | {kinds[name][0]} | {kinds[name][1]} |" for name in PretrainConfig.model_fields]
+    return "| setting | may change | what follows, or what to do instead |\n|---|---|---|\n" + "\n".join(rows)
+
+
+if __name__ == "__main__":
+    print(table())

@@ -20,12 +20,9 @@ from mcsp import distributed
 from mcsp.training.saving import checkpoint
 from mcsp.training.saving.state import Copied, write_ranges, write_state
 from mcsp.training.stopping import EXIT_DISK, RunEnded
+from mcsp.wording import sha256_file
 
 Write = Callable[[Path, int, Copied], Path]
-
-
-def _nothing(path: Path) -> None:
-    pass
 
 
 class Saver:
@@ -37,7 +34,7 @@ class Saver:
         keep: int,
         keep_every: int = 0,
         device: torch.device | None = None,
-        finished: Callable[[Path], None] = _nothing,
+        finished: Callable[[Path], None] | None = None,
         write: Write = write_state,
     ) -> None:
         """
@@ -113,7 +110,7 @@ class Saver:
         try:
             file = self.write(checkpoint.aside(path), rank, copied)
             checkpoint.sync(file)
-            return "", file.name, checkpoint.digest(file)
+            return "", file.name, sha256_file(file)
         except (OSError, SafetensorError) as error:
             return _in_words(error), "", ""
 
@@ -123,12 +120,13 @@ class Saver:
             ranges = write_ranges(folder, [(file, copied) for _, file, _, copied in parts])
             checkpoint.sync(ranges)
             digests = {f"{ranges.parent.name}/{file}": digest for _, file, digest, _ in parts}
-            digests[f"{ranges.parent.name}/{ranges.name}"] = checkpoint.digest(ranges)
+            digests[f"{ranges.parent.name}/{ranges.name}"] = sha256_file(ranges)
             checkpoint.seal(path, self._facts, digests)
             checkpoint.retire(self.run_dir, self._facts["step"], self.keep, self.keep_every)
         except OSError as error:
             return _in_words(error)
-        self.finished(path)
+        if self.finished:
+            self.finished(path)
         return ""
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from mcsp.training.saving.zero_fragments import KINDS, Fragment
 
 STATE_DIR, RANGES = "state", "ranges.json"
+EMA = "ema"  # the kind of a moving average of the weights, where a run keeps one
 _METADATA = "mcsp"
 
 
@@ -136,6 +137,12 @@ class State:
             raise ValueError(f"{self.folder}: expected {length} values of {kind} {name} from {start}, found {found}")
         return out
 
+    def has(self, kind: str) -> bool:
+        """Whether there is anything of a kind."""
+        name, pieces = next(iter(self._pieces.items()))
+        start, _, file = pieces[0]
+        return f"{kind}/{start}/{name}" in self._file(file).keys()  # noqa: SIM118, not a dictionary
+
     def whole(self, kind: str, name: str) -> Tensor:
         """A whole parameter or moment in its shape."""
         shape = self.shapes[name]
@@ -158,8 +165,16 @@ class State:
                 target.copy_(self.read(kind, fragment.name, fragment.start, target.numel()))
 
 
-def consolidate_weights(checkpoint_dir: Path) -> dict[str, Tensor]:
+def consolidate_weights(checkpoint_dir: Path, kind: str = "weight") -> dict[str, Tensor]:
     """Whole fp32 weights of the model in a checkpoint of any ZeRO stage and number of ranks, under the names of
-    ``MCSP.state_dict()``; without the temperatures, which no downstream task uses."""
+    ``MCSP.state_dict()``; without the temperatures, which no downstream task uses.
+
+    Raises:
+        ValueError: ``kind`` is :data:`EMA`, and the run kept no average.
+    """
     state, prefix = State(checkpoint_dir), "model."
-    return {n.removeprefix(prefix): state.whole("weight", n) for n in state.shapes if n.startswith(prefix)}
+    if not state.has(kind):
+        raise ValueError(
+            f"{checkpoint_dir}: expected a moving average of the weights, found none; the run needs ema_decay"
+        )
+    return {n.removeprefix(prefix): state.whole(kind, n) for n in state.shapes if n.startswith(prefix)}

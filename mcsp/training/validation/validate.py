@@ -22,6 +22,7 @@ from mcsp.data_sharding.store.reader import Corpus
 from mcsp.losses.prediction import MEASURED_IN, TARGETS, Target
 from mcsp.model.mcsp import MCSP
 from mcsp.schema import Modality
+from mcsp.training.metrics import values_of_pairs
 from mcsp.training.prediction import connectivity_target, spectrum_target
 from mcsp.training.reading.loader import StepDataset
 from mcsp.training.reading.schedule import STREAMS, Schedule
@@ -102,7 +103,7 @@ class Validation:
         found |= {"error": error_Qn.float().T, "subject": batch.subject_N, "site": batch.site_N}
         model = trainer.module.model
         for modality, signal in batch.signals.items():
-            found[f"row {modality}"] = signal.sample_B
+            found[f"row {modality}"], found[f"usable {modality}"] = signal.sample_B, signal.row_valid_B
             late_B = torch.zeros(len(signal), dtype=torch.bool, device=signal.x_BCT.device)
             halves = [time_half(signal, late_B), time_half(signal, ~late_B)]
             for domain in model.config.domains:
@@ -133,11 +134,12 @@ class Validation:
             embedded = Embedded(z_MnK, valid_Mn, of["scale"][0], error_Qn, of["subject"], of["site"])
             loss, terms = self.trainer.loss(embedded)
             batches.append({"loss": loss, **terms})
-        return {
+        means = {
             name if name == "loss" or name.startswith("top1/") else f"loss/{name}":
             float(torch.stack([batch[name].double() for batch in batches]).mean())
             for name in batches[0]
         }  # fmt: skip
+        return values_of_pairs(self.trainer.config, means)
 
     def _measures(self, whole: dict[str, Tensor]) -> dict[str, float]:
         """Measures without labels of the first window of each person, by name, modality and domain."""
@@ -158,9 +160,10 @@ class Validation:
         return values
 
     def _people(self, whole: dict[str, Tensor], modality: Modality) -> list[int]:
-        """Rows of one modality, through all chunks: the first of each person."""
+        """Rows of one modality, through all chunks: the first of each person that is fit to be learned from."""
         subjects = whole["subject"].gather(1, whole[f"row {modality}"]).flatten().tolist()
-        first = {subject: row for row, subject in reversed(list(enumerate(subjects)))}
+        usable = whole[f"usable {modality}"].flatten().tolist()
+        first = {subject: row for row, subject in reversed(list(enumerate(subjects))) if usable[row]}
         return sorted(first.values())[:_MOST_PEOPLE]
 
 

@@ -13,7 +13,7 @@ import webdataset
 
 from mcsp.config import CorpusConfig
 from mcsp.data_sharding.bids.tables import read_tsv
-from mcsp.data_sharding.build.corpus import build_corpus
+from mcsp.data_sharding.build.corpus import build_corpus, start_patiently
 from mcsp.data_sharding.build.receipts import BUILD_NAME
 from mcsp.data_sharding.build.seal import PRIVATE_NAME, TooManyQuarantinedError
 from mcsp.data_sharding.inspect.lint import lint_corpus
@@ -205,3 +205,22 @@ def test_a_folder_with_other_files_is_left_alone(config: CorpusConfig) -> None:
     with pytest.raises(ValueError, match="not empty and no build of a corpus"):
         build_corpus(config)
     assert [p.name for p in config.out_dir.iterdir()] == ["thesis.txt"]
+
+
+def test_ray_that_needs_longer_to_start_is_started_again(capsys: pytest.CaptureFixture[str]) -> None:
+    """The beginnings of Ray fail on a machine under load; what they raise is Ray's own."""
+    outcomes = [ConnectionError("node timed out"), TimeoutError(), None]
+
+    def start() -> None:
+        if (error := outcomes.pop(0)) is not None:
+            raise error
+
+    start_patiently(start, "this machine", pause_seconds=0)
+    assert outcomes == []
+    assert capsys.readouterr().err.splitlines() == [
+        "Ray at this machine: has not started (node timed out); trying again",
+        "Ray at this machine: has not started (TimeoutError); trying again",
+    ]
+    outcomes = [RuntimeError(f"attempt {i}\nfailed") for i in range(3)]
+    with pytest.raises(ValueError, match=r"^Ray at here: cannot start, tried 3 times \(attempt 2 failed\)"):
+        start_patiently(start, "here", pause_seconds=0)

@@ -14,7 +14,7 @@ import pytest
 
 from launchers.lint_corpus import main
 from mcsp.data_sharding.inspect.lint import lint_corpus
-from mcsp.data_sharding.store.files import location, scratch_folder, sha256_file
+from mcsp.data_sharding.store.files import location, scratch_folder
 from mcsp.data_sharding.store.index import (
     SHARDS_NAME,
     index_hash,
@@ -26,6 +26,7 @@ from mcsp.data_sharding.store.index import (
 )
 from mcsp.data_sharding.store.reader import Corpus, crc_name
 from mcsp.schema import Recording
+from mcsp.wording import sha256_file
 
 
 def test_a_fresh_corpus_is_sound(built: Path) -> None:

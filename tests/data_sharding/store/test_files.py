@@ -6,16 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from mcsp.data_sharding.store.files import (
-    is_local,
-    location,
-    names,
-    new_file,
-    read_range,
-    sha256_file,
-    size,
-    write_atomic,
-)
+from mcsp.data_sharding.store.files import is_local, location, names, new_file, read_range, size, write_atomic
+from mcsp.wording import sha256_file
 
 
 @pytest.fixture(params=["disk", "memory"])

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 import torch
 
+from mcsp.config import PretrainConfig
 from mcsp.training.saving import checkpoint
-from mcsp.training.saving.continues import changes
+from mcsp.training.saving.continues import AHEAD, FREE, FROM_NOW_ON, REFUSED, changes, in_words, table
 from mcsp.training.saving.saver import Saver
 from mcsp.training.saving.state import Copied, State, consolidate_weights, copy_state, write_ranges, write_state
 from mcsp.training.saving.zero_fragments import KINDS, Fragment
@@ -22,6 +23,7 @@ from mcsp.training.stopping import EXIT_DISK, RunEnded
 from tests.training.disks import small_disk
 
 SHAPES = {"model.a": (5, 7), "model.b": (3,), "log_scale_P": (4,)}
+ROOT = Path(__file__).resolve().parents[3]
 FACTS = {"index_hash": "i" * 64, "world_size": 1, "zero_stage": 1, "arithmetic": "fp32 on cpu", "model_config": {}}
 CONFIG: dict[str, Any] = {"steps": 10, "schedule_steps": None, "seed": 0, "deepspeed": "zero1.json"}
 
@@ -300,7 +302,7 @@ def test_files_that_a_file_system_will_not_delete_do_not_block_a_start_or_a_save
 
 
 def test_another_run_is_refused_and_another_number_of_ranks_is_not(tmp_path) -> None:
-    manifest = {**FACTS, "config": CONFIG}
+    manifest = {**FACTS, "step": 5, "health": {"skipped_steps": 0}, "config": CONFIG}
 
     def refused(facts: dict[str, Any], **config: Any) -> str:
         with pytest.raises(ValueError, match=str(tmp_path)) as caught:
@@ -315,13 +317,35 @@ def test_another_run_is_refused_and_another_number_of_ranks_is_not(tmp_path) -> 
 
 
 def test_a_lower_learning_rate_and_other_hardware_are_permitted_and_told(tmp_path) -> None:
-    manifest = {**FACTS, "config": {**CONFIG, "learning_rate": 1e-3}}
+    manifest = {**FACTS, "step": 5, "health": {"skipped_steps": 0}, "config": {**CONFIG, "learning_rate": 1e-3}}
     other = {**FACTS, "arithmetic": "bf16 on NVIDIA H100", "config": {**CONFIG, "learning_rate": 3e-4}}
     assert changes(tmp_path, manifest, other) == {
         "learning_rate": "0.001 -> 0.0003", "arithmetic": "fp32 on cpu -> bf16 on NVIDIA H100",
     }  # fmt: skip
     before = {name: value for name, value in manifest.items() if name != "arithmetic"}
     assert changes(tmp_path, before, other) == {"learning_rate": "0.001 -> 0.0003"}
+
+
+def test_every_setting_is_in_the_table_of_the_documentation_with_what_a_change_does() -> None:
+    every = set(PretrainConfig.model_fields)
+    kinds = [FREE, FROM_NOW_ON, AHEAD, set(REFUSED)]
+    assert set().union(*kinds) == every, "a new setting needs a decision"
+    assert sum(map(len, kinds)) == len(every), "one decision each"
+    assert table() in (ROOT / "docs" / "training.md").read_text(), "run python -m mcsp.training.saving.continues"
+
+
+def test_a_start_is_told_what_changed_and_whether_it_matters(tmp_path) -> None:
+    old = PretrainConfig.load(None, ["corpus_dir=c", "run_dir=r", "steps=10"]).dump()
+    new = {**old, "workers": 4, "learning_rate": 1e-4}
+    manifest, facts = {**FACTS, "step": 7, "config": old}, {**FACTS, "world_size": 3, "config": new}
+    told = in_words(tmp_path / "step-00000007", manifest, facts)
+    assert told == [
+        "continues from step-00000007: 7 of 10 steps are taken",
+        "learning_rate: 0.001 -> 0.0001: steps from here on follow it",
+        "workers: 0 -> 4: changes nothing in the results",
+        f"saved by {FACTS['world_size']} ranks at ZeRO-{FACTS['zero_stage']}, continued with 3 at "
+        f"ZeRO-{FACTS['zero_stage']}: the same data, numbers equal up to rounding",
+    ]
 
 
 def test_a_full_disk_gets_one_line_and_keeps_the_old_checkpoints(tmp_path) -> None:

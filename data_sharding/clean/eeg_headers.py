@@ -1,17 +1,28 @@
-"""Headers of EDF, EDF+ and BDF (https://www.edfplus.info/specs/edf.html): rates, sizes, gaps between records."""
+"""What the headers of EEG files say, against the files themselves: sizes, rates, and gaps between records.
 
+EDF and BDF: https://www.edfplus.info/specs/edf.html. The readers let pass, or only warn about, what is refused here.
+"""
+
+import re
+import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from mcsp.data_sharding.bids.reasons import RecordingError
+from mcsp.data_sharding.bids.tables import require_content
 
 # Fields of a signal in the header, in order, and their bytes.
 _FIELDS = {
     "label": 16, "transducer": 80, "unit": 8, "physical_min": 8, "physical_max": 8, "digital_min": 8, "digital_max": 8,
     "filter": 80, "samples": 8, "reserved": 32,
 }  # fmt: skip
+
+
+# Tags of FIF: the first one of a file, and those that may be its last (directory, end of a block, none).
+_FILE_ID, _LAST_TAGS = 100, (102, 105, 108)
 
 
 @dataclass(frozen=True)
@@ -65,7 +76,7 @@ def read_edf_header(path: Path) -> EdfHeader:
                 start += n_signals * length
             samples = [int(text) for text in fields["samples"]]
         except ValueError:
-            found = f"a header that begins with {fixed[:16]!r}" if fixed else "an empty file"
+            found = f"a header that begins with {fixed[:8]!r}" if fixed else "an empty file"
             raise RecordingError(
                 "unreadable", f"{path.name}: {found}, no numbers where an EDF header has them"
             ) from None
@@ -114,3 +125,87 @@ def _record_onsets(path: Path, header: EdfHeader, n_records: int) -> np.ndarray 
         return np.array([float(record.tobytes().split(b"\x14", 1)[0]) for record in records])
     except ValueError:
         return None
+
+
+def check_brainvision(path: Path) -> None:
+    """Compare the size of a BrainVision data file with what its header says."""
+    values = brainvision_values(path)
+    if "datafile" not in values:
+        first = path.read_bytes()[:60].decode("utf-8", errors="replace").splitlines()
+        found = f"the header begins with {first[0][:40]!r}" if first else "the header is empty"
+        raise RecordingError("unreadable", f"{path.name}: {found}, expected the header of BrainVision with DataFile=")
+    data = path.with_name(values["datafile"].replace("$b", path.stem))
+    if not data.is_file():
+        raise RecordingError("missing-file", f"{path.name} needs {data.name}, which is absent")
+    require_content(data)
+    if (kind := values.get("segmentationtype", "")).upper() == "MARKERBASED":
+        raise RecordingError(
+            "not-continuous", f"{path.name}: pieces around markers ({kind}), expected one continuous recording"
+        )
+    width = {"INT_16": 2, "UINT_16": 2, "IEEE_FLOAT_32": 4}.get(values.get("binaryformat", ""))
+    if width is None or not values.get("numberofchannels", "").isdigit():
+        return
+    size, sample = data.stat().st_size, width * int(values["numberofchannels"])
+    if size % sample:
+        raise RecordingError("truncated", f"{data.name}: ends inside a sample ({size} bytes, {sample} per sample)")
+    if values.get("datapoints", "").isdigit() and size // sample != int(values["datapoints"]):
+        reason = "truncated" if size // sample < int(values["datapoints"]) else "wrong-length"
+        raise RecordingError(
+            reason, f"{data.name}: holds {size // sample} samples, its header says {values['datapoints']}"
+        )
+
+
+def brainvision_values(path: Path) -> dict[str, str]:
+    """What a header says, keys in lower case, blanks around the equal signs or not."""
+    header = path.read_bytes().decode("utf-8", errors="replace")
+    lines = re.findall(r"^[ \t]*(\w+)[ \t]*=[ \t]*(.*?)\s*$", header, re.MULTILINE)
+    return {key.lower(): value for key, value in reversed(lines)}  # the first one counts
+
+
+def check_mat(path: Path) -> None:
+    """Whether the elements of a MATLAB 5 file, as EEGLAB writes it, end where the file does."""
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        header = file.read(128)
+        if header[126:128] not in (b"IM", b"MI"):  # MATLAB 7.3, or no such file: its reader says so
+            return
+        byte_order, place = "<" if header[126:128] == b"IM" else ">", 128
+        while place < size:
+            file.seek(place)
+            tag = file.read(8)
+            place += 8 + (struct.unpack(byte_order + "2I", tag)[1] if len(tag) == 8 else size)
+    if place > size:
+        raise RecordingError("truncated", f"{path.name}: holds {size} bytes, its header says {place}")
+
+
+def check_eeglab_data(files: Sequence[Path], n_channels: int, n_times: int) -> None:
+    """Compare the size of an EEGLAB data file, where there is one, with what its header says."""
+    for data in files:
+        if data.suffix.lower() != ".fdt":
+            continue
+        require_content(data)
+        size, expected = data.stat().st_size, 4 * n_channels * n_times
+        if size != expected:
+            says = f"its header says {expected} ({n_channels} channels of {n_times} samples)"
+            reason = "truncated" if size < expected else "wrong-length"
+            raise RecordingError(reason, f"{data.name}: holds {size} bytes, {says}")
+
+
+def check_fif(path: Path) -> None:
+    """Whether the last tag of a FIF file is there: MNE reads one that was cut as a shorter recording."""
+    size, place, last = path.stat().st_size, 0, 0
+    with open(path, "rb") as file:
+        while True:
+            file.seek(place)
+            tag = file.read(16)
+            if place == size and last in _LAST_TAGS:
+                return
+            kind, _, length, following = struct.unpack(">4i", tag) if len(tag) == 16 else (0, 0, size, 0)
+            if place == 0 and kind != _FILE_ID:  # no FIF at all: the reader says so
+                return
+            end = place + 16 + length
+            if end > size:
+                raise RecordingError("truncated", f"{path.name}: ends after {size} bytes, inside of its recording")
+            if following < 0 or length < 0:
+                return
+            last, place = kind, following if following > place else end

@@ -1,0 +1,17 @@
+"""What a result file says about where it comes from; needs no git."""
+
+import subprocess
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def commit(*folders: str) -> dict[str, object]:
+    """The commit, and whether ``folders`` were changed since; None where git or its folder is missing."""
+    try:
+        run = {"cwd": ROOT, "capture_output": True, "text": True, "check": True}
+        head = subprocess.run(["git", "rev-parse", "HEAD"], **run).stdout.strip()  # type: ignore[call-overload]
+        changed = subprocess.run(["git", "status", "--porcelain", *folders], **run).stdout  # type: ignore[call-overload]
+    except (OSError, subprocess.CalledProcessError):
+        return {"commit": None, "changed_since": None}
+    return {"commit": head, "changed_since": bool(changed.strip())}

@@ -1,0 +1,215 @@
+"""What pretraining learns that holds for people set aside: two runs on public recordings, evaluated as they go.
+
+    python benchmarks/studies/validation_curves.py --abide DIR --eegmat DIR --work DIR [--out FILE] [--picture FILE]
+
+``--abide`` is what ``nilearn.datasets.fetch_abide_pcp(pipeline="cpac", band_pass_filtering=True,
+global_signal_regression=True, derivatives=["rois_cc200"])`` downloads, with ``cc200_positions.tsv`` (label, x_mm, y_mm,
+z_mm of each parcel) beside it; ``--eegmat`` the EDF files of PhysioNet's "EEG During Mental Arithmetic Tasks". The
+corpora are built, 600 steps are taken on the first with configs/pretrain/fmri-consortium.yaml as it is and 300 on the
+second, and numbers and a picture are written. A corpus or a run that ``--work`` holds is used, or continued.
+
+ABIDE: Di Martino et al. 2014 (Mol Psychiatry 19:659), Craddock et al. 2013 (Preprocessed Connectomes Project).
+eegmat: Zyma et al. 2019 (Data 4:14), PhysioNet (Goldberger et al. 2000, Circulation 101:e215).
+"""
+
+import argparse
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mcsp.config import CorpusConfig
+from mcsp.data_sharding.bids.write import write_json, write_parcellated_bold, write_parcellation, write_participants
+from mcsp.data_sharding.store.reader import Corpus
+from mcsp.provenance import made_by
+from mcsp.run_log import read_events, read_metrics
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "benchmarks" / "results" / "validation_curves.json"
+PICTURE = ROOT / "docs" / "images" / "validation-curves.png"
+ABIDE_T_R = {"UM": 2.0, "UCLA": 3.0, "Yale": 2.0, "Pitt": 1.5, "KKI": 2.5, "SDSU": 2.0, "OHSU": 2.5}
+ABIDE_T_R |= {"Leuven_1": 1.656, "Leuven_2": 1.667}
+# Public recordings: the key of the subject hashes may be known.
+KEY = b"mcsp validation curves, public".hex().ljust(64, "0")
+RUNS = {
+    "abide": ["--config", "configs/pretrain/fmri-consortium.yaml"],
+    "eegmat": [
+        "steps=300", "batch={paired: 0, eeg: 16, fmri: 0}", "window_seconds={eeg: 30}",
+        "augmentation.opposite_halves=[spatial, temporal, spectral]", "validate_every=25",
+    ],
+}  # fmt: skip
+SPLIT = {"abide": (0.8, 0.1, 0.1), "eegmat": (0.6, 0.4, 0.0)}
+MEASURES = ("half_error", "identification", "rank_h", "rank_z", "site_h", "site_input")
+
+
+def write_abide(source: Path, out: Path) -> None:
+    """One BIDS dataset per site, of parcellated series."""
+    with (source / "cc200_positions.tsv").open() as table:
+        rows = list(csv.DictReader(table, delimiter="\t"))
+    position_P3 = np.array([[float(row[f"{axis}_mm"]) for axis in "xyz"] for row in rows])
+    names = [f"cc{row['label']}" for row in rows]
+    people: dict[str, list[tuple[str]]] = {}
+    for path in sorted(source.rglob("*_rois_cc200.1D")):
+        site, person = path.name.removesuffix("_rois_cc200.1D").rsplit("_", 1)
+        t_r = ABIDE_T_R.get(site) or ABIDE_T_R[site.rsplit("_", 1)[0]]
+        root = out / site.replace("_", "")
+        # Denoised series have no mean: percent is what the corpus stores, their unit is not known.
+        sidecar = {"RepetitionTime": t_r, "Units": "percent"}
+        write_parcellated_bold(root, person, "CC200", names, np.loadtxt(path).T, sidecar)
+        people.setdefault(root.name, []).append((f"sub-{person}",))
+    for site, members in people.items():
+        write_parcellation(out / site, "CC200", names, position_P3)
+        describe(out / site, f"ABIDE {site}", "CC BY-NC-SA 3.0", members)
+
+
+def write_eegmat(source: Path, out: Path) -> None:
+    """One BIDS dataset of EDF files: rest and arithmetic of each person."""
+    root, people = out / "eegmat", []
+    for path in sorted(source.glob("Subject*_*.edf")):
+        person, number = path.stem.removeprefix("Subject").split("_")
+        stem = root / f"sub-{person}" / "eeg" / f"sub-{person}_task-{('rest', 'arithmetic')[int(number) - 1]}"
+        stem.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, f"{stem}_eeg.edf")
+        sidecar = {"SamplingFrequency": 500, "PowerLineFrequency": 50, "EEGReference": "linked ears"}
+        write_json(Path(f"{stem}_eeg.json"), {"TaskName": stem.name.rsplit("-", 1)[1], **sidecar})
+        people.append((f"sub-{person}",))
+    describe(root, "EEG during mental arithmetic", "ODC-By 1.0", sorted(set(people)))
+
+
+def describe(root: Path, name: str, terms: str, people: list[tuple[str]]) -> None:
+    """What else makes a folder a BIDS dataset."""
+    write_participants(root, {}, people)
+    write_json(root / "dataset_description.json", {"Name": name, "BIDSVersion": "1.10.0", "License": terms})
+
+
+def corpus(name: str, source: Path, work: Path) -> Path:
+    """The corpus of one set of recordings, built where it is not there yet."""
+    from mcsp.data_sharding.build.corpus import build_corpus
+
+    out, bids = work / f"{name}-corpus", work / f"{name}-bids"
+    if (out / "index.json").is_file():
+        return out
+    if not bids.is_dir():
+        (write_abide if name == "abide" else write_eegmat)(source, bids)
+    minimum = {"eeg": 30.0, "fmri": 200.0}
+    build_corpus(CorpusConfig(bids_root=bids, out_dir=out, split_fractions=SPLIT[name], min_seconds=minimum))
+    return out
+
+
+def train(name: str, corpus_dir: Path, work: Path) -> Path:
+    """Run or continue; ``run_dir``."""
+    run_dir, end = work / f"{name}-run", work / f"{name}-run" / "exit.json"
+    if end.is_file() and json.loads(end.read_text())["reason"] == "finished":
+        return run_dir
+    command = [sys.executable, "launchers/pretrain.py", *RUNS[name], f"corpus_dir={corpus_dir}", f"run_dir={run_dir}"]
+    subprocess.run(command, cwd=ROOT, check=True)
+    return run_dir
+
+
+def summary(corpus_dir: Path, run_dir: Path) -> dict[str, Any]:
+    """Numbers of one run: every evaluation, people, what evaluating cost, and which steps were skipped."""
+    lines, events = read_metrics(run_dir), read_events(run_dir)
+    people: dict[str, set[str]] = {}
+    for r in Corpus(corpus_dir).recordings:
+        people.setdefault(r.split, set()).add(f"{r.site}/{r.subject}")
+    evaluated = [line for line in lines if "validation/loss" in line]
+    seconds = {part: sum(line.get(f"seconds/{part}", 0.0) for line in lines) for part in ("validation", "checkpoint")}
+    total = sum(line["seconds_per_step"] for line in lines)
+    return {
+        "people": {split: len(members) for split, members in sorted(people.items())},
+        "steps": len(lines),
+        "skipped_steps": [event["step"] for event in events if event["event"] == "skip"],
+        "new_levels": [event["step"] for event in events if event["event"] == "new level"],
+        "ended": json.loads((run_dir / "exit.json").read_text())["reason"],
+        "share_of_time_evaluating": round(seconds["validation"] / total, 4),
+        "seconds_per_step": round(total / len(lines), 3),
+        "evaluations": [
+            {"step": int(line["step"]), "training_loss": round(line["loss"], 4)}
+            | {
+                name.removeprefix("validation/"): round(line[name], 4)
+                for name in line
+                if name.startswith("validation/")
+            }
+            for line in evaluated
+        ],
+        "loss": [round(line["loss"], 4) for line in lines],
+        "gradient_norm": [round(line["gradient_norm"], 3) for line in lines],
+    }
+
+
+def draw(found: dict[str, dict[str, Any]], path: Path) -> None:
+    """A row of panels per run: loss, prediction across halves, identification, site."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(len(found), 4, figsize=(16, 3.6 * len(found)), squeeze=False, layout="constrained")
+    colours = {"spatial": "#0072B2", "temporal": "#D55E00", "spectral": "#009E73"}
+    for row, (name, run) in zip(axes, found.items(), strict=True):
+        evaluations = run["evaluations"]
+        step = [e["step"] for e in evaluations]
+        row[0].plot(range(1, run["steps"] + 1), run["loss"], color="#bbbbbb", linewidth=0.7, label="training")
+        row[0].plot(step, [e["loss"] for e in evaluations], "o-", color="black", markersize=3, label="people set aside")
+        row[0].set(ylabel="loss", title=f"{name}: {run['people']['train']} people trained on, "
+                   f"{run['people']['validation']} set aside")  # fmt: skip
+        titles = (
+            "error across halves (1: mean over people)",
+            "identification across halves",
+            "site told (dotted: input)",
+        )
+        for panel, kind, title in zip(row[1:], ("half_error", "identification", "site_h"), titles, strict=True):
+            panel.set_title(title)
+            for key in [k for k in evaluations[-1] if k.startswith(f"{kind}/")]:
+                colour = colours[key.rsplit("/", 1)[1]]
+                panel.plot(
+                    step, [e[key] for e in evaluations], "o-", markersize=3, color=colour, label=key.split("/")[-1]
+                )
+                other = key.replace("site_h", "site_input")
+                if kind == "site_h":
+                    panel.plot(step, [e[other] for e in evaluations], ":", color=colour)
+            panel.set_ylim(bottom=0)
+            if panel.lines:
+                panel.legend(fontsize=8)
+            else:
+                panel.text(0.5, 0.5, "one site", ha="center", transform=panel.transAxes)
+        row[1].axhline(1, color="#888888", linewidth=1)
+        row[0].legend(fontsize=8)
+        for panel in row:
+            panel.set_xlabel("step")
+            panel.grid(alpha=0.25)
+    figure.savefig(path, dpi=90)
+
+
+def main() -> None:
+    """Build, train, summarise, draw."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--abide", type=Path, help="folder of the parcel series")
+    parser.add_argument("--eegmat", type=Path, help="folder of the EDF files")
+    parser.add_argument("--work", type=Path, required=True, help="where corpora and runs go")
+    parser.add_argument("--only", choices=tuple(RUNS), help="make one of the two runs; no result is written")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--picture", type=Path, default=PICTURE)
+    arguments = parser.parse_args()
+    os.environ.setdefault("MCSP_SUBJECT_KEY", KEY)
+    origin = made_by(("torch", "deepspeed", "numpy", "mne"))
+    found = {}
+    for name in [arguments.only] if arguments.only else list(RUNS):
+        built = corpus(name, getattr(arguments, name), arguments.work)
+        found[name] = summary(built, train(name, built, arguments.work))
+    if arguments.only:
+        return
+    content = {"what": __doc__, "made_by": origin, "runs": found}
+    arguments.out.write_text(json.dumps(content) + "\n")
+    draw(found, arguments.picture)
+    print(f"results: {arguments.out}\npicture: {arguments.picture}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""What a run will need, from a few steps of it that leave no trace in ``run_dir``: ``pretrain.py --check``."""
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mcsp import distributed
+from mcsp.config import PretrainConfig
+from mcsp.training import engine
+from mcsp.training.saving.state import write_state
+from mcsp.training.throughput import Throughput, peak_memory_gib
+from mcsp.training.trainer import Trainer
+from mcsp.training.validation.evaluations import Evaluations
+
+_STEPS = 3  # the first is slower: memory is used for the first time
+
+
+def check(config: PretrainConfig) -> dict[str, Any]:
+    """Build everything, take a few steps, evaluate, save once to a temporary folder; every rank calls it.
+
+    Returns:
+        Numbers of the run by name, the same on every rank: those that :func:`in_words` puts into words.
+
+    Raises:
+        ValueError: whatever the run itself would refuse.
+    """
+    engine.start_process_group()
+    with tempfile.TemporaryDirectory(prefix="mcsp-check-") as aside:
+        trainer = Trainer(config.model_copy(update={"run_dir": Path(aside), "mirror_dir": None, "resume": "auto"}))
+        evaluations = Evaluations(trainer, None)
+        if distributed.is_main():  # as the run does at its start
+            Throughput(trainer.config, trainer.dataset.schedule.shapes, trainer.world_size, trainer.device)
+        built_gib = peak_memory_gib(trainer.device)
+        evaluating, untrained = _timed(trainer, evaluations.at_start)
+        seconds = [_timed(trainer, partial(_step, trainer, step))[0] for step in range(_STEPS)]
+        stepped_gib = peak_memory_gib(trainer.device)
+        copied = trainer.engine.copy_state()
+        _step(trainer, _STEPS)  # while the copy waits to be written
+        saving, path = _timed(trainer, partial(write_state, Path(aside), trainer.rank, copied))
+        own = {
+            "checkpoint_bytes": path.stat().st_size,
+            "memory_gib_built": built_gib,
+            "memory_gib_step": stepped_gib,
+            "memory_gib_peak": peak_memory_gib(trainer.device),
+            "seconds_per_step": statistics.median(seconds[1:]),
+            "seconds_per_evaluation": evaluating if untrained else 0.0,
+            "seconds_per_checkpoint": saving,
+        }
+        of_ranks = distributed.gather_objects(own)
+        trainer.saver.finish()
+    found: dict[str, Any] = {name: max(each[name] for each in of_ranks) for name in own}
+    found["checkpoint_bytes"] = sum(each["checkpoint_bytes"] for each in of_ranks)
+    found["parameters"] = sum(getattr(p, "ds_numel", p.numel()) for p in trainer.module.parameters())
+    found["model_parameters"] = sum(getattr(p, "ds_numel", p.numel()) for p in trainer.module.model.parameters())
+    found["samples"] = {stream.name: len(stream) for stream in trainer.dataset.schedule.streams}
+    found["ranks"] = trainer.world_size
+    found["hours"] = _hours(config, found)
+    return found
+
+
+def _step(trainer: Trainer, step: int) -> None:
+    batches = [batch.to(trainer.device) for batch in trainer.dataset[step]]
+    trainer.train_step(batches)
+
+
+def _timed(trainer: Trainer, action: Callable[[], Any]) -> tuple[float, Any]:
+    begin = time.perf_counter()
+    value = action()
+    if trainer.device.type == "cuda":
+        torch.cuda.synchronize(trainer.device)
+    return time.perf_counter() - begin, value
+
+
+def _hours(config: PretrainConfig, found: dict[str, Any]) -> float:
+    """Of all steps, evaluations and checkpoints, without start-up."""
+    evaluations = 1 + config.steps // config.validate_every if config.validate_every else 0
+    checkpoints = 1 + config.steps // config.checkpoint_every
+    seconds = config.steps * found["seconds_per_step"] + evaluations * found["seconds_per_evaluation"]
+    return float((seconds + checkpoints * found["seconds_per_checkpoint"]) / 3600)
+
+
+def in_words(found: dict[str, Any], config: PretrainConfig) -> str:
+    """The numbers in words, a line each."""
+    samples = ", ".join(f"{count:,} {name}" for name, count in found["samples"].items())
+    kept = config.keep_checkpoints + 1 + bool(config.keep_best)
+    return f"""\
+samples of the training split: {samples}
+parameters: {found["parameters"]:,}, of which the export holds {found["model_parameters"]:,}
+memory of the fullest of {found["ranks"]} rank(s): {found["memory_gib_built"]:.2f} GiB with the model built, \
+{found["memory_gib_step"]:.2f} GiB in a step; expect {found["memory_gib_peak"]:.2f} GiB, while a checkpoint is written
+time: {found["seconds_per_step"]:.3g} s per step, {found["seconds_per_evaluation"]:.3g} s per evaluation, \
+{found["seconds_per_checkpoint"]:.3g} s per checkpoint; {config.steps:,} steps in {found["hours"]:.2g} hours
+checkpoint: {found["checkpoint_bytes"] / 2**20:.1f} MiB; up to {kept} of them, \
+{kept * found["checkpoint_bytes"] / 2**30:.2f} GiB, in run_dir"""

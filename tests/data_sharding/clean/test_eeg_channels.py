@@ -1,0 +1,198 @@
+"""Tables of channels and electrodes as people have them: what is EEG, what takes part in the reference, where it is."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mcsp.config import EegConfig
+from mcsp.data_sharding.bids.find import ref_of_file
+from mcsp.data_sharding.bids.reasons import RecordingError
+from mcsp.data_sharding.bids.write import write_eeg, write_json, write_tsv
+from mcsp.data_sharding.clean.eeg import read_eeg
+from mcsp.data_sharding.clean.eeg_channels import normalise_channel, standard_positions_mm
+from mcsp.data_sharding.clean.recording import CleanRecording
+
+NAMES = ["Fp1", "Fp2", "F3", "F4", "C3", "C4", "P3", "P4", "T7", "T8"]
+NETS = [f"E{i}" for i in range(1, 11)]
+STEM = "sub-1/eeg/sub-1_task-rest"
+
+
+def eeg_uv(n: int = 10, seed: int = 0, seconds: int = 20) -> np.ndarray:
+    t = np.arange(250 * seconds) / 250
+    noise = np.random.default_rng(seed).standard_normal((n, len(t)))
+    return 25 * np.sin(2 * np.pi * 10 * t + np.arange(n)[:, None]) + 5 * noise
+
+
+def write(root: Path, x_CT: np.ndarray | None = None, names: Sequence[str] = NAMES) -> Path:
+    """A recording without ``channels.tsv``."""
+    write_json(root / "dataset_description.json", {"Name": "x"})
+    path = write_eeg(root, "1", "rest", eeg_uv() if x_CT is None else x_CT, names, {"SamplingFrequency": 250})
+    (root / f"{STEM}_channels.tsv").unlink()
+    return path
+
+
+def electrodes(root: Path, unit: str, frame: str = "CapTrak", scale: float = 1.0, space: str = "",
+               names: Sequence[str] = NAMES) -> Path:  # fmt: skip
+    """Places of NAMES, in millimetres times ``scale``, under the given names."""
+    places = [standard_positions_mm()[name.lower()][1] * scale for name in NAMES]
+    path = root / f"sub-1/eeg/sub-1{space}_electrodes.tsv"
+    rows = [(name, *(f"{v:.5f}" for v in xyz)) for name, xyz in zip(names, places, strict=True)]
+    write_tsv(path, ("name", "x", "y", "z"), rows)
+    system = {"EEGCoordinateSystem": frame, "EEGCoordinateUnits": unit}
+    write_json(root / f"sub-1/eeg/sub-1{space}_coordsystem.json", system)
+    return path
+
+
+def read(path: Path) -> CleanRecording:
+    return read_eeg(ref_of_file(path, "eeg"), EegConfig(), min_seconds=10)
+
+
+def refusal(path: Path) -> tuple[str, str]:
+    with pytest.raises(RecordingError) as caught:
+        read(path)
+    assert "\n" not in str(caught.value)
+    return caught.value.reason, str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("unit", "scale", "likely"), [("m", 1.0, "mm"), ("mm", 0.1, "cm"), ("mm", 0.001, "m"), ("cm", 1.0, "mm")]
+)
+def test_places_that_no_head_has_are_refused_with_the_likely_unit(
+    tmp_path: Path, unit: str, scale: float, likely: str
+) -> None:
+    path = write(tmp_path)
+    table = electrodes(tmp_path, unit, scale=scale)
+    reason, text = refusal(path)
+    assert reason == "electrodes-unit"
+    assert text.startswith(table.name) and text.endswith(f"expected 40 to 200 mm: the values look like {likely}")
+    electrodes(tmp_path, likely, scale=scale)
+    expected = [standard_positions_mm()[name.lower()][1] for name in NAMES]
+    np.testing.assert_allclose(read(path).positions_C3, expected, atol=0.1)
+
+
+def test_one_electrode_elsewhere_has_no_place_and_is_told(tmp_path: Path) -> None:
+    path = write(tmp_path, names=NETS)
+    table = electrodes(tmp_path, "mm", names=NETS)
+    table.write_text(table.read_text() + "ground\t0\t0\t0\n")
+    found = read(path)
+    assert found.channels == NETS
+    assert found.repairs == (f"{table.name}: places where no head is are not used: ground",)
+
+
+def test_what_is_not_understood_of_a_coordinate_system_is_told(tmp_path: Path) -> None:
+    path = write(tmp_path, names=NETS)
+    table = electrodes(tmp_path, "meters", scale=1e-3, names=NETS)
+    reason, text = refusal(path)
+    assert reason == "unknown-montage"
+    assert f"{table.name} is not used: sub-1_coordsystem.json says EEGCoordinateUnits 'meters', expected m, cm" in text
+    electrodes(tmp_path, "mm", "Other", names=NETS)
+    assert "says EEGCoordinateSystem 'Other', expected CapTrak, CTF or EEGLAB" in refusal(path)[1]
+    (tmp_path / "sub-1/eeg/sub-1_coordsystem.json").unlink()
+    assert "there is no coordsystem.json of its space" in refusal(path)[1]
+    table.unlink()
+    # Of two tables the one that is understood counts, whatever comes first by name.
+    electrodes(tmp_path, "mm", "Other", space="_space-Other", names=NETS)
+    electrodes(tmp_path, "mm", "CapTrak", space="_space-CapTrak", names=NETS)
+    expected = [standard_positions_mm()[name.lower()][1] for name in NAMES]
+    found = read(path)
+    np.testing.assert_allclose(found.positions_C3, expected, atol=0.01)
+    assert found.repairs == ()
+
+
+def test_a_cell_that_is_no_number_is_named(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    table = electrodes(tmp_path, "mm")
+    sound = table.read_text()
+    table.write_text(sound.replace(".", ","))
+    reason, text = refusal(path)
+    assert reason == "bad-table"
+    assert text.startswith(f"{table.name}: row 1, column x: '-30,9") and text.endswith("a number with a decimal point")
+    table.write_text(sound.replace("\t", ";"))
+    assert refusal(path)[1].startswith(f"{table.name}: no column name, x, y, z, expected columns separated by tabs")
+    table.write_text(sound + "Fp1\t1\t2\t99\n")
+    assert refusal(path)[1] == f"{table.name}: row 11: 'Fp1' twice, at two places"
+    table.write_text(sound)
+    events = tmp_path / f"{STEM}_events.tsv"
+    write_tsv(events, ("Onset", "Duration", "trial_type"), [(5, 1, "BAD_x"), (6, "2 s", "cue")])
+    assert refusal(path) == ("bad-table", f"{events.name}: row 2, column duration: '2 s', expected a number")
+    write_tsv(events, ("Onset", "Duration", "trial_type"), [(5, 1, "BAD_x")])
+    assert read(path).valid_spans == [0, 1000, 1200, 4000]
+    events.write_text("")  # says nothing
+    assert read(path).valid_spans == [0, 4000]
+
+
+@pytest.mark.parametrize("separator", [",", ";", "  "])
+def test_a_table_of_channels_with_another_separator_is_refused(tmp_path: Path, separator: str) -> None:
+    path = write(tmp_path)
+    table = tmp_path / f"{STEM}_channels.tsv"
+    rows = [("name", "type", "status"), *((name, "EEG", "bad" if name == "C3" else "good") for name in NAMES)]
+    table.write_text("\n".join(separator.join(row) for row in rows) + "\n")
+    reason, text = refusal(path)
+    assert reason == "bad-table" and text.startswith(
+        f"{table.name}: no column name, expected columns separated by tabs"
+    )
+
+
+def test_names_are_compared_as_everywhere_else(tmp_path: Path) -> None:
+    """Case, T3 for T7, decoration; also the header's own words in capitals, and a table in Latin-1."""
+    path = write(tmp_path)
+    table = tmp_path / f"{STEM}_channels.tsv"
+    other = ["FP1", "fp2", "EEG F3-REF", "F4 ", "C3", "c4", "P3", "P4", "T3", "T4"]
+    rows = [(name, "eeg", "\u00b5V", "BAD" if name in ("FP1", "T4") else "good") for name in other]
+    write_tsv(table, ("Name", "TYPE", "Units", "Status"), rows)
+    found = read(path)
+    assert [c for c, good in zip(found.channels, found.channel_good_C, strict=True) if not good] == ["Fp1", "T8"]
+    assert found.repairs == ()
+    table.write_bytes(table.read_text().encode("latin-1"))
+    again = read(path)
+    np.testing.assert_array_equal(again.x_TC, found.x_TC)
+    assert again.repairs == (f"{table.name}: not UTF-8, read as Latin-1",)
+    write_tsv(table, ("name", "status"), [*((name, "good") for name in NAMES), ("C3", "bad")])
+    assert refusal(path) == ("bad-table", f"{table.name}: row 11: 'C3' twice, status 'good' and 'bad'")
+    write_tsv(table, ("name", "type", "name"), [(name, "EEG", name) for name in NAMES])
+    assert refusal(path) == ("bad-table", f"{table.name}: column 'name' twice, expected each name once")
+
+
+def test_a_table_that_was_not_fetched_costs_the_recording(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    table = tmp_path / f"{STEM}_channels.tsv"
+    table.write_text("/annex/objects/MD5E-s344--d41d8cd98f00b204e9800998ecf8427e.tsv\n")
+    assert refusal(path) == ("missing-file", f"{table.name}: a pointer of git-annex, expected the content of the file")
+    table.unlink()
+    table.symlink_to("../../.git/annex/objects/x")
+    assert refusal(path)[0] == "missing-file"
+
+
+def test_channels_without_a_place_take_no_part_in_the_reference(tmp_path: Path) -> None:
+    others = ["EEG LOC-REF", "EEG ROC-REF", "EEG 31-REF", "Chin1", "Snore", "EEG A2-A1", "ECG ECG"]
+    names = [f"EEG {name.upper()}-REF" for name in NAMES]
+    alone = read(write(tmp_path / "a", eeg_uv(), names))
+    x_CT = np.vstack([eeg_uv(), 3 * eeg_uv(len(others), seed=9)])
+    together = read(write(tmp_path / "b", x_CT, [*names, *others]))
+    assert together.channels == alone.channels == NAMES
+    np.testing.assert_array_equal(together.x_TC, alone.x_TC)
+    # The reference is the mean of what was written: the other channels are no part of it.
+    x_CT = eeg_uv() - eeg_uv().mean(axis=0)
+    middle = np.interp(np.arange(1000, 3000) / 200, np.arange(x_CT.shape[1]) / 250, x_CT[0])
+    assert np.corrcoef(together.x_TC[1000:3000, 0], middle)[0, 1] > 0.97
+
+
+def test_a_net_of_which_few_places_are_known_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path, names=[*NETS[:7], "Cz", "C3", "C4"])
+    assert refusal(path) == (
+        "unknown-montage",
+        f"{path.name}: 3 of 10 EEG channels have a position (Cz, C3, C4), expected at least 4: E1, E2, E3, E4 ... have "
+        "none; expected 10-05 names or electrodes.tsv",
+    )
+    assert read(write(tmp_path, names=[*NETS[:6], "Cz", "C3", "C4", "Pz"])).channels == ["Cz", "C3", "C4", "Pz"]
+    assert read(write(tmp_path / "two", eeg_uv(2), ["C3", "C4"])).channels == ["C3", "C4"]  # holds no others
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("EEG A2-A1", "A2-A1"), ("M1-M2", "M1-M2"), ("EEG A1-REF", "M1"), ("EEG C3-A2", "C3"), ("A2", "M2")],
+)
+def test_the_difference_of_two_ears_is_no_place(name: str, expected: str) -> None:
+    assert normalise_channel(name) == expected

@@ -1,0 +1,19 @@
+"""Random cases in Triton against float64; test_contrastive_fused.py runs this in a process of its own."""
+
+from typing import Any
+
+import pytest
+import torch
+from contrast_cases import case, expect_float64, outcome
+
+from mcsp.kernels.contrastive import contrastive_loss, fused, relational_distillation
+
+DEVICE = "cpu" if fused.INTERPRETED else "cuda"
+
+
+@pytest.mark.parametrize("loss", [contrastive_loss, relational_distillation])
+@pytest.mark.parametrize("seed", range(64), ids=lambda seed: f"case{seed}-")
+def test_float32_is_float64_to_a_millionth(loss: Any, seed: int) -> None:
+    p = case(seed)
+    truth = outcome(loss, p, torch.float64, DEVICE, impl="reference")
+    expect_float64(p, truth, outcome(loss, p, torch.float32, DEVICE, impl="triton"))

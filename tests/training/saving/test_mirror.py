@@ -1,0 +1,115 @@
+"""Checkpoints on an object store: a local server that speaks S3, and a folder."""
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mcsp.training.saving import checkpoint, mirror
+from mcsp.training.saving.mirror import Mirror, restore
+from mcsp.training.saving.saver import Saver
+from mcsp.training.saving.state import copy_state
+from tests.training.saving.test_checkpoint import CONFIG, FACTS, fragments, holds
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in {
+                "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1",
+                "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+            }.items():  # fmt: skip
+                patch.setenv(name, value)
+            import s3fs
+
+            s3fs.S3FileSystem(skip_instance_cache=True).mkdir("runs")
+            yield "s3://runs"
+    finally:
+        server.stop()
+
+
+@pytest.fixture(params=["object store", "folder"])
+def place(request: pytest.FixtureRequest, bucket: str, tmp_path: Path) -> str:
+    return f"{bucket}/{tmp_path.name}" if request.param == "object store" else str(tmp_path / "mirror")
+
+
+def saved(run_dir: Path, place: str, steps: range, keep: int = 2, keep_every: int = 0) -> None:
+    """Save after each step, as a run does, and end."""
+    copies = Mirror(run_dir, place, keep, keep_every)
+    for step in steps:
+        saver = Saver(run_dir, keep, keep_every, finished=copies.finished)
+        saver.begin(step, {**FACTS, "config": CONFIG}, copy_state(fragments(step), step))
+        saver.finish()
+        while copies._waiting.queue:  # every one is copied here; a run that is faster than its store skips some
+            time.sleep(0.01)
+    (run_dir / "metrics.jsonl").write_text('{"step": 1}\n')
+    copies.finished(checkpoint.checkpoint_path(run_dir, steps[-1]))
+    copies.close()
+
+
+def there(place: str) -> list[int]:
+    return sorted(mirror._steps(*mirror._opened(place)))
+
+
+def test_a_bare_machine_continues_from_the_newest_whole_copy(place, tmp_path, capfd) -> None:
+    run_dir = tmp_path / "run"
+    saved(run_dir, place, range(1, 5))
+    assert there(place)[-1] == 4 and len(there(place)) <= 2
+    restore(place, run_dir, "auto")  # has checkpoints of its own: nothing is fetched
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    restore(place, bare, "auto")
+    found = checkpoint.to_continue(bare, "auto")
+    assert found is not None and checkpoint.step_of(found) == 4 and holds(found, 4)
+    assert (bare / "metrics.jsonl").read_text() == '{"step": 1}\n'
+    with pytest.raises(ValueError, match="resume=never, but it holds checkpoints"):
+        restore(place, tmp_path / "other", "never")
+    assert "warning" not in capfd.readouterr().err
+
+
+def test_copies_that_were_cut_off_or_damaged_are_passed_over(place, tmp_path, capfd) -> None:
+    run_dir = tmp_path / "run"
+    saved(run_dir, place, range(1, 2), keep=9)
+    saved(run_dir, place, range(2, 3), keep=9)
+    saved(run_dir, place, range(3, 4), keep=9)
+    fs, root = mirror._opened(place)
+    fs.rm_file(f"{root}/checkpoints/step-00000003/manifest.json")  # killed before the last file
+    with fs.open(f"{root}/checkpoints/step-00000002/state/rank-00000.safetensors", "wb") as file:
+        file.write(b"damaged")
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    restore(place, bare, "auto")
+    found = checkpoint.to_continue(bare, "auto")
+    assert found is not None and checkpoint.step_of(found) == 1 and holds(found, 1)
+    assert capfd.readouterr().err.count("damaged checkpoint passed over") == 2
+    fs.rm_file(f"{root}/checkpoints/step-00000001/manifest.json")
+    with pytest.raises(ValueError, match="none of 3 checkpoints can be read"):
+        restore(place, tmp_path / "again", "auto")
+
+
+def test_an_abandoned_future_and_old_copies_go(place, tmp_path) -> None:
+    saved(tmp_path / "run", place, range(1, 2), keep=2, keep_every=1)
+    saved(tmp_path / "run", place, range(8, 9), keep=2, keep_every=1)
+    assert there(place) == [1, 8]
+    saved(tmp_path / "run", place, range(6, 7), keep=2, keep_every=4)
+    assert there(place) == [1, 6], "a run that went back to 6 must not find 8 again"
+    saved(tmp_path / "run", place, range(7, 8), keep=2, keep_every=4)
+    assert there(place) == [6, 7]
+
+
+def test_a_store_that_fails_is_told_and_ends_nothing(tmp_path, capfd, monkeypatch) -> None:
+    monkeypatch.setattr(mirror, "_PAUSES_SECONDS", (0.01,))
+    (tmp_path / "mirror").write_text("a file, not a folder")
+    saved(tmp_path / "run", str(tmp_path / "mirror"), range(1, 2))
+    assert "warning: step-00000001 was not copied to " in capfd.readouterr().err
+    assert os.listdir(tmp_path / "run" / "checkpoints") == ["step-00000001"]
+    with pytest.raises(ValueError, match="nosuch://a: cannot use nosuch://"):
+        restore("nosuch://a", tmp_path / "bare", "auto")

@@ -1,0 +1,54 @@
+"""The course of the learning rate, and which settings of it may change in a run."""
+
+from itertools import pairwise
+from typing import Any
+
+import pytest
+
+from mcsp.config import PretrainConfig
+from mcsp.training.rate import learning_rate, same_so_far
+
+
+def config(**values: Any) -> PretrainConfig:
+    return PretrainConfig.parse({"corpus_dir": "c", "run_dir": "r", "steps": 110, "warmup_steps": 10} | values, "test")
+
+
+def test_cosine_warms_up_and_falls_to_a_tenth() -> None:
+    rates = [learning_rate(config(learning_rate=1e-2), step) for step in range(111)]
+    assert rates[:3] == pytest.approx([1e-3, 2e-3, 3e-3])
+    assert max(rates) == pytest.approx(1e-2)
+    assert rates[110] == pytest.approx(1e-3)
+    assert all(a >= b for a, b in pairwise(rates[10:]))
+
+
+def test_constant_stays() -> None:
+    rates = [learning_rate(config(learning_rate=1e-2, schedule="constant"), step) for step in range(200)]
+    assert rates[4] == pytest.approx(5e-3) and set(rates[10:]) == {1e-2}
+
+
+def test_warmup_stable_decay_falls_at_the_end() -> None:
+    stable = config(learning_rate=1e-2, schedule="warmup-stable-decay", decay_steps=20)
+    rates = [learning_rate(stable, step) for step in range(130)]
+    assert set(rates[9:91]) == {1e-2} and rates[91] == pytest.approx(0.955e-2)
+    assert rates[100] == pytest.approx(0.55e-2) and rates[110:] == pytest.approx([1e-3] * 20)
+    a_fifth = config(schedule="warmup-stable-decay")
+    assert learning_rate(a_fifth, 88) == learning_rate(a_fifth, 20) > learning_rate(a_fifth, 89)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "steps", "same"),
+    [
+        ({}, {"steps": 200}, 50, False),
+        ({}, {"steps": 200, "schedule_steps": 110}, 110, True),
+        ({}, {"learning_rate": 1e-5}, 50, True),
+        ({}, {"warmup_steps": 12}, 50, False),
+        ({"schedule": "constant"}, {"schedule": "constant", "steps": 500}, 110, True),
+        ({"schedule": "warmup-stable-decay"}, {"schedule": "warmup-stable-decay", "steps": 500}, 88, True),
+        ({"schedule": "warmup-stable-decay"}, {"schedule": "warmup-stable-decay", "steps": 500}, 90, False),
+        ({"schedule": "constant"}, {"schedule": "warmup-stable-decay"}, 60, True),
+        ({}, {"schedule": "constant"}, 60, False),
+        ({}, {"schedule": "constant"}, 5, True),
+    ],
+)
+def test_a_course_may_change_ahead_and_not_behind(old, new, steps, same) -> None:
+    assert same_so_far(config(**old).dump(), config(**new).dump(), steps) == same
