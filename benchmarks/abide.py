@@ -128,8 +128,9 @@ def one_run(
     kept = ("label_efficiency", "site_decoding", "membership", "overlap", "splits_sha256", "subjects", "sites", "notes")
     ended = json.loads((trained / "exit.json").read_text())["reason"]
     return {
-        "seed": seed, "steps": steps, "ended": ended, "changes": list(changes), "first_step": lines[0],
-        "last_step": lines[-1], "classification": rows, **{k: found[k] for k in kept if k in found},
+        "seed": seed, "steps": steps, "ended": ended, "changes": list(changes),
+        "first_step": lines[0], "last_step": lines[-1],
+        "classification": rows, **{k: found[k] for k in kept if k in found},
     }  # fmt: skip
 
 

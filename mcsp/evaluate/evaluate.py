@@ -16,6 +16,7 @@ from mcsp.evaluate import comparison, diagnostics
 from mcsp.evaluate.baselines import USUAL_COVARIATES, covariate_table, measure
 from mcsp.evaluate.bids_corpus import open_corpus
 from mcsp.evaluate.features import learned_parts, measured_parts
+from mcsp.evaluate.membership import membership
 from mcsp.evaluate.methods import PRETRAINED, UNTRAINED, Block, Described, Encoded
 from mcsp.evaluate.overlap import find_overlap
 from mcsp.evaluate.report.page import write_report
@@ -87,6 +88,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         "classification": rows,
         "label_efficiency": diagnostics.label_efficiency(described, labelled, config),
         "site_decoding": diagnostics.site_decoding(described, labelled, config),
+        "membership": membership({PRETRAINED: model, UNTRAINED: untrained}, corpus, labelled, overlap.seen, config),
         "retrieval": retrieval,
         "notes": notes + more_notes,
     }

@@ -11,15 +11,11 @@ from tqdm import tqdm
 
 from mcsp.config import LabelledConfig
 from mcsp.data_sharding.store.reader import Corpus
-from mcsp.encode.windows import encode_windows
+from mcsp.encode.windows import OF_WINDOWS, encode_windows, split_parts
 from mcsp.evaluate.units import Unit
 from mcsp.model.mcsp import MCSP
 from mcsp.schema import Modality, Window
 from mcsp.windows import longest_window, no_window, window_starts
-
-# Coherence is the larger the less time it is measured over, by chance alone. Of whole recordings it would tell how long
-# they are: on eegmat, with 180 s of rest and 60 s of arithmetic, with an AUROC of 0.99. Windows have one length.
-OF_WINDOWS = ("coherence",)
 
 
 def read_windows(
@@ -114,7 +110,7 @@ def measured_parts(
 ) -> dict[Modality, dict[str, np.ndarray]]:
     """What ``model.config.skips`` names, at the anchors; the same for any weights. Otherwise as :func:`unit_features`.
 
-    Of whole recordings, but for :data:`OF_WINDOWS`.
+    Of whole recordings, but for :data:`mcsp.encode.windows.OF_WINDOWS`.
     """
     found: dict[Modality, dict[str, np.ndarray]] = {}
     for modality in model.config.modalities:
@@ -134,11 +130,6 @@ def measured_parts(
         if parts:
             found[modality] = {name: parts[name] for name in widths}
     return found
-
-
-def split_parts(x_NF: np.ndarray, widths: dict[str, int]) -> dict[str, np.ndarray]:
-    """Neighbouring columns by name."""
-    return dict(zip(widths, np.split(x_NF, np.cumsum(list(widths.values()))[:-1], axis=1), strict=True))
 
 
 def _mean_of(

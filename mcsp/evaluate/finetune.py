@@ -18,10 +18,11 @@ from mcsp.batch import collate
 from mcsp.config.finetune import FinetuneConfig
 from mcsp.encode.classifier import MCSPClassifier
 from mcsp.encode.pretrained import from_pretrained
+from mcsp.encode.windows import split_parts
 from mcsp.evaluate import scores
 from mcsp.evaluate.bids_corpus import open_corpus
 from mcsp.evaluate.evaluate import versions, with_windows
-from mcsp.evaluate.features import split_parts, unit_features
+from mcsp.evaluate.features import unit_features
 from mcsp.evaluate.overlap import find_overlap
 from mcsp.evaluate.readout.classifiers import LOGISTIC, cross_validate, on_grams
 from mcsp.evaluate.readout.grams import fixed, gram

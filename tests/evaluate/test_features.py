@@ -10,8 +10,9 @@ import torch
 from mcsp.batch import collate
 from mcsp.config import EvaluateConfig, ModelConfig
 from mcsp.data_sharding.store.reader import Corpus
+from mcsp.encode.windows import OF_WINDOWS, split_parts
 from mcsp.evaluate.baselines import measure
-from mcsp.evaluate.features import OF_WINDOWS, learned_parts, measured_parts, split_parts, unit_features
+from mcsp.evaluate.features import learned_parts, measured_parts, unit_features
 from mcsp.evaluate.units import Unit
 from mcsp.model.mcsp import MCSP
 from mcsp.schema import Recording, Window

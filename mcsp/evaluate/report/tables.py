@@ -39,6 +39,9 @@ def terminal_table(results: dict[str, Any]) -> str:
     for r in results["retrieval"]:
         candidates = f"{r['candidates']} of {r['candidates_from']}"
         lines.append(f"{r['subjects_of']:<14}{candidates:<18}{r['model']:<26}{r['top1']:>7.3f}{r['chance']:>8.3f}")
+    for row in results.get("membership", ()):
+        said = f"{row['seen']} seen from {row['unseen']} unseen, {row['modality']}, {row['model']}"
+        lines.append(f"membership, {said}: AUROC {interval(row['auroc'])}")
     if simulated:
         lines += ["", f"simulated sites: {', '.join(simulated)}"]
     lines += ["", overlap_line(results)]
