@@ -125,10 +125,13 @@ class SpatialEncoder(nn.Module):
         """Logarithm or root of the correlation of the anchors, ``(B, A, A)``, of standardised channels."""
         unit_BAC = weights_BAC.to(channels.std_BC.dtype) * _reciprocal(channels.std_BC)[:, None]
         with torch.autocast(unit_BAC.device.type, enabled=False):  # bf16 is too coarse for products over time
-            course_BAT = unit_BAC @ channels.centred_BCT
             if form == "logarithm":
-                return log_correlation(course_BAT, channels.valid_BT, self.by_products)
-            return root_correlation(course_BAT, channels.valid_BT, self.by_products, shrinkage)
+                return log_correlation(unit_BAC @ channels.centred_BCT, channels.valid_BT, self.by_products)
+            # A root makes 3e-4 of the 1e-7 that float32 leaves of an eigenvalue that is zero; shrinkage covers that.
+            wide = torch.float64 if shrinkage == 0.0 else unit_BAC.dtype
+            course_BAT = unit_BAC.to(wide) @ channels.centred_BCT.to(wide)
+            root_BAA = root_correlation(course_BAT, channels.valid_BT, self.by_products, shrinkage)
+            return root_BAA.to(unit_BAC.dtype)
 
     def _tokens(self, measured: Connectivity) -> Tensor:
         dtype = self.embed.weight.dtype
