@@ -1,4 +1,7 @@
-"""Features and their classical counterparts: windows, averages, missing modalities, common positions."""
+"""Features and their classical counterparts: windows, averages, missing modalities, common positions.
+
+Covers: mcsp/evaluate/baselines.py, mcsp/encode/windows.py
+"""
 
 import json
 from dataclasses import replace
