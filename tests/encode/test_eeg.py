@@ -1,4 +1,7 @@
-"""encode_raw: the numbers of a corpus, every format, and one clear line for what a laboratory gets wrong."""
+"""encode_raw: the numbers of a corpus, every format, and one clear line for what a laboratory gets wrong.
+
+Covers: mcsp/encode/recording.py
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace

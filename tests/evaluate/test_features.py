@@ -1,4 +1,7 @@
-"""Features of units: windows, averages, whole recordings, missing modalities."""
+"""Features of units: windows, averages, whole recordings, missing modalities.
+
+Covers: mcsp/encode/windows.py
+"""
 
 from dataclasses import replace
 from pathlib import Path

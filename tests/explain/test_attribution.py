@@ -1,4 +1,7 @@
-"""Attributions add up, and find where a simulated effect was planted."""
+"""Attributions add up, and find where a simulated effect was planted.
+
+Covers: mcsp/explain/explain.py, mcsp/explain/report.py
+"""
 
 import json
 from pathlib import Path

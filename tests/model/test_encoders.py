@@ -1,3 +1,9 @@
+"""The encoders of the three domains: what must not change their results, and what must.
+
+Covers: mcsp/model/layers.py, mcsp/model/mcsp.py, mcsp/model/spatial.py, mcsp/model/spectral.py,
+mcsp/model/temporal.py
+"""
+
 from dataclasses import replace
 
 import numpy as np

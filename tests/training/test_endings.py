@@ -1,4 +1,7 @@
-"""How runs end that are not left to finish: launchers that die, ranks that stop, links that break."""
+"""How runs end that are not left to finish: launchers that die, ranks that stop, links that break.
+
+Covers: mcsp/training/stopping.py, mcsp/training/watchdog.py
+"""
 
 import errno
 import json

@@ -1,3 +1,8 @@
+"""Runs of one rank through the launcher.
+
+Covers: launchers/pretrain.py
+"""
+
 import shutil
 import subprocess
 import sys

@@ -1,4 +1,7 @@
-"""Saves that are killed or find no space, and runs that start from another's weights."""
+"""Saves that are killed or find no space, and runs that start from another's weights.
+
+Covers: mcsp/training/saving/start_weights.py
+"""
 
 import json
 import signal
