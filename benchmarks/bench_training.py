@@ -1,8 +1,9 @@
 """Training on this machine: what our loop costs, what two ranks gain, and (with CUDA) the utilisation of the GPU.
 
-python benchmarks/bench_training.py [--out FILE] [--steps K]
+python benchmarks/bench_training.py [--out FILE] [--steps K] [--parts]
 
-writes benchmarks/results/training_<cpu or cuda>_<yyyymm>.json.
+writes benchmarks/results/training_<cpu or cuda>_<yyyymm>.json; with --parts the parts of a step alone, to
+benchmarks/results/step_parts_<cpu or cuda>_<yyyymm>.json.
 
 * overhead: steps of :class:`mcsp.training.run.Run` (DeepSpeed, health, clock, watchdog, metrics, progress line) against
   the barest torch loop: the same module, objective and AdamW on the same batches (so the same views), ``zero_grad,
@@ -10,6 +11,8 @@ writes benchmarks/results/training_<cpu or cuda>_<yyyymm>.json.
   many milliseconds per step, whatever the batch, mostly DeepSpeed's handling of each parameter; so it is measured with
   a batch too small to train with, 8, and with one of ordinary size, 32.
 * weak scaling: one rank with a batch, then two ranks with twice that batch; the share of communication in a step.
+* parts: where a plain step of the nano model goes (views, measures, encoders, heads, contrast, backward, optimizer), on
+  16 recordings of one modality, windows of 30 s of EEG and of 60 s of BOLD.
 * mfu (CUDA only): small and base, model FLOP/s over the peak of the GPU.
 """
 
@@ -187,6 +190,38 @@ def mfu(corpus: Path, folder: Path, steps: int) -> list[dict[str, Any]]:
     return results
 
 
+def parts(corpus: Path, folder: Path, steps: int) -> dict[str, Any]:
+    """Median seconds of each part of a step, by modality."""
+    from mcsp.data_sharding.store.reader import Corpus
+    from mcsp.training.engine import parameter_groups
+    from mcsp.training.parts import seconds_of_parts, table
+    from mcsp.training.pretrainer import Pretrainer
+    from mcsp.training.reading.loader import StepDataset
+    from mcsp.training.trainer import schedule_of
+
+    found = {}
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    for modality in ("eeg", "fmri"):
+        quota = {"paired": 0, "eeg": 0, "fmri": 0, modality: 16}
+        more = [f"model.modalities=[{modality}]", "window_seconds={eeg: 30, fmri: 60}", f"batch={quota}"]
+        config = config_for(corpus, folder / f"parts-{modality}", 16, steps, *more)
+        opened = Corpus(corpus)
+        alone = [r for r in opened.recordings if r.modality == modality]
+        opened.recordings = type(opened.recordings).of(alone)  # a corpus of this modality, so not paired
+        (batch,) = StepDataset(opened, schedule_of(config, opened), 0, 1)[0]
+        torch.manual_seed(0)
+        module = Pretrainer(config.model, config.objective, config.augmentation).to(device)
+        optimizer = torch.optim.AdamW(parameter_groups(module, config.weight_decay), lr=config.learning_rate)
+        clock = (
+            time.perf_counter if device.type == "cuda" else time.process_time
+        )  # of this process alone, in one thread
+        seconds = seconds_of_parts(module, batch.to(device), config.objective, optimizer, steps, clock)
+        shape = list(batch.signals[modality].x_BCT.shape)
+        found[modality] = {"rows_channels_samples": shape, "seconds": seconds}
+        print(f"{modality}, {shape}\n{table(seconds)}")
+    return found
+
+
 def commit() -> str:
     """The commit that is measured."""
     found = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
@@ -197,21 +232,19 @@ def main() -> None:
     """Measure, write, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     kind = "cuda" if torch.cuda.is_available() else "cpu"
-    name = f"training_{kind}_{date.today():%Y%m}.json"
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / name)
+    parser.add_argument("--out", type=Path)
     parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--parts", action="store_true", help="the parts of a step alone")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as folder:
         corpus = make_corpus(Path(folder))
-        results: dict[str, Any] = {
-            "overhead": [overhead(corpus, Path(folder), arguments.steps, *case) for case in OVERHEAD]
-        }
-        if kind == "cuda":
-            results["mfu"] = mfu(corpus, Path(folder), arguments.steps)
-        else:
-            results["weak_scaling"] = weak_scaling(corpus, Path(folder), arguments.steps)
+        results: dict[str, Any] = {"parts": parts(corpus, Path(folder), arguments.steps)}
+        if not arguments.parts:
+            results["overhead"] = [overhead(corpus, Path(folder), arguments.steps, *case) for case in OVERHEAD]
+            whole = mfu if kind == "cuda" else weak_scaling
+            results["mfu" if kind == "cuda" else "weak_scaling"] = whole(corpus, Path(folder), arguments.steps)
     device = torch.cuda.get_device_name() if kind == "cuda" else platform.processor() or platform.machine()
     origin = {
         "script": "benchmarks/bench_training.py", "date": date.today().isoformat(), "commit": commit(),
@@ -220,9 +253,11 @@ def main() -> None:
         "versions": {package: version(package) for package in ("torch", "deepspeed")},
         "model": "nano", "batch_per_rank_in_weak_scaling": BATCH, "windows": WINDOWS,
     }  # fmt: skip
-    arguments.out.write_text(json.dumps({**origin, **results}, indent=1) + "\n")
+    name = f"{'step_parts' if arguments.parts else 'training'}_{kind}_{date.today():%Y%m}.json"
+    out = arguments.out or ROOT / "benchmarks" / "results" / name
+    out.write_text(json.dumps({**origin, **results}, indent=1) + "\n")
     print(json.dumps(results, indent=1))
-    print(f"results: {arguments.out}")
+    print(f"results: {out}")
 
 
 if __name__ == "__main__":

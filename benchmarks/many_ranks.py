@@ -53,13 +53,13 @@ class Counter(TorchDispatchMode):
 
 
 def measured(action: Callable[[], object]) -> dict[str, Any]:
-    """Median and spread of seconds over repeats after one to warm up, and counts of one more."""
+    """Median and spread of processor seconds over repeats after one to warm up, and counts of one more."""
     seconds = []
     for repeat in range(REPEATS + 1):
-        begin = time.perf_counter()
+        begin = time.process_time()
         action()
         if repeat:
-            seconds.append(time.perf_counter() - begin)
+            seconds.append(time.process_time() - begin)
     counter = Counter()
     with counter:
         action()
@@ -108,10 +108,10 @@ def checkpoint_share(folder: Path) -> dict[str, Any]:
     for how in ("without ranges.json", "with ranges.json"):
         if how == "with ranges.json":
             found["ranges_bytes"] = write_ranges(folder, zip(names, copies, strict=True)).stat().st_size
-        begin = time.perf_counter()
+        begin = time.process_time()
         state = State(folder)
         state.into(fragments(7))
-        found[how] = {"opened": len(state._open), "seconds": time.perf_counter() - begin}
+        found[how] = {"opened": len(state._open), "seconds": time.process_time() - begin}
     return found
 
 
@@ -155,7 +155,7 @@ def main() -> None:
 
 def table(result: dict[str, Any]) -> str:
     """The part of docs/scaling.md."""
-    lines = ["| one rank of 1,024 | s (quartiles) | operations | values read back |", "|---|---|---|---|"]
+    lines = ["| one rank of 1,024 | processor s (quartiles) | operations | values read back |", "|---|---|---|---|"]
     for name, what in (("contrast", "contrast, forward and backward"), ("retrieval", "retrieval, logged steps alone")):
         r = result["objective"][name]
         low, high = r["quartiles"]
@@ -163,10 +163,10 @@ def table(result: dict[str, Any]) -> str:
     old, new, save = result["load"]["without ranges.json"], result["load"]["with ranges.json"], result["save"]
     lines += [
         "",
-        f"A start opens {new['opened']} file of a checkpoint of {result['ranks']} ranks in {new['seconds']:.2f} s; "
-        f"without the list of ranges {old['opened']} in {old['seconds']:.2f} s. A save of {save['bytes'] / 1e6:.0f} MB "
-        f"keeps the next step waiting for {save['next_step_waits']:.2f} s and is a checkpoint after "
-        f"{save['until_checkpoint']:.2f} s.",
+        f"A start opens {new['opened']} file of a checkpoint of {result['ranks']} ranks in {new['seconds']:.2f} s of "
+        f"processor time, without the list of ranges {old['opened']} in {old['seconds']:.2f} s. A save of "
+        f"{save['bytes'] / 1e6:.0f} MB keeps the next step waiting for {save['next_step_waits']:.2f} s and is a "
+        f"checkpoint after {save['until_checkpoint']:.2f} s.",
     ]
     return "\n".join(lines)
 

@@ -26,11 +26,13 @@ def main() -> None:
     faulthandler.enable()  # a table that is cut off while it is mapped ends in SIGBUS: say where
     try:
         # After parsing: a typing error should not wait for DeepSpeed's import.
+        from torch import distributed
+
         from mcsp.training.run import InUse, pretrain, status_of
         from mcsp.training.stopping import EXIT_DISK, leave
     except KeyboardInterrupt:
         raise SystemExit(130) from None
-    told = ""
+    told, heard = "", os.environ.get("RANK", "0") == "0"
     try:
         if arguments.check:
             from mcsp.training.check import check, in_words
@@ -41,6 +43,7 @@ def main() -> None:
             told = f"run: {config.run_dir}  (metrics.jsonl, events.jsonl, tensorboard/, checkpoints/)"
     except (InUse, ValueError) as error:
         told, code = f"error: {error}", status_of(error)
+        heard = heard or not distributed.is_initialized()  # before ranks can talk, each speaks for itself
     except KeyboardInterrupt as error:
         told, code = "interrupted before the first step", status_of(error)
     except BaseException as error:  # noqa: BLE001, the process ends here
@@ -49,7 +52,7 @@ def main() -> None:
             told = f"error: {config.run_dir}: {error}; make room and run the same command again"
         else:
             traceback.print_exc()
-    if told and os.environ.get("RANK", "0") == "0":
+    if told and heard:
         print(told, file=sys.stderr if told.startswith(("error:", "interrupted")) else sys.stdout)
     leave(code)
 

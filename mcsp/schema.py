@@ -31,6 +31,8 @@ VIEWS = (0, 1)  # of each window, in every domain
 # Highest frequency [Hz] that models read. EEG: the range of the classical bands, to 45 Hz; BOLD: slow-5 to slow-2 (Zuo
 # et al., NeuroImage 2010).
 HIGHEST_HZ: dict[Modality, float] = {"eeg": 45.0, "fmri": 0.25}
+# Ellipsoid around the cerebrum of the MNI152 template [mm].
+BRAIN_CENTRE_MM, BRAIN_HALF_AXES_MM = (0.0, -18.0, 16.0), (66.0, 82.0, 56.0)
 
 # Units in which values reach a model. fp16 holds 6e-8..65504, so volts would drown in its subnormals.
 UNITS: dict[Modality, str] = {"eeg": "uV", "fmri": "percent"}
@@ -87,6 +89,7 @@ class Recording:
     valid_spans: list[int] = field(default_factory=list)  # start, stop, start, stop ... in samples
     participant: str = "{}"  # JSON object of the allowed participants.tsv columns
     quality: str = "{}"  # JSON object of numbers, see docs/corpus-format.md
+    space: str = ""  # of the parcels' positions, "MNI152NLin6Asym"; "" for EEG and where it is not known
 
     @property
     def seconds(self) -> float:
@@ -101,10 +104,10 @@ class Recording:
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> "Recording":
         """Make a recording from one row of the table; raise ``ValueError`` naming missing columns."""
-        missing = [f.name for f in fields(cls) if f.name not in row]
+        missing = [f.name for f in fields(cls) if f.name not in row and f.name != "space"]
         if missing:
             raise ValueError(f"recordings.arrow: missing columns {missing}")
-        return cls(**{f.name: row[f.name] for f in fields(cls)})
+        return cls(**{f.name: row[f.name] for f in fields(cls) if f.name in row})
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,18 @@ REASONS = {
         "fetch the content (`datalad get`, `git lfs pull`); copy what the header names (`.eeg`, "
         "`.vmrk`, `.fdt`), or repair the name in the header after a renaming",
     ),
+    "outside-dataset": Reason(
+        "the recording, or a file that it needs, lies outside of its dataset, through a link or a name in a header",
+        "sub-2_task-rest_eeg.edf: lies outside of its dataset, through a link or a name in a header; expected it below "
+        "the dataset's folder, or its folder under trusted_link_targets",
+        "copy the file into the dataset; where the link is meant, name its target under `trusted_link_targets`",
+    ),
+    "unsafe-file": Reason(
+        "an HDF5 file that takes its values from other files",
+        "sub-1_task-rest_eeg.set: 'data' is stored in another file (/proc/self/environ), expected values in the file "
+        "itself",
+        "export the recording again with its values inside; find out who made the file",
+    ),
     "truncated": Reason(
         "the file ends before its header says it does",
         "sub-1_task-rest_eeg.fdt: holds 570000 bytes, its header says 1140000 (19 channels of 15000 samples)",

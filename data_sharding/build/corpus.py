@@ -20,7 +20,7 @@ from mcsp.data_sharding.build.identifiers import find_identifiers_in_shards
 from mcsp.data_sharding.build.layout import Plan, PlannedShard
 from mcsp.data_sharding.build.plan import make_plan
 from mcsp.data_sharding.build.progress import BuildStatus, Progress
-from mcsp.data_sharding.build.pseudonyms import subject_key
+from mcsp.data_sharding.build.pseudonyms import subject_key, without_key_in_environment
 from mcsp.data_sharding.build.receipts import (
     BUILD_NAME,
     claimed,
@@ -66,10 +66,13 @@ def build_corpus(config: CorpusConfig, address: str | None = None) -> tuple[dict
         ValueError: one line: bad input folders, no subject key, another corpus in ``out_dir``, a failing worker, a
             machine that computes otherwise, or a bad recording under ``on_error: raise``.
     """
-    plan = make_plan(config, subject_key(config))
+    key = subject_key(config)
+    plan = make_plan(config, key)
+    # Workers get pseudonyms, never the key or the way to it.
+    config = config.model_copy(update={"subject_key_file": None})
     out = location(config.out_dir)
     digest = f"{plan.digest} {reading_limits(config)}"
-    with claimed(out, plan):
+    with claimed(out, plan), without_key_in_environment():
         if sealed_plan(out) == digest and _is_finished(out):
             return read_index(out), True
         with ray_session(config.workers, address):
@@ -79,7 +82,7 @@ def build_corpus(config: CorpusConfig, address: str | None = None) -> tuple[dict
             state = "failed"
             try:
                 fingerprint = _run(plan, config, out, status)
-                index = settle(plan, config, out, fingerprint, partial(_scanned, out))
+                index = settle(plan, config, out, fingerprint, key, partial(_scanned, out))
                 write_sealed(out, digest)
                 remove_stale(out, index, plan)
                 state = "complete"

@@ -1,9 +1,12 @@
 """Pseudonyms: keyed hashes (HMAC-SHA-256, RFC 2104) that stand for subjects and sessions; the key is never written."""
 
+import ctypes
 import hashlib
 import hmac
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from mcsp.config import CorpusConfig
 
@@ -34,6 +37,28 @@ def subject_key(config: CorpusConfig | None = None) -> bytes:
         found = "is not set" if not key else f"has {len(key)} characters, expected at least {_MIN_KEY_LENGTH}"
         raise ValueError(f"{source} {found}; make one with: {make}")
     return key.encode()
+
+
+@contextmanager
+def without_key_in_environment() -> Iterator[None]:
+    """The key is in no environment while the block runs: neither this process's nor that of those it starts.
+
+    What a process was started with stays readable in ``/proc/<pid>/environ``, also for a file that this machine is
+    made to read by its name; so the value is overwritten where it lies.
+    """
+    value = os.environ.get(KEY_VARIABLE)
+    if value is not None:
+        libc = ctypes.CDLL(None)
+        libc.getenv.restype = ctypes.c_void_p
+        place = libc.getenv(KEY_VARIABLE.encode())
+        if place:
+            ctypes.memset(place, ord("x"), len(value.encode()))
+        del os.environ[KEY_VARIABLE]
+    try:
+        yield
+    finally:
+        if value is not None:
+            os.environ[KEY_VARIABLE] = value
 
 
 def keyed_hash(key: bytes, *parts: str) -> str:

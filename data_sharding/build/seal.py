@@ -20,7 +20,7 @@ from mcsp.data_sharding.build.identifiers import (
 )
 from mcsp.data_sharding.build.layout import Plan
 from mcsp.data_sharding.build.privacy import name_words, redact
-from mcsp.data_sharding.build.pseudonyms import key_fingerprint, pseudonymise, subject_key
+from mcsp.data_sharding.build.pseudonyms import key_fingerprint, pseudonymise
 from mcsp.data_sharding.build.receipts import BUILD_NAME, headers, read_rows
 from mcsp.data_sharding.build.recipe import public_config, software_versions
 from mcsp.data_sharding.store.files import Location, new_file, scratch_folder, write_atomic
@@ -139,7 +139,12 @@ class TooManyQuarantinedError(ValueError):
 
 
 def settle(
-    plan: Plan, config: CorpusConfig, out: Location, fingerprint: str, find_in_shards: FindInShards | None = None
+    plan: Plan,
+    config: CorpusConfig,
+    out: Location,
+    fingerprint: str,
+    key: bytes,
+    find_in_shards: FindInShards | None = None,
 ) -> dict[str, Any]:
     """Check that nothing is lost and not too much is bad, then seal the corpus; the content of ``index.json``.
 
@@ -163,7 +168,7 @@ def settle(
             if accounted[site] != n]  # fmt: skip
     if lost:
         raise ValueError(f"recordings are lost ({'; '.join(lost)}); this is a mistake of the builder")
-    key, names = subject_key(config), people(plan.sites)
+    names = people(plan.sites)
 
     def rejections() -> Iterator[Rejection]:
         rows = (Rejection(**row) for _, header in headers(out, plan) for row in header.rejected)

@@ -9,6 +9,7 @@ from mcsp.config import CorpusConfig
 from mcsp.data_sharding.bids.find import RecordingRef
 from mcsp.data_sharding.build.layout import PlannedShard
 from mcsp.data_sharding.build.progress import SiteCounts
+from mcsp.data_sharding.build.pseudonyms import without_key_in_environment
 from mcsp.data_sharding.build.receipts import is_current, read_header, write_receipt
 from mcsp.data_sharding.build.shards import build_shard, reading_limits
 from mcsp.data_sharding.clean.read import ReadingProcess
@@ -59,6 +60,18 @@ def build_or_keep(
     Raises:
         ValueError: this machine computes other values than the first worker of the build.
     """
+    with without_key_in_environment():  # a node may have been started with it, for another build's driver
+        return _build_or_keep(shard, excluded, config, fingerprint, deep, tell)
+
+
+def _build_or_keep(
+    shard: PlannedShard,
+    excluded: dict[str, str] | None,
+    config: CorpusConfig,
+    fingerprint: str,
+    deep: bool,
+    tell: Callable[[SiteCounts], None] | None,
+) -> bool:
     found = fingerprint_here(config)
     if found != fingerprint:
         raise ValueError(

@@ -15,6 +15,7 @@ import mne
 import numpy as np
 
 from mcsp.data_sharding.bids.find import RecordingRef
+from mcsp.data_sharding.bids.outside import require_inside
 from mcsp.data_sharding.bids.reasons import RecordingError, reading
 from mcsp.data_sharding.bids.tables import number_in, read_columns, require_content
 from mcsp.data_sharding.clean.eeg_channels import EegChannels, eeg_channels
@@ -28,6 +29,7 @@ from mcsp.data_sharding.clean.eeg_headers import (
     check_mat,
     read_edf_header,
 )
+from mcsp.data_sharding.clean.hdf5 import require_own_values
 
 _READERS = {
     ".edf": mne.io.read_raw_edf,
@@ -74,17 +76,19 @@ def open_eeg(ref: RecordingRef, sidecar: dict[str, object], own_positions_first:
     """
     path, repairs = ref.path, list[str]()
     require_content(path)
-    if not path.stat().st_size:
+    if not path.stat().st_size and path.suffix.lower() != ".vhdr":  # whose header is told below
         raise RecordingError("unreadable", f"{path.name}: an empty file, expected a recording")
     _refuse_trials(path, sidecar)
     suffix = path.suffix.lower()
     header = read_edf_header(path) if suffix in (".edf", ".bdf") else None
     if header is not None:
         check_edf(path, header)
+    require_own_values(path)
     if suffix in _CHECKS:
         _CHECKS[suffix](path)
     raw = _read(path, repairs)
     files = [Path(file) for file in raw.filenames if file is not None]
+    require_inside(ref.site, files)
     if suffix == ".set":
         check_eeglab_data(files, len(raw.ch_names), raw.n_times)
     for file in files[1:] if suffix == ".fif" else ():

@@ -121,6 +121,7 @@ def clean_bold(
         channel_good_C=good_P,
         valid_spans=spans_of(steady_T),
         quality={**quality, **confounds.quality},
+        space=parcels.space,
     )
 
 

@@ -29,7 +29,24 @@ _START_SECONDS = 300.0
 READY = "ready"
 # A process that dies without a word is asked once more: the machine may have killed it for another one's memory.
 _ATTEMPTS = 2
+# All that the reading process gets of the environment: a hostile file may make it read its own.
+_ALLOWED = (
+    "PATH",
+    "HOME",
+    "LANG",
+    "LC_ALL",
+    "LC_CTYPE",
+    "TMPDIR",
+    "TZ",
+    "LD_LIBRARY_PATH",
+    "MNE_DATA",
+    "COVERAGE_FILE",
+)
 ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+
+
+def _environment() -> dict[str, str]:
+    return {name: os.environ[name] for name in _ALLOWED if name in os.environ}
 
 
 @dataclass(frozen=True)
@@ -131,7 +148,7 @@ class ReadingProcess:
             arguments = [str(number) for number in (theirs.fileno(), self._memory, os.getpid())]
             self.process = subprocess.Popen(
                 [sys.executable, "-m", _CHILD, *arguments],
-                env={**os.environ, **ONE_THREAD, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))},
+                env={**_environment(), **ONE_THREAD, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))},
                 pass_fds=[theirs.fileno(), self._memory],
                 stdin=subprocess.DEVNULL,
             )

@@ -2,6 +2,7 @@
 
 from mcsp.config import CorpusConfig
 from mcsp.data_sharding.bids.find import RecordingRef
+from mcsp.data_sharding.bids.outside import require_inside
 from mcsp.data_sharding.bids.reasons import RecordingError, reading
 from mcsp.data_sharding.bids.tables import require_content
 from mcsp.data_sharding.clean.eeg import read_eeg
@@ -14,6 +15,7 @@ def read_recording(ref: RecordingRef, config: CorpusConfig) -> CleanRecording:
     min_seconds = config.min_seconds.get(ref.modality, 0.0)
     with reading(ref.site.root, ref.path.name):
         require_content(ref.path)
+        require_inside(ref.site, ref.inputs())
         if ref.modality == "eeg":
             clean = read_eeg(ref, config.eeg_of(ref.site.name), min_seconds)
         else:

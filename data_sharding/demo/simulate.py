@@ -39,8 +39,8 @@ CASE_COUPLING = 0.5  # the same, for the changed pair in cases
 GAIN_SD = 0.4  # between subjects, of the log gain
 ENVELOPE_SD = 0.4  # over time, of the log envelope
 
-BRAIN_CENTRE_MM = np.array([0.0, -18.0, 12.0])
-BRAIN_AXES_MM = np.array([58.0, 78.0, 56.0])  # of the ellipsoid on which parcels lie, about the depth of the cortex
+CORTEX_CENTRE_MM = np.array([0.0, -18.0, 12.0])
+CORTEX_AXES_MM = np.array([58.0, 78.0, 56.0])  # of the ellipsoid on which parcels lie, inside the brain's
 PARCEL_WIDTH_MM = 22.0  # Gaussian fall-off of a source's response
 SMEAR_MM = 40.0
 SOURCE_UV = 8.0  # root mean square at an electrode 50 mm straight above a source of gain 1
@@ -117,7 +117,7 @@ def parcel_lattice(n_parcels: int) -> tuple[list[str], np.ndarray]:
     right_P3 = np.stack([radius * np.sin(angle), radius * np.cos(angle), height], axis=1)
     both_P3 = np.stack([right_P3 * [-1, 1, 1], right_P3], axis=1).reshape(-1, 3)
     names = [f"Lattice{n_parcels}_{number + 1:02d}_{side}" for number in k for side in "LR"]
-    return names, (BRAIN_CENTRE_MM + BRAIN_AXES_MM * both_P3).round(1)
+    return names, (CORTEX_CENTRE_MM + CORTEX_AXES_MM * both_P3).round(1)
 
 
 def lead_field(channels: tuple[str, ...]) -> np.ndarray:
@@ -127,7 +127,7 @@ def lead_field(channels: tuple[str, ...]) -> np.ndarray:
     its distances lengthened by ``SMEAR_MM`` in quadrature for the blur of the skull: signs and smooth fall-off of scalp
     potentials, and none of the detail of a head model.
     """
-    outward_S3 = SOURCE_POSITIONS_MM - BRAIN_CENTRE_MM
+    outward_S3 = SOURCE_POSITIONS_MM - CORTEX_CENTRE_MM
     outward_S3 /= np.linalg.norm(outward_S3, axis=1, keepdims=True)
     difference_CS3 = electrode_positions_mm(channels, head_frame=False)[:, None] - SOURCE_POSITIONS_MM
     distance_CS = np.hypot(np.linalg.norm(difference_CS3, axis=2), SMEAR_MM)

@@ -35,6 +35,13 @@ def _numpy(array: pa.Array) -> np.ndarray:
     return np.frombuffer(buffer, dtype)[array.offset : array.offset + len(array)]
 
 
+def _with_space(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Corpora of before have no column for it."""
+    field = SCHEMA.field("space")
+    unknown = pa.DictionaryArray.from_arrays(np.zeros(batch.num_rows, np.int32), pa.array([""], pa.large_string()))
+    return pa.RecordBatch.from_arrays([*batch.columns, unknown], schema=batch.schema.append(field))
+
+
 class Recordings(Sequence[Recording]):
     """Rows of the table as a sequence, made one by one when they are asked for; whole columns as numpy arrays."""
 
@@ -62,11 +69,14 @@ class Recordings(Sequence[Recording]):
             batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
         except (OSError, pa.ArrowInvalid) as error:
             raise ValueError(f"{file}: cannot read the table of recordings ({str(error).splitlines()[0]})") from None
-        missing = [f.name for f in SCHEMA if f.name not in reader.schema.names]
+        if len(batches) == 1 and "space" not in reader.schema.names:
+            batches = [_with_space(batches[0])]
+        found = batches[0].schema if len(batches) == 1 else reader.schema
+        missing = [f.name for f in SCHEMA if f.name not in found.names]
         if missing:
             raise ValueError(f"{file}: missing columns {missing}")
-        if len(batches) != 1 or not reader.schema.equals(SCHEMA):
-            other = [f.name for f in reader.schema if f.name not in SCHEMA.names or f != SCHEMA.field(f.name)]
+        if len(batches) != 1 or not found.equals(SCHEMA):
+            other = [f.name for f in found if f.name not in SCHEMA.names or f != SCHEMA.field(f.name)]
             raise ValueError(
                 f"{file}: expected one batch of the columns of this version, found {len(batches)}, {other}"
             )

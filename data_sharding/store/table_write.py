@@ -19,7 +19,7 @@ import pyarrow as pa
 from mcsp.schema import Recording
 
 # Every other field is text of its own for each row.
-REPEATED_TEXT = ("shard", "modality", "site", "task", "run", "split", "unit", "dtype")
+REPEATED_TEXT = ("shard", "modality", "site", "task", "run", "split", "unit", "dtype", "space")
 _REPEATED_LISTS = {"channels": pa.string(), "positions_mm": pa.float64(), "channel_good": pa.bool_()}
 _NUMBERS = {int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
 _ROWS_AT_ONCE = 1024

@@ -50,7 +50,7 @@ class Spectra(NamedTuple):
 
     def density(self) -> Tensor:
         """``(b, C, P, F)`` in unit^2/Hz."""
-        return (self.re_bCPF.square() + self.im_bCPF.square()) * self.scale_bCPF.square()
+        return torch.addcmul(self.re_bCPF.square(), self.im_bCPF, self.im_bCPF) * self.scale_bCPF.square()
 
 
 def planned_rows(
@@ -179,18 +179,19 @@ def _whole_window(length: int, sfreq: float, dtype: torch.dtype, device: torch.d
     return _window(torch.ones(1, length, dtype=torch.bool, device=device), sfreq, dtype)
 
 
-def _centred(frames: Tensor, counted: Tensor, whole: bool, detrend: str) -> tuple[Tensor, Tensor, Tensor]:
+def _centred(frames: Tensor, counted: Tensor, whole: bool, detrend: str) -> tuple[Tensor, Tensor, Tensor | float]:
     """Frames without their mean (and line); a norm of what may be left of those; and the number of counted samples.
 
     Both are removed twice, as the first time leaves as much of a large offset as its sum was rounded by. Gradients go
     through the first removal alone: it is the same projection.
     """
-    total = counted.sum(-1, keepdim=True).clamp(min=1)
-    mean = frames.sum(-1, keepdim=True) / total
-    centred = frames - mean if whole else (frames - mean) * counted
+    # Where all samples count, their number needs no tensor.
+    total = float(frames.shape[-1]) if whole else counted.sum(-1, keepdim=True).clamp(min=1)
+    centred = frames - frames.sum(-1, keepdim=True) / total
+    centred = centred if whole else centred * counted
     with torch.no_grad():
         mean = centred.sum(-1, keepdim=True) / total
-        rest = mean.abs() * total.sqrt()
+        rest = mean.abs() * total**0.5
         centred.sub_(mean if whole else mean * counted)
     if detrend == "linear":
         time = unit_line(counted).to(frames.dtype)

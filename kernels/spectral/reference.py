@@ -81,14 +81,13 @@ def log_power(
     order: list[int] = []
     for block in blocks(x_BCT, sfreq_B, time_valid_BT, frame_seconds, hop_seconds, by_span=bands_hz is not None):
         density_bCPF, level_bCP, frames_valid_bP = _density(block, freqs, bands_hz, detrend)
-        density_bCPF = density_bCPF + eps * level_bCP[..., None]
-        if frames_valid_bP.shape[1] > 1:
+        if block.whole and frames_valid_bP.shape[1] == 1:
+            parts.append(torch.log10(density_bCPF[:, :, 0] + (eps * level_bCP + FLAT_POWER)))
+        else:
+            density_bCPF = density_bCPF + eps * level_bCP[..., None]
             share_bP = frames_valid_bP.to(level_bCP)
             share_bP = share_bP / share_bP.sum(1, keepdim=True).clamp(min=1)
-            density_bCF = (density_bCPF * share_bP[:, None, :, None]).sum(2)
-        else:
-            density_bCF = density_bCPF[:, :, 0] * frames_valid_bP[:, :, None]
-        parts.append(torch.log10(density_bCF + FLAT_POWER))
+            parts.append(torch.log10((density_bCPF * share_bP[:, None, :, None]).sum(2) + FLAT_POWER))
         order += block.rows
     return in_order(parts, order)
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mcsp.augmentations.random import mix64, uniform
 from mcsp.augmentations.spatial import drop_channels, jitter_positions
-from mcsp.augmentations.spectral import reshape_spectrum
+from mcsp.augmentations.spectral import log_gain
 from mcsp.augmentations.temporal import add_noise, mask_time, scale_amplitude, time_half
 from mcsp.batch import Signal
 from mcsp.config import AugmentationConfig
@@ -23,40 +23,39 @@ def half_of_view(signal: Signal, index: int) -> Signal:
     return time_half(signal, (uniform(signal.key_B, Purpose.LATE_VIEW) < 0.5) ^ bool(index))
 
 
-def view(
-    signal: Signal,
-    modality: Modality,
-    domain: Domain,
-    index: int,
-    config: AugmentationConfig,
-    half: Signal | None = None,
-) -> Signal:
-    """View number ``index`` (0 or 1) of a window for one domain; a function of ``signal.key_B`` and the arguments.
-
-    ``half`` is what :func:`half_of_view` gives, for a caller who has it: it is the same for all domains.
-    """
-    key_B = mix64(signal.key_B ^ (Purpose.VIEW + 2 * DOMAINS.index(domain) + index))
-    if domain in config.opposite_halves:
-        signal = half_of_view(signal, index) if half is None else half
-    if domain == "spatial":
-        return _spatial(signal, config, key_B)
-    if domain == "temporal":
-        return _temporal(signal, config, key_B)
-    if config.band_mask or config.tilt:
-        signal = reshape_spectrum(signal, config.band_mask, config.tilt, HIGHEST_HZ[modality], key_B)
-    return signal
-
-
 # What is off costs nothing: a strength of zero leaves its function out.
-def _spatial(signal: Signal, config: AugmentationConfig, key_B: Tensor) -> Signal:
+def spatial_view(signal: Signal, index: int, config: AugmentationConfig) -> Signal:
+    """View number ``index`` (0 or 1) of a window, or of its half, for the spatial domain.
+
+    It changes which channels there are and where, and nothing over time; a function of ``signal.key_B`` and the
+    arguments, as all views are.
+    """
+    key_B = _key_B(signal, "spatial", index)
     if config.channel_dropout:
         signal = drop_channels(signal, config.channel_dropout, key_B)
     return jitter_positions(signal, config.position_jitter_mm, key_B) if config.position_jitter_mm else signal
 
 
-def _temporal(signal: Signal, config: AugmentationConfig, key_B: Tensor) -> Signal:
+def temporal_view(signal: Signal, index: int, config: AugmentationConfig) -> Signal:
+    """The same for the temporal domain: another stretch, amplitude and noise."""
+    key_B = _key_B(signal, "temporal", index)
     if config.time_mask:
         signal = mask_time(signal, config.time_mask, key_B)
     if config.amplitude_jitter:
         signal = scale_amplitude(signal, config.amplitude_jitter, key_B)
     return add_noise(signal, config.noise, key_B) if config.noise else signal
+
+
+def spectral_view(
+    power_BAF: Tensor, freqs_F: Tensor, signal: Signal, index: int, modality: Modality, config: AugmentationConfig
+) -> Tensor:
+    """The same for the spectral domain, of log10 power that was measured: one band weaker, another slope."""
+    if not (config.band_mask or config.tilt):
+        return power_BAF
+    key_B = _key_B(signal, "spectral", index)
+    gain_BF = log_gain(freqs_F, signal.sfreq_B, config.band_mask, config.tilt, HIGHEST_HZ[modality], key_B)
+    return power_BAF + gain_BF[:, None]
+
+
+def _key_B(signal: Signal, domain: Domain, index: int) -> Tensor:
+    return mix64(signal.key_B ^ (Purpose.VIEW + 2 * DOMAINS.index(domain) + index))

@@ -8,6 +8,7 @@ from mcsp.config.base import Config
 from mcsp.schema import DOMAINS, MODALITIES, Domain, Modality
 
 Skip = Literal["connectivity", "root", "tangent", "coherence", "band_power", "relative_power"]
+SpatialForm = Literal["logarithm", "root"]
 # Connectivity and its logarithm say nothing of people that its root does not (docs/evidence.md).
 SKIPS: tuple[Skip, ...] = ("root", "coherence", "band_power", "relative_power")
 
@@ -27,6 +28,10 @@ class ModelConfig(Config):
     fmri_patch_seconds: float = Field(4.0, gt=0, description="length of a temporal patch of BOLD")
     eeg_anchors: int = Field(32, ge=4, description="anchor positions on the scalp that EEG channels are projected onto")
     fmri_anchors: int = Field(100, ge=4, description="anchor positions in the brain that parcels are projected onto")
+    spatial_form: SpatialForm = Field(
+        "logarithm",
+        description="what tokens of the spatial domain hold of the correlation: its matrix logarithm or root",
+    )
     skips: tuple[Skip, ...] = Field(SKIPS, description="what features hold beside h: measured, not learned")
 
     def anchors(self, modality: Modality) -> int:

@@ -23,24 +23,41 @@ def parcellation_sha256(names: Sequence[str], positions_P3: np.ndarray | None = 
 
 
 def parcellations_of(recordings: Iterable[Recording]) -> list[dict[str, Any]]:
-    """Every parcellation of the BOLD that a model was trained on, as JSON types: hashes, number, ends and sites."""
-    sites: dict[tuple[str, ...], set[str]] = {}
-    described: dict[tuple[Any, ...], tuple[str, ...]] = {}  # -> hashes, number, first and last name
+    """Every parcellation of the BOLD that a model was trained on, as JSON types.
+
+    Hashes, number, first and last name, sites; and the atlas itself: names, positions [mm] and their space.
+    """
+    found: dict[tuple[Any, ...], dict[str, Any]] = {}
     for recording in recordings:
         if recording.modality != "fmri" or recording.split != "train":
             continue
         # Most recordings of a site share one list; hashing it once is enough.
-        key = (tuple(recording.channels), np.asarray(recording.positions_mm).tobytes())
-        if key not in described:
-            names = recording.channels
-            whole = parcellation_sha256(names, recording.positions_C3)
-            described[key] = (whole, parcellation_sha256(names), str(len(names)), names[0], names[-1])
-        sites.setdefault(described[key], set()).add(recording.site)
-    keys = ("sha256", "names_sha256", "parcels", "first", "last")
-    return [
-        {**dict(zip(keys, known, strict=True)), "parcels": int(known[2]), "sites": sorted(of)}
-        for known, of in sorted(sites.items())
-    ]
+        key = (tuple(recording.channels), np.asarray(recording.positions_mm).tobytes(), recording.space)
+        if key not in found:
+            found[key] = _described(recording)
+        if recording.site not in found[key]["sites"]:
+            found[key]["sites"].append(recording.site)
+    merged: dict[tuple[str, str], dict[str, Any]] = {}
+    for known in found.values():  # lists that differ by less than 0.1 mm are one
+        first = merged.setdefault((known["sha256"], known["space"]), known)
+        first["sites"] = sorted({*first["sites"], *known["sites"]})
+    return [merged[key] for key in sorted(merged)]
+
+
+def _described(recording: Recording) -> dict[str, Any]:
+    names = list(recording.channels)
+    places = [[None if np.isnan(v) else round(float(v), 3) for v in xyz] for xyz in recording.positions_C3]
+    return {
+        "sha256": parcellation_sha256(names, recording.positions_C3),
+        "names_sha256": parcellation_sha256(names),
+        "parcels": len(names),
+        "first": names[0],
+        "last": names[-1],
+        "sites": [],
+        "space": recording.space,
+        "names": names,
+        "positions_mm": places,
+    }
 
 
 def parcellation_name(known: Mapping[str, Any]) -> str:

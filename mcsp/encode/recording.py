@@ -225,4 +225,5 @@ def as_recording(clean: "CleanRecording", modality: Modality) -> Recording:
         positions_mm=[round(float(value), 3) for value in clean.positions_C3.ravel()],
         channel_good=[bool(good) for good in clean.channel_good_C],
         valid_spans=clean.valid_spans or [0, 0],  # none is valid; in a corpus an empty list would say all are
+        space=clean.space,
     )

@@ -19,13 +19,13 @@ from tqdm import tqdm
 
 from mcsp.batch import collate
 from mcsp.config import ExplainConfig, FinetuneConfig
+from mcsp.encode.classifier import MCSPClassifier
 from mcsp.encode.pretrained import PretrainedMCSP, from_pretrained
 from mcsp.encode.windows import split_parts
 from mcsp.evaluate.bids_corpus import open_corpus
 from mcsp.evaluate.comparison import shuffled
 from mcsp.evaluate.evaluate import untrained_like, versions, with_windows
 from mcsp.evaluate.features import unit_features
-from mcsp.evaluate.finetune import MCSPClassifier
 from mcsp.evaluate.readout.classifiers import linear_weights
 from mcsp.evaluate.splits import k_fold
 from mcsp.evaluate.units import Labelled, Unit, read_labels

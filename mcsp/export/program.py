@@ -5,7 +5,7 @@ of time in Python and a graph holds what Python decided. Batches of any size and
 recorded for go in; positions, values and which channels count are inputs.
 
 One row is recorded, then mapped over a batch by ``torch.vmap``. The matrix logarithm is made of products
-(:mod:`mcsp.model.matrix_log`, :mod:`mcsp.model.matrix_root`), for eigenvectors are no operator of ONNX.
+(:mod:`mcsp.model.matrix_log`), for eigenvectors are no operator of ONNX.
 
 Shape letters: B rows, C channels, T time samples, F features.
 """
@@ -28,8 +28,6 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
 
 from mcsp.batch import Signal
-from mcsp.model.matrix_log import log_by_products
-from mcsp.model.matrix_root import root_by_products
 from mcsp.model.mcsp import MCSP
 from mcsp.model.spatial import SpatialEncoder
 from mcsp.schema import UNITS, Modality
@@ -221,7 +219,7 @@ def record(program: EncoderProgram, channels: int, samples: int) -> Recorded:
     own.requires_grad_(False)
     for part in own.modules():
         if isinstance(part, SpatialEncoder):
-            part.logarithm, part.root = log_by_products, root_by_products
+            part.by_products = True
     inputs = example_inputs(program.modality, channels, samples)
     batch = example_inputs(program.modality, max(2, channels - 2), samples, rows=2)
     rows, some = torch.export.Dim("batch", min=1, max=65536), torch.export.Dim("channels", min=1, max=channels)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mcsp.batch import Signal
-from mcsp.schema import Modality
+from mcsp.schema import BRAIN_CENTRE_MM, BRAIN_HALF_AXES_MM, Modality
 
 # width, depth of each of the six encoders, heads, features per channel before the anchors.
 SIZES: dict[str, tuple[int, int, int, int]] = {
@@ -33,10 +33,9 @@ NARROWEST_RESOLVED, WIDEST_RESOLVED = 16, 64
 LOWEST_LOG_POWER = -6.0
 
 # Region that anchors fill: half axes and centre [mm]. Head: the sphere that fits the 10-20 positions of MNE's
-# standard_1005 montage best in head coordinates, whose origin lies between the ears. MNI: an ellipsoid around the
-# cerebrum of the MNI152 template. Width of the Gaussian: about the distance between neighbouring anchors.
+# standard_1005 montage best in head coordinates, whose origin lies between the ears. MNI: the ellipsoid of
+# mcsp.schema. Width of the Gaussian: about the distance between neighbouring anchors.
 _SCALP_RADIUS_MM, _SCALP_CENTRE_MM, _SCALP_LOWEST = 97.0, (0.0, 16.0, 45.0), -0.3
-_BRAIN_HALF_AXES_MM, _BRAIN_CENTRE_MM = (66.0, 82.0, 56.0), (0.0, -18.0, 16.0)
 _ANCHOR_SIGMA_MM: dict[Modality, float] = {"eeg": 25.0, "fmri": 12.0}
 
 
@@ -79,7 +78,7 @@ def _brain_anchors(count: int) -> Tensor:
         u, v, w = ((0.5 + n * golden**-k) % 1.0 for k in (1, 2, 3))
         x, y, z = u, 2 * v - 1, 2 * w - 1
         if x * x + y * y + z * z <= 1:
-            unit = zip((x, y, z), _BRAIN_HALF_AXES_MM, _BRAIN_CENTRE_MM, strict=True)
+            unit = zip((x, y, z), BRAIN_HALF_AXES_MM, BRAIN_CENTRE_MM, strict=True)
             points.append(tuple(centre + axis * s for s, axis, centre in unit))
     half = torch.tensor(points, dtype=torch.float64)
     return torch.cat([half, half * torch.tensor([-1.0, 1.0, 1.0], dtype=torch.float64)])
@@ -153,17 +152,25 @@ def at_least(signal: Signal, seconds: float) -> Signal:
     return signal.replace(x_BCT=F.pad(signal.x_BCT, (0, short)), time_valid_BT=F.pad(signal.time_valid_BT, (0, short)))
 
 
+def centre(x_BCT: Tensor, valid_BT: Tensor) -> tuple[Tensor, Tensor]:
+    """Demean each channel over valid time; returns ``(x_BCT, variance BC)``, zero where time is not valid.
+
+    What is not valid in ``x_BCT`` is zero already.
+    """
+    valid = valid_BT[:, None].to(x_BCT.dtype)
+    count = valid.sum(-1, keepdim=True).clamp_min(1)
+    mean_BC1 = x_BCT.sum(-1, keepdim=True) / count
+    centred_BCT = torch.addcmul(x_BCT, mean_BC1, valid, value=-1)
+    return centred_BCT, torch.linalg.vector_norm(centred_BCT, dim=-1).square() / count[..., 0]
+
+
 def standardise(x_BCT: Tensor, valid_BT: Tensor) -> tuple[Tensor, Tensor]:
     """Demean and scale each channel over valid time; returns ``(x_BCT, log10 standard deviation BC)``.
 
     The logarithm travels beside the standardised signal, so amplitude is not lost. Flat channels give zeros.
     """
-    valid = valid_BT[:, None].to(x_BCT.dtype)
-    count = valid.sum(-1, keepdim=True).clamp_min(1)
-    centred = (x_BCT - (x_BCT * valid).sum(-1, keepdim=True) / count) * valid
-    variance = centred.square().sum(-1, keepdim=True) / count
-    log_std_BC = 0.5 * torch.log10(variance.squeeze(-1) + 1e-6)
-    return centred * torch.rsqrt(variance + 1e-12), log_std_BC
+    centred_BCT, variance_BC = centre(x_BCT, valid_BT)
+    return centred_BCT * torch.rsqrt(variance_BC + 1e-12)[..., None], 0.5 * torch.log10(variance_BC + 1e-6)
 
 
 def sinusoids(position_P: Tensor, width: int, shortest: float, longest: float) -> Tensor:

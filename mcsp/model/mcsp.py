@@ -10,12 +10,13 @@ from torch import Tensor, nn
 from mcsp.batch import Signal
 from mcsp.config import ModelConfig
 from mcsp.model.layers import SIZES
-from mcsp.model.spatial import SpatialEncoder
-from mcsp.model.spectral import SpectralEncoder
-from mcsp.model.temporal import TemporalEncoder
+from mcsp.model.spatial import Connectivity, SpatialEncoder
+from mcsp.model.spectral import SpectralEncoder, Spectrum
+from mcsp.model.temporal import Patches, TemporalEncoder
 from mcsp.schema import Domain, Modality
 
 Encoder = SpatialEncoder | TemporalEncoder | SpectralEncoder
+Measured = Connectivity | Patches | Spectrum
 
 
 def _name(modality: Modality, domain: Domain) -> str:
@@ -57,8 +58,12 @@ class MCSP(nn.Module):
 
     def encode_domain(self, modality: Modality, domain: Domain, signal: Signal) -> Tensor:
         """``h_BD`` of one domain."""
+        return self.encode_measured(modality, domain, self.encoder(modality, domain).measure(signal))
+
+    def encode_measured(self, modality: Modality, domain: Domain, measured: Measured) -> Tensor:
+        """``h_BD`` of what the domain's encoder measured."""
         # Encoders are called as modules: ZeRO-3 has their parameters at hand, and compilation applies.
-        h_BD: Tensor = self.encoders[_name(modality, domain)](signal)
+        h_BD: Tensor = self.encoders[_name(modality, domain)](measured)
         return h_BD
 
     def project(self, modality: Modality, domain: Domain, h_BD: Tensor) -> Tensor:
@@ -102,15 +107,16 @@ class MCSP(nn.Module):
         for domain in self.config.domains:
             encoder = self.encoder(modality, domain)
             if isinstance(encoder, TemporalEncoder):  # it measures nothing
-                h += [encoder(signal)] if learned else []
+                h += [encoder(encoder.measure(signal))] if learned else []
             elif isinstance(encoder, SpatialEncoder):
                 if learned or encoder.skip_widths:
-                    connectivity = encoder.measure(signal)
-                    h += [encoder.encode(connectivity)] if learned else []
-                    skips += encoder.skips(connectivity).values() if measured else []
+                    channels, weights_BAC = encoder.channels(signal), encoder.anchors(signal)
+                    connectivity = encoder.at_anchors(channels, weights_BAC)
+                    h += [encoder(connectivity)] if learned else []
+                    skips += encoder.skips(channels, weights_BAC, connectivity).values() if measured else []
             elif learned or encoder.skip_widths:
                 spectrum = encoder.measure(signal)
-                h += [encoder.encode(spectrum)] if learned else []
+                h += [encoder(spectrum)] if learned else []
                 skips += encoder.skips(spectrum).values() if measured else []
         z = [self.project(modality, d, h_BD) for d, h_BD in zip(self.config.domains, h, strict=True)] if learned else []
         return [part.float() for part in h + z + skips]

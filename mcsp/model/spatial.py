@@ -4,7 +4,6 @@ Shape letters: B rows, C channels, A anchors, T time samples, K connectivity mea
 """
 
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -13,41 +12,51 @@ from torch import Tensor, nn
 
 from mcsp.batch import Signal
 from mcsp.config import ModelConfig
+from mcsp.config.model import SpatialForm
 from mcsp.kernels.spectral import EEG_BANDS_HZ, imaginary_coherence
-from mcsp.model.layers import SIZES, AnchorWeights, TokenEncoder, at_least, standardise
-from mcsp.model.tangent import log_correlation, root_correlation, unit_triangle, upper_triangle
+from mcsp.model.layers import SIZES, AnchorWeights, TokenEncoder, at_least, centre
+from mcsp.model.tangent import ROOT_SHRINKAGE, log_correlation, root_correlation, unit_triangle, upper_triangle
 from mcsp.schema import Modality
 
 COHERENCE_FRAME_SECONDS = 2.0  # half a hertz of resolution: two bins and more in the narrowest band
-TYPICAL_LOG = 0.15  # root mean square of the log-correlation between anchors, for the scale of the first weights
+# Root mean square of the correlation's form between anchors, for the scale of the first weights.
+TYPICAL: dict[SpatialForm, float] = {"logarithm": 0.15, "root": 0.1}
 
 
-def fisher_z(unit_BCT: Tensor, time_valid_BT: Tensor) -> Tensor:
-    """Fisher z of the correlation of standardised channels over valid time ``(B, C, C)``, with a zero diagonal."""
-    count = time_valid_BT.sum(-1).clamp_min(1).to(unit_BCT.dtype)[:, None, None]
-    correlation = (unit_BCT @ unit_BCT.mT / count).clamp(-0.999, 0.999)
-    diagonal = torch.eye(unit_BCT.shape[1], dtype=torch.bool, device=unit_BCT.device)
-    return torch.atanh(correlation).masked_fill(diagonal, 0.0)
+class Channels(NamedTuple):
+    """What the spatial domain measures on a window once, whatever channels a view keeps and wherever it puts them."""
+
+    centred_BCT: Tensor  # demeaned time courses, zero where not valid
+    std_BC: Tensor  # over valid time; 0 where a channel is flat
+    coherence_BKCC: Tensor | None  # EEG: imaginary coherence of each band
+    valid_BT: Tensor
 
 
 class Connectivity(NamedTuple):
     """What the spatial domain measures on a window, at the anchors."""
 
-    measures_BKAA: Tensor  # log-correlation, and for EEG imaginary coherence of each band
+    measures_BKAA: Tensor  # logarithm or root of the correlation, and for EEG imaginary coherence of each band
     level_BA: Tensor  # log10 standard deviation
-    weights_BAC: Tensor  # from channels to anchors
-    unit_BCT: Tensor  # standardised time courses of channels, zero where not valid
-    valid_BT: Tensor
+
+
+def fisher_z(channels: Channels) -> Tensor:
+    """Fisher z of the correlation of channels over valid time ``(B, C, C)``, with a zero diagonal."""
+    count_B11 = channels.valid_BT.sum(-1).clamp_min(1).to(channels.std_BC.dtype)[:, None, None]
+    scale_BC = _reciprocal(channels.std_BC)
+    covariance_BCC = channels.centred_BCT @ channels.centred_BCT.mT / count_B11
+    correlation_BCC = (covariance_BCC * scale_BC[:, :, None] * scale_BC[:, None]).clamp(-0.999, 0.999)
+    diagonal = torch.eye(correlation_BCC.shape[1], dtype=torch.bool, device=correlation_BCC.device)
+    return torch.atanh(correlation_BCC).masked_fill(diagonal, 0.0)
 
 
 class SpatialEncoder(nn.Module):
     """``Signal -> h``: tokens are anchors, each holding its connectivity to all anchors; h keeps them apart.
 
-    Connectivity is the matrix logarithm of the anchors' correlation (:mod:`mcsp.model.tangent`); for EEG imaginary
-    coherence per band beside it, which volume conduction cannot produce (Nolte et al. 2004). h is ``narrow(x + 0.1
-    f(x))`` for tokens x that are linear in connectivity: near the identity, so a linear probe reads from h what it
-    reads from connectivity, and training adds to that. The skips are measured, not learned: Pearson correlation, its
-    square root, its logarithm, and coherence.
+    Connectivity is the matrix logarithm of the anchors' correlation (:mod:`mcsp.model.tangent`) or, as the
+    configuration says, its root; for EEG imaginary coherence per band beside it, which volume conduction cannot produce
+    (Nolte et al. 2004). h is ``narrow(x + 0.1 f(x))`` for tokens x that are linear in connectivity: near the identity,
+    so a linear probe reads from h what it reads from connectivity, and training adds to that. The skips are measured,
+    not learned: Pearson correlation, its square root, its logarithm, and coherence.
     """
 
     def __init__(self, config: ModelConfig, modality: Modality) -> None:
@@ -55,9 +64,8 @@ class SpatialEncoder(nn.Module):
         width = SIZES[config.size][0]
         self.modality = modality
         self.n_anchors = config.anchors(modality)
-        # Other formulations than the device's own.
-        self.logarithm: Callable[[Tensor], Tensor] | None = None
-        self.root: Callable[[Tensor], Tensor] | None = None
+        self.form = config.spatial_form
+        self.by_products: bool | None = None  # another formulation than the device's own
         self.bands_hz = list(EEG_BANDS_HZ.values()) if modality == "eeg" else []
         self.n_measures = 1 + len(self.bands_hz)
         self.anchors = AnchorWeights(modality, self.n_anchors)
@@ -65,7 +73,7 @@ class SpatialEncoder(nn.Module):
         self.embed = nn.Linear(inputs, width)
         self.amplitude = nn.Linear(1, width)
         # Tokens of about unit size, of which connectivity is the largest part and amplitude a small one.
-        nn.init.normal_(self.embed.weight, std=1 / (TYPICAL_LOG * math.sqrt(inputs)))
+        nn.init.normal_(self.embed.weight, std=1 / (TYPICAL[config.spatial_form] * math.sqrt(inputs)))
         nn.init.normal_(self.amplitude.weight, std=0.1)
         self.place_AD = nn.Parameter(torch.randn(self.n_anchors, width) * 0.02)
         self.encoder = TokenEncoder(config.size, self.n_anchors, resolved=True)
@@ -76,62 +84,80 @@ class SpatialEncoder(nn.Module):
             every["coherence"] = len(self.bands_hz) * pairs
         self.skip_widths: dict[str, int] = {name: count for name, count in every.items() if name in config.skips}
 
-    def forward(self, signal: Signal) -> Tensor:
-        """Encode the windows of one modality."""
-        return self.encode(self.measure(signal))
+    def forward(self, measured: Connectivity) -> Tensor:
+        """``h`` of what :meth:`measure` found, ``(B, A * k)``."""
+        tokens_BAD = self._tokens(measured)
+        h: Tensor = self.encoder(tokens_BAD + self.place_AD, _all_valid(tokens_BAD))
+        return h
 
-    def measure(self, signal: Signal, coherence: bool = True) -> Connectivity:
-        """Connectivity of the windows at the anchors; ``coherence=False`` leaves the log-correlation alone."""
-        weights_BAC = self.anchors(signal)
-        x_BCT = signal.x_BCT * signal.channel_valid_BC[..., None]
-        unit_BCT, log_std_BC = standardise(x_BCT, signal.time_valid_BT)
-        course_BAT = weights_BAC.to(unit_BCT.dtype) @ unit_BCT
-        measures_BKAA = log_correlation(course_BAT, signal.time_valid_BT, self.logarithm)[:, None]
+    def measure(self, signal: Signal) -> Connectivity:
+        """Connectivity of the windows at the anchors."""
+        return self.at_anchors(self.channels(signal), self.anchors(signal))
+
+    def channels(self, signal: Signal, coherence: bool = True) -> Channels:
+        """What windows hold before channels go to anchors; without coherence where that is not wanted."""
+        centred_BCT, variance_BC = centre(signal.x_BCT, signal.time_valid_BT)
+        coherence_BKCC = None
         if self.bands_hz and coherence:
             framed = at_least(signal, COHERENCE_FRAME_SECONDS)
             coherence_BKCC = imaginary_coherence(
-                framed.x_BCT * framed.channel_valid_BC[..., None],
+                framed.x_BCT,
                 framed.sfreq_B,
                 self.bands_hz,
                 time_valid_BT=framed.time_valid_BT,
                 frame_seconds=COHERENCE_FRAME_SECONDS,
                 hop_seconds=COHERENCE_FRAME_SECONDS,
-            )
-            coherence_BKAA = _at_anchors(weights_BAC, coherence_BKCC.to(measures_BKAA.dtype))
-            measures_BKAA = torch.cat([measures_BKAA, coherence_BKAA], 1)
-        return Connectivity(
-            measures_BKAA,
-            torch.einsum("bac,bc->ba", weights_BAC, log_std_BC),
-            weights_BAC,
-            unit_BCT,
-            signal.time_valid_BT,
-        )
+            ).to(centred_BCT.dtype)
+        return Channels(centred_BCT, variance_BC.sqrt(), coherence_BKCC, signal.time_valid_BT)
 
-    def encode(self, measured: Connectivity) -> Tensor:
-        """``h`` of what :meth:`measure` found, ``(B, A * k)``."""
-        tokens_BAD = self._tokens(measured)
-        h: Tensor = self.encoder(tokens_BAD + self.place_AD, _all_valid(tokens_BAD))
-        return h
+    def at_anchors(self, channels: Channels, weights_BAC: Tensor) -> Connectivity:
+        """Channels carried to the anchors by ``weights_BAC``, which are zero where a channel takes no part."""
+        std_BC = channels.std_BC
+        measures_BKAA = self.correlation(channels, weights_BAC, self.form)[:, None]
+        if channels.coherence_BKCC is not None:
+            measures_BKAA = torch.cat([measures_BKAA, _at_anchors(weights_BAC, channels.coherence_BKCC)], 1)
+        level_BA = torch.einsum("bac,bc->ba", weights_BAC, 0.5 * torch.log10(std_BC.square() + 1e-6))
+        return Connectivity(measures_BKAA, level_BA)
+
+    def correlation(
+        self, channels: Channels, weights_BAC: Tensor, form: SpatialForm, shrinkage: float = ROOT_SHRINKAGE
+    ) -> Tensor:
+        """Logarithm or root of the correlation of the anchors, ``(B, A, A)``, of standardised channels."""
+        unit_BAC = weights_BAC.to(channels.std_BC.dtype) * _reciprocal(channels.std_BC)[:, None]
+        with torch.autocast(unit_BAC.device.type, enabled=False):  # bf16 is too coarse for products over time
+            if form == "logarithm":
+                return log_correlation(unit_BAC @ channels.centred_BCT, channels.valid_BT, self.by_products)
+            # A root makes 3e-4 of the 1e-7 that float32 leaves of an eigenvalue that is zero; shrinkage covers that.
+            wide = torch.float64 if shrinkage == 0.0 else unit_BAC.dtype
+            course_BAT = unit_BAC.to(wide) @ channels.centred_BCT.to(wide)
+            root_BAA = root_correlation(course_BAT, channels.valid_BT, self.by_products, shrinkage)
+            return root_BAA.to(unit_BAC.dtype)
 
     def _tokens(self, measured: Connectivity) -> Tensor:
         dtype = self.embed.weight.dtype
         tokens_BAD: Tensor = self.embed(_rows(measured).to(dtype))
         return tokens_BAD + self.amplitude(measured.level_BA[..., None].to(dtype))
 
-    def skips(self, measured: Connectivity) -> dict[str, Tensor]:
+    def skips(self, channels: Channels, weights_BAC: Tensor, measured: Connectivity) -> dict[str, Tensor]:
         """The measured part of features, ``(B, F)`` each, where ``config.skips`` names them."""
         found: dict[str, Tensor] = {}
         if "connectivity" in self.skip_widths:
-            pearson_BCC = fisher_z(measured.unit_BCT, measured.valid_BT)
-            found["connectivity"] = upper_triangle(_at_anchors(measured.weights_BAC, pearson_BCC[:, None])[:, 0])
+            found["connectivity"] = upper_triangle(_at_anchors(weights_BAC, fisher_z(channels)[:, None])[:, 0])
         if "root" in self.skip_widths:
-            course_BAT = measured.weights_BAC.to(measured.unit_BCT.dtype) @ measured.unit_BCT
-            found["root"] = unit_triangle(root_correlation(course_BAT, measured.valid_BT, self.root))
+            found["root"] = unit_triangle(self.correlation(channels, weights_BAC, "root", shrinkage=0.0))
         if "tangent" in self.skip_widths:
-            found["tangent"] = upper_triangle(measured.measures_BKAA[:, 0], diagonal=True)
+            log_BAA = measured.measures_BKAA[:, 0]
+            if self.form != "logarithm":
+                log_BAA = self.correlation(channels, weights_BAC, "logarithm")
+            found["tangent"] = upper_triangle(log_BAA, diagonal=True)
         if "coherence" in self.skip_widths:
             found["coherence"] = upper_triangle(measured.measures_BKAA[:, 1:]).flatten(1)
         return found
+
+
+def _reciprocal(std_BC: Tensor) -> Tensor:
+    """``1 / std``, and next to nothing for what is flat up to rounding."""
+    return torch.rsqrt(std_BC.square() + 1e-12)
 
 
 def _rows(measured: Connectivity) -> Tensor:

@@ -3,6 +3,8 @@
 Shape letters: B rows, C channels, A anchors, F frequency bins, P frequency patches, D width, E numbers of a token.
 """
 
+from typing import NamedTuple
+
 import torch
 from einops import rearrange
 from torch import Tensor, nn
@@ -17,6 +19,13 @@ BINS_PER_PATCH = 5
 _STEP_HZ: dict[Modality, float] = {"eeg": 1.0, "fmri": 0.01}  # from the first step up to HIGHEST_HZ
 # Welch frames for EEG; a BOLD window is too short to be cut again.
 _FRAME_SECONDS: dict[Modality, float | None] = {"eeg": 2.0, "fmri": None}
+
+
+class Spectrum(NamedTuple):
+    """What the spectral domain measures on a window, at the anchors."""
+
+    power_BAF: Tensor  # log10 density; zero at frequencies that a row cannot have
+    audible_BF: Tensor  # bool, which frequencies a row can have
 
 
 class SpectralEncoder(nn.Module):
@@ -40,45 +49,38 @@ class SpectralEncoder(nn.Module):
         every = dict.fromkeys(("band_power", "relative_power"), n_anchors * len(self.bands_hz))
         self.skip_widths: dict[str, int] = {name: count for name, count in every.items() if name in config.skips}
 
-    def forward(self, signal: Signal) -> Tensor:
-        """Encode the windows of one modality; frequencies above a row's Nyquist frequency are masked."""
-        return self.encode(self.measure(signal))
+    def forward(self, measured: Spectrum) -> Tensor:
+        """``h_BD`` of what :meth:`measure` found; frequencies above a row's Nyquist frequency are masked."""
+        source_BPE, valid_BP = _patches(measured)
+        h_BD: Tensor = self.encoder(self._placed(self._tokens(source_BPE), valid_BP), valid_BP)
+        return h_BD
 
-    def measure(self, signal: Signal) -> tuple[Tensor, Tensor]:
-        """Log10 power at every anchor, ``(B, A, F)``, and which frequencies a row can have, ``(B, F)``.
-
-        Frequencies that a row cannot have hold zero.
-        """
+    def measure(self, signal: Signal) -> Spectrum:
+        """Power of the windows at the anchors."""
         frame = _FRAME_SECONDS[self.modality]
         signal = at_least(signal, frame or 0.0)
         power_BCF = log_power(
             signal.x_BCT,
             signal.sfreq_B,
-            self._freqs_F(),  # on the CPU: known without waiting for a GPU
+            self.freqs_F(),  # on the CPU: known without waiting for a GPU
             time_valid_BT=signal.time_valid_BT,
             frame_seconds=frame,
             hop_seconds=frame / 2 if frame else None,
         )
-        audible_BF = self._freqs_F().to(signal.x_BCT.device) < signal.sfreq_B[:, None] / 2
+        audible_BF = self.freqs_F().to(signal.x_BCT.device) < signal.sfreq_B[:, None] / 2
         power_BCF = power_BCF.clamp_min(LOWEST_LOG_POWER) * audible_BF[:, None]
-        return torch.einsum("bac,bcf->baf", self.anchors(signal), power_BCF), audible_BF
-
-    def encode(self, measured: tuple[Tensor, Tensor]) -> Tensor:
-        """``h_BD`` of what :meth:`measure` found."""
-        source_BPE, valid_BP = _patches(measured)
-        h_BD: Tensor = self.encoder(self._placed(self._tokens(source_BPE), valid_BP), valid_BP)
-        return h_BD
+        return Spectrum(torch.einsum("bac,bcf->baf", self.anchors(signal), power_BCF), audible_BF)
 
     def _tokens(self, source_BPE: Tensor) -> Tensor:
         tokens_BPD: Tensor = self.embed(source_BPE.to(self.embed.weight.dtype))
         return tokens_BPD
 
     def _placed(self, tokens_BPD: Tensor, valid_BP: Tensor) -> Tensor:
-        centre_P = rearrange(self._freqs_F().to(tokens_BPD.device), "(p f) -> p f", f=BINS_PER_PATCH).mean(-1)
+        centre_P = rearrange(self.freqs_F().to(tokens_BPD.device), "(p f) -> p f", f=BINS_PER_PATCH).mean(-1)
         place_PD = sinusoids(centre_P.log2(), tokens_BPD.shape[-1], 0.5, 16.0)  # octaves, for both modalities
         return (tokens_BPD + place_PD.to(tokens_BPD)) * valid_BP[..., None]
 
-    def skips(self, measured: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+    def skips(self, measured: Spectrum) -> dict[str, Tensor]:
         """Per band and anchor, ``(B, K * A)`` each, where ``config.skips`` names them.
 
         ``band_power`` is log10 of the mean density, ``relative_power`` log10 of the band's share of the power in all
@@ -87,7 +89,7 @@ class SpectralEncoder(nn.Module):
         if not self.skip_widths:
             return {}
         power_BAF, audible_BF = measured
-        freqs_F = self._freqs_F().to(power_BAF.device)
+        freqs_F = self.freqs_F().to(power_BAF.device)
         low_K, high_K = freqs_F.new_tensor(self.bands_hz).T
         # A bin on an edge must not fall out of both of its bands by rounding.
         inside_KF = (freqs_F >= low_K[:, None] - 1e-6) & (freqs_F < high_K[:, None] - 1e-6)
@@ -101,11 +103,12 @@ class SpectralEncoder(nn.Module):
             for name in self.skip_widths
         }
 
-    def _freqs_F(self) -> Tensor:
+    def freqs_F(self) -> Tensor:
+        """The frequencies [Hz]."""
         return torch.arange(1, self.n_bins + 1, dtype=torch.float32) * _STEP_HZ[self.modality]
 
 
-def _patches(measured: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+def _patches(measured: Spectrum) -> tuple[Tensor, Tensor]:
     """What tokens are made from, ``(B, P, A * BINS_PER_PATCH)``, and which are within reach, ``(B, P)``."""
     power_BAF, audible_BF = measured
     source_BPE = rearrange(power_BAF, "b a (p f) -> b p (a f)", f=BINS_PER_PATCH)

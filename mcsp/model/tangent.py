@@ -1,4 +1,4 @@
-"""Forms of a correlation matrix that a linear classifier reads: its logarithm, after shrinkage, and its square root.
+"""Forms of a correlation matrix that linear models read well: its matrix logarithm, after shrinkage, and its root.
 
 Symmetric positive definite matrices are a curved space; the logarithm at a fixed reference maps them to a flat one,
 where means and linear classifiers are right (log-Euclidean metric: Arsigny et al., SIAM J. Matrix Anal. 29:328, 2007;
@@ -8,13 +8,17 @@ Shape letters: B rows, A anchors, T time samples.
 """
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from mcsp.model.matrix_log import LEAST_EIGENVALUE, log_by_eigenvectors, log_by_products
-from mcsp.model.matrix_root import root_by_eigenvectors, root_by_products
+from mcsp.model.matrix_log import (
+    LEAST_EIGENVALUE,
+    log_by_eigenvectors,
+    log_by_products,
+    root_by_eigenvectors,
+    root_by_products,
+)
 
 # The estimate below takes time samples as independent, which neither BOLD nor EEG are, and anchors outnumber electrodes
 # and overlap: without a bound the logarithm would blow up what is rounding. 0.1 bounds it to [-2.3, log A].
@@ -22,17 +26,11 @@ LEAST_SHRINKAGE = LEAST_EIGENVALUE
 LEAST_NORM = 0.1  # of the entries of a root; those of a hundred anchors have some 5
 
 
-def logarithm_for(device: torch.device) -> Callable[[Tensor], Tensor]:
-    """The faster formulation of the matrix logarithm there."""
-    return log_by_products if device.type == "cuda" else log_by_eigenvectors
+# Of the root. It takes little of the smallest eigenvalues, as their root is small anyway, and bounds the gradient.
+ROOT_SHRINKAGE = 0.01
 
 
-def root_for(device: torch.device) -> Callable[[Tensor], Tensor]:
-    """The faster formulation of the matrix square root there."""
-    return root_by_products if device.type == "cuda" else root_by_eigenvectors
-
-
-def log_correlation(x_BAT: Tensor, valid_BT: Tensor, logarithm: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+def log_correlation(x_BAT: Tensor, valid_BT: Tensor, by_products: bool | None = None) -> Tensor:
     """Matrix logarithm of the shrunk correlation of anchors, ``(B, A, A)`` in the dtype of ``x_BAT``.
 
     S is the correlation over valid time, and the estimate ``(1 - r) S + r I`` with the r of Ledoit and Wolf (J.
@@ -40,43 +38,54 @@ def log_correlation(x_BAT: Tensor, valid_BT: Tensor, logarithm: Callable[[Tensor
 
         r = min(1, [mean_t |x_t|^4 - |S|^2] / (n |S - I|^2))
 
-    An anchor whose signal is flat counts as uncorrelated with all others. Arithmetic is float64.
+    An anchor whose signal is flat counts as uncorrelated with all others. Products over time are taken in the dtype of
+    ``x_BAT``, what is made of matrices of anchors in float64.
 
     Args:
         x_BAT: demeaned over valid time and zero elsewhere.
         valid_BT: bool.
-        logarithm: of ``(B, A, A)``; default: what :func:`logarithm_for` says of the device.
+        by_products: the logarithm from products of matrices instead of eigenvectors; default: on CUDA, where it is the
+            faster one.
     """
-    x, correlation, n_B = _correlation(x_BAT, valid_BT)
-    identity = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
-    fourth_B = x.square().sum(1).square().sum(-1) / n_B
+    correlation, scale_BA, n_B, identity = _correlation(x_BAT, valid_BT)
+    # |x_t|^2 of anchors scaled to unit variance, without a scaled copy of their time courses.
+    norm2_BT = (scale_BA.square()[:, None].to(x_BAT.dtype) @ x_BAT.square())[:, 0]
+    fourth_B = norm2_BT.double().square().sum(-1) / n_B
     noise_B = (fourth_B - correlation.square().sum((1, 2))) / n_B
     distance_B = (correlation - identity).square().sum((1, 2))
     shrinkage = (noise_B / distance_B.clamp_min(1e-12)).clamp(LEAST_SHRINKAGE, 1.0)[:, None, None]
-    logarithm = logarithm or logarithm_for(x.device)
+    logarithm = log_by_products if _products(x_BAT, by_products) else log_by_eigenvectors
     return logarithm((1 - shrinkage) * correlation + shrinkage * identity).to(x_BAT.dtype)
 
 
-def root_correlation(x_BAT: Tensor, valid_BT: Tensor, root: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-    """Matrix square root of the correlation of channels or anchors, ``(B, A, A)`` in the dtype of ``x_BAT``.
+def root_correlation(
+    x_BAT: Tensor, valid_BT: Tensor, by_products: bool | None = None, shrinkage: float = ROOT_SHRINKAGE
+) -> Tensor:
+    """Matrix root of ``(1 - r) S + r I`` with r = ``shrinkage``; all else as :func:`log_correlation`.
 
     The power metric of Dryden et al. (Ann. Appl. Stat. 3:1102, 2009) with exponent 1/2. It compresses large eigenvalues
-    as the logarithm does, but leaves small ones, which are noise in recordings of few samples, small; so nothing has to
-    be shrunk, and any number of samples will do. Arguments and flat anchors as in :func:`log_correlation`.
+    as the logarithm does, but leaves small ones, which are noise in recordings of few samples, small; so a feature
+    needs no shrinkage, and any number of samples will do.
     """
-    _, correlation, _ = _correlation(x_BAT, valid_BT)
-    return (root or root_for(x_BAT.device))(correlation).to(x_BAT.dtype)
+    correlation, _, _, identity = _correlation(x_BAT, valid_BT)
+    root = root_by_products if _products(x_BAT, by_products) else root_by_eigenvectors
+    return root((1 - shrinkage) * correlation + shrinkage * identity, shrinkage).to(x_BAT.dtype)
 
 
-def _correlation(x_BAT: Tensor, valid_BT: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Courses of unit variance, their correlation with a diagonal of 1, and numbers of valid samples; all float64."""
-    x = x_BAT.double()
+def _products(x: Tensor, by_products: bool | None) -> bool:
+    return x.device.type == "cuda" if by_products is None else by_products
+
+
+def _correlation(x_BAT: Tensor, valid_BT: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """S, float64; what scales each anchor to unit variance, 0 where it is flat; valid time samples; the identity."""
     n_B = valid_BT.sum(-1).clamp_min(1).double()
-    variance_BA1 = x.square().sum(-1, keepdim=True) / n_B[:, None, None]
-    live_BA1 = variance_BA1 > 1e-12
-    x = x * torch.where(live_BA1, variance_BA1, 1.0).rsqrt() * live_BA1
-    identity = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
-    return x, torch.where(identity > 0, 1.0, x @ x.mT / n_B[:, None, None]), n_B
+    covariance_BAA = (x_BAT @ x_BAT.mT).double() / n_B[:, None, None]
+    variance_BA = covariance_BAA.diagonal(dim1=-2, dim2=-1)
+    live_BA = variance_BA > 1e-12
+    scale_BA = torch.where(live_BA, variance_BA, 1.0).rsqrt() * live_BA
+    identity = torch.eye(x_BAT.shape[1], dtype=torch.float64, device=x_BAT.device)
+    correlation_BAA = torch.where(identity > 0, 1.0, covariance_BAA * scale_BA[:, :, None] * scale_BA[:, None])
+    return correlation_BAA, scale_BA, n_B, identity
 
 
 def unit_triangle(matrix_BAA: Tensor) -> Tensor:

@@ -63,9 +63,11 @@ class TemporalEncoder(nn.Module):
         self.encoder = TokenEncoder(config.size, TIME_BINS)
         self.h_width = self.encoder.h_width
 
-    def forward(self, signal: Signal) -> Tensor:
-        """Encode the windows of one modality."""
-        return self.encode(self.measure(signal))
+    def forward(self, measured: Patches) -> Tensor:
+        """``h_BD`` of what :meth:`measure` found."""
+        attended_BPD = self._attend(self._tokens(measured), measured.valid_BP)
+        binned_BJD = self._bin_time(attended_BPD, measured.valid_BP)
+        return self.encoder.read(rearrange(self.encoder.narrow(binned_BJD), "b j k -> b (j k)"))
 
     def measure(self, signal: Signal) -> Patches:
         """Cut the windows into patches on the common grid; a last part of a patch is left out."""
@@ -94,12 +96,6 @@ class TemporalEncoder(nn.Module):
             self.anchors(signal),
             rearrange(valid_BT[:, :whole], "b (p l) -> b p l", p=n_patches).all(-1),
         )
-
-    def encode(self, measured: Patches) -> Tensor:
-        """``h_BD`` of what :meth:`measure` found."""
-        attended_BPD = self._attend(self._tokens(measured), measured.valid_BP)
-        binned_BJD = self._bin_time(attended_BPD, measured.valid_BP)
-        return self.encoder.read(rearrange(self.encoder.narrow(binned_BJD), "b j k -> b (j k)"))
 
     def _attend(self, tokens_BPD: Tensor, valid_BP: Tensor) -> Tensor:
         centre_P = (torch.arange(tokens_BPD.shape[1], device=tokens_BPD.device) + 0.5) * self.patch_seconds

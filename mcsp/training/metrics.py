@@ -22,6 +22,7 @@ from tqdm import tqdm
 from mcsp.config import PretrainConfig
 from mcsp.run_log import iter_metrics, keep_steps, open_to_append
 from mcsp.training.trackers import Tracker
+from mcsp.wording import listed
 
 LINE_SECONDS = 10.0  # between progress lines where there is no terminal
 
@@ -88,7 +89,9 @@ class Metrics:
         self._events.write(json.dumps({"time": time.time(), "event": kind, "step": step, **facts}) + "\n")
         self._events.flush()
         if kind != "start":
-            told = ", ".join(f"{name} {_shortened(value)}" for name, value in facts.items())
+            told = ", ".join(
+                f"{name} {listed(value, 3) if isinstance(value, list) else value}" for name, value in facts.items()
+            )
             tqdm.write(f"{kind} at step {step}: {told}", file=sys.stderr)
 
     def advance(self) -> None:
@@ -112,12 +115,6 @@ class Metrics:
             self._said = now
             left = (self.steps - step) * (now - self._began) / max(1, step - self._first)
             print(f"step {step}/{self.steps}, {shown}, {_clock(left)} left", file=sys.stderr, flush=True)
-
-
-def _shortened(value: Any) -> Any:
-    if not isinstance(value, list) or len(value) <= 3:
-        return value
-    return f"{', '.join(map(str, value[:3]))} and {len(value) - 3} more"
 
 
 def progress(values: dict[str, float], untrained: dict[str, float]) -> str:

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from mcsp.batch import Signal
 from mcsp.model.mcsp import MCSP
-from mcsp.model.spatial import SpatialEncoder
-from mcsp.model.spectral import BINS_PER_PATCH, SpectralEncoder
+from mcsp.model.spatial import Channels, SpatialEncoder
+from mcsp.model.spectral import BINS_PER_PATCH, SpectralEncoder, Spectrum
 from mcsp.model.tangent import upper_triangle
 from mcsp.schema import Domain, Modality
 
@@ -23,18 +23,27 @@ MEAN_SCALE = 20.0
 
 
 def connectivity_target(model: MCSP, modality: Modality, signal: Signal) -> Tensor:
-    """Log-correlation of all pairs of anchors, ``(B, A (A - 1) / 2)``."""
+    """Logarithm, or root, of the correlation of all pairs of anchors, ``(B, A (A - 1) / 2)``."""
     encoder = model.encoder(modality, "spatial")
     assert isinstance(encoder, SpatialEncoder)
-    return upper_triangle(encoder.measure(signal, coherence=False).measures_BKAA[:, 0])
+    return connectivity_of(encoder, encoder.channels(signal, coherence=False), signal)
+
+
+def connectivity_of(encoder: SpatialEncoder, channels: Channels, signal: Signal) -> Tensor:
+    """The same of what was measured of the signal's channels already."""
+    return upper_triangle(encoder.correlation(channels, encoder.anchors(signal), encoder.form))
 
 
 def spectrum_target(model: MCSP, modality: Modality, signal: Signal) -> Tensor:
     """Log10 power at every anchor, averaged over patches of frequencies, ``(B, A * P)``."""
     encoder = model.encoder(modality, "spectral")
     assert isinstance(encoder, SpectralEncoder)
-    power_BAF, _ = encoder.measure(signal)
-    return reduce(power_BAF, "b a (p f) -> b (a p)", "mean", f=BINS_PER_PATCH)
+    return spectrum_of(encoder.measure(signal))
+
+
+def spectrum_of(measured: Spectrum) -> Tensor:
+    """The same of what was measured already."""
+    return reduce(measured.power_BAF, "b a (p f) -> b (a p)", "mean", f=BINS_PER_PATCH)
 
 
 class Prediction(NamedTuple):

@@ -6,13 +6,16 @@ Q predictions.
 """
 
 import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import fields
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import record_function
 
-from mcsp.augmentations.views import half_of_view, view
+from mcsp.augmentations.views import half_of_view, spatial_view, spectral_view, temporal_view
 from mcsp.batch import Batch, Signal
 from mcsp.config import AugmentationConfig, ModelConfig, ObjectiveConfig
 from mcsp.losses import (
@@ -22,11 +25,15 @@ from mcsp.losses import (
     prediction_terms,
     slots,
 )
+from mcsp.losses.prediction import Target
 from mcsp.model.layers import Block, TokenEncoder
-from mcsp.model.mcsp import MCSP
+from mcsp.model.mcsp import MCSP, Measured
+from mcsp.model.spatial import Connectivity, SpatialEncoder
+from mcsp.model.spectral import SpectralEncoder, Spectrum
 from mcsp.schema import VIEWS, Domain, Modality
-from mcsp.training.prediction import Prediction, PredictionHead, connectivity_target, spectrum_target
+from mcsp.training.prediction import Prediction, PredictionHead, connectivity_of, spectrum_of
 
+_CACHE_BYTES = 3 << 20  # of windows that are measured together on a CPU; 1.5 to 6 MiB are about as fast
 MAX_SCALE = 100.0  # of logits, as in CLIP (arXiv 2103.00020); at least 1, as in OpenCLIP
 
 
@@ -61,6 +68,7 @@ class Pretrainer(nn.Module):
                 # decide about shapes) would only break the graph. In place, so the names of the weights stay.
                 module.compile()
         self.augmentation = augmentation
+        self.part: Callable[[str], AbstractContextManager[Any]] = record_function  # around each part of a step
         self.slots = slots(model.modalities, model.domains)
         self.terms = pair_terms(self.slots, objective)
         self.log_scale_P = nn.Parameter(initial_log_scale(self.slots, self.terms, objective))
@@ -79,16 +87,17 @@ class Pretrainer(nn.Module):
             for m, s in batch.signals.items()
         }
         for modality, signal in batch.signals.items():
-            halves = self._halves(signal)
-            targets = self._targets(modality, halves)
+            measured, targets = self._measure(modality, signal)
             for domain in self.model.config.domains:
-                h_BD = self._embed(modality, domain, signal, halves)
-                for v, z_BK in enumerate(self.model.project(modality, domain, h_BD).chunk(2)):
-                    z_nK = z_BK.new_zeros(n, z_BK.shape[1]).index_copy(0, signal.sample_B, z_BK)
-                    z_by_slot[modality, domain, v] = z_nK
-                for name, error_2B in self._prediction_errors(modality, domain, h_BD, targets).items():
-                    error_B = error_2B.view(len(VIEWS), -1).mean(0)
-                    error_by_name[name] = error_B.new_zeros(n).index_copy(0, signal.sample_B, error_B)
+                with self.part("encoders"):
+                    h_BD = self.model.encode_measured(modality, domain, measured[domain])
+                with self.part("heads"):
+                    for v, z_BK in enumerate(self.model.project(modality, domain, h_BD).chunk(2)):
+                        z_nK = z_BK.new_zeros(n, z_BK.shape[1]).index_copy(0, signal.sample_B, z_BK)
+                        z_by_slot[modality, domain, v] = z_nK
+                    for name, error_2B in self._prediction_errors(modality, domain, h_BD, targets).items():
+                        error_B = error_2B.view(len(VIEWS), -1).mean(0)
+                        error_by_name[name] = error_B.new_zeros(n).index_copy(0, signal.sample_B, error_B)
         some = next(iter(z_by_slot.values()))
         no_z, no_error, no_row = torch.zeros_like(some), some.new_zeros(n), some.new_zeros(n, dtype=torch.bool)
         return Output(
@@ -100,20 +109,80 @@ class Pretrainer(nn.Module):
         )
 
     @torch.no_grad()
-    def _halves(self, signal: Signal) -> list[Signal]:
-        """The half of each view, once for all domains and targets; the whole where no domain takes halves."""
-        if not self.augmentation.opposite_halves:
-            return [signal, signal]
-        return [half_of_view(signal, v) for v in VIEWS]
+    def _measure(self, modality: Modality, signal: Signal) -> tuple[dict[Domain, Measured], dict[Target, Tensor]]:
+        """What encoders read of both views, and what each view is to predict: (2 B, ...), the first view's rows first.
 
-    def _embed(self, modality: Modality, domain: Domain, signal: Signal, halves: list[Signal]) -> Tensor:
-        """h of both views, (2 B, D)."""
-        with torch.no_grad():
-            both = _stack(*(view(signal, modality, domain, v, self.augmentation, halves[v]) for v in VIEWS))
-        return self.model.encode_domain(modality, domain, both)
+        A window, or its half, is measured once: for the views that are made of it, and for the view that predicts it.
+        """
+        found = [self._measure_rows(modality, rows) for rows in _in_cache(signal)]
+        views = {d: _joined([f[0][d][v] for v in VIEWS for f in found]) for d in self.model.config.domains}
+        wanted = found[0][1]
+        return views, {name: torch.cat([f[1][name][v] for v in VIEWS for f in found]) for name in wanted}
+
+    def _measure_rows(
+        self, modality: Modality, signal: Signal
+    ) -> tuple[dict[Domain, list[Any]], dict[Target, list[Tensor]]]:
+        config = self.augmentation
+        with self.part("views"):
+            halves = [half_of_view(signal, v) for v in VIEWS] if config.opposite_halves else []
+        views: dict[Domain, list[Any]] = {}
+        targets: dict[Target, list[Tensor]] = {}
+        wanted = {term.target for term in self.predictions if term.modality == modality}
+        for domain in self.model.config.domains:
+            seen = halves if domain in config.opposite_halves else [signal]  # both views see the same one
+            if domain == "spatial":
+                views[domain], connectivity = self._spatial(modality, seen, halves, "connectivity" in wanted)
+                targets |= connectivity
+            elif domain == "spectral":
+                views[domain], spectrum = self._spectral(modality, seen, halves, "spectrum" in wanted)
+                targets |= spectrum
+            else:
+                with self.part("views"):
+                    drawn = [temporal_view(seen[v % len(seen)], v, config) for v in VIEWS]
+                with self.part("measures"):
+                    views[domain] = [self.model.encoder(modality, domain).measure(view) for view in drawn]
+        return views, targets
+
+    def _spatial(
+        self, modality: Modality, seen: list[Signal], halves: list[Signal], wanted: bool
+    ) -> tuple[list[Connectivity], dict[Target, list[Tensor]]]:
+        encoder = self.model.encoder(modality, "spatial")
+        assert isinstance(encoder, SpatialEncoder)
+        with self.part("measures"):
+            channels = [encoder.channels(signal) for signal in seen]
+        with self.part("views"):  # of which channels there are and where: time has no part in them
+            without_time = [signal.replace(x_BCT=signal.x_BCT[..., :0]) for signal in seen]
+            drawn = [spatial_view(without_time[v % len(seen)], v, self.augmentation) for v in VIEWS]
+        with self.part("measures"):
+            views = [encoder.at_anchors(channels[v % len(seen)], encoder.anchors(drawn[v])) for v in VIEWS]
+            if not wanted:
+                return views, {}
+            of_halves = channels if seen is halves else [encoder.channels(half, coherence=False) for half in halves]
+            other = [connectivity_of(encoder, of_halves[1 - v], halves[1 - v]) for v in VIEWS]
+        return views, {"connectivity": other}
+
+    def _spectral(
+        self, modality: Modality, seen: list[Signal], halves: list[Signal], wanted: bool
+    ) -> tuple[list[Spectrum], dict[Target, list[Tensor]]]:
+        encoder = self.model.encoder(modality, "spectral")
+        assert isinstance(encoder, SpectralEncoder)
+        with self.part("measures"):
+            spectra = [encoder.measure(signal) for signal in seen]
+        with self.part("views"):
+            freqs_F = encoder.freqs_F().to(seen[0].x_BCT.device)
+            views = []
+            for v in VIEWS:
+                spectrum, signal = spectra[v % len(seen)], seen[v % len(seen)]
+                power_BAF = spectral_view(spectrum.power_BAF, freqs_F, signal, v, modality, self.augmentation)
+                views.append(spectrum._replace(power_BAF=power_BAF))
+        if not wanted:
+            return views, {}
+        with self.part("measures"):
+            of_halves = spectra if seen is halves else [encoder.measure(half) for half in halves]
+            return views, {"spectrum": [spectrum_of(of_halves[1 - v]) for v in VIEWS]}
 
     def _prediction_errors(
-        self, modality: Modality, domain: Domain, h_BD: Tensor, targets: dict[str, Tensor]
+        self, modality: Modality, domain: Domain, h_BD: Tensor, targets: dict[Target, Tensor]
     ) -> dict[str, Tensor]:
         """By name each view's error of what is predicted of the other half, (2 B,)."""
         found = {}
@@ -128,20 +197,6 @@ class Pretrainer(nn.Module):
                 )
         return found
 
-    @torch.no_grad()
-    def _targets(self, modality: Modality, halves: list[Signal]) -> dict[str, Tensor]:
-        """What each view is to predict, (2 B, E) by name: measured on the other view's half, all channels, as it is."""
-        wanted = {term.target for term in self.predictions if term.modality == modality}
-        if not wanted:
-            return {}
-        other = _stack(*(halves[1 - v] for v in VIEWS))
-        found = {}
-        if "connectivity" in wanted:
-            found["connectivity"] = connectivity_target(self.model, modality, other)
-        if "spectrum" in wanted:
-            found["spectrum"] = spectrum_target(self.model, modality, other)
-        return found
-
     def scale_P(self) -> Tensor:
         """Inverse temperatures in float32, within [1, MAX_SCALE]; one tensor (P,), as DeepSpeed takes no 0-dim ones.
 
@@ -152,9 +207,22 @@ class Pretrainer(nn.Module):
         return bounded_P.exp()
 
 
-def _stack(first: Signal, second: Signal) -> Signal:
-    """Both views as one signal of 2 B rows, so that each encoder runs once."""
-    return Signal(**{f.name: torch.cat([getattr(first, f.name), getattr(second, f.name)]) for f in fields(Signal)})
+def _in_cache(signal: Signal) -> Iterator[Signal]:
+    """The rows in groups that a processor's cache holds; all at once on a GPU, or where rates differ.
+
+    Measuring passes over a window some tens of times, and main memory is slower than that.
+    """
+    rows = max(1, _CACHE_BYTES // max(1, signal.x_BCT[0].nbytes))
+    if signal.x_BCT.device.type != "cpu" or rows >= len(signal) or bool((signal.sfreq_B != signal.sfreq_B[0]).any()):
+        yield signal
+        return
+    for first in range(0, len(signal), rows):
+        yield Signal(**{f.name: getattr(signal, f.name)[first : first + rows] for f in fields(Signal)})
+
+
+def _joined(parts: Sequence[Any]) -> Any:
+    """Named tuples of tensors as one, row after row; what is None in all stays None."""
+    return type(parts[0])(*(None if column[0] is None else torch.cat(column) for column in zip(*parts, strict=True)))
 
 
 def _key(name: str) -> str:

@@ -166,9 +166,9 @@ def pretrain(config: PretrainConfig) -> int:
     Raises:
         InUse: another run holds the folder.
     """
-    rank, clock = int(os.environ.get("RANK", "0")), Clock(engine.use_device())
-    lock: Lock | None = None
+    rank, clock, lock = int(os.environ.get("RANK", "0")), None, None
     try:
+        clock = Clock(engine.use_device())
         engine.start_process_group()
         lock, stop = _take(config, clock)
         trainer = Trainer(config, clock, lambda: stop.why)
@@ -185,7 +185,7 @@ def pretrain(config: PretrainConfig) -> int:
         raise
     except BaseException as error:
         if config.run_dir.is_dir():
-            write_exit(config.run_dir, "error", describe(error), clock.step, status_of(error), rank)
+            write_exit(config.run_dir, "error", describe(error), clock.step if clock else 0, status_of(error), rank)
         raise
     finally:
         if lock:
@@ -207,7 +207,7 @@ def _take(config: PretrainConfig, clock: Clock) -> tuple[Lock | None, StopReques
     """Take the folder; from here on this rank can be asked to stop, and ends where it hangs."""
     rank, world_size, run_dir = distributed.rank(), distributed.world_size(), config.run_dir
     check(run_dir)
-    lock, in_use = None, ""
+    lock, in_use, number = None, "", 0
     if rank == 0:
         try:
             lock = Lock(run_dir)
@@ -216,9 +216,13 @@ def _take(config: PretrainConfig, clock: Clock) -> tuple[Lock | None, StopReques
             clear_heartbeats(run_dir)
         except InUse as error:
             in_use = str(error)
-    in_use = distributed.gather_objects(in_use)[0]
+        except OSError as error:
+            number = error.errno or errno.EIO
+    in_use, number = distributed.gather_objects((in_use, number))[0]
     if in_use:
         raise InUse(in_use)
+    if number:
+        raise OSError(number, os.strerror(number), str(run_dir))
     if config.watchdog_seconds:
         Watchdog(run_dir, rank, world_size, config.watchdog_seconds, clock).start()
     return lock, StopRequest(run_dir, rank, clock)

@@ -94,7 +94,8 @@ class Lock(threading.Thread):
                 f"{run_dir}: in use by process {holder['pid']} on {holder['host']} since {holder['since']}; wait for "
                 f"its end, stop it (touch {run_dir / 'STOP'}), or use another run_dir"
             )
-        if holder:
+        damaged = holder is None and self.path.exists() and _read(self.path) is None  # it is linked whole
+        if holder or damaged:
             self.path.unlink(missing_ok=True)
         own = self.path.with_name(f".{LOCK}-{self._me['pid']}-{self._me['started']}")
         own.write_text(json.dumps(self._me) + "\n")
@@ -109,7 +110,7 @@ class Lock(threading.Thread):
         self.start()
 
     def _lives(self, holder: dict[str, Any]) -> bool:
-        if holder["place"] == self._me["place"]:
+        if holder["place"] == self._me["place"] and holder["started"]:  # unknown where there is no /proc
             return process_stat(holder["pid"])[1] == holder["started"]
         deadline = time.monotonic() + 3 * self.beat_seconds
         while time.monotonic() < deadline:

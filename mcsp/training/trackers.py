@@ -30,17 +30,11 @@ def trackers(names: Sequence[str], run_dir: Path, config: dict[str, Any]) -> lis
     return [{"wandb": _wandb, "mlflow": _mlflow}[name](run_dir, config) for name in names]
 
 
-def _remembered(run_dir: Path, name: str, make: Callable[[], str]) -> str:
-    path = run_dir / f"{name}-id"
-    if not path.is_file():
-        path.write_text(make())
-    return path.read_text()
-
-
 def _wandb(run_dir: Path, config: dict[str, Any]) -> Tracker:
     wandb = importlib.import_module("wandb")
-    identity = _remembered(run_dir, "wandb", wandb.util.generate_id)
-    run = wandb.init(project="mcsp", id=identity, name=run_dir.name, dir=str(run_dir), config=config, resume="allow")
+    own, known = {"project": "mcsp", "name": run_dir.name, "dir": str(run_dir)}, run_dir / "wandb-id"
+    run = wandb.init(**own, config=config, resume="allow", id=known.read_text() if known.is_file() else None)
+    known.write_text(run.id)
     # Its own counter must never go back, as ours does after a rollback.
     run.define_metric("*", step_metric="step")
     return Tracker(lambda step, values: run.log({**values, "step": step}), run.finish)
@@ -49,12 +43,15 @@ def _wandb(run_dir: Path, config: dict[str, Any]) -> Tracker:
 def _mlflow(run_dir: Path, config: dict[str, Any]) -> Tracker:
     mlflow = importlib.import_module("mlflow")
     mlflow.set_experiment("mcsp")
-
-    def begin() -> str:
-        run = mlflow.start_run(run_name=run_dir.name)
+    known = run_dir / "mlflow-id"
+    if known.is_file():
+        mlflow.start_run(run_id=known.read_text())
+    else:
+        known.write_text(mlflow.start_run(run_name=run_dir.name).info.run_id)
         mlflow.log_dict(config, "config.json")
-        mlflow.end_run()
-        return str(run.info.run_id)
 
-    mlflow.start_run(run_id=_remembered(run_dir, "mlflow", begin))
-    return Tracker(lambda step, values: mlflow.log_metrics(values, step=step), mlflow.end_run)
+    def log(step: int, values: dict[str, float]) -> None:
+        # A store of files makes a folder of each slash, and "loss" is a file beside "loss/eeg".
+        mlflow.log_metrics({name.replace("/", "."): value for name, value in values.items()}, step=step)
+
+    return Tracker(log, mlflow.end_run)

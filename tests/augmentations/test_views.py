@@ -3,12 +3,12 @@ import torch
 
 from mcsp.augmentations import random as counter
 from mcsp.augmentations.spatial import drop_channels, jitter_positions
-from mcsp.augmentations.spectral import reshape_spectrum
+from mcsp.augmentations.spectral import log_gain
 from mcsp.augmentations.temporal import add_noise, mask_time, time_half
-from mcsp.augmentations.views import half_of_view, view
+from mcsp.augmentations.views import half_of_view, spatial_view, spectral_view, temporal_view
 from mcsp.batch import Signal
 from mcsp.config import AugmentationConfig
-from mcsp.schema import DOMAINS, MODALITIES, mix64
+from mcsp.schema import MODALITIES, Modality, mix64
 
 
 def make_signal(rows: int = 6, channels: int = 8, samples: int = 1000, sfreq: float = 200.0) -> Signal:
@@ -56,23 +56,36 @@ def test_draws_look_uniform_and_normal() -> None:
     assert float((neighbours - torch.eye(3)).abs().max()) < 0.08
 
 
-@pytest.mark.parametrize(
-    "config", [AugmentationConfig(), AugmentationConfig(opposite_halves=DOMAINS)], ids=["defaults", "halves"]
-)
-@pytest.mark.parametrize("domain", DOMAINS)
-@pytest.mark.parametrize("modality", ["eeg", "fmri"])
-def test_a_view_depends_on_its_row_alone(domain, modality, config) -> None:
-    signal = make_signal(sfreq=200.0 if modality == "eeg" else 0.5)
-    whole = view(signal, modality, domain, 0, config)
-    part = view(rows_of(signal, [4, 1]), modality, domain, 0, config)
-    wide = view(padded(signal, 3), modality, domain, 0, config)
+@pytest.mark.parametrize("view", [spatial_view, temporal_view])
+@pytest.mark.parametrize("halves", [False, True])
+def test_a_view_depends_on_its_row_alone(view, halves) -> None:
+    config = AugmentationConfig()
+
+    def drawn(signal: Signal, index: int) -> Signal:
+        return view(half_of_view(signal, index) if halves else signal, index, config)
+
+    signal = make_signal()
+    whole, part, wide = drawn(signal, 0), drawn(rows_of(signal, [4, 1]), 0), drawn(padded(signal, 3), 0)
     for name in signal.__dataclass_fields__:
         torch.testing.assert_close(getattr(part, name), getattr(whole, name)[[4, 1]], rtol=1e-5, atol=1e-4)
     torch.testing.assert_close(wide.x_BCT[:, :8], whole.x_BCT, rtol=1e-5, atol=1e-4)
     assert not wide.channel_valid_BC[:, 8:].any() and (wide.x_BCT[:, 8:] == 0).all()
-    other = view(signal, modality, domain, 1, config)
+    other = drawn(signal, 1)
     changed = [n for n in signal.__dataclass_fields__ if not torch.equal(getattr(whole, n), getattr(other, n))]
     assert changed, "both views are the same"
+
+
+@pytest.mark.parametrize("modality", MODALITIES)
+def test_a_spectral_view_depends_on_its_row_alone(modality: Modality) -> None:
+    signal, config = make_signal(sfreq=200.0 if modality == "eeg" else 0.5), AugmentationConfig()
+    freqs_F = torch.arange(1, 46.0) if modality == "eeg" else torch.arange(1, 26) * 0.01
+    power_BAF = torch.randn(6, 3, len(freqs_F))
+    first, second = (spectral_view(power_BAF, freqs_F, signal, v, modality, config) for v in (0, 1))
+    part = spectral_view(power_BAF[[4, 1]], freqs_F, rows_of(signal, [4, 1]), 0, modality, config)
+    torch.testing.assert_close(part, first[[4, 1]])
+    assert not torch.equal(first, second)
+    off = AugmentationConfig(band_mask=0, tilt=0)
+    assert torch.equal(spectral_view(power_BAF, freqs_F, signal, 0, modality, off), power_BAF)
 
 
 def test_time_halves_lie_at_both_ends_of_the_valid_extent() -> None:
@@ -93,21 +106,15 @@ def test_time_halves_lie_at_both_ends_of_the_valid_extent() -> None:
         assert kept[1] == [float(t + 1) for t in range(stop - length, stop)]
 
 
-def test_views_of_a_domain_are_opposite_halves_of_the_same_draw_everywhere() -> None:
+def test_halves_of_both_views_are_opposite_and_drawn() -> None:
     signal = make_signal(rows=50)
     early = signal.replace(x_BCT=torch.arange(1000.0).expand(50, 8, 1000).clone() + 1)
-    config = AugmentationConfig(
-        opposite_halves=("spatial", "temporal"), channel_dropout=0, time_mask=0, noise=0, amplitude_jitter=0
-    )
-    first, second = (view(early, "fmri", "spatial", v, config) for v in (0, 1))
+    first, second = (half_of_view(early, v) for v in (0, 1))
     assert first.x_BCT.shape[-1] == 500
     assert 10 < int((first.x_BCT[:, 0, 0] == 1).sum()) < 40, "which view is early is not drawn"
     assert torch.equal(
         first.x_BCT + 500 * (first.x_BCT[..., :1] == 1), second.x_BCT + 500 * (second.x_BCT[..., :1] == 1)
     )
-    assert torch.equal(view(early, "eeg", "temporal", 0, config).x_BCT, first.x_BCT)
-    assert torch.equal(half_of_view(early, 1).x_BCT, second.x_BCT)
-    assert view(early, "eeg", "spectral", 0, config).x_BCT.shape[-1] == 1000
 
 
 def test_channel_dropout_stays_within_its_fraction_and_keeps_one() -> None:
@@ -141,26 +148,33 @@ def test_noise_is_relative_to_each_channel() -> None:
     assert float((ratio - 0.1).abs().max()) < 0.02
 
 
-@pytest.mark.parametrize("modality", MODALITIES)
-def test_views_keep_the_sign_and_all_channels(modality) -> None:
+def test_views_keep_the_sign_and_all_channels() -> None:
     signal, plain = make_signal(rows=100), AugmentationConfig(channel_dropout=0, time_mask=0)
     for number in (0, 1):
-        assert view(signal, modality, "spatial", number, plain).channel_valid_BC.all()
-        kept = (view(signal, modality, "temporal", number, plain).x_BCT * signal.x_BCT).sum((1, 2)) > 0
-        assert kept.all()
+        assert spatial_view(signal, number, plain).channel_valid_BC.all()
+        assert ((temporal_view(signal, number, plain).x_BCT * signal.x_BCT).sum((1, 2)) > 0).all()
 
 
-def test_spectral_view_keeps_the_mean_and_attenuates_one_band() -> None:
-    signal = make_signal(rows=50)
-    signal = signal.replace(x_BCT=signal.x_BCT + 5)
-    out = reshape_spectrum(signal, 0.3, 0.0, 45.0, signal.key_B)
-    gain = torch.fft.rfft(out.x_BCT).abs() / torch.fft.rfft(signal.x_BCT).abs()
-    torch.testing.assert_close(out.x_BCT.mean(-1), signal.x_BCT.mean(-1), rtol=1e-4, atol=1e-4)
-    low = gain[..., 1:] < 0.6
-    assert torch.equal(low[:, 0], low[:, -1]), "the band is not the same in all channels"
-    assert float(low.float().mean()) > 0.02
-    assert float(gain[..., 1:][~low].sub(1).abs().max()) < 1e-2
-    assert not low[..., torch.fft.rfftfreq(1000, 1 / 200)[1:] > 45.1].any()
+def test_a_band_is_attenuated_within_the_range_that_is_read() -> None:
+    keys, freqs_F = torch.arange(400) * 7919 + 13, torch.arange(1, 121) * 0.5
+    gain_BF = log_gain(freqs_F, torch.full((400,), 200.0), 0.3, 0.0, 45.0, keys)
+    low = gain_BF < 0
+    assert set(gain_BF[~low].tolist()) == {0.0}
+    assert (low.int().diff(dim=1).abs().sum(1) <= 2).all(), "more than one band"
+    assert 0.1 < float(low.float().mean(1).max()) <= 0.3 * 45 / 60 + 0.02 and not low[:, freqs_F >= 45].any()
+    kept = 10 ** (gain_BF[low] / 2)  # of the amplitude
+    assert 0.1 <= float(kept.min()) < 0.12 and 0.48 < float(kept.max()) <= 0.5
+    slow = log_gain(freqs_F, torch.full((400,), 20.0), 0.3, 0.5, 45.0, keys)
+    assert (slow[:, freqs_F >= 10] == 0).all(), "frequencies that a row cannot have"
+
+
+def test_a_tilt_is_a_straight_line_over_log_frequency_with_the_stated_width() -> None:
+    keys, freqs_F = torch.arange(2000) * 7919 + 13, torch.tensor([2.0, 11.25, 22.5, 45.0])
+    gain_BF = log_gain(freqs_F, torch.full((2000,), 200.0), 0.0, 0.4, 45.0, keys)
+    exponent_B = (gain_BF[:, 3] - gain_BF[:, 0]) / torch.log10(torch.tensor(22.5))
+    assert abs(float(exponent_B.std()) - 0.4) < 0.02 and abs(float(exponent_B.mean())) < 0.03
+    assert float(gain_BF[:, 1].abs().max()) < 1e-6, "the middle moves"
+    torch.testing.assert_close(gain_BF[:, 2], exponent_B * torch.log10(torch.tensor(2.0)), rtol=1e-4, atol=1e-5)
 
 
 def test_noise_is_white_standard_normal_and_differs_between_channels() -> None:

@@ -6,7 +6,9 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div, normalize
 
 from mcsp.config import ObjectiveConfig
+from mcsp.kernels import dispatch
 from mcsp.losses import initial_log_scale, objective, pair_terms, prediction_terms, slots
+from mcsp.losses.contrastive import products
 from mcsp.schema import DOMAINS, MODALITIES
 
 CONFIG = ObjectiveConfig(
@@ -152,13 +154,13 @@ def test_one_modality_has_no_cross_modal_terms(modality: str) -> None:
     assert len(terms) == 6
     b = batch()
     rows = slice(0, 6) if modality == "fmri" else slice(6, 12)
-    mine = b | {
+    arguments = b | {
         "z_MnK": b["z_MnK"][rows],
         "valid_Mn": b["valid_Mn"][rows],
         "scale_P": torch.full((6,), 10.0),
         "error_Qn": torch.zeros(0, 14),
     }
-    loss, logged = objective(**mine, config=CONFIG, terms=terms)
+    loss, logged = objective(**arguments, config=CONFIG, terms=terms)
     assert set(logged) == {t.name for t in terms} | {f"top1/{t.name}" for t in terms}
     assert loss.isfinite()
 
@@ -223,3 +225,22 @@ def test_bf16_embeddings_give_a_float32_loss() -> None:
 def test_errors_say_what_was_found(change: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         objective(**(batch() | change), config=CONFIG, terms=TERMS, predictions=PREDICTIONS)
+
+
+def test_the_precision_of_products_is_the_runs_or_that_of_autocast() -> None:
+    device = torch.device("cpu")
+    assert products(ObjectiveConfig(), device) == "fp32"
+    with torch.autocast("cpu", torch.bfloat16):
+        assert products(ObjectiveConfig(), device) == "bf16"
+        assert products(ObjectiveConfig(precision="fp32"), device) == "fp32"
+    b = batch()
+    b["z_MnK"], b["scale_P"] = b["z_MnK"].float(), b["scale_P"].float()
+    values = []
+    for precision in ("fp32", "bf16"):
+        config = ObjectiveConfig(precision=precision)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(dispatch, "TABLE", tuple(row._replace(impl="blocks") for row in dispatch.TABLE))
+            values.append(objective(**b, config=config, terms=TERMS, predictions=PREDICTIONS)[1])
+    rounded = [name for name, value in values[0].items() if not torch.equal(value, values[1][name])]
+    assert any(name.startswith("distillation/") for name in rounded)
+    assert any("/" in name and name.split("/")[0] in ("fmri", "eeg", "fmri-eeg") for name in rounded)

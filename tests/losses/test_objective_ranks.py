@@ -102,10 +102,10 @@ def one_rank(number: int, world: int, folder: str) -> None:
 
 
 def check_collectives(number: int, world: int) -> None:
-    mine = torch.full((2, 3), float(number))
-    assert sum_over_ranks(mine).tolist() == [[world * (world - 1) / 2] * 3] * 2
-    assert over_ranks(mine, "max").tolist() == [[world - 1] * 3] * 2
-    assert mine.tolist() == [[number] * 3] * 2
+    own = torch.full((2, 3), float(number))
+    assert sum_over_ranks(own).tolist() == [[world * (world - 1) / 2] * 3] * 2
+    assert over_ranks(own, "max").tolist() == [[world - 1] * 3] * 2
+    assert own.tolist() == [[number] * 3] * 2
     x = torch.arange(6.0).reshape(2, 3) + 10 * number
     x.requires_grad_()
     out = gather_rows(x, dim=1)

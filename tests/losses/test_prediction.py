@@ -78,7 +78,7 @@ def test_a_view_predicts_the_half_that_it_does_not_see(modality) -> None:
     signal = make_signal(modality, rows=8)
     late = torch.arange(signal.x_BCT.shape[-1]) >= signal.x_BCT.shape[-1] // 2
     disturbed = signal.replace(x_BCT=torch.where(late, signal.x_BCT.roll(1, dims=1) * 2, signal.x_BCT))
-    before, after = (module._targets(modality, module._halves(s)) for s in (signal, disturbed))
+    before, after = (module._measure(modality, s)[1] for s in (signal, disturbed))
     sees_late = torch.stack([half_of_view(signal, v).x_BCT[:, 0, 0] != signal.x_BCT[:, 0, 0] for v in (0, 1)])
     assert sees_late.sum(0).tolist() == [1] * 8
     for name in ("connectivity", "spectrum"):

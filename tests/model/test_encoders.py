@@ -1,12 +1,16 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
-from mcsp.batch import Signal
+from mcsp.batch import Signal, collate
 from mcsp.config import ModelConfig
+from mcsp.kernels.spectral import BOLD_BANDS_HZ, EEG_BANDS_HZ
 from mcsp.model.layers import SIZES, anchor_positions_mm, to_grid
 from mcsp.model.mcsp import MCSP
-from mcsp.schema import DOMAINS, MODALITIES
+from mcsp.schema import DOMAINS, HIGHEST_HZ, MODALITIES
+from tests.test_batch import window
 
 RATE = {"eeg": 200.0, "fmri": 0.5}
 
@@ -202,3 +206,22 @@ def test_sizes(size, millions) -> None:
     with torch.device("meta"):
         parameters = sum(p.numel() for p in MCSP(ModelConfig(size=size)).parameters())
     assert abs(parameters / 1e6 - millions) < 0.03 * millions
+
+
+def test_the_scale_of_a_recording_in_arbitrary_units_changes_no_feature() -> None:
+    torch.manual_seed(0)
+    model = MCSP(ModelConfig(modalities=("fmri",))).eval()
+    cut = window("fmri", n_samples=60, n_channels=30, sfreq=0.5)
+    found = []
+    for unit, factor in (("a.u.", 1.0), ("a.u.", 10.0), ("percent", 1.0), ("percent", 3.0)):
+        scaled = replace(cut, x_TC=cut.x_TC * np.float32(factor), recording=replace(cut.recording, unit=unit))
+        with torch.inference_mode():
+            found.append(model.features(collate([[scaled]]).signals)["fmri"])
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(found[3], found[2], rtol=1e-2, atol=1e-2), "percent has a scale"
+
+
+def test_the_highest_band_ends_where_the_models_range_does() -> None:
+    for modality, bands in (("eeg", EEG_BANDS_HZ), ("fmri", BOLD_BANDS_HZ)):
+        spectral = MCSP(ModelConfig(modalities=(modality,))).encoder(modality, "spectral")
+        assert max(high for _, high in bands.values()) == HIGHEST_HZ[modality] == pytest.approx(spectral.freqs_F()[-1])

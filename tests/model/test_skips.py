@@ -9,7 +9,6 @@ from sklearn.covariance import ledoit_wolf
 
 from mcsp.config import ModelConfig
 from mcsp.model.matrix_log import log_by_eigenvectors, log_by_products
-from mcsp.model.matrix_root import root_by_eigenvectors, root_by_products
 from mcsp.model.mcsp import MCSP
 from mcsp.model.tangent import LEAST_SHRINKAGE, log_correlation, root_correlation, upper_triangle
 from mcsp.schema import DOMAINS
@@ -100,13 +99,13 @@ def test_the_root_of_products_is_that_of_eigenvectors(anchors, samples) -> None:
     x = correlated(3, anchors, samples)
     x[1, 1] = x[1, 0]
     seen = torch.ones(3, samples, dtype=torch.bool)
-    exact = root_correlation(x, seen, root_by_eigenvectors)
-    assert float((root_correlation(x, seen, root_by_products) - exact).norm() / exact.norm()) < 1e-6
+    exact = root_correlation(x, seen, False, 0.0)
+    assert float((root_correlation(x, seen, True, 0.0) - exact).norm() / exact.norm()) < 1e-6
 
 
 def test_the_gradient_of_the_root_is_that_of_finite_differences() -> None:
     x, seen = correlated(2, 5, 40), torch.ones(2, 40, dtype=torch.bool)
-    assert torch.autograd.gradcheck(lambda x: root_correlation(x, seen, root_by_eigenvectors), x.requires_grad_())
+    assert torch.autograd.gradcheck(lambda x: root_correlation(x, seen, False, 0.0), x.requires_grad_())
 
 
 def test_relative_power_is_the_share_of_all_bands(model) -> None:
@@ -129,7 +128,7 @@ def test_untrained_h_is_nearly_linear_in_connectivity(model, modality) -> None:
     encoder = model.encoder(modality, "spatial")
     with torch.no_grad():
         measured = encoder.measure(make_signal(modality, rows=6, channels=40))
-        h_BAK = encoder.encode(measured).unflatten(1, (encoder.n_anchors, -1))
+        h_BAK = encoder(measured).unflatten(1, (encoder.n_anchors, -1))
         between = measured.measures_BKAA * ~torch.eye(encoder.n_anchors, dtype=torch.bool)
         tokens = encoder.embed(between.permute(0, 2, 1, 3).flatten(2)) + encoder.place_AD
         linear_BAK = encoder.encoder.narrow(tokens + encoder.amplitude(measured.level_BA[..., None]))
@@ -154,7 +153,9 @@ def test_the_gradient_of_the_logarithm_is_that_of_finite_differences(logarithm) 
     x = correlated(2, 5, 40)
     x[1, 1] = x[1, 0]  # two equal anchors; below, equal eigenvalues
     seen = torch.ones(2, 40, dtype=torch.bool)
-    assert torch.autograd.gradcheck(lambda x: log_correlation(x, seen, logarithm), x.requires_grad_())
+    assert torch.autograd.gradcheck(
+        lambda x: log_correlation(x, seen, logarithm is log_by_products), x.requires_grad_()
+    )
     identity = torch.eye(4, dtype=torch.float64).expand(1, 4, 4).clone().requires_grad_()
     symmetric = lambda s: logarithm((s + s.mT) / 2)  # noqa: E731
     assert torch.autograd.gradcheck(symmetric, identity)

@@ -16,6 +16,7 @@ import torch
 from mcsp.run_log import read_events, read_metrics
 from mcsp.training.clock import Clock
 from mcsp.training.run import status_of
+from mcsp.training.run_dir import Lock
 from mcsp.training.stopping import EXIT_DISK, RunEnded, StopRequest, describe, reserve_exit, write_exit
 from mcsp.training.watchdog import diagnose
 from tests.training import hosts
@@ -196,9 +197,17 @@ def test_there_is_room_for_the_exit_record_on_a_full_disk(tmp_path) -> None:
 
 
 def test_the_record_has_the_status_that_the_process_ends_with(pretrain_overrides, tmp_path) -> None:
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    lock = Lock(run_dir)
+    said = pretrain(*pretrain_overrides, expect=1)
+    assert f"error: {run_dir}: in use by process {os.getpid()} on " in said and "Traceback" not in said
+    assert [p.name for p in run_dir.iterdir()] == ["lock.json"], "the folder is another run's"
+    lock.release()
     said = pretrain(*pretrain_overrides, "batch={paired: 4, eeg: 2, fmri: 0}", expect=2)
     assert "error: " in said and "Traceback" not in said
-    told = ended(tmp_path / "run")
+    told = ended(run_dir)
+    assert {p.name for p in run_dir.iterdir()} == {"exit.json", "heartbeats"}
     assert told["exit_code"] == 2 and told["detail"].startswith("ValueError: ")
     full = OSError(errno.ENOSPC, "No space left on device")
     assert [status_of(e) for e in (full, OSError("other"), ValueError(), KeyboardInterrupt(), RuntimeError())] == [

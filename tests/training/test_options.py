@@ -54,7 +54,9 @@ def test_a_run_that_is_continued_at_another_stage_has_the_same_average(observed,
         shutil.copytree(checkpoint(run_dir, step), checkpoint(tmp_path, step))
     told = pretrain(f"run_dir={tmp_path}", *overrides, "deepspeed=configs/deepspeed/zero3.json")
     assert "continues from step-00000003: 3 of 5 steps are taken" in told and "at ZeRO-3: the same data" in told
-    assert same(consolidate_weights(checkpoint(tmp_path, 5), EMA), consolidate_weights(checkpoint(run_dir, 5), EMA))
+    # Stages round differently, and AdamW amplifies it; the average of the wrong range would be far away.
+    found, whole = (consolidate_weights(checkpoint(folder, 5), EMA) for folder in (tmp_path, run_dir))
+    assert all(torch.allclose(found[name], whole[name], rtol=0, atol=1e-5) for name in whole)
 
 
 def test_without_an_average_there_is_none_to_export(finished_run) -> None:
@@ -81,8 +83,8 @@ def test_a_trace_holds_the_steps_that_were_asked_for(observed) -> None:
     run_dir, _ = observed
     events = json.loads(gzip.decompress((run_dir / "profile" / "rank-00000.json.gz").read_bytes()))["traceEvents"]
     names = [event.get("name", "") for event in events]
-    # Two steps of two micro-batches, each embedded without and with a graph; a norm of parts in the first of them.
-    assert names.count("Optimizer.step#AdamW.step") == 2 and "aten::addmm" in names
+    assert names.count("aten::_foreach_lerp_") == 2, "the average moves once a step; on a CPU AdamW has none of these"
+    assert "aten::addmm" in names and "autograd::engine::evaluate_function: AddmmBackward0" in names
 
 
 def test_a_tracker_without_its_package_is_refused_before_the_first_step() -> None:
@@ -92,7 +94,7 @@ def test_a_tracker_without_its_package_is_refused_before_the_first_step() -> Non
 
 def test_mlflow_gets_every_line_and_goes_on_in_its_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mlflow: Any = pytest.importorskip("mlflow")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"file://{tmp_path / 'mlruns'}")
     for step in (1, 2):  # as in two starts of one run
         [record] = trackers(["mlflow"], tmp_path, {"seed": 0})
         record.log(step, {"loss": 3.0 - step, "loss/eeg/spatial": 1.0})

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from mcsp.augmentations.views import half_of_view, spatial_view
 from mcsp.batch import Batch, Signal, collate
 from mcsp.config import AugmentationConfig, ModelConfig, ObjectiveConfig
 from mcsp.losses import objective
 from mcsp.model.layers import Block
-from mcsp.schema import DOMAINS, Window
+from mcsp.schema import DOMAINS, Domain, Window
+from mcsp.training.prediction import connectivity_target, spectrum_target
 from mcsp.training.pretrainer import Pretrainer
 from tests.model.test_encoders import make_signal
 from tests.test_batch import window
@@ -87,3 +89,38 @@ def test_a_site_of_rubbish_changes_neither_loss_nor_gradient_of_the_others(what:
     norm = sum(g.square().sum() for g in gradient.values()) ** 0.5
     apart = sum((gradient_again[n] - g).square().sum() for n, g in gradient.items()) ** 0.5
     assert gradient.keys() == gradient_again.keys() and float(apart / norm) < 1e-4
+
+
+@pytest.mark.parametrize("halves", [(), ("spatial",), ("temporal", "spectral"), DOMAINS], ids=str)
+def test_groups_of_rows_change_nothing_and_a_window_measured_once_gives_what_each_view_gives(
+    halves: tuple[Domain, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against every view and every target made and measured by itself, from its whole signal."""
+    config = AugmentationConfig(opposite_halves=halves)
+    module = Pretrainer(ModelConfig(), ObjectiveConfig(), config)
+    for modality, hz in (("eeg", 200.0), ("fmri", 0.5)):
+        signal = make_signal(modality, rows=5).replace(sfreq_B=torch.full((5,), hz))
+        measured, targets = module._measure(modality, signal)
+        monkeypatch.setattr("mcsp.training.pretrainer._CACHE_BYTES", 2 * signal.x_BCT[0].nbytes)
+        again, targets_again = module._measure(modality, signal)
+        monkeypatch.undo()
+        for domain in DOMAINS:
+            for name, x, y in zip(type(measured[domain])._fields, measured[domain], again[domain], strict=True):
+                assert (x is None and y is None) or torch.allclose(x, y, rtol=1e-4, atol=1e-5), (domain, name)
+        expected: dict[str, list[torch.Tensor]] = {}
+        for v in (0, 1):
+            own, other = half_of_view(signal, v), half_of_view(signal, 1 - v)
+            spatial = module.model.encoder(modality, "spatial")
+            drawn = spatial_view(own if "spatial" in halves else signal, v, config)
+            expected.setdefault("measures", []).append(spatial.measure(drawn).measures_BKAA)
+            if halves:
+                expected.setdefault("connectivity", []).append(connectivity_target(module.model, modality, other))
+                expected.setdefault("spectrum", []).append(spectrum_target(module.model, modality, other))
+        torch.testing.assert_close(
+            measured["spatial"].measures_BKAA, torch.cat(expected["measures"]), rtol=1e-3, atol=1e-5
+        )
+        for name, found in targets.items():
+            torch.testing.assert_close(found, torch.cat(expected[name]), rtol=1e-3, atol=1e-5)
+            torch.testing.assert_close(targets_again[name], found, rtol=1e-3, atol=1e-5)
+        assert ("connectivity" in targets) == bool({"spatial", "temporal"} & set(halves))
+        assert ("spectrum" in targets) == bool({"temporal", "spectral"} & set(halves))

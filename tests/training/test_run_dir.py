@@ -12,6 +12,7 @@ import pytest
 from mcsp.config import PretrainConfig
 from mcsp.training import run_dir
 from mcsp.training.run_dir import LOCK, InUse, Lock, check
+from tests.training.disks import small_disk
 from tests.training.ranks import ROOT
 
 
@@ -71,6 +72,22 @@ def test_a_second_run_is_told_who_holds_the_folder_and_takes_it_when_that_has_di
     assert json.loads((tmp_path / LOCK).read_text())["pid"] == os.getpid()
     lock.release()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_damaged_lock_and_a_full_disk(tmp_path) -> None:
+    (tmp_path / LOCK).write_text('{"host": "no')
+    Lock(tmp_path).release()
+    with small_disk(tmp_path / "disk", 2**14) as disk:
+        with pytest.raises(OSError, match="No space left"):
+            (disk / "fill").write_bytes(bytes(2**15))
+        with pytest.raises(OSError, match="No space left"):
+            Lock(disk)
+        (disk / "fill").unlink()
+        lock = Lock(disk)
+        with pytest.raises(OSError, match="No space left"):
+            (disk / "fill").write_bytes(bytes(2**15))
+        lock.release()
+        assert [p.name for p in disk.iterdir()] == ["fill"]
 
 
 def elsewhere(folder: Path) -> Path:

@@ -1,9 +1,10 @@
+import shutil
 import subprocess
 import sys
 
 import pytest
 
-from mcsp.run_log import read_metrics
+from mcsp.run_log import read_events, read_metrics
 from tests.training.ranks import ROOT, environment, pretrain, same, weights
 
 
@@ -82,9 +83,13 @@ def test_retrieval_is_found_in_logged_steps_alone_and_a_step_waits_twice_for_the
     lines = read_metrics(tmp_path / "run")
     assert [line["step"] for line in lines] == [1, 3, 4] and done.stderr.count("retrieval\n") == 3
     assert all("top1/fmri-eeg/spatial" in line for line in lines)
-    # The loop asks the device twice a step: for all losses and what ranks tell each other, and for the norm.
-    waits = [line for line in done.stderr.splitlines() if line.startswith("wait in ")]
-    assert waits == ["wait in train_step", "wait in _refuses"] * 4
+    # The loop asks the device twice a step: for all losses and what ranks tell each other, and for the norm. Norms by
+    # group are of some logged steps.
+    waits = "".join(f"{line[8:]} " for line in done.stderr.splitlines() if line.startswith("wait in "))
+    first, second, third, fourth = (step.split() for step in waits.split("train_step ")[1:])
+    assert second == ["_refuses"], "nothing is logged of this step"
+    for logged in (first, third, fourth):
+        assert logged.count("_refuses") == 1 and set(logged) <= {"_refuses", "group_norms"}
 
 
 def test_loader_processes_change_nothing(pretrain_overrides, tmp_path) -> None:
@@ -111,6 +116,20 @@ def test_a_damaged_checkpoint_is_passed_over_and_a_run_is_lengthened_or_refused(
     rates = [line["learning_rate"] for line in read_metrics(run_dir)]
     assert len(rates) == 8 and rates[6] == rates[7] == pytest.approx(1e-4)
     one_line(pretrain(*pretrain_overrides, f"run_dir={tmp_path / 'x'}", "resume=must", expect=2), "no valid checkpoint")
+    # All that there is elsewhere: a machine without the folder goes on from a copy.
+    longer = [*pretrain_overrides, "steps=9", "schedule_steps=6", f"mirror_dir={tmp_path / 'mirror'}"]
+    pretrain(*longer, "learning_rate=0.0005")
+    [changed] = [event for event in read_events(run_dir) if event["event"] == "changed"]
+    assert changed["step"] == 8 and changed["learning_rate"] == "0.001 -> 0.0005"
+    final = weights(run_dir, 9)
+    shutil.rmtree(run_dir)
+    assert "finished before, after 9 steps" in pretrain(*longer, "learning_rate=0.0005", "resume=must")
+    assert same(weights(run_dir, 9), final) and len(read_metrics(run_dir)) == 9
+    for path in (run_dir / "checkpoints").rglob("*.safetensors"):
+        path.write_bytes(b"damaged")
+    refused = pretrain(*longer, "learning_rate=0.0005", expect=2)
+    assert "none of 1 checkpoints (step-00000009 to step-00000009) can be read" in refused
+    assert len(read_metrics(run_dir)) == 9
 
 
 def test_bad_input_gets_one_line(pretrain_overrides, tmp_path) -> None:

@@ -103,3 +103,31 @@ def test_what_is_no_bids_dataset_is_refused_in_one_line(tmp_path: Path, make: li
         "sound"
     ]
     assert len(notes) == len(make) and all(note.startswith("left out: ") for note in notes)
+
+
+def test_sessions_and_subjects_of_folders_count_where_the_name_has_none(tmp_path: Path) -> None:
+    site = touch(
+        tmp_path,
+        "sub-1/ses-1/eeg/sub-1_task-rest_eeg.edf",
+        "sub-1/ses-1/eeg/sub-1_task-rest_channels.tsv",
+        "sub-1/ses-2/eeg/sub-1_task-rest_eeg.edf",
+        "sub-2/eeg/task-rest_eeg.EDF",
+        "sub-3/eeg/SUB-3_Task-rest_EEG.Set",
+    )
+    refs = find_recordings(site)
+    assert [(ref.entities["subject"], ref.entities.get("session"), ref.entities["task"]) for ref in refs] == [
+        ("1", "1", "rest"), ("1", "2", "rest"), ("2", None, "rest"), ("3", None, "rest"),
+    ]  # fmt: skip
+    assert [ref.companion("channels.tsv") is not None for ref in refs] == [True, False, False, False]
+
+
+def test_linked_folders_are_followed_and_no_recording_is_found_twice(tmp_path: Path) -> None:
+    site = touch(tmp_path / "site", "sub-1/eeg/sub-1_task-rest_eeg.edf")
+    touch(tmp_path / "elsewhere", "sub-2/eeg/sub-2_task-rest_eeg.edf", "store/x.edf")
+    (site.root / "sub-2").symlink_to(tmp_path / "elsewhere/sub-2")
+    (site.root / "sub-3").symlink_to("sub-1")  # the same person once more
+    (site.root / "sub-1/self").symlink_to("..")
+    (site.root / "sub-4").symlink_to("sub-4")
+    (site.root / "sub-5/eeg").mkdir(parents=True)
+    (site.root / "sub-5/eeg/sub-5_task-rest_eeg.edf").symlink_to(tmp_path / "elsewhere/store/x.edf")
+    assert found(site) == [f"sub-{n}/eeg/sub-{n}_task-rest_eeg.edf" for n in (1, 2, 5)]

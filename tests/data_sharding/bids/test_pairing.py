@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from mcsp.data_sharding.bids.find import Site, find_recordings
-from mcsp.data_sharding.bids.pairing import marked_times
+from mcsp.data_sharding.bids.pairing import acquisition_time, marked_times
 from mcsp.data_sharding.bids.write import write_tsv
 
 MARKER = "R128"
@@ -49,3 +49,29 @@ def test_a_run_without_a_marker_has_no_time(tmp_path: Path) -> None:
     assert found is not None and np.isnan(found).sum() == 2
     events(tmp_path, 1, [("soon", 0, MARKER)])
     assert times(tmp_path) is None
+
+
+def test_a_derivative_has_the_clock_of_the_raw_run_that_it_comes_from(tmp_path: Path) -> None:
+    """fMRIPrep's folder has no scans.tsv of its own."""
+    stem = "sub-1_ses-a_task-rest_run-1"
+    for name in (
+        f"sub-1/ses-a/eeg/{stem}_eeg.vhdr",
+        f"sub-1/ses-a/func/{stem}_bold.nii.gz",
+        f"derivatives/fmriprep/sub-1/ses-a/func/{stem}_space-MNI152NLin6Asym_desc-preproc_bold.nii.gz",
+        f"derivatives/fmriprep/sub-1/ses-a/func/{stem.replace('run-1', 'run-2')}_space-T1w_desc-preproc_bold.nii.gz",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    times = [
+        (f"eeg/{stem}_eeg.vhdr", "2019-05-06T10:00:00"),
+        (f"func/{stem}_echo-1_bold.nii.gz", "2019-05-06T10:00:08"),
+        (f"func/{stem}_echo-2_bold.nii.gz", "2019-05-06T10:00:08"),
+        (f"anat/{stem}_T1w.nii.gz", "2019-05-06T09:00:00"),
+    ]
+    write_tsv(tmp_path / "sub-1/ses-a/sub-1_ses-a_scans.tsv", ("filename", "acq_time"), times)
+    first, second, eeg = find_recordings(Site("site", tmp_path, False, None))
+    assert acquisition_time(first) - acquisition_time(eeg) == 8.0
+    assert math.isnan(acquisition_time(second))  # of another run
+    times[2] = (times[2][0], "2019-05-06T11:00:00")
+    write_tsv(tmp_path / "sub-1/ses-a/sub-1_ses-a_scans.tsv", ("filename", "acq_time"), times)
+    assert math.isnan(acquisition_time(first))  # which of both, nobody says

@@ -65,7 +65,7 @@ def test_memory_and_disk_hold_the_same_corpus(
         plan, config, folder = build_here(site, out, reader)
         assert duplicates(folder, plan) == {}
         (folder / SHARDS_NAME / "train-77777-000000000000.tar").write_bytes(b"of an older index")
-        index = settle(plan, config, folder, "0" * 64)
+        index = settle(plan, config, folder, "0" * 64, KEY.encode())
         remove_stale(folder, index, plan)
         assert read_index(folder) == index
         described = {name: (folder / name).read_bytes() for name in index["tables"].values()}
@@ -88,7 +88,7 @@ def test_a_lost_recording_is_no_corpus(
     content["sites"]["paired"][0] -= 1
     file.write_text("\n".join([json.dumps(content), *rows]) + "\n")
     with pytest.raises(ValueError, match=r"recordings are lost \(paired: found 6, read \+ quarantined 5\)"):
-        settle(plan, config, folder, "0" * 64)
+        settle(plan, config, folder, "0" * 64, KEY.encode())
     assert not (folder / "index.json").exists()
 
 

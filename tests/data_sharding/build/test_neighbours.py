@@ -130,7 +130,7 @@ SITES: dict[str, tuple[Callable[[Path], object], dict[str, int], int]] = {
     "dangling": (dangling_link, {"missing-file": 1}, 1),
     "loops": (link_loops, {"unreadable": 1}, 1),
     "bytes": (name_not_utf_8, {"bad-encoding": 1}, 0),
-    "linked": (linked_subjects, {}, 1),
+    "linked": (linked_subjects, {"outside-dataset": 1}, 0),
     "empty": (empty_files, {"unreadable": 5}, 1),
     "other": (other_kinds, {}, 0),
     "nested": (nested_derivatives, {}, 1),

@@ -68,7 +68,7 @@ def test_temperature_weighs_sites_by_a_root_of_their_size(temperature: float, sh
     assert np.abs(parts - shares[0]).max() < 5 * math.sqrt(shares[0] * shares[1] / len(first) * 10)
 
 
-def test_stand_ins_go_through_all_samples_of_the_pass() -> None:
+def test_replacements_go_through_all_samples_of_the_pass() -> None:
     order = stream([0] * 7 + [1] * 6, [0, 1] * 6 + [1])
     for position in (0, 5, 12, 13 + 4):
         assert order(position, 13) == order(position)
@@ -159,9 +159,9 @@ def test_batches_of_sites_read_all_recordings_equally_often() -> None:
     passes = 300 * 48 / sum(SIZES)
     site_of = np.repeat(np.arange(len(SIZES)), SIZES)
     for site, size in enumerate(SIZES):
-        mine = times[site_of == site]
-        assert mine.max() - mine.min() <= 1
-        assert abs(mine.mean() - passes) <= 2.5 * 12 / size, "more than two and a half chunks early or late"
+        of_site = times[site_of == site]
+        assert of_site.max() - of_site.min() <= 1
+        assert abs(of_site.mean() - passes) <= 2.5 * 12 / size, "more than two and a half chunks early or late"
     assert times.min() > 0
 
 
@@ -183,7 +183,7 @@ def test_more_sites_than_there_are_means_all_of_them_in_every_step() -> None:
     assert (counts > 0).all() and counts.mean(0) == pytest.approx([3, 3, 6], abs=0.1)
 
 
-def test_stand_ins_come_from_the_site_then_from_others() -> None:
+def test_replacements_come_from_the_site_then_from_others() -> None:
     sizes = [40, 5, 40, 40, 40]
     order = site_batches(sizes, 12, 3)
     site_of = np.repeat(np.arange(5), sizes)

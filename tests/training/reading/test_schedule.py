@@ -46,7 +46,7 @@ def schedule(samples, quota=None, seed=0, delay=5.0, **changes) -> Schedule:
     )  # fmt: skip
 
 
-def facts(draw: Draw) -> tuple:
+def what_is_read(draw: Draw) -> tuple:
     """What is read, comparable: a Recording holds NaN, which equals nothing."""
     return draw.key, draw.position, [(c.recording.member, c.start, c.n_samples) for c in draw.cuts]
 
@@ -66,14 +66,14 @@ def test_a_step_reads_the_same_whatever_the_ranks_and_micro_batches(
     quota = BatchConfig(paired=quotas[0], eeg=quotas[1], fmri=quotas[2])
     options = {"site_temperature": temperature, "shuffle_shards": groups, "sites_per_batch": sites}
     plan = schedule(at_sites(corpus(*sizes), 5), quota, **options)
-    whole = [facts(d) for d in plan.draws(step)]
+    whole = [what_is_read(d) for d in plan.draws(step)]
     assert len(whole) == plan.global_batch
     for shares in (2, 3, 4, 12):  # ranks x micro-batches
         plan.check_shares(shares, 1)
         parts = [list(plan.draws(step, share, shares)) for share in range(shares)]
         compositions = {tuple(tuple(c.recording.modality for c in d.cuts) for d in part) for part in parts}
         assert len(compositions) == 1, "ranks touch different parameters"
-        assert sorted(facts(d) for part in parts for d in part) == sorted(whole)
+        assert sorted(what_is_read(d) for part in parts for d in part) == sorted(whole)
 
 
 def test_every_sample_once_per_pass_and_new_windows_in_the_next() -> None:
@@ -188,8 +188,8 @@ def test_few_sites_per_batch_give_more_negatives_within_a_site_and_as_many_of_ea
 def test_sites_per_batch_goes_on_where_a_run_stopped_and_divides_the_quota() -> None:
     samples, quota = at_sites(corpus(0, 30, 0), 6), BatchConfig(paired=0, eeg=6, fmri=0)
     plan, resumed = (schedule(samples, quota, sites_per_batch=2) for _ in range(2))
-    whole = [facts(d) for step in range(20) for d in plan.draws(step)]
-    assert [facts(d) for step in range(13, 20) for d in resumed.draws(step)] == whole[13 * 6 :]
+    whole = [what_is_read(d) for step in range(20) for d in plan.draws(step)]
+    assert [what_is_read(d) for step in range(13, 20) for d in resumed.draws(step)] == whole[13 * 6 :]
     with pytest.raises(ValueError, match=r"^sites_per_batch=4: expected a divisor of batch.eeg=6$"):
         schedule(samples, quota, sites_per_batch=4)
 
@@ -198,7 +198,7 @@ def test_a_replacement_is_another_sample_of_the_stream_and_all_have_a_turn() -> 
     plan = schedule(corpus(12, 18, 24))
     draw = next(iter(plan.draws(2)))
     tried = [plan.draw(draw.stream, draw.position, attempt) for attempt in range(13)]
-    assert facts(tried[0]) == facts(draw)
+    assert what_is_read(tried[0]) == what_is_read(draw)
     names = [d.cuts[0].recording.key for d in tried]
     assert len(set(names[1:])) == 12 and names[1] != names[0]
     assert names[1] == plan.draw(draw.stream, draw.position + 6).cuts[0].recording.key, "whose turn is one step later"
@@ -215,9 +215,9 @@ def test_the_plan_does_not_depend_on_how_the_table_is_coded() -> None:
         coded, index_hash="abc", seed=0, quota=BatchConfig(paired=6, eeg=6, fmri=12),
         window_seconds={"eeg": 30.0, "fmri": 40.0}, delay_seconds=5.0,
     )  # fmt: skip
-    mine = schedule(samples)
+    plain = schedule(samples)
     for step in (0, 3):
-        read = [[m for _, _, m in map(facts, plan.draws(step))] for plan in (mine, other)]
+        read = [[m for _, _, m in map(what_is_read, plan.draws(step))] for plan in (plain, other)]
         assert [[c[0] for c in cuts] for cuts in read[0]] == [[c[0] for c in cuts] for cuts in read[1]]
 
 

@@ -36,7 +36,7 @@ def test_killed_within_saves_a_run_ends_with_the_weights_of_an_uninterrupted_one
     reference, overrides = finished_run
     run_dir = tmp_path / "run"
     program = Path(__file__).parents[1] / "crash_program.py"
-    for rank, event in ((0, 6), (0, 28), (1, 3), (0, 12)):
+    for rank, event in ((0, 10), (0, 39), (1, 4), (0, 12)):
         ranks = start_ranks(2, program, str(rank), str(event), f"run_dir={run_dir}", *overrides)
         try:
             assert ranks[rank].wait(timeout=200) == -signal.SIGKILL, ranks[rank].communicate()[0]

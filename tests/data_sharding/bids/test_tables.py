@@ -1,0 +1,66 @@
+"""Sidecars and tables within limits: what is wrong is told with the file, the row and the cell, and costs itself."""
+
+import math
+import os
+from pathlib import Path
+
+import pytest
+
+from mcsp.data_sharding.bids.reasons import RecordingError
+from mcsp.data_sharding.bids.tables import number_in, printable, read_columns, read_json, read_tsv, require_content
+
+
+def refusal(read: object, *arguments: object) -> tuple[str, str]:
+    with pytest.raises(RecordingError) as caught:
+        read(*arguments)  # type: ignore[operator]
+    assert "\n" not in str(caught.value)
+    return caught.value.reason, str(caught.value)
+
+
+def test_json_that_no_memory_or_stack_can_hold(tmp_path: Path) -> None:
+    file = tmp_path / "x.json"
+    file.write_text("[" * 100_000)
+    assert refusal(read_json, file)[0] == "invalid-json"
+    file.write_text('{"a":' * 100_000 + "1" + "}" * 100_000)
+    assert refusal(read_json, file) == ("invalid-json", "x.json: not valid JSON (nested too deep)")
+    with open(file, "wb") as sparse:
+        sparse.truncate(100 * 10**9)
+    reason, text = refusal(read_json, file)
+    assert reason == "unreadable" and text.startswith("x.json: 100,000,000,000 bytes, expected a text of at most")
+    assert refusal(read_tsv, file)[0] == "unreadable"
+
+
+def test_links_and_pointers_are_no_content(tmp_path: Path) -> None:
+    link = tmp_path / "x.json"
+    link.symlink_to("../.git/annex/objects/a/b")
+    assert refusal(read_json, link) == (
+        "missing-file", "x.json: a link to ../.git/annex/objects/a/b, which is absent, expected the file itself",
+    )  # fmt: skip
+    link.unlink()
+    link.symlink_to(link.name)
+    assert refusal(require_content, link)[0] == "unreadable"
+    assert refusal(require_content, tmp_path / "none") == ("missing-file", "none: no such file")
+    bytes_name = Path(os.fsdecode(os.fsencode(tmp_path) + b"/t\xe9.tsv"))
+    bytes_name.touch()
+    assert refusal(require_content, bytes_name)[0] == "bad-encoding"
+    assert printable(bytes_name.name) == "t\\xe9.tsv"
+
+
+def test_columns_are_found_in_any_case_and_their_absence_is_told(tmp_path: Path) -> None:
+    file, repairs = tmp_path / "x.tsv", list[str]()
+    file.write_text("\ufeffName\t X \nCz\t1.5\nPz\tn/a\n", encoding="utf-8")
+    rows = read_columns(file, ("name", "x"), repairs)
+    assert rows == [{"name": "Cz", "x": "1.5"}, {"name": "Pz"}] and repairs == []
+    assert number_in(file, 1, rows[0], "x") == 1.5 and math.isnan(number_in(file, 2, rows[1], "x"))
+    assert refusal(number_in, file, 2, {"x": "1,5"}, "x") == (
+        "bad-table", "x.tsv: row 2, column x: '1,5', expected a number with a decimal point",
+    )  # fmt: skip
+    assert refusal(read_columns, file, ("name", "y"), repairs)[1] == (
+        "x.tsv: no column y, expected columns separated by tabs, found 'Name', ' X '"
+    )
+    file.write_bytes("name\tx\n\u00d6\t1\n".encode("latin-1"))
+    assert read_columns(file, ("name",), repairs) == [{"name": "\u00d6", "x": "1"}]
+    assert repairs == ["x.tsv: not UTF-8, read as Latin-1"]
+    assert refusal(read_tsv, file) == ("bad-encoding", "x.tsv: line 2: byte 7 is 0xd6, expected UTF-8")
+    file.write_bytes("name\tx\n".encode("utf-16"))
+    assert refusal(read_columns, file, ("name",), repairs)[0] == "bad-encoding"

@@ -1,0 +1,79 @@
+"""Logarithm and root of a correlation: their definition, their gradient, and products over time in float32."""
+
+import pytest
+import torch
+
+from mcsp.config import ModelConfig
+from mcsp.model.matrix_log import root_by_eigenvectors, root_by_products
+from mcsp.model.mcsp import MCSP
+from mcsp.model.tangent import LEAST_SHRINKAGE, log_correlation, root_correlation
+from tests.model.test_encoders import make_signal
+
+
+def plain(x_BAT: torch.Tensor) -> torch.Tensor:
+    """The definition, all of it in the dtype of ``x_BAT``, as torch computes it."""
+    n = x_BAT.shape[-1]
+    x = x_BAT / x_BAT.square().mean(-1, keepdim=True).sqrt()
+    correlation, identity = x @ x.mT / n, torch.eye(x.shape[1], dtype=x.dtype)
+    fourth = x.square().sum(1).square().mean(-1)
+    noise = (fourth - correlation.square().sum((1, 2))) / n
+    r = (noise / (correlation - identity).square().sum((1, 2))).clamp(LEAST_SHRINKAGE, 1.0)[:, None, None]
+    value, vector = torch.linalg.eigh((1 - r) * correlation + r * identity)
+    return (vector * value.log()[:, None]) @ vector.mT
+
+
+@pytest.mark.parametrize(("anchors", "samples"), [(32, 3000), (100, 50)], ids=["EEG", "BOLD"])
+def test_products_over_time_in_float32_are_as_near_to_float64_as_float32_can_be(anchors: int, samples: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    shared = torch.randn(4, 1, samples, generator=generator, dtype=torch.float64)
+    x = torch.randn(4, anchors, samples, generator=generator, dtype=torch.float64) + shared
+    x = x * torch.logspace(-3, 3, anchors, dtype=torch.float64)[:, None]  # amplitudes a million times apart
+    x = (x - x.mean(-1, keepdim=True)).float()
+    valid = torch.ones(4, samples, dtype=torch.bool)
+    expected = plain(x.double())
+    torch.testing.assert_close(log_correlation(x.double(), valid), expected, rtol=1e-10, atol=1e-10)
+    found = log_correlation(x, valid)
+    assert found.dtype == torch.float32
+    error, usual = ((y.double() - expected).abs().max() for y in (found, plain(x)))
+    assert error <= usual and error < 1e-5
+
+
+def courses(rows: int, anchors: int, samples: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    mixing = torch.randn(anchors, anchors, generator=generator, dtype=torch.float64)
+    x = mixing @ torch.randn(rows, anchors, samples, generator=generator, dtype=torch.float64)
+    return x - x.mean(-1, keepdim=True), torch.ones(rows, samples, dtype=torch.bool)
+
+
+@pytest.mark.parametrize(("anchors", "samples"), [(5, 300), (60, 20)], ids=["full rank", "more anchors than samples"])
+def test_the_root_times_itself_is_the_shrunk_correlation_by_either_formulation(anchors: int, samples: int) -> None:
+    x, valid = courses(3, anchors, samples)
+    expected = 0.99 * torch.stack([torch.corrcoef(row) for row in x]) + 0.01 * torch.eye(anchors, dtype=torch.float64)
+    for by_products in (False, True):
+        root = root_correlation(x, valid, by_products)
+        torch.testing.assert_close(root @ root, expected, rtol=1e-9, atol=1e-10)
+        assert float(torch.linalg.eigvalsh(root).min()) > 0.099, "not the root with positive eigenvalues"
+    torch.testing.assert_close(root, root_correlation(x, valid, False), rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("by_products", [False, True])
+def test_the_gradient_of_the_root_is_that_of_finite_differences(by_products: bool) -> None:
+    x, valid = courses(2, 4, 12)
+    assert torch.autograd.gradcheck(lambda x: root_correlation(x, valid, by_products), x.requires_grad_())
+    same = torch.eye(4, dtype=torch.float64).expand(1, 4, 4).clone().requires_grad_()  # equal eigenvalues
+    root = root_by_products if by_products else root_by_eigenvectors
+    assert torch.autograd.gradcheck(lambda s: root((s + s.mT) / 2, 0.01), same)
+
+
+def test_tokens_of_the_root_leave_the_measured_features_alone() -> None:
+    signal = make_signal("fmri", rows=2, channels=40)
+    features, widths = {}, {}
+    for form in ("logarithm", "root"):
+        torch.manual_seed(0)
+        model = MCSP(ModelConfig(modalities=("fmri",), domains=("spatial",), spatial_form=form)).eval()
+        features[form], widths = model.features({"fmri": signal})["fmri"].detach(), model.feature_widths("fmri")
+        first = model.encoder("fmri", "spatial").measure(signal).measures_BKAA[:, 0]
+        assert bool((first.diagonal(dim1=1, dim2=2) > 0).all()) == (form == "root")
+    learned = sum(width for name, width in widths.items() if name in ("spatial", "spatial_z"))
+    assert torch.equal(features["root"][:, learned:], features["logarithm"][:, learned:])
+    assert not torch.allclose(features["root"][:, :learned], features["logarithm"][:, :learned], atol=1e-2)
