@@ -2,11 +2,14 @@
 
 python benchmarks/studies/read_out_ablation.py --corpus DIR --model DIR --label COLUMN [--out FILE]
 
-No training: the rulers and an export (of random weights, say) on a labelled corpus. BOLD is tested on sites left
-out, EEG on folds of people. Changes from the root of connectivity over all valid time at the recordings' own parcels:
-(a) mean over windows; (b) the logarithm of the shrunk correlation; (c) every feature standardised, or C chosen in
-inner folds; (d) learned and spectral blocks beside it; (e) anchors instead of parcels. Of EEG also coherence over
-whole recordings, which differ in length. Writes benchmarks/results/read_out_<people>_<modality>.json.
+No training: the rulers and an export (of random weights, say) on a labelled corpus. BOLD is tested on sites left out,
+EEG on folds of people. Changes from the root of connectivity over all valid time at the recordings' own parcels:
+
+(a) mean over windows; (b) the logarithm of the shrunk correlation; (c) every feature standardised, or C chosen in inner
+folds; (d) learned and spectral blocks beside it; (e) anchors instead of parcels.
+
+Of EEG also coherence over whole recordings, which differ in length. Writes
+benchmarks/results/read_out_<people>_<modality>.json.
 """
 
 import argparse
