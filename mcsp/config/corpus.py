@@ -1,5 +1,6 @@
 """Settings of the builder (``launchers/build_corpus.py``)."""
 
+import re
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -29,6 +30,24 @@ class EegConfig(Config):
     gain: float = Field(1.0, gt=0, description="multiplies every value, for a site whose headers name a wrong unit")
 
 
+# Atlases that are known by name, in the words of their files, and as nilearn fetches them.
+ATLASES = {
+    "schaefer": r"Schaefer(?:2018)?_?(\d+)(?:Parcels)?(?:_?(7|17)Networks)?",
+    "harvard_oxford": r"HarvardOxford-((?:cort|cortl|sub)-maxprob-thr\d+-[12]mm)",
+    "juelich": r"Juelich-(maxprob-thr\d+-[12]mm)",
+    "aal": r"AAL(?:-(SPM5|SPM8|SPM12|3v2))?",
+    "craddock": r"CC(200|400)",
+    "basc": r"BASC(\d+)",
+    "power": r"Power2011",
+    "dosenbach": r"Dosenbach2010",
+    "seitzman": r"Seitzman2018",
+}
+ATLAS_NAMES = (
+    "Schaefer2018_400Parcels_7Networks, AAL, HarvardOxford-cort-maxprob-thr25-2mm, Juelich-maxprob-thr25-2mm, CC200, "
+    "CC400, BASC122, Power2011, Dosenbach2010, Seitzman2018"
+)
+
+
 class FmriConfig(Config):
     """BOLD cleaning; values become percent signal change."""
 
@@ -56,6 +75,13 @@ class FmriConfig(Config):
         0.5, ge=0, le=1, description="fraction of a parcel's voxels that an image must cover, as in xcp_d"
     )
     max_bad_fraction: float = Field(0.5, ge=0, le=1, description="more parcels without signal reject the recording")
+
+    @field_validator("atlas")
+    @classmethod
+    def _is_known(cls, name: str | None) -> str | None:
+        if name is not None and not any(re.fullmatch(pattern, name) for pattern in ATLASES.values()):
+            raise ValueError(f"expected a name like {ATLAS_NAMES}; a file goes into label_image")
+        return name
 
 
 Pairing = Literal["session", "subject", "simultaneous"]
