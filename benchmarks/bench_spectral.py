@@ -31,7 +31,7 @@ from mcsp.kernels.spectral import log_power
 from mcsp.provenance import hardware
 
 ROOT = Path(__file__).resolve().parents[1]
-SFREQ, CHANNELS, REPEATS, MOST_BINS = 200.0, 19, 7, 45
+SFREQ, CHANNELS, REPEATS, MOST_BINS = 200.0, 19, 21, 45
 # Samples of a window, and of a frame and its hop where a window has more than one.
 LENGTHS = (64, 118, 200, 256, 295, 400, 512, 1000, 1190, 1200, 4000, 6000)
 CASES = [(length, length, length) for length in LENGTHS] + [(6000, 400, 200)]

@@ -1,4 +1,7 @@
-"""Evaluations in runs of one and two ranks, on people that are set aside."""
+"""Evaluations in runs of one and two ranks, on people that are set aside.
+
+Covers: mcsp/training/validation/validate.py
+"""
 
 import json
 import math
