@@ -1,4 +1,7 @@
-"""The files that name versions agree with each other, and .ci/resolve.py, which asks an index about them."""
+"""The files that name versions agree with each other, and .ci/resolve.py, which asks an index about them.
+
+Covers: mcsp/version.py
+"""
 
 import os
 import re
@@ -11,6 +14,8 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+from mcsp.version import __version__
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -18,6 +23,12 @@ def versions(name: str) -> dict[str, str]:
     """Versions by normalised name from the lines ``name==version`` of a file."""
     pairs = re.findall(r"^([\w.-]+)==([^\s;]+)", (ROOT / name).read_text(), re.MULTILINE)
     return {re.sub(r"[-_.]+", "-", package).lower(): version for package, version in pairs}
+
+
+def test_the_package_has_the_version_of_its_metadata_and_citation() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    cited = re.search(r"^version: (\S+)", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)
+    assert __version__ == project["version"] and (cited is None or cited.group(1).strip('"') == __version__)
 
 
 def test_every_declared_dependency_is_pinned_within_its_bounds() -> None:

@@ -105,13 +105,10 @@ def build_shard(
                     add_members(tar, sample.key, members)
         if recordings:
             shard, recordings = _publish(planned.name, temporary, folder, recordings, crcs)
-    limits = reading_limits(config)
-    if any(r.reason == "timeout" and r.detail.startswith(USED_UP) for r in rejected):
-        limits = []  # in another run they may well be read
     return Receipt(
         digest=planned.digest,
         excluded=dict(excluded or {}),
-        limits=limits if any(r.reason in _LIMIT_REASONS for r in rejected) else None,
+        limits=_limits_of(rejected, config),
         shard=shard,
         sites=_count_sites(planned, recordings, rejected),
         contents=contents,
@@ -119,6 +116,13 @@ def build_shard(
         repairs=[vars(r) for r in repairs],
         rows=[vars(r) for r in recordings],
     )
+
+
+def _limits_of(rejected: list[Rejection], config: CorpusConfig) -> list[float] | None:
+    """Limits under which recordings failed; none that another run has where they were not read at all."""
+    if any(r.reason == "timeout" and r.detail.startswith(USED_UP) for r in rejected):
+        return []
+    return reading_limits(config) if any(r.reason in _LIMIT_REASONS for r in rejected) else None
 
 
 def add_members(tar: tarfile.TarFile, key: str, members: Mapping[str, bytes]) -> None:

@@ -107,7 +107,12 @@ class Selection(Config):
 class SiteConfig(Selection):
     """One BIDS dataset; what it says of the selection comes before what is said for all."""
 
-    path: Path = Field(description="folder of the dataset")
+    path: Path | str = Field(
+        description="folder of the dataset, or s3://..., which is read without a copy of the whole"
+    )
+    storage_options: dict[str, Any] = Field(
+        {}, description="of a dataset in an object store, as fsspec takes them: {anon: true} for a public bucket"
+    )
     simulated: bool | None = Field(None, description="null: read from dataset_description.json")
     label_image: Path | None = Field(None, description="overrides fmri.label_image for this site")
     eeg: dict[str, Any] = Field({}, description="values of `eeg` that differ for this site")
@@ -122,6 +127,11 @@ class SiteConfig(Selection):
         description="trial_type or value of events.tsv that marks the first volume in simultaneous EEG; it comes "
         "before acq_time, which is of two computers and often of whole seconds",
     )
+
+    @field_validator("path")
+    @classmethod
+    def _path_or_url(cls, place: Path | str) -> Path | str:
+        return place if "://" in str(place) else Path(place)  # a Path would lose one of the slashes
 
 
 class CorpusConfig(Selection):

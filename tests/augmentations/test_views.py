@@ -1,3 +1,9 @@
+"""Two views of a batch: what each augmentation does, alike for any ranks, and to valid samples alone.
+
+Covers: mcsp/augmentations/random.py, mcsp/augmentations/spatial.py, mcsp/augmentations/spectral.py,
+mcsp/augmentations/temporal.py
+"""
+
 import pytest
 import torch
 

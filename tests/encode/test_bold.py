@@ -1,4 +1,7 @@
-"""encode_bold: the numbers of a corpus; images, tables and arrays; one clear line for what a laboratory gets wrong."""
+"""encode_bold: the numbers of a corpus; images, tables and arrays; one clear line for what a laboratory gets wrong.
+
+Covers: mcsp/encode/bold_source.py, mcsp/encode/parcellations.py
+"""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,7 @@
-"""Exports: the round trip is exact, loading needs only the core dependencies, damaged folders get one clear line."""
+"""Exports: the round trip is exact, loading needs only the core dependencies, damaged folders get one clear line.
+
+Covers: mcsp/model/weights.py
+"""
 
 import json
 import subprocess

@@ -1,6 +1,10 @@
-"""Attributions add up, and find where a simulated effect was planted."""
+"""Attributions add up, and find where a simulated effect was planted.
+
+Covers: mcsp/explain/explain.py, mcsp/explain/report.py, launchers/explain.py
+"""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -8,12 +12,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from launchers import explain as launcher
 from mcsp.batch import collate
-from mcsp.config import ExplainConfig, FinetuneConfig, ModelConfig
+from mcsp.config import FinetuneConfig, ModelConfig
 from mcsp.data_sharding.demo.simulate import CASE_PAIR, SOURCE_POSITIONS_MM, electrode_positions_mm
 from mcsp.data_sharding.store.reader import Corpus
+from mcsp.encode.classifier import MCSPClassifier
 from mcsp.encode.pretrained import from_pretrained
-from mcsp.evaluate.finetune import MCSPClassifier
 from mcsp.explain.attribution import (
     Attribution,
     FinetunedScore,
@@ -22,7 +27,7 @@ from mcsp.explain.attribution import (
     rank_correlation,
     split_bands,
 )
-from mcsp.explain.explain import RANDOM_ENCODER, SHUFFLED_LABELS, explain, load_finetuned, with_random_encoder
+from mcsp.explain.explain import RANDOM_ENCODER, SHUFFLED_LABELS, load_finetuned, with_random_encoder
 from mcsp.explain.report import strongest
 from mcsp.model.mcsp import MCSP
 from mcsp.model.weights import write_pretrained
@@ -66,11 +71,14 @@ def explained(corpus_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tup
     torch.manual_seed(7)
     preprocessing = {"window_seconds": {"eeg": 10.0, "fmri": 60.0}}
     write_pretrained(MCSP(ModelConfig()), folder / "model", preprocessing)
-    config = ExplainConfig(
-        model_dir=folder / "model", corpus_dir=corpus_dir, out_dir=folder / "out", folds=4, windows_per_recording=1,
-        pairs=32, steps=6,
-    )  # fmt: skip
-    return folder / "out", explain(config)
+    options = {
+        "model_dir": folder / "model", "corpus_dir": corpus_dir, "out_dir": folder / "out", "folds": 4,
+        "windows_per_recording": 1, "pairs": 32, "steps": 6,
+    }  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["explain.py", *(f"{name}={value}" for name, value in options.items())])
+        launcher.main()
+    return folder / "out", json.loads((folder / "out" / "attribution.json").read_text())
 
 
 def test_the_attribution_lies_in_the_planted_band_and_near_the_planted_pair(explained: tuple[Path, dict]) -> None:

@@ -1,6 +1,8 @@
 """An effect planted at one electrode, in one band, and at the edges among six parcels is shown there and nowhere else.
 
 Shape letters: C channels, K bands, Q edges.
+
+Covers: mcsp/explain/patterns.py
 """
 
 import importlib

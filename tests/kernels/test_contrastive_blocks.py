@@ -1,4 +1,8 @@
-"""Losses from blocks against the dense definition and its autograd in float64: values, gradients, memory, bits."""
+"""Losses from blocks against the dense definition and its autograd in float64: values, gradients, memory, bits.
+
+Covers: kernels/contrastive/blocks.py, kernels/contrastive/contrast.py, kernels/contrastive/distillation.py,
+kernels/contrastive/losses.py, kernels/contrastive/plain.py
+"""
 
 import logging
 from typing import Any

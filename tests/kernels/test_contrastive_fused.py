@@ -1,4 +1,7 @@
-"""Runs interpreted_contrastive.py in a process of its own, as Triton decides on import whether it interprets."""
+"""Runs interpreted_contrastive.py in a process of its own, as Triton decides on import whether it interprets.
+
+Covers: kernels/contrastive/fused.py
+"""
 
 import os
 import re

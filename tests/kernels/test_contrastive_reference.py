@@ -1,4 +1,7 @@
-"""The contrastive reference against plain loops over rows, in float64."""
+"""The contrastive reference against plain loops over rows, in float64.
+
+Covers: kernels/contrastive/reference.py
+"""
 
 import math
 import shutil

@@ -1,4 +1,7 @@
-"""The fused spectral kernels: interpreted in a process of their own, on the GPU where there is one, and refused."""
+"""The fused spectral kernels: interpreted in a process of their own, on the GPU where there is one, and refused.
+
+Covers: kernels/spectral/fused.py, kernels/spectral/launch.py, kernels/spectral/tables.py
+"""
 
 import os
 import subprocess

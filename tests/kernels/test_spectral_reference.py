@@ -1,4 +1,7 @@
-"""Spectra against SciPy, float64 and their own invariances."""
+"""Spectra against SciPy, float64 and their own invariances.
+
+Covers: kernels/spectral/framing.py, kernels/spectral/power.py, kernels/spectral/reference.py
+"""
 
 import math
 

@@ -1,4 +1,7 @@
-"""The demo's BIDS datasets as a reader finds them, and the launcher that writes them."""
+"""The demo's BIDS datasets as a reader finds them, and the launcher that writes them.
+
+Covers: data_sharding/bids/write.py, data_sharding/demo/real_sites.py
+"""
 
 import csv
 import json

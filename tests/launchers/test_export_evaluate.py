@@ -1,4 +1,7 @@
-"""Run, export, evaluate through the launchers, as a user does; bad input gets one line."""
+"""Run, export, evaluate through the launchers, as a user does; bad input gets one line.
+
+Covers: mcsp/export/card.py, mcsp/export/curves.py, launchers/evaluate.py, launchers/export.py, launchers/finetune.py
+"""
 
 import json
 import re

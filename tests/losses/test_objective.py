@@ -1,4 +1,7 @@
-"""The objective on one process against a second formulation of the design's formula."""
+"""The objective on one process against a second formulation of the design's formula.
+
+Covers: mcsp/losses/cross_modal.py, mcsp/losses/slots.py
+"""
 
 import pytest
 import torch

@@ -1,4 +1,7 @@
-"""Two and four gloo ranks against one process: the loss, every term, feature and temperature gradients."""
+"""Two and four gloo ranks against one process: the loss, every term, feature and temperature gradients.
+
+Covers: mcsp/distributed.py, mcsp/losses/contrastive.py
+"""
 
 from pathlib import Path
 

@@ -1,4 +1,7 @@
-"""Prediction across windows: the error against numpy, where targets come from, and that it can be learned."""
+"""Prediction across windows: the error against numpy, where targets come from, and that it can be learned.
+
+Covers: mcsp/training/prediction.py
+"""
 
 import numpy as np
 import pytest

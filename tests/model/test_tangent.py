@@ -1,4 +1,7 @@
-"""Logarithm and root of a correlation: their definition, their gradient, and products over time in float32."""
+"""Logarithm and root of a correlation: their definition, their gradient, and products over time in float32.
+
+Covers: mcsp/model/matrix_log.py
+"""
 
 import pytest
 import torch

@@ -1,3 +1,8 @@
+"""DeepSpeed against plain PyTorch, stages and numbers of ranks against each other, and runs that are continued.
+
+Covers: mcsp/training/run.py, mcsp/training/saving/zero_fragments.py
+"""
+
 import json
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product

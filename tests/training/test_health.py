@@ -172,6 +172,23 @@ def test_limits() -> None:
     assert replay([*healthy(100), (1e9, 1e9)], spike_factor=0)[1] == []
 
 
+def test_a_second_rollback_leaves_the_data_of_the_first_behind() -> None:
+    """Both go to the same checkpoint, whose own state knows of neither."""
+    health = Health(HealthConfig())
+    for _ in range(3):
+        health.seen(2.0, 1.0, True)
+    saved = json.loads(json.dumps(health.state()))
+    for steps, offset in ((4, 4), (3, 7), (5, 12)):
+        health.seen(math.nan, None, False)
+        health.rolled_back(saved, steps)
+        assert health.data_offset == offset
+        assert health.not_finite == health.in_a_row == health.skipped_steps == 0 and health.losses == [2.0] * 3
+    assert health.rollbacks == 3
+    later = health.state()
+    health.rolled_back(later, 2)
+    assert (health.data_offset, health.rollbacks) == (14, 4)
+
+
 def test_samples_of_several_skipped_steps_are_named() -> None:
     events = [{"event": "skip", "samples": names} for names in (["a", "b"], ["b", "c"], ["b", "a"], ["d"])]
     assert suspects([*events, {"event": "start"}, {"event": "skip"}]) == {"b": 3, "a": 2}

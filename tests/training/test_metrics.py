@@ -1,4 +1,7 @@
-"""What a run leaves to look at."""
+"""What a run leaves to look at.
+
+Covers: mcsp/run_log.py
+"""
 
 import json
 import math

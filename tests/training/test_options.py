@@ -1,4 +1,7 @@
-"""What a run keeps and tells beside its weights: a moving average, a trace, norms of parts, memory; and trackers."""
+"""What a run keeps and tells beside its weights: a moving average, a trace, norms of parts, memory; and trackers.
+
+Covers: mcsp/training/trackers.py
+"""
 
 import gzip
 import json

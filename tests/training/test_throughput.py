@@ -1,3 +1,8 @@
+"""Where the time of a step goes, what a run says of its speed, and its pictures.
+
+Covers: mcsp/training/clock.py, launchers/plot_run.py
+"""
+
 import json
 import sys
 import time

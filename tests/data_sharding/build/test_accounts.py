@@ -1,4 +1,7 @@
-"""The end of a build without its cluster: on a disk and in fsspec's memory, nothing lost, nothing sealed by mistake."""
+"""The end of a build without its cluster: on a disk and in fsspec's memory, nothing lost, nothing sealed by mistake.
+
+Covers: data_sharding/build/receipts.py
+"""
 
 import json
 from collections.abc import Iterator

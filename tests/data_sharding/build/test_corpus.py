@@ -1,4 +1,7 @@
-"""The whole build: same bytes, nothing lost, nothing silently kept."""
+"""The whole build: same bytes, nothing lost, nothing silently kept.
+
+Covers: data_sharding/build/worker.py
+"""
 
 import fcntl
 import json

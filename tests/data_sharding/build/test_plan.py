@@ -1,4 +1,7 @@
-"""The plan: splits, keys and shards as a pure function of the inputs."""
+"""The plan: splits, keys and shards as a pure function of the inputs.
+
+Covers: data_sharding/build/layout.py, data_sharding/build/recipe.py, data_sharding/build/pseudonyms.py
+"""
 
 import json
 from collections import Counter

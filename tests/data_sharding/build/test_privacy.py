@@ -25,7 +25,7 @@ PLANTED = {
         "May 12, 1987", "12. Mai 1987", "1987-05", "rest_2019_05_04",
     ],
     "time": ["10:11:12", "acquired 09:30"],
-    "record number": ["MRN 00123456", "1556964000", "EEG0012345"],
+    "record number": ["MRN 00123456", "1556964000", "EEG0012345", "MRN 123456"],
     "e-mail": ["someone@hospital.example.org"],
     "path": ["/home/anna/eeg/x.edf", "C:\\Users\\anna", "\\\\server\\share", "see ~/raw", "s3://bucket/x"],
     "subject id": ["sub-01", "eeg/sub-anna_task-rest_eeg.edf"],
@@ -34,7 +34,7 @@ HARMLESS = [
     "sub-0123456789abcdef/eeg/sub-0123456789abcdef_task-rest_eeg.edf", "found 480000 samples, expected 1440000 bytes",
     "0.1234567", "-1.5e-07", "17networks_LH_VisCent_ExStr_1", "EEG 001", "T7", "1.26.4", "50/60 Hz", "10-20", "uV/Hz",
     "2 of 10", "Schaefer2018 400 parcels, 7 networks", "MNI152NLin2009cAsym", "restEyesOpen", "a" * 64,
-    "arXiv 2405.18765",
+    "arXiv 2405.18765", "EEG12345", "123456 samples",
 ]  # fmt: skip
 
 

@@ -1,4 +1,7 @@
-"""The state of a build in words: none, running, silent, failed, complete."""
+"""The state of a build in words: none, running, silent, failed, complete.
+
+Covers: launchers/corpus_status.py
+"""
 
 import json
 import threading

@@ -1,4 +1,7 @@
-"""Nothing that may identify a person is sealed into a corpus, and rejected files are listed under public names."""
+"""Nothing that may identify a person is sealed into a corpus, and rejected files are listed under public names.
+
+Covers: data_sharding/bids/description.py, data_sharding/build/identifiers.py
+"""
 
 import json
 from dataclasses import replace

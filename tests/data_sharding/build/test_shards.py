@@ -1,4 +1,7 @@
-"""Encoding of values, and the clock of simultaneous recordings."""
+"""Encoding of values, and the clock of simultaneous recordings.
+
+Covers: data_sharding/build/samples.py, data_sharding/store/encoding.py
+"""
 
 import tarfile
 from pathlib import Path

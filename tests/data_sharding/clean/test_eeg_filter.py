@@ -83,6 +83,16 @@ def test_the_values_are_those_of_mnes_chain(sfreq: float) -> None:
     assert error.max() < 0.1
 
 
+def test_a_wave_at_the_old_nyquist_frequency_keeps_its_amplitude_in_upsampling() -> None:
+    """Its bin stands for both its signs, of which the new spectrum has room for each."""
+    n = 160 * 300  # more than a block
+    x_CT = np.tile([1.0, -1.0], n // 2)[None]
+    found = filter_resample(reader(x_CT), n, 1, (160, 200), [])[:, 0]
+    expected = np.cos(2 * np.pi * 80 * np.arange(len(found)) / 200)
+    # Far from the ends of the block, which fade in and out: there the cut of the spectrum rings.
+    assert np.abs(found - expected)[10_000:30_000].max() < 0.02
+
+
 def test_blocks_join_without_a_seam(monkeypatch: pytest.MonkeyPatch) -> None:
     x_CT = pink_uv(300, 500)
     whole = one_pass(x_CT, 500, 50)

@@ -1,4 +1,7 @@
-"""A file that hangs, crashes or floods its reader costs itself alone: real processes that really do so."""
+"""A file that hangs, crashes or floods its reader costs itself alone: real processes that really do so.
+
+Covers: data_sharding/clean/fingerprint.py, data_sharding/clean/readers.py
+"""
 
 import os
 import signal

@@ -1,125 +1,99 @@
-"""Files in any layout become BIDS derivatives, as a manifest says, and a corpus is built of them."""
+"""Files of another layout become datasets that the builder reads: the same values, names, places, labels and clocks.
 
-import json
+Covers: launchers/write_bids.py
+"""
+
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 
 from launchers.write_bids import main
 from mcsp.config import FmriConfig
 from mcsp.data_sharding.bids.find import Site, find_recordings
-from mcsp.data_sharding.bids.write import write_tsv
+from mcsp.data_sharding.bids.tables import read_json, read_tsv
+from mcsp.data_sharding.bids.write import write_eeg, write_tsv
 from mcsp.data_sharding.clean.fmri import read_fmri
-from mcsp.data_sharding.clean.fmri_confounds import detrend
-from mcsp.data_sharding.convert.manifest import check_rows
-from mcsp.schema import SCALE_FREE
-
-PARCELS, VOLUMES = 12, 40
-
-
-def series_TP(seed: int) -> np.ndarray:
-    return 10 * np.random.default_rng(seed).standard_normal((VOLUMES, PARCELS)).astype(np.float32)
+from tests.data_sharding.conftest import CHANNELS, PARCELS, PLACES, bold, eeg_uv
 
 
 @pytest.fixture
-def files(tmp_path: Path) -> Path:
-    """Series as C-PAC, nilearn and pandas leave them, a table of places, and the manifest."""
-    folder = tmp_path / "files"
+def laboratory(tmp_path: Path) -> Path:
+    """Two sessions of one person and one of another, of two sites, in a layout of its own; tables without a header."""
+    folder = tmp_path / "laboratory"
     folder.mkdir()
-    header = "\t".join(f"#{i}" for i in range(1, PARCELS + 1))
-    np.savetxt(folder / "UM_1_0050272_cc.1D", series_TP(1), fmt="%.8g", delimiter="\t", header=header, comments="")
-    np.save(folder / "b.npy", series_TP(2))
-    np.savetxt(folder / "c.csv", series_TP(3), fmt="%.8g", delimiter=",")
-    names = [f"P_{i}" for i in range(1, PARCELS + 1)]
-    pd.DataFrame(series_TP(4), columns=names[::-1]).to_csv(folder / "d.tsv", sep="\t", index=False)
-    places = np.random.default_rng(9).uniform(-60, 60, (PARCELS, 3)).round(1)
-    write_tsv(
-        tmp_path / "atlas.tsv",
-        ("index", "name", "x", "y", "z"),
-        [(i, n, *p) for i, (n, p) in enumerate(zip(names, places, strict=True), 1)],
-    )
-    rows = [
-        ("files/UM_1_0050272_cc.1D", "0050272", "", "UM_1", "2.0", "case", "31.5"),
-        ("files/b.npy", "b_2", "1", "UM_1", "2", "control", "n/a"),
-        ("files/c.csv", "b_2", "2", "UM_1", "2", "control", "n/a"),
-        ("files/d.tsv", "sub-9", "", "Yale", "1.5", "case", "20"),
-    ]  # fmt: skip
-    write_tsv(tmp_path / "manifest.tsv", ("path", "subject", "session", "site", "t_r", "diagnosis", "age"), rows)
-    return tmp_path
+    write_tsv(folder / "atlas_dseg.tsv", ("index", "name", "x", "y", "z"), [
+        (i, name, *xyz) for i, (name, xyz) in enumerate(zip(PARCELS, PLACES, strict=True), 1)
+    ])  # fmt: skip
+    lines = []
+    for seed, (subject, session, site) in enumerate([("A-1", "late", "x"), ("A-1", "early", "x"), ("B", "", "y")]):
+        np.savetxt(folder / f"{seed}.1D", bold(60, seed).T, fmt="%.6f")
+        lines.append((f"{seed}.1D", subject, session, site, 1.5, "", {"A-1": "case", "B": "control"}[subject]))
+    edf = write_eeg(tmp_path / "raw", "B", "rest", eeg_uv(20), CHANNELS, {"SamplingFrequency": 250})
+    edf.rename(folder / "b.edf")
+    lines.append(("b.edf", "B", "", "y", "", 250, "control"))
+    write_tsv(folder / "files.tsv", ("path", "subject", "session", "site", "t_r", "sampling_rate", "diagnosis"), lines)
+    return folder
 
 
-def test_a_manifest_becomes_datasets_whose_values_and_places_are_those_of_the_files(
-    files: Path, capsys: pytest.CaptureFixture[str]
+def options(laboratory: Path, out: Path) -> list[str]:
+    return [str(laboratory / "files.tsv"), str(out), "--atlas", str(laboratory / "atlas_dseg.tsv")]
+
+
+def test_sites_are_written_once_and_read_by_the_builder(
+    laboratory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out, arguments = (
-        files / "bids",
-        [str(files / "manifest.tsv"), str(files / "bids"), "--atlas", str(files / "atlas.tsv")],
-    )
-    assert main([*arguments, "--dry-run"]) == 0
-    assert "UM_1: would hold 3 recordings of 2 people, columns age, diagnosis" in capsys.readouterr().out
+    out = tmp_path / "bids"
+    assert main([*options(laboratory, out), "--dry-run"]) == 0
+    assert not out.exists() and "would hold 2 recordings of 1 people, columns diagnosis" in capsys.readouterr().out
+    assert main(options(laboratory, out)) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert told[0] == f"{out / 'x'}: written, 2 recordings of 1 people, columns diagnosis" and len(told) == 2
+    assert main(options(laboratory, out)) == 0
+    assert all("there already" in line for line in capsys.readouterr().out.splitlines())
+
+    assert read_tsv(out / "x" / "participants.tsv") == [{"participant_id": "sub-A1", "diagnosis": "case"}]
+    tables = sorted(out.glob("x/sub-A1/ses-*/func/*_timeseries.tsv"))
+    assert [t.name for t in tables] == [
+        f"sub-A1_ses-{s}_task-rest_seg-atlasdseg_stat-mean_timeseries.tsv" for s in ("early", "late")
+    ]
+    for table, seed in zip(tables, (1, 0), strict=True):
+        assert table.read_text().partition("\n")[0].split("\t") == PARCELS
+        np.testing.assert_allclose(np.loadtxt(table, skiprows=1), np.round(bold(60, seed).T, 6), rtol=1e-8)
+        assert read_json(table.with_suffix(".json"))["RepetitionTime"] == 1.5
+    refs = find_recordings(Site("x", out / "x", False, None))
+    assert [ref.entities["session"] for ref in refs] == ["early", "late"]
+    recording = read_fmri(refs[0], FmriConfig(detrend=False), min_seconds=30)
+    assert recording.channels == PARCELS and recording.sfreq == 1 / 1.5
+    np.testing.assert_array_equal(recording.positions_C3, PLACES)
+    mean_P = bold(60, 1).mean(axis=1, keepdims=True)
+    np.testing.assert_allclose(recording.x_TC.T, 100 * (bold(60, 1) / mean_P - 1), atol=1e-3)
+    eeg = out / "y/sub-B/eeg/sub-B_task-rest_eeg.edf"
+    assert eeg.read_bytes() == (laboratory / "b.edf").read_bytes()
+    assert read_json(eeg.with_suffix(".json"))["SamplingFrequency"] == 250
+    assert read_json(eeg.with_suffix(".json"))["PowerLineFrequency"] == "n/a"
+
+
+def test_what_cannot_be_used_is_told_before_anything_is_written(
+    laboratory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "bids"
+    assert main([*options(laboratory, out)[:2], "--atlas", "noSuchAtlas"]) == 2
+    assert "expected a file or a name like" in capsys.readouterr().err
+    assert main(options(laboratory, out)[:2]) == 2
+    assert capsys.readouterr().err.count("no names of parcels, expected an atlas") == 3
+    (laboratory / "0.1D").write_text("1 2\n3 4\n")
+    assert main(options(laboratory, out)) == 2
+    assert "error: x: 0.1D: 2 columns, expected the table's 3 parcels" in capsys.readouterr().err
+    text = (laboratory / "files.tsv").read_text().replace("control", "case", 1)
+    (laboratory / "files.tsv").write_text(text)
+    assert main(options(laboratory, out)) == 2
+    assert "site y, subject B: diagnosis is 'case' and 'control', expected one value" in capsys.readouterr().err
     assert not out.exists()
-    assert main(arguments) == 0
-    assert main(arguments) == 0
-    assert "there already" in capsys.readouterr().out
-    people = pd.read_csv(out / "UM_1/participants.tsv", sep="\t", dtype=str, keep_default_na=False)
-    assert people.to_dict("list") == {
-        "participant_id": ["sub-0050272", "sub-b2"], "age": ["31.5", "n/a"], "diagnosis": ["case", "control"]
-    }  # fmt: skip
-    description = json.loads((out / "Yale/dataset_description.json").read_text())
-    assert description["DatasetType"] == "derivative" and description["GeneratedBy"][0]["Name"] == "mcsp write_bids"
-    seeds = {"sub-0050272": 1, "sub-b2_ses-1": 2, "sub-b2_ses-2": 3, "sub-9": 4}
-    atlas = pd.read_csv(files / "atlas.tsv", sep="\t")
-    found = 0
-    for site, t_r in (("UM_1", 2.0), ("Yale", 1.5)):
-        for ref in find_recordings(Site(site, out / site, False, None)):
-            recording = read_fmri(ref, FmriConfig(), 30)
-            x_TP = series_TP(seeds[ref.path.name.partition("_task")[0]])
-            x_TP = x_TP[:, ::-1] if site == "Yale" else x_TP  # d.tsv has its columns in another order
-            assert recording.unit == SCALE_FREE and recording.sfreq == 1 / t_r
-            assert recording.channels == atlas["name"].tolist()
-            np.testing.assert_allclose(recording.positions_C3, atlas[["x", "y", "z"]])
-            scaled_TP = recording.x_TC * recording.quality["robust_scale"]
-            np.testing.assert_allclose(scaled_TP, detrend(x_TP.astype(float)), rtol=1e-4, atol=1e-4)
-            found += 1
-    assert found == 4
 
 
-MISTAKES = {
-    "no t_r": ({"t_r": ""}, "row 1: no t_r, expected seconds: b.npy"),
-    "milliseconds": ({"t_r": "2000"}, r"t_r 2000 \(milliseconds\?\)"),
-    "decimal comma": ({"t_r": "2,5"}, "t_r '2,5': expected a number with a decimal point"),
-    "both": ({"sampling_rate": "2"}, "t_r 2 s and sampling_rate 2 Hz differ"),
-    "no subject": ({"subject": ""}, "no subject, expected a column"),
-    "no file": ({"path": "files/z.npy"}, "z.npy: no such file"),
-    "no format": ({"path": "manifest.tsv.gz"}, "expected one of .edf"),
-    "a site of words": ({"site": "New York"}, "site 'New York': expected letters"),
-    "a label of words": ({"subject": "é"}, "subject 'é': expected letters and digits"),
-}
-
-
-@pytest.mark.parametrize("what", MISTAKES)
-def test_a_row_that_cannot_be_used_is_told_with_its_number(files: Path, what: str) -> None:
-    changes, pattern = MISTAKES[what]
-    (files / "manifest.tsv.gz").touch()
-    row = {"path": "files/b.npy", "subject": "1", "t_r": "2", **changes}
-    with pytest.raises(ValueError, match=pattern):
-        check_rows([row], files, "manifest.tsv")
-
-
-def test_what_two_rows_say_differently_and_tables_of_another_atlas_are_told(
-    files: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    row = {"path": "files/b.npy", "subject": "1", "t_r": "2"}
-    with pytest.raises(ValueError, match="sub-1_task-rest comes more than once"):
-        check_rows([row, row], files, "manifest.tsv")
-    rows = [("files/b.npy", "1", "1", "2", "a"), ("files/c.csv", "1", "2", "2", "b")]
-    write_tsv(files / "two.tsv", ("path", "subject", "session", "t_r", "group"), rows)
-    assert main([str(files / "two.tsv"), str(files / "out")]) == 2
-    assert "subject 1: group is 'a' and 'b', expected one value" in capsys.readouterr().err
-    assert main([str(files / "manifest.tsv"), str(files / "out"), "--atlas", "Power2011", "--dry-run"]) == 2
-    assert "UM_1: UM_1_0050272_cc.1D: " in capsys.readouterr().err
-    assert main([str(files / "manifest.tsv"), str(files / "out")]) == 2
-    assert "b.npy: no names of parcels, expected an atlas" in capsys.readouterr().err
-    assert not (files / "out").exists()
+def test_a_folder_of_somebody_else_is_not_replaced(laboratory: Path, tmp_path: Path) -> None:
+    (tmp_path / "bids/x").mkdir(parents=True)
+    (tmp_path / "bids/x/thesis.txt").write_text("years of work")
+    assert main(options(laboratory, tmp_path / "bids")) == 2
+    assert (tmp_path / "bids/x/thesis.txt").read_text() == "years of work"

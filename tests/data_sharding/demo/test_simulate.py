@@ -1,4 +1,7 @@
-"""The simulator: what both modalities share is there, is the same at every site, and is not more than intended."""
+"""The simulator: what both modalities share is there, is the same at every site, and is not more than intended.
+
+Covers: data_sharding/demo/simulated_sites.py
+"""
 
 from dataclasses import replace
 

@@ -1,4 +1,7 @@
-"""Every kind of lie is found, and a sound corpus has none."""
+"""Every kind of lie is found, and a sound corpus has none.
+
+Covers: launchers/lint_corpus.py
+"""
 
 import json
 import os

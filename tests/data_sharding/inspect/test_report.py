@@ -1,4 +1,7 @@
-"""report.html says what the corpus holds and lost, needs nothing else, and stays small."""
+"""report.html says what the corpus holds and lost, needs nothing else, and stays small.
+
+Covers: data_sharding/inspect/charts.py, data_sharding/inspect/survey.py, launchers/corpus_report.py
+"""
 
 import json
 import re

@@ -3,13 +3,15 @@
 import json
 import multiprocessing
 import pickle
+from dataclasses import replace
 from pathlib import Path
+from zlib import crc32
 
 import numpy as np
 import pytest
 
 from mcsp.data_sharding.store.index import SHARDS_NAME
-from mcsp.data_sharding.store.reader import Corpus
+from mcsp.data_sharding.store.reader import Corpus, crc_name
 from mcsp.schema import Recording, Window
 
 
@@ -80,6 +82,26 @@ def test_a_flipped_bit_is_caught_in_its_block_alone(copied: Path) -> None:
         with pytest.raises(ValueError, match=rf"{r.shard}: damaged, block 10 of .*\(key {r.key}\)"):
             corpus.read_window(r, start, n)
     assert isinstance(corpus.read_window(r, 4321, 1, verify=False), Window)
+
+
+def test_a_flipped_bit_is_caught_in_a_last_block_that_is_not_full(copied: Path) -> None:
+    corpus = Corpus(copied)
+    r = eeg_of(corpus)
+    whole = r.n_samples // r.block_samples - 1
+    last = corpus.read_stored(r, whole * r.block_samples, r.block_samples)[:250]
+    checksums = copied / SHARDS_NAME / crc_name(r.shard)
+    crcs = np.load(checksums)
+    crcs[r.crc_offset + whole] = crc32(last.tobytes())
+    checksums.chmod(0o644)
+    np.save(checksums, crcs)
+    corpus.close()
+    r = replace(r, n_samples=whole * r.block_samples + 250)  # as if the recording ended 150 samples earlier
+    assert corpus.read_window(r, r.n_samples - 10, 10).x_TC.shape == (10, r.n_channels)
+    flip(corpus, r, sample=r.n_samples - 1)
+    assert isinstance(corpus.read_window(r, 0, whole * r.block_samples), Window)
+    for start in (r.n_samples - 1, whole * r.block_samples, whole * r.block_samples - 1, 0):
+        with pytest.raises(ValueError, match=f"damaged, block {whole} of "):
+            corpus.read_window(r, start, r.n_samples - start)
 
 
 def test_a_truncated_or_missing_shard_is_named(copied: Path) -> None:

@@ -1,4 +1,7 @@
-"""The table of recordings: rows come back as they went in, and cost nothing until they are asked for."""
+"""The table of recordings: rows come back as they went in, and cost nothing until they are asked for.
+
+Covers: data_sharding/store/table_write.py
+"""
 
 import math
 import os

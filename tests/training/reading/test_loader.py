@@ -115,7 +115,7 @@ def test_a_corpus_of_which_nothing_can_be_read_ends_the_run(corpus_dir: Path, tm
 
 @pytest.mark.parametrize(("most", "bad", "read", "ends"), [
     (0.01, 10, 64, False), (0.01, 11, 64, True), (0.01, 50, 5000, False), (0.01, 51, 5000, True),
-    (3, 3, 10, False), (3, 4, 10**9, True), (0, 0, 10, False), (0, 1, 10**9, True),
+    (3, 3, 10, False), (3, 4, 10**9, True), (1, 1, 10, False), (1, 2, 10, True), (0, 0, 10, False), (0, 1, 10**9, True),
 ])  # fmt: skip
 def test_too_many_bad_windows_are_a_fraction_or_a_number(most: float, bad: int, read: int, ends: bool) -> None:
     counter = BadWindows(most)

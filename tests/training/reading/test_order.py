@@ -82,6 +82,20 @@ def test_passes_and_keys_differ_in_order() -> None:
     assert sum(a == b for a, b in zip(orders[0][:50], orders[0][50:], strict=True)) < 10
 
 
+def test_passes_that_are_no_cycle_differ_in_order() -> None:
+    """A site of 10 with 25 slots reads half of itself at the end of every second cycle: not always the same half."""
+    order = stream([0] * 40 + [1] * 10, [0] * 50, temperature=1e6)
+    assert order.length == 50
+    halves = set()
+    for cycle in range(0, 20, 2):
+        drawn = [order(p) for p in range(cycle * 50, (cycle + 1) * 50)]
+        last = max(pass_ for sample, pass_ in drawn if sample >= 40)
+        half = frozenset(sample for sample, pass_ in drawn if sample >= 40 and pass_ == last)
+        assert len(half) == 5
+        halves.add(half)
+    assert len(halves) > 5
+
+
 @given(n=st.integers(0, 60), m=st.integers(1, 50), a=st.integers(0, 200), b=st.integers(0, 200))
 def test_floor_sum_is_the_sum_of_floors(n: int, m: int, a: int, b: int) -> None:
     assert floor_sum(n, m, a, b) == sum((a * i + b) // m for i in range(n))

@@ -1,5 +1,9 @@
-"""The save protocol without a training run: every crash, every kind of damage, a full disk, other numbers of ranks."""
+"""The save protocol without a training run: every crash, every kind of damage, a full disk, other numbers of ranks.
 
+Covers: mcsp/training/saving/continues.py, mcsp/training/saving/saver.py, mcsp/training/saving/state.py
+"""
+
+import json
 import os
 import shutil
 import signal
@@ -25,7 +29,7 @@ from tests.training.disks import small_disk
 SHAPES = {"model.a": (5, 7), "model.b": (3,), "log_scale_P": (4,)}
 ROOT = Path(__file__).resolve().parents[3]
 FACTS = {"index_hash": "i" * 64, "world_size": 1, "zero_stage": 1, "arithmetic": "fp32 on cpu", "model_config": {}}
-CONFIG: dict[str, Any] = {"steps": 10, "schedule_steps": None, "seed": 0, "deepspeed": "zero1.json"}
+CONFIG: dict[str, Any] = {"steps": 10, "schedule_steps": None, "warmup_steps": 2, "seed": 0, "deepspeed": "zero1.json"}
 
 
 def values(step: int) -> dict[str, dict[str, torch.Tensor]]:
@@ -116,6 +120,23 @@ def test_killed_at_any_point_of_a_save_the_newest_complete_checkpoint_loads(tmp_
         assert ended == -signal.SIGKILL
     assert ended == 0 and len(seen) > 12, f"only {len(seen)} points"
     assert seen == sorted(seen) and set(seen) == {2, 3}, f"{seen}: the rename is the one moment that counts"
+
+
+def test_every_field_of_a_manifest_is_under_its_digest(tmp_path) -> None:
+    save(tmp_path, 1)
+    path = checkpoint.checkpoint_path(tmp_path, 1)
+    file = path / checkpoint.MANIFEST
+    sound = json.loads(file.read_text())
+    assert {"schema_version", "format", "config", "files", "index_hash", "world_size"} <= set(sound)
+    changed = [{**sound, name: [value, "another"]} for name, value in sound.items()]
+    changed += [{k: v for k, v in sound.items() if k != name} for name in sound]
+    changed += [{**sound, "more": 1}, {**sound, "config": {**sound["config"], "seed": 1}}]
+    for manifest in changed:
+        file.write_text(json.dumps(manifest))
+        with pytest.raises(ValueError, match=r"differs from its own digest|expected checkpoint format"):
+            checkpoint.read_manifest(path)
+    file.write_text(json.dumps(sound))
+    assert checkpoint.read_manifest(path) == sound
 
 
 def test_killed_in_the_middle_of_a_file(tmp_path) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from mcsp.config.finetune import Depth
 from mcsp.encode.eeg import raw_of_array
 from mcsp.encode.pretrained import PretrainedMCSP
-from mcsp.evaluate.window_classifier import WindowClassifier
+from mcsp.encode.window_classifier import WindowClassifier
 
 CHANNELS = ["Fp1", "Fp2", "C3", "C4", "O1", "O2"]
 SFREQ = 200.0

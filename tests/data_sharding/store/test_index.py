@@ -1,0 +1,83 @@
+"""The index: written after its tables, a digest over every shard, and totals where people come again."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mcsp.data_sharding.store import index
+from mcsp.data_sharding.store.index import Rejection, Totals, block_bounds, index_hash, write_index
+from mcsp.schema import Recording
+from tests.test_batch import window
+
+
+def row(subject: str, session: str, modality: str = "eeg", split: str = "train", seconds: float = 60.0) -> Recording:
+    recording = window().recording
+    return replace(
+        recording, key=f"a_{subject}_{session}", subject=subject, session=session, modality=modality, split=split,
+        site="a", n_samples=round(seconds * recording.sfreq),
+    )  # fmt: skip
+
+
+def test_the_index_comes_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever fails before, a folder with an index is a whole corpus."""
+    out, scratch = tmp_path / "corpus", tmp_path / "scratch"
+    out.mkdir()
+    scratch.mkdir()
+    tables = {name: scratch / name for name in ("recordings-0.arrow", "rejected-0.jsonl", "repairs-0.jsonl")}
+    published: list[str] = []
+    real = index.publish
+
+    def third_fails(temporary: Path, path: Path) -> None:
+        if len(published) == 2:
+            raise OSError("no space left on device")
+        real(temporary, path)
+        published.append(path.name)
+
+    for file in tables.values():
+        file.write_bytes(b"x")
+    with monkeypatch.context() as patch:
+        patch.setattr(index, "publish", third_fails)
+        with pytest.raises(OSError, match="no space"):
+            write_index(out, {"a": 1}, tables)
+    assert sorted(p.name for p in out.iterdir()) == ["recordings-0.arrow", "rejected-0.jsonl"]
+    for file in tables.values():
+        file.write_bytes(b"x")
+    write_index(out, {"a": 1}, tables)
+    assert sorted(p.name for p in out.iterdir()) == ["index.json", *tables]
+
+
+def test_the_hash_is_that_of_every_shard_in_any_order() -> None:
+    shards = [{"name": f"train-0000{i}.tar", "sha256": f"{i}" * 64} for i in range(3)]
+    whole = index_hash(shards)
+    assert index_hash(shards[::-1]) == whole
+    others = [shards[:2], shards[1:], [*shards, shards[0]], [shards[0], {**shards[1], "sha256": "7" * 64}, shards[2]]]
+    assert len({whole, *map(index_hash, others)}) == 5
+
+
+def test_people_who_come_again_count_once_and_their_sessions_apart() -> None:
+    totals = Totals({"a": True, "empty": False})
+    for recording in (
+        row("1", "first"), row("1", "first", "fmri"), row("1", "second"), row("2", "first", split="test", seconds=30.0)
+    ):  # fmt: skip
+        totals.add(recording)
+    totals.add_rejection(Rejection("a", "x.edf", "eeg", "flat", "all channels"))
+    found = totals.result()
+    assert found["all"] == {
+        "found": 5, "rejected": 1, "recordings": 4, "samples": 3, "subjects": 2, "hours": round(210 / 3600, 6)
+    }  # fmt: skip
+    assert found["splits"]["train"] == {"recordings": 3, "samples": 2, "subjects": 1, "hours": 0.05}
+    assert found["splits"]["validation"]["subjects"] == 0
+    assert found["modalities"]["fmri"]["samples"] == 1 and found["modalities"]["eeg"]["samples"] == 3
+    assert found["sites"]["empty"] == {
+        "simulated": False, "found": 0, "rejected": 0, "recordings": 0, "samples": 0, "subjects": 0, "hours": 0.0
+    }  # fmt: skip
+    assert totals.reasons == {"flat": 1}
+
+
+@pytest.mark.parametrize(
+    ("n", "bounds"), [(1, [0, 1]), (9, [0, 9]), (10, [0, 10]), (11, [0, 10, 11]), (30, [0, 10, 20, 30])]
+)
+def test_blocks_end_with_the_recording(n: int, bounds: list[int]) -> None:
+    np.testing.assert_array_equal(block_bounds(n, 10), bounds)

@@ -1,0 +1,55 @@
+"""What every part agrees on, with its numbers written out: a moved constant changes corpora and runs without a word."""
+
+import pytest
+
+from mcsp.schema import (
+    DOMAINS,
+    MODALITIES,
+    SPLITS,
+    VIEWS,
+    Purpose,
+    mix64,
+    random_key,
+    text_key,
+    unit_interval,
+    units_of,
+)
+
+
+def test_the_hash_is_splitmix64() -> None:
+    """The first outputs of Vigna's splitmix64.c with the seeds 0 and 1234567."""
+    assert mix64(0) == 0xE220A8397B1DCDAF
+    assert mix64(0x9E3779B97F4A7C15) == 0x6E789E6AA1B965F4
+    assert mix64(1234567) == 6457827717110365317
+
+
+def test_keys_depend_on_every_part_and_their_order() -> None:
+    keys = [random_key(*parts) for parts in ((1, 2), (2, 1), (1, 2, 0), (1,), (), (-1, 2))]
+    assert len(set(keys)) == 6 and all(0 <= key < 2**64 for key in keys)
+    assert random_key(-1) == random_key(2**64 - 1)
+    draws = [unit_interval(key) for key in range(2000)]
+    assert all(0 <= draw < 1 for draw in draws) and sum(draws) / 2000 == pytest.approx(0.5, abs=0.02)
+
+
+def test_texts_are_numbers_that_fit_into_int64() -> None:
+    assert text_key("") != text_key("a") != text_key("b")
+    assert all(0 <= text_key(str(i)) < 2**63 for i in range(200))
+    assert any(text_key(str(i)) >= 2**62 for i in range(200))
+
+
+def test_words_and_their_order() -> None:
+    assert (MODALITIES, DOMAINS) == (("fmri", "eeg"), ("spatial", "temporal", "spectral"))
+    assert (SPLITS, VIEWS) == (("train", "validation", "test"), (0, 1))
+    assert units_of("eeg") == ("uV",) and units_of("fmri") == ("percent", "a.u.")
+
+
+def test_purposes_that_meet_under_one_key_differ() -> None:
+    """Equal numbers are allowed for keys that are never folded with the same parts."""
+    of_order = (Purpose.SLOT, Purpose.MEMBER, Purpose.VISIT, Purpose.SITE, Purpose.OFFSET, Purpose.SITES, Purpose.STEPS)
+    assert [int(p) for p in of_order] == list(range(7))
+    of_view = (
+        Purpose.DROPPED_FRACTION, Purpose.DROPPED_CHANNELS, Purpose.POSITION, Purpose.MASKED_LENGTH,
+        Purpose.MASKED_PLACE, Purpose.AMPLITUDE, Purpose.NOISE, Purpose.BAND_WIDTH, Purpose.BAND_PLACE,
+        Purpose.BAND_KEPT, Purpose.TILT,
+    )  # fmt: skip
+    assert len({int(p) for p in of_view}) == len(of_view)
