@@ -36,6 +36,7 @@ def test_columns_are_known_by_name_label_or_order(names: list[str] | None, colum
     [
         (X_TP[:3].T.repeat(3, axis=1), None, "bad-table", "the table is turned round"),
         (X_TP[:, :2], None, "parcels-mismatch", "2 columns, expected the table's 3 parcels"),
+        (X_TP[:, :2], ["1", "2"], "parcels-mismatch", "2 columns, expected the table's 3 parcels"),
         (X_TP, ["a", "b", "c"], "parcels-mismatch", "no column is one of the 3 parcels, found 'a', expected"),
     ],
 )
