@@ -62,17 +62,7 @@ OPERATORS |= {f"ReplaceBinaryOperator_{a}" for a in ("Add_Sub", "Sub_Add", "Mul_
 OPERATORS |= {"ReplaceAndWithOr", "ReplaceOrWithAnd", "AddNot", "NumberReplacer", "ReplaceTrueWithFalse"}
 OPERATORS |= {"ReplaceFalseWithTrue", "ReplaceContinueWithBreak", "ZeroIterationForLoop"}
 OPERATORS |= {f"ReplaceUnaryOperator_Delete_{a}" for a in ("Not", "USub", "Invert")}
-PRELOADED = [
-    "torch",
-    "numpy",
-    "scipy.signal",
-    "scipy.stats",
-    "pandas",
-    "sklearn.metrics",
-    "hypothesis",
-    "pyarrow",
-    "mne",
-]
+PRELOADED = ["torch", "scipy.signal", "scipy.stats", "pandas", "sklearn.metrics", "pyarrow", "mne", "hypothesis"]
 
 
 def cosmic_ray(*arguments: str | Path, folder: Path) -> str:
