@@ -1,7 +1,8 @@
 """Planning, building and indexing a corpus: seconds, memory, recordings per second, beside a bare MNE script.
 
 python benchmarks/bench_corpus.py [--out FILE] [--plan N] [--index N] [--seal N N] [--recordings N N]
-                        [--seconds S] [--images N N] [--repeats N] [--parts plan index seal isolation build images]
+                        [--seconds S] [--images N N] [--tables N N] [--repeats N]
+                        [--parts plan index seal isolation build images tables]
 
 writes benchmarks/results/corpus_cpu_<yyyymm>.json and prints it; parts that are not asked for stay in the file as they
 are, and each part says of which commit and options it is. What is planned, indexed and sealed are recordings that do
@@ -9,8 +10,10 @@ not exist (corpus_scale.py). Built ones are EDF files of 64 channels at 500 Hz, 
 filters (notch, 0.5-75 Hz), resamples (200 Hz) and saves them as float16 with numpy.save; images are those of
 bench_cleaning.py, with nilearn's NiftiLabelsMasker as the bare script. Each figure is the median of the repeats. A
 build starts processes that import MNE and nilearn, so few and many recordings are built: what a further recording costs
-is the difference, and what remains is the start. Isolation is a build's reading through the second process against the
-same function in this process.
+is the difference, and what remains is the start. Tables are parcel series of 200 columns by 78 to 316 volumes,
+without their mean, as C-PAC writes those of ABIDE; the bare script is a loop of pandas and numpy that saves float16,
+and both are measured by the processor time of all of their processes, Ray's own services aside. Isolation is a build's
+reading through the second process against the same function in this process.
 """
 
 import argparse
@@ -35,7 +38,7 @@ from corpus_scale import KEY
 from mcsp.provenance import hardware
 
 ROOT = Path(__file__).resolve().parents[1]
-PARTS = ("plan", "index", "seal", "isolation", "build", "images")
+PARTS = ("plan", "index", "seal", "isolation", "build", "images", "tables")
 CHANNELS, SFREQ = 64, 500
 
 
@@ -120,6 +123,57 @@ def bare_images(root: str) -> dict[str, Any]:
     return {"seconds": round(seconds, 2), "recordings": len(files)}
 
 
+def write_tables(root: str, n: int) -> dict[str, Any]:
+    """``n`` tables of 200 parcels on 20 sites."""
+    from mcsp.data_sharding.bids.write import write_json, write_parcellation, write_tsv
+
+    rng = np.random.default_rng(0)
+    names = [f"CC200_{i:03d}" for i in range(1, 201)]
+    places_P3 = rng.uniform(-60, 60, (200, 3))
+    for i in range(n):
+        site = Path(root) / f"site-{i % 20:02d}"
+        if i < 20:
+            write_json(site / "dataset_description.json", {"Name": "x", "BIDSVersion": "1.10.0"})
+            write_json(site / "task-rest_timeseries.json", {"RepetitionTime": 2.0})
+            write_parcellation(site, "CC200", names, places_P3)
+        x_TP = 10 * rng.standard_normal((rng.integers(78, 317), 200))
+        path = site / f"sub-{i:04d}/func/sub-{i:04d}_task-rest_seg-CC200_stat-mean_timeseries.tsv"
+        write_tsv(path, names, [[f"{value:.6g}" for value in row] for row in x_TP])
+    return {}
+
+
+def bare_tables(root: str) -> dict[str, Any]:
+    """What one would write by hand."""
+    import pandas as pd
+
+    files = sorted(Path(root).rglob("*_timeseries.tsv"))
+    with tempfile.TemporaryDirectory() as folder:
+        start, began = time.perf_counter(), time.process_time()
+        for number, file in enumerate(files):
+            np.save(Path(folder) / f"{number}.npy", pd.read_csv(file, sep="\t").to_numpy().astype(np.float16))
+        seconds, processor = time.perf_counter() - start, time.process_time() - began
+    return {"seconds": round(seconds, 2), "processor_seconds": round(processor, 2), "recordings": len(files)}
+
+
+def processor_seconds() -> float:
+    """Processor time so far of this process and of all below it that are alive, without Ray's own services [s]."""
+    tick = os.sysconf("SC_CLK_TCK")
+    found: dict[int, tuple[int, float]] = {}
+    for entry in filter(str.isdecimal, os.listdir("/proc")):
+        try:
+            stat = Path(f"/proc/{entry}/stat").read_text().rpartition(")")[2].split()
+            command = Path(f"/proc/{entry}/cmdline").read_bytes()
+        except OSError:  # ended meanwhile
+            continue
+        service = any(name in command for name in (b"gcs_server", b"raylet/raylet", b"/ray/dashboard", b"log_monitor"))
+        found[int(entry)] = (int(stat[1]), 0.0 if service else sum(map(int, stat[11:15])) / tick)
+
+    def below(process: int) -> float:
+        return found[process][1] + sum(below(child) for child, (parent, _) in found.items() if parent == process)
+
+    return below(os.getpid())
+
+
 def isolation(root: str) -> dict[str, Any]:
     """Reading here against reading through the second process, in turns, without its start."""
     from mcsp.config import CorpusConfig
@@ -141,22 +195,23 @@ def isolation(root: str) -> dict[str, Any]:
             "overhead": round(statistics.median(t / h for t, h in zip(there, here, strict=True)) - 1, 4)}  # fmt: skip
 
 
-def build(root: str, out: str, workers: int) -> dict[str, Any]:
+def build(root: str, out: str, workers: int, samples: int = 1) -> dict[str, Any]:
     """Build, and once more; without the start of Ray."""
     from mcsp.config import CorpusConfig
     from mcsp.data_sharding.build import corpus
 
-    config = CorpusConfig(bids_root=Path(root), out_dir=Path(out), workers=workers, samples_per_shard=1)
+    config = CorpusConfig(bids_root=Path(root), out_dir=Path(out), workers=workers, samples_per_shard=samples)
     with corpus.ray_session(workers):
-        start = time.perf_counter()
+        start, began = time.perf_counter(), processor_seconds()
         index, _ = corpus.build_corpus(config)
-        seconds = time.perf_counter() - start
+        seconds, processor = time.perf_counter() - start, processor_seconds() - began
         start = time.perf_counter()
         assert corpus.build_corpus(config)[1]
         again = time.perf_counter() - start
     shutil.rmtree(out)
     counts = index["totals"]["all"]
-    return {"seconds": round(seconds, 2), "again_seconds": round(again, 2), "recordings": counts["recordings"]}
+    return {"seconds": round(seconds, 2), "again_seconds": round(again, 2), "recordings": counts["recordings"],
+            "processor_seconds": round(processor, 2)}  # fmt: skip
 
 
 def main() -> None:
@@ -169,6 +224,7 @@ def main() -> None:
     parser.add_argument("--index", type=int, default=1_000_000, help="rows of the index")
     parser.add_argument("--seal", type=int, nargs="+", default=[50_000, 250_000], help="recordings to seal")
     parser.add_argument("--images", type=int, nargs=2, default=[2, 8], help="images to build: few and many")
+    parser.add_argument("--tables", type=int, nargs=2, default=[20, 1033], help="tables to build: few and many")
     parser.add_argument("--recordings", type=int, nargs=2, default=[4, 20], help="recordings to build: few and many")
     parser.add_argument("--seconds", type=float, default=300, help="length of each")
     parser.add_argument("--repeats", type=int, default=3)
@@ -220,6 +276,35 @@ def measure(arguments: argparse.Namespace, root: Path) -> Iterator[tuple[str, di
         alone("write_images", root / "few", few)
         alone("write_images", root / "many", many)
         yield "images", builds(arguments.repeats, "bare_images", root, few, many, 400 / 3600)
+    if "tables" in arguments.parts:
+        few, many = arguments.tables
+        alone("write_tables", root / "few-tables", few)
+        alone("write_tables", root / "many-tables", many)
+        yield "tables", tables(arguments.repeats, root, few, many)
+
+
+def tables(repeats: int, root: Path, few: int, many: int) -> dict[str, Any]:
+    """Processor time of the bare loop and of builds by one and by two workers, in turns."""
+    runs: dict[str, list[list[dict[str, Any]]]] = {"bare": [], "one_worker": [], "two_workers": []}
+    for _ in range(repeats):
+        for name, workers in (("bare", 0), ("one_worker", 1), ("two_workers", 2)):
+            sizes = [root / "few-tables", root / "many-tables"]
+            build_options = (root / "corpus", workers, 64)
+            calls = [alone("build", size, *build_options) if workers else alone("bare_tables", size) for size in sizes]
+            runs[name].append(calls)
+    rows: dict[str, Any] = {"recordings": {"few": few, "many": many}}
+    for name, pairs in runs.items():
+        spent = [[run["processor_seconds"] for run in of_size] for of_size in zip(*pairs, strict=True)]
+        further = [(b - a) / (many - few) for a, b in zip(*spent, strict=True)]
+        rows[name] = {
+            "processor_seconds": {"few": spent[0], "many": spent[1]},
+            "wall_seconds": [pair[1]["seconds"] for pair in pairs],
+            "processor_ms_per_further_recording": round(1000 * statistics.median(further), 3),
+        }
+    cost = {name: rows[name]["processor_ms_per_further_recording"] for name in runs}
+    rows["one_worker_to_bare"] = round(cost["one_worker"] / cost["bare"], 3)
+    rows["two_workers_to_bare"] = round(cost["two_workers"] / cost["bare"], 3)
+    return rows
 
 
 def builds(repeats: int, bare_script: str, root: Path, few: int, many: int, hours: float) -> dict[str, Any]:

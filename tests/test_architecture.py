@@ -53,7 +53,7 @@ MAY_IMPORT: dict[str, set[str]] = {  # beside itself
     CLEAN: LAYER_0 | {STORE, BIDS, PARCELS},
     # A build ends with its report, so what looks at a finished corpus lies below what builds one.
     INSPECT: LAYER_0 | {STORE, BIDS, CLEAN},
-    BUILD: LAYER_0 | {STORE, BIDS, CLEAN, INSPECT},
+    BUILD: LAYER_0 | {STORE, BIDS, PARCELS, CLEAN, INSPECT},
     DEMO: LAYER_0 | {STORE, BIDS},
     CONVERT: LAYER_0 | {STORE, BIDS, PARCELS, CLEAN},
     "mcsp.training": LAYER_0 | LAYER_1 | LAYER_2,

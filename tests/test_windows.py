@@ -61,7 +61,7 @@ def test_starts_are_all_and_only_those_of_the_rule_and_spread(edges: list[int], 
 
 def test_a_span_exactly_one_window_long_has_one_start() -> None:
     assert start_ranges(recording(100, [10, 30, 50, 69]), 20) == [(10, 10)]
-    assert start_ranges(recording(100, [10, 29, 50, 69]), 20) == [(7, 12), (47, 52)]
+    assert start_ranges(recording(100, [10, 29, 50, 69]), 20) == [(8, 11), (48, 51)]
 
 
 def test_exactly_half_of_a_window_is_enough_and_one_sample_less_is_not() -> None:

@@ -8,10 +8,9 @@ Shape letters: N units, F features.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
-import sklearn
 from sklearn.metrics import balanced_accuracy_score
 from sklearn.model_selection import StratifiedKFold
 from sklearn.preprocessing import StandardScaler
@@ -22,8 +21,10 @@ from mcsp.config import EvaluateConfig
 from mcsp.data_sharding.store.reader import Corpus
 from mcsp.encode.windows import encode_windows
 from mcsp.evaluate import scores
-from mcsp.evaluate.classifiers import fit, logistic
 from mcsp.evaluate.features import read_windows
+from mcsp.evaluate.methods import MAIN
+from mcsp.evaluate.readout.classifiers import cross_validate, on_grams
+from mcsp.evaluate.readout.grams import fixed, gram
 from mcsp.evaluate.retrieval import find_pairs, similarities, top1
 from mcsp.evaluate.splits import labelled_part, leave_site_out
 from mcsp.evaluate.units import Labelled, Unit, read_labels
@@ -31,7 +32,6 @@ from mcsp.model.mcsp import MCSP
 from mcsp.schema import MODALITIES, Modality
 
 SITE_FOLDS = 5
-STRENGTHS = slice(0, 5, 2)  # three of the evaluation's seven inverse penalties (0.001, 0.1, 10): a grid has many fits
 
 
 @dataclass(frozen=True)
@@ -142,9 +142,7 @@ def _blocks(windows: dict[Modality, Windows], learned: bool) -> list[int]:
 def left_out_aurocs(
     x_NF: np.ndarray, blocks: Sequence[int], labelled: Labelled, fraction: float = 1.0, draw: int = 0
 ) -> tuple[float, float]:
-    """AUROC of sites left out, by logistic regression on ``fraction`` of the subjects elsewhere.
-
-    As the evaluation does it, with fewer strengths of the penalty.
+    """AUROC of sites left out, by the evaluation's classifier on ``fraction`` of the subjects elsewhere.
 
     Returns:
         the mean over sites of the AUROC within a site, and the AUROC of all test parts in one.
@@ -152,14 +150,12 @@ def left_out_aurocs(
     keys = [unit.key for unit in labelled.units]
     folds = leave_site_out(keys, labelled.y_N, labelled.subjects, labelled.sites)
     groups_N, y_N = labelled.group_index(), labelled.y_N
-    classifier = logistic(blocks)
-    few = replace(classifier, candidates=classifier.candidates[STRENGTHS])
-    score_1N = np.full((1, len(y_N)), np.nan)
-    with sklearn.config_context(assume_finite=True, skip_parameter_validation=True):
-        for train, test in folds.by_seed[0]:
-            rows = labelled_part(train, y_N, groups_N, fraction, draw) if fraction < 1 else train
-            prepare, estimator = fit(few, x_NF[rows], y_N[rows], groups_N[rows])
-            score_1N[0, test] = estimator.decision_function(prepare.transform(x_NF[test]))
+    readout = on_grams(MAIN, fixed([gram(part_NF) for part_NF in np.split(x_NF, np.cumsum(blocks)[:-1], axis=1)]))
+
+    def part(train: np.ndarray, seed: int) -> np.ndarray:
+        return labelled_part(train, y_N, groups_N, fraction, draw) if fraction < 1 else train
+
+    score_1N = cross_validate(readout, y_N, folds, [part])[0]
     once_1N = np.ones((1, len(y_N)))
     of_site = scores.by_site(score_1N, y_N, labelled.sites, once_1N)
     within = float(np.mean([value_R[0] for value_R in of_site.values()]))

@@ -6,6 +6,7 @@ Names follow BIDS 1.10 (https://bids-specification.readthedocs.io), those of der
 
 import os
 import re
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -15,6 +16,7 @@ from typing import Any
 from mcsp.config import CorpusConfig, SiteConfig
 from mcsp.config.corpus import Pairing, Selection
 from mcsp.data_sharding.bids.reasons import RecordingError
+from mcsp.data_sharding.bids.remote import is_url, mirror
 from mcsp.data_sharding.bids.select import ignored_by, is_wanted, pipelines_of
 from mcsp.data_sharding.bids.tables import printable, read_json
 from mcsp.schema import Modality
@@ -29,7 +31,7 @@ _LONG = {
 # Entities that tell apart versions of one run, not runs.
 _VERSION = {
     "space", "description", "segmentation", "atlas", "statistic", "resolution", "density", "echo", "part", "cohort",
-    "split",
+    "split", "proc", "rec",
 }  # fmt: skip
 # Folder of a modality's raw files.
 FOLDERS: dict[Modality, str] = {"eeg": "eeg", "fmri": "func"}
@@ -38,6 +40,8 @@ _FREE = {"space", "segmentation", "atlas", "resolution", "template"}
 _SKIPPED_FOLDERS = {"sourcedata", "code", "stimuli"}
 _SITE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _DESCRIPTION = "dataset_description.json"
+# Companions of a remote recording that a local one finds in its folder.
+DATA_FILES = "files beside it"
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,8 @@ class Site:
     pairing: Pairing = "simultaneous"
     first_volume_event: str | None = None  # trial_type or value in the EEG's events.tsv
     selection: Selection = field(default_factory=Selection)
+    url: str | None = None  # where the dataset lies, if root is but its shape on this machine
+    storage_options: Mapping[str, Any] = field(default_factory=dict)  # of the store that url is in
     fault: tuple[str, str] | None = None  # reason and detail, where a file of the dataset itself cannot be used
     trusted: tuple[Path, ...] | None = None  # folders outside that its files may lie in; None: any, for files by hand
 
@@ -143,18 +149,18 @@ def ref_of_file(path: Path, modality: Modality) -> RecordingRef:
     return RecordingRef(Site(root.name, root, False, None), path, modality, entities, companions)
 
 
-def find_sites(config: CorpusConfig, notes: list[str] | None = None) -> list[Site]:
+def find_sites(config: CorpusConfig, notes: list[str] | None = None, mirrors: Path | None = None) -> list[Site]:
     """The sites that the configuration names, or every folder directly below ``bids_root``, sorted by name.
 
-    Folders below ``bids_root`` that are no dataset are left out, with a line in ``notes``. A dataset whose description
-    cannot be read is a site with a fault.
+    Of a dataset in an object store the shape is written into ``mirrors``. Folders below ``bids_root`` that are no
+    dataset are left out, with a line in ``notes``. A dataset whose description cannot be read is a site with a fault.
 
     Raises:
         ValueError: a folder that is named is missing or is no BIDS dataset, no folder is one, or a name cannot be part
             of a sample key.
     """
     if config.sites or config.bids_root is None:
-        return [_make_site(name, site, config) for name, site in sorted(config.sites.items())]
+        return [_make_site(name, site, config, mirrors) for name, site in sorted(config.sites.items())]
     try:
         folders = sorted(p for p in config.bids_root.iterdir() if p.is_dir() and not p.name.startswith("."))
     except OSError:
@@ -173,13 +179,20 @@ def find_sites(config: CorpusConfig, notes: list[str] | None = None) -> list[Sit
     return sites
 
 
-def _make_site(name: str, site: SiteConfig, config: CorpusConfig) -> Site:
+def _make_site(name: str, site: SiteConfig, config: CorpusConfig, mirrors: Path | None = None) -> Site:
     if not _SITE_NAME.fullmatch(name):
         shown = printable(name)
         raise ValueError(f"site name {shown!r}: expected letters, digits, '-' and '_' (set another under `sites`)")
-    description = site.path / _DESCRIPTION
+    root, url = Path(site.path), None
+    if is_url(site.path):
+        url = str(site.path).rstrip("/")
+        root = (mirrors or Path(tempfile.mkdtemp(prefix="mcsp-mirror-"))) / name
+        root.mkdir(parents=True, exist_ok=True)
+        mirror(url, site.storage_options, root)
+    description = root / _DESCRIPTION
     if not description.is_file() and not description.is_symlink():
-        raise ValueError(f"{description}: missing; expected a BIDS dataset (list the wanted folders under `sites`)")
+        where = f"{url}/{_DESCRIPTION}" if url else description
+        raise ValueError(f"{where}: missing; expected a BIDS dataset (list the wanted folders under `sites`)")
     label_image = site.label_image or config.fmri.label_image
     if label_image is not None and not label_image.is_file():
         raise ValueError(f"{label_image}: no such label image (site {name})")
@@ -192,8 +205,8 @@ def _make_site(name: str, site: SiteConfig, config: CorpusConfig) -> Site:
         simulated = site.simulated
     selection = config.selection_of(name)
     return Site(
-        name, site.path, simulated, label_image, site.pairing, site.first_volume_event, selection, fault,
-        tuple(config.trusted_link_targets),
+        name, root, simulated, label_image, site.pairing, site.first_volume_event, selection, fault=fault, url=url,
+        storage_options=site.storage_options, trusted=tuple(config.trusted_link_targets),
     )  # fmt: skip
 
 
@@ -230,7 +243,11 @@ def find_recordings(site: Site, parcellation: str | None = None, notes: list[str
     found = []
     for path, modality in chosen:
         entities = _entities(path, site.root)
-        found.append(RecordingRef(site, path, modality, entities, _companions(path, entities, site.root, listing)))
+        companions = _companions(path, entities, site.root, listing)
+        ref = RecordingRef(site, path, modality, entities, companions)
+        if site.url is not None:  # who reads it has no folder to look into
+            companions[DATA_FILES] = tuple(file for file in ref.inputs() if site.root in file.parents)
+        found.append(ref)
     return found
 
 

@@ -80,6 +80,7 @@ def build_corpus(config: CorpusConfig, address: str | None = None) -> tuple[dict
             for note in plan.notes:
                 status.say(f"warning: {note}")
             state = "failed"
+            _fetch_atlases(plan, config)
             try:
                 fingerprint = _run(plan, config, out, status)
                 index = settle(plan, config, out, fingerprint, key, partial(_scanned, out))
@@ -89,6 +90,20 @@ def build_corpus(config: CorpusConfig, address: str | None = None) -> tuple[dict
             finally:
                 status.close(state)
     return index, False
+
+
+def _fetch_atlases(plan: Plan, config: CorpusConfig) -> None:
+    """Have nilearn download the atlases that are named, once and not in every worker.
+
+    Raises:
+        ValueError: one is not there and cannot be downloaded.
+    """
+    names = {config.fmri_of(site.name).atlas for site in plan.sites if plan.found[site.name]} - {None}
+    if names:  # costs seconds, which builds without a name need not pay
+        from mcsp.data_sharding.parcels.atlases import named_atlas
+
+        for name in sorted(filter(None, names)):
+            named_atlas(name)
 
 
 @contextmanager

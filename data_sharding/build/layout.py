@@ -66,9 +66,11 @@ class Plan:
         notes: what whoever builds should know of the inputs, a line each.
     """
 
-    def __init__(self, sites: Sequence[Site], recipe: str, config: CorpusConfig, notes: Sequence[str] = ()) -> None:
-        """An empty plan."""
-        self.notes = notes
+    def __init__(
+        self, sites: Sequence[Site], recipe: str, config: CorpusConfig, notes: Sequence[str] = (), mirrors: Any = None
+    ) -> None:
+        """An empty plan; ``mirrors``, the shapes of remote datasets, is kept as long as it."""
+        self.notes, self._mirrors = notes, mirrors
         self.sites, self.recipe, self._limit = tuple(sites), recipe, config.samples_per_shard
         self.found = {site.name: 0 for site in sites}
         self._spool = tempfile.TemporaryFile(prefix="mcsp-plan-")  # noqa: SIM115  lives as long as the plan

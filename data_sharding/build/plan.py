@@ -7,8 +7,10 @@ never written.
 
 import json
 import math
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from mcsp.config import CorpusConfig
 from mcsp.config.corpus import Selection
@@ -38,7 +40,8 @@ def make_plan(config: CorpusConfig, key: bytes) -> Plan:
             has.
     """
     notes: list[str] = []
-    sites = find_sites(config, notes)
+    mirrors = tempfile.TemporaryDirectory(prefix="mcsp-mirrors-")
+    sites = find_sites(config, notes, Path(mirrors.name))
     participants: dict[str, Participants] = {}
     for i, site in enumerate(sites):
         try:
@@ -50,7 +53,7 @@ def make_plan(config: CorpusConfig, key: bytes) -> Plan:
     _check_columns(config, participants, notes)
     # The key's own hash: a build under another key must not continue this one.
     common = [SCHEMA_VERSION, software_versions(), code_digest(), recipe_config(config), keyed_hash(key, "recipe")]
-    plan = Plan(sites, sha256_json(common), config, notes)
+    plan = Plan(sites, sha256_json(common), config, notes, mirrors)
     # Which recordings of a site are wanted does not change the others.
     options = {
         name: {k: v for k, v in values.items() if k not in Selection.model_fields}

@@ -28,6 +28,7 @@ def public_config(config: CorpusConfig) -> dict[str, Any]:
     for section in (values["fmri"], *values["sites"].values()):
         section["label_image"] = Path(section["label_image"]).name if section["label_image"] else None
         section.pop("path", None)
+        section.pop("storage_options", None)  # may hold a secret
     return values
 
 

@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from mcsp.data_sharding.bids.find import RecordingRef
 from mcsp.data_sharding.bids.pairing import marked_times
@@ -84,12 +85,16 @@ def _refuse_personal(sample: PlannedSample, ref: RecordingRef, channels: Sequenc
 
     People's names are looked for when the corpus is sealed: a list of them may change without the recordings.
     """
-    texts = [("channel", name) for name in channels]
-    texts += [(entity, without_dates(ref.entities.get(entity, ""))) for entity in ("task", "run")]
-    found = [*find_identifiers(texts, frozenset())]
+    texts = [(entity, without_dates(ref.entities.get(entity, ""))) for entity in ("task", "run")]
+    found = [*_of_channels(tuple(channels)), *find_identifiers(texts, frozenset())]
     found += find_identifiers_in_participant("participants.tsv", json.loads(sample.participant), frozenset())
     if found:
         raise RecordingError("suspected-personal-data", listed(found, _SHOWN, "; "))
+
+
+@lru_cache(maxsize=256)  # all recordings of a site have the same
+def _of_channels(names: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(find_identifiers([("channel", name) for name in names], frozenset()))
 
 
 def _seconds(reading: Reading) -> float:

@@ -11,6 +11,7 @@ import tarfile
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -104,13 +105,10 @@ def build_shard(
                     add_members(tar, sample.key, members)
         if recordings:
             shard, recordings = _publish(planned.name, temporary, folder, recordings, crcs)
-    limits = reading_limits(config)
-    if any(r.reason == "timeout" and r.detail.startswith(USED_UP) for r in rejected):
-        limits = []  # in another run they may well be read
     return Receipt(
         digest=planned.digest,
         excluded=dict(excluded or {}),
-        limits=limits if any(r.reason in _LIMIT_REASONS for r in rejected) else None,
+        limits=_limits_of(rejected, config),
         shard=shard,
         sites=_count_sites(planned, recordings, rejected),
         contents=contents,
@@ -118,6 +116,13 @@ def build_shard(
         repairs=[vars(r) for r in repairs],
         rows=[vars(r) for r in recordings],
     )
+
+
+def _limits_of(rejected: list[Rejection], config: CorpusConfig) -> list[float] | None:
+    """Limits under which recordings failed; none that another run has where they were not read at all."""
+    if any(r.reason == "timeout" and r.detail.startswith(USED_UP) for r in rejected):
+        return []
+    return reading_limits(config) if any(r.reason in _LIMIT_REASONS for r in rejected) else None
 
 
 def add_members(tar: tarfile.TarFile, key: str, members: Mapping[str, bytes]) -> None:
@@ -210,7 +215,7 @@ def _row(sample: PlannedSample, survivor: SampleRecording, member: str, scale: f
         simulated=sample.site.simulated,
         onset_seconds=survivor.onset_seconds,
         channels=clean.channels,
-        positions_mm=[round(float(value), 3) for value in clean.positions_C3.ravel()],
+        positions_mm=_rounded(np.ascontiguousarray(clean.positions_C3).tobytes(), str(clean.positions_C3.dtype)),
         channel_good=[bool(good) for good in clean.channel_good_C],
         valid_spans=clean.valid_spans,
         participant=sample.participant,
@@ -245,14 +250,28 @@ def _metadata(sample: PlannedSample, rows: list[Recording]) -> bytes:
     return json.dumps(content, sort_keys=True, allow_nan=False).encode()
 
 
+@lru_cache(maxsize=256)  # all recordings of a site have the same; a row never changes its list
+def _rounded(positions: bytes, dtype: str) -> list[float]:
+    return [round(float(value), 3) for value in np.frombuffer(positions, dtype)]
+
+
+@lru_cache(maxsize=256)
+def _array_header(prefix: bytes, header: bytes) -> tuple[tuple[int, ...], np.dtype]:
+    """Shape and type that the header of an array says; numpy takes a millisecond to parse it."""
+    file = io.BytesIO(prefix + header)
+    np.lib.format.read_magic(file)
+    shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+    return shape, dtype
+
+
 def _locate(tar: Path, rows: list[Recording], crcs: list[int]) -> list[Recording]:
     """Read a tar back: find each array's byte offset and compare its blocks with the checksums made in memory."""
     located = []
     with tarfile.open(tar, "r:") as archive, open(tar, "rb") as file:
         for row in rows:
             file.seek(archive.getmember(row.member).offset_data)
-            np.lib.format.read_magic(file)
-            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+            prefix = file.read(np.lib.format.MAGIC_LEN + 2)
+            shape, dtype = _array_header(prefix, file.read(int.from_bytes(prefix[-2:], "little")))
             offset = file.tell()
             bounds = block_bounds(row.n_samples, row.block_samples)
             row_bytes = row.n_channels * dtype.itemsize

@@ -14,6 +14,7 @@ from mcsp.config import CorpusConfig
 from mcsp.data_sharding.bids.find import RecordingRef
 from mcsp.data_sharding.bids.pairing import acquisition_time
 from mcsp.data_sharding.bids.reasons import RecordingError
+from mcsp.data_sharding.bids.remote import local_copy
 from mcsp.data_sharding.clean.fingerprint import fingerprint
 from mcsp.data_sharding.clean.read import READY, Reading, SharedArray
 from mcsp.data_sharding.clean.readers import read_recording
@@ -42,7 +43,9 @@ def serve(descriptor: int, memory: int, parent: int) -> None:
             if ref is None:
                 answer = fingerprint()
             else:
-                answer = SharedArray.of(Reading(read_recording(ref, config), acquisition_time(ref)), memory)
+                with local_copy(ref) as here:
+                    reading = Reading(read_recording(here, config), acquisition_time(here))
+                answer = SharedArray.of(reading, memory)
         except RecordingError as error:
             answer = (error.reason, str(error))
         except MemoryError:

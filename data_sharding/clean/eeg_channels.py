@@ -251,6 +251,9 @@ def eeg_channels(
     if len(placed) < min(_MIN_PLACED, len(names)) or not placed:
         raise RecordingError("unknown-montage", _why_no_position(unplaced, [names[c] for c in placed], doubts))
     repairs += doubts
+    if unplaced:
+        listed = f"{', '.join(unplaced[:4])}{' ...' if len(unplaced) > 4 else ''}"
+        repairs.append(f"{ref.path.name}: {len(unplaced)} EEG channels without a position are left out: {listed}")
     bad = {name for name, row in rows.items() if row.get("status", "").lower() == "bad"} | set(raw.info["bads"])
     chosen = [names[c] for c in placed]
     return EegChannels(

@@ -76,7 +76,7 @@ def open_eeg(ref: RecordingRef, sidecar: dict[str, object], own_positions_first:
     """
     path, repairs = ref.path, list[str]()
     require_content(path)
-    if not path.stat().st_size:
+    if not path.stat().st_size and path.suffix.lower() != ".vhdr":  # whose header is told below
         raise RecordingError("unreadable", f"{path.name}: an empty file, expected a recording")
     _refuse_trials(path, sidecar)
     suffix = path.suffix.lower()

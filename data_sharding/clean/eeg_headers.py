@@ -21,6 +21,8 @@ _FIELDS = {
 }  # fmt: skip
 
 
+# A header of a thousand channels has some 50 kB.
+_MOST_HEADER_BYTES = 1 << 24
 # Tags of FIF: the first one of a file, and those that may be its last (directory, end of a block, none).
 _FILE_ID, _LAST_TAGS = 100, (102, 105, 108)
 
@@ -60,13 +62,26 @@ def _is_annotations(label: str) -> bool:
     return label in ("EDF Annotations", "BDF Annotations")
 
 
+def _text(cell: bytes) -> str:
+    """A cell of a header, which some fill up with zeros where EDF has blanks."""
+    return cell.split(b"\x00")[0].decode("latin-1")
+
+
+def _seconds(path: Path, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        found = f"the header says {text.strip()!r} seconds per record"
+        raise RecordingError("unreadable", f"{path.name}: {found}, expected a number with a decimal point") from None
+
+
 def read_edf_header(path: Path) -> EdfHeader:
     """Read a header; raise :class:`RecordingError` where it has no numbers where EDF has them."""
     with open(path, "rb") as file:
         fixed = file.read(256)
         try:
-            n_bytes, n_records, n_signals = (int(fixed[a:b]) for a, b in ((184, 192), (236, 244), (252, 256)))
-            record_seconds = float(fixed[244:252].replace(b",", b"."))
+            n_bytes, n_records, n_signals = (int(_text(fixed[a:b])) for a, b in ((184, 192), (236, 244), (252, 256)))
+            record_seconds = _seconds(path, _text(fixed[244:252]))
             signals = file.read(256 * n_signals)
             fields: dict[str, list[str]] = {}
             start = 0
@@ -74,7 +89,9 @@ def read_edf_header(path: Path) -> EdfHeader:
                 cells = [signals[start + i * length : start + (i + 1) * length] for i in range(n_signals)]
                 fields[name] = [cell.decode("latin-1").strip() for cell in cells]
                 start += n_signals * length
-            samples = [int(text) for text in fields["samples"]]
+            samples = [int(text.split("\x00")[0]) for text in fields["samples"]]
+        except RecordingError:
+            raise
         except ValueError:
             found = f"a header that begins with {fixed[:8]!r}" if fixed else "an empty file"
             raise RecordingError(
@@ -157,6 +174,8 @@ def check_brainvision(path: Path) -> None:
 
 def brainvision_values(path: Path) -> dict[str, str]:
     """What a header says, keys in lower case, blanks around the equal signs or not."""
+    if (size := path.stat().st_size) > _MOST_HEADER_BYTES:
+        raise RecordingError("unreadable", f"{path.name}: {size:,} bytes, expected the header of BrainVision")
     header = path.read_bytes().decode("utf-8", errors="replace")
     lines = re.findall(r"^[ \t]*(\w+)[ \t]*=[ \t]*(.*?)\s*$", header, re.MULTILINE)
     return {key.lower(): value for key, value in reversed(lines)}  # the first one counts

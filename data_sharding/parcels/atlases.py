@@ -14,6 +14,7 @@ from typing import Any
 import nibabel
 import numpy as np
 
+from mcsp.config.corpus import ATLAS_NAMES, ATLASES
 from mcsp.data_sharding.bids.reasons import RecordingError
 from mcsp.data_sharding.parcels.parcellation import (
     ParcelRow,
@@ -110,27 +111,22 @@ def _seitzman(_: re.Match[str]) -> Any:
     return {**datasets.fetch_coords_seitzman_2018(), "template": "MNI152"}
 
 
-# The whole of a name -> what nilearn fetches. The names are those of the files, as BIDS derivatives use them in seg-.
-_NAMED: dict[str, Callable[[re.Match[str]], Any]] = {
-    r"Schaefer(?:2018)?_?(\d+)(?:Parcels)?(?:_?(7|17)Networks)?": _schaefer,
-    r"HarvardOxford-((?:cort|cortl|sub)-maxprob-thr\d+-[12]mm)": _harvard_oxford,
-    r"Juelich-(maxprob-thr\d+-[12]mm)": _juelich,
-    r"AAL(?:-(SPM5|SPM8|SPM12|3v2))?": _aal,
-    r"CC(200|400)": _craddock,
-    r"BASC(\d+)": _basc,
-    r"Power2011": _power,
-    r"Dosenbach2010": _dosenbach,
-    r"Seitzman2018": _seitzman,
+_FETCH: dict[str, Callable[[re.Match[str]], Any]] = {
+    "schaefer": _schaefer,
+    "harvard_oxford": _harvard_oxford,
+    "juelich": _juelich,
+    "aal": _aal,
+    "craddock": _craddock,
+    "basc": _basc,
+    "power": _power,
+    "dosenbach": _dosenbach,
+    "seitzman": _seitzman,
 }
-NAMES = (
-    "Schaefer2018_400Parcels_7Networks, AAL, HarvardOxford-cort-maxprob-thr25-2mm, Juelich-maxprob-thr25-2mm, CC200, "
-    "CC400, BASC122, Power2011, Dosenbach2010, Seitzman2018"
-)
 
 
 def is_named(name: str) -> bool:
     """Whether an atlas of this name is known."""
-    return any(re.fullmatch(pattern, name) for pattern in _NAMED)
+    return any(re.fullmatch(pattern, name) for pattern in ATLASES.values())
 
 
 @lru_cache(maxsize=8)
@@ -140,12 +136,12 @@ def named_atlas(name: str) -> Atlas:
     Raises:
         ValueError: no such name, or it is not there and cannot be downloaded.
     """
-    found = ((re.fullmatch(pattern, name), fetch) for pattern, fetch in _NAMED.items())
-    match, fetch = next(((m, f) for m, f in found if m), (None, None))
-    if match is None or fetch is None:
-        raise ValueError(f"atlas {name!r}: expected a file or a name like {NAMES}")
+    found = ((kind, re.fullmatch(pattern, name)) for kind, pattern in ATLASES.items())
+    kind, match = next(((kind, match) for kind, match in found if match), ("", None))
+    if match is None:
+        raise ValueError(f"atlas {name!r}: expected a file or a name like {ATLAS_NAMES}")
     try:
-        bunch = fetch(match)
+        bunch = _FETCH[kind](match)
     except OSError as error:  # nilearn's words for a missing network
         detail = " ".join(str(error).split())[:200]
         raise ValueError(f"atlas {name}: not in nilearn's data folder and cannot be downloaded ({detail})") from None

@@ -213,7 +213,10 @@ def _by_label(names: list[str], rows: Sequence[ParcelRow]) -> list[str] | None:
     if not all(found) or set(names) <= {name for name, _, _ in rows}:
         return names
     labels = [int(match[1]) for match in found if match]
+    counted = labels in (list(range(len(labels))), list(range(1, len(labels) + 1)))
+    if counted and len(labels) != len(rows):
+        return None  # the first columns of another list would pass for the first parcels
     of_label = {index: name for name, index, _ in rows}
     if all(label in of_label for label in labels):
         return [of_label[label] for label in labels]
-    return None if labels in (list(range(len(rows))), list(range(1, len(rows) + 1))) else names
+    return None if counted else names

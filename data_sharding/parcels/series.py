@@ -5,13 +5,12 @@ Whatever a table is instead of that is named: without a header, turned round, a 
 Shape letters: T volumes, P parcels.
 """
 
-import io
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 from mcsp.data_sharding.bids.reasons import RecordingError
 
@@ -32,12 +31,18 @@ def read_series(path: Path) -> tuple[np.ndarray, list[str] | None]:
     """
     if path.suffix == ".npy":
         return _checked(_read_npy(path), None, path.name)
-    text = _text(path)
-    names, body = _header(path, text)
+    lines = _lines(path)
+    if path.suffix in (".1D", ".txt"):
+        names, first, lines = _after_comments(lines)
+    else:
+        names = list(_names(lines[0] if lines else "", path.suffix, path.name))
+        first = 1 if names or path.suffix == ".tsv" else 0
     separator = _SEPARATORS[path.suffix]
-    if separator is None and "," in body.partition("\n")[0]:
+    if separator is None and len(lines) > first and "," in lines[first]:
         separator = ","
-    return _checked(_numbers(path.name, body, separator, text.count("\n", 0, len(text) - len(body))), names, path.name)
+    values_TP = _numbers(path.name, lines, first, separator)
+    has_names = bool(names) or path.suffix == ".tsv"
+    return _checked(values_TP, names if has_names else None, path.name)
 
 
 def _read_npy(path: Path) -> np.ndarray:
@@ -51,35 +56,45 @@ def _read_npy(path: Path) -> np.ndarray:
     return values.astype(np.float64)
 
 
-def _text(path: Path) -> str:
+def _lines(path: Path) -> list[str]:
+    """The lines of a file, without empty ones at its end."""
+    content = path.read_bytes()
     try:
-        return path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise RecordingError("bad-encoding", f"{path.name}: byte {error.start} is not UTF-8") from None
+    lines = (text.replace("\r\n", "\n") if b"\r" in content else text).split("\n")
+    while lines and not lines[-1].strip():
+        lines.pop()
+    return lines
 
 
-def _header(path: Path, text: str) -> tuple[list[str] | None, str]:
-    """Names of the columns, where there are any, and the rows below."""
-    if path.suffix in (".1D", ".txt"):
-        return _comment_header(text)
-    first, _, body = text.partition("\n")
-    cells = [cell.strip().strip('"') for cell in first.split(_SEPARATORS[path.suffix])]
-    if first and not any(cells):
-        raise RecordingError("bad-table", f"{path.name}: the first line is empty, expected the names of the parcels")
-    if path.suffix == ".tsv" or not all(map(is_number, cells)) or _are_labels(cells):
-        return cells if first else [], body
-    return None, text
+@lru_cache(maxsize=256)  # all tables of a site begin alike
+def _names(line: str, suffix: str, file: str) -> tuple[str, ...]:
+    """Names of the columns in the first line; none where it holds values, which a ``.csv`` may."""
+    cells = [cell.strip().strip('"') for cell in line.split(_SEPARATORS[suffix])]
+    if not line:
+        return ()
+    if not any(cells):
+        raise RecordingError("bad-table", f"{file}: the first line is empty, expected the names of the parcels")
+    if suffix != ".tsv" and all(map(is_number, cells)) and not _are_labels(cells):
+        return ()
+    check_names(cells, file)
+    return tuple(cells)
 
 
-def _comment_header(text: str) -> tuple[list[str] | None, str]:
-    """AFNI and C-PAC: ``#`` begins a comment; the last one before the numbers may name every column."""
-    lines = text.split("\n")
-    comments = next((i for i, line in enumerate(lines) if not line.startswith("#")), len(lines))
-    rows = [line.partition("#")[0] if "#" in line else line for line in lines[comments:]]
-    body = "\n".join(line.strip() for line in rows)
-    names = re.split(r"[\s,]+", lines[comments - 1].replace("#", " ").strip()) if comments else []
-    width = len(re.split(r"[\s,]+", body.strip().partition("\n")[0]))
-    return (names if len(names) == width and width > 1 else None), body
+def _after_comments(lines: list[str]) -> tuple[list[str], int, list[str]]:
+    """AFNI and C-PAC: ``#`` begins a comment, and the last one before the numbers may name every column.
+
+    The names, the number of the first line of numbers, and all lines without comments.
+    """
+    first = next((i for i, line in enumerate(lines) if not line.startswith("#")), len(lines))
+    rows = [line.partition("#")[0].strip() for line in lines[first:]]
+    names = re.split(r"[\s,]+", lines[first - 1].replace("#", " ").strip()) if first else []
+    width = len(re.split(r"[\s,]+", rows[0])) if rows else 0
+    if len(names) != width or width < 2:
+        return [], first, [*lines[:first], *rows]
+    return names, first, [*lines[:first], *rows]
 
 
 def is_number(cell: str) -> bool:
@@ -99,36 +114,32 @@ def _are_labels(cells: Sequence[str]) -> bool:
     return bool((np.diff(labels) > 0).all()) and (labels[0] <= 1 or len(labels) >= _MANY)
 
 
-def _numbers(file: str, body: str, separator: str | None, lines_before: int) -> np.ndarray:
-    body = body.rstrip("\n")
+def _numbers(file: str, lines: list[str], first: int, separator: str | None) -> np.ndarray:
+    """The numbers of all lines from ``first`` on."""
+    body = lines[first:]
     if not body:
         return np.empty((0, 0))
-    if "\n\n" in body:
-        line = body[: body.index("\n\n")].count("\n") + 2 + lines_before
-        raise RecordingError("bad-table", f"{file}: line {line} is empty, expected a volume in every line")
-    between = r"\s+" if separator is None else separator
-    try:
-        frame = pd.read_csv(io.StringIO(body), header=None, na_values=["n/a"], dtype="float64", sep=between)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise RecordingError("bad-table", f"{file}: {' '.join(str(error).split())}") from None
+    if "" in body:
+        detail = f"line {first + body.index('') + 1} is empty, expected a volume in every line"
+        raise RecordingError("bad-table", f"{file}: {detail}")
+    try:  # in half of the time of pandas, where every cell is a number
+        return np.loadtxt(body, dtype=np.float64, comments=None, delimiter=separator, ndmin=2)
     except ValueError:
-        raise RecordingError("bad-table", f"{file}: {_first_text(body, separator, lines_before)}") from None
-    return frame.to_numpy()
-
-
-def _first_text(body: str, separator: str | None, lines_before: int) -> str:
-    """Where the first cell is that is no number, and what it looks like."""
-    for number, line in enumerate(body.split("\n"), lines_before + 1):
-        for column, cell in enumerate(line.split(separator), 1):
+        cells = [line.split(separator) for line in body]
+    width = len(cells[0])
+    for number, row in enumerate(cells, first + 1):
+        if len(row) != width:
+            raise RecordingError("bad-table", f"{file}: line {number} has {len(row)} cells, expected {width}")
+        for column, cell in enumerate(row, 1):
             if not is_number(cell.strip()):
                 comma = " with a decimal comma, expected a decimal point" if _DECIMAL_COMMA.fullmatch(cell) else ""
-                return f"line {number}, column {column} holds {cell!r}{comma or ', expected one number per volume'}"
-    return "expected one number per volume and parcel"
+                detail = f"line {number}, column {column} holds {cell!r}{comma or ', expected one number per volume'}"
+                raise RecordingError("bad-table", f"{file}: {detail}")
+    return np.array([[np.nan if cell.strip() in _MISSING else float(cell) for cell in row] for row in cells])
 
 
 def _checked(values_TP: np.ndarray, names: list[str] | None, file: str) -> tuple[np.ndarray, list[str] | None]:
     if names is not None:
-        check_names(names, file)
         if len(values_TP) and values_TP.shape[1] != len(names):
             found = f"{values_TP.shape[1]} columns below {len(names)} names"
             raise RecordingError("bad-table", f"{file}: {found}, expected as many")

@@ -1,5 +1,6 @@
 """Settings of the builder (``launchers/build_corpus.py``)."""
 
+import re
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -27,6 +28,24 @@ class EegConfig(Config):
         None, gt=0, description="power line, where the sidecar has no PowerLineFrequency; null: no notch there"
     )
     gain: float = Field(1.0, gt=0, description="multiplies every value, for a site whose headers name a wrong unit")
+
+
+# Atlases that are known by name, in the words of their files, and as nilearn fetches them.
+ATLASES = {
+    "schaefer": r"Schaefer(?:2018)?_?(\d+)(?:Parcels)?(?:_?(7|17)Networks)?",
+    "harvard_oxford": r"HarvardOxford-((?:cort|cortl|sub)-maxprob-thr\d+-[12]mm)",
+    "juelich": r"Juelich-(maxprob-thr\d+-[12]mm)",
+    "aal": r"AAL(?:-(SPM5|SPM8|SPM12|3v2))?",
+    "craddock": r"CC(200|400)",
+    "basc": r"BASC(\d+)",
+    "power": r"Power2011",
+    "dosenbach": r"Dosenbach2010",
+    "seitzman": r"Seitzman2018",
+}
+ATLAS_NAMES = (
+    "Schaefer2018_400Parcels_7Networks, AAL, HarvardOxford-cort-maxprob-thr25-2mm, Juelich-maxprob-thr25-2mm, CC200, "
+    "CC400, BASC122, Power2011, Dosenbach2010, Seitzman2018"
+)
 
 
 class FmriConfig(Config):
@@ -57,6 +76,13 @@ class FmriConfig(Config):
     )
     max_bad_fraction: float = Field(0.5, ge=0, le=1, description="more parcels without signal reject the recording")
 
+    @field_validator("atlas")
+    @classmethod
+    def _is_known(cls, name: str | None) -> str | None:
+        if name is not None and not any(re.fullmatch(pattern, name) for pattern in ATLASES.values()):
+            raise ValueError(f"expected a name like {ATLAS_NAMES}; a file goes into label_image")
+        return name
+
 
 Pairing = Literal["session", "subject", "simultaneous"]
 
@@ -81,7 +107,12 @@ class Selection(Config):
 class SiteConfig(Selection):
     """One BIDS dataset; what it says of the selection comes before what is said for all."""
 
-    path: Path = Field(description="folder of the dataset")
+    path: Path | str = Field(
+        description="folder of the dataset, or s3://..., which is read without a copy of the whole"
+    )
+    storage_options: dict[str, Any] = Field(
+        {}, description="of a dataset in an object store, as fsspec takes them: {anon: true} for a public bucket"
+    )
     simulated: bool | None = Field(None, description="null: read from dataset_description.json")
     label_image: Path | None = Field(None, description="overrides fmri.label_image for this site")
     eeg: dict[str, Any] = Field({}, description="values of `eeg` that differ for this site")
@@ -96,6 +127,11 @@ class SiteConfig(Selection):
         description="trial_type or value of events.tsv that marks the first volume in simultaneous EEG; it comes "
         "before acq_time, which is of two computers and often of whole seconds",
     )
+
+    @field_validator("path")
+    @classmethod
+    def _path_or_url(cls, place: Path | str) -> Path | str:
+        return place if "://" in str(place) else Path(place)  # a Path would lose one of the slashes
 
 
 class CorpusConfig(Selection):

@@ -40,7 +40,9 @@ class EvaluateConfig(LabelledConfig):
     """``launchers/evaluate.py``."""
 
     out_dir: Path = Field(description="results.json and report.html go here")
-    covariates: list[str] = Field([], description="numeric columns (age, motion ...) that make a baseline of their own")
+    covariates: list[str] | None = Field(
+        None, description="columns that make a ruler of their own, beside the site; null: age, sex, mean_fd_mm if there"
+    )
     protocols: tuple[Literal["kfold", "leave_site_out"], ...] = Field(
         ("kfold", "leave_site_out"), min_length=1, description="who is tested: new subjects, subjects of new sites"
     )
@@ -53,6 +55,6 @@ class EvaluateConfig(LabelledConfig):
     label_fractions: tuple[float, ...] = Field(
         (0.05, 0.1, 0.25, 0.5, 1.0), description="fractions of the training subjects of the label-efficiency curve"
     )
-    permutations: int = Field(0, ge=0, description="draws of a permutation test of the pretrained rows; slow")
+    permutations: int = Field(20, ge=0, description="draws of a permutation test of the pretrained rows")
     retrieval_size: int = Field(64, ge=2, description="candidates of the cross-modal retrieval")
     retrieval_draws: int = Field(20, ge=1, description="random sets of candidates")

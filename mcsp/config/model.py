@@ -7,9 +7,10 @@ from pydantic import Field
 from mcsp.config.base import Config
 from mcsp.schema import DOMAINS, MODALITIES, Domain, Modality
 
-Skip = Literal["connectivity", "tangent", "coherence", "band_power"]
+Skip = Literal["connectivity", "root", "tangent", "coherence", "band_power", "relative_power"]
 SpatialForm = Literal["logarithm", "root"]
-SKIPS: tuple[Skip, ...] = ("connectivity", "tangent", "coherence", "band_power")
+# Connectivity and its logarithm say nothing of people that its root does not (docs/evidence.md).
+SKIPS: tuple[Skip, ...] = ("root", "coherence", "band_power", "relative_power")
 
 
 class ModelConfig(Config):

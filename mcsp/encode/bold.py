@@ -16,6 +16,7 @@ from mcsp.encode.recording import (
     EncodedRecording,
     Options,
     Report,
+    as_recording,
     cleaning_of,
     encode_clean,
     min_seconds_of,
@@ -23,7 +24,8 @@ from mcsp.encode.recording import (
     require_positions,
     window_steps,
 )
-from mcsp.schema import SCALE_FREE
+from mcsp.encode.windows import recording_features
+from mcsp.schema import SCALE_FREE, Window
 from mcsp.wording import listed
 
 if TYPE_CHECKING:
@@ -95,7 +97,8 @@ def encode_bold(
     features_WF, starts_W, seconds = encode_clean(model, "fmri", clean, name, options)
     windows, about_windows = window_steps(model, "fmri", clean, starts_W, seconds)
     report = _report(model, source, clean, config, {**steps, "windows": windows}, [*warnings, *about_windows])
-    return EncodedRecording(features_WF.mean(axis=0), features_WF, starts_W, seconds, report)
+    features_F = recording_features(model, Window(clean.x_TC, as_recording(clean, "fmri"), 0), features_WF)
+    return EncodedRecording(features_F, features_WF, starts_W, seconds, report)
 
 
 def _parcellation(model: "ExportedMCSP", source: Source, require_known: bool) -> tuple[dict[str, str], list[str]]:

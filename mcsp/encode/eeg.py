@@ -18,6 +18,7 @@ from mcsp.encode.recording import (
     EncodedRecording,
     Options,
     Report,
+    as_recording,
     cleaning_of,
     encode_clean,
     min_seconds_of,
@@ -25,6 +26,8 @@ from mcsp.encode.recording import (
     require_positions,
     window_steps,
 )
+from mcsp.encode.windows import recording_features
+from mcsp.schema import Window
 from mcsp.wording import listed
 
 if TYPE_CHECKING:
@@ -95,7 +98,8 @@ def encode_raw(
     features_WF, starts_W, seconds = encode_clean(model, "eeg", clean, name, options)
     windows, warnings = window_steps(model, "eeg", clean, starts_W, seconds)
     report = _report(source, clean, details, config, windows, warnings)
-    return EncodedRecording(features_WF.mean(axis=0), features_WF, starts_W, seconds, report)
+    features_F = recording_features(model, Window(clean.x_TC, as_recording(clean, "eeg"), 0), features_WF)
+    return EncodedRecording(features_F, features_WF, starts_W, seconds, report)
 
 
 def raw_of_array(

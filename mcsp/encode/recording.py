@@ -93,7 +93,7 @@ class EncodedRecording:
     """Features of one recording.
 
     Attributes:
-        features: float64 ``(F,)``, mean over the windows.
+        features: float64 ``(F,)``, learned ones averaged over the windows, measured ones of the whole recording.
         window_features: float64 ``(W, F)``.
         window_starts_seconds: ``(W,)``, from the start of the recording.
         window_seconds: length of each window.
@@ -196,7 +196,7 @@ def window_steps(
             f"no clean span is as long as a window: {sum(v < 1 for v in valid)} of {len(valid)} windows hold masked "
             f"time, up to {1 - min(valid):.0%} of a window"
         )
-    line = f"{len(starts_W)} of {seconds:g} s from {at} s on, features averaged"
+    line = f"{len(starts_W)} of {seconds:g} s from {at} s on, learned features averaged"
     if left_out > 0:
         line += f"; {left_out:.1f} of {recording.seconds:.1f} s are in no window, for lack of valid time"
     return line, warnings

@@ -1,9 +1,9 @@
 """Two questions beside the comparison: how many labels a method needs, and how much of the site its features carry.
 
-Shape letters: N units.
+Shape letters: N units, P parts of the labels, S seeds.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,16 +14,18 @@ from tqdm import tqdm
 
 from mcsp.config import EvaluateConfig
 from mcsp.evaluate import scores
-from mcsp.evaluate.classifiers import LinearClassifier, cross_validate
-from mcsp.evaluate.comparison import COVARIATES, Described, Method, complete_rows, methods
-from mcsp.evaluate.splits import Folds, k_fold, labelled_part
+from mcsp.evaluate.comparison import make_folds
+from mcsp.evaluate.methods import COVARIATES, MAIN, PRETRAINED, TANGENT, Described, Method, complete_rows, methods
+from mcsp.evaluate.readout.classifiers import cross_validate
+from mcsp.evaluate.splits import Folds, labelled_part
 from mcsp.evaluate.units import Labelled
 from mcsp.schema import MODALITIES
 
 
-def _logistic(described: Described, recordings: str) -> list[Method]:
-    found = [m for m in methods(described, recordings) if m.classifier.name == "logistic"]
-    return [m for m in found if m.features != COVARIATES]
+def _shown(described: Described, recordings: str) -> list[Method]:
+    """One row of each feature set; tangent space is left out, because it takes minutes and no sample is smaller."""
+    found = [m for m in methods(described, recordings) if m.classifier == MAIN.name]
+    return [m for m in found if m.features not in (COVARIATES, TANGENT)]
 
 
 def _groups(labelled: Labelled, rows: np.ndarray) -> np.ndarray:
@@ -31,52 +33,74 @@ def _groups(labelled: Labelled, rows: np.ndarray) -> np.ndarray:
 
 
 def label_efficiency(described: Described, labelled: Labelled, config: EvaluateConfig) -> list[dict[str, Any]]:
-    """Pooled AUROC of logistic regression where only a fraction of the training subjects has labels.
+    """AUROC where only a fraction of the training subjects has labels, mean over draws of who has one.
 
-    For the pretrained and the untrained encoder and the classical features, in subject-grouped folds.
+    On sites left out where there are some, else on new subjects. What needs no labels is fitted on all training people.
+    Each row has the paired difference to the pretrained encoder with the same labels, with its interval over people.
     """
     out: list[dict[str, Any]] = []
     for recordings in ("eeg", "fmri", "both"):
-        compared = _logistic(described, recordings)
+        compared = _shown(described, recordings)
         if not compared or not config.label_fractions:
             continue
         rows = complete_rows(compared)
-        keys, subjects = [labelled.units[i].key for i in rows], [labelled.subjects[i] for i in rows]
-        try:
-            folds = k_fold(keys, labelled.y_N[rows], subjects, config.folds, config.seeds)
-        except ValueError:  # the comparison has a note on it
-            continue
-        for fraction in sorted(config.label_fractions):
-            title = f"{recordings}, {fraction:.0%} of labels"
-            for m in tqdm(compared, desc=title, unit="method", leave=False):
-                score = _with_fraction(m, labelled, rows, folds, fraction)
-                out.append({"recordings": recordings, "features": m.features, "fraction": fraction, **score})
+        all_folds, _ = make_folds(labelled, rows, config)  # the comparison has notes on those that cannot be made
+        if all_folds:
+            out += _curves(recordings, compared, labelled, rows, all_folds[-1], config)
     return out
 
 
-def _with_fraction(
-    method: Method, labelled: Labelled, rows: np.ndarray, folds: Folds, fraction: float
-) -> dict[str, float]:
+def _curves(
+    recordings: str,
+    compared: Sequence[Method],
+    labelled: Labelled,
+    rows: np.ndarray,
+    folds: Folds,
+    config: EvaluateConfig,
+) -> list[dict[str, Any]]:
     y_N, groups_N = labelled.y_N[rows], _groups(labelled, rows)
-    part = partial(labelled_part, y_N=y_N, groups_N=groups_N, fraction=fraction)
-    used = [len(part(train, seed=seed)) for seed, splits in enumerate(folds.by_seed) for train, _ in splits]
-    score_SN = cross_validate(
-        method.classifier, method.x_N[rows], y_N, groups_N, folds, lambda train, seed: part(train, seed=seed)
-    )
-    per_seed = [float(scores.auroc(score_N, y_N, np.ones((1, len(rows))))[0]) for score_N in score_SN]
-    return {"training_units": float(np.mean(used)), "auroc": float(np.mean(per_seed)), "sd": float(np.std(per_seed))}
+    weight_RN = scores.subject_weights(groups_N)
+    sites = [labelled.sites[i] for i in rows]
+    fractions = sorted(config.label_fractions)
+    # Folds of sites are the same for every seed, so that draws of labels are all there is to repeat.
+    draws = config.seeds if len(folds.by_seed) == 1 else 1
+    parts = [_part(y_N, groups_N, fraction, draw) for fraction in fractions for draw in range(draws)]
+    score_of = {
+        m.features: cross_validate(m.readout(rows), y_N, folds, parts).reshape(len(fractions), -1, len(rows))
+        for m in tqdm(compared, desc=f"{recordings}, few labels", unit="method", leave=False)
+    }
+    out: list[dict[str, Any]] = []
+    for f, fraction in enumerate(fractions):
+        used = [len(parts[f * draws](train, 0)) for train, _ in folds.by_seed[0]]
+        for features, score_FSN in score_of.items():
+            per_draw = [float(scores.pooled(score_N[None], y_N, weight_RN[:1])[0]) for score_N in score_FSN[f]]
+            within = scores.by_site(score_FSN[f], y_N, sites, weight_RN[:1])
+            row: dict[str, Any] = {
+                "recordings": recordings, "protocol": folds.protocol, "features": features, "fraction": fraction,
+                "training_units": float(np.mean(used)), "draws": len(per_draw), "auroc": float(np.mean(per_draw)),
+                "sd": float(np.std(per_draw)),
+                "auroc_sites": float(np.mean([value_R[0] for value_R in within.values()])) if within else None,
+            }  # fmt: skip
+            if PRETRAINED in score_of and features != PRETRAINED:
+                measure = partial(scores.pooled, y_N=y_N, weight_RN=weight_RN)
+                row["pretrained_minus_this"] = scores.difference(score_of[PRETRAINED][f], score_FSN[f], measure)
+            out.append(row)
+    return out
+
+
+def _part(y_N: np.ndarray, groups_N: np.ndarray, fraction: float, draw: int) -> Callable[[np.ndarray, int], np.ndarray]:
+    return lambda train, seed: labelled_part(train, y_N, groups_N, fraction, seed + draw)
 
 
 def site_decoding(described: Described, labelled: Labelled, config: EvaluateConfig) -> list[dict[str, Any]]:
     """How well the site can be told from the same features: AUROC of one site against the rest, mean over sites.
 
-    By logistic regression of one fixed penalty, in folds of subjects that all sites share. Sites with fewer subjects
-    than folds are left out; empty where fewer than two remain. Lower is better: features that tell the site apart let a
-    classifier use it.
+    In folds of subjects that all sites share. Sites with fewer subjects than folds are left out; empty where fewer than
+    two remain. Lower is better: features that tell the site apart let a classifier use it.
     """
     out: list[dict[str, Any]] = []
     for recordings in MODALITIES:
-        for m in _logistic(described, recordings):
+        for m in _shown(described, recordings):
             rows, sites = _of_large_sites(labelled, complete_rows([m]), config.folds)
             if len(sites) < 2:
                 continue
@@ -94,12 +118,11 @@ def _of_large_sites(labelled: Labelled, rows: Sequence[int] | np.ndarray, least:
 
 def _site_auroc(method: Method, site_N: np.ndarray, groups_N: np.ndarray, rows: np.ndarray, folds: int) -> float:
     """Pooled over folds for each site, then the mean over sites."""
-    x_N, names = method.x_N[rows], np.unique(site_N)
+    names, readout = np.unique(site_N), method.readout(rows)
     score_SN = np.full((len(names), len(rows)), np.nan)
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=0)
-    for train, test in splitter.split(x_N, site_N, groups_N):
-        prepare = method.classifier.without_labels()
-        train_NR, test_NR = prepare.fit_transform(x_N[train]), prepare.transform(x_N[test])
+    for train, test in splitter.split(np.zeros((len(rows), 1)), site_N, groups_N):
+        score = readout(train)
         for k, name in enumerate(names):
-            score_SN[k, test] = LinearClassifier().fit(train_NR, site_N[train] == name).decision_function(test_NR)
+            score_SN[k, test] = score(test, train, (site_N == name).astype(int))
     return float(np.mean([roc_auc_score(site_N == name, score_SN[k]) for k, name in enumerate(names)]))

@@ -1,16 +1,17 @@
-"""Frozen features of units: windows are cut evenly from each recording, encoded and averaged.
+"""Frozen features of units: learned ones of windows, cut evenly and averaged, measured ones of whole recordings.
 
 Shape letters: B rows, T time samples, C channels, F features.
 """
 
 from collections.abc import Iterator, Sequence
+from typing import Literal
 
 import numpy as np
 from tqdm import tqdm
 
 from mcsp.config import LabelledConfig
 from mcsp.data_sharding.store.reader import Corpus
-from mcsp.encode.windows import encode_windows
+from mcsp.encode.windows import OF_WINDOWS, encode_windows, split_parts
 from mcsp.evaluate.units import Unit
 from mcsp.model.mcsp import MCSP
 from mcsp.schema import Modality, Window
@@ -61,10 +62,17 @@ class UnitMean:
         return np.where(count > 0, self.sum / np.maximum(count, 1), np.nan)
 
 
+def read_whole(corpus: Corpus, units: Sequence[Unit], modality: Modality, title: str) -> Iterator[tuple[int, Window]]:
+    """Every recording of one modality as one window, ``(index into units, window)``; a damaged shard raises."""
+    recordings = [(i, r) for i, unit in enumerate(units) for r in unit.of(modality)]
+    for i, recording in tqdm(recordings, desc=f"{title}, {modality}", unit="recording", leave=False):
+        yield i, corpus.read_window(recording, 0, recording.n_samples)
+
+
 def unit_features(
     model: MCSP, corpus: Corpus, units: Sequence[Unit], config: LabelledConfig, title: str = "features"
 ) -> dict[Modality, np.ndarray]:
-    """Features of units: ``model.features`` averaged over windows.
+    """``model.features`` of units, averaged over windows: what a classifier of windows sees.
 
     Args:
         model: in evaluation mode, on any device.
@@ -79,13 +87,60 @@ def unit_features(
     Raises:
         ValueError: features that are not finite, naming the unit.
     """
-    features: dict[Modality, np.ndarray] = {}
+    windows = {m: read_windows(corpus, units, m, config, title) for m in model.config.modalities}
+    means = {m: _mean_of(model, m, windows[m], units, config.batch_size, "features") for m in windows}
+    return {m: x_NF for m, x_NF in means.items() if x_NF is not None}
+
+
+def learned_parts(
+    model: MCSP, corpus: Corpus, units: Sequence[Unit], config: LabelledConfig, title: str
+) -> dict[Modality, dict[str, np.ndarray]]:
+    """h and z of every domain, averaged over windows; by modality and name. Otherwise as :func:`unit_features`."""
+    found: dict[Modality, dict[str, np.ndarray]] = {}
     for modality in model.config.modalities:
-        means = UnitMean(len(units))
         windows = read_windows(corpus, units, modality, config, title)
-        for i, vector_F in encode_windows(model, modality, windows, config.batch_size, lambda i: units[i].key):
-            means.add(i, vector_F)
-        mean = means.mean()
-        if mean is not None:
-            features[modality] = mean
-    return features
+        mean_NF = _mean_of(model, modality, windows, units, config.batch_size, "learned")
+        if mean_NF is not None:
+            found[modality] = split_parts(mean_NF, model.learned_widths(modality))
+    return found
+
+
+def measured_parts(
+    model: MCSP, corpus: Corpus, units: Sequence[Unit], config: LabelledConfig
+) -> dict[Modality, dict[str, np.ndarray]]:
+    """What ``model.config.skips`` names, at the anchors; the same for any weights. Otherwise as :func:`unit_features`.
+
+    Of whole recordings, but for :data:`mcsp.encode.windows.OF_WINDOWS`.
+    """
+    found: dict[Modality, dict[str, np.ndarray]] = {}
+    for modality in model.config.modalities:
+        widths = model.measured_widths(modality)
+        kinds: list[tuple[Iterator[tuple[int, Window]], int, list[str]]] = []
+        if of_whole := [name for name in widths if name not in OF_WINDOWS]:
+            # One at a time: recordings differ in length, and nothing is gained by padding.
+            kinds.append((read_whole(corpus, units, modality, "measured"), 1, of_whole))
+        if of_windows := [name for name in widths if name in OF_WINDOWS]:
+            windows = read_windows(corpus, units, modality, config, "measured in windows")
+            kinds.append((windows, config.batch_size, of_windows))
+        parts: dict[str, np.ndarray] = {}
+        for windows, batch_size, names in kinds:
+            mean_NF = _mean_of(model, modality, windows, units, batch_size, "measured")
+            if mean_NF is not None:
+                parts |= {name: x for name, x in split_parts(mean_NF, widths).items() if name in names}
+        if parts:
+            found[modality] = {name: parts[name] for name in widths}
+    return found
+
+
+def _mean_of(
+    model: MCSP,
+    modality: Modality,
+    windows: Iterator[tuple[int, Window]],
+    units: Sequence[Unit],
+    batch_size: int,
+    kind: Literal["features", "learned", "measured"],
+) -> np.ndarray | None:
+    means = UnitMean(len(units))
+    for i, vector_F in encode_windows(model, modality, windows, batch_size, lambda i: units[i].key, kind):
+        means.add(i, vector_F)
+    return means.mean()

@@ -12,108 +12,24 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
-from torch import Tensor, nn
 from tqdm import tqdm
 
-from mcsp.batch import Signal, collate
-from mcsp.config.finetune import Depth, FinetuneConfig
+from mcsp.batch import collate
+from mcsp.config.finetune import FinetuneConfig
+from mcsp.encode.classifier import MCSPClassifier
 from mcsp.encode.pretrained import from_pretrained
+from mcsp.encode.windows import split_parts
 from mcsp.evaluate import scores
 from mcsp.evaluate.bids_corpus import open_corpus
-from mcsp.evaluate.classifiers import cross_validate, logistic
 from mcsp.evaluate.evaluate import versions, with_windows
 from mcsp.evaluate.features import unit_features
 from mcsp.evaluate.overlap import find_overlap
+from mcsp.evaluate.readout.classifiers import LOGISTIC, cross_validate, on_grams
+from mcsp.evaluate.readout.grams import fixed, gram
 from mcsp.evaluate.splits import Folds, k_fold, labelled_part, leave_site_out
 from mcsp.evaluate.units import Labelled, Unit, read_labels
-from mcsp.model.layers import TokenEncoder
-from mcsp.model.mcsp import MCSP
 from mcsp.schema import Modality, Purpose, Window, random_key, unit_interval
 from mcsp.windows import longest_window, random_start, window_starts
-
-
-class MCSPClassifier(nn.Module):
-    """``signals -> logits_NO``: a linear head per modality on standardised features, mean over the modalities present.
-
-    A unit may lack a modality, in training and afterwards. Features are standardised with constants that
-    :meth:`standardise_by` measures, so that the head starts where a linear probe would.
-
-    Args:
-        model: the encoder; it is trained in place.
-        n_outputs: number of classes.
-        n_features: length of ``model.features`` per modality.
-        depth: "head" trains the head alone, "last_layers" also each encoder's last block and read-out, "full" all.
-    """
-
-    def __init__(self, model: MCSP, n_outputs: int, n_features: dict[Modality, int], depth: Depth) -> None:
-        super().__init__()
-        self.model, self.depth, self.n_features = model, depth, dict(n_features)
-        for modality, count in n_features.items():
-            self.register_buffer(f"{modality}_mean", torch.zeros(count))
-            self.register_buffer(f"{modality}_scale", torch.ones(count))
-        self.reset_head(n_outputs)
-
-    def reset_head(self, n_outputs: int) -> None:
-        """A new head of zeros for ``n_outputs`` classes; the encoder stays as it is."""
-        self.n_outputs = n_outputs
-        self.heads = nn.ModuleDict({m: nn.Linear(count, n_outputs) for m, count in self.n_features.items()})
-        for parameter in self.heads.parameters():
-            nn.init.zeros_(parameter)
-        trained = set(map(id, self._trained_encoder_parameters()))
-        for parameter in self.model.parameters():
-            parameter.requires_grad_(id(parameter) in trained)
-
-    def _trained_encoder_parameters(self) -> Iterator[nn.Parameter]:
-        # Encoders of a modality that has no head here would get no gradient.
-        encoders = [e for name, e in self.model.encoders.items() if name.split("_")[0] in self.n_features]
-        if self.depth == "full":
-            projections = [p for name, p in self.model.projections.items() if name.split("_")[0] in self.n_features]
-            for part in encoders + projections:
-                yield from part.parameters()
-        elif self.depth == "last_layers":
-            for encoder in encoders:
-                tokens = encoder.get_submodule("encoder")
-                assert isinstance(tokens, TokenEncoder)
-                for part in (tokens.blocks[-1], tokens.norm, tokens.narrow, tokens.read):
-                    yield from part.parameters()
-
-    def standardise_by(self, features: dict[Modality, Tensor], blocks: dict[Modality, list[int]]) -> None:
-        """Take mean and scale from ``(N, F)`` features of the training units; every block gets the same variance."""
-        for modality, x_NF in features.items():
-            known = x_NF[x_NF.isfinite().all(dim=1)]
-            size_F = torch.repeat_interleave(torch.tensor(blocks[modality]), torch.tensor(blocks[modality]))
-            std_F = known.std(dim=0, correction=0)
-            scale_F = torch.where(std_F > 1e-8, size_F.to(std_F).rsqrt() / std_F.clamp_min(1e-8), 0.0)
-            self.get_buffer(f"{modality}_mean").copy_(known.mean(dim=0))
-            self.get_buffer(f"{modality}_scale").copy_(scale_F)
-
-    def forward(self, signals: dict[Modality, Signal], n_units: int) -> Tensor:
-        """Logits ``(n_units, O)``; ``sample_B`` of each signal says which unit a row belongs to, rows are averaged."""
-        like = next(self.heads.parameters())
-        total, count = like.new_zeros(n_units, self.n_outputs), like.new_zeros(n_units, 1)
-        for modality, x_BF in self.model.features(signals).items():
-            unit_BF = (x_BF - self.get_buffer(f"{modality}_mean")) * self.get_buffer(f"{modality}_scale")
-            holds_B1 = signals[modality].row_valid_B[:, None]
-            logits_BO = torch.where(holds_B1, self.heads[modality](unit_BF), 0.0)
-            rows_B = signals[modality].sample_B
-            per_unit = like.new_zeros(n_units, 1).index_add(0, rows_B, holds_B1.to(logits_BO))
-            summed = torch.zeros_like(total).index_add(0, rows_B, logits_BO)
-            total = total + summed / per_unit.clamp_min(1)
-            count = count + (per_unit > 0)
-        return total / count.clamp_min(1)
-
-    def trainable(self) -> dict[str, int]:
-        """Numbers of trained parameters in the head and in the encoder, and of all that there are."""
-        head = sum(p.numel() for p in self.heads.parameters())
-        encoder = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
-        return {"head": head, "encoder": encoder, "all": sum(p.numel() for p in self.parameters())}
-
-    def check_protocol(self) -> None:
-        """Raise ``AssertionError`` where more or less is trained than ``depth`` says."""
-        expected = sum(p.numel() for p in self._trained_encoder_parameters())
-        found = self.trainable()
-        assert found["encoder"] == expected and found["head"] > 0, (self.depth, found, expected)
-        assert (expected == 0) == (self.depth == "head")
 
 
 class Finetuning:
@@ -276,7 +192,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     overlap = find_overlap(run.model.preprocessing, config.model_dir, run.corpus, run.labelled.subjects)
     unseen_N = scores.unseen_weights(run.labelled.subjects, overlap.seen)
     rows = [{"features": "fine-tuned", **scores.all_scores(score_SN, y_N, sites, weight_RN, unseen_N, True)}]
-    frozen = _frozen_scores(run, groups_N)
+    frozen = _frozen_scores(run)
     if frozen is not None:
         gain = scores.difference(score_SN, frozen, lambda s: scores.pooled(s, y_N, weight_RN))
         rows.append({"features": "frozen", **scores.all_scores(frozen, y_N, sites, weight_RN, unseen_N, True)})
@@ -306,11 +222,9 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     return results
 
 
-def _frozen_scores(run: Finetuning, groups_N: np.ndarray) -> np.ndarray | None:
+def _frozen_scores(run: Finetuning) -> np.ndarray | None:
     """The logistic probe on the frozen features in the same folds; None where a unit lacks a modality."""
-    modalities = list(run.frozen)
-    x_NF = np.concatenate([run.frozen[m] for m in modalities], axis=1)
-    if not np.isfinite(x_NF).all():
+    parts = [x for m, x_NF in run.frozen.items() for x in split_parts(x_NF, run.model.feature_widths(m)).values()]
+    if not all(np.isfinite(x_NF).all() for x_NF in parts):
         return None
-    blocks = [size for m in modalities for size in run.blocks[m]]
-    return cross_validate(logistic(blocks), x_NF, run.labelled.y_N, groups_N, run.folds)
+    return cross_validate(on_grams(LOGISTIC, fixed([gram(x_NF) for x_NF in parts])), run.labelled.y_N, run.folds)[0]

@@ -19,13 +19,14 @@ from tqdm import tqdm
 
 from mcsp.batch import collate
 from mcsp.config import ExplainConfig, FinetuneConfig
+from mcsp.encode.classifier import MCSPClassifier
 from mcsp.encode.pretrained import PretrainedMCSP, from_pretrained
+from mcsp.encode.windows import split_parts
 from mcsp.evaluate.bids_corpus import open_corpus
-from mcsp.evaluate.classifiers import fit, linear_weights, logistic
 from mcsp.evaluate.comparison import shuffled
 from mcsp.evaluate.evaluate import untrained_like, versions, with_windows
 from mcsp.evaluate.features import unit_features
-from mcsp.evaluate.finetune import MCSPClassifier
+from mcsp.evaluate.readout.classifiers import linear_weights
 from mcsp.evaluate.splits import k_fold
 from mcsp.evaluate.units import Labelled, Unit, read_labels
 from mcsp.explain.attribution import (
@@ -138,14 +139,14 @@ class Explanation:
             classifier = self.classifier if kind == TRAINED else with_random_encoder(self.classifier)
             return [FinetunedScore(classifier, modality)] * len(trains)
         x_NF = self.features[modality][rows]
-        blocks = list(self.model.feature_widths(modality).values())
+        parts = split_parts(x_NF, self.model.feature_widths(modality))
         encoder: MCSP = untrained_like(self.model) if kind == RANDOM_ENCODER else self.model
         if kind == SHUFFLED_LABELS:
             site_N = np.unique([self.labelled.sites[i] for i in rows], return_inverse=True)[1]
             y_N = shuffled(y_N, groups_N, site_N, np.random.default_rng([self.config.seed, 1]))
         scores: list[Score] = []
         for train in trains:
-            weight_F, bias = linear_weights(*fit(logistic(blocks), x_NF[train], y_N[train], groups_N[train]))
+            weight_F, bias = linear_weights([part_NF[train] for part_NF in parts.values()], y_N[train])
             scores.append(LinearProbe(encoder, modality, torch.from_numpy(weight_F), bias))
         return scores
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from scipy.stats import spearmanr
 
-from mcsp.evaluate.baselines import parcel_connectivity
+from mcsp.evaluate.measured import Points, connectivity, series
 from mcsp.explain.attribution import BANDS_HZ, split_bands
 from mcsp.schema import Modality, Window
 
@@ -31,7 +31,9 @@ def measured(windows: Sequence[Window], modality: Modality) -> np.ndarray:
 
 def _of_window(window: Window, modality: Modality) -> np.ndarray:
     if modality == "fmri":
-        return parcel_connectivity(window)
+        x_TC = series(window, Points(None), standardise=True)
+        assert x_TC is not None
+        return connectivity(x_TC)
     x_1CT = torch.from_numpy(window.x_TC.T.astype(np.float64) * window.scale)[None]
     power_KC = split_bands(x_1CT, window.recording.sfreq, "eeg")[0, : len(BANDS_HZ["eeg"])].square().mean(-1).numpy()
     usable_C = np.asarray(window.recording.channel_good, dtype=bool) & (window.x_TC.std(axis=0) > 0)

@@ -18,6 +18,9 @@ from torch import Tensor
 LEAST_EIGENVALUE = 0.1
 _LARGEST_REST = 0.15  # of the series' argument; smaller takes more roots and loses digits, larger takes more terms
 _ROUNDING = 2.0**-53
+# Eigenvalues below this count as none: more iterations would make rounding of it.
+_NOTHING = 1e-10
+_LEAST_SUM = 1e-6  # of two roots in the gradient, which is infinite where both are 0
 
 
 class _Logarithm(torch.autograd.Function):
@@ -61,22 +64,25 @@ class _Root(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         root_BA, vector_BAA = ctx.saved_tensors
-        ratio_BAA = 1 / (root_BA[:, :, None] + root_BA[:, None])
+        ratio_BAA = 1 / (root_BA[:, :, None] + root_BA[:, None]).clamp_min(_LEAST_SUM)
         symmetric_BAA = (grads[0] + grads[0].mT) / 2
         return vector_BAA @ (ratio_BAA * (vector_BAA.mT @ symmetric_BAA @ vector_BAA)) @ vector_BAA.mT, None
 
 
 def root_by_eigenvectors(matrix_BAA: Tensor, least: float) -> Tensor:
-    """Matrix root of symmetric matrices whose eigenvalues are ``least`` at least."""
+    """Matrix root of symmetric matrices whose eigenvalues are ``least`` at least, which may be 0."""
     found: Tensor = _Root.apply(matrix_BAA, least)
     return found
 
 
 def root_by_products(matrix_BAA: Tensor, least: float) -> Tensor:
-    """The same with a unit diagonal; in float64 as near to the eigenvectors' as the logarithm is."""
+    """The same with a unit diagonal; in float64 as near to the eigenvectors' as the logarithm is.
+
+    Where ``least`` is 0 the result is within 1e-6 of theirs (relative Frobenius norm).
+    """
     size = matrix_BAA.shape[-1]
     identity = torch.eye(size, dtype=matrix_BAA.dtype, device=matrix_BAA.device)
-    return math.sqrt(size) * _square_root(matrix_BAA / size, identity, least / size)
+    return math.sqrt(size) * _square_root(matrix_BAA / size, identity, max(least, _NOTHING) / size)
 
 
 def log_by_products(matrix_BAA: Tensor, least: float = LEAST_EIGENVALUE) -> Tensor:

@@ -77,39 +77,49 @@ class MCSP(nn.Module):
         Raises:
             ValueError: a modality that the model was not built for.
         """
-        self._check(signals)
+        self._checked(signals)
         return {m: {d: self.encode_domain(m, d, s) for d in self.config.domains} for m, s in signals.items()}
 
     def features(self, signals: dict[Modality, Signal]) -> dict[Modality, Tensor]:
         """``(B, F)`` per modality, float32: h of every domain, z of every domain, what was measured, side by side.
 
-        F and the order depend on the configuration alone: :meth:`feature_widths` names the parts. Average over the
-        windows of a recording to describe the recording.
+        F and the order depend on the configuration alone: :meth:`feature_widths` names the parts. To describe a
+        recording, average :meth:`learned` over its windows, and take :meth:`measured` of the whole of it.
 
         Raises:
             ValueError: as :meth:`encode`.
         """
-        self._check(signals)
-        out: dict[Modality, Tensor] = {}
-        for modality, signal in signals.items():
-            h: list[Tensor] = []
-            measured: list[Tensor] = []
-            for domain in self.config.domains:
-                encoder = self.encoder(modality, domain)
-                if isinstance(encoder, TemporalEncoder):  # it has no skips
-                    h.append(encoder(encoder.measure(signal)))
-                elif isinstance(encoder, SpatialEncoder):
+        return {m: torch.cat(self._parts(m, s, True, True), dim=-1) for m, s in self._checked(signals).items()}
+
+    def learned(self, signals: dict[Modality, Signal]) -> dict[Modality, Tensor]:
+        """The part of :meth:`features` that training changes, ``(B, F)`` per modality: h and z of every domain."""
+        return {m: torch.cat(self._parts(m, s, True, False), dim=-1) for m, s in self._checked(signals).items()}
+
+    def measured(self, signals: dict[Modality, Signal]) -> dict[Modality, Tensor]:
+        """The rest of :meth:`features`, ``(B, F)`` per modality, of windows or recordings of any length."""
+        empty = {m: s.x_BCT.new_zeros(len(s), 0) for m, s in self._checked(signals).items()}
+        return {m: torch.cat([empty[m], *self._parts(m, s, False, True)], dim=-1) for m, s in signals.items()}
+
+    def _parts(self, modality: Modality, signal: Signal, learned: bool, measured: bool) -> list[Tensor]:
+        """Parts of :meth:`features` in their order; what both kinds rest on is measured once."""
+        h: list[Tensor] = []
+        skips: list[Tensor] = []
+        for domain in self.config.domains:
+            encoder = self.encoder(modality, domain)
+            if isinstance(encoder, TemporalEncoder):  # it measures nothing
+                h += [encoder(encoder.measure(signal))] if learned else []
+            elif isinstance(encoder, SpatialEncoder):
+                if learned or encoder.skip_widths:
                     channels, weights_BAC = encoder.channels(signal), encoder.anchors(signal)
                     connectivity = encoder.at_anchors(channels, weights_BAC)
-                    h.append(encoder(connectivity))
-                    measured += encoder.skips(channels, weights_BAC, connectivity).values()
-                else:
-                    spectrum = encoder.measure(signal)
-                    h.append(encoder(spectrum))
-                    measured += encoder.skips(spectrum).values()
-            z = [self.project(modality, d, h_BD) for d, h_BD in zip(self.config.domains, h, strict=True)]
-            out[modality] = torch.cat([part.float() for part in h + z + measured], dim=-1)
-        return out
+                    h += [encoder(connectivity)] if learned else []
+                    skips += encoder.skips(channels, weights_BAC, connectivity).values() if measured else []
+            elif learned or encoder.skip_widths:
+                spectrum = encoder.measure(signal)
+                h += [encoder(spectrum)] if learned else []
+                skips += encoder.skips(spectrum).values() if measured else []
+        z = [self.project(modality, d, h_BD) for d, h_BD in zip(self.config.domains, h, strict=True)] if learned else []
+        return [part.float() for part in h + z + skips]
 
     def feature_widths(self, modality: Modality) -> dict[str, int]:
         """The parts of :meth:`features` in order: those of :meth:`learned_widths`, then the skips (measured)."""
@@ -125,7 +135,13 @@ class MCSP(nn.Module):
         h: dict[str, int] = {d: self.encoder(modality, d).h_width for d in self.config.domains}
         return h | {f"{d}_z": self.config.projection_dim for d in self.config.domains}
 
-    def _check(self, signals: dict[Modality, Signal]) -> None:
+    def measured_widths(self, modality: Modality) -> dict[str, int]:
+        """The parts of :meth:`measured` in order."""
+        learned = self.learned_widths(modality)
+        return {name: width for name, width in self.feature_widths(modality).items() if name not in learned}
+
+    def _checked(self, signals: dict[Modality, Signal]) -> dict[Modality, Signal]:
         unknown = [m for m in signals if m not in self.config.modalities]
         if unknown:
             raise ValueError(f"the model encodes {list(self.config.modalities)}, found a batch with {unknown}")
+        return signals

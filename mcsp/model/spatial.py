@@ -15,7 +15,7 @@ from mcsp.config import ModelConfig
 from mcsp.config.model import SpatialForm
 from mcsp.kernels.spectral import EEG_BANDS_HZ, imaginary_coherence
 from mcsp.model.layers import SIZES, AnchorWeights, TokenEncoder, at_least, centre
-from mcsp.model.tangent import log_correlation, root_correlation, upper_triangle
+from mcsp.model.tangent import ROOT_SHRINKAGE, log_correlation, root_correlation, unit_triangle, upper_triangle
 from mcsp.schema import Modality
 
 COHERENCE_FRAME_SECONDS = 2.0  # half a hertz of resolution: two bins and more in the narrowest band
@@ -53,11 +53,10 @@ class SpatialEncoder(nn.Module):
     """``Signal -> h``: tokens are anchors, each holding its connectivity to all anchors; h keeps them apart.
 
     Connectivity is the matrix logarithm of the anchors' correlation (:mod:`mcsp.model.tangent`) or, as the
-    configuration says, its root; for EEG imaginary
-    coherence per band beside it, which volume conduction cannot produce (Nolte et al. 2004). h is ``narrow(x + 0.1
-    f(x))`` for tokens x that are linear in connectivity: near the identity, so a linear probe reads from h what it
-    reads from connectivity, and training adds to that. The skips are measured, not learned: Pearson correlation, its
-    logarithm, and coherence.
+    configuration says, its root; for EEG imaginary coherence per band beside it, which volume conduction cannot produce
+    (Nolte et al. 2004). h is ``narrow(x + 0.1 f(x))`` for tokens x that are linear in connectivity: near the identity,
+    so a linear probe reads from h what it reads from connectivity, and training adds to that. The skips are measured,
+    not learned: Pearson correlation, its square root, its logarithm, and coherence.
     """
 
     def __init__(self, config: ModelConfig, modality: Modality) -> None:
@@ -80,7 +79,7 @@ class SpatialEncoder(nn.Module):
         self.encoder = TokenEncoder(config.size, self.n_anchors, resolved=True)
         self.h_width = self.encoder.h_width
         pairs = self.n_anchors * (self.n_anchors - 1) // 2
-        every: dict[str, int] = {"connectivity": pairs, "tangent": pairs + self.n_anchors}
+        every: dict[str, int] = {"connectivity": pairs, "root": pairs, "tangent": pairs + self.n_anchors}
         if modality == "eeg":
             every["coherence"] = len(self.bands_hz) * pairs
         self.skip_widths: dict[str, int] = {name: count for name, count in every.items() if name in config.skips}
@@ -120,12 +119,19 @@ class SpatialEncoder(nn.Module):
         level_BA = torch.einsum("bac,bc->ba", weights_BAC, 0.5 * torch.log10(std_BC.square() + 1e-6))
         return Connectivity(measures_BKAA, level_BA)
 
-    def correlation(self, channels: Channels, weights_BAC: Tensor, form: SpatialForm) -> Tensor:
+    def correlation(
+        self, channels: Channels, weights_BAC: Tensor, form: SpatialForm, shrinkage: float = ROOT_SHRINKAGE
+    ) -> Tensor:
         """Logarithm or root of the correlation of the anchors, ``(B, A, A)``, of standardised channels."""
         unit_BAC = weights_BAC.to(channels.std_BC.dtype) * _reciprocal(channels.std_BC)[:, None]
-        of = log_correlation if form == "logarithm" else root_correlation
         with torch.autocast(unit_BAC.device.type, enabled=False):  # bf16 is too coarse for products over time
-            return of(unit_BAC @ channels.centred_BCT, channels.valid_BT, self.by_products)
+            if form == "logarithm":
+                return log_correlation(unit_BAC @ channels.centred_BCT, channels.valid_BT, self.by_products)
+            # A root makes 3e-4 of the 1e-7 that float32 leaves of an eigenvalue that is zero; shrinkage covers that.
+            wide = torch.float64 if shrinkage == 0.0 else unit_BAC.dtype
+            course_BAT = unit_BAC.to(wide) @ channels.centred_BCT.to(wide)
+            root_BAA = root_correlation(course_BAT, channels.valid_BT, self.by_products, shrinkage)
+            return root_BAA.to(unit_BAC.dtype)
 
     def _tokens(self, measured: Connectivity) -> Tensor:
         dtype = self.embed.weight.dtype
@@ -137,6 +143,8 @@ class SpatialEncoder(nn.Module):
         found: dict[str, Tensor] = {}
         if "connectivity" in self.skip_widths:
             found["connectivity"] = upper_triangle(_at_anchors(weights_BAC, fisher_z(channels)[:, None])[:, 0])
+        if "root" in self.skip_widths:
+            found["root"] = unit_triangle(self.correlation(channels, weights_BAC, "root", shrinkage=0.0))
         if "tangent" in self.skip_widths:
             log_BAA = measured.measures_BKAA[:, 0]
             if self.form != "logarithm":

@@ -46,7 +46,7 @@ class SpectralEncoder(nn.Module):
         self.embed = nn.Linear(n_anchors * BINS_PER_PATCH, width)
         self.encoder = TokenEncoder(config.size, self.n_patches)
         self.h_width = self.encoder.h_width
-        every: dict[str, int] = {"band_power": n_anchors * len(self.bands_hz)}
+        every = dict.fromkeys(("band_power", "relative_power"), n_anchors * len(self.bands_hz))
         self.skip_widths: dict[str, int] = {name: count for name, count in every.items() if name in config.skips}
 
     def forward(self, measured: Spectrum) -> Tensor:
@@ -81,7 +81,11 @@ class SpectralEncoder(nn.Module):
         return (tokens_BPD + place_PD.to(tokens_BPD)) * valid_BP[..., None]
 
     def skips(self, measured: Spectrum) -> dict[str, Tensor]:
-        """Log10 of the mean density of each band at each anchor, ``(B, K * A)``; 0 where a band is out of reach."""
+        """Per band and anchor, ``(B, K * A)`` each, where ``config.skips`` names them.
+
+        ``band_power`` is log10 of the mean density, ``relative_power`` log10 of the band's share of the power in all
+        bands; 0 where a band is out of reach.
+        """
         if not self.skip_widths:
             return {}
         power_BAF, audible_BF = measured
@@ -92,8 +96,12 @@ class SpectralEncoder(nn.Module):
         counts_BKF = (inside_KF & audible_BF[:, None]).to(power_BAF.dtype)
         total_BKA = torch.einsum("bkf,baf->bka", counts_BKF, 10**power_BAF)
         count_BK1 = counts_BKF.sum(-1, keepdim=True)
-        band_BKA = torch.where(count_BK1 > 0, torch.log10(total_BKA / count_BK1.clamp_min(1) + 1e-12), 0.0)
-        return {"band_power": rearrange(band_BKA, "b k a -> b (k a)")}
+        share_BKA = total_BKA / total_BKA.sum(1, keepdim=True).clamp_min(1e-30)
+        every = {"band_power": total_BKA / count_BK1.clamp_min(1), "relative_power": share_BKA}
+        return {
+            name: torch.where(count_BK1 > 0, torch.log10(every[name] + 1e-12), 0.0).flatten(1)
+            for name in self.skip_widths
+        }
 
     def freqs_F(self) -> Tensor:
         """The frequencies [Hz]."""

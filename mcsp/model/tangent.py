@@ -23,6 +23,7 @@ from mcsp.model.matrix_log import (
 # The estimate below takes time samples as independent, which neither BOLD nor EEG are, and anchors outnumber electrodes
 # and overlap: without a bound the logarithm would blow up what is rounding. 0.1 bounds it to [-2.3, log A].
 LEAST_SHRINKAGE = LEAST_EIGENVALUE
+LEAST_NORM = 0.1  # of the entries of a root; those of a hundred anchors have some 5
 
 
 # Of the root. It takes little of the smallest eigenvalues, as their root is small anyway, and bounds the gradient.
@@ -57,16 +58,18 @@ def log_correlation(x_BAT: Tensor, valid_BT: Tensor, by_products: bool | None = 
     return logarithm((1 - shrinkage) * correlation + shrinkage * identity).to(x_BAT.dtype)
 
 
-def root_correlation(x_BAT: Tensor, valid_BT: Tensor, by_products: bool | None = None) -> Tensor:
-    """Matrix root of ``(1 - r) S + r I`` with r = ``ROOT_SHRINKAGE``; all else as :func:`log_correlation`.
+def root_correlation(
+    x_BAT: Tensor, valid_BT: Tensor, by_products: bool | None = None, shrinkage: float = ROOT_SHRINKAGE
+) -> Tensor:
+    """Matrix root of ``(1 - r) S + r I`` with r = ``shrinkage``; all else as :func:`log_correlation`.
 
-    A root lifts small eigenvalues, which are noise in short recordings, less than a logarithm does. Powers of
-    correlation matrices: Dryden et al., Ann. Appl. Stat. 3:1102, 2009.
+    The power metric of Dryden et al. (Ann. Appl. Stat. 3:1102, 2009) with exponent 1/2. It compresses large eigenvalues
+    as the logarithm does, but leaves small ones, which are noise in recordings of few samples, small; so a feature
+    needs no shrinkage, and any number of samples will do.
     """
     correlation, _, _, identity = _correlation(x_BAT, valid_BT)
     root = root_by_products if _products(x_BAT, by_products) else root_by_eigenvectors
-    shrunk_BAA = (1 - ROOT_SHRINKAGE) * correlation + ROOT_SHRINKAGE * identity
-    return root(shrunk_BAA, ROOT_SHRINKAGE).to(x_BAT.dtype)
+    return root((1 - shrinkage) * correlation + shrinkage * identity, shrinkage).to(x_BAT.dtype)
 
 
 def _products(x: Tensor, by_products: bool | None) -> bool:
@@ -83,6 +86,15 @@ def _correlation(x_BAT: Tensor, valid_BT: Tensor) -> tuple[Tensor, Tensor, Tenso
     identity = torch.eye(x_BAT.shape[1], dtype=torch.float64, device=x_BAT.device)
     correlation_BAA = torch.where(identity > 0, 1.0, covariance_BAA * scale_BA[:, :, None] * scale_BA[:, None])
     return correlation_BAA, scale_BA, n_B, identity
+
+
+def unit_triangle(matrix_BAA: Tensor) -> Tensor:
+    """Entries above the diagonal without their mean, of length 1: how connections compare within one recording.
+
+    Entries that are all alike, but for rounding, stay near 0.
+    """
+    entries = upper_triangle(matrix_BAA)
+    return torch.nn.functional.normalize(entries - entries.mean(-1, keepdim=True), dim=-1, eps=LEAST_NORM)
 
 
 def upper_triangle(matrix_BAA: Tensor, diagonal: bool = False) -> Tensor:

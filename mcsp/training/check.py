@@ -13,6 +13,8 @@ import torch
 from mcsp import distributed
 from mcsp.config import PretrainConfig
 from mcsp.training import engine
+from mcsp.training.parts import seconds_of_parts, table
+from mcsp.training.pretrainer import Pretrainer
 from mcsp.training.saving.state import write_state
 from mcsp.training.throughput import Throughput, peak_memory_gib
 from mcsp.training.trainer import Trainer
@@ -25,7 +27,7 @@ def check(config: PretrainConfig) -> dict[str, Any]:
     """Build everything, take a few steps, evaluate, save once to a temporary folder; every rank calls it.
 
     Returns:
-        Numbers of the run by name, the same on every rank: those that :func:`in_words` puts into words.
+        Numbers by name, the same on every rank but for ``parts``; :func:`in_words` puts them into words.
 
     Raises:
         ValueError: whatever the run itself would refuse.
@@ -60,8 +62,19 @@ def check(config: PretrainConfig) -> dict[str, Any]:
     found["model_parameters"] = sum(getattr(p, "ds_numel", p.numel()) for p in trainer.module.model.parameters())
     found["samples"] = {stream.name: len(stream) for stream in trainer.dataset.schedule.streams}
     found["ranks"] = trainer.world_size
+    found["parts"] = _parts(trainer) if distributed.is_main() else {}
     found["hours"] = _hours(config, found)
     return found
+
+
+def _parts(trainer: Trainer) -> dict[str, float]:
+    """Where a step of one rank goes, by plain steps of a module that is thrown away."""
+    config = trainer.config
+    module = Pretrainer(config.model, config.objective, config.augmentation).to(trainer.device)
+    optimizer = torch.optim.AdamW(engine.parameter_groups(module, config.weight_decay), lr=config.learning_rate)
+    batch = trainer.dataset[0][0].to(trainer.device)
+    with distributed.alone():
+        return seconds_of_parts(module, batch, config.objective, optimizer, steps=3)
 
 
 def _step(trainer: Trainer, step: int) -> None:
@@ -97,4 +110,6 @@ memory of the fullest of {found["ranks"]} rank(s): {found["memory_gib_built"]:.2
 time: {found["seconds_per_step"]:.3g} s per step, {found["seconds_per_evaluation"]:.3g} s per evaluation, \
 {found["seconds_per_checkpoint"]:.3g} s per checkpoint; {config.steps:,} steps in {found["hours"]:.2g} hours
 checkpoint: {found["checkpoint_bytes"] / 2**20:.1f} MiB; up to {kept} of them, \
-{kept * found["checkpoint_bytes"] / 2**30:.2f} GiB, in run_dir"""
+{kept * found["checkpoint_bytes"] / 2**30:.2f} GiB, in run_dir
+a step of one micro-batch of one rank, in fp32 and without communication:
+{table(found["parts"]) if found["parts"] else ""}"""

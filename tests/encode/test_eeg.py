@@ -27,6 +27,7 @@ from mcsp.data_sharding.store.reader import Corpus
 from mcsp.encode.eeg import raw_of_array
 from mcsp.encode.pretrained import PretrainedMCSP, from_pretrained
 from mcsp.encode.recording import as_recording
+from mcsp.encode.windows import OF_WINDOWS, split_parts
 from mcsp.model.weights import write_pretrained
 from mcsp.schema import Window
 from mcsp.windows import window_starts
@@ -79,7 +80,14 @@ def test_features_are_those_of_the_same_recording_in_a_corpus(
     found = pretrained.encode_raw(path)
     assert (found.window_starts_seconds * 200).round().astype(int).tolist() == starts
     assert 0 < difference(found.window_features, expected_WF) < FP16
-    np.testing.assert_array_equal(found.features, found.window_features.mean(axis=0))
+    whole = collate([[corpus.read_window(recording, 0, recording.n_samples)]])
+    with torch.inference_mode():
+        measured_F = pretrained.measured(whole.signals)["eeg"][0].double().numpy()
+    of_whole = split_parts(measured_F[None], pretrained.measured_widths("eeg"))
+    of_windows = split_parts(found.window_features.mean(axis=0, keepdims=True), pretrained.feature_widths("eeg"))
+    for name, part_1F in split_parts(found.features[None], pretrained.feature_widths("eeg")).items():
+        expected_1F = of_whole[name] if name in of_whole and name not in OF_WINDOWS else of_windows[name]
+        assert difference(part_1F, expected_1F) < FP16, name
 
 
 def test_what_bids_says_beside_a_file_is_used_and_a_raw_that_says_it_gives_the_same(

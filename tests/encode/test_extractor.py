@@ -80,7 +80,7 @@ sys.meta_path.insert(0, Refuse())
 import numpy as np
 from mcsp.encode.extractor import FeatureExtractor
 from mcsp.evaluate.splits import k_fold
-from mcsp.evaluate.window_classifier import WindowClassifier
+from mcsp.encode.window_classifier import WindowClassifier
 rng = np.random.default_rng(0)
 print(np.isfinite(FeatureExtractor(sys.argv[1]).transform([sys.argv[2]])).all())
 bold = FeatureExtractor(sys.argv[1], "fmri", t_r=2.0, parcellation=rng.uniform(-60, 60, (8, 3)))

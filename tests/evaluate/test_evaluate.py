@@ -1,6 +1,6 @@
 """The whole evaluation on a small corpus: numbers, report, determinism, and labels that cannot be used.
 
-Covers: mcsp/evaluate/comparison.py, mcsp/evaluate/diagnostics.py, mcsp/evaluate/units.py,
+Covers: mcsp/evaluate/comparison.py, mcsp/evaluate/diagnostics.py, mcsp/evaluate/units.py,, mcsp/evaluate/methods.py
 mcsp/evaluate/report/figures.py, mcsp/evaluate/report/page.py, mcsp/evaluate/report/tables.py
 """
 
@@ -20,8 +20,8 @@ from mcsp.config import EvaluateConfig, ModelConfig
 from mcsp.data_sharding.store.reader import Corpus
 from mcsp.data_sharding.store.table import Recordings
 from mcsp.encode.pretrained import from_pretrained
-from mcsp.evaluate.comparison import CLASSICAL
 from mcsp.evaluate.evaluate import evaluate, run_retrieval, untrained_like, with_windows
+from mcsp.evaluate.methods import CLASSICAL
 from mcsp.evaluate.report.tables import summary_lines, terminal_table
 from mcsp.evaluate.units import read_labels
 from mcsp.export.export import pretraining_subjects
@@ -70,22 +70,38 @@ def test_every_method_is_scored_under_both_protocols_on_the_same_folds(results: 
         for r in results["classification"]
         if not r["transductive"]
     ]
-    combat = "ComBat + logistic"
-    names = [f"{encoder}{part}" for part in ("", ", learned part") for encoder in ("pretrained", "untrained")]
-    encoders = [(name, "logistic") for name in names]
-    tangent = ("covariance", "tangent space + logistic")
+    combat, svm, logistic = "ComBat + linear SVM", "linear SVM", "logistic"
+    encoders = [(name, kind) for name in ("pretrained", "untrained") for kind in (svm, logistic)]
+    encoders += [(f"{name}, learned part", svm) for name in ("pretrained", "untrained")]
     classical = {
-        "eeg": [("band power", "logistic"), ("band power", "LDA"), tangent],
-        "fmri": [("connectivity", "logistic"), ("connectivity", "linear SVM"), tangent],
-        "both": [("connectivity + band power", "logistic")],
+        "eeg": [
+            *(("band power", kind) for kind in (svm, logistic, "LDA")),
+            *(("relative band power", kind) for kind in (svm, logistic, "LDA")),
+            ("tangent space", svm),
+        ],
+        "fmri": [
+            *(("connectivity", kind) for kind in (svm, logistic)),
+            *(("root of connectivity", kind) for kind in (svm, logistic)),
+            ("root of connectivity, denoised", svm),
+            ("tangent space", svm),
+        ],
+        "both": [("root of connectivity + relative band power", kind) for kind in (svm, logistic)],
     }
-    expected = {m: [*encoders, *kinds, ("pretrained", combat), (kinds[0][0], combat)] for m, kinds in classical.items()}
-    assert scored == [(m, p, *k) for m, kinds in expected.items() for p in ("kfold", "leave_site_out") for k in kinds]
+    scored = [key for key in scored if key[2:] != ("covariates", logistic)]
+    expected = {
+        m: {*encoders, *kinds, ("pretrained", combat), (CLASSICAL[m], combat)} for m, kinds in classical.items()
+    }
+    assert len(scored) == len(set(scored))
+    assert set(scored) == {
+        (m, p, *k) for m, kinds in expected.items() for p in ("kfold", "leave_site_out") for k in kinds
+    }
     for row in results["classification"]:
         assert row["subjects"] == 32
         assert row["auroc"]["ci_low"] <= row["auroc"]["value"] <= row["auroc"]["ci_high"]
         assert set(row["per_site"]) == {"simulated-a", "simulated-b"}
-        assert ("pretrained_minus_this" in row) == (row["features"] != "pretrained" or row["classifier"] == combat)
+        is_pretrained = row["features"] == "pretrained" and row["classifier"] != combat
+        assert ("pretrained_minus_this" in row) != is_pretrained
+        assert ("permuted" in row) == ((row["features"], row["classifier"]) == ("pretrained", svm))
         assert all(low <= high for low, high in zip(row["roc_low"], row["roc_high"], strict=True))
     assert set(results["splits_sha256"]) == {f"{m}/{p}" for m in expected for p in ("kfold", "leave_site_out")}
     transductive = {r["features"] for r in results["classification"] if r["transductive"]}
@@ -96,7 +112,7 @@ def test_every_method_is_scored_under_both_protocols_on_the_same_folds(results: 
 
 
 def test_the_learned_part_is_compared_with_the_learned_part(results: dict) -> None:
-    plain_rows = [r for r in results["classification"] if r["classifier"] == "logistic"]
+    plain_rows = [r for r in results["classification"] if r["classifier"] == "linear SVM"]
     rows = {(r["recordings"], r["protocol"], r["features"]): r for r in plain_rows}
     for block in {key[:2] for key in rows}:
         whole, learned, plain = (
@@ -120,7 +136,10 @@ def test_the_splits_are_written_down_with_their_digest(config: EvaluateConfig, r
 
 
 def test_label_efficiency_uses_fewer_units_for_smaller_fractions(results: dict) -> None:
-    curve = [p for p in results["label_efficiency"] if (p["recordings"], p["features"]) == ("fmri", "pretrained")]
+    points = [p for p in results["label_efficiency"] if p["recordings"] == "fmri"]
+    curve = [p for p in points if p["features"] == "pretrained"]
+    assert all(("pretrained_minus_this" in p) == (p["features"] != "pretrained") for p in points)
+    assert {p["protocol"] for p in points} == {"leave_site_out"}
     assert [p["fraction"] for p in curve] == [0.25, 1.0]
     assert curve[0]["training_units"] < 0.5 * curve[1]["training_units"]
 
@@ -132,13 +151,14 @@ def test_one_sentence_says_what_each_block_shows(results: dict) -> None:
     assert not any("site-centred" in line for line in lines)
 
 
-def test_a_permutation_test_gives_a_p_value_on_demand(config: EvaluateConfig, tmp_path: Path) -> None:
-    changes = {"permutations": 3, "out_dir": tmp_path, "protocols": ("leave_site_out",), "label_fractions": ()}
-    rows = evaluate(config.model_copy(update={**changes, "retrieval_draws": 1}))["classification"]
-    found = [r["permutation_p"] for r in rows if r["features"] == "pretrained" and r["classifier"] == "logistic"]
-    assert len(found) == 3
-    assert all(p in (0.25, 0.5, 0.75, 1.0) for p in found)
-    assert not any("permutation_p" in r for r in rows if r["features"] != "pretrained")
+def test_shuffled_labels_score_one_half(results: dict) -> None:
+    found = [r["permuted"] for r in results["classification"] if "permuted" in r]
+    assert len(found) == 6
+    for permuted in found:
+        # Below one half where sites are told apart: a site with more cases in training has fewer of them in the test.
+        assert permuted["draws"] == 20 and 0.3 < permuted["mean"] < 0.6
+        assert permuted["p"] in [k / 21 for k in range(1, 22)]
+    assert sum("shuffled labels" in line for line in terminal_table(results).splitlines()) == 6
 
 
 def test_simulated_sites_and_overlap_are_declared(results: dict) -> None:

@@ -1,9 +1,8 @@
-"""Features and their classical counterparts: windows, averages, missing modalities, common positions.
+"""Features of units: windows, averages, whole recordings, missing modalities.
 
-Covers: mcsp/evaluate/baselines.py, mcsp/encode/windows.py
+Covers: mcsp/encode/windows.py
 """
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,20 +13,10 @@ import torch
 from mcsp.batch import collate
 from mcsp.config import EvaluateConfig, ModelConfig
 from mcsp.data_sharding.store.reader import Corpus
-from mcsp.evaluate.baselines import (
-    SCALP_REGIONS_MM,
-    anchor_connectivity,
-    brain_lattice_mm,
-    classical_features,
-    covariances,
-    covariate_table,
-    parcel_connectivity,
-    same_channels,
-    scalp_band_power,
-)
-from mcsp.evaluate.features import unit_features
+from mcsp.encode.windows import OF_WINDOWS, split_parts
+from mcsp.evaluate.baselines import measure
+from mcsp.evaluate.features import learned_parts, measured_parts, unit_features
 from mcsp.evaluate.units import Unit
-from mcsp.kernels.spectral import EEG_BANDS_HZ
 from mcsp.model.mcsp import MCSP
 from mcsp.schema import Recording, Window
 
@@ -41,14 +30,6 @@ def recording(**changes: object) -> Recording:
         channels=["Cz"], positions_mm=[0.0, 28.0, 140.0], channel_good=[True], valid_spans=[0, 120000],
     )  # fmt: skip
     return replace(plain, **changes)
-
-
-def window(x_TC: np.ndarray, position_C3: np.ndarray, sfreq: float, **changes: object) -> Window:
-    """A window that is a whole recording."""
-    n, c = x_TC.shape
-    whole = {"channels": [str(i) for i in range(c)], "channel_good": [True] * c, "n_channels": c, "n_samples": n}
-    whole |= {"positions_mm": position_C3.ravel().tolist(), "sfreq": sfreq, "valid_spans": [0, n], **changes}
-    return Window(x_TC.astype(np.float32), recording(**whole), 0)
 
 
 def config_for(corpus_dir: Path, **changes: object) -> EvaluateConfig:
@@ -85,14 +66,67 @@ def test_features_are_the_mean_over_windows_whatever_the_batch_size(corpus_dir: 
     np.testing.assert_allclose(found["eeg"][1], np.mean(parts, axis=0), rtol=1e-3, atol=1e-3)
 
 
+def test_learned_parts_are_means_over_windows_and_measured_ones_are_of_the_whole_recording(
+    corpus_dir: Path, model: MCSP
+) -> None:
+    corpus = Corpus(corpus_dir)
+    units = units_of(corpus)[:2]
+    config = config_for(corpus_dir)
+    of_windows = unit_features(model, corpus, units, config)
+    learned, measured = (
+        learned_parts(model, corpus, units, config, "learned"),
+        measured_parts(model, corpus, units, config),
+    )
+    for modality in ("eeg", "fmri"):
+        assert list(learned[modality]) + list(measured[modality]) == list(model.feature_widths(modality))
+        first = np.hstack(list(learned[modality].values()))
+        np.testing.assert_allclose(first, of_windows[modality][:, : first.shape[1]], rtol=1e-3, atol=1e-3)
+        recording = units[1].of(modality)[0]
+        whole = corpus.read_window(recording, 0, recording.n_samples)
+        with torch.inference_mode():
+            expected = model.features(collate([[whole]]).signals)[modality][0, first.shape[1] :].numpy()
+        of_whole = split_parts(expected[None], model.measured_widths(modality))
+        in_windows = split_parts(of_windows[modality][1:2, first.shape[1] :], model.measured_widths(modality))
+        for name, x_NF in measured[modality].items():
+            same, other = (in_windows, of_whole) if name in OF_WINDOWS else (of_whole, in_windows)
+            np.testing.assert_allclose(x_NF[1], same[name][0], atol=1e-4)
+            assert np.abs(x_NF[1] - other[name][0]).max() > 1e-3
+
+
+def test_no_measured_part_tells_how_long_a_recording_is(model: MCSP) -> None:
+    """Noise of 20 s and of 60 s: means over people differ by chance alone."""
+    rng = np.random.default_rng(0)
+    positions = rng.normal(size=(16, 3))
+    positions *= 90 / np.linalg.norm(positions, axis=1, keepdims=True)
+    for name in [n for n in model.measured_widths("eeg") if n not in OF_WINDOWS]:
+        means = []
+        for seconds in (20, 60):
+            found = []
+            for _ in range(6):
+                n = 200 * seconds
+                whole = {"n_channels": 16, "channels": [str(i) for i in range(16)], "channel_good": [True] * 16}
+                whole |= {"positions_mm": positions.ravel().tolist(), "n_samples": n, "valid_spans": [0, n]}
+                window = Window(rng.normal(size=(n, 16)).astype(np.float32) * 10, recording(**whole), 0)
+                with torch.inference_mode():
+                    measured = model.measured({"eeg": collate([[window]]).signals["eeg"]})["eeg"].numpy()
+                found.append(split_parts(measured, model.measured_widths("eeg"))[name][0])
+            means.append(np.mean(found, axis=0))
+        spread = np.std(found, axis=0).mean()
+        assert abs((means[0] - means[1]).mean()) < 0.35 * spread, name
+
+
 def test_a_missing_modality_is_a_row_of_nan(corpus_dir: Path, model: MCSP) -> None:
     corpus = Corpus(corpus_dir)
     units = units_of(corpus)[:3]
     units[1] = replace(units[1], recordings=tuple(units[1].of("eeg")))
+    learned = learned_parts(model, corpus, units, config_for(corpus_dir), "learned")
+    at_anchors = measured_parts(model, corpus, units, config_for(corpus_dir))
     for found in (
         unit_features(model, corpus, units, config_for(corpus_dir)),
-        classical_features(corpus, units, config_for(corpus_dir)),
-        covariances(corpus, units, config_for(corpus_dir)),
+        {m: np.hstack(list(parts.values())) for m, parts in learned.items()},
+        {m: np.hstack(list(parts.values())) for m, parts in at_anchors.items()},
+        {m: np.hstack(list(of.features.values())) for m, of in measure(corpus, units).items()},
+        {m: of.covariance_NCC for m, of in measure(corpus, units).items()},
     ):
         missing = np.isnan(found["fmri"].reshape(3, -1)).all(axis=1)
         assert missing.tolist() == [False, True, False]
@@ -103,7 +137,9 @@ def test_blocks_of_a_model_without_the_spatial_domain(corpus_dir: Path) -> None:
     flat = MCSP(ModelConfig(domains=("temporal", "spectral"), modalities=("fmri",))).eval()
     corpus = Corpus(corpus_dir)
     found = unit_features(flat, corpus, units_of(corpus)[:1], config_for(corpus_dir))
-    assert list(flat.feature_widths("fmri")) == ["temporal", "spectral", "temporal_z", "spectral_z", "band_power"]
+    assert list(flat.feature_widths("fmri")) == [
+        *("temporal", "spectral", "temporal_z", "spectral_z", "band_power", "relative_power")
+    ]
     assert found["fmri"].shape[1] == sum(flat.feature_widths("fmri").values())
 
 
@@ -112,99 +148,3 @@ def test_a_modality_without_a_window_length_is_refused(corpus_dir: Path, model: 
     corpus = Corpus(corpus_dir)
     with pytest.raises(ValueError, match="window_seconds: expected a length for fmri"):
         unit_features(model, corpus, units_of(corpus)[:1], config)
-
-
-@pytest.mark.parametrize("sfreq", [200.0, 256.0])
-def test_band_power_finds_band_and_region(sfreq: float) -> None:
-    """10 Hz of 20 uV at the right occipital electrode alone: 200 uV^2 in the alpha band there."""
-    positions = np.array(list(SCALP_REGIONS_MM.values()))
-    x_TC = np.random.default_rng(0).normal(scale=0.1, size=(round(20 * sfreq), len(positions)))
-    region = list(SCALP_REGIONS_MM).index("right occipital")
-    x_TC[:, region] += 20 * np.sin(2 * np.pi * 10 * np.arange(len(x_TC)) / sfreq)
-    vector = scalp_band_power(window(x_TC, positions, sfreq))
-    assert vector is not None
-    power_5R = vector.reshape(len(EEG_BANDS_HZ), -1)
-    alpha = list(EEG_BANDS_HZ).index("alpha")
-    assert np.unravel_index(power_5R.argmax(), power_5R.shape) == (alpha, region)
-    single = scalp_band_power(window(x_TC[:, [region]], positions[[region]], sfreq))
-    assert single is not None
-    np.testing.assert_allclose(single.reshape(5, -1)[alpha], np.log10(200), atol=0.02)
-
-
-def test_band_power_does_not_depend_on_the_order_of_channels_and_skips_unknown_ones() -> None:
-    rng = np.random.default_rng(1)
-    positions = np.array(list(SCALP_REGIONS_MM.values()))
-    x_TC = rng.normal(size=(2000, 10)) * np.arange(1, 11)
-    order = rng.permutation(10)
-    expected = scalp_band_power(window(x_TC, positions, 200.0))
-    np.testing.assert_allclose(scalp_band_power(window(x_TC[:, order], positions[order], 200.0)), expected)
-    wider = np.concatenate([positions, np.full((1, 3), np.nan)])
-    loud = np.concatenate([x_TC, 1000 * rng.normal(size=(2000, 1))], axis=1)
-    np.testing.assert_allclose(scalp_band_power(window(loud, wider, 200.0)), expected)
-    assert scalp_band_power(window(x_TC, np.full((10, 3), np.nan), 200.0)) is None
-
-
-def test_connectivity_is_pearson_and_flat_parcels_count_as_zero() -> None:
-    x_TC = np.random.default_rng(2).normal(size=(60, 6)).cumsum(axis=0)
-    fmri = {"modality": "fmri", "unit": "percent"}
-    expected = np.arctanh(np.corrcoef(x_TC.T)[np.triu_indices(6, 1)])
-    found = parcel_connectivity(window(x_TC, np.zeros((6, 3)), 0.5, **fmri))
-    np.testing.assert_allclose(found, expected, rtol=1e-4)
-    x_TC[:, 0] = 3.0
-    found = parcel_connectivity(window(x_TC, np.zeros((6, 3)), 0.5, **fmri))
-    assert (found[:5] == 0).all()
-    np.testing.assert_allclose(found[5:], expected[5:], rtol=1e-4)
-
-
-def test_anchor_connectivity_is_comparable_across_parcellations() -> None:
-    """Two parcellations of one brain agree with each other far better than either with another brain."""
-    lattice = brain_lattice_mm()
-    coarse, fine = lattice[::2] + 5.0, lattice[np.random.default_rng(3).permutation(len(lattice))]
-
-    def activity(seed: int, positions: np.ndarray) -> np.ndarray:
-        rng = np.random.default_rng(seed)
-        sources_mm, source_T6 = rng.uniform(-60, 60, (6, 3)), rng.normal(size=(300, 6))
-        return source_T6 @ np.exp(-((sources_mm[:, None] - positions[None]) ** 2).sum(-1) / (2 * 40.0**2))
-
-    vectors = [
-        anchor_connectivity(window(activity(seed, positions), positions, 0.5))
-        for seed, positions in ((0, coarse), (0, fine), (1, coarse))
-    ]
-    same, other = (np.corrcoef(vectors[0], v)[0, 1] for v in vectors[1:])
-    assert len(vectors[0]) == len(lattice) * (len(lattice) - 1) // 2
-    assert same > 0.85
-    assert other < same - 0.2
-
-
-def test_own_channels_only_where_names_agree(corpus_dir: Path) -> None:
-    corpus = Corpus(corpus_dir)
-    units = units_of(corpus)
-    of_a = [u for u in units if u.recordings[0].site == "simulated-a"]
-    assert same_channels(of_a, "fmri")
-    assert not same_channels(units, "fmri")
-    n_parcels = of_a[0].of("fmri")[0].n_channels
-    assert (
-        classical_features(corpus, of_a[:2], config_for(corpus_dir))["fmri"].shape[1]
-        == n_parcels * (n_parcels - 1) // 2
-    )
-    assert covariances(corpus, of_a[:2], config_for(corpus_dir))["fmri"].shape == (2, n_parcels, n_parcels)
-    across = covariances(corpus, [units[0], units[-1]], config_for(corpus_dir))
-    assert across["fmri"].shape == (2, len(brain_lattice_mm()), len(brain_lattice_mm()))
-    assert across["eeg"].shape == (2, len(SCALP_REGIONS_MM), len(SCALP_REGIONS_MM))
-    for x_NCC in across.values():
-        np.testing.assert_allclose(x_NCC, x_NCC.swapaxes(1, 2))
-        assert (np.linalg.eigvalsh(x_NCC) > 0).all()
-
-
-def test_covariates_come_from_participants_and_from_the_quality_of_recordings(corpus_dir: Path) -> None:
-    corpus = Corpus(corpus_dir)
-    people = [{"age": 31, "sex": "F"}, {"age": 44.5, "sex": "M"}, {"sex": "F"}]
-    units = [
-        Unit(str(i), (recording(participant=json.dumps(person), quality=json.dumps({"mean_fd_mm": 0.1 * i})),))
-        for i, person in enumerate(people)
-    ]
-    table = covariate_table(corpus, units, ["age", "sex", "mean_fd_mm"])
-    np.testing.assert_allclose(table, [[31, 0, 0], [44.5, 1, 0.1], [np.nan, 0, 0.2]])
-    assert covariate_table(corpus, units, []) is None
-    with pytest.raises(ValueError, match="'height': expected numbers or two values, found nothing"):
-        covariate_table(corpus, units, ["height"])

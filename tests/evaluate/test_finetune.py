@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from mcsp.batch import collate
 from mcsp.config import FinetuneConfig, ModelConfig
 from mcsp.data_sharding.store.reader import Corpus
-from mcsp.evaluate.finetune import Finetuning, MCSPClassifier, finetune
+from mcsp.encode.classifier import MCSPClassifier
+from mcsp.evaluate.finetune import Finetuning, finetune
 from mcsp.evaluate.splits import labelled_part
 from mcsp.evaluate.units import Labelled, read_labels
 from mcsp.model.mcsp import MCSP

@@ -17,8 +17,8 @@ from mcsp.batch import collate
 from mcsp.config import FinetuneConfig, ModelConfig
 from mcsp.data_sharding.demo.simulate import CASE_PAIR, SOURCE_POSITIONS_MM, electrode_positions_mm
 from mcsp.data_sharding.store.reader import Corpus
+from mcsp.encode.classifier import MCSPClassifier
 from mcsp.encode.pretrained import from_pretrained
-from mcsp.evaluate.finetune import MCSPClassifier
 from mcsp.explain.attribution import (
     Attribution,
     FinetunedScore,

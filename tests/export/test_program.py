@@ -95,13 +95,13 @@ def test_a_program_runs_where_the_package_cannot_be_imported(recorded: Recorded,
 
 @pytest.mark.slow
 def test_onnx_gives_the_features_of_every_domain_for_any_batch(recorded: Recorded, tmp_path: Path) -> None:
-    """Each part on its own: the tangent form in the spatial domain, imaginary coherence, spectra by ONNX's DFT."""
+    """Each part on its own: the root of connectivity, imaginary coherence, spectra by ONNX's DFT."""
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     write_onnx(recorded, tmp_path / "encoder.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "encoder.onnx")
     widths = recorded.program.model.feature_widths(recorded.program.modality)
-    assert {"spatial", "temporal", "spectral", "tangent"} <= widths.keys()
+    assert {"spatial", "temporal", "spectral", "root"} <= widths.keys()
     for rows, channels in ((1, 3), (5, recorded.channels)):
         inputs = other_inputs(recorded, rows, channels)
         found = torch.from_numpy(session.run(None, {n: x.numpy() for n, x in zip(INPUTS, inputs, strict=True)})[0])
@@ -143,8 +143,10 @@ def test_other_numbers_than_the_models_are_refused_part_by_part() -> None:
 
     def rounded(*inputs: torch.Tensor) -> torch.Tensor:
         features_BF = program(*inputs)
-        features_BF[:, -400:] *= 1 + 1e-3  # band power, the smallest part
+        features_BF[:, -400:] *= 1 + 1e-3  # relative power, the smallest part
         return features_BF
 
-    with pytest.raises(ValueError, match=r"^fmri\.onnx: band_power of 1 windows of 4 channels differs .* by 1\.0e-03"):
+    with pytest.raises(
+        ValueError, match=r"^fmri\.onnx: relative_power of 1 windows of 4 channels differs .* by 1\.0e-03"
+    ):
         recorded.check(rounded, 1e-4, "fmri.onnx")

@@ -113,10 +113,11 @@ def test_any_montage_length_and_rate_gives_finite_features_of_one_shape(
         features = model.features({modality: signal})[modality]
     width, z = SIZES["nano"][0], {f"{domain}_z": 128 for domain in DOMAINS}
     assert model.feature_widths(modality) == {
-        "eeg": {"spatial": 32 * 16, "temporal": width, "spectral": width, **z, "connectivity": 32 * 31 // 2,
-                "tangent": 32 * 33 // 2, "coherence": 5 * 32 * 31 // 2, "band_power": 5 * 32},
-        "fmri": {"spatial": 100 * 16, "temporal": width, "spectral": width, **z, "connectivity": 100 * 99 // 2,
-                 "tangent": 100 * 101 // 2, "band_power": 4 * 100},
+        "eeg": {"spatial": 32 * 16, "temporal": width, "spectral": width, **z,
+                "root": 32 * 31 // 2, "coherence": 5 * 32 * 31 // 2, "band_power": 5 * 32,
+                "relative_power": 5 * 32},
+        "fmri": {"spatial": 100 * 16, "temporal": width, "spectral": width, **z,
+                 "root": 100 * 99 // 2, "band_power": 4 * 100, "relative_power": 4 * 100},
     }[modality]  # fmt: skip
     assert features.shape == (2, sum(model.feature_widths(modality).values()))
     assert features.isfinite().all()

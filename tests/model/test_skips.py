@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 import torch
-from scipy.linalg import logm
+from scipy.linalg import logm, sqrtm
 from scipy.signal import welch
 from sklearn.covariance import ledoit_wolf
 
 from mcsp.config import ModelConfig
 from mcsp.model.matrix_log import log_by_eigenvectors, log_by_products
 from mcsp.model.mcsp import MCSP
-from mcsp.model.tangent import LEAST_SHRINKAGE, log_correlation, upper_triangle
+from mcsp.model.tangent import LEAST_SHRINKAGE, log_correlation, root_correlation, upper_triangle
 from mcsp.schema import DOMAINS
 from tests.model.test_encoders import make_signal, parts, with_padding
 
@@ -18,7 +18,8 @@ from tests.model.test_encoders import make_signal, parts, with_padding
 @pytest.fixture(scope="module")
 def model() -> MCSP:
     torch.manual_seed(4)
-    return MCSP(ModelConfig()).eval()
+    skips = ("connectivity", "root", "tangent", "coherence", "band_power", "relative_power")
+    return MCSP(ModelConfig(skips=skips)).eval()
 
 
 def correlated(rows: int, anchors: int, samples: int, seed: int = 0) -> torch.Tensor:
@@ -76,6 +77,41 @@ def test_band_power_is_that_of_welch_where_an_electrode_lies_on_an_anchor(model)
     for band, (low, high) in enumerate([(1, 4), (4, 8), (8, 13), (13, 30), (30, 45)]):
         whole = (hz >= low) & (hz < high) & (hz % 1 == 0)
         np.testing.assert_allclose(found[band], np.log10(density[:, whole].mean(-1)), atol=2e-3)
+
+
+def test_root_is_the_matrix_square_root_of_the_correlation_of_anchors(model) -> None:
+    signal = make_signal("fmri", 2, 40)
+    encoder = model.encoder("fmri", "spatial")
+    found = parts(model, "fmri", signal)["root"].numpy()
+    weights_BAC = encoder.anchors(signal).numpy()
+    for b in range(2):
+        x_TC = signal.x_BCT[b].double().numpy().T
+        x_TC = (x_TC - x_TC.mean(0)) / np.maximum(x_TC.std(0), 1e-12)
+        correlation = np.corrcoef((x_TC @ weights_BAC[b].T).T)
+        entries = sqrtm(correlation).real[np.triu_indices(100, 1)]
+        entries -= entries.mean()
+        np.testing.assert_allclose(found[b], entries / np.linalg.norm(entries), atol=2e-5)
+
+
+@pytest.mark.parametrize(("anchors", "samples"), [(100, 60), (100, 400), (32, 20)])
+def test_the_root_of_products_is_that_of_eigenvectors(anchors, samples) -> None:
+    """Also of matrices of low rank, with two anchors alike."""
+    x = correlated(3, anchors, samples)
+    x[1, 1] = x[1, 0]
+    seen = torch.ones(3, samples, dtype=torch.bool)
+    exact = root_correlation(x, seen, False, 0.0)
+    assert float((root_correlation(x, seen, True, 0.0) - exact).norm() / exact.norm()) < 1e-6
+
+
+def test_the_gradient_of_the_root_is_that_of_finite_differences() -> None:
+    x, seen = correlated(2, 5, 40), torch.ones(2, 40, dtype=torch.bool)
+    assert torch.autograd.gradcheck(lambda x: root_correlation(x, seen, False, 0.0), x.requires_grad_())
+
+
+def test_relative_power_is_the_share_of_all_bands(model) -> None:
+    found = parts(model, "eeg", make_signal("eeg"))
+    share_BKA = 10 ** found["relative_power"].reshape(-1, 5, 32)
+    torch.testing.assert_close(share_BKA.sum(1), torch.ones(len(share_BKA), 32), rtol=1e-4, atol=1e-4)
 
 
 def test_skips_that_the_config_leaves_out_are_gone() -> None:

@@ -28,6 +28,7 @@ def test_the_forecast_holds_and_leaves_no_trace(pretrain_overrides: list[str], t
     steps = sorted(line["seconds_per_step"] for line in read_metrics(tmp_path / "run")[1:])
     forecast = number(r"time: ([0-9.]+) s per step", told)
     assert steps[0] / 2 < forecast < 2 * steps[-1], "of a machine that other work shares"
+    assert number(r"encoders +([0-9.]+) ms", told) > 0 and number(r"optimizer +([0-9.]+) ms", told) > 0
     assert 24 * 2 / 3 < number(r"training split: ([0-9,]+) paired", told) <= 24
 
 

@@ -210,7 +210,7 @@ def test_the_record_has_the_status_that_the_process_ends_with(pretrain_overrides
     said = pretrain(*pretrain_overrides, "batch={paired: 4, eeg: 2, fmri: 0}", expect=2)
     assert "error: " in said and "Traceback" not in said
     told = ended(run_dir)
-    assert [p.name for p in run_dir.iterdir()] == ["exit.json"]
+    assert {p.name for p in run_dir.iterdir()} == {"exit.json", "heartbeats"}
     assert told["exit_code"] == 2 and told["detail"].startswith("ValueError: ")
     full = OSError(errno.ENOSPC, "No space left on device")
     assert [status_of(e) for e in (full, OSError("other"), ValueError(), KeyboardInterrupt(), RuntimeError())] == [

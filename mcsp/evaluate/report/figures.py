@@ -17,6 +17,7 @@ from matplotlib.lines import Line2D
 from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler
 
+from mcsp.evaluate.methods import MAIN, PRETRAINED, UNTRAINED
 from mcsp.schema import Modality
 
 _MARKERS = "os^Dv<>P*X"
@@ -70,11 +71,11 @@ def draw_roc(rows: Sequence[dict[str, Any]]) -> Figure:
     for axes, panel in zip(axes_list, panels, strict=False):
         for k, row in enumerate(r for r in rows if (r["protocol"], r["recordings"]) == panel):
             label = f"{row['features']}, {row['classifier']} {row['auroc']['value']:.2f}"
-            plain = row["features"] == "pretrained" and row["classifier"] == "logistic"
-            style = {"lw": 2.2 if plain else 1.1, "color": colormaps["tab10"](k)}
+            plain = row["features"] == PRETRAINED and row["classifier"] == MAIN.name
+            style = {"lw": 2.2 if plain else 1.1, "color": colormaps["tab20"](k)}
             grid = np.linspace(0, 1, len(row["roc"]))
             axes.plot(grid, row["roc"], label=label, **style)
-            if row["features"] in ("pretrained", "untrained") and row["classifier"] == "logistic":
+            if row["features"] in (PRETRAINED, UNTRAINED) and row["classifier"] == MAIN.name:
                 axes.fill_between(grid, row["roc_low"], row["roc_high"], color=style["color"], alpha=0.13, lw=0)
         axes.plot([0, 1], [0, 1], color="#bbb", lw=0.8, ls="--")
         axes.set(
@@ -96,7 +97,7 @@ def draw_label_efficiency(points: Sequence[dict[str, Any]]) -> Figure:
         for features in dict.fromkeys(p["features"] for p in of_panel):
             curve = [p for p in of_panel if p["features"] == features]
             n, mean, sd = np.array([(p["training_units"], p["auroc"], p["sd"]) for p in curve]).T
-            axes.errorbar(n, mean, sd, marker="o", ms=3, lw=2 if features == "pretrained" else 1.1, label=features)
+            axes.errorbar(n, mean, sd, marker="o", ms=3, lw=2 if features == PRETRAINED else 1.1, label=features)
         axes.axhline(0.5, color="#bbb", lw=0.8, ls="--")
         axes.set(
             title=recordings, xlabel="labelled training units", ylabel="AUROC, mean and sd over seeds", xscale="log"

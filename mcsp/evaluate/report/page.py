@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from mcsp.evaluate.report.figures import PROTOCOL_NAMES, draw_embedding, draw_label_efficiency, draw_roc, image
-from mcsp.evaluate.report.tables import interval, limits, number, summary_lines, value
+from mcsp.evaluate.report.tables import interval, limits, number, permutation_lines, summary_lines, value
 from mcsp.evaluate.units import Labelled
 from mcsp.export.curves import draw_curves
 from mcsp.run_log import read_metrics
@@ -40,17 +40,18 @@ table {{ font-size: .84rem; }} th, td {{ padding: .3rem .35rem; }} .dense .i {{ 
 
 
 _METHOD_TEXT = """
-<p>Features stay as they are; the classifier, its penalty and every mean or covariance it needs are fitted on training
-subjects only. <b>New subjects</b>: {folds} folds grouped by subject, {seeds}. <b>Subjects of a site left
+<p>Features stay as they are; the classifier and every mean or covariance it needs are fitted on training subjects
+only, with one fixed penalty. <b>New subjects</b>: {folds} folds grouped by subject, {seeds}. <b>Subjects of a site left
 out</b>: trained on all other sites. All methods of a block share units and folds (digests are in results.json).
 AUROC pools the units of all test parts; brackets are 95 % bootstrap intervals over subjects and do not hold the spread
 that another pretraining run would add. “Within sites” is the mean over sites of the AUROC inside a site, which a
 difference between sites cannot raise. “Pretrained minus this” is paired: both methods on the same draws of subjects.
 Sensitivity and specificity, below, are for “{positive}” at the classifier's own threshold.</p>
 <p>The untrained encoder has the same architecture and read-out with random weights: the gain over it is what
-pretraining learned. Its features hold connectivity that needs no weights, so it is a strong baseline already. The rows
-called “learned part” leave such measured features out; there the untrained encoder is compared with the pretrained
-one's learned part.</p>
+pretraining learned. Its features hold measured ones (connectivity, band power) that need no weights, so it is a strong
+baseline already. The rows called “learned part” leave them out; there the untrained encoder is compared with the
+pretrained one's learned part. All other rows are rulers. “Root of connectivity” is the square root of the correlation
+matrix; “denoised” is the same after a ridge from one half of each recording to the other, which needs no labels.</p>
 """
 _TRANSDUCTIVE_TEXT = """
 <p><b>Transductive:</b> what follows looks at unlabelled subjects of the tested site together, so it is not what a
@@ -161,10 +162,11 @@ def _classification_section(results: dict[str, Any], rows: Sequence[dict[str, An
             positive=html.escape(results["label"]["classes"][1]),
         )
     )
-    permuted = [row for row in rows if "permutation_p" in row]
+    permuted = "; ".join(permutation_lines(rows))
     if permuted:
-        tested = ", ".join(f"{r['recordings']}, {r['protocol']}: p = {r['permutation_p']:.3g}" for r in permuted)
-        parts.append(f"<p>Permutation test of the pretrained rows: {html.escape(tested)}.</p>")
+        parts.append(
+            f"<p>The pretrained rows with shuffled labels, which have to be near 0.5: {html.escape(permuted)}.</p>"
+        )
     return "".join(parts)
 
 
@@ -188,7 +190,7 @@ def _detail_section(results: dict[str, Any], rows: Sequence[dict[str, Any]]) -> 
     return (
         "<h2>Decisions, calibration, and the site</h2>"
         + _by_block(head, rows, cells)
-        + "<p>“Unseen”: subjects that were not in the pretraining data. “Site AUROC”: logistic regression asked for "
+        + "<p>“Unseen”: subjects that were not in the pretraining data. “Site AUROC”: the classifier asked for "
         "the site instead of the label; near 1 means that the features carry the scanner, so groups must not differ by "
         "site. The support vector machine gives no probabilities, so it has no Brier score.</p>"
     )

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from mcsp.evaluate.comparison import UNTRAINED_LEARNED
+from mcsp.evaluate.methods import UNTRAINED_LEARNED
 from mcsp.evaluate.report.figures import PROTOCOL_NAMES
 
 
@@ -27,21 +27,35 @@ def interval(estimate: dict[str, float] | None, form: str = ".3f") -> str:
 def terminal_table(results: dict[str, Any]) -> str:
     """The scores as plain text."""
     simulated = [s for s, v in results["sites"].items() if v["simulated"]]
-    lines = [f"{'recordings':<11}{'tested on':<16}{'features':<27}{'classifier':<26}AUROC (95 % interval)"]
+    lines = [f"{'recordings':<11}{'tested on':<16}{'features':<32}{'classifier':<22}AUROC (95 % interval)"]
     lines += [
-        f"{r['recordings']:<11}{r['protocol']:<16}{r['features']:<27}{r['classifier']:<26}{interval(r['auroc'])}"
+        f"{r['recordings']:<11}{r['protocol']:<16}{r['features']:<32}{r['classifier']:<22}{interval(r['auroc'])}"
         + "  transductive" * r["transductive"]
         for r in results["classification"]
     ]
+    lines += [f"shuffled labels, {line}" for line in permutation_lines(results["classification"])]
     if results["retrieval"]:
         lines += ["", f"{'retrieval of':<14}{'candidates':<18}{'model':<26}{'top-1':>7}{'chance':>8}"]
     for r in results["retrieval"]:
         candidates = f"{r['candidates']} of {r['candidates_from']}"
         lines.append(f"{r['subjects_of']:<14}{candidates:<18}{r['model']:<26}{r['top1']:>7.3f}{r['chance']:>8.3f}")
+    for row in results.get("membership", ()):
+        said = f"{row['seen']} seen from {row['unseen']} unseen, {row['modality']}, {row['model']}"
+        lines.append(f"membership, {said}: AUROC {interval(row['auroc'])}")
     if simulated:
         lines += ["", f"simulated sites: {', '.join(simulated)}"]
     lines += ["", overlap_line(results)]
     return "\n".join(lines + [f"note: {note}" for note in results["notes"]])
+
+
+def permutation_lines(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """What shuffled labels give, for every block that has it."""
+    return [
+        f"{r['recordings']}, {PROTOCOL_NAMES[r['protocol']]}: {r['permuted']['mean']:.3f} ± {r['permuted']['sd']:.3f} "
+        f"over {r['permuted']['draws']} draws, p = {r['permuted']['p']:.2g}"
+        for r in rows
+        if "permuted" in r
+    ]
 
 
 def overlap_line(results: dict[str, Any]) -> str:
@@ -59,7 +73,7 @@ def summary_lines(rows: Sequence[dict[str, Any]]) -> list[str]:
         verdicts: dict[str, list[str]] = {"above": [], "below": [], "not told apart from": []}
         learned = ""
         for row in (row for row in block[1:] if not row["transductive"]):
-            gain = row["pretrained_minus_this"]["auroc"]
+            gain = row.get("pretrained_minus_this", {}).get("auroc")
             if gain is None:
                 continue
             certain = gain["ci_low"] > 0 or gain["ci_high"] < 0

@@ -63,7 +63,7 @@ class Evaluations:
         if most and times >= most:
             raise RunEnded(
                 "collapsed",
-                f"embeddings of all domains were all alike {times} evaluations in a row; checkpoints are from before",
+                f"embeddings of a modality were all alike {times} evaluations in a row; checkpoints are from before",
                 EXIT_COLLAPSED,
             )
 

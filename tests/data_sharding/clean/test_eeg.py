@@ -152,4 +152,5 @@ def test_positions_are_head_millimetres_from_the_template_or_the_electrodes_tabl
     assert other.repairs == (
         "sub-1_electrodes.tsv is not used: sub-1_coordsystem.json says EEGCoordinateSystem 'Other', expected CapTrak, "
         "CTF or EEGLAB",
+        "sub-1_task-rest_eeg.edf: 1 EEG channels without a position are left out: odd",
     )

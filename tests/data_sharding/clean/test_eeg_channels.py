@@ -173,6 +173,10 @@ def test_channels_without_a_place_take_no_part_in_the_reference(tmp_path: Path) 
     together = read(write(tmp_path / "b", x_CT, [*names, *others]))
     assert together.channels == alone.channels == NAMES
     np.testing.assert_array_equal(together.x_TC, alone.x_TC)
+    assert alone.repairs == () and together.repairs == (
+        "sub-1_task-rest_eeg.edf: 6 EEG channels without a position are left out: EEG LOC-REF, EEG ROC-REF, "
+        "EEG 31-REF, Chin1 ...",
+    )
     # The reference is the mean of what was written: the other channels are no part of it.
     x_CT = eeg_uv() - eeg_uv().mean(axis=0)
     middle = np.interp(np.arange(1000, 3000) / 200, np.arange(x_CT.shape[1]) / 250, x_CT[0])

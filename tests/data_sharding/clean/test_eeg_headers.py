@@ -129,6 +129,19 @@ def test_an_annotation_in_latin_1_costs_nothing_and_bad_spans_count(tmp_path: Pa
     assert found.repairs == ("x_eeg.edf: annotations are not UTF-8, read as Latin-1",)
 
 
+def test_cells_of_a_header_that_end_with_zeros_or_have_a_comma(tmp_path: Path) -> None:
+    path = write(tmp_path / "x_eeg.edf", signals(eeg_uv(), CHANNELS, SFREQ))
+    expected = read(path)
+    content = bytearray(path.read_bytes())
+    content[236:244] = bytes(content[236:244]).replace(b" ", b"\x00")
+    content[244:252] = b"1,0".ljust(8)
+    path.write_bytes(content)
+    assert "the header says '1,0' seconds per record, expected a number with a decimal" in str(refusal(path))
+    content[244:252] = b"1".ljust(8)
+    path.write_bytes(content)
+    np.testing.assert_array_equal(read(path).x_TC, expected.x_TC)
+
+
 @pytest.mark.parametrize(("unit", "factor"), [("uv", 1.0), ("mv", 1e-3), ("microV", 1.0)])
 def test_units_in_other_letters_are_understood(tmp_path: Path, unit: str, factor: float) -> None:
     """MNE takes what it does not know for volts."""

@@ -29,7 +29,7 @@ from tests.training.disks import small_disk
 SHAPES = {"model.a": (5, 7), "model.b": (3,), "log_scale_P": (4,)}
 ROOT = Path(__file__).resolve().parents[3]
 FACTS = {"index_hash": "i" * 64, "world_size": 1, "zero_stage": 1, "arithmetic": "fp32 on cpu", "model_config": {}}
-CONFIG: dict[str, Any] = {"steps": 10, "schedule_steps": None, "seed": 0, "deepspeed": "zero1.json"}
+CONFIG: dict[str, Any] = {"steps": 10, "schedule_steps": None, "warmup_steps": 2, "seed": 0, "deepspeed": "zero1.json"}
 
 
 def values(step: int) -> dict[str, dict[str, torch.Tensor]]:

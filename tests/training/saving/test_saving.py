@@ -64,12 +64,12 @@ def test_a_full_disk_ends_a_run_in_one_line_and_with_more_space_it_goes_on(finis
         outputs = [process.communicate(timeout=200)[0] for process in ranks]
         assert [process.returncode for process in ranks] == [EXIT_DISK, EXIT_DISK], outputs
         errors = [line for line in outputs[0].splitlines() if line.startswith("cannot save after step ")]
-        assert len(errors) == 1 and "step-00000012: " in errors[0] and "No space left" in errors[0], outputs
+        assert len(errors) == 1 and "step-00000008: " in errors[0] and "No space left" in errors[0], outputs
         ended = json.loads((disk / "run" / "exit.json").read_text())
         assert (ended["reason"], ended["exit_code"]) == ("cannot save", EXIT_DISK)
         assert "Traceback" not in "".join(outputs)
         kept = sorted((disk / "run" / "checkpoints").iterdir())
-        assert [checkpoint.read_manifest(path)["step"] for path in kept] == [4, 8]
+        assert [checkpoint.read_manifest(path)["step"] for path in kept] == [1, 4]
         grow(disk, 8 * saved)
         run_ranks(2, LAUNCHER, *options)
         assert same(weights(disk / "run", 20), weights(reference, 20))

@@ -1,7 +1,7 @@
 """What someone with a fresh machine sees: a clone, an empty home, `make demo`, `make test`; times and exit codes.
 
-python benchmarks/fresh_machine.py [--out FILE]     writes benchmarks/results/fresh_machine.json
-python benchmarks/fresh_machine.py --table          prints that file as the README shows it
+python benchmarks/studies/fresh_machine.py [--out FILE]     writes benchmarks/results/fresh_machine.json
+python benchmarks/studies/fresh_machine.py --table          prints that file as the README shows it
 
 Only committed files are measured. pip's settings on the machine (a mirror, a proxy) stay as they are; its cache does
 not, since it lies in the home folder.
@@ -20,7 +20,7 @@ from typing import Any
 
 from mcsp.provenance import hardware
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 STAGES = {"demo": ["make", "demo"], "test": ["make", "test"], "demo_again": ["make", "demo"]}
 PACKAGES = ("torch", "deepspeed", "ray", "webdataset", "mne", "nilearn", "numpy")
 

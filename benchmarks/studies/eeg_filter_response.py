@@ -1,6 +1,6 @@
 """Draw the response of the one pass over EEG above that of MNE's filters, and their difference: docs/eeg-filter.png.
 
-.venv/bin/python benchmarks/eeg_filter_response.py
+.venv/bin/python benchmarks/studies/eeg_filter_response.py
 """
 
 from pathlib import Path
@@ -13,7 +13,7 @@ import scipy.fft
 from mcsp.config import EegConfig
 from mcsp.data_sharding.clean.eeg_filter import kernels_of, line_harmonics, response
 
-OUT = Path(__file__).parents[1] / "docs" / "eeg-filter.png"
+OUT = Path(__file__).parents[2] / "docs" / "eeg-filter.png"
 SFREQ, LINE_HZ, N = 500.0, 50.0, 1 << 17
 
 

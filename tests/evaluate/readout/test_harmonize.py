@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from mcsp.evaluate import scores
-from mcsp.evaluate.classifiers import cross_validate, fit, harmonized, logistic
-from mcsp.evaluate.harmonize import Combat, site_centred
+from mcsp.evaluate.readout.classifiers import LOGISTIC, cross_validate, on_grams
+from mcsp.evaluate.readout.grams import harmonized
+from mcsp.evaluate.readout.harmonize import Combat
 from mcsp.evaluate.splits import k_fold, leave_site_out
 
 # neurocombat-sklearn 0.1.3 (its call of OneHotEncoder brought up to date) on the input of `example`: rows 0, 13 and 27,
@@ -61,36 +62,24 @@ def sites_with_offsets() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def test_test_units_have_no_part_in_the_fit_and_other_test_units_none_in_a_score() -> None:
     x_NF, y_N, site_N = sites_with_offsets()
-    keys = [f"{i:03d}" for i in range(120)]
+    keys, sites = [f"{i:03d}" for i in range(120)], [str(k) for k in site_N]
     folds = k_fold(keys, y_N, keys, 4, 1)
     test = folds.by_seed[0][0][1]
-    x_N = np.c_[x_NF, site_N]
-    before = cross_validate(harmonized(logistic([20])), x_N, y_N, np.arange(120), folds)[0, test]
-    x_N[test[1:], :-1] += 100.0
-    after = cross_validate(harmonized(logistic([20])), x_N, 1 - y_N, np.arange(120), folds)[0, test]
-    flipped = cross_validate(harmonized(logistic([20])), x_N, y_N, np.arange(120), folds)[0, test]
-    assert before[0] == flipped[0]
-    assert after[0] == pytest.approx(-before[0], rel=1e-6)  # labels reach the classifier alone
+
+    def scored(x_NF: np.ndarray, y_N: np.ndarray) -> np.ndarray:
+        return cross_validate(on_grams(LOGISTIC, harmonized([x_NF], sites)), y_N, folds)[0, 0, test]
+
+    before = scored(x_NF, y_N)
+    x_NF[test[1:]] += 100.0
+    assert scored(x_NF, y_N)[0] == pytest.approx(before[0], rel=1e-6)  # of rounding in inner products
+    assert scored(x_NF, 1 - y_N)[0] == pytest.approx(-before[0], rel=1e-3)  # labels reach the classifier alone
 
 
 def test_combat_finds_the_label_across_known_sites_and_a_left_out_site_is_scored() -> None:
     x_NF, y_N, site_N = sites_with_offsets()
-    keys = [f"{i:03d}" for i in range(120)]
-    classifier, x_N, ones = harmonized(logistic([20])), np.c_[x_NF, site_N], np.ones((1, 120))
+    keys, sites = [f"{i:03d}" for i in range(120)], [f"s{k}" for k in site_N]
+    readout, ones = on_grams(LOGISTIC, harmonized([x_NF], sites)), np.ones((1, 120))
     folds = k_fold(keys, y_N, keys, 4, 1)
-    assert scores.pooled(cross_validate(classifier, x_N, y_N, np.arange(120), folds), y_N, ones)[0] > 0.85
-    sites = [f"s{k}" for k in site_N]
-    left_out = cross_validate(classifier, x_N, y_N, np.arange(120), leave_site_out(keys, y_N, keys, sites))
+    assert scores.pooled(cross_validate(readout, y_N, folds)[0], y_N, ones)[0] > 0.85
+    left_out = cross_validate(readout, y_N, leave_site_out(keys, y_N, keys, sites))[0]
     assert np.isfinite(left_out).all()
-    prepare, _ = fit(classifier, x_N[site_N == 0], y_N[site_N == 0], np.arange(60))
-    assert list(prepare[0].sites_) == [0]
-
-
-def test_centring_removes_site_means_and_keeps_rows_without_features() -> None:
-    x_NF, _, site_N = sites_with_offsets()
-    x_NF[7] = np.nan
-    out_NF = site_centred(x_NF, [str(k) for k in site_N])
-    assert np.isnan(out_NF[7]).all()
-    for k in (0, 1):
-        rows = (site_N == k) & (np.arange(120) != 7)
-        np.testing.assert_allclose(out_NF[rows].mean(axis=0), 0, atol=1e-12)

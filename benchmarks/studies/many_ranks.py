@@ -1,7 +1,7 @@
 """What one rank of 1,024 does, measured on a processor: its share of the contrast and of retrieval, and a checkpoint.
 
-python benchmarks/many_ranks.py                 measures, writes benchmarks/results/many_ranks_cpu.json, prints
-python benchmarks/many_ranks.py --table         prints the table of docs/scaling.md from the result file
+python benchmarks/studies/many_ranks.py            measures, writes benchmarks/results/many_ranks_cpu.json, prints
+python benchmarks/studies/many_ranks.py --table    prints the table of docs/scaling.md from the result file
 
 One process plays rank 0: columns that others would send are noise, and it writes the files of a checkpoint that others
 would write. Counted are operations that torch dispatches, and values read back from the device, of which a GPU would
@@ -33,7 +33,7 @@ from mcsp.training.saving.saver import Saver
 from mcsp.training.saving.state import State, copy_state, write_ranges, write_state
 from mcsp.training.saving.zero_fragments import KINDS, Fragment
 
-RESULT = Path(__file__).with_name("results") / "many_ranks_cpu.json"
+RESULT = Path(__file__).parents[1] / "results" / "many_ranks_cpu.json"
 RANKS, ROWS, WIDTH, REPEATS = 1024, 16, 128, 5
 PARAMETERS, LENGTH = 200, 65_536  # of a model cut among ranks by ZeRO
 

@@ -1,4 +1,7 @@
-"""The plain module: a training loop of anyone's learns, and what is frozen stays."""
+"""The plain module: a training loop of anyone's learns, and what is frozen stays.
+
+Covers: mcsp/encode/classifier.py
+"""
 
 import copy
 from pathlib import Path
@@ -12,7 +15,7 @@ from torch import Tensor
 from mcsp.config.finetune import Depth
 from mcsp.encode.eeg import raw_of_array
 from mcsp.encode.pretrained import PretrainedMCSP
-from mcsp.evaluate.window_classifier import WindowClassifier
+from mcsp.encode.window_classifier import WindowClassifier
 
 CHANNELS = ["Fp1", "Fp2", "C3", "C4", "O1", "O2"]
 SFREQ = 200.0

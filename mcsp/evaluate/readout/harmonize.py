@@ -84,14 +84,3 @@ def _shrunk(z_NF: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _change(new_F: np.ndarray, old_F: np.ndarray) -> float:
     return float((np.abs(new_F - old_F) / np.maximum(np.abs(old_F), 1e-12)).max())
-
-
-def site_centred(x_NF: np.ndarray, sites: list[str]) -> np.ndarray:
-    """Features minus the mean of their site over all units, tested ones included: transductive. NaN rows stay."""
-    out_NF, site_N = x_NF.copy(), np.asarray(sites)
-    for site in set(sites):
-        rows = site_N == site
-        known = rows & np.isfinite(x_NF).all(axis=1)
-        if known.any():
-            out_NF[rows] -= x_NF[known].mean(axis=0)
-    return out_NF

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from mcsp.batch import Signal
 from mcsp.config.finetune import Depth
+from mcsp.encode.classifier import MCSPClassifier
 from mcsp.encode.recording import require_packages
-from mcsp.evaluate.finetune import MCSPClassifier
 from mcsp.model.mcsp import MCSP
 from mcsp.schema import UNITS, Modality
 

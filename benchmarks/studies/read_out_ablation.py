@@ -1,0 +1,188 @@
+"""What an export's features lose to the root of connectivity, one change at a time, and what each block says alone.
+
+python benchmarks/studies/read_out_ablation.py --corpus DIR --model DIR --label COLUMN [--out FILE]
+
+No training: the rulers and an export (of random weights, say) on a labelled corpus. BOLD is tested on sites left out,
+EEG on folds of people. Changes from the root of connectivity over all valid time at the recordings' own parcels:
+
+(a) mean over windows; (b) the logarithm of the shrunk correlation; (c) every feature standardised, or C chosen in inner
+folds; (d) learned and spectral blocks beside it; (e) anchors instead of parcels.
+
+Of EEG also coherence over whole recordings, which differ in length. Writes
+benchmarks/results/read_out_<people>_<modality>.json.
+"""
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.model_selection import GridSearchCV, GroupKFold
+from sklearn.svm import SVC
+
+from mcsp.config import EvaluateConfig
+from mcsp.data_sharding.store.reader import Corpus
+from mcsp.encode.pretrained import from_pretrained
+from mcsp.encode.windows import encode_windows, split_parts
+from mcsp.evaluate import scores
+from mcsp.evaluate.evaluate import describe, with_windows
+from mcsp.evaluate.features import measured_parts, read_whole, read_windows
+from mcsp.evaluate.measured import Points, root_connectivity, series
+from mcsp.evaluate.methods import Block
+from mcsp.evaluate.readout.classifiers import SVM, Readout, cross_validate, on_grams
+from mcsp.evaluate.readout.grams import combined, fixed, gram
+from mcsp.evaluate.splits import Folds, k_fold, labelled_part, leave_site_out
+from mcsp.evaluate.units import Labelled, read_labels
+from mcsp.model.mcsp import MCSP
+from mcsp.model.tangent import log_correlation, upper_triangle
+from mcsp.provenance import made_by
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = ("torch", "numpy", "scikit-learn")
+C_GRID = [0.01, 0.1, 1.0, 10.0, 100.0]
+FEW, DRAWS = 0.1, 5
+
+
+class Scorer:
+    """Pooled AUROC, mean over sites, and with a tenth of the labels, of a read-out."""
+
+    def __init__(self, labelled: Labelled, folds: Folds) -> None:
+        """Of all units, in ``folds``."""
+        self.labelled, self.folds, self.found = labelled, folds, dict[str, dict[str, float]]()
+
+    def add(self, name: str, readout: Readout) -> None:
+        """Score and print."""
+        y_N, groups_N = self.labelled.y_N, self.labelled.group_index()
+        parts = [lambda train, seed: train]
+        parts += [lambda train, seed, d=d: labelled_part(train, y_N, groups_N, FEW, d) for d in range(DRAWS)]
+        score_PSN, once = cross_validate(readout, y_N, self.folds, parts), np.ones((1, len(y_N)))
+        within = scores.by_site(score_PSN[0], y_N, self.labelled.sites, once)
+        self.found[name] = {
+            "auroc": float(scores.pooled(score_PSN[0], y_N, once)[0]),
+            "auroc_sites": float(np.mean([value_R[0] for value_R in within.values()])),
+            "auroc_tenth_of_labels": float(np.mean([scores.pooled(s, y_N, once)[0] for s in score_PSN[1:]])),
+        }
+        print(f"{name:<60}", {k: round(v, 3) for k, v in self.found[name].items()}, flush=True)
+
+    def add_blocks(self, name: str, blocks: Sequence[np.ndarray], weights: Sequence[float] | None = None) -> None:
+        """A weighted sum of Gram matrices with the evaluation's SVM."""
+        self.add(name, on_grams(SVM, fixed([gram(x_NF) for x_NF in blocks], weights)))
+
+
+def chosen_c(x_NF: np.ndarray, sites: Sequence[str]) -> Readout:
+    """The SVM with C from three inner folds of sites."""
+    gram_NN, site_N = gram(x_NF), np.asarray(sites)
+
+    def fitted(train: np.ndarray) -> Any:
+        k = combined([gram_NN], train)
+
+        def score(test: np.ndarray, labelled: np.ndarray, y_N: np.ndarray) -> np.ndarray:
+            folds = GroupKFold(min(3, len(set(site_N[labelled])))).split(labelled, groups=site_N[labelled])
+            search = GridSearchCV(SVC(kernel="precomputed"), {"C": C_GRID}, scoring="roc_auc", cv=list(folds))
+            model = search.fit(k[np.ix_(labelled, labelled)], y_N[labelled])
+            score_N: np.ndarray = model.decision_function(k[np.ix_(test, labelled)])
+            return score_N
+
+        return score
+
+    return fitted
+
+
+def standardised(x_NF: np.ndarray) -> np.ndarray:
+    """Every feature of unit variance over all units, which needs no label."""
+    return (x_NF - x_NF.mean(axis=0)) / (x_NF.std(axis=0) + 1e-12)
+
+
+def bold_changes(scorer: Scorer, corpus: Corpus, config: EvaluateConfig, root_NF: np.ndarray) -> None:
+    """(a), (b) and (c): other ways to measure and to fit the same."""
+    units = scorer.labelled.units
+    windows: dict[int, list[np.ndarray]] = {}
+    for i, window in read_windows(corpus, units, "fmri", config, "windows"):
+        x_TC = series(window, Points(None), True)
+        assert x_TC is not None
+        windows.setdefault(i, []).append(root_connectivity(x_TC))
+    assert config.window_seconds is not None
+    name = f"(a) mean over windows of {config.window_seconds['fmri']:g} s"
+    scorer.add_blocks(name, [np.stack([np.mean(windows[i], axis=0) for i in range(len(units))])])
+    logs = []
+    for unit in units:
+        recording = unit.of("fmri")[0]
+        x_TC = series(corpus.read_window(recording, 0, recording.n_samples), Points(None), True)
+        assert x_TC is not None
+        seen = torch.ones(1, len(x_TC), dtype=torch.bool)
+        logs.append(upper_triangle(log_correlation(torch.from_numpy(x_TC.T.copy())[None], seen))[0].numpy())
+    scorer.add_blocks("(b) logarithm of the shrunk correlation", [np.stack(logs)])
+    scorer.add_blocks("(c) every feature standardised", [standardised(root_NF)])
+    scorer.add("(c) C chosen in three inner folds of sites", chosen_c(root_NF, scorer.labelled.sites))
+
+
+def _half(measured: dict[str, np.ndarray], learned: Mapping[str, Block]) -> tuple[list[np.ndarray], list[float]]:
+    weights = [0.5 / len(learned)] * len(learned) + [0.5 / len(measured)] * len(measured)
+    return [block.x_NF for block in learned.values()] + list(measured.values()), weights
+
+
+def coherence_of_whole(model: MCSP, corpus: Corpus, labelled: Labelled) -> np.ndarray:
+    """Imaginary coherence at anchors over all of each unit's one recording ``(N, F)``."""
+    whole = read_whole(corpus, labelled.units, "eeg", "coherence")
+    found = dict(encode_windows(model, "eeg", whole, 1, kind="measured"))
+    measured_NF = np.stack([found[i] for i in range(len(labelled.units))])
+    return split_parts(measured_NF, model.measured_widths("eeg"))["coherence"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Score everything, write the file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--corpus", type=Path, required=True)
+    parser.add_argument("--model", type=Path, required=True, help="an export of one modality")
+    parser.add_argument("--label", required=True)
+    parser.add_argument("--note", default="", help="what the export is, for the result file")
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args(argv)
+    model, corpus = from_pretrained(arguments.model), Corpus(arguments.corpus)
+    (modality,) = model.config.modalities
+    values = {"model_dir": arguments.model, "corpus_dir": arguments.corpus, "out_dir": arguments.corpus}
+    config = with_windows(EvaluateConfig(**values, label=arguments.label), model)
+    labelled = read_labels(corpus, arguments.label, None, config.window_seconds)
+    keys = [unit.key for unit in labelled.units]
+    if modality == "fmri":
+        folds = leave_site_out(keys, labelled.y_N, labelled.subjects, labelled.sites)
+    else:
+        folds = k_fold(keys, labelled.y_N, labelled.subjects, 6, 5)
+    described, scorer = describe({"export": model}, corpus, labelled, config), Scorer(labelled, folds)
+    rulers, learned = described.rulers[modality], described.encoders["export"].learned[modality]
+    anchors = measured_parts(model, corpus, labelled.units, config)[modality]
+    for name, x_NF in rulers.features.items():
+        scorer.add_blocks(f"ruler {name}", [x_NF])
+    for name, x_NF in anchors.items():
+        scorer.add_blocks(f"at anchors, {name}", [x_NF])
+    for name, block in learned.items():
+        scorer.add_blocks(f"learned {name}", [block.x_NF])
+    if modality == "eeg":
+        scorer.add_blocks("at anchors, coherence of whole recordings", [coherence_of_whole(model, corpus, labelled)])
+        scorer.add_blocks("(d) learned blocks beside all measured ones, half", *_half(anchors, learned))
+    if modality == "fmri":
+        root_NF = rulers.features["root"]
+        bold_changes(scorer, corpus, config, root_NF)
+        powers = [anchors["band_power"], anchors["relative_power"]]
+        scorer.add_blocks("(d) band power beside it, 0.05 each", [root_NF, *powers], [0.9, 0.05, 0.05])
+        for share in (0.05, 0.1, 0.25, 0.5):
+            weights = [1 - share, *[share / len(learned)] * len(learned)]
+            scorer.add_blocks(
+                f"(d) learned blocks beside it, {share}", [root_NF, *(b.x_NF for b in learned.values())], weights
+            )
+        scorer.add_blocks("(e) at anchors", [anchors["root"]])
+    content = {
+        **made_by(PACKAGES), "people": len(set(labelled.subjects)), "modality": modality, "label": arguments.label,
+        "export": arguments.note, "protocol": folds.protocol, "splits_sha256": folds.sha256, "rows": scorer.found,
+    }  # fmt: skip
+    out = arguments.out or ROOT / "benchmarks" / "results" / f"read_out_{content['people']}_{modality}.json"
+    out.write_text(json.dumps(content, indent=1) + "\n")
+    print(f"results: {out}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,239 @@
+"""What is compared: descriptions of units, and the rows of the table that are made of them.
+
+Rulers are classical features that need no weights; an encoder has to beat them. All rows are linear, in the same folds.
+
+Shape letters: N units, F features, C channels.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from mcsp.evaluate.baselines import Measured
+from mcsp.evaluate.readout import grams
+from mcsp.evaluate.readout.classifiers import LOGISTIC, SVM, Classifier, Readout, discriminant, on_grams
+from mcsp.schema import MODALITIES, Modality
+
+PRETRAINED, UNTRAINED = "pretrained", "untrained"
+PRETRAINED_LEARNED, UNTRAINED_LEARNED = "pretrained, learned part", "untrained, learned part"
+CONNECTIVITY, ROOT, DENOISED = "connectivity", "root of connectivity", "root of connectivity, denoised"
+TANGENT, COVARIATES = "tangent space", "covariates"
+BAND_POWER, RELATIVE_POWER = "band power", "relative band power"
+ROOT_AND_POWER = "root of connectivity + relative band power"
+# The ruler of each kind of recordings that the others are compared with, and that site corrections are shown for.
+CLASSICAL: dict[str, str] = {"eeg": RELATIVE_POWER, "fmri": ROOT, "both": ROOT_AND_POWER}
+MAIN = SVM  # the classifier that every feature set has
+
+# How an encoder's blocks are weighed. Chosen on development people: 522 of ABIDE, 12 of eegmat (docs/evidence.md).
+# The share of the learned part, from 0, 0.05, 0.1, 0.25 and 0.5; the rest is measured.
+LEARNED_SHARE: dict[Modality, float] = {"eeg": 0.5, "fmri": 0.05}
+# The measured parts that the rest is made of, where the model has them, else all that it has: beside the root, band
+# power of BOLD costs 0.006 of AUROC, and half of it with a twentieth of the labels.
+MEASURED: dict[Modality, tuple[str, ...]] = {
+    "eeg": ("root", "coherence", "band_power", "relative_power"),
+    "fmri": ("root",),
+}
+
+
+class Block:
+    """One block of features of all units, and its Gram matrix, made when it is first asked for."""
+
+    def __init__(self, x_NF: np.ndarray) -> None:
+        """``(N, F)``, NaN rows where missing."""
+        self.x_NF = x_NF
+        self.finite_N: np.ndarray = np.isfinite(x_NF).all(axis=1)
+
+    @cached_property
+    def gram_NN(self) -> np.ndarray:
+        """Inner products of all units that have the features; 0 for the others."""
+        gram_NN = np.zeros((len(self.x_NF), len(self.x_NF)))
+        rows = np.flatnonzero(self.finite_N)
+        if len(rows):
+            gram_NN[np.ix_(rows, rows)] = grams.gram(self.x_NF[rows])
+        return gram_NN
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What an encoder says of all units: blocks by modality and name."""
+
+    learned: Mapping[Modality, Mapping[str, Block]]
+    measured: Mapping[Modality, Mapping[str, Block]]
+
+
+def _weighed(encoded: Encoded, modality: Modality) -> list[tuple[Block, float]]:
+    """The blocks of one modality with their weights, which sum to 1."""
+    learned, every = list(encoded.learned[modality].values()), encoded.measured.get(modality, {})
+    measured = [block for name, block in every.items() if name in MEASURED[modality]] or list(every.values())
+    share = LEARNED_SHARE[modality] if measured else 1.0
+    pairs = [(block, share / len(learned)) for block in learned]
+    return pairs + [(block, (1 - share) / len(measured)) for block in measured]
+
+
+@dataclass(frozen=True)
+class Described:
+    """All descriptions of the units."""
+
+    encoders: Mapping[str, Encoded]  # PRETRAINED, UNTRAINED and others, by name
+    rulers: Mapping[Modality, Measured]
+    covariates_NF: np.ndarray
+    sites: Sequence[str]
+
+    def blocks(self, recordings: str) -> dict[str, tuple[list[Block], list[float]]]:
+        """Every feature set that is a weighted sum of fixed Gram matrices, with the weights of its blocks."""
+        modalities = modalities_of(recordings)
+        found: dict[str, tuple[list[Block], list[float]]] = {}
+        for name, encoded in self.encoders.items():
+            if any(m not in encoded.learned for m in modalities):
+                continue
+            weighed = [pair for m in modalities for pair in _weighed(encoded, m)]
+            found[name] = ([block for block, _ in weighed], [weight / len(modalities) for _, weight in weighed])
+            learned = [block for m in modalities for block in encoded.learned[m].values()]
+            found[f"{name}, learned part"] = (learned, [1.0] * len(learned))
+        rulers = {name: table for m in modalities for name, table in self._ruler_blocks.get(m, {}).items()}
+        if all(m in self.rulers for m in modalities):
+            if recordings == "both":
+                found[ROOT_AND_POWER] = ([rulers[ROOT], rulers[RELATIVE_POWER]], [0.5, 0.5])
+            else:
+                found |= {name: ([block], [1.0]) for name, block in rulers.items()}
+        return found
+
+    @cached_property
+    def _ruler_blocks(self) -> dict[Modality, dict[str, Block]]:
+        names = {"connectivity": CONNECTIVITY, "root": ROOT, "band_power": BAND_POWER, "relative_power": RELATIVE_POWER}
+        return {m: {names[k]: Block(x_NF) for k, x_NF in of.features.items()} for m, of in self.rulers.items()}
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of the table: features and what is fitted on them.
+
+    Attributes:
+        features: their name.
+        classifier: its name.
+        readout: for units of given indices, which are all finite.
+        finite_N: which units have the features.
+        n_features: their number.
+        probabilities: whether the logistic function of a score is meant as a probability.
+        transductive: whether unlabelled units of the tested site have a part in the features.
+    """
+
+    features: str
+    classifier: str
+    readout: Callable[[np.ndarray], Readout]
+    finite_N: np.ndarray
+    n_features: int
+    probabilities: bool
+    transductive: bool = False
+
+    @property
+    def name(self) -> str:
+        """For the keys of a block of rows."""
+        return f"{self.features}, {self.classifier}"
+
+
+def modalities_of(recordings: str) -> tuple[Modality, ...]:
+    """Of "eeg", "fmri" or "both"."""
+    return MODALITIES if recordings == "both" else (recordings,)  # type: ignore[return-value]
+
+
+def methods(described: Described, recordings: str) -> list[Method]:
+    """What is compared on ``recordings`` ("eeg", "fmri" or "both"); empty where no unit has them.
+
+    The untrained encoder has the pretrained one's read-out, so their difference is what pretraining learned. Measured
+    features that both pass on can hide it, so the learned parts of both stand beside them.
+    """
+    sets = described.blocks(recordings)
+    if not sets:
+        return []
+    both = [PRETRAINED, UNTRAINED, CONNECTIVITY, ROOT, BAND_POWER, RELATIVE_POWER, ROOT_AND_POWER]
+    found: list[Method] = []
+    for name, (blocks, weights) in sets.items():
+        kinds = (MAIN, LOGISTIC) if name in both else (MAIN,)
+        found += [_on_blocks(name, kind, blocks, weights) for kind in kinds]
+        if name in (BAND_POWER, RELATIVE_POWER):
+            found.append(_discriminant(name, blocks[0]))
+    if recordings != "both" and recordings in described.rulers:
+        ruler = described.rulers[modalities_of(recordings)[0]]
+        if ruler.halves is not None:
+            found.append(_denoised(ruler.features["root"], *ruler.halves, described.sites))
+        found.append(_tangent(ruler.covariance_NCC))
+    if described.covariates_NF.shape[1]:
+        # Each a block of its own: their units have nothing in common.
+        columns = [Block(column_N[:, None]) for column_N in described.covariates_NF.T]
+        found.append(_on_blocks(COVARIATES, LOGISTIC, columns, [1.0] * len(columns)))
+    return found
+
+
+def corrected(described: Described, recordings: str, corrections: Sequence[str]) -> list[Method]:
+    """The pretrained and the classical features again, without what tells their site; see mcsp.evaluate.readout."""
+    sets, sites = described.blocks(recordings), np.asarray(described.sites)
+    found: list[Method] = []
+    for name in (PRETRAINED, CLASSICAL[recordings]):
+        if name not in sets or len(set(described.sites)) < 2:
+            continue
+        blocks, weights = sets[name]
+        common = _facts(blocks)
+        if "combat" in corrections:
+            tables = [b.x_NF for b in blocks]
+
+            def harmonized(rows: np.ndarray, tables: list[np.ndarray] = tables, weights: list[float] = weights) -> Any:
+                of = grams.harmonized([x_NF[rows] for x_NF in tables], sites[rows].tolist(), weights)
+                return on_grams(MAIN, of)
+
+            found.append(Method(name, f"ComBat + {MAIN.name}", harmonized, *common, MAIN.probabilities))
+        if "centred" in corrections:
+
+            def centred(rows: np.ndarray, blocks: list[Block] = blocks, weights: list[float] = weights) -> Any:
+                own = [grams.without_site_means(b.gram_NN[np.ix_(rows, rows)], sites[rows].tolist()) for b in blocks]
+                return on_grams(MAIN, grams.fixed(own, weights))
+
+            found.append(Method(f"{name}, site-centred", MAIN.name, centred, *common, MAIN.probabilities, True))
+    return found
+
+
+def _facts(blocks: Sequence[Block]) -> tuple[np.ndarray, int]:
+    """Which units have all blocks, and the number of features."""
+    finite_N: np.ndarray = np.all([b.finite_N for b in blocks], axis=0)
+    return finite_N, sum(b.x_NF.shape[1] for b in blocks)
+
+
+def _on_blocks(features: str, classifier: Classifier, blocks: Sequence[Block], weights: Sequence[float]) -> Method:
+    def readout(rows: np.ndarray) -> Readout:
+        return on_grams(classifier, grams.fixed([b.gram_NN[np.ix_(rows, rows)] for b in blocks], weights))
+
+    return Method(features, classifier.name, readout, *_facts(blocks), classifier.probabilities)
+
+
+def _discriminant(features: str, block: Block) -> Method:
+    return Method(features, "LDA", lambda rows: discriminant(block.x_NF[rows]), *_facts([block]), True)
+
+
+def _denoised(whole_NF: np.ndarray, first_NF: np.ndarray, second_NF: np.ndarray, sites: Sequence[str]) -> Method:
+    n_units = len(whole_NF)
+    block = Block(np.concatenate([whole_NF, first_NF, second_NF]))
+
+    def readout(rows: np.ndarray) -> Readout:
+        of_rows = np.concatenate([rows, n_units + rows, 2 * n_units + rows])
+        return on_grams(MAIN, grams.denoised(block.gram_NN[np.ix_(of_rows, of_rows)], [sites[i] for i in rows]))
+
+    finite_N: np.ndarray = np.all(block.finite_N.reshape(3, n_units), axis=0)
+    return Method(DENOISED, MAIN.name, readout, finite_N, whole_NF.shape[1], MAIN.probabilities)
+
+
+def _tangent(x_NCC: np.ndarray) -> Method:
+    finite_N: np.ndarray = np.isfinite(x_NCC).all(axis=(1, 2))
+    n_features = x_NCC.shape[1] * (x_NCC.shape[1] + 1) // 2
+
+    def readout(rows: np.ndarray) -> Readout:
+        return on_grams(MAIN, grams.tangent(x_NCC[rows]))
+
+    return Method(TANGENT, MAIN.name, readout, finite_N, n_features, MAIN.probabilities)
+
+
+def complete_rows(compared: Sequence[Method]) -> np.ndarray:
+    """Units that every method can describe, so that all are scored on the same ones."""
+    return np.flatnonzero(np.all([m.finite_N for m in compared], axis=0))

@@ -1,0 +1,1 @@
+"""The read-out: linear classifiers on Gram matrices, in folds that share them."""

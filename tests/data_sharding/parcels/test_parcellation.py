@@ -1,0 +1,79 @@
+"""Columns find their parcels by name, label or order; parcels without places are refused."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mcsp.data_sharding.bids.reasons import RecordingError
+from mcsp.data_sharding.bids.write import write_tsv
+from mcsp.data_sharding.parcels.parcellation import ParcelRow, Parcels, parcel_table, place_columns, require_places
+
+ROWS: list[ParcelRow] = [(f"CC_{i}", i, (10.0 * i, -10.0 * i, 5.0)) for i in (1, 2, 4)]
+X_TP = np.arange(15.0).reshape(5, 3)
+
+
+@pytest.mark.parametrize(
+    ("names", "columns"),
+    [
+        (None, [0, 1, 2]),
+        (["CC_4", "CC_1", "CC_2"], [1, 2, 0]),
+        (["1", "2", "4"], [0, 1, 2]),
+        (["4", "2", "1"], [2, 1, 0]),
+        (["Mean_2", "Mean_1", "Mean_4"], [1, 0, 2]),
+        (["0", "1", "2"], [0, 1, 2]),  # they count the columns: no parcel has the label 0
+    ],
+)
+def test_columns_are_known_by_name_label_or_order(names: list[str] | None, columns: list[int]) -> None:
+    x_TP, parcels = place_columns(X_TP, names, ROWS, "a.tsv", "MNI152NLin6Asym")
+    np.testing.assert_array_equal(x_TP, X_TP[:, columns])
+    assert parcels.names == ["CC_1", "CC_2", "CC_4"] and parcels.space == "MNI152NLin6Asym"
+    np.testing.assert_array_equal(parcels.positions_P3[2], [40, -40, 5])
+
+
+@pytest.mark.parametrize(
+    ("x_TP", "names", "reason", "pattern"),
+    [
+        (X_TP[:3].T.repeat(3, axis=1), None, "bad-table", "the table is turned round"),
+        (X_TP[:, :2], None, "parcels-mismatch", "2 columns, expected the table's 3 parcels"),
+        (X_TP[:, :2], ["1", "2"], "parcels-mismatch", "2 columns, expected the table's 3 parcels"),
+        (X_TP, ["a", "b", "c"], "parcels-mismatch", "no column is one of the 3 parcels, found 'a', expected"),
+    ],
+)
+def test_columns_of_something_else_are_refused(
+    x_TP: np.ndarray, names: list[str] | None, reason: str, pattern: str
+) -> None:
+    with pytest.raises(RecordingError, match=pattern) as error:
+        place_columns(x_TP, names, ROWS, "a.tsv")
+    assert error.value.reason == reason
+
+
+@pytest.mark.parametrize(
+    ("positions_P3", "pattern"),
+    [
+        (np.full((4, 3), np.nan), "0 of 4 parcels have a position"),
+        (np.where(np.arange(4)[:, None] == 0, 50.0, np.nan) * np.ones(3), "1 of 4 parcels have a position"),
+        (np.full((4, 3), 0.06), "no voxels or metres"),
+        (np.full((4, 3), 6000.0), "no voxels or metres"),
+    ],
+)
+def test_parcels_need_places_in_millimetres(positions_P3: np.ndarray, pattern: str) -> None:
+    with pytest.raises(RecordingError, match=pattern) as error:
+        require_places(Parcels(list("abcd"), [], positions_P3), 0.5, "a.tsv")
+    assert error.value.reason == "unknown-parcellation"
+    require_places(Parcels(list("abcd"), [], np.full((4, 3), 60.0)), 0.5, "a.tsv")
+
+
+def test_a_table_of_parcels_is_read_in_the_words_of_its_maker_and_checked(tmp_path: Path) -> None:
+    path = tmp_path / "seg-A_dseg.tsv"
+    write_tsv(path, ("label", "x_mm", "y_mm", "z_mm"), [(1, -39.6, -85.4, 1.4), (2, 1, 2, "n/a")])
+    rows = parcel_table(path)
+    assert rows[0] == ("1", 1, (-39.6, -85.4, 1.4)) and np.isnan(rows[1][2][2])
+    for cells, pattern in (
+        ([("a", "1,5")], "row 1: could not convert"),
+        ([("a", 1), ("a", 2)], "'a' is the name of 2"),
+    ):
+        write_tsv(path, ("name", "x"), cells)
+        with pytest.raises(RecordingError, match=pattern) as error:
+            parcel_table(path)
+        assert error.value.reason == "bad-table"

@@ -1,0 +1,104 @@
+"""Tables of time series: the numbers of every format, and one line for whatever is no such table."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from mcsp.data_sharding.bids.reasons import RecordingError
+from mcsp.data_sharding.parcels.series import read_series
+
+NAMES = ["left", "right", "middle"]
+
+
+def values_TP(volumes: int = 12) -> np.ndarray:
+    return np.random.default_rng(0).standard_normal((volumes, 3)).round(6)
+
+
+def written(path: Path, text: str, encoding: str = "utf-8") -> Path:
+    path.write_bytes(text.encode(encoding))
+    return path
+
+
+def text_of(x_TP: np.ndarray, separator: str = "\t", header: str = "", newline: str = "\n") -> str:
+    rows = [separator.join(map(str, row)) for row in x_TP]
+    return newline.join([*([header] if header else []), *rows]) + newline
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "names"),
+    [
+        ("a.tsv", text_of(values_TP(), "\t", "\t".join(NAMES)), NAMES),
+        ("a.tsv", text_of(values_TP(), "\t", "\t".join(NAMES), "\r\n"), NAMES),
+        ("a.tsv", "\ufeff" + text_of(values_TP(), "\t", "1\t2\t3"), ["1", "2", "3"]),
+        ("a.csv", text_of(values_TP(), ",", ",".join(NAMES)), NAMES),
+        ("a.csv", text_of(values_TP(), ","), None),
+        ("a.csv", text_of(values_TP(), ",", "0,1,2"), ["0", "1", "2"]),
+        ("a.1D", text_of(values_TP(), "\t", "#1\t#2\t#3"), ["1", "2", "3"]),
+        ("a.1D", text_of(values_TP(), "  ", "# 3dmaskave -quiet"), None),
+        (
+            "a.1D",
+            "# made by C-PAC\n" + text_of(values_TP(), ",", "#Mean_1,Mean_2,Mean_3"),
+            ["Mean_1", "Mean_2", "Mean_3"],
+        ),
+        ("a.txt", text_of(values_TP(), " "), None),
+    ],
+)
+def test_the_numbers_and_names_are_those_of_the_file(
+    tmp_path: Path, name: str, text: str, names: list[str] | None
+) -> None:
+    found_TP, found = read_series(written(tmp_path / name, text))
+    np.testing.assert_array_equal(found_TP, values_TP())
+    assert found == names
+
+
+def test_arrays_and_tables_of_pandas_are_read(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", values_TP().astype(np.float32))
+    np.testing.assert_allclose(read_series(tmp_path / "a.npy")[0], values_TP(), rtol=1e-6)
+    frame = pd.DataFrame(values_TP(), columns=NAMES)
+    frame.iloc[3, 1] = np.nan
+    frame.to_csv(tmp_path / "a.tsv", sep="\t", index=False, na_rep="n/a")
+    found_TP, names = read_series(tmp_path / "a.tsv")
+    np.testing.assert_array_equal(found_TP, frame.to_numpy())
+    assert names == NAMES
+
+
+HEADER = "\t".join(NAMES)
+FAULTS = {
+    "no header": ("a.tsv", text_of(values_TP()), "the first line holds values"),
+    "no header, whole numbers": ("a.tsv", "1003\t998\t1010\n" + text_of(values_TP()), r"holds values \(1003\)"),
+    "a name twice": ("a.tsv", text_of(values_TP(), "\t", "left\tleft\tmiddle"), "'left' is the name of 2 parcels"),
+    "an index column": ("a.tsv", text_of(values_TP(), "\t", "\tleft\tright"), "column 1 has no name"),
+    "commas": ("a.tsv", text_of(values_TP(), ",", ",".join(NAMES)), "columns are separated by ',', expected a tab"),
+    "decimal commas": (
+        "a.tsv", text_of(values_TP(), "\t", HEADER).replace(".", ","), "line 2, column 1 holds .* with a decimal comma"
+    ),
+    "text": ("a.tsv", f"{HEADER}\n1\t2\t3\n4\tx\t6\n", "line 3, column 2 holds 'x', expected one number per volume"),
+    "names in a column": ("a.tsv", "name\t0\t1\nleft\t1.5\t2\nright\t2\t3\n", "values|holds 'left'"),
+    "a short row": ("a.tsv", f"{HEADER}\n1\t2\t3\n4\t5\n", "line 3 has 2 cells, expected 3"),
+    "a gap": ("a.tsv", f"{HEADER}\n1\t2\t3\n\n4\t5\t7\n", "line 3 is empty"),
+    "rows counted": (
+        "a.tsv", text_of(np.column_stack([np.arange(12), values_TP()[:, :2]]), "\t", "time\tleft\tright"),
+        "column 'time' counts the rows",
+    ),
+    "no text at all": ("a.npy", "no array", "a.npy"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", FAULTS)
+def test_what_is_no_such_table_is_refused_by_what_is_wrong(tmp_path: Path, what: str) -> None:
+    name, text, pattern = FAULTS[what]
+    with pytest.raises(RecordingError, match=pattern) as error:
+        read_series(written(tmp_path / name, text))
+    assert error.value.reason == "bad-table"
+    assert str(error.value).startswith(f"{name}: ") and "\n" not in str(error.value)
+
+
+def test_an_array_of_another_shape_and_a_table_of_another_encoding_are_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.zeros((3, 4, 5)))
+    with pytest.raises(RecordingError, match=r"float64 \(3, 4, 5\), expected numbers of shape"):
+        read_series(tmp_path / "a.npy")
+    with pytest.raises(RecordingError) as error:
+        read_series(written(tmp_path / "a.tsv", "größe\tb\n1\t2\n", "latin-1"))
+    assert error.value.reason == "bad-encoding"

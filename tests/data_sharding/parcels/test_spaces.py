@@ -1,0 +1,73 @@
+"""The space of images and atlases is known and the same, or they are refused."""
+
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+
+from mcsp.data_sharding.bids.reasons import RecordingError
+from mcsp.data_sharding.parcels.spaces import (
+    require_orientation,
+    require_same,
+    require_standard,
+    same_space,
+    space_of_atlas,
+    space_of_name,
+)
+
+
+@pytest.mark.parametrize(
+    ("path", "space"),
+    [
+        ("sub-1/func/sub-1_task-rest_space-MNI152NLin2009cAsym_desc-preproc_bold.nii.gz", "MNI152NLin2009cAsym"),
+        ("tpl-MNI152NLin6Asym_res-02_atlas-Schaefer2018_desc-400Parcels7Networks_dseg.nii.gz", "MNI152NLin6Asym"),
+        ("tpl-MNI152NLin6Asym/atlas.nii.gz", "MNI152NLin6Asym"),
+        ("schaefer_2018/Schaefer2018_400Parcels_7Networks_order_FSLMNI152_2mm.nii.gz", "MNI152NLin6Asym"),
+        ("fsl/HarvardOxford/HarvardOxford-cort-maxprob-thr25-2mm.nii.gz", "MNI152NLin6Asym"),
+        ("aal/atlas/AAL.nii", "MNIColin27"),
+        ("atlas-Lobes_dseg.nii.gz", ""),
+        ("mine.nii.gz", ""),
+    ],
+)
+def test_the_space_of_a_file_is_that_of_its_name_or_of_a_known_atlas(path: str, space: str) -> None:
+    assert space_of_atlas(Path(path)) == space
+    if "space-" in path or "tpl-" in path:
+        assert space_of_name(Path(path)) == space
+
+
+def test_generations_of_mni_are_different_spaces() -> None:
+    assert same_space("MNI152NLin6Asym", "FSLMNI152") and same_space("MNI152NLin6ASym", "MNI152NLin6Asym")
+    assert not same_space("MNI152NLin6Asym", "MNI152NLin2009cAsym") and not same_space("MNIColin27", "MNI152NLin6Asym")
+
+
+@pytest.mark.parametrize("space", ["T1w", "", "orig", "fsaverage", "func"])
+def test_an_image_in_no_standard_space_is_refused(space: str) -> None:
+    with pytest.raises(RecordingError, match="expected an image in an MNI space") as error:
+        require_standard(space, "sub-1_bold.nii.gz")
+    assert error.value.reason == "label-space-mismatch"
+    require_standard("MNI152NLin2009cAsym", "sub-1_bold.nii.gz")
+
+
+@pytest.mark.parametrize(("atlas", "pattern"), [("", "nothing says its space"), ("MNIColin27", "lies in MNIColin27")])
+def test_an_atlas_of_another_space_or_of_none_is_refused(atlas: str, pattern: str) -> None:
+    with pytest.raises(RecordingError, match=pattern):
+        require_same("MNI152NLin6Asym", "sub-1_bold.nii.gz", atlas, "atlas.nii.gz")
+    require_same("MNI152NLin6Asym", "sub-1_bold.nii.gz", "MNI152NLin6Asym", "atlas.nii.gz")
+
+
+def image(codes: tuple[int, int], flipped: bool = False) -> nibabel.Nifti1Image:
+    affine = np.diag([3.0, 3, 3, 1])
+    made = nibabel.Nifti1Image(np.zeros((4, 4, 4), np.int16), affine)
+    made.set_sform(affine, codes[0])
+    made.set_qform(np.diag([-3.0, 3, 3, 1]) if flipped else affine, codes[1], update_affine=False)
+    return made
+
+
+def test_an_image_says_where_left_is() -> None:
+    for codes in ((4, 4), (0, 1), (2, 0)):
+        require_orientation(image(codes), "a.nii")
+    for made in (image((0, 0)), image((1, 1), flipped=True)):
+        with pytest.raises(RecordingError, match="left and right") as error:
+            require_orientation(made, "a.nii")
+        assert error.value.reason == "no-orientation"

@@ -1,0 +1,103 @@
+"""Gram matrices say what features say: each form against the same thing written out feature by feature."""
+
+import numpy as np
+import pytest
+from pyriemann.tangentspace import TangentSpace
+
+from mcsp.evaluate.readout.grams import combined, denoised, fixed, gram, harmonized, tangent, without_site_means
+from mcsp.evaluate.readout.harmonize import Combat
+
+TRAIN, SITES = np.arange(0, 30), ["a"] * 18 + ["b"] * 14 + ["c"] * 8
+
+
+def features(seed: int = 0, columns: int = 60) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(len(SITES), columns)) + 3.0
+
+
+def scaled(x_NF: np.ndarray, train: np.ndarray = TRAIN) -> np.ndarray:
+    """Features at the mean of the training units, of mean squared length 1 there."""
+    x_NF = x_NF - x_NF[train].mean(axis=0)
+    return x_NF / np.sqrt((x_NF[train] ** 2).sum(axis=1).mean())
+
+
+def test_a_weighted_sum_of_grams_is_that_of_the_scaled_blocks_side_by_side() -> None:
+    a, b = features(0), 100.0 * features(1, 7)
+    found = combined([gram(a), gram(b)], TRAIN, [3.0, 1.0])
+    both = np.hstack([np.sqrt(0.75) * scaled(a), np.sqrt(0.25) * scaled(b)])
+    np.testing.assert_allclose(found, both @ both.T, atol=1e-12)
+    assert np.diagonal(found)[TRAIN].mean() == pytest.approx(1.0)
+
+
+def test_units_outside_of_the_training_part_move_no_entry_of_others() -> None:
+    a = features()
+    before = combined([gram(a)], TRAIN)
+    a[35:] += 50.0
+    after = combined([gram(a)], TRAIN)
+    np.testing.assert_allclose(after[:35, :35], before[:35, :35], atol=1e-9)
+
+
+def test_a_block_that_does_not_vary_in_training_has_no_part() -> None:
+    a, constant = features(), np.full((len(SITES), 5), 0.1)
+    constant[35] = 9.0
+    np.testing.assert_allclose(combined([gram(a), gram(constant)], TRAIN), combined([gram(a)], TRAIN) / 2, atol=1e-12)
+
+
+def test_without_site_means_is_the_gram_of_centred_features() -> None:
+    a = features()
+    site_N = np.array(SITES)
+    expected = np.vstack([a[site_N == s] - a[site_N == s].mean(axis=0) for s in "abc"])
+    np.testing.assert_allclose(without_site_means(gram(a), SITES), expected @ expected.T, atol=1e-10)
+
+
+def denoiser(h1: np.ndarray, h2: np.ndarray, site: np.ndarray, lam: float = 1.0):
+    """Ridge from each half to the other, site means taken out of input and target, written out with features."""
+
+    def centred_within(h: np.ndarray) -> np.ndarray:
+        means = {s: h[site == s].mean(axis=0) for s in set(site)}
+        return h - np.array([means[s] for s in site])
+
+    mean = np.vstack([h1, h2]).mean(axis=0)
+    a, b = centred_within(h1), centred_within(h2)
+    x, y = np.vstack([a, b]), np.vstack([b, a])
+    k = x @ x.T
+    w = np.linalg.solve(k + lam * np.trace(k) / len(k) * np.eye(len(k)), y)
+    return lambda whole: ((whole - mean) @ x.T) @ w
+
+
+def test_the_denoiser_of_inner_products_is_that_of_features() -> None:
+    whole, first, second = features(0), features(1), features(2)
+    expected = scaled(denoiser(first[TRAIN], second[TRAIN], np.array(SITES)[TRAIN])(whole))
+    found = denoised(gram(np.vstack([whole, first, second])), SITES)(TRAIN)
+    np.testing.assert_allclose(found, expected @ expected.T, atol=1e-10)
+
+
+def test_the_denoiser_keeps_what_is_the_same_in_both_halves() -> None:
+    """The nearest neighbour of a person's first half is the second half, more often than without it."""
+    rng = np.random.default_rng(3)
+    own = 2.0 * rng.normal(size=(200, 5)) @ rng.normal(size=(5, 300))
+    first, second = (own + 12.0 * rng.normal(size=own.shape) for _ in range(2))
+    sites = [str(i % 4) for i in range(200)]
+    train, test = np.arange(150), np.arange(150, 200)
+
+    def hits(gram_NN: np.ndarray) -> float:
+        """Of test people as two units each: first halves, then second halves."""
+        k = gram_NN[np.ix_(np.r_[test, 200 + test], np.r_[test, 200 + test])]
+        unit = k / np.sqrt(np.outer(np.diagonal(k), np.diagonal(k)))
+        return float((unit[:50, 50:].argmax(axis=1) == np.arange(50)).mean())
+
+    whole = np.vstack([first, second])  # as if each half were a recording of its own
+    stacked = np.vstack([whole, np.vstack([first, first]), np.vstack([second, second])])
+    clean = denoised(gram(stacked), sites * 2)(train)
+    plain = fixed([gram(whole)])(train)
+    assert hits(clean) > hits(plain) + 0.1
+
+
+def test_tangent_space_and_combat_are_fitted_on_training_units() -> None:
+    x_NTC = np.random.default_rng(0).normal(size=(len(SITES), 50, 4))
+    x_NCC = x_NTC.swapaxes(1, 2) @ x_NTC / 50
+    expected = scaled(TangentSpace(metric="riemann").fit(x_NCC[TRAIN]).transform(x_NCC))
+    np.testing.assert_allclose(tangent(x_NCC)(TRAIN), expected @ expected.T, atol=1e-9)
+    a = features(0, 6)
+    with_site = np.c_[a, np.unique(SITES, return_inverse=True)[1]]
+    expected = scaled(Combat().fit(with_site[TRAIN]).transform(with_site))
+    np.testing.assert_allclose(harmonized([a], SITES)(TRAIN), expected @ expected.T, atol=1e-9)

@@ -1,0 +1,138 @@
+"""What is measured of a whole recording: the right band, region and pair, gaps left out, any parcellation."""
+
+import numpy as np
+import pytest
+
+from mcsp.evaluate.measured import (
+    SCALP_REGIONS_MM,
+    Points,
+    brain_lattice_mm,
+    common_points,
+    connectivity,
+    log_band_power,
+    root_connectivity,
+    series,
+)
+from mcsp.kernels.spectral import EEG_BANDS_HZ
+from mcsp.schema import Window
+from tests.evaluate.test_features import recording
+
+OWN = Points(None)
+
+
+def window(x_TC: np.ndarray, position_C3: np.ndarray, sfreq: float, **changes: object) -> Window:
+    """A window that is a whole recording."""
+    n, c = x_TC.shape
+    whole = {"channels": [str(i) for i in range(c)], "channel_good": [True] * c, "n_channels": c, "n_samples": n}
+    whole |= {"positions_mm": position_C3.ravel().tolist(), "sfreq": sfreq, "valid_spans": [0, n], **changes}
+    return Window(x_TC.astype(np.float32), recording(**whole), 0)
+
+
+def scalp(window: Window) -> np.ndarray | None:
+    """Log power (bands, regions)."""
+    found = log_band_power(window, common_points("eeg"))
+    return None if found is None else found[0].reshape(len(EEG_BANDS_HZ), -1)
+
+
+@pytest.mark.parametrize("sfreq", [200.0, 256.0])
+def test_band_power_finds_band_and_region(sfreq: float) -> None:
+    """10 Hz of 20 uV at the right occipital electrode alone: 200 uV^2 in the alpha band there."""
+    positions = np.array(list(SCALP_REGIONS_MM.values()))
+    x_TC = np.random.default_rng(0).normal(scale=0.1, size=(round(20 * sfreq), len(positions)))
+    region = list(SCALP_REGIONS_MM).index("right occipital")
+    x_TC[:, region] += 20 * np.sin(2 * np.pi * 10 * np.arange(len(x_TC)) / sfreq)
+    power_5R = scalp(window(x_TC, positions, sfreq))
+    assert power_5R is not None
+    alpha = list(EEG_BANDS_HZ).index("alpha")
+    assert np.unravel_index(power_5R.argmax(), power_5R.shape) == (alpha, region)
+    single = scalp(window(x_TC[:, [region]], positions[[region]], sfreq))
+    assert single is not None
+    np.testing.assert_allclose(single[alpha], np.log10(200), atol=0.02)
+    absolute, share = log_band_power(window(x_TC, positions, sfreq), OWN)  # type: ignore[misc]
+    np.testing.assert_allclose(absolute.reshape(5, -1)[alpha, region], np.log10(200), atol=0.02)
+    np.testing.assert_allclose(share.reshape(5, -1)[alpha, region], 0.0, atol=0.001)
+    np.testing.assert_allclose((10 ** share.reshape(5, -1)).sum(axis=0), 1.0, atol=1e-12)
+
+
+def test_power_is_of_valid_time_alone() -> None:
+    positions = np.array(list(SCALP_REGIONS_MM.values()))
+    x_TC = np.random.default_rng(1).normal(size=(4000, 10))
+    expected = log_band_power(window(x_TC[1000:3000], positions, 200.0), OWN)
+    x_TC[:1000] *= 50.0
+    x_TC[3000:] = 0.0
+    found = log_band_power(window(x_TC, positions, 200.0, valid_spans=[1000, 3000]), OWN)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    two = log_band_power(window(x_TC, positions, 200.0, valid_spans=[1000, 1100, 1500, 3000]), OWN)
+    np.testing.assert_allclose(two, log_band_power(window(x_TC[1500:3000], positions, 200.0), OWN), atol=1e-6)
+
+
+def test_a_bad_channel_takes_the_power_of_those_around_it() -> None:
+    positions = np.array(list(SCALP_REGIONS_MM.values()))
+    x_TC = np.random.default_rng(1).normal(size=(2000, 10))
+    plain = log_band_power(window(x_TC, positions, 200.0), OWN)
+    x_TC[:, 3] *= 1000.0
+    found = log_band_power(window(x_TC, positions, 200.0, channel_good=[i != 3 for i in range(10)]), OWN)
+    np.testing.assert_allclose(found, plain, atol=0.3)  # of noise of one kind everywhere
+    nowhere = positions.copy()
+    nowhere[3] = np.nan
+    assert log_band_power(window(x_TC, nowhere, 200.0, channel_good=[i != 3 for i in range(10)]), OWN) is None
+
+
+def test_band_power_does_not_depend_on_the_order_of_channels_and_skips_unknown_ones() -> None:
+    rng = np.random.default_rng(1)
+    positions = np.array(list(SCALP_REGIONS_MM.values()))
+    x_TC = rng.normal(size=(2000, 10)) * np.arange(1, 11)
+    order = rng.permutation(10)
+    expected = scalp(window(x_TC, positions, 200.0))
+    np.testing.assert_allclose(scalp(window(x_TC[:, order], positions[order], 200.0)), expected)
+    wider = np.concatenate([positions, np.full((1, 3), np.nan)])
+    loud = np.concatenate([x_TC, 1000 * rng.normal(size=(2000, 1))], axis=1)
+    np.testing.assert_allclose(scalp(window(loud, wider, 200.0)), expected)
+    assert scalp(window(x_TC, np.full((10, 3), np.nan), 200.0)) is None
+
+
+def test_connectivity_is_pearson_and_flat_parcels_count_as_zero() -> None:
+    x_TC = np.random.default_rng(2).normal(size=(60, 6)).cumsum(axis=0)
+    fmri = {"modality": "fmri", "unit": "percent"}
+    expected = np.arctanh(np.corrcoef(x_TC.T)[np.triu_indices(6, 1)])
+    found = connectivity(series(window(x_TC, np.zeros((6, 3)), 0.5, **fmri), OWN, True))
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    x_TC[:, 0] = 3.0
+    found = connectivity(series(window(x_TC, np.zeros((6, 3)), 0.5, **fmri), OWN, True))
+    assert (found[:5] == 0).all()
+    np.testing.assert_allclose(found[5:], expected[5:], rtol=1e-4)
+
+
+@pytest.mark.parametrize("measure", [connectivity, root_connectivity])
+def test_connectivity_at_a_lattice_is_comparable_across_parcellations(measure) -> None:
+    """Two parcellations of one brain agree with each other far better than either with another brain."""
+    lattice = brain_lattice_mm()
+    coarse, fine = lattice[::2] + 5.0, lattice[np.random.default_rng(3).permutation(len(lattice))]
+
+    def activity(seed: int, positions: np.ndarray) -> np.ndarray:
+        rng = np.random.default_rng(seed)
+        sources_mm, source_T6 = rng.uniform(-60, 60, (6, 3)), rng.normal(size=(300, 6))
+        return source_T6 @ np.exp(-((sources_mm[:, None] - positions[None]) ** 2).sum(-1) / (2 * 40.0**2))
+
+    vectors = [
+        measure(series(window(activity(seed, positions), positions, 0.5), common_points("fmri"), True))
+        for seed, positions in ((0, coarse), (0, fine), (1, coarse))
+    ]
+    same, other = (np.corrcoef(vectors[0], v)[0, 1] for v in vectors[1:])
+    assert len(vectors[0]) == len(lattice) * (len(lattice) - 1) // 2
+    assert same > 0.85
+    assert other < same - 0.2
+
+
+def test_the_root_of_connectivity_is_what_its_definition_says() -> None:
+    """Written out with eigenvectors in numpy; fewer samples than parcels, one of which is flat."""
+    x_TC = np.random.default_rng(4).normal(size=(30, 40)).cumsum(axis=0)
+    x_TC[:, 7] = 2.0
+    std_C = x_TC.std(axis=0)
+    z_TC = (x_TC - x_TC.mean(axis=0)) / np.where(std_C < 1e-6, 1, std_C)
+    correlation = z_TC.T @ z_TC / len(z_TC)
+    np.fill_diagonal(correlation, 1)
+    value, vector = np.linalg.eigh(correlation)
+    expected = ((vector * np.sqrt(np.maximum(value, 0))) @ vector.T)[np.triu_indices(40, 1)]
+    expected -= expected.mean()
+    np.testing.assert_allclose(root_connectivity(x_TC), expected / np.linalg.norm(expected), atol=1e-9)
