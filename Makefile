@@ -3,7 +3,7 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow check format bench resolve lock audit
+.PHONY: help setup demo test test-slow mutate check format bench resolve lock audit
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -115,6 +115,13 @@ test: $(STAMP) ## the tests, within ten minutes on two cores (PYTEST_OPTIONS="-k
 
 test-slow: $(STAMP) ## the tests that `make test` leaves out: failures of hosts, ranks, disks and workers
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow --durations=15 $(PYTEST_OPTIONS)
+
+# Mutants that are drawn from the files named in tests/mutate.py, and the time after which no other is begun.
+MUTANTS ?= 100
+MUTATE_SECONDS ?= 3600
+mutate: $(STAMP) ## one mistake at a time in core files: which do the tests notice (MUTANTS=, MUTATE_SECONDS=)
+	@export PATH="$(abspath $(BIN)):$$PATH" OMP_NUM_THREADS=1
+	python tests/mutate.py --mutants $(MUTANTS) --seconds $(MUTATE_SECONDS)
 
 check: $(STAMP) ## lint, formatting, types
 	@echo "== ruff"

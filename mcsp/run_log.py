@@ -64,6 +64,32 @@ def keep_steps(run_dir: Path, last: int) -> None:
     os.replace(aside, path)
 
 
+def write_whole(path: Path, text: str) -> None:
+    """Replace a small file at once: whoever reads it meanwhile finds the old or the new. It may be lost in a power cut.
+
+    Files that must outlive one are written by :func:`mcsp.data_sharding.store.files.write_atomic`.
+    """
+    aside = path.with_name(f".{path.name}.{os.getpid()}.new")
+    aside.write_text(text)
+    os.replace(aside, path)
+
+
+def first_to_name(own: Path, path: Path) -> bool:
+    """Give the file ``own`` the name ``path`` unless there is one already: of several that try, one gets it.
+
+    ``own`` may still be there afterwards.
+    """
+    try:
+        os.link(own, path)
+    except FileExistsError:
+        return False
+    except OSError:  # no hard links on this file system
+        if path.exists():
+            return False
+        os.replace(own, path)
+    return True
+
+
 def _is_kept(line: bytes, last: int) -> bool:
     step = _STEP.match(line)
     return step is not None and 1 <= int(step[1]) <= last and line.endswith(b"}\n")

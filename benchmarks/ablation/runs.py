@@ -6,7 +6,6 @@ A run is ``variant/seed``. Its folder holds ``log.txt``, ``run/`` (metrics) and,
 
 import hashlib
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -23,7 +22,7 @@ from mcsp.config import PretrainConfig
 from mcsp.data_sharding.store.reader import Corpus
 from mcsp.model.mcsp import MCSP
 from mcsp.model.weights import load_weights
-from mcsp.run_log import read_metrics
+from mcsp.run_log import read_metrics, write_whole
 from mcsp.training.run import pretrain
 from mcsp.training.saving import checkpoint
 from mcsp.training.saving.state import consolidate_weights
@@ -158,9 +157,7 @@ def remembered(
     path = config.out_dir / "untrained" / f"{digest}.json"
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_suffix(f".{os.getpid()}.partial")
-        aside.write_text(json.dumps(score(), indent=1) + "\n")
-        aside.rename(path)
+        write_whole(path, json.dumps(score(), indent=1) + "\n")
     found: dict[str, Any] = json.loads(path.read_text())
     return found
 
@@ -185,7 +182,5 @@ def write_result(config: AblateConfig, run: str, scores: dict[str, Any], made_by
         "variant": variant, "seed": int(seed), "asked": asked(config, variant, int(seed)), "scores": scores,
         "first_and_last_step": training, "seconds_per_step": seconds, "made_by": made_by,
     }  # fmt: skip
-    aside = folder / f".{RESULT_FILE}.partial"
-    aside.write_text(json.dumps(content, indent=1) + "\n")
-    aside.rename(folder / RESULT_FILE)
+    write_whole(folder / RESULT_FILE, json.dumps(content, indent=1) + "\n")
     shutil.rmtree(pretraining.run_dir / "checkpoints", ignore_errors=True)

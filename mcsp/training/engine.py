@@ -287,14 +287,15 @@ class Engine:
         Every rank calls it. A collective per parameter, so not for every step.
         """
         read: Callable[[nn.Parameter], Tensor | None] = deepspeed.utils.safe_get_full_grad
-        squares: dict[str, float] = {}
+        squares: dict[str, Tensor] = {}
         for name, parameter in self._engine.module.named_parameters():
             with distributed.around_collectives():
                 gradient = read(parameter)
             if gradient is not None:
                 group = group_of(name)
-                squares[group] = squares.get(group, 0.0) + float(gradient.double().square().sum())
-        return {group: math.sqrt(square) for group, square in squares.items()}
+                square = gradient.float().square().sum()
+                squares[group] = squares[group] + square if group in squares else square
+        return dict(zip(squares, torch.stack(list(squares.values())).sqrt().tolist(), strict=True))
 
     def _refuses(self, norm: Tensor) -> bool:
         """Remember the norm that rank 0 found, so that no rounding makes ranks choose differently."""

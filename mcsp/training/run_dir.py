@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mcsp import distributed
+from mcsp.run_log import first_to_name
 from mcsp.training.stopping import process_stat
 
 LOCK = "lock.json"
@@ -100,11 +101,8 @@ class Lock(threading.Thread):
         own = self.path.with_name(f".{LOCK}-{self._me['pid']}-{self._me['started']}")
         own.write_text(json.dumps(self._me) + "\n")
         try:
-            os.link(own, self.path)  # of two that start at once, one
-        except FileExistsError:
-            raise InUse(f"{run_dir}: another run has started in it at this moment") from None
-        except OSError:  # no hard links here
-            os.replace(own, self.path)
+            if not first_to_name(own, self.path):
+                raise InUse(f"{run_dir}: another run has started in it at this moment")
         finally:
             own.unlink(missing_ok=True)
         self.start()

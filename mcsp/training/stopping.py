@@ -19,6 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+from mcsp.run_log import first_to_name
 from mcsp.training.clock import Clock
 
 # As in sysexits.h: a temporary failure ("run me again"), a disk that takes no more, a hang, and data that cannot be
@@ -130,13 +131,7 @@ def write_exit(run_dir: Path, reason: str, detail: str, step: int, code: int, ra
         with open(own, "r+b" if own.exists() else "wb") as file:  # over what was reserved
             file.write(text)
             file.truncate()
-        try:
-            os.link(own, common)
-        except FileExistsError:
-            pass
-        except OSError:  # no hard links here
-            if not common.exists():
-                os.replace(own, common)
+        first_to_name(own, common)
         own.unlink(missing_ok=True)
 
 

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from mcsp.run_log import write_whole
 from mcsp.training.clock import Clock
 from mcsp.training.stopping import EXIT_HUNG, write_exit
 from mcsp.wording import listed
@@ -52,10 +53,8 @@ class Watchdog(threading.Thread):
         facts = {"rank": self.rank, "host": socket.gethostname(), "pid": os.getpid(), "beat": self.beat}
         facts |= {"step": self.clock.step, "phase": self.clock.doing, "idle_seconds": round(idle, 1)}
         path = self.run_dir / "heartbeats" / f"rank-{self.rank:05d}.json"
-        aside = path.with_suffix(".new")
         try:
-            aside.write_text(json.dumps({**facts, "diagnosing": diagnosing}) + "\n")
-            os.replace(aside, path)
+            write_whole(path, json.dumps({**facts, "diagnosing": diagnosing}) + "\n")
         except OSError as error:
             print(f"warning: {path}: cannot write the heartbeat ({error.strerror})", file=sys.stderr, flush=True)
 

@@ -1,4 +1,7 @@
-"""The plain module: a training loop of anyone's learns, and what is frozen stays."""
+"""The plain module: a training loop of anyone's learns, and what is frozen stays.
+
+Covers: mcsp/encode/classifier.py
+"""
 
 import copy
 from pathlib import Path

@@ -1,6 +1,7 @@
 import json
 import math
 import random
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from mcsp.run_log import read_events, read_metrics
 from mcsp.training.health import Health, suspects
 from tests.training.ranks import run_ranks, same, weights
 
+ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = Path(__file__).with_name("health_program.py")
 
 
@@ -103,6 +105,23 @@ def healthy(steps: int, seed: int = 0) -> list[tuple[float, float]]:
 def test_a_healthy_run_is_left_alone() -> None:
     health, skipped, back = replay(healthy(600))
     assert skipped == back == [] and health.levels[0] > 15 and health.levels[1] < 11
+
+
+def test_a_run_on_real_people_is_left_alone_and_a_spike_in_it_is_not() -> None:
+    """Losses and norms of 600 steps on ABIDE (result of benchmarks/studies/validation_curves.py), whose norms grow."""
+    found = json.loads((ROOT / "benchmarks" / "results" / "validation_curves.json").read_text())["runs"]["abide"]
+    series = list(zip(found["loss"], found["gradient_norm"], strict=True))
+    assert len(series) == 600
+    health, skipped, back = replay(series)
+    assert skipped == back == [] and health.levels[1] < 0.6 * health.levels[0]
+    assert statistics.median(n for _, n in series[-100:]) > 1.8 * statistics.median(n for _, n in series[:100])
+    loss, norm = series[450]
+    series[450] = loss, 30 * norm
+    assert replay(series)[1] == [450]
+    # A hundred times the learning rate: the loss of the untrained model, and more.
+    lost = [(loss if step < 300 else 25.0, norm) for step, (loss, norm) in enumerate(series)]
+    _, _, back = replay(lost)
+    assert back and back[0] < 300 + 240
 
 
 def test_an_isolated_spike_is_skipped() -> None:

@@ -1,4 +1,7 @@
-"""A dataset in a public bucket is built as on the disk, read anonymously from a local server that speaks S3."""
+"""A dataset in a public bucket is built as on the disk, read anonymously from a local server that speaks S3.
+
+Covers: data_sharding/bids/remote.py
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
