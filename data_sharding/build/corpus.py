@@ -75,7 +75,7 @@ def build_corpus(config: CorpusConfig, address: str | None = None) -> tuple[dict
     with claimed(out, plan), without_key_in_environment():
         if sealed_plan(out) == digest and _is_finished(out):
             return read_index(out), True
-        with ray_session(config.workers, address):
+        with ray_session(config.workers, address, config.allow_open_cluster):
             status = BuildStatus(out, plan.found, len(plan.names))
             for note in plan.notes:
                 status.say(f"warning: {note}")
@@ -107,8 +107,14 @@ def _fetch_atlases(plan: Plan, config: CorpusConfig) -> None:
 
 
 @contextmanager
-def ray_session(workers: int | None = None, address: str | None = None) -> Iterator[None]:
-    """Connect to Ray, or start it here with ``workers`` CPUs (None: all); joins a session that is already open."""
+def ray_session(
+    workers: int | None = None, address: str | None = None, allow_open_cluster: bool = False
+) -> Iterator[None]:
+    """Connect to Ray, or start it here with ``workers`` CPUs (None: all); joins a session that is already open.
+
+    Raises:
+        ValueError: a cluster without authentication, unless ``allow_open_cluster``, or Ray that does not start.
+    """
     if ray.is_initialized():
         yield
         return
@@ -117,6 +123,12 @@ def ray_session(workers: int | None = None, address: str | None = None) -> Itera
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # of tasks that nobody asks for after the first error
     address = address or os.environ.get("RAY_ADDRESS")  # set by `ray job submit`
     _check_reachable(address)
+    if address and not allow_open_cluster and os.environ.get("RAY_AUTH_MODE") != "token":
+        raise ValueError(
+            f"Ray at {address}: found RAY_AUTH_MODE unset, expected a cluster with authentication (RAY_AUTH_MODE=token "
+            "on every node and here): whoever reaches an open cluster runs programs as you; set it, or "
+            "allow_open_cluster=true"
+        )
 
     def start() -> None:
         ray.shutdown()  # what is left of an attempt before

@@ -23,7 +23,7 @@ _FILES = (
 def public_config(config: CorpusConfig) -> dict[str, Any]:
     """The resolved configuration without what depends on the machine: folders and the number of workers."""
     values = config.dump()
-    for name in ("bids_root", "out_dir", "workers", "subject_key_file", "trusted_link_targets"):
+    for name in ("bids_root", "out_dir", "workers", "subject_key_file", "trusted_link_targets", "allow_open_cluster"):
         del values[name]
     for section in (values["fmri"], *values["sites"].values()):
         section["label_image"] = Path(section["label_image"]).name if section["label_image"] else None

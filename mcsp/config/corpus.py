@@ -172,6 +172,9 @@ class CorpusConfig(Selection):
         description="time that files which never end may cost one site; then the rest of it is not read",
     )
     read_memory_gb: float = Field(16.0, gt=0, description="address space for reading one recording [10^9 bytes]")
+    allow_open_cluster: bool = Field(
+        False, description="use a Ray cluster without authentication, on which whoever reaches it runs programs as you"
+    )
     workers: int | None = Field(None, ge=1, description="Ray CPUs of a local Ray; null: all cores")
 
     def eeg_of(self, site: str) -> EegConfig:

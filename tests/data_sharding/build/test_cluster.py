@@ -120,7 +120,9 @@ def test_the_death_of_a_worker_and_of_a_node_changes_nothing(
     # The head builds nothing, or it would be done before the others have started.
     nodes, out = cluster(3, head_cpus=0), tmp_path / "corpus"
     raylets = [node.all_processes["raylet"][0].process.pid for node in nodes.worker_nodes]
-    driver = start_driver(small, out, "--address", nodes.address)
+    refused = start_driver(small, out, "--address", nodes.address)
+    assert "expected a cluster with authentication" in refused.communicate(timeout=120)[1] and refused.returncode == 2
+    driver = start_driver({**small, "allow_open_cluster": True}, out, "--address", nodes.address)
     bereaved = kill_busy_worker(raylets, driver)
     (other,) = set(raylets) - {bereaved}
     assert driver.poll() is None
@@ -150,10 +152,11 @@ def free_port() -> int:
 
 
 def test_a_submitted_job_builds_the_same(small: dict, expected: dict, tmp_path: Path) -> None:
-    """``ray start``, ``ray job submit --working-dir``, and a stop of what was started here alone."""
+    """``ray start`` with a token, ``ray job submit --working-dir``, and a stop of what was started here alone."""
     (port, dashboard, agent, client), out = [free_port() for _ in range(4)], tmp_path / "corpus"
     environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "RAY_ADDRESS")}
     environment |= {"MCSP_SUBJECT_KEY": "a key for tests alone", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+    environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "5e" * 32}
     # The paths of Ray's sockets must stay below 108 characters, so they cannot lie in tmp_path.
     short = tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True)
     with short as ray_folder, open(tmp_path / "head.txt", "wb") as log:
