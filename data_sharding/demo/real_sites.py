@@ -69,7 +69,8 @@ README_NITIME = """
 Two small 4-D BOLD images (10 x 10 x 18 voxels, 40 volumes, t_r 1.35 s) as they come in the Python package nitime
 {version} (http://nipy.org/nitime). Whether both are of one person is not documented. seg-blocks_dseg.nii.gz divides the
 volume into {n} blocks of 5 x 5 x 3 voxels: parcels for trying out software, not anatomy; their centres are in the
-image's own coordinates, not in MNI space.
+image's own coordinates, not in MNI space. So the builder refuses both (label-space-mismatch): they show what becomes of
+images of a head that were not brought into a standard space.
 
 Terms: nitime is under the BSD licence.
 """

@@ -189,7 +189,8 @@ encoded = model.encode_raw("sub-01_task-rest_eeg.edf")
 {_PRINT}""",
     "fmri": f"""\
 # in MNI space; or the array of a nilearn masker with t_r
-encoded = model.encode_bold("sub-01_task-rest_bold.nii.gz", parcellation="atlas_dseg.nii.gz")
+atlas = "tpl-MNI152NLin6Asym_dseg.nii.gz"
+encoded = model.encode_bold("sub-01_task-rest_space-MNI152NLin6Asym_bold.nii.gz", parcellation=atlas)
 {_PRINT}""",
 }
 

@@ -11,6 +11,7 @@ import nibabel
 import numpy as np
 import pytest
 import torch
+from nilearn import datasets
 from nilearn.maskers import NiftiLabelsMasker
 
 from mcsp.batch import collate
@@ -229,3 +230,40 @@ def test_confounds_of_pretraining_are_asked_for(pretrained: PretrainedMCSP, tmp_
     with pytest.raises(RecordingError, match=r"no \*_desc-confounds_timeseries\.tsv beside it"):
         model.encode_bold(tmp_path / "bold.nii.gz", T_R, labels, space=SPACE)
     assert warns(model.encode_bold(bold_TP(), T_R, positions_mm()).report, "in pretraining: motion")
+
+
+def test_values_without_a_mean_are_taken_by_their_shape_alone(pretrained: PretrainedMCSP) -> None:
+    x_TP = (bold_TP() - bold_TP().mean(axis=0)) / 3
+    one = pretrained.encode_bold(x_TP, T_R, positions_mm())
+    other = pretrained.encode_bold(250 * x_TP, T_R, positions_mm())
+    assert difference(other.window_features, one.window_features) < 1e-5
+    assert "arbitrary" in str(one.report)
+    assert warns(one.report, "values in a.u.; in pretraining percent")
+
+
+def test_an_atlas_by_name_as_nilearn_returned_it_or_of_a_file_places_a_series(
+    pretrained: PretrainedMCSP, tmp_path: Path
+) -> None:
+    x_TP = 1000 + np.random.default_rng(0).standard_normal((VOLUMES, 264))
+    places = datasets.fetch_coords_power_2011()
+    expected = pretrained.encode_bold(x_TP, T_R, places["rois"][["x", "y", "z"]].to_numpy())
+    np.save(tmp_path / "series.npy", x_TP)
+    np.savetxt(tmp_path / "series.csv", x_TP, delimiter=",")
+    for bold, parcellation in (
+        (x_TP, "Power2011"), (x_TP, places), (tmp_path / "series.npy", "Power2011"), (tmp_path / "series.csv", places)
+    ):  # fmt: skip
+        found = pretrained.encode_bold(bold, T_R, parcellation)
+        assert difference(found.features, expected.features) < 1e-6
+
+
+@pytest.mark.parametrize(("image_space", "atlas_space"), [("T1w", SPACE), (SPACE, "MNI152NLin2009cAsym")])
+def test_an_image_and_an_atlas_of_different_spaces_are_refused(
+    pretrained: PretrainedMCSP, tmp_path: Path, image_space: str, atlas_space: str
+) -> None:
+    image, labels = images()
+    nibabel.save(image, path := tmp_path / f"sub-1_task-rest_space-{image_space}_desc-preproc_bold.nii.gz")
+    nibabel.save(labels, atlas := tmp_path / f"space-{atlas_space}_dseg.nii.gz")
+    for bold in (path, nibabel.load(path)):
+        with pytest.raises(RecordingError) as error:
+            pretrained.encode_bold(bold, T_R, atlas)
+        assert error.value.reason == "label-space-mismatch"

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 import torch
-from contrast_cases import case, expect_float64, outcome
 
 from mcsp.kernels.contrastive import contrastive_loss, fused, relational_distillation
+from tests.kernels.contrast_cases import case, expect_float64, outcome
 
 DEVICE = "cpu" if fused.INTERPRETED else "cuda"
 

@@ -11,9 +11,8 @@ pytest.importorskip("triton")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("the interpreter replaces the compiler", allow_module_level=True)
 
-from ahead_of_time import SHARED_BYTES, build, check
-
 from mcsp.kernels.contrastive import fused
+from tests.kernels.ahead_of_time import SHARED_BYTES, build, check
 
 KERNELS = {
     "contrast": (fused.contrast_sums_kernel, fused.contrast_gradient_kernel),

@@ -11,9 +11,8 @@ triton = pytest.importorskip("triton")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("the interpreter replaces the compiler", allow_module_level=True)
 
-from ahead_of_time import SHARED_BYTES, build, check  # noqa: E402
-
 from mcsp.kernels.spectral import fused, launch  # noqa: E402
+from tests.kernels.ahead_of_time import SHARED_BYTES, build, check  # noqa: E402
 
 POINTERS = {"valid_ptr": "*u8", "rows_ptr": "*i32"}
 SCALARS = {"eps": "fp32", "flat": "fp32"} | dict.fromkeys(("C", "T", "stride_b", "stride_c", "stride_valid"), "i32")

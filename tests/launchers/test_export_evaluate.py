@@ -103,8 +103,8 @@ def test_the_card_answers_a_user_and_a_data_protection_officer(export: Path, cor
     places = {
         "path/to/this/folder": export,
         "sub-01_task-rest_eeg.edf": next(bids.glob("sub-*/eeg/*_eeg.edf")),
-        "sub-01_task-rest_bold.nii.gz": next(bids.glob("sub-*/func/*_timeseries.tsv")),
-        "atlas_dseg.nii.gz": next(bids.glob("*_dseg.tsv")),
+        "sub-01_task-rest_space-MNI152NLin6Asym_bold.nii.gz": next(bids.glob("sub-*/func/*_timeseries.tsv")),
+        "tpl-MNI152NLin6Asym_dseg.nii.gz": next(bids.glob("*_dseg.tsv")),
     }
     for name, path in places.items():
         assert f'"{name}"' in code
