@@ -26,6 +26,7 @@ def test_the_hash_is_splitmix64() -> None:
 def test_keys_depend_on_every_part_and_their_order() -> None:
     keys = [random_key(*parts) for parts in ((1, 2), (2, 1), (1, 2, 0), (1,), (), (-1, 2))]
     assert len(set(keys)) == 6 and all(0 <= key < 2**64 for key in keys)
+    assert random_key() == 0 and random_key(0) == mix64(0) and random_key(0, 5) == mix64(mix64(0) ^ 5)
     assert random_key(-1) == random_key(2**64 - 1)
     draws = [unit_interval(key) for key in range(2000)]
     assert all(0 <= draw < 1 for draw in draws) and sum(draws) / 2000 == pytest.approx(0.5, abs=0.02)

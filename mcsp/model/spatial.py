@@ -108,7 +108,9 @@ class SpatialEncoder(nn.Module):
                 frame_seconds=COHERENCE_FRAME_SECONDS,
                 hop_seconds=COHERENCE_FRAME_SECONDS,
             ).to(centred_BCT.dtype)
-        return Channels(centred_BCT, variance_BC.sqrt(), coherence_BKCC, signal.time_valid_BT)
+        # The root of 0 has an infinite gradient, of which the samples of a flat channel would get NaN.
+        std_BC = variance_BC.clamp_min(torch.finfo(variance_BC.dtype).tiny).sqrt()
+        return Channels(centred_BCT, std_BC, coherence_BKCC, signal.time_valid_BT)
 
     def at_anchors(self, channels: Channels, weights_BAC: Tensor) -> Connectivity:
         """Channels carried to the anchors by ``weights_BAC``, which are zero where a channel takes no part."""

@@ -132,11 +132,14 @@ def test_channels_without_positions_and_dead_rows_stay_finite_with_gradients(mod
     signal = signal.replace(
         position_valid_BC=torch.zeros_like(valid), channel_valid_BC=valid, x_BCT=signal.x_BCT * valid[..., None]
     )
+    signal.x_BCT[0, 3] = 0.0  # flat, and nobody has marked it
+    signal.x_BCT.requires_grad_()
     model.zero_grad()
     h = model.encode({modality: signal})[modality]
     sum(v.square().sum() for v in h.values()).backward()
     assert all(v.isfinite().all() for v in h.values())
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+    assert signal.x_BCT.grad.isfinite().all(), "what an attribution reads"
 
 
 def test_every_parameter_gets_a_gradient(model) -> None:
