@@ -44,7 +44,7 @@ def simulate(
     for y, site in zip(y_N, site_N, strict=True):
         course_T2 = rng.normal(size=(180, 2))
         x_TC = rng.normal(size=(180, parcels)) + 0.5 * course_T2[:, :1] * of_site[site]
-        x_TC += 0.15 * y * course_T2[:, 1:] * of_label
+        x_TC += 0.07 * y * course_T2[:, 1:] * of_label
         found["connectivity"].append(connectivity(x_TC))
         found["root"].append(root_connectivity(x_TC))
     return {name: np.stack(rows) for name, rows in found.items()}, y_N, [f"site-{s:02d}" for s in site_N]

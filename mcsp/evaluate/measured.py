@@ -95,7 +95,8 @@ def root_connectivity(x_TC: np.ndarray) -> np.ndarray:
     At a lattice or at parcels what the model's part ``root`` is at anchors.
     """
     x_1CT = torch.from_numpy(np.ascontiguousarray(_standardised(x_TC).T))[None]
-    triangle: np.ndarray = unit_triangle(root_correlation(x_1CT, torch.ones(1, len(x_TC), dtype=torch.bool)))[0].numpy()
+    root_1CC = root_correlation(x_1CT, torch.ones(1, len(x_TC), dtype=torch.bool), shrinkage=0.0)
+    triangle: np.ndarray = unit_triangle(root_1CC)[0].numpy()
     return triangle
 
 

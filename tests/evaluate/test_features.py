@@ -111,8 +111,9 @@ def test_no_measured_part_tells_how_long_a_recording_is(model: MCSP) -> None:
                     measured = model.measured({"eeg": collate([[window]]).signals["eeg"]})["eeg"].numpy()
                 found.append(split_parts(measured, model.measured_widths("eeg"))[name][0])
             means.append(np.mean(found, axis=0))
-        spread = np.std(found, axis=0).mean()
-        assert abs((means[0] - means[1]).mean()) < 0.35 * spread, name
+        # The logarithm of a mean power grows by 0.007 with the number of frames; people differ by some 0.3.
+        bound = 0.02 if name.endswith("power") else 0.35 * np.std(found, axis=0).mean()
+        assert abs((means[0] - means[1]).mean()) < bound, name
 
 
 def test_a_missing_modality_is_a_row_of_nan(corpus_dir: Path, model: MCSP) -> None:

@@ -59,7 +59,7 @@ def test_kubernetes_job_is_consistent() -> None:
     rules = [rule for rule in spec["podFailurePolicy"]["rules"] if "onExitCodes" in rule]
     by_action = {rule["action"]: rule["onExitCodes"]["values"] for rule in rules}
     again = [stopping.EXIT_DISK, stopping.EXIT_AGAIN]  # a full disk waits for room
-    assert by_action == {"Ignore": again, "FailJob": [stopping.EXIT_INPUT, stopping.EXIT_DATA]}
+    assert by_action == {"Ignore": again, "FailJob": [stopping.EXIT_INPUT, stopping.EXIT_DATA, stopping.EXIT_COLLAPSED]}
     assert all(rule["onExitCodes"]["containerName"] == container()["name"] for rule in rules)
     assert container()["envFrom"] == [{"configMapRef": {"name": kubernetes()["ConfigMap"]["metadata"]["name"]}}]
     assert "--config" in kubernetes()["ConfigMap"]["data"]["PRETRAIN_ARGUMENTS"]
