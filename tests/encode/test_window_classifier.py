@@ -59,14 +59,14 @@ def test_a_plain_loop_overfits_and_trains_what_the_depth_says(model: PretrainedM
 
 
 def test_frozen_features_are_those_of_encode_raw(model: PretrainedMCSP) -> None:
-    """With an identity for a head, logits are the features of the same cleaned window."""
+    """With an identity for a head, logits are the features of the same cleaned window, here the whole recording."""
     from mcsp.config import EegConfig
     from mcsp.data_sharding.bids.find import RecordingRef, Site
     from mcsp.data_sharding.clean.eeg import clean_eeg
     from mcsp.data_sharding.clean.eeg_files import open_raw
 
     rng = np.random.default_rng(0)
-    raw = raw_of_array(20 * rng.standard_normal((6, 2400)), SFREQ, CHANNELS)
+    raw = raw_of_array(20 * rng.standard_normal((6, 2000)), SFREQ, CHANNELS)
     ref = RecordingRef(Site("", Path("."), False, None), Path("Raw"), "eeg", {}, {})
     clean, _ = clean_eeg(open_raw(raw, ref), ref, {}, EegConfig(), 10.0)
     expected = model.encode_raw(raw, windows_per_recording=1)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from mcsp.config import EvaluateConfig, ModelConfig
 from mcsp.data_sharding.store.reader import Corpus
@@ -24,6 +25,7 @@ def config(corpus_dir: Path) -> EvaluateConfig:
 def test_people_whose_windows_are_more_alike_are_found_out(
     corpus_dir: Path, config: EvaluateConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    torch.manual_seed(0)
     corpus, model = Corpus(corpus_dir), MCSP(ModelConfig(modalities=("fmri",))).eval()
     labelled = read_labels(corpus, "diagnosis")
     seen = frozenset(labelled.subjects[::2])
