@@ -9,7 +9,7 @@ from mcsp.schema import DOMAINS, MODALITIES, Domain, Modality
 
 Skip = Literal["connectivity", "root", "tangent", "coherence", "band_power", "relative_power"]
 SpatialForm = Literal["logarithm", "root"]
-# Connectivity and its logarithm say nothing of people that its root does not (docs/evidence.md).
+# Connectivity and its logarithm are off: beside the root they only make features longer.
 SKIPS: tuple[Skip, ...] = ("root", "coherence", "band_power", "relative_power")
 
 

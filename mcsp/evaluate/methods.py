@@ -27,11 +27,12 @@ ROOT_AND_POWER = "root of connectivity + relative band power"
 CLASSICAL: dict[str, str] = {"eeg": RELATIVE_POWER, "fmri": ROOT, "both": ROOT_AND_POWER}
 MAIN = SVM  # the classifier that every feature set has
 
-# How an encoder's blocks are weighed. Chosen on development people: 522 of ABIDE, 12 of eegmat (docs/evidence.md).
+# How blocks are weighed. Chosen with an encoder of random weights on development people (522 of ABIDE, 12 of eegmat);
+# benchmarks/studies/read_out_ablation.py has the comparison.
 # The share of the learned part, from 0, 0.05, 0.1, 0.25 and 0.5; the rest is measured.
 LEARNED_SHARE: dict[Modality, float] = {"eeg": 0.5, "fmri": 0.05}
-# The measured parts that the rest is made of, where the model has them, else all that it has: beside the root, band
-# power of BOLD costs 0.006 of AUROC, and half of it with a twentieth of the labels.
+# The measured parts that the rest is made of, where the model has them, else all that it has. Beside the root, band
+# power of BOLD dilutes what little it says of people.
 MEASURED: dict[Modality, tuple[str, ...]] = {
     "eeg": ("root", "coherence", "band_power", "relative_power"),
     "fmri": ("root",),

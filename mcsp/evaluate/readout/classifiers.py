@@ -19,9 +19,8 @@ from threadpoolctl import threadpool_limits
 from mcsp.evaluate.readout.grams import GramOf, combined, gram, scales
 from mcsp.evaluate.splits import Folds
 
-# Inverse strengths of the penalty for Gram matrices of mean diagonal 1, fixed: chosen in inner folds they cost 0.004 of
-# AUROC on real connectivity. The logistic loss is flatter than the hinge near the boundary, and needs ten times as much
-# (benchmarks/results/abide_523.json).
+# Inverse strengths of the penalty for Gram matrices of mean diagonal 1, fixed. The logistic loss is flatter than the
+# hinge near the boundary, and needs more: chosen on the development people of ABIDE from 0.01 to 100.
 SVM_C, LOGISTIC_C = 1.0, 10.0
 _LEAST_EIGENVALUE = 1e-10  # relative to the largest; double precision does not tell smaller ones from rounding
 
