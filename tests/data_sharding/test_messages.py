@@ -24,7 +24,8 @@ def sites(bids_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(bids_root / "damaged/sub-01", root / "damaged/sub-09")
     for file in (root / "damaged/sub-09").rglob("sub-01*"):
         file.rename(file.with_name(file.name.replace("sub-01", "sub-09")))
-    shutil.copy(bids_root / "damaged/dataset_description.json", root / "damaged")
+    for file in ("dataset_description.json", *(path.name for path in (bids_root / "damaged").glob("*_dseg.*"))):
+        shutil.copy(bids_root / "damaged" / file, root / "damaged")
     return root
 
 
