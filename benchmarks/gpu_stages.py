@@ -292,7 +292,7 @@ def one_step(size: str, impl: str, rows: int, rehearse: bool) -> dict[str, Any]:
     share = seconds_of(lambda: losses(output).backward(), device.type, 1 if rehearse else 10)
     rates = {m: hz for m, (_, _, hz) in shapes.items()}
     flops = window_flops(config.model, {m: (c, t) for m, (c, t, _) in shapes.items()}, rates)  # type: ignore[misc, arg-type]
-    tflops = VIEWS * rows * sum(flops.values()) / whole / 1e12
+    tflops = len(VIEWS) * rows * sum(flops.values()) / whole / 1e12
     peak = peak_tflops(device)
     return {
         "size": size,
@@ -301,7 +301,7 @@ def one_step(size: str, impl: str, rows: int, rehearse: bool) -> dict[str, Any]:
         "seconds": whole,
         "seconds_of_losses": share,
         "share_of_losses": share / whole,
-        "tokens_per_second": VIEWS * rows * len(shapes) * len(config.model.domains) / whole,
+        "tokens_per_second": len(VIEWS) * rows * len(shapes) * len(config.model.domains) / whole,
         "tflops": tflops,
         "mfu": tflops / peak if peak else None,
         "memory_gib": memory,

@@ -93,8 +93,10 @@ def unit_triangle(matrix_BAA: Tensor) -> Tensor:
 
     Entries that are all alike, but for rounding, stay near 0.
     """
-    entries = upper_triangle(matrix_BAA)
-    return torch.nn.functional.normalize(entries - entries.mean(-1, keepdim=True), dim=-1, eps=LEAST_NORM)
+    # The mean of thousands of entries that are alike is not theirs in float32, and LEAST_NORM would show what is left.
+    entries = upper_triangle(matrix_BAA).double()
+    unit = torch.nn.functional.normalize(entries - entries.mean(-1, keepdim=True), dim=-1, eps=LEAST_NORM)
+    return unit.to(matrix_BAA.dtype)
 
 
 def upper_triangle(matrix_BAA: Tensor, diagonal: bool = False) -> Tensor:
