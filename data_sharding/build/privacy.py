@@ -48,10 +48,10 @@ _COLUMN = re.compile(
 )
 # What we write: a SHA-256, a subject's hash in place of the label, and numbered files with a part of their hash.
 _HASH = re.compile(
-    r"(?<![0-9A-Za-z])(?:[0-9a-f]{64}|sub-[0-9a-f]{16}|(?:train|validation|test)-\d{5,}(?:-[0-9a-f]{6,})?"
+    r"(?<![0-9A-Za-z])(?:[0-9a-f]{64}|sub-[0-9a-f]{32}|(?:train|validation|test)-\d{5,}(?:-[0-9a-f]{6,})?"
     r"|(?:recordings|rejected|rejections|repairs)-[0-9a-f]{8,})(?![0-9A-Za-z])"
 )
-_SUBJECT = re.compile(r"[0-9a-f]{16}")
+_SUBJECT = re.compile(r"[0-9a-f]{32}")
 # Published identifiers, which may hold long numbers; only in what describes a dataset.
 _REFERENCE = re.compile(r"https?://\S+|\b(?:doi:)?10\.\d{4,}/\S+", re.IGNORECASE)
 _NPY_HEADER = re.compile(rb"\{'descr': '<[fu][24]', 'fortran_order': False, 'shape': \(\d+, ?(?:\d+)?\), \} *\n")
@@ -152,7 +152,7 @@ def find_identifiers_in_shard(path: Location, names: frozenset[str] = frozenset(
                     lies.append(f"{place}: neither an array nor metadata")
             file.seek(archive.offset)
             texts.append((f"{where}: end", _text(file.read())))
-    except (tarfile.TarError, OSError, ValueError, TypeError) as error:
+    except (tarfile.TarError, OSError, ValueError, TypeError, RecursionError) as error:
         lies.append(f"{where}: cannot be read to its end ({' '.join(str(error).split())[:100]})")
     # The hashes of the shard's subjects may be in any of its names.
     return [*lies, *find_identifiers(texts, names, subjects)]
