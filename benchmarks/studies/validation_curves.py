@@ -98,7 +98,8 @@ def corpus(name: str, source: Path, work: Path) -> Path:
     if not bids.is_dir():
         (write_abide if name == "abide" else write_eegmat)(source, bids)
     minimum = {"eeg": 30.0, "fmri": 200.0}
-    build_corpus(CorpusConfig(bids_root=bids, out_dir=out, split_fractions=SPLIT[name], min_seconds=minimum))
+    values = {"split_fractions": SPLIT[name], "min_seconds": minimum, "allow_public_key": True}
+    build_corpus(CorpusConfig(bids_root=bids, out_dir=out, **values))
     return out
 
 

@@ -93,7 +93,7 @@ def _site_samples(
         session = "" if site.pairing == "subject" else ref.entities.get("session", "")
         groups.setdefault((ref.entities["subject"], session), []).append(ref)
     for (subject, session), refs in sorted(groups.items()):
-        hashed, label = subject_hash(key, site.name, subject), session_label(key, session)
+        hashed, label = subject_hash(key, site.name, subject), session_label(key, site.name, subject, session)
         row, family = participants.of(subject, session), participants.of(subject).get(config.family_column or "")
         unit = f"family {family}" if family else f"subject {subject}"
         columns = {name: _number_or_text(row[name]) for name in config.participants_columns if name in row}

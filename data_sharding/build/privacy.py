@@ -48,10 +48,10 @@ _COLUMN = re.compile(
 )
 # What we write: a SHA-256, a subject's hash in place of the label, and numbered files with a part of their hash.
 _HASH = re.compile(
-    r"(?<![0-9A-Za-z])(?:[0-9a-f]{64}|sub-[0-9a-f]{16}|(?:train|validation|test)-\d{5,}(?:-[0-9a-f]{6,})?"
+    r"(?<![0-9A-Za-z])(?:[0-9a-f]{64}|sub-[0-9a-f]{32}|(?:train|validation|test)-\d{5,}(?:-[0-9a-f]{6,})?"
     r"|(?:recordings|rejected|rejections|repairs)-[0-9a-f]{8,})(?![0-9A-Za-z])"
 )
-_SUBJECT = re.compile(r"[0-9a-f]{16}")
+_SUBJECT = re.compile(r"[0-9a-f]{32}")
 # Published identifiers, which may hold long numbers; only in what describes a dataset.
 _REFERENCE = re.compile(r"https?://\S+|\b(?:doi:)?10\.\d{4,}/\S+", re.IGNORECASE)
 _NPY_HEADER = re.compile(rb"\{'descr': '<[fu][24]', 'fortran_order': False, 'shape': \(\d+, ?(?:\d+)?\), \} *\n")

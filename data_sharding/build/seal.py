@@ -120,7 +120,7 @@ def publish_rejections(
 
 def publish_repair(repair: Repair, key: bytes, names: frozenset[str]) -> Repair:
     """A repair as it may be published, as :func:`publish` does with rejections."""
-    file, text = (redact(pseudonymise(t, repair.site, key), names) for t in (repair.file, repair.repair))
+    file, text = (redact(pseudonymise(t, repair.site, key, repair.file), names) for t in (repair.file, repair.repair))
     return replace(repair, file=file, repair=text)
 
 
@@ -130,7 +130,8 @@ def publish(rejection: Rejection, key: bytes, names: frozenset[str]) -> Rejectio
     Labels of subjects and sessions become those of the shards, and what else may identify a person its kind in
     brackets.
     """
-    file, detail = (redact(pseudonymise(t, rejection.site, key), names) for t in (rejection.file, rejection.detail))
+    original = rejection.file
+    file, detail = (redact(pseudonymise(t, rejection.site, key, original), names) for t in (original, rejection.detail))
     return replace(rejection, file=file, detail=detail)
 
 

@@ -28,7 +28,7 @@ from mcsp.data_sharding.store.table import RECORDINGS_NAME, Recordings
 from mcsp.schema import BLOCK_SAMPLES, MODALITIES, SPLITS, Recording, units_of
 from mcsp.wording import sha256_file
 
-_SUBJECT = re.compile(r"[0-9a-f]{16}")
+_SUBJECT = re.compile(r"(?:[0-9a-f]{16}){1,2}")  # corpora of before have 16 digits
 
 
 def lint_corpus(path: Location, workers: int = 1) -> list[str]:

@@ -29,9 +29,8 @@ from mcsp.data_sharding.clean.readers import read_recording
 from mcsp.data_sharding.store.index import read_rejected
 from mcsp.data_sharding.store.landlock import landlock_version
 from mcsp.provenance import ROOT
-from tests.data_sharding.conftest import CHANNELS, DESCRIPTION, eeg_uv
+from tests.data_sharding.conftest import CHANNELS, DESCRIPTION, KEY, eeg_uv
 
-KEY = "8f0a" * 16
 SIDECAR = {"SamplingFrequency": 250, "PowerLineFrequency": 50}
 
 

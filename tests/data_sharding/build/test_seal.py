@@ -32,10 +32,12 @@ KEY = b"a key for tests alone"
 
 
 def test_labels_become_those_of_the_shards() -> None:
-    public, session = f"sub-{subject_hash(KEY, 'a', '1')}", session_label(KEY, "20190504")
-    assert session.isalpha() and len(session) == 8
+    public, session = f"sub-{subject_hash(KEY, 'a', '1')}", session_label(KEY, "a", "1", "20190504")
+    assert session.isalpha() and len(session) == 32 and len(public) == 36
     file = "sub-1/ses-20190504/eeg/sub-1_ses-20190504_run-1_eeg.edf"
     assert pseudonymise(file, "a", KEY) == f"{public}/ses-{session}/eeg/{public}_ses-{session}_run-1_eeg.edf"
+    assert pseudonymise("ses-20190504: not found", "a", KEY, file) == f"ses-{session}: not found"
+    assert session_label(KEY, "a", "2", "20190504") != session, "two people's visits on one day look alike"
     assert pseudonymise("sub-1, not sub-12", "b", KEY).count(subject_hash(KEY, "a", "1")) == 0
 
 
