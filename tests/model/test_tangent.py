@@ -80,3 +80,18 @@ def test_tokens_of_the_root_leave_the_measured_features_alone() -> None:
     learned = sum(width for name, width in widths.items() if name in ("spatial", "spatial_z"))
     assert torch.equal(features["root"][:, learned:], features["logarithm"][:, learned:])
     assert not torch.allclose(features["root"][:, :learned], features["logarithm"][:, :learned], atol=1e-2)
+
+
+def test_few_samples_give_by_their_own_products_what_those_of_anchors_give() -> None:
+    """More anchors than samples, one anchor flat, one row with time that does not count."""
+    x, valid = courses(3, 60, 20)
+    x[1, 3] = 0.0
+    valid[2, 15:] = False
+    x[2, :, 15:] = 0.0
+    x[2, :, :15] -= x[2, :, :15].mean(-1, keepdim=True)
+    for function, within in ((log_correlation, 1e-12), (root_correlation, 1e-12)):
+        expected = function(x.clone().requires_grad_(), valid).detach()  # a gradient takes the long way
+        torch.testing.assert_close(function(x, valid), expected, rtol=0, atol=within)
+        short, long = function(x.float(), valid), function(x.float().requires_grad_(), valid).detach()
+        error, usual = (float((y.double() - expected).abs().max()) for y in (short, long))
+        assert error <= usual and error < 1e-6, "less than float32 products over time leave"
