@@ -161,9 +161,8 @@ def collate_signal(
     windows: Sequence[Window],
     sample_indices: Sequence[int],
     sample_keys: Sequence[int],
-    shape_CT: tuple[int, int] = (0, 0),
 ) -> Signal:
-    """Pad windows of one modality into one :class:`Signal`, at least to ``shape_CT`` channels and time samples.
+    """Pad windows of one modality into one :class:`Signal`.
 
     ``sample_indices`` and ``sample_keys`` (63-bit integers) have one entry per window. Channels marked bad in the
     recording, channels with values that are not finite, and time outside the recording's valid spans are masked. So is
@@ -171,8 +170,7 @@ def collate_signal(
     deviations away, or is louder than ``LOUDEST`` allows in its unit: it keeps its place, and takes part in nothing. A
     row in a.u. is divided by its robust deviation, as its amplitude means nothing.
     """
-    n_channels = max(shape_CT[0], *(w.x_TC.shape[1] for w in windows))
-    n_samples = max(shape_CT[1], *(w.x_TC.shape[0] for w in windows))
+    n_channels, n_samples = (max(w.x_TC.shape[axis] for w in windows) for axis in (1, 0))
     rows = len(windows)
     x_BCT = _zeros(rows, n_channels, n_samples)
     scratch = torch.empty(
@@ -223,15 +221,12 @@ def collate_signal(
 def collate(
     samples: Sequence[Sequence[Window]],
     keys: Sequence[int] | None = None,
-    shapes: Mapping[Modality, tuple[int, int]] | None = None,
 ) -> Batch:
     """Pad and stack samples into a batch.
 
     Args:
         samples: for each of N samples its windows (at most one per modality).
         keys: N randomness keys (63-bit); 0 where omitted, which is right when nothing random follows.
-        shapes: least (channels, time samples) per modality. A run pads to the same shape in every step, so that what is
-            computed on a row does not depend on its neighbours.
 
     Raises:
         ValueError: an empty batch, a sample without windows, or two windows of one modality in a sample.
@@ -249,7 +244,6 @@ def collate(
                 [w for _, w in rows],
                 [i for i, _ in rows],
                 [keys[i] for i, _ in rows],
-                (shapes or {}).get(modality, (0, 0)),
             )
     left_out = Counter(
         samples[i][0].recording.site
