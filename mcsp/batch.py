@@ -33,7 +33,7 @@ class Signal:
     """The windows of one modality in a batch."""
 
     x_BCT: Tensor  # float32, uV or percent, of deviation 1 where the unit is a.u.; zero where not valid
-    sfreq_B: Tensor  # float32 Hz
+    sfreq_B: Tensor  # float32 Hz; of a batch on a GPU still on the host, as shapes follow from it
     channel_valid_BC: Tensor  # bool
     time_valid_BT: Tensor  # bool
     position_BC3: Tensor  # float32 mm; zero where unknown
@@ -55,8 +55,9 @@ class Signal:
         return _signal, (self.x_BCT, small)
 
     def to(self, device: torch.device | str) -> "Signal":
-        """Copy every tensor to ``device``."""
-        return replace(self, **{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)})
+        """Copy every tensor but the rates to ``device``."""
+        moved = [f.name for f in fields(self) if f.name != "sfreq_B"]
+        return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in moved})
 
     def replace(self, **changes: Tensor) -> "Signal":
         """A copy with some tensors replaced."""

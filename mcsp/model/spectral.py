@@ -67,7 +67,7 @@ class SpectralEncoder(nn.Module):
             frame_seconds=frame,
             hop_seconds=frame / 2 if frame else None,
         )
-        audible_BF = self.freqs_F().to(signal.x_BCT.device) < signal.sfreq_B[:, None] / 2
+        audible_BF = (self.freqs_F() < signal.sfreq_B[:, None] / 2).to(signal.x_BCT.device)
         power_BCF = power_BCF.clamp_min(LOWEST_LOG_POWER) * audible_BF[:, None]
         return Spectrum(torch.einsum("bac,bcf->baf", self.anchors(signal), power_BCF), audible_BF)
 
