@@ -97,19 +97,62 @@ def _few_samples(x_BAT: Tensor, by_products: bool | None) -> bool:
 def _log_from_samples(x_BAT: Tensor, valid_BT: Tensor) -> Tensor:
     """:func:`log_correlation` through the products of samples with each other."""
     factor_BAT, flat_BA, n_B = _factor(x_BAT, valid_BT)
-    gram_BTT = factor_BAT.mT @ factor_BAT  # its squares sum to those of S, but for the ones of flat anchors
-    squares_B = gram_BTT.square().sum((1, 2)) + flat_BA.sum(1)
+    gram_BTT = factor_BAT.mT @ factor_BAT
     norm2_BT = gram_BTT.diagonal(dim1=-2, dim2=-1) * n_B[:, None]
+    return _log_of_factor(factor_BAT, gram_BTT, flat_BA, norm2_BT, n_B).to(x_BAT.dtype)
+
+
+def channel_factor(x_BCT: Tensor, scale_BC: Tensor, valid_BT: Tensor) -> Tensor:
+    """R in float64 of ``R R'``, the covariance over valid time of channels times ``scale``, ``(B, C, C)``.
+
+    For :func:`log_correlation_of_mixture`; without a gradient. Products over time are taken in the dtype of ``x_BCT``.
+    """
+    n_B = valid_BT.sum(-1).clamp_min(1).double()
+    scale_BC1 = scale_BC.double()[..., None]
+    value_BC, vector_BCC = torch.linalg.eigh(
+        (x_BCT @ x_BCT.mT).double() / n_B[:, None, None] * scale_BC1 * scale_BC1.mT
+    )
+    return vector_BCC * value_BC.clamp_min(0.0).sqrt()[:, None]
+
+
+def log_correlation_of_mixture(
+    mixing_BAC: Tensor, x_BCT: Tensor, scale_BC: Tensor, factor_BCC: Tensor, valid_BT: Tensor
+) -> Tensor:
+    """:func:`log_correlation` of ``mixing @ (scale x)`` for fewer channels than anchors, without its time courses.
+
+    Args:
+        mixing_BAC: weights of channels at anchors.
+        x_BCT: channels, demeaned over valid time and zero elsewhere.
+        scale_BC: makes them of about unit variance.
+        factor_BCC: of these by :func:`channel_factor`; one for all mixtures of a window.
+        valid_BT: bool.
+    """
+    n_B = valid_BT.sum(-1).clamp_min(1).double()
+    factor_BAC = mixing_BAC.double() @ factor_BCC
+    variance_BA = factor_BAC.square().sum(-1)
+    flat_BA = variance_BA <= _FLAT
+    scale_BA = torch.where(flat_BA, 1.0, variance_BA).rsqrt() * ~flat_BA
+    factor_BAC = factor_BAC * scale_BA[..., None]
+    unit_BAC = mixing_BAC.to(x_BCT.dtype) * scale_BA[..., None].to(x_BCT.dtype) * scale_BC[:, None]
+    # |x_t|^2 at the anchors is a quadratic form of the channels.
+    norm2_BT = ((unit_BAC.mT @ unit_BAC) @ x_BCT).mul_(x_BCT).sum(1).double()
+    gram_BCC = factor_BAC.mT @ factor_BAC
+    return _log_of_factor(factor_BAC, gram_BCC, flat_BA, norm2_BT, n_B).to(x_BCT.dtype)
+
+
+def _log_of_factor(factor_BAK: Tensor, gram_BKK: Tensor, flat_BA: Tensor, norm2_BT: Tensor, n_B: Tensor) -> Tensor:
+    """The logarithm from F of ``S = F F' + diag(flat)``, and ``|x_t|^2`` of anchors of unit variance."""
+    # Squares of the small matrix sum to those of S, but for the ones of flat anchors.
+    squares_B = gram_BKK.square().sum((1, 2)) + flat_BA.sum(1)
     noise_B = (norm2_BT.square().sum(-1) / n_B - squares_B) / n_B
-    distance_B = squares_B - x_BAT.shape[1]
+    distance_B = squares_B - factor_BAK.shape[1]
     r_B1 = (noise_B / distance_B.clamp_min(1e-12)).clamp(LEAST_SHRINKAGE, 1.0)[:, None]
 
-    def gained(value_BT: Tensor) -> Tensor:
-        ratio_B1 = (1 - r_B1) / r_B1
-        some_BT = value_BT.clamp_min(1e-12)
-        return torch.log1p(ratio_B1 * some_BT) / some_BT
+    def gained(value_BK: Tensor) -> Tensor:
+        some_BK = value_BK.clamp_min(1e-12)
+        return torch.log1p((1 - r_B1) / r_B1 * some_BK) / some_BK
 
-    return _of_factor(factor_BAT, gained, torch.where(flat_BA, 0.0, r_B1.log()), gram_BTT).to(x_BAT.dtype)
+    return _of_factor(factor_BAK, gained, torch.where(flat_BA, 0.0, r_B1.log()), gram_BKK)
 
 
 def _factor(x_BAT: Tensor, valid_BT: Tensor) -> tuple[Tensor, Tensor, Tensor]:

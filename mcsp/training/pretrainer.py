@@ -125,26 +125,30 @@ class Pretrainer(nn.Module):
         config = self.augmentation
         with self.part("views"):
             halves = [half_of_view(signal, v) for v in VIEWS] if config.opposite_halves else []
+        with self.part("measures"):  # of the window, its halves and what changes them over time alone
+            weights_BAC = self.model.encoder(modality, self.model.config.domains[0]).anchors(signal)
         views: dict[Domain, list[Any]] = {}
         targets: dict[Target, list[Tensor]] = {}
         wanted = {term.target for term in self.predictions if term.modality == modality}
         for domain in self.model.config.domains:
             seen = halves if domain in config.opposite_halves else [signal]  # both views see the same one
             if domain == "spatial":
-                views[domain], connectivity = self._spatial(modality, seen, halves, "connectivity" in wanted)
+                views[domain], connectivity = self._spatial(
+                    modality, seen, halves, "connectivity" in wanted, weights_BAC
+                )
                 targets |= connectivity
             elif domain == "spectral":
-                views[domain], spectrum = self._spectral(modality, seen, halves, "spectrum" in wanted)
+                views[domain], spectrum = self._spectral(modality, seen, halves, "spectrum" in wanted, weights_BAC)
                 targets |= spectrum
             else:
                 with self.part("views"):
                     drawn = [temporal_view(seen[v % len(seen)], v, config) for v in VIEWS]
                 with self.part("measures"):
-                    views[domain] = [self.model.encoder(modality, domain).measure(view) for view in drawn]
+                    views[domain] = [self.model.encoder(modality, domain).measure(view, weights_BAC) for view in drawn]
         return views, targets
 
     def _spatial(
-        self, modality: Modality, seen: list[Signal], halves: list[Signal], wanted: bool
+        self, modality: Modality, seen: list[Signal], halves: list[Signal], wanted: bool, weights_BAC: Tensor
     ) -> tuple[list[Connectivity], dict[Target, list[Tensor]]]:
         encoder = self.model.encoder(modality, "spatial")
         assert isinstance(encoder, SpatialEncoder)
@@ -158,16 +162,16 @@ class Pretrainer(nn.Module):
             if not wanted:
                 return views, {}
             of_halves = channels if seen is halves else [encoder.channels(half, coherence=False) for half in halves]
-            other = [connectivity_of(encoder, of_halves[1 - v], halves[1 - v]) for v in VIEWS]
+            other = [connectivity_of(encoder, of_halves[1 - v], weights_BAC) for v in VIEWS]
         return views, {"connectivity": other}
 
     def _spectral(
-        self, modality: Modality, seen: list[Signal], halves: list[Signal], wanted: bool
+        self, modality: Modality, seen: list[Signal], halves: list[Signal], wanted: bool, weights_BAC: Tensor
     ) -> tuple[list[Spectrum], dict[Target, list[Tensor]]]:
         encoder = self.model.encoder(modality, "spectral")
         assert isinstance(encoder, SpectralEncoder)
         with self.part("measures"):
-            spectra = [encoder.measure(signal) for signal in seen]
+            spectra = [encoder.measure(signal, weights_BAC) for signal in seen]
         with self.part("views"):
             freqs_F = encoder.freqs_F().to(seen[0].x_BCT.device)
             views = []
@@ -178,7 +182,7 @@ class Pretrainer(nn.Module):
         if not wanted:
             return views, {}
         with self.part("measures"):
-            of_halves = spectra if seen is halves else [encoder.measure(half) for half in halves]
+            of_halves = spectra if seen is halves else [encoder.measure(half, weights_BAC) for half in halves]
             return views, {"spectrum": [spectrum_of(of_halves[1 - v]) for v in VIEWS]}
 
     def _prediction_errors(

@@ -9,7 +9,13 @@ import torch
 from mcsp.config import ModelConfig
 from mcsp.model.matrix_log import root_by_eigenvectors, root_by_products
 from mcsp.model.mcsp import MCSP
-from mcsp.model.tangent import LEAST_SHRINKAGE, log_correlation, root_correlation
+from mcsp.model.tangent import (
+    LEAST_SHRINKAGE,
+    channel_factor,
+    log_correlation,
+    log_correlation_of_mixture,
+    root_correlation,
+)
 from tests.model.test_encoders import make_signal
 
 
@@ -95,3 +101,25 @@ def test_few_samples_give_by_their_own_products_what_those_of_anchors_give() -> 
         short, long = function(x.float(), valid), function(x.float().requires_grad_(), valid).detach()
         error, usual = (float((y.double() - expected).abs().max()) for y in (short, long))
         assert error <= usual and error < 1e-6, "less than float32 products over time leave"
+
+
+def test_few_channels_give_the_logarithm_at_the_anchors_without_its_time_courses() -> None:
+    """Nineteen channels whose amplitudes are a million times apart, thirty-two anchors, one of them flat."""
+    x, valid = courses(3, 19, 900)
+    valid[2, 500:] = False
+    x[2, :, 500:] = 0.0
+    x[2, :, :500] -= x[2, :, :500].mean(-1, keepdim=True)
+    x = x * torch.logspace(-3, 3, 19, dtype=torch.float64)[:, None]
+    scale = (x.square().sum(-1) / valid.sum(-1)[:, None]).rsqrt()
+    mixing = torch.randn(3, 32, 19, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    mixing[1, 4] = 0.0
+
+    def both(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+        y, s, w = x.to(dtype), scale.to(dtype), mixing.to(dtype)
+        short = log_correlation_of_mixture(w, y, s, channel_factor(y, s, valid), valid)
+        return short, log_correlation((w * s[:, None]) @ y, valid)
+
+    short, expected = both(torch.float64)
+    torch.testing.assert_close(short, expected, rtol=0, atol=1e-11)
+    error, usual = (float((found.double() - expected).abs().max()) for found in both(torch.float32))
+    assert error <= usual and error < 1e-5, "less than float32 products over time leave"
