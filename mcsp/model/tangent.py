@@ -109,9 +109,8 @@ def channel_factor(x_BCT: Tensor, scale_BC: Tensor, valid_BT: Tensor) -> Tensor:
     """
     n_B = valid_BT.sum(-1).clamp_min(1).double()
     scale_BC1 = scale_BC.double()[..., None]
-    value_BC, vector_BCC = torch.linalg.eigh(
-        (x_BCT @ x_BCT.mT).double() / n_B[:, None, None] * scale_BC1 * scale_BC1.mT
-    )
+    covariance_BCC = (x_BCT @ x_BCT.mT).double() / n_B[:, None, None] * scale_BC1 * scale_BC1.mT
+    value_BC, vector_BCC = _eigenvectors(covariance_BCC)
     return vector_BCC * value_BC.clamp_min(0.0).sqrt()[:, None]
 
 
@@ -170,11 +169,17 @@ def _of_factor(
 ) -> Tensor:
     """``F g(F' F) F' + diag``: a function f of ``F F' + c I`` where g(v) is ``(f(v + c) - f(c)) / v`` and diag f(c)."""
     gram_BTT = factor_BAT.mT @ factor_BAT if gram_BTT is None else gram_BTT
-    value_BT, vector_BTT = torch.linalg.eigh(gram_BTT)
+    value_BT, vector_BTT = _eigenvectors(gram_BTT)
     wide_BAT = factor_BAT @ vector_BTT
     found_BAA = (wide_BAT * gained(value_BT.clamp_min(0.0))[:, None]) @ wide_BAT.mT
     found_BAA.diagonal(dim1=-2, dim2=-1).add_(diagonal_BA)
     return found_BAA
+
+
+def _eigenvectors(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """As ``torch.linalg.eigh``, which ends the program where a matrix is not finite; what else is made of it is not."""
+    value, vector = torch.linalg.eigh(matrix.nan_to_num(0.0, 0.0, 0.0))
+    return value, vector
 
 
 def _products(x: Tensor, by_products: bool | None) -> bool:

@@ -123,3 +123,16 @@ def test_few_channels_give_the_logarithm_at_the_anchors_without_its_time_courses
     torch.testing.assert_close(short, expected, rtol=0, atol=1e-11)
     error, usual = (float((found.double() - expected).abs().max()) for found in both(torch.float32))
     assert error <= usual and error < 1e-5, "less than float32 products over time leave"
+
+
+def test_a_row_that_is_not_finite_leaves_the_others_alone() -> None:
+    for channels, samples in ((19, 900), (60, 20)):
+        x, valid = courses(2, channels, samples)
+        good = log_correlation(x, valid)[0]
+        x[1, 3, 7] = torch.nan
+        found = log_correlation(x, valid) if samples == 20 else log_correlation_of_mixture(
+            torch.eye(channels, dtype=x.dtype).expand(2, -1, -1), x, torch.ones(2, channels, dtype=x.dtype),
+            channel_factor(x, torch.ones(2, channels, dtype=x.dtype), valid), valid,
+        )  # fmt: skip
+        torch.testing.assert_close(found[0], good, rtol=0, atol=1e-10)
+        assert bool(found[1].isnan().any())
