@@ -15,6 +15,7 @@ every classifier sees the labels of other sites alone. What WORK holds already i
 import argparse
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -111,7 +112,10 @@ def one_run(
     """Pretrain with ``changes`` of the settings, export and evaluate; scores and the course of the losses."""
     trained, model, scored = (work / f"{name}-{seed}-{what}" for what in ("run", "model", "evaluation"))
     folder = Path(sys.executable).parent
+    with socket.create_server(("127.0.0.1", 0)) as server:  # another run may have the usual port
+        port = str(server.getsockname()[1])
     start: list[str | Path] = [folder / "deepspeed", "--log_level", "error", "--num_accelerators", "1"]
+    start += ["--master_port", port]
     values = [f"corpus_dir={corpus}", f"run_dir={trained}", f"seed={seed}", f"steps={steps}"]
     values += [f"window_seconds={{fmri: {WINDOW_SECONDS}}}", "model.modalities=[fmri]", *changes]  # the last one counts
     environment = {"PATH": f"{folder}:{os.environ['PATH']}", "DS_ACCELERATOR": "cpu"}

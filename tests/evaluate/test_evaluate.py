@@ -1,6 +1,6 @@
 """The whole evaluation on a small corpus: numbers, report, determinism, and labels that cannot be used.
 
-Covers: mcsp/evaluate/comparison.py, mcsp/evaluate/diagnostics.py, mcsp/evaluate/units.py,, mcsp/evaluate/methods.py
+Covers: mcsp/evaluate/comparison.py, mcsp/evaluate/diagnostics.py, mcsp/evaluate/units.py,
 mcsp/evaluate/report/figures.py, mcsp/evaluate/report/page.py, mcsp/evaluate/report/tables.py
 """
 
@@ -83,6 +83,7 @@ def test_every_method_is_scored_under_both_protocols_on_the_same_folds(results: 
             *(("connectivity", kind) for kind in (svm, logistic)),
             *(("root of connectivity", kind) for kind in (svm, logistic)),
             ("root of connectivity, denoised", svm),
+            ("root of connectivity, denoised, pairs shuffled", svm),
             ("tangent space", svm),
         ],
         "both": [("root of connectivity + relative band power", kind) for kind in (svm, logistic)],
