@@ -138,8 +138,10 @@ def one_run(
     }  # fmt: skip
 
 
-# One change each from the defaults; "pretrained" and "untrained" of each are compared with the root of connectivity.
-ABLATION: dict[str, list[str]] = {}
+# Pairs of different people of a site teach what a site has in common; what is learned of a person has to be more.
+CONTROL = ["objective.shuffled_pairs=within_site"]
+# One change each from the defaults, for --ablation.
+ABLATION: dict[str, list[str]] = {"tokens and targets in the root": ["model.spatial_form=root"]}
 
 
 def table(content: dict[str, Any]) -> str:
@@ -195,6 +197,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     work = (arguments.work or arguments.data / "mcsp").resolve()
     corpus = build(arguments.data, arguments.positions or arguments.data / "cc200_positions.tsv", work)
     runs = {"default": [one_run(work, corpus, "default", seed, arguments.steps, []) for seed in arguments.seeds]}
+    runs["shuffled"] = [one_run(work, corpus, "shuffled", arguments.seeds[0], arguments.steps, CONTROL)]
     for name, changes in ABLATION.items() if arguments.ablation else ():
         runs[name] = [one_run(work, corpus, name, arguments.seeds[0], arguments.steps, changes)]
     people = runs["default"][0]["subjects"]

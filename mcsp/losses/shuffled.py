@@ -48,7 +48,7 @@ def subjects_of_blocks(batch: Batch) -> Tensor:
     """``batch.subject_N`` with one key for all members of a block."""
     subject_n = batch.subject_N.clone()
     for block in blocks(batch):
-        subject_n[block] = subject_n[block[0]]
+        subject_n[block] = batch.subject_N[block[0]]
     return subject_n
 
 
