@@ -145,7 +145,7 @@ ABLATION: dict[str, list[str]] = {"tokens and targets in the root": ["model.spat
 
 
 def table(content: dict[str, Any]) -> str:
-    """The README's table: AUROC of sites left out, mean over pretraining runs, and with few labels."""
+    """The README's table: AUROC of people left out, mean over pretraining runs, and with few labels; changes below."""
     runs = content["runs"]["default"]
     names = [(r["features"], r["classifier"]) for r in runs[0]["classification"] if not r["transductive"]]
     fractions = sorted({p["fraction"] for p in runs[0]["label_efficiency"]})[:-1]
@@ -157,20 +157,27 @@ def table(content: dict[str, Any]) -> str:
         *(f"{f:.0%} of labels" for f in fractions),
     ]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-    for features, classifier in names:
-        rows = [_row(run["classification"], features, classifier) for run in runs]
-        value, low, high = (np.mean([row["auroc"][k] for row in rows]) for k in ("value", "ci_low", "ci_high"))
-        within = np.mean([row["auroc_sites"]["value"] for row in rows])
-        few = []
-        for fraction in fractions:
-            points = [
-                p["auroc"] for run in runs for p in run["label_efficiency"]
-                if (p["features"], p["fraction"]) == (features, fraction) and classifier == "linear SVM"
-            ]  # fmt: skip
-            few.append(f"{np.mean(points):.3f}" if points else "")
-        cells = [features, classifier, f"{value:.3f} ({low:.3f} to {high:.3f})", f"{within:.3f}", *few]
-        lines.append(f"| {' | '.join(cells)} |")
+    lines += [_line(runs, features, classifier, fractions, features) for features, classifier in names]
+    for name, changed in content["runs"].items():
+        for part in ("pretrained", "pretrained, learned part") if name != "default" else ():
+            lines.append(_line(changed, part, "linear SVM", fractions, f"{part}; {name}"))
     return "\n".join(lines)
+
+
+def _line(runs: Sequence[dict[str, Any]], features: str, classifier: str, fractions: Sequence[float], name: str) -> str:
+    """One row of the table, mean over runs."""
+    rows = [_row(run["classification"], features, classifier) for run in runs]
+    value, low, high = (np.mean([row["auroc"][k] for row in rows]) for k in ("value", "ci_low", "ci_high"))
+    within = np.mean([row["auroc_sites"]["value"] for row in rows])
+    few = []
+    for fraction in fractions:
+        points = [
+            p["auroc"] for run in runs for p in run["label_efficiency"]
+            if (p["features"], p["fraction"]) == (features, fraction) and classifier == "linear SVM"
+        ]  # fmt: skip
+        few.append(f"{np.mean(points):.3f}" if points else "")
+    cells = [name, classifier, f"{value:.3f} ({low:.3f} to {high:.3f})", f"{within:.3f}", *few]
+    return f"| {' | '.join(cells)} |"
 
 
 def _row(rows: Sequence[dict[str, Any]], features: str, classifier: str) -> dict[str, Any]:
@@ -197,7 +204,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     work = (arguments.work or arguments.data / "mcsp").resolve()
     corpus = build(arguments.data, arguments.positions or arguments.data / "cc200_positions.tsv", work)
     runs = {"default": [one_run(work, corpus, "default", seed, arguments.steps, []) for seed in arguments.seeds]}
-    runs["shuffled"] = [one_run(work, corpus, "shuffled", arguments.seeds[0], arguments.steps, CONTROL)]
+    runs["pairs shuffled within sites"] = [
+        one_run(work, corpus, "shuffled", arguments.seeds[0], arguments.steps, CONTROL)
+    ]
     for name, changes in ABLATION.items() if arguments.ablation else ():
         runs[name] = [one_run(work, corpus, name, arguments.seeds[0], arguments.steps, changes)]
     people = runs["default"][0]["subjects"]
