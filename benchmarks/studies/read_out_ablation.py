@@ -7,7 +7,7 @@ EEG on folds of people. Changes from the root of connectivity over all valid tim
 
 (a) mean over windows; (b) the logarithm of the shrunk correlation; (c) every feature standardised, or C chosen in inner
 folds; (d) learned and spectral blocks beside it; (e) anchors instead of parcels; (f) the denoiser, its shuffled control,
-and the denoiser of all people at once, which would go with an export: how well it tells who it was fitted on.
+and one of all people at once, which could go with an export, and tells who it was fitted on.
 
 Of EEG also coherence over whole recordings, which differ in length. Writes
 benchmarks/results/read_out_<people>_<modality>.json.
