@@ -6,8 +6,8 @@ No training: the rulers and an export (of random weights, say) on a labelled cor
 EEG on folds of people. Changes from the root of connectivity over all valid time at the recordings' own parcels:
 
 (a) mean over windows; (b) the logarithm of the shrunk correlation; (c) every feature standardised, or C chosen in inner
-folds; (d) learned and spectral blocks beside it; (e) anchors instead of parcels; (f) the denoiser, its shuffled control,
-and one of all people at once, which could go with an export, and tells who it was fitted on.
+folds; (d) learned and spectral blocks beside it; (e) anchors instead of parcels; (f) the denoiser, its control, and one
+of all people at once, which could go with an export, and tells who it was fitted on.
 
 Of EEG also coherence over whole recordings, which differ in length. Writes
 benchmarks/results/read_out_<people>_<modality>.json.
