@@ -141,7 +141,9 @@ def one_run(
 # Pairs of different people of a site teach what a site has in common; what is learned of a person has to be more.
 CONTROL = ["objective.shuffled_pairs=within_site"]
 # One change each from the defaults, for --ablation.
-ABLATION: dict[str, list[str]] = {"tokens and targets in the root": ["model.spatial_form=root"]}
+ABLATION: dict[str, list[str]] = {
+    "root, prediction within sites": ["model.spatial_form=root", "objective.prediction_means=site"]
+}
 
 
 def table(content: dict[str, Any]) -> str:
