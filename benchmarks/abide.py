@@ -142,7 +142,7 @@ def one_run(
 CONTROL = ["objective.shuffled_pairs=within_site"]
 # One change each from the defaults, for --ablation.
 ABLATION: dict[str, list[str]] = {
-    "root, prediction within sites": ["model.spatial_form=root", "objective.prediction_means=site"]
+    "root-within-sites": ["model.spatial_form=root", "objective.prediction_means=site"]
 }
 
 
