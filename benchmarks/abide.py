@@ -1,6 +1,6 @@
 """ABIDE from denoised parcel series to a table: build, pretrain without labels, export, evaluate on sites left out.
 
-python benchmarks/abide.py --data DIR --positions FILE --work DIR [--seeds 0 1] [--steps 600] [--ablation] [--out FILE]
+python benchmarks/abide.py --data DIR --positions FILE --work DIR [--seeds 0 1] [--steps 600] [--out FILE]
 python benchmarks/abide.py --table [--out FILE]     prints the result file as the documents show it
 
 DIR is laid out as ``nilearn.datasets.fetch_abide_pcp(data_dir=DIR, pipeline="cpac", band_pass_filtering=True,
@@ -140,10 +140,6 @@ def one_run(
 
 # Pairs of different people of a site teach what a site has in common; what is learned of a person has to be more.
 CONTROL = ["objective.shuffled_pairs=within_site"]
-# One change each from the defaults, for --ablation.
-ABLATION: dict[str, list[str]] = {
-    "root-within-sites": ["model.spatial_form=root", "objective.prediction_means=site"]
-}
 
 
 def table(content: dict[str, Any]) -> str:
@@ -194,7 +190,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--work", type=Path, help="folder of everything that is made; default DATA/mcsp")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="of pretraining, one run each (0 1)")
     parser.add_argument("--steps", type=int, default=600, help="of pretraining (600)")
-    parser.add_argument("--ablation", action="store_true", help="also one run for each of the changes in this file")
     parser.add_argument("--out", type=Path, help="the result file")
     parser.add_argument("--table", action="store_true", help="print the result file; run nothing")
     arguments = parser.parse_args(argv)
@@ -209,8 +204,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     runs["pairs shuffled within sites"] = [
         one_run(work, corpus, "shuffled", arguments.seeds[0], arguments.steps, CONTROL)
     ]
-    for name, changes in ABLATION.items() if arguments.ablation else ():
-        runs[name] = [one_run(work, corpus, name, arguments.seeds[0], arguments.steps, changes)]
     people = runs["default"][0]["subjects"]
     content = {**made_by(PACKAGES), "date": f"{date.today():%Y-%m}", "people": people, "runs": runs}
     out = arguments.out or ROOT / "benchmarks" / "results" / f"abide_{people}.json"
