@@ -181,16 +181,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         scorer.add_blocks(f"learned {name}", [block.x_NF])
     if modality == "eeg":
         scorer.add_blocks("at anchors, coherence of whole recordings", [coherence_of_whole(model, corpus, labelled)])
-        scorer.add_blocks("(d) learned blocks beside all measured ones, half", *_half(anchors, learned))
+        scorer.add_blocks("(d) all learned blocks beside all measured ones, half", *_half(anchors, learned))
+        chosen = {name: anchors[name] for name in ("root", "relative_power")}
+        scorer.add_blocks("root and relative band power", list(chosen.values()))
+        for share in (0.1, 0.25, 0.5):
+            weights = [share, (1 - share) / 2, (1 - share) / 2]
+            blocks = [learned["spatial"].x_NF, *chosen.values()]
+            scorer.add_blocks(f"(d) the learned spatial h beside these two, {share}", blocks, weights)
     if modality == "fmri":
         root_NF = rulers.features["root"]
         bold_changes(scorer, corpus, config, root_NF)
         powers = [anchors["band_power"], anchors["relative_power"]]
         scorer.add_blocks("(d) band power beside it, 0.05 each", [root_NF, *powers], [0.9, 0.05, 0.05])
+        spatial_NF = learned["spatial"].x_NF
         for share in (0.05, 0.1, 0.25, 0.5):
-            weights = [1 - share, *[share / len(learned)] * len(learned)]
             scorer.add_blocks(
-                f"(d) learned blocks beside it, {share}", [root_NF, *(b.x_NF for b in learned.values())], weights
+                f"(d) the learned spatial h beside it, {share}", [root_NF, spatial_NF], [1 - share, share]
             )
         scorer.add_blocks("(e) at anchors", [anchors["root"]])
         assert rulers.halves is not None

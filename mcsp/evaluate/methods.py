@@ -28,17 +28,18 @@ SHUFFLED = "root of connectivity, denoised, pairs shuffled"  # within sites: wha
 CLASSICAL: dict[str, str] = {"eeg": RELATIVE_POWER, "fmri": ROOT, "both": ROOT_AND_POWER}
 MAIN = SVM  # the classifier that every feature set has
 
-# How blocks are weighed. Chosen with an encoder of random weights on development people (522 of ABIDE, 12 of eegmat);
+# How blocks are weighed. Chosen on development people (522 of ABIDE, 12 of eegmat), whose scores flatter the choice;
 # benchmarks/studies/read_out_ablation.py has the comparison.
-# The share of the learned part, from 0, 0.05, 0.1, 0.25 and 0.5; the rest is measured.
-LEARNED_SHARE: dict[Modality, float] = {"eeg": 0.5, "fmri": 0.05}
+# The learned parts that are used, where the model has them, else all. What the others say of people is little (the
+# course in time, spectra of BOLD), and z is made to forget; equal weights would drown the spatial domain in them.
+LEARNED: tuple[str, ...] = ("spatial",)
+# The share of the learned part, from 0, 0.05, 0.1, 0.25 and 0.5; the rest is measured. Of BOLD all but 0 cost.
+LEARNED_SHARE: dict[Modality, float] = {"eeg": 0.5, "fmri": 0.0}
 # The measured parts that the rest is made of, where the model has them, else all that it has. Beside the root, band
-# power of BOLD dilutes what little it says of people. Where all recordings have the same parcels, the root goes through
-# the denoiser: it helps where few are labelled, and costs nothing where all are.
-MEASURED: dict[Modality, tuple[str, ...]] = {
-    "eeg": ("root", "coherence", "band_power", "relative_power"),
-    "fmri": ("root",),
-}
+# power of BOLD dilutes what little it says of people, and so do EEG's coherence and absolute power. Where all
+# recordings have the same parcels, the root goes through the denoiser: it helps where few are labelled, and costs
+# nothing where all are.
+MEASURED: dict[Modality, tuple[str, ...]] = {"eeg": ("root", "relative_power"), "fmri": ("root",)}
 
 _FOLDS_REMEMBERED = 30  # of N x N numbers each
 
@@ -99,9 +100,15 @@ class Encoded:
     measured: Mapping[Modality, Mapping[str, Block]]
 
 
+def learned_blocks(encoded: Encoded, modality: Modality) -> list[Block]:
+    """The learned part that the read-out uses."""
+    of = encoded.learned[modality]
+    return [block for name, block in of.items() if name in LEARNED] or list(of.values())
+
+
 def _weighed(encoded: Encoded, modality: Modality, halves: Halves | None) -> list[tuple[Block, float]]:
     """The blocks of one modality with their weights, which sum to 1; the root through ``halves``, if any."""
-    learned, every = list(encoded.learned[modality].values()), encoded.measured.get(modality, {})
+    learned, every = learned_blocks(encoded, modality), encoded.measured.get(modality, {})
     every = {**every, "root": halves} if "root" in every and halves is not None else every
     measured = [block for name, block in every.items() if name in MEASURED[modality]] or list(every.values())
     share = LEARNED_SHARE[modality] if measured else 1.0
@@ -128,7 +135,7 @@ class Described:
             finer = {m: halves for m, halves in self.halves.items() if self.rulers[m].own}
             weighed = [pair for m in modalities for pair in _weighed(encoded, m, finer.get(m))]
             found[name] = ([block for block, _ in weighed], [weight / len(modalities) for _, weight in weighed])
-            learned = [block for m in modalities for block in encoded.learned[m].values()]
+            learned = [block for m in modalities for block in learned_blocks(encoded, m)]
             found[f"{name}, learned part"] = (learned, [1.0] * len(learned))
         rulers = {name: table for m in modalities for name, table in self._ruler_blocks.get(m, {}).items()}
         if all(m in self.rulers for m in modalities):

@@ -8,11 +8,13 @@ from mcsp.evaluate.methods import (
     DENOISED,
     LEARNED_SHARE,
     PRETRAINED,
+    PRETRAINED_LEARNED,
     SHUFFLED,
     Block,
     Described,
     Encoded,
     Halves,
+    learned_blocks,
     methods,
 )
 from mcsp.evaluate.readout import grams
@@ -31,12 +33,18 @@ def described(own: bool) -> Described:
     root_NF, halves = table(0), (table(1), table(2))
     covariance_NCC = np.repeat(np.eye(3)[None], N, axis=0) * np.linspace(1, 2, N)[:, None, None]
     rulers = {"fmri": Measured(own, {"connectivity": table(3), "root": root_NF}, halves, covariance_NCC)}
-    encoded = Encoded({"fmri": {"spatial": Block(table(4))}}, {"fmri": {"root": Block(root_NF)}})
+    encoded = Encoded(
+        {"fmri": {"spatial": Block(table(4)), "spatial_z": Block(table(6))}}, {"fmri": {"root": Block(root_NF)}}
+    )
     return Described({PRETRAINED: encoded}, rulers, np.zeros((N, 0)), SITES)
 
 
+@pytest.mark.parametrize("share", [0.0, 0.25])
 @pytest.mark.parametrize("own", [True, False])
-def test_the_root_goes_through_the_denoiser_where_all_have_the_same_parcels(own: bool) -> None:
+def test_the_root_goes_through_the_denoiser_where_all_have_the_same_parcels(
+    own: bool, share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(LEARNED_SHARE, "fmri", share)
     of = described(own)
     method = methods(of, "fmri")[0]
     assert (method.features, method.classifier) == (PRETRAINED, "linear SVM")
@@ -44,10 +52,16 @@ def test_the_root_goes_through_the_denoiser_where_all_have_the_same_parcels(own:
     root = grams.fixed([grams.gram(table(0))])
     if own:
         root = grams.denoised(grams.gram(np.concatenate([table(0), table(1), table(2)])), SITES)
-    share = LEARNED_SHARE["fmri"]
     expected = on_grams(SVM, grams.weighed([(root, 1 - share), (grams.fixed([grams.gram(table(4))]), share)]))
     found, wanted = (readout(TRAIN)(TEST, TRAIN, y_N) for readout in (method.readout(np.arange(N)), expected))
     np.testing.assert_allclose(found, wanted, atol=1e-9)
+
+
+def test_the_learned_part_is_what_the_spatial_domain_keeps() -> None:
+    learned = next(m for m in methods(described(True), "fmri") if m.features == PRETRAINED_LEARNED)
+    assert learned.n_features == 40
+    encoded = Encoded({"fmri": {"temporal": Block(table(4)), "temporal_z": Block(table(6))}}, {})
+    assert len(learned_blocks(encoded, "fmri")) == 2  # a model without that domain
 
 
 def test_the_denoiser_and_its_control_are_rulers_of_their_own() -> None:
