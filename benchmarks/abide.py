@@ -1,6 +1,6 @@
 """ABIDE from denoised parcel series to a table: build, pretrain without labels, export, evaluate on sites left out.
 
-python benchmarks/abide.py --data DIR --positions FILE --work DIR [--seeds 0 1] [--steps 600] [--out FILE]
+python benchmarks/abide.py --data DIR --positions FILE --work DIR [--seeds 0 1] [--steps 600] [--no-control] [--out FILE]
 python benchmarks/abide.py --table [--out FILE]     prints the result file as the documents show it
 
 DIR is laid out as ``nilearn.datasets.fetch_abide_pcp(data_dir=DIR, pipeline="cpac", band_pass_filtering=True,
@@ -139,7 +139,7 @@ def one_run(
 
 
 # Pairs of different people of a site teach what a site has in common; what is learned of a person has to be more.
-CONTROL = ["objective.shuffled_pairs=within_site"]
+CONTROL, SHUFFLED = ["objective.shuffled_pairs=within_site"], "pairs shuffled within sites"
 
 
 def table(content: dict[str, Any]) -> str:
@@ -190,6 +190,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--work", type=Path, help="folder of everything that is made; default DATA/mcsp")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="of pretraining, one run each (0 1)")
     parser.add_argument("--steps", type=int, default=600, help="of pretraining (600)")
+    parser.add_argument(
+        "--control", action=argparse.BooleanOptionalAction, default=True, help="one run of pairs shuffled within sites"
+    )
     parser.add_argument("--out", type=Path, help="the result file")
     parser.add_argument("--table", action="store_true", help="print the result file; run nothing")
     arguments = parser.parse_args(argv)
