@@ -198,7 +198,7 @@ class Engine:
         values = deepspeed_config(config, world_size, global_batch)
         self.zero_stage: int = values.get("zero_optimization", {}).get("stage", 0)
         with_autocast = values.get("torch_autocast", {}).get("enabled", False)
-        products = config.objective.precision
+        products: str = config.objective.precision
         products = products if products != "auto" else "autocast's" if with_autocast else "fp32"
         of_model = "bf16" if values["bf16"]["enabled"] else "fp32"
         self.arithmetic = f"{of_model} on {device_name()}, products of the contrast {products}"
