@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from mcsp.encode.pretrained import PretrainedMCSP, from_pretrained
 from mcsp.model.mcsp import MCSP
 from mcsp.model.weights import write_pretrained
 
-SUBJECT_KEY = "a key for tests, not a secret"
+SUBJECT_KEY = sha256(b"a key for tests 35").hexdigest()
 
 
 def folder_of(name: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
