@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -58,7 +58,7 @@ TARGETS: dict[str, tuple[str, ...]] = {
     "data_sharding/clean/recording.py": ("tests/data_sharding/clean/test_recording.py",
                                          "tests/data_sharding/clean/test_eeg_quality.py"),
     "data_sharding/build/privacy.py": (
-        "tests/data_sharding/build/test_privacy.py", "-k", "kind or suspected or names or columns or hashes"
+        "tests/data_sharding/build/test_privacy.py",
     ),
     "data_sharding/store/index.py": ("tests/data_sharding/store/test_index.py",),
     "data_sharding/store/reader.py": ("tests/data_sharding/store/test_reader.py",),
@@ -164,14 +164,13 @@ def changed_lines(before: str, after: str) -> list[str]:
     return [line.strip() for line in lines if line[0] in "+-" and line[:3] not in ("+++", "---")]
 
 
-def sample(copy: Path, only: str, count: int, seed: int) -> list[Mutant]:
-    """So many mutants, drawn in turn from all files."""
-    draw = random.Random(seed)
-    by_file = list(mutants_of([path for path in TARGETS if only in path], copy).values())
-    for found in by_file:
-        draw.shuffle(found)
-    print(f"{sum(map(len, by_file))} mutants of {len(by_file)} files", flush=True)
-    return [m for m in chain.from_iterable(zip_longest(*by_file)) if m is not None][:count]
+def sample(copy: Path, paths: Sequence[str], count: int, seed: int) -> list[Mutant]:
+    """So many mutants, drawn in turn from all files; what is drawn of a file does not depend on the others."""
+    by_file = mutants_of(paths, copy)
+    for path, found in by_file.items():
+        random.Random(f"{seed} {path}").shuffle(found)
+    print(f"{sum(map(len, by_file.values()))} mutants of {len(by_file)} files", flush=True)
+    return [m for m in chain.from_iterable(zip_longest(*by_file.values())) if m is not None][:count]
 
 
 def judge(rows: Sequence[dict[str, Any]], copy: Path, seconds: float) -> None:
@@ -201,17 +200,18 @@ def judge(rows: Sequence[dict[str, Any]], copy: Path, seconds: float) -> None:
         print(f"{row['outcome']} {path}:{row['line']} {' '.join(row['change'])}", flush=True)
 
 
-def resumed(out: Path) -> list[dict[str, Any]]:
-    """The rows of a run that was cut short.
-
-    Raises:
-        ValueError: files that have changed since.
-    """
+def resumed(out: Path, copy: Path, seed: int) -> list[dict[str, Any]]:
+    """The rows of a run that was cut short; those of files that have changed since are drawn again."""
     found = json.loads(out.read_text())
-    changed = [path for path, of_file in found["files"].items() if of_file["sha256"] != sha256(path)]
-    if changed:
-        raise ValueError(f"{out}: {', '.join(changed)} changed since: begin again, without --resume")
-    return list(found["sample"])
+    changed = [path for path, of_file in found["files"].items() if of_file["sha256"] != sha256(copy / path)]
+    again = [row for row in found["sample"] if row["file"] in changed]
+    return [row for row in found["sample"] if row["file"] not in changed] + drawn(copy, changed, len(again), seed)
+
+
+def drawn(copy: Path, paths: Sequence[str], count: int, seed: int) -> list[dict[str, Any]]:
+    """A row for each mutant of a new sample."""
+    mutants = sample(copy, paths, count, seed) if paths else []
+    return [{**mutant._asdict(), "outcome": NOT_TRIED} for mutant in mutants]
 
 
 def main() -> int:
@@ -232,19 +232,19 @@ def main() -> int:
         shutil.copytree(ROOT, copy, symlinks=True, ignore=shutil.ignore_patterns(".*", "__pycache__", "demo_output"))
         try:
             if arguments.resume:
-                rows = resumed(arguments.out)
+                rows = resumed(arguments.out, copy, arguments.seed)
             else:
-                drawn = sample(copy, arguments.only, arguments.mutants, arguments.seed)
-                rows = [{**mutant._asdict(), "outcome": NOT_TRIED} for mutant in drawn]
+                rows = drawn(copy, [p for p in TARGETS if arguments.only in p], arguments.mutants, arguments.seed)
             judge(rows, copy, arguments.seconds)
+            hashes = {path: sha256(copy / path) for path in TARGETS}
         except ValueError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
-    report(rows, arguments.seed, arguments.out)
+    report(rows, hashes, arguments.seed, arguments.out)
     return 0
 
 
-def report(rows: Sequence[dict[str, Any]], seed: int, out: Path) -> None:
+def report(rows: Sequence[dict[str, Any]], hashes: Mapping[str, str], seed: int, out: Path) -> None:
     """Write the result, and print how many mutants of each file the tests noticed."""
     from mcsp.provenance import made_by  # not before: forks must import the copy
 
@@ -256,7 +256,7 @@ def report(rows: Sequence[dict[str, Any]], seed: int, out: Path) -> None:
         "tool": COSMIC_RAY,
         "seed": seed,
         "total": total,
-        "files": {path: {**of_file, "sha256": sha256(path)} for path, of_file in by_file.items() if of_file},
+        "files": {path: {**of_file, "sha256": hashes[path]} for path, of_file in by_file.items() if of_file},
         "survivors": [
             {name: row[name] for name in ("file", "line", "change")}
             | {"reason": REASONS.get(reason_key(row), "unknown")}
@@ -270,9 +270,9 @@ def report(rows: Sequence[dict[str, Any]], seed: int, out: Path) -> None:
     print(f"{total[KILLED]:4d} of {total[KILLED] + total[SURVIVED]} killed, {total[NOT_TRIED]} not tried: {out}")
 
 
-def sha256(path: str) -> str:
-    """Of a file of this tree."""
-    return hashlib.sha256((ROOT / path).read_bytes()).hexdigest()
+def sha256(file: Path) -> str:
+    """Of a file's content."""
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def reason_key(row: dict[str, Any]) -> str:
