@@ -142,6 +142,13 @@ ROWS = {
 }
 
 
+def use(url: str, cache: Path) -> None:
+    """All that a run does with a corpus that makes room in its cache."""
+    foreign = Corpus(url, cache, cache_gb=1e-4)
+    foreign.fetch_ahead([r.shard for r in foreign.recordings])
+    foreign.read_window(foreign.recordings[0], 0, 10)
+
+
 @pytest.mark.parametrize("attack", [*range(len(NAMES)), *ROWS])
 def test_names_of_a_foreign_index_never_become_paths(
     attack: int | str, bucket: Callable[[Path], str], tmp_path: Path
@@ -156,9 +163,7 @@ def test_names_of_a_foreign_index_never_become_paths(
         (folder / SHARDS_NAME / "train-00001.tar").write_bytes(b"of another corpus")
     url, before = bucket(corpus), state(tmp_path)
     with pytest.raises(ValueError, match=r"^\S+: .*, expected") as error:
-        foreign = Corpus(url, cache, cache_gb=1e-4)
-        foreign.fetch_ahead([r.shard for r in foreign.recordings])
-        foreign.read_window(foreign.recordings[0], 0, 10)
+        use(url, cache)
     assert "\n" not in str(error.value)
     # The cache of the index's own hash may hold the table that was refused; nothing else was written or touched.
     own = cache / read_index(tmp_path / "corpus")["index_hash"][:32] if isinstance(attack, str) else cache / "none"
@@ -191,11 +196,11 @@ def test_an_index_that_is_large_or_deep_is_one_line(tmp_path: Path, monkeypatch:
 def corrupted(folder: Path, column: str, value: int) -> Path:
     """Change the last offset of a text column, or the last code of a column of codes, where it lies in the file."""
     (table,) = folder.glob("recordings-*.arrow")
-    array = pa.ipc.open_file(pa.memory_map(str(table))).get_batch(0).column(column)
+    mapped = pa.memory_map(str(table))
+    first, array = mapped.read_buffer(1).address, pa.ipc.open_file(mapped).get_batch(0).column(column)
     repeats = pa.types.is_dictionary(array.type)
-    buffer = (array.indices if repeats else array).buffers()[1]
     content, dtype = bytearray(table.read_bytes()), "<i4" if repeats else "<i8"
-    start = content.rindex(buffer.to_pybytes()[: 4 if repeats else 16]) + (0 if repeats else 8)
+    start = (array.indices if repeats else array).buffers()[1].address - first + (0 if repeats else 8)
     content[start : start + np.dtype(dtype).itemsize] = np.array([value], dtype).tobytes()
     table.write_bytes(content)
     return table
@@ -281,9 +286,7 @@ def as_another_user(command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(words, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.skipif(
-    os.geteuid() != 0 or shutil.which("setpriv") is None, reason="needs root and setpriv for a second user"
-)
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("setpriv") is None, reason="a second user needs root, setpriv")
 def test_another_user_can_neither_own_nor_read_the_cache(store: tuple[str, str], shared: Path) -> None:
     url, name = store
     assert as_another_user(f"mkdir -m 777 {shared / name}").returncode == 0, "the attack is real"
@@ -318,12 +321,7 @@ def test_values_that_were_changed_together_with_their_checksums_are_fetched_agai
     table.write_bytes(table.read_bytes().replace(b"rest", b"sing"))
     second = Corpus(url, tmp_path / "cache")
     assert second.recordings[0].task == "rest", "the table was changed in the cache"
-    try:
-        found = second.read_window(row, 0, 1000).x_TC
-    except ValueError as error:
-        found = None
-        assert "does not match its CRC-32" in str(error), "sound values beside false checksums"
-    assert found is None or np.array_equal(found, expected)
+    assert np.array_equal(second.read_window(row, 0, 1000).x_TC, expected)
     assert hashlib.sha256(tar.read_bytes()).hexdigest() == second.index["shards"][0]["sha256"]
 
 
