@@ -85,7 +85,7 @@ class RecordingRef:
         motion = None
         for file in sorted(self.path.parent.glob("*.tsv")):
             entities, suffix = parse_name(file.name)
-            if run_entities(_entities(file, self.site.root)) != run:
+            if run_entities(entities_of(file, self.site.root)) != run:
                 continue
             if suffix in ("timeseries.tsv", "regressors.tsv") and entities.get("description") == "confounds":
                 return file
@@ -122,7 +122,7 @@ def run_entities(entities: Mapping[str, str]) -> dict[str, str]:
     return {k: v for k, v in entities.items() if k not in _VERSION}
 
 
-def _entities(path: Path, root: Path) -> dict[str, str]:
+def entities_of(path: Path, root: Path = Path()) -> dict[str, str]:
     """Entities of a recording: those of its name, and subject and session of its folders where the name has none."""
     entities = dict(parse_name(path.name)[0])
     for folder in path.relative_to(root).parts[:-1]:
@@ -140,7 +140,7 @@ def ref_of_file(path: Path, modality: Modality) -> RecordingRef:
     """
     path = path.absolute()
     root = next((folder for folder in path.parents if (folder / _DESCRIPTION).is_file()), path.parent)
-    entities = _entities(path, root)
+    entities = entities_of(path, root)
     companions: dict[str, tuple[Path, ...]] = {}
     if "subject" in entities:
         folders = [folder for folder in path.parents if folder == root or root in folder.parents]
@@ -229,7 +229,7 @@ def find_recordings(site: Site, parcellation: str | None = None, notes: list[str
             modality = _modality(named, suffix)
             if modality is None:
                 continue
-            relative, entities = (inside / name).as_posix(), _entities(folder / name, site.root)
+            relative, entities = (inside / name).as_posix(), entities_of(folder / name, site.root)
             if "subject" not in entities or is_ignored(relative) or not is_wanted(relative, entities, site.selection):
                 continue
             run = (modality, *sorted(run_entities(entities).items()))
@@ -241,7 +241,7 @@ def find_recordings(site: Site, parcellation: str | None = None, notes: list[str
     chosen = sorted((path, modality) for _, path, modality in best.values())
     found = []
     for path, modality in chosen:
-        entities = _entities(path, site.root)
+        entities = entities_of(path, site.root)
         companions = _companions(path, entities, site.root, listing)
         ref = RecordingRef(site, path, modality, entities, companions)
         if site.url is not None:  # who reads it has no folder to look into

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from mcsp.config import CorpusConfig
+from mcsp.data_sharding.build.privacy import may_be_date
 
 KEY_VARIABLE = "MCSP_SUBJECT_KEY"
 _KEY = re.compile(r"[0-9a-fA-F]{64}")
@@ -19,7 +20,6 @@ _HASH_DIGITS = 32
 # Labels with this many digits in a row may be dates or hospital numbers.
 _NUMBER = re.compile(r"\d{6,}")
 _LETTERS = str.maketrans("0123456789", "ghijklmnop")
-_LABEL = re.compile(r"(?<![A-Za-z0-9])(sub|ses)-([A-Za-z0-9]+)")
 
 
 def subject_key(config: CorpusConfig | None = None) -> bytes:
@@ -97,7 +97,7 @@ def session_label(key: bytes, site: str, subject: str, session: str) -> str:
 
     The hash is of the subject as well, so that two people's visits on one day do not look alike.
     """
-    if not session or without_dates(session):
+    if not may_be_date(session):
         return session
     return keyed_hash(key, "session", site, subject, session)[:_HASH_DIGITS].translate(_LETTERS)
 
@@ -110,21 +110,3 @@ def without_dates(label: str) -> str:
 def key_fingerprint(key: bytes) -> str:
     """SHA-256 of a keyed hash: says whether two corpora were built under one subject key, and nothing of the key."""
     return hashlib.sha256(keyed_hash(key, "fingerprint").encode()).hexdigest()
-
-
-def pseudonymise(text: str, site: str, key: bytes, file: str = "") -> str:
-    """A file name or message with the subject and session labels that the shards have.
-
-    A session is that of the subject named before it, or else of the subject of ``file``.
-    """
-    subject = next((label for entity, label in _LABEL.findall(f"{file} {text}") if entity == "sub"), "")
-
-    def public(match: re.Match[str]) -> str:
-        nonlocal subject
-        entity, label = match.groups()
-        if entity == "ses":
-            return f"ses-{session_label(key, site, subject, label)}"
-        subject = label
-        return f"sub-{subject_hash(key, site, label)}"
-
-    return _LABEL.sub(public, text)

@@ -35,10 +35,10 @@ class Rejection:
     """A recording that was found but not stored."""
 
     site: str
-    file: str  # relative to the site's folder
+    file: str  # relative to the site's folder; published: sub-<hash>
     modality: str
-    reason: str  # a code of docs/corpus-format.md
-    detail: str  # one line
+    reason: str  # a code of docs/reasons.md
+    detail: str  # one line; published: measurements alone
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,9 @@ class Repair:
     """Something that was wrong with the files of a stored recording, and put right."""
 
     site: str
-    file: str  # relative to the site's folder
+    file: str  # relative to the site's folder; published: sub-<hash>
     modality: str
-    repair: str  # one line
+    repair: str  # one line; published: its kind
 
 
 Entry = TypeVar("Entry", Rejection, Repair)

@@ -1,4 +1,4 @@
-"""Settings of the builder (``launchers/build_corpus.py``)."""
+"""Settings of the builder (``mcsp build``)."""
 
 import re
 from pathlib import Path
@@ -135,7 +135,7 @@ class SiteConfig(Selection):
 
 
 class CorpusConfig(Selection):
-    """``launchers/build_corpus.py``."""
+    """``mcsp build``."""
 
     bids_root: Path | None = Field(
         None, description="folder whose BIDS sub-folders are the sites, unless `sites` lists them"
