@@ -89,8 +89,8 @@ in the batch.
   **Not in it:** recordings, names of people, dates, ages, diagnoses, texts of headers, or paths of a machine.
 * The hashes are pseudonyms: whoever holds the key can tell whether a known person of a site was in the data; without
   it they say nothing. The key is in no file here.
-* The weights are computed from recordings of people. How much of a single recording could be recovered from them, or
-  whether one could tell that a person was among them, was not examined. Pass them on as the terms above allow.
+* The weights are computed from recordings of people. How much of a single recording could be recovered from them was
+  not examined. {membership} Pass them on as the terms above allow.
 * Features of your own subjects can identify a person, as functional connectivity does: keep them like the recordings.
 
 ## Intended use and limits
@@ -178,6 +178,7 @@ def model_card(
         cost=cost_line(manifest, metrics),
         curves=f"![loss by step]({curves})\n\n" if curves else "",
         metrics=curve_rows(metrics),
+        membership=membership_text(evaluation),
         results=results_text(evaluation, corpus),
     )
 
@@ -318,6 +319,22 @@ def _validation_table(evaluated: Sequence[Mapping[str, float]]) -> str:
 
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.4g}"
+
+
+def membership_text(evaluation: Mapping[str, Any] | None) -> str:
+    """How well an attack tells the people of the pretraining from others, where an evaluation has measured it."""
+    rows = [r for r in (evaluation or {}).get("membership", ()) if r["auroc"] is not None]
+    if not rows:
+        return "Whether one could tell from them that a person was among them was not examined."
+    said = "; ".join(
+        f"{r['model']}, {r['modality']} {r['auroc']['value']:.3f} ({r['auroc']['ci_low']:.3f} to "
+        f"{r['auroc']['ci_high']:.3f}; {r['seen']} seen, {r['unseen']} not)"
+        for r in rows
+    )
+    return (
+        "An attack told people seen in pretraining from others, by how alike their windows are to the encoder, with an "
+        f"AUROC (0.5: chance; 95 % interval over subjects) of: {said}."
+    )
 
 
 def results_text(evaluation: Mapping[str, Any] | None, corpus: Corpus) -> str:
