@@ -1,6 +1,5 @@
 """The model card of an export, filled from the run and the corpus, for those who use it and those who answer for it."""
 
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,6 +8,7 @@ from mcsp.data_sharding.bids.description import DESCRIPTION_NAME
 from mcsp.data_sharding.store.reader import Corpus
 from mcsp.encode.parcellations import parcellation_name
 from mcsp.model.mcsp import MCSP
+from mcsp.outside import read_object
 from mcsp.schema import Modality, Recording
 from mcsp.version import __version__
 
@@ -259,7 +259,7 @@ def site_table(used: Sequence[Recording], corpus: Corpus) -> str:
 def sources_of(corpus: Corpus) -> dict[str, dict[str, Any]]:
     """What each site's description says of its origin."""
     path = corpus.path / DESCRIPTION_NAME
-    sources = json.loads(path.read_text())["SourceDatasets"] if path.is_file() else []
+    sources = read_object(path)["SourceDatasets"] if path.is_file() else []
     return {source["Site"]: source for source in sources}
 
 
