@@ -39,30 +39,37 @@ def is_local(place: Location) -> bool:
     return isinstance(place, Path)
 
 
-def write_atomic(path: Location, content: bytes) -> None:
-    """Write ``content`` so that ``path`` is complete or absent, also after a power cut."""
-    with new_file(path) as temporary:
+def write_atomic(path: Location, content: bytes, private: bool = False) -> None:
+    """Write ``content`` so that ``path`` is complete or absent, also after a power cut; ``private``: for you alone."""
+    with new_file(path, private) as temporary:
         temporary.write_bytes(content)
 
 
 @contextmanager
-def new_file(path: Location) -> Iterator[Path]:
+def new_file(path: Location, private: bool = False) -> Iterator[Path]:
     """A local file to write, which becomes ``path`` where the block ends well, and vanishes where it does not."""
-    with scratch_file(path.parent) as temporary:
+    with scratch_file(path.parent, private) as temporary:
         yield temporary
         publish(temporary, path)
 
 
 @contextmanager
-def scratch_file(folder: Location) -> Iterator[Path]:
+def scratch_file(folder: Location, private: bool = False) -> Iterator[Path]:
     """An empty local file of this process, for :func:`publish`: in ``folder`` itself, or in this machine's own."""
     handle, name = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=folder if isinstance(folder, Path) else None)
     os.close(handle)
-    os.chmod(name, 0o644)
+    os.chmod(name, 0o600 if private else 0o644)
     try:
         yield Path(name)
     finally:
         Path(name).unlink(missing_ok=True)
+
+
+def private_folder(folder: Location) -> None:
+    """Make a folder, and those above it, into which only this user can look, whatever the umask; none in a store."""
+    if isinstance(folder, Path):
+        folder.mkdir(parents=True, exist_ok=True)
+        folder.chmod(0o700)
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 Shape letters: T time samples, C channels.
 """
 
-import json
 import os
 import time
 from collections import OrderedDict
@@ -17,6 +16,7 @@ from mcsp.data_sharding.store.cache import ShardCache
 from mcsp.data_sharding.store.files import Location, is_local, location
 from mcsp.data_sharding.store.index import INDEX_NAME, SHARDS_NAME, read_index
 from mcsp.data_sharding.store.table import Recordings, Samples
+from mcsp.outside import parse_json
 from mcsp.schema import SPLITS, Recording, Window
 
 try:
@@ -106,7 +106,8 @@ class Corpus:
 
     def participant(self, recording: Recording) -> dict[str, Any]:
         """The columns of participants.tsv that the builder let through for this recording's subject."""
-        return json.loads(recording.participant)
+        columns: dict[str, Any] = parse_json(recording.participant)
+        return columns
 
     def read_window(self, recording: Recording, start: int, n_samples: int, verify: bool = True) -> Window:
         """Cut ``n_samples`` time samples from ``start`` on out of a recording; as :meth:`read_stored`.

@@ -68,7 +68,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     retrieval, more_notes = run_retrieval({PRETRAINED: model, UNTRAINED: untrained}, corpus, config)
     results = {
         "versions": versions(),
-        "config": config.dump(),
+        "config": config.published(),
         "corpus_index_hash": corpus.index_hash,
         "model": {"parameters": sum(p.numel() for p in model.parameters()), "config": model.config.dump()},
         "label": {"name": config.label, "classes": labelled.classes, "units": np.bincount(labelled.y_N).tolist()},

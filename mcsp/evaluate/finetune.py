@@ -199,7 +199,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         rows[0]["finetuned_minus_frozen"] = gain
     results = {
         "versions": versions(),
-        "config": config.dump(),
+        "config": config.published(),
         "corpus_index_hash": run.corpus.index_hash,
         "classes": run.labelled.classes,
         "units": len(y_N),

@@ -6,6 +6,7 @@ say whether a map comes from what was learned: the same probe on random weights,
 Shape letters: N units, C channels, K bands, F features.
 """
 
+import copy
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -42,6 +43,7 @@ from mcsp.explain.attribution import (
 from mcsp.explain.patterns import FEWEST_UNITS, agreement, measured, pattern
 from mcsp.explain.report import write_attribution_report
 from mcsp.model.mcsp import MCSP
+from mcsp.outside import read_object
 from mcsp.schema import Modality, Recording, Window
 from mcsp.windows import longest_window, window_starts
 
@@ -244,21 +246,27 @@ def _channels(recording: Recording) -> dict[str, Any]:
 def load_finetuned(folder: Path, model: MCSP) -> MCSPClassifier:
     """What finetune wrote with ``save_model=true``, on the CPU and in evaluation mode.
 
+    Args:
+        folder: the ``out_dir`` of finetune.
+        model: the export that was fine-tuned; it stays as it is.
+
     Raises:
-        ValueError: no such file, or a head of other than two classes.
+        ValueError: no such file, a head of other than two classes, or weights of another architecture.
     """
     weights_path, results_path = folder / "classifier.safetensors", folder / "results.json"
     if not (weights_path.is_file() and results_path.is_file()):
         raise ValueError(f"{folder}: expected results.json and classifier.safetensors of finetune save_model=true")
-    config = FinetuneConfig.parse(json.loads(results_path.read_text())["config"], str(results_path))
+    config = FinetuneConfig.parse(read_object(results_path).get("config", {}), str(results_path))
     state = load_file(weights_path)
     heads = {m: state[f"heads.{m}.weight"].shape for m in model.config.modalities if f"heads.{m}.weight" in state}
     if any(outputs != 2 for outputs, _ in heads.values()):
         raise ValueError(f"{weights_path}: expected two classes, found {heads}")
-    classifier = MCSPClassifier(
-        from_pretrained(config.model_dir), 2, {m: f for m, (_, f) in heads.items()}, config.depth
-    )
-    classifier.load_state_dict(state)
+    classifier = MCSPClassifier(copy.deepcopy(model), 2, {m: f for m, (_, f) in heads.items()}, config.depth)
+    try:
+        classifier.load_state_dict(state)
+    except RuntimeError as error:
+        why = " ".join(str(error).split())[:200]
+        raise ValueError(f"{weights_path}: not of the architecture of model_dir ({why})") from None
     return classifier.eval()
 
 
@@ -285,7 +293,7 @@ def explain(config: ExplainConfig) -> dict[str, Any]:
         raise ValueError(f"{shared.corpus.path}: expected units of both classes at one site, found none")
     results = {
         "versions": versions(),
-        "config": shared.config.dump(),
+        "config": shared.config.published(),
         "corpus_index_hash": shared.corpus.index_hash,
         "classes": shared.labelled.classes,
         "explained": "probe, on subjects outside its folds" if config.finetuned_dir is None else "fine-tuned model",

@@ -26,7 +26,7 @@ from mcsp.data_sharding.build.pseudonyms import KEY_VARIABLE
 from mcsp.data_sharding.store.index import INDEX_NAME
 from tests.conftest import folder_of
 
-KEY = sha256(b"a key for tests alone").hexdigest()
+KEY = sha256(b"a key for tests 0").hexdigest()
 CHANNELS = ["Fp1", "Fp2", "C3", "C4", "O1", "O2", "T3"]
 PARCELS = ["left", "right", "middle"]
 PLACES = [[-40.0, 0, 30], [40, 0, 30], [0, 20, 50]]

@@ -33,6 +33,7 @@ from mcsp.export.export import pretraining_subjects
 from mcsp.model.mcsp import MCSP
 from mcsp.model.weights import write_pretrained
 from mcsp.run_log import read_metrics
+from tests.security.published import assert_names_no_machine
 
 PREPROCESSING = {"window_seconds": {"eeg": 10.0, "fmri": 30.0}, "hemodynamic_delay_seconds": 5.0}
 
@@ -67,6 +68,11 @@ def config(corpus_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Evalua
 @pytest.fixture(scope="module")
 def results(config: EvaluateConfig) -> dict:
     return evaluate(config)
+
+
+def test_no_file_of_an_evaluation_names_the_machine(config: EvaluateConfig, results: dict) -> None:
+    assert results["config"]["model_dir"] == "model" and results["config"]["corpus_dir"] == "corpus"
+    assert_names_no_machine(config.out_dir, config.model_dir, config.corpus_dir)
 
 
 def test_every_method_is_scored_under_both_protocols_on_the_same_folds(results: dict) -> None:

@@ -19,6 +19,7 @@ from mcsp.evaluate.units import Labelled, read_labels
 from mcsp.model.mcsp import MCSP
 from mcsp.model.weights import write_pretrained
 from mcsp.schema import random_key
+from tests.security.published import assert_names_no_machine
 
 PREPROCESSING = {"window_seconds": {"eeg": 10.0, "fmri": 30.0}}
 
@@ -140,6 +141,7 @@ def test_the_result_is_complete_reproducible_and_beside_the_frozen_probe(
 ) -> None:
     results = finetune(config)
     assert json.loads((config.out_dir / "results.json").read_text()) == results
+    assert_names_no_machine(config.out_dir, config.out_dir.parent)
     assert [row["features"] for row in results["scores"]] == ["fine-tuned", "frozen"]
     gain = results["scores"][0]["finetuned_minus_frozen"]
     values = [row["auroc"]["value"] for row in results["scores"]]

@@ -31,6 +31,7 @@ from mcsp.explain.explain import RANDOM_ENCODER, SHUFFLED_LABELS, load_finetuned
 from mcsp.explain.report import strongest
 from mcsp.model.mcsp import MCSP
 from mcsp.model.weights import write_pretrained
+from tests.security.published import assert_names_no_machine
 
 CHANGED = slice(2 * CASE_PAIR, 2 * CASE_PAIR + 2)
 
@@ -109,6 +110,7 @@ def test_the_parcels_with_the_largest_attribution_lie_near_the_planted_pair(expl
 def test_controls_differ_from_the_map_and_files_hold_what_was_returned(explained: tuple[Path, dict]) -> None:
     out, results = explained
     assert json.loads((out / "attribution.json").read_text()) == results
+    assert_names_no_machine(out, out.parent)
     pictures = {f"{m}{k}.png" for m in ("eeg", "fmri") for k in ("", "_patterns")}
     assert {p.name for p in out.iterdir()} == {"attribution.json", "report.html", *pictures}
     for found in results["modalities"].values():
@@ -140,7 +142,7 @@ def test_a_fine_tuned_model_is_loaded_and_explained_like_a_probe(corpus_dir: Pat
         load_finetuned(tmp_path, from_pretrained(tmp_path / "model"))
     save_file(state, tmp_path / "classifier.safetensors")
     config = FinetuneConfig(model_dir=tmp_path / "model", corpus_dir=corpus_dir, out_dir=tmp_path, depth="head")
-    (tmp_path / "results.json").write_text(json.dumps({"config": config.dump()}))
+    (tmp_path / "results.json").write_text(json.dumps({"config": config.published()}))
     loaded = load_finetuned(tmp_path, from_pretrained(tmp_path / "model"))
     corpus = Corpus(corpus_dir)
     recordings = [r for r in corpus.recordings if r.modality == "eeg" and r.site == "simulated-a"]
