@@ -101,7 +101,12 @@ def build(data: Path, positions: Path, work: Path) -> Path:
     if not corpus.exists():
         write_sites(data, positions, bids)
     values = [f"bids_root={bids}", f"out_dir={corpus}", f"min_seconds={{fmri: {LEAST_SECONDS}}}"]
-    values += ["participants_columns=[diagnosis, age, sex, mean_fd_mm]", "split_fractions=[1, 0, 0]", "workers=1"]
+    values += [
+        "participants_columns=[diagnosis, age, sex, mean_fd_mm]",
+        "split_fractions=[1, 0, 0]",
+        "workers=1",
+        "allow_public_key=true",
+    ]
     run(launcher("build_corpus", *values), corpus / "index.json")
     return corpus
 

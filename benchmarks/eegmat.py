@@ -75,7 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     bids, corpus = work / "bids", work / "corpus"
     if not corpus.exists():
         write_site(arguments.data, bids)
-    run(launcher("build_corpus", f"bids_root={bids}", f"out_dir={corpus}", "split_fractions=[1, 0, 0]", "workers=1"),
+    run(launcher("build_corpus", f"bids_root={bids}", f"out_dir={corpus}", "split_fractions=[1, 0, 0]", "workers=1",
+        "allow_public_key=true"),
         corpus / "index.json")  # fmt: skip
     runs: dict[str, list[dict[str, Any]]] = {
         "default": [one_run(work, corpus, "default", s, arguments.steps, CHANGES, EVALUATION) for s in arguments.seeds]
