@@ -1,7 +1,8 @@
 """Turn a table of files into BIDS derivatives: ``write_bids.py MANIFEST OUT_DIR --atlas NAME_OR_FILE [--dry-run]``.
 
 MANIFEST (.tsv or .csv) has a row per recording: path, subject, t_r [s] (or sampling_rate [Hz], for EEG), and where
-there are any session, site, task, run, space, units (percent), line_hz. Every other column is a label of the person.
+there are any session, site, task, run, space, units (percent), line_hz; TR, RepetitionTime, participant_id, SUB_ID and
+other usual names are known in any case. Every other column is a label of the person.
 Tables of time series (.tsv, .csv, .1D, .txt, .npy; a column per parcel), .ptseries.nii, images and EEG of one file are
 taken in; each site becomes a dataset below OUT_DIR, ready for build_corpus.
 """
