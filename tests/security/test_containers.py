@@ -55,7 +55,10 @@ def test_the_container_has_no_network_no_rights_and_three_mounts(tmp_path: Path)
 
 def test_the_image_is_made_of_hashed_files_and_runs_as_nobody_in_particular() -> None:
     lines = (RECIPE / "Containerfile").read_text().splitlines()
-    words = dict(line.split(" ", 1) for line in lines if line and not line.startswith("#"))
+    steps = [line.split(" ", 1) for line in lines if line and not line.startswith("#")]
+    copied = [name for word, names in steps if word == "COPY" for name in names.split()[:-1]]
+    assert all((ROOT / name).exists() for name in copied) and {"mcsp", "requirements.txt"} <= set(copied)
+    words = dict(steps)
     assert re.fullmatch(r"python:3\.11-bookworm@sha256:[0-9a-f]{64}", words["FROM"])
     assert "make setup LOCKED=1" in words["RUN"] and words["USER"] == "builder"
     assert str(ROOT / "launchers" / "build_corpus.py").endswith(eval(words["ENTRYPOINT"])[1])
