@@ -114,8 +114,8 @@ class Pretrainer(nn.Module):
 
         A window, or its half, is measured once: for the views that are made of it, and for the view that predicts it.
         """
-        # What has no time is drawn and measured of all rows at once: it is small, and each call costs. Groups differ from
-        # rank to rank, so no module is called for one: ZeRO-3 gathers parameters in the order of these calls.
+        # What has no time is drawn and measured of all rows at once: it is small, and each call costs. Ranks have other
+        # numbers of groups, so no module is called for one: ZeRO-3 gathers parameters in the order of these calls.
         domains, config = self.model.config.domains, self.augmentation
         with self.part("views"):
             without_time = signal.replace(x_BCT=signal.x_BCT[..., :0])
