@@ -4,7 +4,6 @@ The folder looks like a corpus, so everything below the reader only knows local 
 absent; a lock per file lets one process fetch and the others wait.
 """
 
-import fcntl
 import os
 import queue
 import tempfile
@@ -14,6 +13,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 from mcsp.data_sharding.store.files import Location
 from mcsp.data_sharding.store.index import SHARDS_NAME
@@ -132,8 +133,7 @@ class ShardCache:
     @contextmanager
     def _lock(self, name: str) -> Iterator[None]:
         """Only one process or thread of this machine at a time; a process that dies lets go."""
-        with open(self.folder / ".locks" / name.replace("/", "-"), "w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        with FileLock(self.folder / ".locks" / name.replace("/", "-")):
             yield
 
     def fetch_ahead(self, names: Iterable[str], shards: Sequence[dict[str, Any]]) -> None:

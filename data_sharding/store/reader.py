@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mcsp.data_sharding.store.cache import ShardCache
-from mcsp.data_sharding.store.files import Location, is_local, location
+from mcsp.data_sharding.store.files import READ_ONLY, Location, is_local, location, read_into
 from mcsp.data_sharding.store.index import INDEX_NAME, SHARDS_NAME, read_index
 from mcsp.data_sharding.store.table import Recordings, Samples
 from mcsp.schema import SPLITS, Recording, Window
@@ -157,7 +157,7 @@ class Corpus:
         for pause in (*_PAUSES_SECONDS, None):
             try:
                 shard = self._shard(r.shard)
-                found = os.preadv(shard.descriptor, [content.data], offset)
+                found = read_into(shard.descriptor, content.data, offset)
                 break
             except (OSError, ValueError) as error:
                 self.close(r.shard)
@@ -212,7 +212,7 @@ class Corpus:
             if self._cache:
                 self._cache.fetch_shard(name, self.index["shards"])
             try:
-                return os.open(self._shard_path(name), os.O_RDONLY | os.O_CLOEXEC)
+                return os.open(self._shard_path(name), READ_ONLY)
             except FileNotFoundError:
                 # Another process may have made room in the cache just now.
                 if not self._cache or attempt + 1 == _OPEN_ATTEMPTS:
