@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import numpy as np
 
 SCHEMA_VERSION = 2
+# What a site may be called: its name is a part of keys, files and reports.
+SITE_NAME = "[A-Za-z0-9][A-Za-z0-9_-]{0,99}"
 # Where index.json and an export say under which key subjects were hashed: only equal fingerprints are compared.
 KEY_FINGERPRINT = "subject_key_fingerprint"
 

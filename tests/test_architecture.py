@@ -24,6 +24,7 @@ LAYER_0 = {
     "mcsp.run_log",
     "mcsp.windows",
     "mcsp.wording",
+    "mcsp.outside",
     "mcsp.config",
 }
 LAYER_1 = {"mcsp.kernels", "mcsp.distributed", "mcsp.batch"}
@@ -40,6 +41,7 @@ MAY_IMPORT: dict[str, set[str]] = {  # beside itself
     "mcsp.provenance": set(),
     "mcsp.run_log": set(),
     "mcsp.wording": set(),
+    "mcsp.outside": set(),
     "mcsp.windows": {"mcsp.schema"},
     "mcsp.config": {"mcsp.schema"},
     "mcsp.kernels": set(),
@@ -93,6 +95,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "mcsp.provenance": set(),
     "mcsp.run_log": set(),
     "mcsp.wording": set(),
+    "mcsp.outside": set(),
     "mcsp.windows": {"numpy"},
     "mcsp.config": {"yaml", "pydantic"},
     "mcsp.kernels": {"torch", "numpy", "triton"},

@@ -108,7 +108,7 @@ class PretrainConfig(Config):
         "or from 1 on their number",
     )
     cache_dir: UserPath | None = Field(
-        None, description="where shards of a remote corpus are kept; null: temporary folder"
+        None, description="where shards of a remote corpus are kept; null: ~/.cache/mcsp"
     )
     cache_gb: float = Field(100.0, gt=0, description="most that shards of a remote corpus take on each machine")
     checkpoint_every: int = Field(100, ge=1, description="steps")
