@@ -17,8 +17,9 @@ from scipy.special import log_softmax, softmax
 from mcsp.config import LabelledConfig
 from mcsp.encode.classifier import MCSPClassifier
 from mcsp.encode.deployed import CLASSIFICATION, Head, distance_from, write_classifier
-from mcsp.evaluate.readout.classifiers import LOGISTIC, cross_validate, linear_weights, on_grams
+from mcsp.evaluate.readout.classifiers import LOGISTIC, cross_validate, on_grams
 from mcsp.evaluate.readout.grams import fixed, gram
+from mcsp.evaluate.readout.probe import LinearProbe
 from mcsp.evaluate.splits import Folds, k_fold
 from mcsp.evaluate.units import Labelled
 from mcsp.model.weights import ExportedMCSP
@@ -27,6 +28,7 @@ from mcsp.wording import listed
 
 FOLDER = "classifier"  # in the folder of the results
 PERCENTILES = np.arange(0, 101, 5)
+SHARED = 0.9  # of the recordings of a site have a good channel that counts as one of the site's; ours
 
 
 def deploy_probe(
@@ -98,8 +100,6 @@ def head_of(
         known = spread_of(x_NF[train])
         distances += [distance_from(known, x_F) for x_F in x_NF[test]]
     assert config.window_seconds is not None
-    recordings = [r for unit in labelled.units for r in unit.of(modality)]
-    channels = Counter(name for r in recordings for name, good in zip(r.channels, r.channel_good, strict=True) if good)
     facts = {
         "windows_per_recording": config.windows_per_recording,
         "window_seconds": config.window_seconds[modality],
@@ -109,7 +109,7 @@ def head_of(
         "units": len(labelled.units),
         "subjects": len(set(labelled.subjects)),
         "sites": dict(sorted(Counter(labelled.sites).items())),
-        "channels": [name for name, count in channels.items() if count >= len(recordings) / 2],
+        "channels": _channels_by_site(labelled, modality),
         "distances": np.percentile(distances, PERCENTILES).tolist(),
     }
     return Head({**arrays, **spread_of(x_NF)}, facts)
@@ -192,6 +192,17 @@ def spread_of(x_NF: np.ndarray) -> dict[str, np.ndarray]:
     return {"centre_F": centre_F, "spread_F": np.where(spread_F > 1e-9 * np.abs(centre_F).clip(1e-9), spread_F, 0.0)}
 
 
+def _channels_by_site(labelled: Labelled, modality: Modality) -> dict[str, list[str]]:
+    """Channels that nearly all recordings of a site have, and good."""
+    found = {}
+    for site in sorted(set(labelled.sites)):
+        units = [unit for unit, of in zip(labelled.units, labelled.sites, strict=True) if of == site]
+        recordings = [r for unit in units for r in unit.of(modality)]
+        counts = Counter(n for r in recordings for n, good in zip(r.channels, r.channel_good, strict=True) if good)
+        found[site] = [name for name, count in counts.items() if count >= SHARED * len(recordings)]
+    return found
+
+
 def _one_against_rest(
     blocks: Sequence[np.ndarray], labelled: Labelled, folds: Folds
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -200,19 +211,16 @@ def _one_against_rest(
     One logistic regression per class against the others; of two classes, one for both, halved.
     """
     readout = on_grams(LOGISTIC, fixed([gram(x_NF) for x_NF in blocks]))
-    weights, biases, scores = [], [], []
     n_classes = len(labelled.classes)
-    for c in range(n_classes) if n_classes > 2 else [1]:
-        y_N = (labelled.y_N == c).astype(int)
-        weight_F, bias = linear_weights(blocks, y_N)
-        weights.append(weight_F)
-        biases.append(bias)
-        scores.append(cross_validate(readout, y_N, folds)[0, 0])
-    weight_OF, bias_O, score_NO = np.stack(weights), np.array(biases), np.stack(scores, axis=1)
+    probe = LinearProbe([x_NF.shape[1] for x_NF in blocks]).fit(np.hstack(blocks), labelled.y_N)
+    positive = range(n_classes) if n_classes > 2 else [1]
+    score_NO = np.stack(
+        [cross_validate(readout, (labelled.y_N == c).astype(int), folds)[0, 0] for c in positive], axis=1
+    )
     if n_classes == 2:
         sign_O = np.array([-0.5, 0.5])
-        return sign_O[:, None] * weight_OF, sign_O * bias_O, sign_O * score_NO
-    return weight_OF, bias_O, score_NO
+        return sign_O[:, None] * probe.coef_, sign_O * probe.intercept_, sign_O * score_NO
+    return probe.coef_, probe.intercept_, score_NO
 
 
 def _card(label: str, labelled: Labelled, heads: dict[Modality, Head], facts: dict[str, Any], what: str) -> str:
