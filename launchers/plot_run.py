@@ -202,14 +202,13 @@ def _measure(panel: Any, step: np.ndarray, columns: dict[str, np.ndarray], kind:
         if inputs is not None:
             panel.plot(step[made], inputs[made], ":", color=colour)
     if kind == "identification":  # one of so many people of the modality
-        counts = {m: columns[f"{SET_ASIDE}people/{m}"] for m in ("eeg", "fmri") if f"{SET_ASIDE}people/{m}" in columns}
-        for side, (modality, people) in zip(("left", "right"), counts.items(), strict=False):
-            n = int(np.nanmax(people))
+        for side, modality in zip(("left", "right"), sorted({name.split("/")[0] for name in of}), strict=False):
+            n = int(np.nanmax(columns[f"{SET_ASIDE}people/{modality}"]))
             _chance(panel, 1 / n, f"chance, {n} people with {modality}", side)
     if level is not None:
         _chance(panel, level, text)
     panel.set_ylabel(title)
-    panel.set_ylim(bottom=0)
+    panel.set_ylim(0, 1.1 * panel.get_ylim()[1])
     panel.legend(fontsize=7, ncols=2, framealpha=0.8)
 
 

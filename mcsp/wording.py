@@ -38,6 +38,11 @@ def columns(rows: Sequence[Sequence[str]], right: int | None = None) -> list[str
     return ["  ".join(cells).rstrip() for cells in aligned]
 
 
+def shortened(name: str, most: int) -> str:
+    """At most so many characters of a name, for a place in a picture: ``shortened("abcdef", 4) -> "abc…"``."""
+    return name if len(name) <= most else f"{name[: most - 1]}…"
+
+
 def printable(text: str) -> str:
     """One line without control characters, which could move the cursor or change colours."""
     return "".join(c if c.isprintable() else "?" for c in text)

@@ -16,6 +16,8 @@ from itertools import pairwise
 import numpy as np
 from markupsafe import Markup
 
+from mcsp.wording import shortened
+
 _WIDTH, _HEIGHT = 320, 190
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 24, 34
 _TRACE_STRETCHES = 110  # of a long trace, each drawn by its lowest and highest value
@@ -134,8 +136,7 @@ def traces(
         middle = _TOP + 24 * c + 12
         xs, ys = _envelope(x_TC[:, c], x, middle, pixels_per_unit)
         kind = "trace" if good[c] else "trace bad"
-        shown = name if len(name) < 9 else name[:7] + "…"
-        parts.append(f'<text class="e" x="{left - 5}" y="{middle + 4}">{html.escape(shown)}</text>')
+        parts.append(f'<text class="e" x="{left - 5}" y="{middle + 4}">{html.escape(shortened(name, 8))}</text>')
         parts.append(f'<path class="{kind}" d="{_line(xs, ys)}"/>')
     base = height - _BOTTOM
     parts.append(f'<path class="axis" d="M{left} {base}H{_WIDTH - _RIGHT}"/>')
@@ -159,9 +160,8 @@ def ranges(rows: Sequence[tuple[str, np.ndarray]], limits: tuple[float, float], 
     for k, (name, values) in enumerate(rows):
         p5, p25, p50, p75, p95 = (x(float(v)) for v in np.percentile(values, [5, 25, 50, 75, 95]))
         middle = _TOP + row_height * k + 8
-        shown = name if len(name) <= 17 else name[:16] + "…"
         parts += [
-            f'<text class="e" x="{left - 6}" y="{middle + 4}">{html.escape(shown)}</text>',
+            f'<text class="e" x="{left - 6}" y="{middle + 4}">{html.escape(shortened(name, 17))}</text>',
             f'<path class="axis" d="M{_p(p5)} {middle}H{_p(p95)}"/>',
             f'<path class="box" d="M{_p(p25)} {middle - 4}H{_p(p75)}v8H{_p(p25)}Z"/>',
             f'<circle class="dot" cx="{_p(p50)}" cy="{middle}" r="2.6"/>',

@@ -18,6 +18,7 @@ from mcsp.evaluate.report.figures import STYLE, raster, vector
 from mcsp.explain.attribution import OTHER_BAND
 from mcsp.explain.patterns import as_matrix
 from mcsp.page import COLOURS, GREY, render
+from mcsp.wording import shortened
 
 _FEWEST_ON_SCALP = 4  # electrodes that a scalp map is interpolated between
 _EDGES_SHOWN = 40  # of a connectome, the strongest
@@ -93,7 +94,9 @@ def draw_scalp(
                 values[site][known, k], _info(of_site, known), axes=axes, show=False, cmap="RdBu_r",
                 vlim=(-limit, limit), contours=4,
             )  # fmt: skip
-        axes_row[0].text(-0.15, 0.5, site, rotation=90, ha="right", va="center", transform=axes_row[0].transAxes)
+        axes_row[0].text(
+            -0.15, 0.5, shortened(site, 24), rotation=90, ha="right", va="center", transform=axes_row[0].transAxes
+        )
     if shown is not None:
         figure.colorbar(shown, ax=grid, shrink=0.7, label=label)
     return figure
@@ -112,8 +115,8 @@ def draw_connectome(patterns: dict[str, dict[str, Any]]) -> Figure:
         size_C = 4 + 60 * np.abs(edges_CC).sum(0) / np.abs(edges_CC).sum(0).max()
         plotting.plot_connectome(
             edges_CC, np.array(found["positions_mm"])[known], node_color=GREY, node_size=size_C, figure=figure,
-            edge_cmap="RdBu_r", edge_vmin=-strength_Q[-1], edge_vmax=strength_Q[-1], title=name, colorbar=True,
-            axes=(0.0, 1 - (row + 0.97) / len(patterns), 0.96, 0.94 / len(patterns)),
+            edge_cmap="RdBu_r", edge_vmin=-strength_Q[-1], edge_vmax=strength_Q[-1], colorbar=True,
+            title=shortened(name, 60), axes=(0.0, 1 - (row + 0.97) / len(patterns), 0.96, 0.94 / len(patterns)),
         )  # fmt: skip
     return figure
 
@@ -139,8 +142,9 @@ def draw_parcels(found: dict[str, Any]) -> Figure:
             continue
         plotting.plot_markers(
             totals[site][known], np.array(of_site["positions_mm"])[known], node_cmap="RdBu_r", node_vmin=-limit,
-            node_vmax=limit, node_size=15 + 130 * np.abs(totals[site][known]) / limit, title=site, figure=figure,
+            node_vmax=limit, node_size=15 + 130 * np.abs(totals[site][known]) / limit, figure=figure,
             axes=(0.0, 1 - (row + 0.97) / len(sites), 0.96, 0.94 / len(sites)), colorbar=True,
+            title=shortened(site, 60),
         )  # fmt: skip
     return figure
 
@@ -156,7 +160,7 @@ def draw_bands(found: dict[str, Any]) -> Figure:
     for k, (site, of_site) in enumerate(sites.items()):
         left_K = place_K - 0.4 + (k + 0.5) * width
         colour = COLOURS[k % len(COLOURS)]
-        axes.bar(left_K, np.sum(of_site["attribution"], axis=0), width * 0.94, label=site, color=colour)
+        axes.bar(left_K, np.sum(of_site["attribution"], axis=0), width * 0.94, label=shortened(site, 24), color=colour)
         for kind, marker in zip(of_site["controls"], "ox", strict=False):
             total_K = np.sum(of_site["controls"][kind], axis=0)
             axes.plot(left_K, total_K, marker, ms=4, color=GREY, mfc="none", label=kind if k == 0 else None)

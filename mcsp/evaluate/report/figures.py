@@ -6,6 +6,7 @@ Shape letters: N units, F features.
 import base64
 import html
 import io
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,9 +22,12 @@ from sklearn.preprocessing import StandardScaler
 
 from mcsp.evaluate.methods import CLASSICAL, MAIN, PRETRAINED, UNTRAINED
 from mcsp.page import COLOURS, GREY, MARKERS, inline
+from mcsp.wording import shortened
 
 CHANCE = 0.5
 _INK = "#010101"  # becomes the page's own colour of text, light or dark
+# What matplotlib writes and a page does not need: names of groups, which repeat on a page, and its own font.
+_NEEDLESS = re.compile(r' id="[\w.]+_\d+"|font-family: [^;"]*;? ?|\n\s*(?=<)')
 # Words stay words: the reader's font, readable by search and screen readers. A dollar in a name is no formula.
 STYLE = {
     "svg.fonttype": "none", "svg.hashsalt": "mcsp", "text.parse_math": False, "font.family": "sans-serif",
@@ -42,7 +46,7 @@ def vector(figure: Figure, alternative: str) -> Markup:
         FigureCanvasSVG(figure).print_svg(
             buffer, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
         )
-    return inline(buffer.getvalue().replace(_INK, "currentColor"), alternative)
+    return inline(_NEEDLESS.sub("", buffer.getvalue()).replace(_INK, "currentColor"), alternative)
 
 
 def raster(figure: Figure, alternative: str) -> Markup:
@@ -73,7 +77,8 @@ def draw_forest(rows: Sequence[dict[str, Any]], limits: tuple[float, float]) -> 
             zorder=3,
         )  # fmt: skip
         text = {"transform": axes.get_yaxis_transform(), "fontsize": 7.5, "va": "center", "weight": strong}
-        axes.text(0.0, place - 0.44, f"{row['features']}, {row['classifier']}", ha="left", **text)
+        name = shortened(f"{row['features']}, {row['classifier']}", 60)
+        axes.text(0.0, place - 0.44, name, ha="left", **text)
         axes.text(1.0, place - 0.44, f"{found['value']:.2f}", ha="right", **text)
     axes.axvline(CHANCE, color=GREY, lw=0.9, ls="--", zorder=0)
     axes.set(xlim=limits, ylim=(len(rows) - 0.5, -0.85), yticks=[], xlabel="AUROC")
@@ -114,7 +119,7 @@ def draw_label_efficiency(points: Sequence[dict[str, Any]]) -> Figure:
     for k, name in enumerate(names):
         n, mean, sd = np.array([(p["training_units"], p["auroc"], p["sd"]) for p in points if p["features"] == name]).T
         style = {"color": COLOURS[k % len(COLOURS)], "marker": MARKERS[k % len(MARKERS)], "ms": 4}
-        axes.errorbar(n, mean, sd, lw=2 if name == PRETRAINED else 1.1, label=name, **style)
+        axes.errorbar(n, mean, sd, lw=2 if name == PRETRAINED else 1.1, label=shortened(name, 50), **style)
     axes.axhline(CHANCE, color=GREY, lw=0.9, ls="--")
     axes.set(xlabel="labelled training units", ylabel="AUROC, mean and sd over seeds", xscale="log")
     axes.set_xticks(n, [f"{units:.0f}" for units in n])
@@ -142,5 +147,7 @@ def draw_embedding(x_NF: np.ndarray, y_N: np.ndarray, sites: Sequence[str], clas
     shown = [(name, "o", COLOURS[y % len(COLOURS)]) for y, name in enumerate(classes)]
     shown += [(site, MARKERS[k], GREY) for k, site in enumerate(names)] if len(names) <= len(MARKERS) else []
     handles = [axes.plot([], [], marker, color=colour)[0] for _, marker, colour in shown]
-    axes.legend(handles, [name for name, _, _ in shown], loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2)
+    axes.legend(
+        handles, [shortened(name, 24) for name, _, _ in shown], loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2
+    )
     return figure
