@@ -150,6 +150,8 @@ def spectra(block: Block, freqs_F: Tensor, detrend: str) -> Spectra:
         frames_valid_bP = valid_bT.new_ones(frames.shape[0], frames.shape[2])
         if not whole:
             frames_valid_bP = valid_bT.unfold(-1, block.length, block.hop).all(-1)
+            # A frame that does not count is not read: NaN times a share of 0 would be NaN.
+            frames = frames.masked_fill(~frames_valid_bP[:, None, :, None], 0)
         counted_bL = valid_bT.new_ones(1, block.length)
     if whole or block.hop > 0:
         window_bL, density_b = _whole_window(counted_bL.shape[1], block.sfreq, x_bCT.dtype, x_bCT.device)

@@ -180,7 +180,11 @@ class Engine:
         optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98))
         values = deepspeed_config(config, world_size, global_batch)
         self.zero_stage: int = values.get("zero_optimization", {}).get("stage", 0)
-        self.arithmetic = f"{'bf16' if values['bf16']['enabled'] else 'fp32'} on {device_name()}"
+        with_autocast = values.get("torch_autocast", {}).get("enabled", False)
+        products = config.objective.precision
+        products = products if products != "auto" else "autocast's" if with_autocast else "fp32"
+        of_model = "bf16" if values["bf16"]["enabled"] else "fp32"
+        self.arithmetic = f"{of_model} on {device_name()}, products of the contrast {products}"
         self.world_size = world_size
         self._engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=values)
         self._names = {id(parameter): name for name, parameter in module.named_parameters()}

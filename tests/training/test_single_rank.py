@@ -126,6 +126,8 @@ def test_a_damaged_checkpoint_is_passed_over_and_a_run_is_lengthened_or_refused(
     pretrain(*longer, "learning_rate=0.0005")
     [changed] = [event for event in read_events(run_dir) if event["event"] == "changed"]
     assert changed["step"] == 8 and changed["learning_rate"] == "0.001 -> 0.0005"
+    starts = [event["arithmetic"] for event in read_events(run_dir) if event["event"] == "start"]
+    assert set(starts) == {"fp32 on cpu, products of the contrast fp32"}
     final = weights(run_dir, 9)
     shutil.rmtree(run_dir)
     assert "finished before, after 9 steps" in pretrain(*longer, "learning_rate=0.0005", "resume=must")
