@@ -1,7 +1,6 @@
 """The whole evaluation on a small corpus: numbers, report, determinism, and labels that cannot be used.
 
 Covers: mcsp/evaluate/comparison.py, mcsp/evaluate/diagnostics.py, mcsp/evaluate/units.py, mcsp/evaluate/methods.py
-mcsp/evaluate/report/figures.py, mcsp/evaluate/report/page.py, mcsp/evaluate/report/tables.py
 """
 
 import hashlib
@@ -23,7 +22,7 @@ from mcsp.data_sharding.store.table import Recordings
 from mcsp.encode.pretrained import from_pretrained
 from mcsp.evaluate.evaluate import evaluate, run_retrieval, untrained_like, with_windows
 from mcsp.evaluate.methods import CLASSICAL
-from mcsp.evaluate.report.tables import terminal_table, verdict
+from mcsp.evaluate.report.tables import MEASURES, terminal_table, verdict
 from mcsp.evaluate.units import read_labels
 from mcsp.export.export import pretraining_subjects
 from mcsp.model.mcsp import MCSP
@@ -149,7 +148,7 @@ def test_the_verdict_counts_the_questions_by_their_paired_intervals(results: dic
     strict = [r for r in results["classification"] if not r["transductive"]]
     main = {(r["protocol"], r["recordings"], r["features"]): r for r in strict if r["classifier"] == "linear SVM"}
     values = [r["auroc"]["value"] for key, r in main.items() if key[2] == "pretrained"]
-    said = verdict(strict)
+    said = verdict(strict, MEASURES["auroc"])
     assert said.count(".") == 3 and said.startswith(
         f"The pretrained model has an AUROC of {min(values):.2f} to {max(values):.2f} in 6 questions; "
     )
@@ -160,8 +159,8 @@ def test_the_verdict_counts_the_questions_by_their_paired_intervals(results: dic
     gain = {"value": 0.1, "ci_low": 0.01, "ci_high": 0.2}
     better = [{**r, "pretrained_minus_this": {"auroc": gain}} for r in strict if r["features"] == "untrained"]
     first = [r for r in strict if r["features"] == "pretrained"]
-    assert "higher in 6 of 6, lower in 0, and cannot be told apart in 0" in verdict(first + better)
-    assert "classical" not in verdict(first + better) and verdict(better) == ""
+    assert "higher in 6 of 6, lower in 0, and cannot be told apart in 0" in verdict(first + better, MEASURES["auroc"])
+    assert "classical" not in verdict(first + better, MEASURES["auroc"]) and verdict(better, MEASURES["auroc"]) == ""
 
 
 def test_shuffled_labels_score_one_half(results: dict) -> None:

@@ -10,7 +10,6 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import markdown
 import numpy as np
@@ -22,11 +21,11 @@ from mcsp.data_sharding.inspect.report import make_page
 from mcsp.data_sharding.inspect.survey import survey
 from mcsp.data_sharding.store.index import Rejection
 from mcsp.data_sharding.store.reader import Corpus
-from mcsp.evaluate.methods import CLASSICAL
 from mcsp.evaluate.report.page import write_report
 from mcsp.explain.report import write_attribution_report
 from mcsp.export.card import model_card
 from mcsp.model.mcsp import MCSP
+from tests.evaluate.report.results import evaluation
 
 ATTACK = (
     "\"'></svg></text><script>alert(1)</script><img src=x onerror=alert(2)> {{7*7}} {% raw %} $\\frac{$ "
@@ -98,39 +97,6 @@ def test_the_corpus_report(corpus: Corpus) -> None:
     check(corpus_page(corpus, ATTACK), corpus_page(corpus, HARMLESS))
 
 
-def estimate(value: float) -> dict[str, float]:
-    return {"value": value, "ci_low": value - 0.1, "ci_high": value + 0.1}
-
-
-def evaluation(text: str) -> dict[str, Any]:
-    """Results of an evaluation as evaluate writes them, with ``text`` for every name that a file or a user gives."""
-    sites = [f"{text}{k}" for k in range(2)]
-    names = ("pretrained", "untrained", CLASSICAL["eeg"], text)
-    common = {
-        "recordings": "eeg", "protocol": "kfold", "transductive": False, "subjects": 8, "auroc": estimate(0.7),
-        "auroc_sites": estimate(0.6), "auroc_centred": estimate(0.6), "auroc_unseen": None, "brier": None,
-        "calibration_error": None, **dict.fromkeys(("balanced_accuracy", "sensitivity", "specificity"), 0.5),
-        "per_site": {site: estimate(0.5) for site in sites}, "roc": [0, 0.5, 1], "roc_low": [0, 0.4, 1],
-        "roc_high": [0, 0.6, 1],
-    }  # fmt: skip
-    rows = [{**common, "features": name, "classifier": "linear SVM"} for name in names]
-    rows[0]["permuted"] = {"mean": 0.5, "sd": 0.1, "draws": 20, "p": 0.5}
-    for row in rows[1:]:
-        row["pretrained_minus_this"] = {"auroc": estimate(0.0)}
-    points = {"recordings": text, "features": text, "auroc": 0.6, "sd": 0.1}
-    retrieval = {"subjects_of": text, "candidates_from": text, "model": text, "simulated": dict.fromkeys(sites, True)}
-    numbers = ("top1", "sd", "chance", "top1_subject", "chance_subject")
-    return {
-        "versions": {text: text}, "config": {"folds": 2, "seeds": 1}, "corpus_index_hash": "0" * 12,
-        "label": {"name": text, "classes": [f"{text}a", f"{text}b"], "units": [4, 4]}, "subjects": 8,
-        "model": {"parameters": 1000, "config": {"size": "nano"}}, "subjects_seen_in_pretraining": None,
-        "sites": {site: {"simulated": k == 0, "units": 4} for k, site in enumerate(sites)}, "overlap": text,
-        "classification": rows, "site_decoding": [], "notes": [text],
-        "label_efficiency": [{**points, "training_units": n} for n in (2.0, 4.0)],
-        "retrieval": [{**retrieval, **dict.fromkeys(numbers, 0.5), "candidates": 4, "windows": 8}],
-    }  # fmt: skip
-
-
 def test_the_evaluation_report(tmp_path: Path) -> None:
     features = np.random.default_rng(0).normal(size=(8, 5))
     pages = []
@@ -150,7 +116,12 @@ def test_the_explanation(tmp_path: Path) -> None:
             "simulated": True, "channels": [f"{text}{c}" for c in range(3)], "positions_mm": [[0, 0, 0.0]] * 3,
             "position_known": [False] * 3,
         }  # fmt: skip
-        site = {**place, "difference": 1.0, "attribution": [[0.5, 0.1]] * 3, "controls": {text: [[0.1, 0.1]] * 3}}
+        site = {
+            **place,
+            "difference": 1.0,
+            "attribution": [[0.5, 0.1]] * 3,
+            "controls": {"random encoder": [[0.1, 0.1]] * 3},
+        }
         pattern = {**place, "units": 8, "pattern": [0.1] * 3, "controls": {text: {"rank_correlation": None}}}
         found = {
             "bands": ["alpha", "other"], "pairs": 1, "relative_error": 0.1, "sites": {text: site},

@@ -20,11 +20,11 @@ from matplotlib.figure import Figure
 from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler
 
-from mcsp.evaluate.methods import CLASSICAL, MAIN, PRETRAINED, UNTRAINED
+from mcsp.evaluate.methods import CLASSICAL, PRETRAINED, UNTRAINED
+from mcsp.evaluate.report.tables import Measure, main_rows
 from mcsp.page import COLOURS, GREY, MARKERS, inline
 from mcsp.wording import shortened
 
-CHANCE = 0.5
 _INK = "#010101"  # becomes the page's own colour of text, light or dark
 # What matplotlib writes and a page does not need: names of groups, which repeat on a page, and its own font.
 _NEEDLESS = re.compile(r' id="[\w.]+_\d+"|font-family: [^;"]*;? ?|\n\s*(?=<)')
@@ -63,14 +63,15 @@ def _panel(height: float) -> tuple[Figure, Axes]:
 
 
 @rc_context(STYLE)
-def draw_forest(rows: Sequence[dict[str, Any]], limits: tuple[float, float]) -> Figure:
-    """A line per method: its name above its AUROC and interval; hollow where not told apart from the pretrained one."""
+def draw_forest(rows: Sequence[dict[str, Any]], measure: Measure, limits: tuple[float, float]) -> Figure:
+    """A line per method: its name above its score and interval; hollow where not told apart from the pretrained one."""
+    main = main_rows(rows).get(PRETRAINED)
     figure, axes = _panel(0.5 + 0.33 * len(rows))
     for place, row in enumerate(rows):
         colour, marker = _FAMILIES.get(row["features"].split(",")[0], (GREY, "D"))
-        found, gain = row["auroc"], (row.get("pretrained_minus_this") or {}).get("auroc")
+        found, gain = row[measure.name], (row.get("pretrained_minus_this") or {}).get(measure.name)
         told_apart = gain is None or gain["ci_low"] > 0 or gain["ci_high"] < 0
-        strong = "bold" if (row["features"], row["classifier"]) == (PRETRAINED, MAIN.name) else "normal"
+        strong = "bold" if row is main else "normal"
         axes.plot([found["ci_low"], found["ci_high"]], [place, place], color=colour, lw=1.6, solid_capstyle="butt")
         axes.plot(
             found["value"], place, marker, ms=5, color=colour, mew=1.3, mfc=colour if told_apart else "none",
@@ -80,8 +81,8 @@ def draw_forest(rows: Sequence[dict[str, Any]], limits: tuple[float, float]) -> 
         name = shortened(f"{row['features']}, {row['classifier']}", 60)
         axes.text(0.0, place - 0.44, name, ha="left", **text)
         axes.text(1.0, place - 0.44, f"{found['value']:.2f}", ha="right", **text)
-    axes.axvline(CHANCE, color=GREY, lw=0.9, ls="--", zorder=0)
-    axes.set(xlim=limits, ylim=(len(rows) - 0.5, -0.85), yticks=[], xlabel="AUROC")
+    axes.axvline(measure.chance, color=GREY, lw=0.9, ls="--", zorder=0)
+    axes.set(xlim=limits, ylim=(len(rows) - 0.5, -0.85), yticks=[], xlabel=measure.title)
     axes.spines["left"].set_visible(False)
     return figure
 
@@ -95,9 +96,10 @@ def draw_roc(rows: Sequence[dict[str, Any]]) -> Figure:
         UNTRAINED: (COLOURS[1], "--"),
         CLASSICAL[rows[0]["recordings"]]: (COLOURS[2], "-."),
     }
+    named = main_rows(rows)
     for row in sorted(rows, key=lambda row: row["features"] == PRETRAINED):
         grid = np.linspace(0, 1, len(row["roc"]))
-        if row["features"] not in shown or row["classifier"] != MAIN.name:
+        if row["features"] not in shown or row is not named.get(row["features"]):
             axes.plot(grid, row["roc"], color=GREY, lw=0.7, alpha=0.5)
             continue
         colour, line = shown[row["features"]]
@@ -112,16 +114,18 @@ def draw_roc(rows: Sequence[dict[str, Any]]) -> Figure:
 
 
 @rc_context(STYLE)
-def draw_label_efficiency(points: Sequence[dict[str, Any]]) -> Figure:
-    """AUROC over the mean number of labelled training units, of one kind of recordings."""
+def draw_label_efficiency(points: Sequence[dict[str, Any]], measure: Measure) -> Figure:
+    """Score over the mean number of labelled training units, of one kind of recordings."""
     figure, axes = _panel(3.0)
     names = list(dict.fromkeys(p["features"] for p in points))
     for k, name in enumerate(names):
-        n, mean, sd = np.array([(p["training_units"], p["auroc"], p["sd"]) for p in points if p["features"] == name]).T
+        n, mean, sd = np.array(
+            [(p["training_units"], p[measure.name], p["sd"]) for p in points if p["features"] == name]
+        ).T
         style = {"color": COLOURS[k % len(COLOURS)], "marker": MARKERS[k % len(MARKERS)], "ms": 4}
         axes.errorbar(n, mean, sd, lw=2 if name == PRETRAINED else 1.1, label=shortened(name, 50), **style)
-    axes.axhline(CHANCE, color=GREY, lw=0.9, ls="--")
-    axes.set(xlabel="labelled training units", ylabel="AUROC, mean and sd over seeds", xscale="log")
+    axes.axhline(measure.chance, color=GREY, lw=0.9, ls="--")
+    axes.set(xlabel="labelled training units", ylabel=f"{measure.title}, mean and sd over seeds", xscale="log")
     axes.set_xticks(n, [f"{units:.0f}" for units in n])
     axes.minorticks_off()
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=1)
@@ -130,7 +134,10 @@ def draw_label_efficiency(points: Sequence[dict[str, Any]]) -> Figure:
 
 @rc_context(STYLE)
 def draw_embedding(x_NF: np.ndarray, y_N: np.ndarray, sites: Sequence[str], classes: Sequence[str]) -> Figure | None:
-    """Two principal components of the standardised features; colour by label, mark by site. None below two units."""
+    """Two principal components of the standardised features; colour by label, mark by site. None below two units.
+
+    A label without classes is a number: light for the largest.
+    """
     rows = np.flatnonzero(np.isfinite(x_NF).all(axis=1))
     if len(rows) < 2:
         return None
@@ -138,10 +145,15 @@ def draw_embedding(x_NF: np.ndarray, y_N: np.ndarray, sites: Sequence[str], clas
     place_N2 = PCA(2, svd_solver="full").fit_transform(StandardScaler().fit_transform(x_NF[rows]))
     site_N, names = np.array(sites)[rows], sorted(set(sites))
     for k, site in enumerate(names):
+        style = {"marker": MARKERS[k % len(MARKERS)], "s": 22, "alpha": 0.75, "lw": 0}
         for y in range(len(classes)):
             chosen = (site_N == site) & (y_N[rows] == y)
-            style = {"marker": MARKERS[k % len(MARKERS)], "c": COLOURS[y % len(COLOURS)]}
-            axes.scatter(*place_N2[chosen].T, s=22, alpha=0.75, lw=0, **style)
+            axes.scatter(*place_N2[chosen].T, c=COLOURS[y % len(COLOURS)], **style)
+        if not classes:
+            value_N, span = y_N[rows][site_N == site], {"vmin": y_N.min(), "vmax": y_N.max()}
+            shades = axes.scatter(*place_N2[site_N == site].T, c=value_N, cmap="cividis", **span, **style)
+    if not classes:
+        figure.colorbar(shades, ax=axes, shrink=0.7, label="label")
     axes.set(xlabel="component 1", ylabel="component 2")
     # More sites than marks: marks repeat, and a list of them would cover the picture.
     shown = [(name, "o", COLOURS[y % len(COLOURS)]) for y, name in enumerate(classes)]

@@ -3,12 +3,40 @@
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from mcsp.evaluate.methods import CLASSICAL, MAIN, PRETRAINED, UNTRAINED
+from mcsp.evaluate.methods import CLASSICAL, PRETRAINED, UNTRAINED
 from mcsp.wording import bold, columns, counted, printable
 
 PROTOCOL_NAMES = {"kfold": "new subjects", "leave_site_out": "subjects of a site left out"}
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What the rows of a label are judged by: names of its values in results.json, and what guessing gives."""
+
+    name: str
+    title: str
+    chance: float
+    within: str  # the same inside a site
+
+
+MEASURES = {
+    "auroc": Measure("auroc", "AUROC", 0.5, "auroc_sites"),
+    "r2": Measure("r2", "R²", 0.0, "r_sites"),  # 0: no better than the mean of the training labels
+}
+
+
+def measure_of(results: dict[str, Any]) -> Measure:
+    """The one that the label's results lead with."""
+    return MEASURES[results["label"].get("measure", "auroc")]
+
+
+def main_rows(block: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Rows of a question by features, of the classifier that every feature set has: the pretrained one's first."""
+    main = next((row["classifier"] for row in block if row["features"] == PRETRAINED), None)
+    return {row["features"]: row for row in block if row["classifier"] == main}
 
 
 def interval(estimate: dict[str, float] | None, form: str = ".3f") -> str:
@@ -32,12 +60,12 @@ def terminal_table(results: dict[str, Any]) -> str:
     def strong(text: str) -> str:
         return bold(text, sys.stdout)
 
-    rows = results["classification"]
-    cells = [(f"{r['features']}, {r['classifier']}", interval(r["auroc"])) for r in rows]
-    shown = dict(zip(map(id, rows), columns([("method", "AUROC (95 % interval)"), *cells])[1:], strict=True))
+    rows, measure = results["classification"], measure_of(results)
+    cells = [(f"{r['features']}, {r['classifier']}", interval(r[measure.name])) for r in rows]
+    shown = dict(zip(map(id, rows), columns([("method", "score"), *cells])[1:], strict=True))
     lines = []
     for name, block in questions(rows):
-        lines += ["", strong(f"{name}: AUROC (95 % interval over subjects)")]
+        lines += ["", strong(f"{name}: {measure.title} (95 % interval over subjects)")]
         for row in block:
             line = f"  {shown[id(row)]}{'  transductive' * row['transductive']}"
             lines.append(strong(line) if row["features"] == PRETRAINED else line)
@@ -56,7 +84,7 @@ def terminal_table(results: dict[str, Any]) -> str:
     simulated = [site for site, of_site in results["sites"].items() if of_site["simulated"]]
     lines += ["", printable(f"simulated sites: {', '.join(simulated)}")] if simulated else []
     lines += ["", strong(overlap_line(results)), *(f"note: {printable(note)}" for note in results["notes"])]
-    sentence = verdict([row for row in rows if not row["transductive"]])
+    sentence = verdict([row for row in rows if not row["transductive"]], measure)
     return "\n".join([*lines[1:], *(["", strong(sentence)] if sentence else [])])
 
 
@@ -75,7 +103,7 @@ def overlap_line(results: dict[str, Any]) -> str:
     return ("warning: " if results["subjects_seen_in_pretraining"] != 0 else "") + results["overlap"]
 
 
-def verdict(rows: Sequence[dict[str, Any]]) -> str:
+def verdict(rows: Sequence[dict[str, Any]], measure: Measure) -> str:
     """One sentence: how good the pretrained model is, and how often it beats the untrained one and classical features.
 
     By the paired differences, whose intervals leave out zero or not. Empty where no question has a pretrained row.
@@ -83,12 +111,12 @@ def verdict(rows: Sequence[dict[str, Any]]) -> str:
     best: list[float] = []
     found: dict[str, Counter[str]] = {"the same model without pretraining": Counter(), "classical features": Counter()}
     for _, block in questions(rows):
-        of = {row["features"]: row for row in block if row["classifier"] == MAIN.name}
-        if PRETRAINED not in of or of[PRETRAINED]["auroc"] is None:
+        of = main_rows(block)
+        if PRETRAINED not in of or of[PRETRAINED][measure.name] is None:
             continue
-        best.append(of[PRETRAINED]["auroc"]["value"])
+        best.append(of[PRETRAINED][measure.name]["value"])
         for counts, other in zip(found.values(), (UNTRAINED, CLASSICAL[block[0]["recordings"]]), strict=True):
-            gain = of.get(other, {}).get("pretrained_minus_this", {}).get("auroc")
+            gain = of.get(other, {}).get("pretrained_minus_this", {}).get(measure.name)
             if gain is not None:
                 counts["higher" if gain["ci_low"] > 0 else "lower" if gain["ci_high"] < 0 else "open"] += 1
     if not best:
@@ -100,7 +128,7 @@ def verdict(rows: Sequence[dict[str, Any]]) -> str:
         for name, n in found.items()
         if n
     ]
-    return f"The pretrained model has an AUROC of {span} in {counted(len(best), 'question')}{''.join(said)}."
+    return f"The pretrained model has an {measure.title} of {span} in {counted(len(best), 'question')}{''.join(said)}."
 
 
 def limits(results: dict[str, Any]) -> str:
@@ -109,8 +137,8 @@ def limits(results: dict[str, Any]) -> str:
     said = [
         f"{subjects} subjects of {counted(len(sites), 'site')} and one pretraining run: the "
         "intervals hold the spread over subjects, not that of another pretraining run or another choice of sites.",
-        "A score that tells classes apart here says nothing about single persons elsewhere, about why the classes "
-        "differ (age, medication and motion may), or about use in a clinic.",
+        "A score that is good here says nothing about single persons elsewhere, about why people differ (age, "
+        "medication and motion may), or about use in a clinic.",
     ]
     if len(sites) < 3:
         said.append("With fewer than three sites, a score on a site left out rests on one or two scanners.")
