@@ -20,7 +20,7 @@ from mcsp.wording import shortened
 
 _WIDTH, _HEIGHT = 320, 190
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 24, 34
-_TRACE_STRETCHES = 110  # of a long trace, each drawn by its lowest and highest value
+_TRACE_STRETCHES = 80  # of a long trace, each drawn by its lowest and highest value
 
 
 @dataclass(frozen=True)
