@@ -80,7 +80,8 @@ def _lines(
 ) -> None:
     """Raw values faint, their running median above them."""
     width = max(1, len(step) // 50)
-    for colour, (name, values) in zip(COLOURS, series.items(), strict=False):
+    for k, (name, values) in enumerate(series.items()):
+        colour = COLOURS[k % len(COLOURS)]
         if smooth and width > 1:
             panel.plot(step, values, color=colour, linewidth=0.8, alpha=0.3)
             values = smoothed(values, width)
@@ -108,7 +109,14 @@ def _set_aside(panel: Any, step: np.ndarray, series: dict[str, np.ndarray]) -> N
     for k, values in enumerate(series.values()):
         made = np.isfinite(values)
         label = "marks: people set aside" if k == 0 else None
-        panel.plot(step[made], values[made], MARKERS[k], markersize=4, color=COLOURS[k % len(COLOURS)], label=label)
+        panel.plot(
+            step[made],
+            values[made],
+            MARKERS[k % len(MARKERS)],
+            markersize=4,
+            color=COLOURS[k % len(COLOURS)],
+            label=label,
+        )
     if series:
         panel.legend(loc="best", framealpha=0.8, ncols=2)
 

@@ -52,8 +52,8 @@ def draw_curves(curves: Sequence[Mapping[str, float]], panels: Sequence[str] = P
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         for k, (name, value_S) in enumerate(series[panel].items()):
             made = np.isfinite(value_S)
-            mark = MARKERS[k] if made.sum() < 20 else ""
-            axes.plot(columns["step"][made], value_S[made], mark, ls="-", ms=3, lw=1.2, color=COLOURS[k], label=name)
+            style = {"marker": MARKERS[k % len(MARKERS)] if made.sum() < 20 else "", "ms": 3, "lw": 1.2}
+            axes.plot(columns["step"][made], value_S[made], color=COLOURS[k % len(COLOURS)], label=name, **style)
         axes.set(title=panel, xlabel="step")
         axes.spines[["top", "right"]].set_visible(False)
         if len(series[panel]) > 1:
