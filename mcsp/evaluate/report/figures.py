@@ -90,45 +90,49 @@ def draw_forest(rows: Sequence[dict[str, Any]], measure: Measure, limits: tuple[
 @rc_context(STYLE)
 def draw_roc(rows: Sequence[dict[str, Any]]) -> Figure:
     """ROC curves of one question: named and in colour what the pretrained model has to beat, all others in grey."""
-    figure, axes = _panel(_WIDTH)
+    figure, axes = _panel(_WIDTH + 0.5)
     shown = {
         PRETRAINED: (COLOURS[0], "-"),
         UNTRAINED: (COLOURS[1], "--"),
         CLASSICAL[rows[0]["recordings"]]: (COLOURS[2], "-."),
     }
     named = main_rows(rows)
-    for row in sorted(rows, key=lambda row: row["features"] == PRETRAINED):
+    for row in rows:
         grid = np.linspace(0, 1, len(row["roc"]))
         if row["features"] not in shown or row is not named.get(row["features"]):
             axes.plot(grid, row["roc"], color=GREY, lw=0.7, alpha=0.5)
             continue
         colour, line = shown[row["features"]]
-        axes.plot(
-            grid, row["roc"], color=colour, ls=line, lw=1.9, label=f"{row['features']} {row['auroc']['value']:.2f}"
-        )
+        label = f"{row['features']} {row['auroc']['value']:.2f}"
+        axes.plot(grid, row["roc"], color=colour, ls=line, lw=1.9, zorder=3, label=label)
         axes.fill_between(grid, row["roc_low"], row["roc_high"], color=colour, alpha=0.12, lw=0)
     axes.plot([0, 1], [0, 1], color=GREY, lw=0.8, ls=":", label="chance")
     axes.set(xlabel="1 - specificity", ylabel="sensitivity", aspect=1, xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=1, reverse=True)
+    figure.legend(loc="outside lower center")
     return figure
 
 
 @rc_context(STYLE)
 def draw_label_efficiency(points: Sequence[dict[str, Any]], measure: Measure) -> Figure:
     """Score over the mean number of labelled training units, of one kind of recordings."""
-    figure, axes = _panel(3.0)
-    names = list(dict.fromkeys(p["features"] for p in points))
-    for k, name in enumerate(names):
-        n, mean, sd = np.array(
-            [(p["training_units"], p[measure.name], p["sd"]) for p in points if p["features"] == name]
-        ).T
-        style = {"color": COLOURS[k % len(COLOURS)], "marker": MARKERS[k % len(MARKERS)], "ms": 4}
+    figure, axes = _panel(4.0)
+    others = iter(list(zip(COLOURS[2:], MARKERS[2:], strict=False)) * len(points))
+    for name in dict.fromkeys(p["features"] for p in points):
+        of = [(p["training_units"], p[measure.name], p["sd"]) for p in points if p["features"] == name]
+        n, mean, sd = np.array(of).T
+        colour, marker = _FAMILIES.get(name.split(",")[0]) or next(others)
+        style = {
+            "color": colour,
+            "marker": marker,
+            "ms": 4,
+            "ls": "-" if name in _FAMILIES or "," not in name else "--",
+        }
         axes.errorbar(n, mean, sd, lw=2 if name == PRETRAINED else 1.1, label=shortened(name, 50), **style)
     axes.axhline(measure.chance, color=GREY, lw=0.9, ls="--")
-    axes.set(xlabel="labelled training units", ylabel=f"{measure.title}, mean and sd over seeds", xscale="log")
+    axes.set(xlabel="labelled training units", ylabel=f"{measure.title}, mean and sd", xscale="log")
     axes.set_xticks(n, [f"{units:.0f}" for units in n])
     axes.minorticks_off()
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=1)
+    figure.legend(loc="outside lower center")
     return figure
 
 
@@ -159,7 +163,5 @@ def draw_embedding(x_NF: np.ndarray, y_N: np.ndarray, sites: Sequence[str], clas
     shown = [(name, "o", COLOURS[y % len(COLOURS)]) for y, name in enumerate(classes)]
     shown += [(site, MARKERS[k], GREY) for k, site in enumerate(names)] if len(names) <= len(MARKERS) else []
     handles = [axes.plot([], [], marker, color=colour)[0] for _, marker, colour in shown]
-    axes.legend(
-        handles, [shortened(name, 24) for name, _, _ in shown], loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2
-    )
+    figure.legend(handles, [shortened(name, 24) for name, _, _ in shown], loc="outside lower center", ncols=2)
     return figure
