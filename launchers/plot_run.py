@@ -58,7 +58,7 @@ def draw(run_dir: Path, lines: list[dict[str, float]], events: list[dict[str, An
         for panel in panels[10 + len(measures) :]:
             panel.set_visible(False)
         _events(panels, events, int(step[-1]))
-        for panel in (*axes[-1], *axes[-2][len(measures) % 2 and 1 :]):
+        for panel in (*axes[-1], *(axes[-2][1:] if len(measures) % 2 else ())):
             panel.set_xlabel("step")
             panel.tick_params(labelbottom=True)
         figure.suptitle(_title(run_dir, int(step[-1]), events), fontsize=12)
