@@ -1,4 +1,4 @@
-"""Settings of the evaluation (``launchers/evaluate.py``)."""
+"""Settings of the evaluation (``mcsp evaluate``)."""
 
 from pathlib import Path
 from typing import Literal, Self
@@ -37,7 +37,7 @@ class LabelledConfig(Config):
 
 
 class EvaluateConfig(LabelledConfig):
-    """``launchers/evaluate.py``."""
+    """``mcsp evaluate``."""
 
     out_dir: Path = Field(description="results.json and report.html go here")
     covariates: list[str] | None = Field(

@@ -57,7 +57,7 @@ class Run:
                 self.metrics.event("changed", trainer.step, **trainer.changed)
             self.first_start = next(e["time"] for e in iter_events(run_dir) if e["event"] == "start")
             self.throughput = Throughput(
-                self.config, trainer.dataset.schedule.shapes, trainer.world_size, trainer.device
+                self.config, trainer.dataset.schedule.mean_shapes, trainer.world_size, trainer.device
             )
         self.evaluations = Evaluations(trainer, self.metrics)
 

@@ -1,10 +1,9 @@
 """Where the time of a step goes, what a run says of its speed, and its pictures.
 
-Covers: mcsp/training/clock.py, launchers/plot_run.py
+Covers: mcsp/training/clock.py, mcsp/commands/plot.py
 """
 
 import json
-import sys
 import time
 from pathlib import Path
 
@@ -12,7 +11,8 @@ import pytest
 import torch
 from tqdm import tqdm
 
-from launchers import plot_run
+from mcsp.commands.main import run
+from mcsp.commands.plot import draw
 from mcsp.config import ModelConfig, PretrainConfig
 from mcsp.run_log import read_events, read_metrics
 from mcsp.training import throughput
@@ -125,11 +125,11 @@ def test_the_progress_bar_fits_eighty_columns() -> None:
     assert usual == "pretrain 1200/20000 [15:40:00 left, loss 19.3, top-1 0.07, 50 samples/s]" and len(usual) < 80
 
 
-def drawn(run: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], list[str]]:
+def drawn(folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], list[str]]:
     """Names in the legends of a run's picture, and the other words in its panels."""
     plt = pytest.importorskip("matplotlib.pyplot")
     monkeypatch.setattr(plt, "close", lambda figure: None)
-    plot_run.draw(run, read_metrics(run), read_events(run), run / "run.png")
+    draw(folder, read_metrics(folder), read_events(folder), folder / "run.png")
     axes = plt.gcf().axes
     legends = [text.get_text() for panel in axes if panel.get_legend() for text in panel.get_legend().get_texts()]
     notes = [text.get_text() for panel in axes for text in panel.texts]
@@ -162,7 +162,7 @@ def test_every_kind_of_term_is_drawn_with_people_set_aside_and_chance(tmp_path, 
     assert {"chance among 8", "chance among 12", "chance, 16 people with eeg", "mean over people"} <= set(notes)
 
 
-def test_a_run_is_drawn_with_its_events(tmp_path, monkeypatch, capsys) -> None:
+def test_a_run_is_drawn_with_its_events(tmp_path, capsys) -> None:
     matplotlib_image = pytest.importorskip("matplotlib.image")
     metrics = Metrics(tmp_path, 0, 100)
     for step in (0, 30):
@@ -173,11 +173,8 @@ def test_a_run_is_drawn_with_its_events(tmp_path, monkeypatch, capsys) -> None:
             step, values(step, **({"loss": float("nan"), "gradient_norm": float("nan")} if step == 50 else {}))
         )
     metrics.close()
-    monkeypatch.setattr(sys, "argv", ["plot_run.py", str(tmp_path)])
-    plot_run.main()
+    assert run(["plot", str(tmp_path)]) == 0
     pixels = matplotlib_image.imread(tmp_path / "run.png")
     assert pixels.shape[0] > 1000 and pixels.std() > 0.05
-    monkeypatch.setattr(sys, "argv", ["plot_run.py", str(tmp_path / "none")])
-    with pytest.raises(SystemExit, match="2"):
-        plot_run.main()
+    assert run(["plot", str(tmp_path / "none")]) == 2
     assert "expected a pretraining run with metrics.jsonl" in capsys.readouterr().err
