@@ -110,4 +110,6 @@ def test_a_fresh_environment_with_the_core_alone_loads_and_encodes(python: Path,
     assert printed[0] == "beyond the core: []"
     widths = sum(model.feature_widths("eeg").values())
     assert printed[1].startswith(f"features 1 {widths} ")
+    page = "from mcsp.page import render; print(render('frame.html.jinja', title='<title>', footer=''))"
+    assert "<h1>&lt;title&gt;</h1>" in run(python, "-I", "-c", page, cwd=tmp_path), "the wheel holds the templates"
     assert printed[2] == "encode_raw: mne, scipy, nibabel not installed, expected for recordings: pip install '.[lab]'"
