@@ -268,7 +268,7 @@ def report(rows: Sequence[dict[str, Any]], hashes: Mapping[str, str], seed: int,
         "sample": rows,
     }
     out.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-    for path, of_file in by_file.items():
+    for path, of_file in ((path, of_file) for path, of_file in by_file.items() if of_file):
         print(f"{of_file[KILLED]:4d} killed, {of_file[SURVIVED]} survived  {path}")
     print(f"{total[KILLED]:4d} of {total[KILLED] + total[SURVIVED]} killed, {total[NOT_TRIED]} not tried: {out}")
 
