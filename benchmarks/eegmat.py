@@ -16,7 +16,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from abide import PACKAGES, launcher, one_run, run, table
+from abide import CONTROL, PACKAGES, SHUFFLED, launcher, one_run, run, table
 
 from mcsp.data_sharding.bids.write import write_json, write_participants, write_tsv
 from mcsp.provenance import made_by
@@ -81,6 +81,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     runs: dict[str, list[dict[str, Any]]] = {
         "default": [one_run(work, corpus, "default", s, arguments.steps, CHANGES, EVALUATION) for s in arguments.seeds]
     }
+    changes = [*CHANGES, *CONTROL]
+    runs[SHUFFLED] = [one_run(work, corpus, "shuffled", arguments.seeds[0], arguments.steps, changes, EVALUATION)]
     people = runs["default"][0]["subjects"]
     content = {**made_by(PACKAGES), "date": f"{date.today():%Y-%m}", "people": people, "runs": runs}
     out = arguments.out or ROOT / "benchmarks" / "results" / f"eegmat_{people}.json"

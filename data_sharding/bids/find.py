@@ -19,7 +19,7 @@ from mcsp.data_sharding.bids.reasons import RecordingError
 from mcsp.data_sharding.bids.remote import is_url, mirror
 from mcsp.data_sharding.bids.select import ignored_by, is_wanted, pipelines_of
 from mcsp.data_sharding.bids.tables import printable, read_json
-from mcsp.schema import Modality
+from mcsp.schema import SITE_NAME, Modality
 
 EEG_EXTENSIONS = (".edf", ".bdf", ".vhdr", ".set", ".fif")
 # AFNI and CIFTI; a .tsv needs a parcellation's name to tell it from confounds.
@@ -38,7 +38,6 @@ FOLDERS: dict[Modality, str] = {"eeg": "eeg", "fmri": "func"}
 # Entities that files beside a recording may have although the recording has not.
 _FREE = {"space", "segmentation", "atlas", "resolution", "template"}
 _SKIPPED_FOLDERS = {"sourcedata", "code", "stimuli"}
-_SITE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _DESCRIPTION = "dataset_description.json"
 # Companions of a remote recording that a local one finds in its folder.
 DATA_FILES = "files beside it"
@@ -180,7 +179,7 @@ def find_sites(config: CorpusConfig, notes: list[str] | None = None, mirrors: Pa
 
 
 def _make_site(name: str, site: SiteConfig, config: CorpusConfig, mirrors: Path | None = None) -> Site:
-    if not _SITE_NAME.fullmatch(name):
+    if not re.fullmatch(SITE_NAME, name):
         shown = printable(name)
         raise ValueError(f"site name {shown!r}: expected letters, digits, '-' and '_' (set another under `sites`)")
     root, url = Path(site.path), None

@@ -40,8 +40,16 @@ def make_plan(config: CorpusConfig, key: bytes) -> Plan:
         ValueError: a dataset that is named and missing, no recordings at all, or a participants column that no site
             has.
     """
-    notes: list[str] = []
     mirrors = tempfile.TemporaryDirectory(prefix="mcsp-mirrors-")
+    try:
+        return _planned(config, key, mirrors)
+    except BaseException:
+        mirrors.cleanup()
+        raise
+
+
+def _planned(config: CorpusConfig, key: bytes, mirrors: tempfile.TemporaryDirectory[str]) -> Plan:
+    notes: list[str] = []
     sites = find_sites(config, notes, Path(mirrors.name))
     participants: dict[str, Participants] = {}
     for i, site in enumerate(sites):

@@ -194,7 +194,7 @@ def find_identifiers_in_shard(path: Location, names: frozenset[str] = frozenset(
                     lies.append(f"{place}: neither an array nor metadata")
             file.seek(archive.offset)
             texts.append((f"{where}: end", _text(file.read())))
-    except (tarfile.TarError, OSError, ValueError, TypeError) as error:
+    except (tarfile.TarError, OSError, ValueError, TypeError, RecursionError) as error:
         lies.append(f"{where}: cannot be read to its end ({' '.join(str(error).split())[:100]})")
     # The hashes of the shard's subjects may be in any of its names.
     return [*lies, *find_identifiers(texts, names, subjects)]

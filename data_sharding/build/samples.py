@@ -100,8 +100,8 @@ def _refuse_personal(sample: PlannedSample, ref: RecordingRef, channels: Sequenc
     People's names are looked for when the corpus is sealed: a list of them may change without the recordings.
     """
     if longest := next((name for name in channels if len(name) > _NAME_LENGTH), None):
-        what = f"a channel or parcel is called {longest[:20]!r}..., {len(longest)} characters"
-        raise RecordingError("bad-name", f"{ref.path.name}: {what}, expected at most {_NAME_LENGTH}")
+        name = f"a channel or parcel is called {longest[:20]!r}..., {len(longest)} characters"
+        raise RecordingError("bad-name", f"{ref.path.name}: {name}, expected at most {_NAME_LENGTH}")
     texts = [(entity, without_dates(ref.entities.get(entity, ""))) for entity in ("task", "run")]
     found = [*_of_channels(tuple(channels)), *find_identifiers(texts, frozenset())]
     found += find_identifiers_in_participant("participants.tsv", json.loads(sample.participant), frozenset())

@@ -51,6 +51,10 @@ def serve(descriptor: int, memory: int, parent: int) -> None:
             named_atlas(str(name))  # may have to be downloaded, which a thread with limits cannot
     programs = _programs() if landlock_version() else None
     connection.send(READY)
+    # What libraries print names files; it would stand in the logs of every worker.
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for output in (1, 2):
+        os.dup2(nowhere, output)
     while True:
         try:
             ref: RecordingRef | None = connection.recv()

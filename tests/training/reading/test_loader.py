@@ -5,6 +5,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from mcsp.config import BatchConfig
 from mcsp.data_sharding.store.index import SHARDS_NAME
 from mcsp.data_sharding.store.reader import Corpus
 from mcsp.run_log import read_metrics
+from mcsp.training.reading import loader
 from mcsp.training.reading.loader import BadWindows, StepDataset, batches
 from mcsp.training.reading.schedule import Schedule
 from tests.training.ranks import pretrain
@@ -30,11 +32,18 @@ def dataset(corpus_dir: Path, rank: int = 0, world: int = 1, micro_batches: int 
     return StepDataset(corpus, plan, rank, world, micro_batches)
 
 
+def extent(valid: torch.Tensor) -> int:
+    return int(valid.nonzero().max()) + 1
+
+
 def rows(batch: Batch) -> Iterator[tuple[int, str, str]]:
-    """Key, modality and a hash of all that a row holds, of every row."""
+    """Key, modality and a hash of all that a row holds but padding, of every row."""
     for modality, signal in batch.signals.items():
         for b in range(len(signal)):
-            values = [getattr(signal, name)[b] for name in vars(signal) if name != "sample_B"]
+            c, t = extent(signal.channel_valid_BC[b]), extent(signal.time_valid_BT[b])
+            assert not signal.x_BCT[b, c:].any() and not signal.x_BCT[b, :, t:].any()
+            values = [signal.x_BCT[b, :c, :t], signal.time_valid_BT[b, :t], signal.sfreq_B[b], signal.key_B[b]]
+            values += [x[b, :c] for x in (signal.channel_valid_BC, signal.position_BC3, signal.position_valid_BC)]
             identity = [batch.keys[signal.sample_B[b]].encode(), *(v.numpy().tobytes() for v in values)]
             yield int(signal.key_B[b]), modality, hashlib.sha256(b"".join(identity)).hexdigest()
 
@@ -48,7 +57,9 @@ def global_batches(corpus_dir: Path, world: int, workers: int, micro: int, first
     for step in zip(*parts, strict=True):
         micro_batches = [batch for rank in step for batch in rank]
         assert len({tuple((m, len(s)) for m, s in batch.signals.items()) for batch in micro_batches}) == 1
-        assert len({s.x_BCT.shape[1:] for batch in micro_batches for s in [batch.signals["eeg"]]}) == 1
+        for signal in [s for batch in micro_batches for s in batch.signals.values()]:
+            assert signal.x_BCT.shape[1] == max(extent(valid) for valid in signal.channel_valid_BC)
+            assert signal.x_BCT.shape[2] == max(extent(valid) for valid in signal.time_valid_BT)
         unreadable = sorted(line for batch in micro_batches for line in batch.unreadable)
         found.append((sorted(row for batch in micro_batches for row in rows(batch)), unreadable))
     return found
@@ -103,6 +114,24 @@ def test_damage_is_replaced_alike_for_any_ranks_and_workers_and_after_a_resume(c
     assert [found for found, _ in gone] != [found for found, _ in whole]
     assert "cannot read the shard (No such file" in "".join(line for _, unreadable in gone for line in unreadable)
     assert global_batches(damaged, 3, 0, 1) == gone
+
+
+@pytest.mark.parametrize("workers", [0, 3])
+def test_shards_of_sixteen_steps_ahead_are_fetched_once(
+    corpus_dir: Path, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Corpus, "is_remote", True)
+    monkeypatch.setattr(loader, "get_worker_info", lambda: SimpleNamespace(num_workers=workers) if workers else None)
+    data, asked, fetched = dataset(corpus_dir, 1, 2, 3), [], []
+    draws = data.schedule.draws
+    monkeypatch.setattr(data.schedule, "draws", lambda *of: asked.append(of) or draws(*of))
+    monkeypatch.setattr(data.corpus, "fetch_ahead", lambda shards: fetched.append(list(shards)))
+    stride = max(1, workers)
+    for step in (0, stride, stride):  # the last once more, as after a resume
+        data._fetch_ahead(step)
+    steps = [stride * k for k in range(1, 18)]
+    assert asked == [(step, share, 6) for step in steps for share in (3, 4, 5)], "this rank's three of six shares"
+    assert fetched == [list(dict.fromkeys(c.recording.shard for d in draws(*of) for c in d.cuts)) for of in asked]
 
 
 def test_a_corpus_of_which_nothing_can_be_read_ends_the_run(corpus_dir: Path, tmp_path: Path) -> None:
