@@ -24,6 +24,8 @@ LAYER_0 = {
     "mcsp.run_log",
     "mcsp.windows",
     "mcsp.wording",
+    "mcsp.page",
+    "mcsp.outside",
     "mcsp.config",
 }
 LAYER_1 = {"mcsp.kernels", "mcsp.distributed", "mcsp.batch"}
@@ -33,12 +35,15 @@ STORE, BIDS, PARCELS, CLEAN, INSPECT, BUILD, DEMO, CONVERT = (
 )
 LAYER_2 = {"mcsp.augmentations", "mcsp.model", "mcsp.losses", STORE, BIDS, PARCELS, CLEAN, INSPECT, BUILD}
 MAY_IMPORT: dict[str, set[str]] = {  # beside itself
-    "mcsp": {"mcsp.version", "mcsp.encode"},  # the latter lazily, for mcsp.from_pretrained
+    # Lazily: for mcsp.from_pretrained, and for python -m mcsp.
+    "mcsp": {"mcsp.version", "mcsp.encode", "mcsp.commands"},
     "mcsp.version": set(),
     "mcsp.schema": set(),
     "mcsp.provenance": set(),
     "mcsp.run_log": set(),
     "mcsp.wording": set(),
+    "mcsp.page": {"mcsp.wording"},
+    "mcsp.outside": set(),
     "mcsp.windows": {"mcsp.schema"},
     "mcsp.config": {"mcsp.schema"},
     "mcsp.kernels": set(),
@@ -61,6 +66,9 @@ MAY_IMPORT: dict[str, set[str]] = {  # beside itself
     "mcsp.export": LAYER_0 | LAYER_1 | LAYER_2 | {"mcsp.encode"},
     "mcsp.evaluate": LAYER_0 | LAYER_1 | LAYER_2 | {"mcsp.encode", "mcsp.export"},
     "mcsp.explain": LAYER_0 | LAYER_1 | LAYER_2 | {"mcsp.encode", "mcsp.export", "mcsp.evaluate"},
+    "mcsp.commands": LAYER_0
+    | {f"mcsp.{room}" for room in ("encode", "export", "evaluate", "explain", "training")}
+    | {STORE, BIDS, INSPECT, BUILD, DEMO, CONVERT},
 }
 
 
@@ -80,8 +88,9 @@ ONLY_IN = {
     "deepspeed": re.compile(r"mcsp/training/engine\.py"),
     "ray": re.compile(r"data_sharding/build/corpus\.py"),
 }
-DATA_PACKAGES = declared("corpus") - {"torch", "einops", "safetensors"}
-LAB_PACKAGES = declared("evaluate", "lab", "hub", "onnx")
+PAGES = {"markupsafe"}  # comes with jinja2
+DATA_PACKAGES = declared("corpus") - {"torch", "einops", "safetensors"} | PAGES
+LAB_PACKAGES = declared("evaluate", "lab", "hub", "onnx") | PAGES
 THIRD_PARTY: dict[str, set[str]] = {
     "mcsp": set(),
     "mcsp.version": set(),
@@ -89,6 +98,8 @@ THIRD_PARTY: dict[str, set[str]] = {
     "mcsp.provenance": set(),
     "mcsp.run_log": set(),
     "mcsp.wording": set(),
+    "mcsp.page": {"jinja2", "markupsafe"},
+    "mcsp.outside": set(),
     "mcsp.windows": {"numpy"},
     "mcsp.config": {"yaml", "pydantic"},
     "mcsp.kernels": {"torch", "numpy", "triton"},
@@ -100,6 +111,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     **dict.fromkeys((STORE, BIDS, PARCELS, CLEAN, INSPECT, BUILD, DEMO, CONVERT), DATA_PACKAGES),
     "mcsp.training": declared("train"),
     **dict.fromkeys(("mcsp.encode", "mcsp.export", "mcsp.evaluate", "mcsp.explain"), LAB_PACKAGES),
+    "mcsp.commands": {"cyclopts", "yaml", "pydantic", "torch", "numpy", "matplotlib"},
 }
 
 
@@ -111,7 +123,7 @@ def sources(root: Path, *folders: str) -> list[Path]:
 
 def part_of(module: str) -> str | None:
     """The part of the project that a dotted module or attribute belongs to; ``None`` outside the project."""
-    if module == "mcsp.from_pretrained":
+    if module in ("mcsp.from_pretrained", "mcsp.load_classifier"):
         return "mcsp.encode"
     return max((part for part in MAY_IMPORT if f"{module}.".startswith(f"{part}.")), key=len, default=None)
 

@@ -54,7 +54,8 @@ def corpus(name: str, write: Callable[[Path], None], work: Path) -> Path:
     if not bids.is_dir():
         write(bids)
     minimum = {"eeg": 30.0, "fmri": float(abide.LEAST_SECONDS)}
-    build_corpus(CorpusConfig(bids_root=bids, out_dir=out, split_fractions=SPLIT[name], min_seconds=minimum))
+    values = {"split_fractions": SPLIT[name], "min_seconds": minimum, "allow_public_key": True}
+    build_corpus(CorpusConfig(bids_root=bids, out_dir=out, **values))
     return out
 
 

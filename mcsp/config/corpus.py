@@ -1,4 +1,4 @@
-"""Settings of the builder (``launchers/build_corpus.py``)."""
+"""Settings of the builder (``mcsp build``)."""
 
 import re
 from pathlib import Path
@@ -135,12 +135,17 @@ class SiteConfig(Selection):
 
 
 class CorpusConfig(Selection):
-    """``launchers/build_corpus.py``."""
+    """``mcsp build``."""
 
     bids_root: Path | None = Field(
         None, description="folder whose BIDS sub-folders are the sites, unless `sites` lists them"
     )
     out_dir: Path | str = Field(description="where the corpus is written: a folder, or s3://..., gs://...")
+    private_dir: Path | str | None = Field(
+        None,
+        description="where the build keeps original names beside their hashes, a folder or s3://... outside of out_dir "
+        "that all workers see; null: .build in out_dir, for you alone; needed where out_dir is an object store",
+    )
     sites: dict[str, SiteConfig] = Field({}, description="site name -> {path, simulated, label_image}")
     participants_columns: list[str] = Field([], description="columns of participants.tsv that go along")
     family_column: str | None = Field(None, description="column of participants.tsv whose values stay in one split")
@@ -153,7 +158,12 @@ class CorpusConfig(Selection):
     split_fractions: tuple[float, float, float] = Field((0.8, 0.1, 0.1), description="train, validation, test")
     seed: int = Field(0, description="of the split and of the order of samples")
     subject_key_file: Path | None = Field(
-        None, description="file that holds the key of the subject hashes; null: the variable MCSP_SUBJECT_KEY"
+        None,
+        description="file with the key of the subject hashes, 64 hexadecimal digits; null: variable MCSP_SUBJECT_KEY",
+    )
+    allow_public_key: bool = Field(
+        False,
+        description="use a key that others know, for demo data: whoever knows it finds whose a hash is",
     )
     trusted_link_targets: list[Path] = Field(
         [],
@@ -193,10 +203,10 @@ class CorpusConfig(Selection):
         own = self.sites[site].fmri if site in self.sites else {}
         return FmriConfig.parse({**self.fmri.dump(), **own}, f"sites.{site}.fmri")
 
-    @field_validator("out_dir")
+    @field_validator("out_dir", "private_dir")
     @classmethod
-    def _path_or_url(cls, place: Path | str) -> Path | str:
-        return place if "://" in str(place) else Path(place)  # a Path would lose one of the slashes
+    def _path_or_url(cls, place: Path | str | None) -> Path | str | None:
+        return place if place is None or "://" in str(place) else Path(place)  # a Path would lose one of the slashes
 
     @field_validator("max_quarantined", mode="before")
     @classmethod

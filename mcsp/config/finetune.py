@@ -1,4 +1,4 @@
-"""Settings of fine-tuning (``launchers/finetune.py``)."""
+"""Settings of fine-tuning (``mcsp finetune``)."""
 
 from pathlib import Path
 from typing import Literal
@@ -11,7 +11,7 @@ Depth = Literal["head", "last_layers", "full"]
 
 
 class FinetuneConfig(LabelledConfig):
-    """``launchers/finetune.py``."""
+    """``mcsp finetune``."""
 
     out_dir: Path = Field(description="results.json and, with save_model, the fine-tuned model go here")
     depth: Depth = Field("last_layers", description="what is trained beside the head: nothing, the last layers, all")
@@ -26,4 +26,4 @@ class FinetuneConfig(LabelledConfig):
     modality_dropout: float = Field(
         0.2, ge=0, lt=1, description="how often a unit of both modalities is shown with one, so that one suffices"
     )
-    save_model: bool = Field(False, description="train once more on all units and write classifier.safetensors")
+    save_model: bool = Field(True, description="train once more on all units and write classifier/, for mcsp predict")

@@ -172,7 +172,8 @@ class SpatialEncoder(nn.Module):
         if "connectivity" in self.skip_widths:
             found["connectivity"] = upper_triangle(_at_anchors(weights_BAC, fisher_z(channels)[:, None])[:, 0])
         if "root" in self.skip_widths:
-            found["root"] = unit_triangle(self.correlation(channels, weights_BAC, "root", shrinkage=0.0))
+            triangle_BQ = unit_triangle(self.correlation(channels, weights_BAC, "root", shrinkage=0.0))
+            found["root"] = triangle_BQ * _connected(channels, weights_BAC)[:, None]
         if "tangent" in self.skip_widths:
             log_BAA = measured.measures_BKAA[:, 0]
             if self.form != "logarithm":
@@ -181,6 +182,12 @@ class SpatialEncoder(nn.Module):
         if "coherence" in self.skip_widths:
             found["coherence"] = upper_triangle(measured.measures_BKAA[:, 1:]).flatten(1)
         return found
+
+
+def _connected(channels: Channels, weights_BAC: Tensor) -> Tensor:
+    """Bool ``(B,)``: whether two channels take part, as one alone makes all anchors alike."""
+    live_BC = (weights_BAC != 0).any(1) & (channels.std_BC > 1e-6)
+    return live_BC.sum(-1) > 1
 
 
 def _reciprocal(std_BC: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ from deepspeed.runtime.utils import combine_grad_norm_groups  # noqa: E402
 
 from mcsp import distributed  # noqa: E402
 from mcsp.batch import Batch  # noqa: E402
-from mcsp.config import PretrainConfig  # noqa: E402
+from mcsp.config import PretrainConfig, find_config  # noqa: E402
 from mcsp.schema import text_key  # noqa: E402
 from mcsp.training.saving import zero_fragments  # noqa: E402
 from mcsp.training.saving.state import EMA, Copied, State, copy_state  # noqa: E402
@@ -127,7 +127,7 @@ def deepspeed_config(config: PretrainConfig, world_size: int, global_batch: int)
         ValueError: an unreadable file, or one that repeats a value that belongs to the pretraining config.
     """
     try:
-        values = json.loads(config.deepspeed.read_text())
+        values = json.loads(find_config(config.deepspeed).read_text())
     except OSError as error:
         raise ValueError(f"{config.deepspeed}: cannot read the DeepSpeed config ({error.strerror})") from None
     except json.JSONDecodeError as error:
@@ -198,7 +198,7 @@ class Engine:
         values = deepspeed_config(config, world_size, global_batch)
         self.zero_stage: int = values.get("zero_optimization", {}).get("stage", 0)
         with_autocast = values.get("torch_autocast", {}).get("enabled", False)
-        products = config.objective.precision
+        products: str = config.objective.precision
         products = products if products != "auto" else "autocast's" if with_autocast else "fp32"
         of_model = "bf16" if values["bf16"]["enabled"] else "fp32"
         self.arithmetic = f"{of_model} on {device_name()}, products of the contrast {products}"

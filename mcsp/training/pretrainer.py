@@ -26,6 +26,7 @@ from mcsp.losses import (
     slots,
 )
 from mcsp.losses.prediction import Target
+from mcsp.losses.shuffled import other_rows, place, places_Kn
 from mcsp.model.layers import Block, TokenEncoder
 from mcsp.model.mcsp import MCSP, Measured
 from mcsp.model.spatial import SpatialEncoder
@@ -67,7 +68,7 @@ class Pretrainer(nn.Module):
                 # Block by block: all share what is compiled, and what is measured before them (lengths and rates that
                 # decide about shapes) would only break the graph. In place, so the names of the weights stay.
                 module.compile()
-        self.augmentation = augmentation
+        self.augmentation, self.shuffled = augmentation, objective.shuffled_pairs is not None
         self.part: Callable[[str], AbstractContextManager[Any]] = record_function  # around each part of a step
         self.slots = slots(model.modalities, model.domains)
         self.terms = pair_terms(self.slots, objective)
@@ -86,8 +87,14 @@ class Pretrainer(nn.Module):
             m: torch.zeros(n, dtype=torch.bool, device=s.x_BCT.device).index_copy(0, s.sample_B, s.row_valid_B)
             for m, s in batch.signals.items()
         }
+        places = places_Kn(batch) if self.shuffled else None
+        if places is not None:
+            valid_by_modality = {m: valid_n[places].all(0) for m, valid_n in valid_by_modality.items()}
         for modality, signal in batch.signals.items():
             measured, targets = self._measure(modality, signal)
+            if places is not None:
+                rows_B = other_rows(places, signal.sample_B)
+                targets = {name: t.unflatten(0, (2, -1))[:, rows_B].flatten(0, 1) for name, t in targets.items()}
             for domain in self.model.config.domains:
                 with self.part("encoders"):
                     h_BD = self.model.encode_measured(modality, domain, measured[domain])
@@ -100,8 +107,9 @@ class Pretrainer(nn.Module):
                         error_by_name[name] = error_B.new_zeros(n).index_copy(0, signal.sample_B, error_B)
         some = next(iter(z_by_slot.values()))
         no_z, no_error, no_row = torch.zeros_like(some), some.new_zeros(n), some.new_zeros(n, dtype=torch.bool)
+        z_M = [z_by_slot.get((s.modality, s.domain, s.view), no_z) for s in self.slots]
         return Output(
-            torch.stack([z_by_slot.get((s.modality, s.domain, s.view), no_z) for s in self.slots]),
+            torch.stack([z if places is None else z[places[place(s)]] for s, z in zip(self.slots, z_M, strict=True)]),
             torch.stack([valid_by_modality.get(s.modality, no_row) for s in self.slots]),
             self.scale_P(),
             # The last row is nothing: it keeps the stack from being empty.

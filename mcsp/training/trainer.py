@@ -6,6 +6,7 @@ import math
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from mcsp.batch import Batch
 from mcsp.config import PretrainConfig
 from mcsp.data_sharding.store.reader import Corpus
 from mcsp.losses.objective import objective
+from mcsp.losses.shuffled import subjects_of_blocks
 from mcsp.training import engine
 from mcsp.training.clock import Clock
 from mcsp.training.health import Health, clean
@@ -221,7 +223,8 @@ class Trainer:
                 z_parts, valid_parts, scale_parts, error_parts = parts
             z_MnK, valid_Mn = torch.cat(z_parts, 1).requires_grad_(), torch.cat(valid_parts, 1)
             scale_P, error_Qn = scale_parts[0].clone().requires_grad_(), torch.cat(error_parts, 1).requires_grad_()
-        subject_n, site_n = torch.cat([b.subject_N for b in batches]), torch.cat([b.site_N for b in batches])
+        of_batch = subjects_of_blocks if self.config.objective.shuffled_pairs else attrgetter("subject_N")
+        subject_n, site_n = torch.cat([of_batch(b) for b in batches]), torch.cat([b.site_N for b in batches])
         return Embedded(z_MnK, valid_Mn, scale_P, error_Qn, subject_n, site_n)
 
     def loss(self, embedded: Embedded, retrieval: bool = True) -> tuple[Tensor, dict[str, Tensor]]:

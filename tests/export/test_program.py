@@ -22,6 +22,7 @@ from mcsp.export.program import (
 from mcsp.model.matrix_log import log_by_eigenvectors, log_by_products
 from mcsp.model.mcsp import MCSP
 from mcsp.model.tangent import LEAST_SHRINKAGE
+from tests.security.published import assert_names_no_machine
 
 
 @pytest.mark.parametrize("anchors", [8, 48, 100, 128])
@@ -108,9 +109,7 @@ def test_onnx_gives_the_features_of_every_domain_for_any_batch(recorded: Recorde
         with torch.no_grad():
             expected = recorded.program(*inputs)
         for part, a, b in zip(widths, *(x.split(list(widths.values()), -1) for x in (found, expected)), strict=True):
-            # A root has length 1, but where all anchors are alike it is rounding of 0 on that scale.
-            size = max(float(b.norm()), 1.0) if part == "root" else float(b.norm())
-            assert float((a - b).norm()) <= 1e-4 * size, (part, rows, channels)  # zeros of two channels
+            assert float((a - b).norm()) <= 1e-4 * float(b.norm()), (part, rows, channels)  # zeros of two channels
     assert json.loads(session.get_modelmeta().custom_metadata_map[METADATA]) == recorded.description()
     for wrong in (other_inputs(recorded, 1, recorded.channels + 1), (inputs[0][..., 1:], *inputs[1:])):
         with pytest.raises(Exception, match=r"(?i)invalid"):
@@ -126,6 +125,7 @@ def test_the_smallest_program_goes_both_ways(tmp_path: Path) -> None:
     write_program(recorded, tmp_path / "encoder.pt2")
     write_onnx(recorded, tmp_path / "encoder.onnx")
     assert {path.name for path in tmp_path.iterdir()} == {"encoder.pt2", "encoder.onnx"}
+    assert_names_no_machine(tmp_path, tmp_path)
 
 
 @pytest.mark.slow

@@ -1,6 +1,6 @@
 """Runs of one rank through the launcher.
 
-Covers: launchers/pretrain.py
+Covers: launchers/pretrain.py, mcsp/commands/pretrain.py
 """
 
 import shutil

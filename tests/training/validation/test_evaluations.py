@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from launchers.plot_run import draw
+from mcsp.commands.plot import draw
 from mcsp.config import PretrainConfig
 from mcsp.data_sharding.store.reader import Corpus
 from mcsp.export.card import curve_rows
