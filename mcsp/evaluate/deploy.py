@@ -50,6 +50,8 @@ def deploy_probe(
     Returns:
         Notes on what could not be made.
     """
+    if len(labelled.classes) < 2:
+        return [f"No classifier is written: {config.label} has no classes."]
     heads, notes = {}, []
     for modality, named in parts.items():
         x_NF = np.hstack([named[name] for name in model.feature_widths(modality)])
