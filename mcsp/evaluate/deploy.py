@@ -50,6 +50,8 @@ def deploy_probe(
     Returns:
         Notes on what could not be made.
     """
+    if len(labelled.classes) < 2:
+        return [f"No classifier is written: {config.label} has no classes."]
     heads, notes = {}, []
     for modality, named in parts.items():
         x_NF = np.hstack([named[name] for name in model.feature_widths(modality)])
@@ -130,10 +132,9 @@ def heads_of(classifier: MCSPClassifier) -> dict[Modality, dict[str, np.ndarray]
     """The linear heads of a trained classifier, as arrays of a :class:`mcsp.encode.deployed.Head`."""
     found: dict[Modality, dict[str, np.ndarray]] = {}
     for modality in classifier.n_features:
-        linear = classifier.heads[modality]
         tensors = {
-            "weight_OF": linear.weight,
-            "bias_O": linear.bias,
+            "weight_OF": classifier.get_parameter(f"heads.{modality}.weight"),
+            "bias_O": classifier.get_parameter(f"heads.{modality}.bias"),
             "mean_F": classifier.get_buffer(f"{modality}_mean"),
             "scale_F": classifier.get_buffer(f"{modality}_scale"),
         }
