@@ -1,11 +1,16 @@
-"""Lists and digests in messages."""
+"""Lists, tables, names from outside and digests in messages."""
 
 import hashlib
+import html
+import io
+import re
 from pathlib import Path
 
+import markdown
 import pytest
 
-from mcsp.wording import listed, sha256_file
+from mcsp.wording import bold, columns, counted, listed, sha256_file, shortened
+from mcsp.wording import markdown as plain
 
 
 @pytest.mark.parametrize(
@@ -28,3 +33,37 @@ def test_the_digest_is_that_of_the_whole_file(tmp_path: Path) -> None:
     content = bytes(range(256)) * 9000
     (tmp_path / "x").write_bytes(content)
     assert sha256_file(tmp_path / "x") == hashlib.sha256(content).hexdigest()
+
+
+def test_columns_stay_apart_and_nothing_moves_the_cursor() -> None:
+    rows = [("site", "n"), ("a-long-name", "7"), ("b\x1b[2J\n", "12345")]
+    assert columns(rows) == ["site         n", "a-long-name  7", "b?[2J?       12345"]
+    assert columns(rows, right=1) == ["site             n", "a-long-name      7", "b?[2J?       12345"]
+
+
+def test_counts_and_long_names() -> None:
+    assert [counted(n, "site") for n in (0, 1, 2000)] == ["0 sites", "1 site", "2,000 sites"]
+    assert (shortened("abcd", 4), shortened("abcde", 4)) == ("abcd", "abc…")
+
+
+@pytest.mark.parametrize(("terminal", "variables", "shown"), [
+    (True, {}, "\x1b[1mx\x1b[0m"), (False, {}, "x"), (True, {"NO_COLOR": "1"}, "x"),
+    (True, {"NO_COLOR": ""}, "\x1b[1mx\x1b[0m"), (True, {"TERM": "dumb"}, "x"),
+])  # fmt: skip
+def test_bold_is_for_terminals_that_want_it(
+    terminal: bool, variables: dict[str, str], shown: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    stream = io.StringIO()
+    monkeypatch.setattr(stream, "isatty", lambda: terminal)
+    assert bold("x", stream) == shown
+
+
+def test_markdown_of_somebody_else_is_words() -> None:
+    attack = "[a](b) ![c](d)\n\n# e\n<b> | `f` *g* _h_ & \\ x"
+    page = markdown.markdown(f"| x | y |\n|---|---|\n| {plain(attack)} | z |\n", extensions=["tables"])
+    assert page.count("<td>") == 2 and not re.search("<(a|img|h1|b|code|em|strong)\\b", page)
+    assert html.unescape(re.findall("<td>(.*)</td>", page)[0]) == " ".join(attack.split())
