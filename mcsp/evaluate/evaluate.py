@@ -15,6 +15,7 @@ from mcsp.encode.pretrained import PretrainedMCSP, from_pretrained
 from mcsp.evaluate import comparison, diagnostics
 from mcsp.evaluate.baselines import USUAL_COVARIATES, covariate_table, measure
 from mcsp.evaluate.bids_corpus import open_corpus
+from mcsp.evaluate.deploy import deploy_probe
 from mcsp.evaluate.features import learned_parts, measured_parts
 from mcsp.evaluate.membership import membership
 from mcsp.evaluate.methods import PRETRAINED, UNTRAINED, Block, Described, Encoded
@@ -63,12 +64,20 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     model = model.to("cuda" if torch.cuda.is_available() else "cpu")
     untrained = untrained_like(model)
     overlap = find_overlap(model.preprocessing, config.model_dir, corpus, labelled.subjects)
-    described = describe({PRETRAINED: model, UNTRAINED: untrained}, corpus, labelled, config)
+    at_anchors = measured_parts(model, corpus, labelled.units, config)
+    described = describe({PRETRAINED: model, UNTRAINED: untrained}, corpus, labelled, config, at_anchors)
     rows, splits, notes = comparison.compare(described, labelled, config, overlap.seen)
+    if config.save_model:
+        named = {
+            m: {name: block.x_NF for name, block in parts.items()} | at_anchors.get(m, {})
+            for m, parts in described.encoders[PRETRAINED].learned.items()
+        }
+        facts = {"overlap": overlap.text, "corpus_index_hash": corpus.index_hash}
+        notes += deploy_probe(config, model, labelled, named, facts)
     retrieval, more_notes = run_retrieval({PRETRAINED: model, UNTRAINED: untrained}, corpus, config)
     results = {
         "versions": versions(),
-        "config": config.dump(),
+        "config": config.published(),
         "corpus_index_hash": corpus.index_hash,
         "model": {"parameters": sum(p.numel() for p in model.parameters()), "config": model.config.dump()},
         "label": {"name": config.label, "classes": labelled.classes, "units": np.bincount(labelled.y_N).tolist()},
@@ -103,15 +112,24 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     return results
 
 
-def describe(models: dict[str, MCSP], corpus: Corpus, labelled: Labelled, config: EvaluateConfig) -> Described:
+def describe(
+    models: dict[str, MCSP],
+    corpus: Corpus,
+    labelled: Labelled,
+    config: EvaluateConfig,
+    at_anchors: dict[Modality, dict[str, np.ndarray]] | None = None,
+) -> Described:
     """Everything that is compared: learned features of the same windows, measured ones of whole recordings.
 
     What is measured at the recordings' own channels, where all share them, stands in for the same at anchors: it is
     finer.
+
+    ``at_anchors`` are those of :func:`mcsp.evaluate.features.measured_parts`, where they are known already.
     """
     units = labelled.units
     rulers = measure(corpus, units)
-    at_anchors = measured_parts(next(iter(models.values())), corpus, units, config)
+    if at_anchors is None:
+        at_anchors = measured_parts(next(iter(models.values())), corpus, units, config)
     measured: dict[Modality, dict[str, Block]] = {}
     for modality, parts in at_anchors.items():
         finer = rulers[modality].features if modality in rulers and rulers[modality].own else {}

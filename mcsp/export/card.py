@@ -1,6 +1,5 @@
 """The model card of an export, filled from the run and the corpus, for those who use it and those who answer for it."""
 
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,6 +8,7 @@ from mcsp.data_sharding.bids.description import DESCRIPTION_NAME
 from mcsp.data_sharding.store.reader import Corpus
 from mcsp.encode.parcellations import parcellation_name
 from mcsp.model.mcsp import MCSP
+from mcsp.outside import read_object
 from mcsp.schema import Modality, Recording
 from mcsp.version import __version__
 from mcsp.wording import markdown
@@ -90,8 +90,8 @@ in the batch.
   **Not in it:** recordings, names of people, dates, ages, diagnoses, texts of headers, or paths of a machine.
 * The hashes are pseudonyms: whoever holds the key can tell whether a known person of a site was in the data; without
   it they say nothing. The key is in no file here.
-* The weights are computed from recordings of people. How much of a single recording could be recovered from them, or
-  whether one could tell that a person was among them, was not examined. Pass them on as the terms above allow.
+* The weights are computed from recordings of people. How much of a single recording could be recovered from them was
+  not examined. {membership} Pass them on as the terms above allow.
 * Features of your own subjects can identify a person, as functional connectivity does: keep them like the recordings.
 
 ## Intended use and limits
@@ -179,6 +179,7 @@ def model_card(
         cost=cost_line(manifest, metrics),
         curves=f"![loss by step]({curves})\n\n" if curves else "",
         metrics=curve_rows(metrics),
+        membership=membership_text(evaluation),
         results=results_text(evaluation, corpus),
     )
 
@@ -261,7 +262,7 @@ def site_table(used: Sequence[Recording], corpus: Corpus) -> str:
 def sources_of(corpus: Corpus) -> dict[str, dict[str, Any]]:
     """What each site's description says of its origin."""
     path = corpus.path / DESCRIPTION_NAME
-    sources = json.loads(path.read_text())["SourceDatasets"] if path.is_file() else []
+    sources = read_object(path)["SourceDatasets"] if path.is_file() else []
     return {source["Site"]: source for source in sources}
 
 
@@ -321,6 +322,22 @@ def _validation_table(evaluated: Sequence[Mapping[str, float]]) -> str:
 
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.4g}"
+
+
+def membership_text(evaluation: Mapping[str, Any] | None) -> str:
+    """How well an attack tells the people of the pretraining from others, where an evaluation has measured it."""
+    rows = [r for r in (evaluation or {}).get("membership", ()) if r["auroc"] is not None]
+    if not rows:
+        return "Whether one could tell from them that a person was among them was not examined."
+    said = "; ".join(
+        f"{r['model']}, {r['modality']} {r['auroc']['value']:.3f} ({r['auroc']['ci_low']:.3f} to "
+        f"{r['auroc']['ci_high']:.3f}; {r['seen']} seen, {r['unseen']} not)"
+        for r in rows
+    )
+    return (
+        "An attack told people seen in pretraining from others, by how alike their windows are to the encoder, with an "
+        f"AUROC (0.5: chance; 95 % interval over subjects) of: {said}."
+    )
 
 
 def results_text(evaluation: Mapping[str, Any] | None, corpus: Corpus) -> str:

@@ -11,6 +11,7 @@ from collections import Counter
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,15 +21,19 @@ from mcsp.config import EvaluateConfig, ModelConfig
 from mcsp.data_sharding.store.reader import Corpus
 from mcsp.data_sharding.store.table import Recordings
 from mcsp.encode.pretrained import from_pretrained
+from mcsp.evaluate.comparison import permuted
 from mcsp.evaluate.evaluate import evaluate, untrained_like, with_windows
 from mcsp.evaluate.methods import CLASSICAL
+from mcsp.evaluate.readout.classifiers import SVM, on_grams
 from mcsp.evaluate.report.tables import MEASURES, terminal_table, verdict
 from mcsp.evaluate.retrieval.rows import CONTROLS, run_retrieval
+from mcsp.evaluate.splits import Folds
 from mcsp.evaluate.units import read_labels
 from mcsp.export.export import pretraining_subjects
 from mcsp.model.mcsp import MCSP
 from mcsp.model.weights import write_pretrained
 from mcsp.run_log import read_metrics
+from tests.security.published import assert_names_no_machine
 
 PREPROCESSING = {"window_seconds": {"eeg": 10.0, "fmri": 30.0}, "hemodynamic_delay_seconds": 5.0}
 
@@ -63,6 +68,11 @@ def config(corpus_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Evalua
 @pytest.fixture(scope="module")
 def results(config: EvaluateConfig) -> dict:
     return evaluate(config)
+
+
+def test_no_file_of_an_evaluation_names_the_machine(config: EvaluateConfig, results: dict) -> None:
+    assert results["config"]["model_dir"] == "model" and results["config"]["corpus_dir"] == "corpus"
+    assert_names_no_machine(config.out_dir, config.model_dir, config.corpus_dir)
 
 
 def test_every_method_is_scored_under_both_protocols_on_the_same_folds(results: dict) -> None:
@@ -168,11 +178,27 @@ def test_the_verdict_counts_the_questions_by_their_paired_intervals(results: dic
 def test_shuffled_labels_score_one_half(results: dict) -> None:
     found = [r["permuted"] for r in results["classification"] if "permuted" in r]
     assert len(found) == 6
-    for permuted in found:
+    for row in found:
         # Below one half where sites are told apart: a site with more cases in training has fewer of them in the test.
-        assert permuted["draws"] == 20 and 0.3 < permuted["mean"] < 0.6
-        assert permuted["p"] in [k / 21 for k in range(1, 22)]
+        assert row["draws"] == 20 and 0.3 < row["mean"] < 0.6
+        assert row["p"] in [k / 21 for k in range(1, 22)]
     assert sum("shuffled labels" in line for line in terminal_table(results).splitlines()) == 6
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_shuffled_labels_of_a_site_that_is_only_tested_score_one_half(seed: int) -> None:
+    """Its labels are any order, whatever was learned: mean 1/2, and the standard deviation of Mann and Whitney."""
+    rng = np.random.default_rng(seed)
+    sites, subjects = ["a"] * 24 + ["b"] * 16, [str(i) for i in range(40)]
+    labelled = SimpleNamespace(subjects=subjects, sites=sites, y_N=np.arange(40) % 2)
+    x_NF = rng.normal(size=(40, 6)) + labelled.y_N[:, None]
+    method = SimpleNamespace(readout=lambda rows: on_grams(SVM, lambda train: x_NF @ x_NF.T))
+    folds = Folds("leave_site_out", (((np.arange(24), np.arange(24, 40)),),), "")
+    found = permuted(method, np.arange(40), labelled, folds, 200, 0.9)  # type: ignore[arg-type]
+    deviation = np.sqrt(17 / (12 * 8 * 8))
+    assert abs(found["mean"] - 0.5) < 4 * deviation / np.sqrt(200)
+    assert found["sd"] == pytest.approx(deviation, rel=4 / np.sqrt(2 * 200))
+    assert found["p"] < 0.05
 
 
 def test_simulated_sites_and_overlap_are_declared(results: dict) -> None:
