@@ -9,7 +9,7 @@ from pathlib import Path
 import markdown
 import pytest
 
-from mcsp.wording import bold, columns, counted, listed, sha256_file, shortened
+from mcsp.wording import CYAN, columns, counted, listed, sha256_file, shortened, styled
 from mcsp.wording import markdown as plain
 
 
@@ -59,7 +59,8 @@ def test_bold_is_for_terminals_that_want_it(
         monkeypatch.setenv(name, value)
     stream = io.StringIO()
     monkeypatch.setattr(stream, "isatty", lambda: terminal)
-    assert bold("x", stream) == shown
+    assert styled("x", stream) == shown
+    assert styled("x", stream, CYAN) == shown.replace("1m", "1;36m")
 
 
 def test_markdown_of_somebody_else_is_words() -> None:
