@@ -282,8 +282,9 @@ def test_the_terminal_table_keeps_its_columns_apart(
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.delenv("NO_COLOR", raising=False)
     coloured = terminal_table(results)
-    assert "\x1b[1m  pretrained, linear SVM" in coloured and "\x1b[1m  untrained" not in coloured
-    assert re.sub("\x1b\\[[01]m", "", coloured) == table
+    assert "\x1b[1;36m  pretrained, linear SVM" in coloured and "m  untrained" not in coloured
+    assert "\x1b[1;33mwarning: 24 of the 32" in coloured
+    assert re.sub("\x1b\\[[0-9;]*m", "", coloured) == table
     monkeypatch.setenv("NO_COLOR", "1")
     assert terminal_table(results) == table
 
