@@ -27,9 +27,11 @@ def interval(estimate: dict[str, float] | None, form: str = ".3f") -> str:
 def terminal_table(results: dict[str, Any]) -> str:
     """The scores as plain text."""
     simulated = [s for s, v in results["sites"].items() if v["simulated"]]
-    lines = [f"{'recordings':<11}{'tested on':<16}{'features':<32}{'classifier':<22}AUROC (95 % interval)"]
+    measure = results["label"]["measure"]
+    head = f"{measure.upper()} (95 % interval)"
+    lines = [f"{'recordings':<11}{'tested on':<16}{'features':<32}{'classifier':<22}{head}"]
     lines += [
-        f"{r['recordings']:<11}{r['protocol']:<16}{r['features']:<32}{r['classifier']:<22}{interval(r['auroc'])}"
+        f"{r['recordings']:<11}{r['protocol']:<16}{r['features']:<32}{r['classifier']:<22}{interval(r[measure])}"
         + "  transductive" * r["transductive"]
         for r in results["classification"]
     ]
@@ -45,7 +47,10 @@ def terminal_table(results: dict[str, Any]) -> str:
     if simulated:
         lines += ["", f"simulated sites: {', '.join(simulated)}"]
     lines += ["", overlap_line(results)]
-    return "\n".join(lines + [f"note: {note}" for note in results["notes"]])
+    lines += [f"note: {note}" for note in results["notes"]]
+    for label, more in results.get("more_labels", {}).items():
+        lines += ["", f"label {label}:", terminal_table(more)]
+    return "\n".join(lines)
 
 
 def permutation_lines(rows: Sequence[dict[str, Any]]) -> list[str]:
