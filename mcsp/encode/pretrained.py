@@ -5,12 +5,13 @@ nilearn are imported when a recording is encoded.
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from mcsp.model.weights import ExportedMCSP, load_export
 
 if TYPE_CHECKING:
     from mcsp.encode.recording import EncodedRecording
+    from mcsp.encode.trials import EncodedTrials
 
 
 class PretrainedMCSP(ExportedMCSP):
@@ -28,6 +29,20 @@ class PretrainedMCSP(ExportedMCSP):
         from mcsp.encode.recording import Options
 
         return encode_raw(self, raw, line_hz, measured_positions, Options(**options))
+
+    def encode_epochs(
+        self,
+        trials: Any,
+        line_hz: float | None = None,
+        measured_positions: bool = False,
+        on_error: Literal["raise", "nan"] = "raise",
+        **options: Any,
+    ) -> "EncodedTrials":
+        """Features of the trials of an ``mne.Epochs``, one row each; see :func:`mcsp.encode.trials.encode_epochs`."""
+        from mcsp.encode.recording import Options
+        from mcsp.encode.trials import encode_epochs
+
+        return encode_epochs(self, trials, line_hz, measured_positions, Options(**options), on_error)
 
     def encode_bold(
         self,

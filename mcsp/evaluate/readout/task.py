@@ -8,7 +8,6 @@ Shape letters: S seeds, N units, R bootstrap draws, K classes.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -56,12 +55,14 @@ class Task:
         found = self.by_site(score, y_N, sites, weight_RN)
         return scores.mean_of_known(list(found.values())) if found else np.full(len(weight_RN), np.nan)
 
-    def compared(self, y_N: np.ndarray, sites: Sequence[str], weight_RN: np.ndarray) -> dict[str, Callable]:
+    def compared(
+        self, y_N: np.ndarray, sites: Sequence[str], weight_RN: np.ndarray
+    ) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
         """Measures of scores alone, for paired differences: all of :attr:`measures`, and the mean over sites."""
-        found: dict[str, Callable] = {
-            name: partial(measure, y_N=y_N, weight_RN=weight_RN) for name, measure in self.measures.items()
+        found: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+            name: lambda score, of=measure: of(score, y_N, weight_RN) for name, measure in self.measures.items()
         }
-        found[f"{self.within[0]}_sites"] = partial(self.site_mean, y_N=y_N, weight_RN=weight_RN, sites=sites)
+        found[f"{self.within[0]}_sites"] = lambda score: self.site_mean(score, y_N, weight_RN, sites)
         return found
 
     def all_scores(
