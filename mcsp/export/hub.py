@@ -1,11 +1,62 @@
 """Exports to the Hugging Face Hub; ``mcsp.from_pretrained`` loads them from there. Needs the extra ``hub``.
 
-A repository holds the files of an export and nothing else.
+A repository holds the files of an export and nothing else. Its card begins with what the Hub reads.
 """
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from mcsp.encode.pretrained import from_pretrained
+from mcsp.schema import Modality
+
+# Of the Hub's own names of metrics.
+_METRICS = {
+    "auroc": "roc_auc",
+    "balanced_accuracy": "balanced_accuracy",
+    "r2": "r_squared",
+    "r": "pearsonr",
+    "mae": "mae",
+}
+
+
+def front_matter(size: str, modalities: Sequence[Modality], evaluation: Mapping[str, Any] | None) -> str:
+    """The lines between ``---`` above a model card, from which the Hub takes licence, task and scores.
+
+    Args:
+        size: of the model.
+        modalities: that it encodes.
+        evaluation: content of results.json; its strict rows of the pretrained encoder become the model-index.
+    """
+    known: dict[str, Any] = {
+        "license": "other",
+        "license_name": "terms-of-the-weights",
+        "license_link": "README.md",
+        "library_name": "mcsp",
+        "pipeline_tag": "feature-extraction",
+        "tags": [*modalities, "self-supervised"],
+    }
+    results = [] if evaluation is None else _results(evaluation)
+    if results:
+        known["model-index"] = [{"name": f"MCSP {size}", "results": results}]
+    return f"---\n{yaml.safe_dump(known, sort_keys=False, allow_unicode=True)}---\n"
+
+
+def _results(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
+    sites = [f"{site} (simulated)" if v["simulated"] else site for site, v in evaluation["sites"].items()]
+    dataset = {"name": ", ".join(sites), "type": f"mcsp-corpus-{evaluation['corpus_index_hash'][:12]}"}
+    found = []
+    for row in evaluation["classification"]:
+        if row["features"] != "pretrained" or row["transductive"]:
+            continue
+        estimates = {name: row.get(name) for name in _METRICS}
+        values = {name: v["value"] if isinstance(v, Mapping) else v for name, v in estimates.items()}
+        metrics = [{"type": _METRICS[n], "name": n, "value": round(v, 4)} for n, v in values.items() if v is not None]
+        asked = f"{evaluation['label']['name']} from {row['recordings']}, {row['protocol']}, {row['classifier']}"
+        found.append({"task": {"type": "feature-extraction", "name": asked}, "dataset": dataset, "metrics": metrics})
+    return found
 
 
 def push_to_hub(folder: str | Path, repo_id: str, private: bool = True, revision: str | None = None) -> str:

@@ -16,7 +16,7 @@ import torch
 import mcsp
 from mcsp.config import ModelConfig
 from mcsp.encode.hub import is_repository
-from mcsp.export.hub import push_to_hub
+from mcsp.export.hub import front_matter, push_to_hub
 from mcsp.model.mcsp import MCSP
 from mcsp.model.weights import write_pretrained
 from tests.export.hub_server import COMMIT, Hub, running_hub
@@ -60,7 +60,9 @@ def test_what_is_pushed_comes_back_by_name_and_revision(
     export: Path, hub: Hub, program: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
     hub.files["lab/model"] = {"old.bin": b"of an earlier export"}
-    done = program(f"from mcsp.export.hub import push_to_hub; print(push_to_hub({str(export)!r}, 'lab/model'))")
+    done = program(
+        f"from mcsp.export.hub import front_matter, push_to_hub; print(push_to_hub({str(export)!r}, 'lab/model'))"
+    )
     assert done.stdout.strip().endswith(f"lab/model/commit/{COMMIT}"), done.stderr
     assert hub.private == {"lab/model": True}
     assert hub.files["lab/model"] == {p.name: p.read_bytes() for p in export.iterdir()}
@@ -128,3 +130,33 @@ def test_a_damaged_export_is_not_pushed_and_folders_stay_folders(export: Path, t
         mcsp.from_pretrained(export, revision="v1")
     with pytest.raises(ValueError, match="expected an exported model"):
         mcsp.from_pretrained("nowhere")
+
+
+def test_the_card_says_to_the_hub_what_it_is_and_what_it_scored() -> None:
+    cards = pytest.importorskip("huggingface_hub.repocard")
+    interval = {"value": 0.71234, "ci_low": 0.6, "ci_high": 0.8}
+    row = {"recordings": "eeg", "protocol": "kfold", "features": "pretrained", "classifier": "linear SVM"}
+    rows = [
+        {**row, "transductive": False, "auroc": interval, "balanced_accuracy": 0.65},
+        {**row, "transductive": True, "auroc": interval},
+        {**row, "transductive": False, "features": "untrained", "auroc": interval},
+    ]
+    evaluation = {
+        "label": {"name": "diagnosis"}, "sites": {"site-a": {"simulated": True}}, "corpus_index_hash": "ab" * 32,
+        "classification": rows,
+    }  # fmt: skip
+    known = cards.ModelCard(front_matter("nano", ("eeg", "fmri"), evaluation) + "# MCSP").data
+    assert (known.license, known.license_name, known.pipeline_tag, known.library_name) == (
+        "other", "terms-of-the-weights", "feature-extraction", "mcsp",
+    )  # fmt: skip
+    assert known.tags == ["eeg", "fmri", "self-supervised"]
+    scores = {(r.task_name, r.dataset_name, r.metric_type): r.metric_value for r in known.eval_results}
+    asked = ("diagnosis from eeg, kfold, linear SVM", "site-a (simulated)")
+    assert scores == {(*asked, "roc_auc"): 0.7123, (*asked, "balanced_accuracy"): 0.65}
+    age = {"r2": interval, "r": interval, "mae": {**interval, "value": 7.5}}
+    rows[:] = [{**row, "transductive": False, **age}]
+    known = cards.ModelCard(front_matter("nano", ("eeg",), evaluation) + "# MCSP").data
+    assert {r.metric_type: r.metric_value for r in known.eval_results} == {
+        "r_squared": 0.7123, "pearsonr": 0.7123, "mae": 7.5,
+    }  # fmt: skip
+    assert cards.ModelCard(front_matter("nano", ("eeg",), None) + "# MCSP").data.eval_results is None
