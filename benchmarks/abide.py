@@ -1,6 +1,6 @@
 """ABIDE from denoised parcel series to a table: build, pretrain without labels, export, evaluate on sites left out.
 
-python benchmarks/abide.py --data DIR --positions FILE --work DIR [--seeds 0 1] [--steps 600] [--ablation] [--out FILE]
+python benchmarks/abide.py --data DIR --positions FILE --work DIR [--seeds 0 1] [--steps 600] [--no-control] [--out FILE]
 python benchmarks/abide.py --table [--out FILE]     prints the result file as the documents show it
 
 DIR is laid out as ``nilearn.datasets.fetch_abide_pcp(data_dir=DIR, pipeline="cpac", band_pass_filtering=True,
@@ -15,6 +15,7 @@ every classifier sees the labels of other sites alone. What WORK holds already i
 import argparse
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -100,7 +101,12 @@ def build(data: Path, positions: Path, work: Path) -> Path:
     if not corpus.exists():
         write_sites(data, positions, bids)
     values = [f"bids_root={bids}", f"out_dir={corpus}", f"min_seconds={{fmri: {LEAST_SECONDS}}}"]
-    values += ["participants_columns=[diagnosis, age, sex, mean_fd_mm]", "split_fractions=[1, 0, 0]", "workers=1"]
+    values += [
+        "participants_columns=[diagnosis, age, sex, mean_fd_mm]",
+        "split_fractions=[1, 0, 0]",
+        "workers=1",
+        "allow_public_key=true",
+    ]
     run(launcher("build_corpus", *values), corpus / "index.json")
     return corpus
 
@@ -111,7 +117,10 @@ def one_run(
     """Pretrain with ``changes`` of the settings, export and evaluate; scores and the course of the losses."""
     trained, model, scored = (work / f"{name}-{seed}-{what}" for what in ("run", "model", "evaluation"))
     folder = Path(sys.executable).parent
+    with socket.create_server(("127.0.0.1", 0)) as server:  # another run may have the usual port
+        port = str(server.getsockname()[1])
     start: list[str | Path] = [folder / "deepspeed", "--log_level", "error", "--num_accelerators", "1"]
+    start += ["--master_port", port]
     values = [f"corpus_dir={corpus}", f"run_dir={trained}", f"seed={seed}", f"steps={steps}"]
     values += [f"window_seconds={{fmri: {WINDOW_SECONDS}}}", "model.modalities=[fmri]", *changes]  # the last one counts
     environment = {"PATH": f"{folder}:{os.environ['PATH']}", "DS_ACCELERATOR": "cpu"}
@@ -134,12 +143,12 @@ def one_run(
     }  # fmt: skip
 
 
-# One change each from the defaults; "pretrained" and "untrained" of each are compared with the root of connectivity.
-ABLATION: dict[str, list[str]] = {}
+# Pairs of different people of a site teach what a site has in common; what is learned of a person has to be more.
+CONTROL, SHUFFLED = ["objective.shuffled_pairs=within_site"], "pairs shuffled within sites"
 
 
 def table(content: dict[str, Any]) -> str:
-    """The README's table: AUROC of sites left out, mean over pretraining runs, and with few labels."""
+    """The README's table: AUROC of people left out, mean over pretraining runs, and with few labels; changes below."""
     runs = content["runs"]["default"]
     names = [(r["features"], r["classifier"]) for r in runs[0]["classification"] if not r["transductive"]]
     fractions = sorted({p["fraction"] for p in runs[0]["label_efficiency"]})[:-1]
@@ -151,20 +160,27 @@ def table(content: dict[str, Any]) -> str:
         *(f"{f:.0%} of labels" for f in fractions),
     ]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-    for features, classifier in names:
-        rows = [_row(run["classification"], features, classifier) for run in runs]
-        value, low, high = (np.mean([row["auroc"][k] for row in rows]) for k in ("value", "ci_low", "ci_high"))
-        within = np.mean([row["auroc_sites"]["value"] for row in rows])
-        few = []
-        for fraction in fractions:
-            points = [
-                p["auroc"] for run in runs for p in run["label_efficiency"]
-                if (p["features"], p["fraction"]) == (features, fraction) and classifier == "linear SVM"
-            ]  # fmt: skip
-            few.append(f"{np.mean(points):.3f}" if points else "")
-        cells = [features, classifier, f"{value:.3f} ({low:.3f} to {high:.3f})", f"{within:.3f}", *few]
-        lines.append(f"| {' | '.join(cells)} |")
+    lines += [_line(runs, features, classifier, fractions, features) for features, classifier in names]
+    for name, changed in content["runs"].items():
+        for part in ("pretrained", "pretrained, learned part") if name != "default" else ():
+            lines.append(_line(changed, part, "linear SVM", fractions, f"{part}; {name}"))
     return "\n".join(lines)
+
+
+def _line(runs: Sequence[dict[str, Any]], features: str, classifier: str, fractions: Sequence[float], name: str) -> str:
+    """One row of the table, mean over runs."""
+    rows = [_row(run["classification"], features, classifier) for run in runs]
+    value, low, high = (np.mean([row["auroc"][k] for row in rows]) for k in ("value", "ci_low", "ci_high"))
+    within = np.mean([row["auroc_sites"]["value"] for row in rows])
+    few = []
+    for fraction in fractions:
+        points = [
+            p["auroc"] for run in runs for p in run["label_efficiency"]
+            if (p["features"], p["fraction"]) == (features, fraction) and classifier == "linear SVM"
+        ]  # fmt: skip
+        few.append(f"{np.mean(points):.3f}" if points else "")
+    cells = [name, classifier, f"{value:.3f} ({low:.3f} to {high:.3f})", f"{within:.3f}", *few]
+    return f"| {' | '.join(cells)} |"
 
 
 def _row(rows: Sequence[dict[str, Any]], features: str, classifier: str) -> dict[str, Any]:
@@ -179,7 +195,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--work", type=Path, help="folder of everything that is made; default DATA/mcsp")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="of pretraining, one run each (0 1)")
     parser.add_argument("--steps", type=int, default=600, help="of pretraining (600)")
-    parser.add_argument("--ablation", action="store_true", help="also one run for each of the changes in this file")
+    parser.add_argument(
+        "--control", action=argparse.BooleanOptionalAction, default=True, help="one run of pairs shuffled within sites"
+    )
     parser.add_argument("--out", type=Path, help="the result file")
     parser.add_argument("--table", action="store_true", help="print the result file; run nothing")
     arguments = parser.parse_args(argv)
@@ -191,8 +209,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     work = (arguments.work or arguments.data / "mcsp").resolve()
     corpus = build(arguments.data, arguments.positions or arguments.data / "cc200_positions.tsv", work)
     runs = {"default": [one_run(work, corpus, "default", seed, arguments.steps, []) for seed in arguments.seeds]}
-    for name, changes in ABLATION.items() if arguments.ablation else ():
-        runs[name] = [one_run(work, corpus, name, arguments.seeds[0], arguments.steps, changes)]
+    runs["pairs shuffled within sites"] = [
+        one_run(work, corpus, "shuffled", arguments.seeds[0], arguments.steps, CONTROL)
+    ]
     people = runs["default"][0]["subjects"]
     content = {**made_by(PACKAGES), "date": f"{date.today():%Y-%m}", "people": people, "runs": runs}
     out = arguments.out or ROOT / "benchmarks" / "results" / f"abide_{people}.json"

@@ -94,7 +94,9 @@ def peak_mib(name: str, n: int, width: int, device: str) -> float:
         once(name, z, scale)
         return (torch.cuda.max_memory_allocated() - before) / 2**20
     command = [sys.executable, __file__, "--peak", name, str(n), str(width)]
-    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    # Else memory that earlier tensors left to the allocator is taken again and raises no peak.
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    return float(subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout)
 
 
 def peak_of_this_process(name: str, n: int, width: int) -> float:

@@ -200,7 +200,9 @@ def build(root: str, out: str, workers: int, samples: int = 1) -> dict[str, Any]
     from mcsp.config import CorpusConfig
     from mcsp.data_sharding.build import corpus
 
-    config = CorpusConfig(bids_root=Path(root), out_dir=Path(out), workers=workers, samples_per_shard=samples)
+    config = CorpusConfig(
+        bids_root=Path(root), out_dir=Path(out), workers=workers, samples_per_shard=samples, allow_public_key=True
+    )
     with corpus.ray_session(workers):
         start, began = time.perf_counter(), processor_seconds()
         index, _ = corpus.build_corpus(config)

@@ -47,10 +47,10 @@ def make_corpus(folder: Path) -> Path:
     from mcsp.data_sharding.build.corpus import build_corpus
     from mcsp.data_sharding.demo.simulated_sites import SIMULATED_A, SIMULATED_B, write_simulated
 
-    os.environ.setdefault("MCSP_SUBJECT_KEY", "a key for a benchmark, not a secret")
+    os.environ.setdefault("MCSP_SUBJECT_KEY", b"mcsp training benchmark, public".hex().ljust(64, "0"))
     for site in (SIMULATED_A, SIMULATED_B):
         write_simulated(folder / "bids" / site.name, replace(site, n_subjects=24, seconds=100.0))
-    build_corpus(CorpusConfig(bids_root=folder / "bids", out_dir=folder / "corpus", workers=2))
+    build_corpus(CorpusConfig(bids_root=folder / "bids", out_dir=folder / "corpus", workers=2, allow_public_key=True))
     return folder / "corpus"
 
 

@@ -16,7 +16,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from abide import PACKAGES, launcher, one_run, run, table
+from abide import CONTROL, PACKAGES, SHUFFLED, launcher, one_run, run, table
 
 from mcsp.data_sharding.bids.write import write_json, write_participants, write_tsv
 from mcsp.provenance import made_by
@@ -75,11 +75,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     bids, corpus = work / "bids", work / "corpus"
     if not corpus.exists():
         write_site(arguments.data, bids)
-    run(launcher("build_corpus", f"bids_root={bids}", f"out_dir={corpus}", "split_fractions=[1, 0, 0]", "workers=1"),
+    run(launcher("build_corpus", f"bids_root={bids}", f"out_dir={corpus}", "split_fractions=[1, 0, 0]", "workers=1",
+        "allow_public_key=true"),
         corpus / "index.json")  # fmt: skip
     runs: dict[str, list[dict[str, Any]]] = {
         "default": [one_run(work, corpus, "default", s, arguments.steps, CHANGES, EVALUATION) for s in arguments.seeds]
     }
+    changes = [*CHANGES, *CONTROL]
+    runs[SHUFFLED] = [one_run(work, corpus, "shuffled", arguments.seeds[0], arguments.steps, changes, EVALUATION)]
     people = runs["default"][0]["subjects"]
     content = {**made_by(PACKAGES), "date": f"{date.today():%Y-%m}", "people": people, "runs": runs}
     out = arguments.out or ROOT / "benchmarks" / "results" / f"eegmat_{people}.json"

@@ -16,6 +16,7 @@ Impl = Literal["auto", "triton", "blocks", "reference"]
 Precision = Literal["bf16", "tf32", "bf16x3", "fp32"]
 
 _log = logging.getLogger(__name__)
+_announced: set[tuple[str, ...]] = set()
 
 
 class Row(NamedTuple):
@@ -84,7 +85,6 @@ def decided(operation: str, device: str, precision: str, size: int, table: tuple
     )
 
 
-@cache
 def device_name(device: torch.device) -> str:
     """ "sm_90" and so on for NVIDIA GPUs, else the type of the device."""
     if device.type != "cuda" or torch.version.hip is not None or not torch.cuda.is_available():
@@ -117,6 +117,8 @@ def workspace(device: torch.device) -> int:
     return WORKSPACE_BYTES.get(device.type, WORKSPACE_BYTES_ELSEWHERE)
 
 
-@cache
-def _announce(operation: str, chosen: str, precision: str) -> None:
-    _log.info("%s runs as %s (precision %s)", operation, chosen, precision)
+def _announce(*what: str) -> None:
+    """Once for each operation, implementation and precision; a cached function could not be compiled."""
+    if what not in _announced:
+        _announced.add(what)
+        _log.info("%s runs as %s (precision %s)", *what)

@@ -8,4 +8,8 @@ def __getattr__(name: str) -> object:
         from mcsp.encode.pretrained import from_pretrained
 
         return from_pretrained
+    if name == "load_classifier":
+        from mcsp.encode.deployed import LoadedClassifier
+
+        return LoadedClassifier
     raise AttributeError(f"module 'mcsp' has no attribute {name!r}")

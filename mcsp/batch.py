@@ -33,7 +33,7 @@ class Signal:
     """The windows of one modality in a batch."""
 
     x_BCT: Tensor  # float32, uV or percent, of deviation 1 where the unit is a.u.; zero where not valid
-    sfreq_B: Tensor  # float32 Hz
+    sfreq_B: Tensor  # float32 Hz; of a batch on a GPU still on the host, as shapes follow from it
     channel_valid_BC: Tensor  # bool
     time_valid_BT: Tensor  # bool
     position_BC3: Tensor  # float32 mm; zero where unknown
@@ -55,8 +55,9 @@ class Signal:
         return _signal, (self.x_BCT, small)
 
     def to(self, device: torch.device | str) -> "Signal":
-        """Copy every tensor to ``device``."""
-        return replace(self, **{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)})
+        """Copy every tensor but the rates to ``device``."""
+        moved = [f.name for f in fields(self) if f.name != "sfreq_B"]
+        return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in moved})
 
     def replace(self, **changes: Tensor) -> "Signal":
         """A copy with some tensors replaced."""
@@ -161,9 +162,8 @@ def collate_signal(
     windows: Sequence[Window],
     sample_indices: Sequence[int],
     sample_keys: Sequence[int],
-    shape_CT: tuple[int, int] = (0, 0),
 ) -> Signal:
-    """Pad windows of one modality into one :class:`Signal`, at least to ``shape_CT`` channels and time samples.
+    """Pad windows of one modality into one :class:`Signal`.
 
     ``sample_indices`` and ``sample_keys`` (63-bit integers) have one entry per window. Channels marked bad in the
     recording, channels with values that are not finite, and time outside the recording's valid spans are masked. So is
@@ -171,8 +171,7 @@ def collate_signal(
     deviations away, or is louder than ``LOUDEST`` allows in its unit: it keeps its place, and takes part in nothing. A
     row in a.u. is divided by its robust deviation, as its amplitude means nothing.
     """
-    n_channels = max(shape_CT[0], *(w.x_TC.shape[1] for w in windows))
-    n_samples = max(shape_CT[1], *(w.x_TC.shape[0] for w in windows))
+    n_channels, n_samples = (max(w.x_TC.shape[axis] for w in windows) for axis in (1, 0))
     rows = len(windows)
     x_BCT = _zeros(rows, n_channels, n_samples)
     scratch = torch.empty(
@@ -223,15 +222,12 @@ def collate_signal(
 def collate(
     samples: Sequence[Sequence[Window]],
     keys: Sequence[int] | None = None,
-    shapes: Mapping[Modality, tuple[int, int]] | None = None,
 ) -> Batch:
     """Pad and stack samples into a batch.
 
     Args:
         samples: for each of N samples its windows (at most one per modality).
         keys: N randomness keys (63-bit); 0 where omitted, which is right when nothing random follows.
-        shapes: least (channels, time samples) per modality. A run pads to the same shape in every step, so that what is
-            computed on a row does not depend on its neighbours.
 
     Raises:
         ValueError: an empty batch, a sample without windows, or two windows of one modality in a sample.
@@ -249,7 +245,6 @@ def collate(
                 [w for _, w in rows],
                 [i for i, _ in rows],
                 [keys[i] for i, _ in rows],
-                (shapes or {}).get(modality, (0, 0)),
             )
     left_out = Counter(
         samples[i][0].recording.site

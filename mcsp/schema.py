@@ -12,11 +12,14 @@ Shape letters: T time samples, C channels.
 
 from dataclasses import dataclass, field, fields
 from enum import IntEnum
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
 SCHEMA_VERSION = 2
+# What a site may be called: its name is a part of keys, files and reports.
+SITE_NAME = "[A-Za-z0-9][A-Za-z0-9_-]{0,99}"
 # Where index.json and an export say under which key subjects were hashed: only equal fingerprints are compared.
 KEY_FINGERPRINT = "subject_key_fingerprint"
 
@@ -97,8 +100,10 @@ class Recording:
         return self.n_samples / self.sfreq
 
     @property
-    def positions_C3(self) -> np.ndarray:
+    def positions_C3(self) -> "np.ndarray":
         """Channel positions [mm], float32 ``(C, 3)``; rows of NaN where unknown."""
+        import numpy as np  # here: a command's help needs this file and no array
+
         return np.asarray(self.positions_mm, dtype=np.float32).reshape(self.n_channels, 3)
 
     @classmethod
@@ -114,7 +119,7 @@ class Recording:
 class Window:
     """A cut of one recording in physical units, before it joins a batch."""
 
-    x_TC: np.ndarray  # times ``scale`` in recording.unit; float32 or, as stored, float16
+    x_TC: "np.ndarray"  # times ``scale`` in recording.unit; float32 or, as stored, float16
     recording: Recording
     start: int  # first time sample within the recording
     scale: float = 1.0

@@ -3,11 +3,13 @@
 Cosmic Ray finds the places and makes the changes, in a copy of the tree. Every mutant is tested in a fork of one
 process that has imported the large packages already, so that it costs seconds. The mutants are a sample, drawn in turn
 from all files; the files and the tests that must notice are below. Result: ``benchmarks/results/mutants.json``, with
-the line of every survivor.
+the line of every survivor and why no test notices it. A run that was cut short goes on with ``--resume``.
 """
 
 import argparse
+import ast
 import difflib
+import hashlib
 import importlib
 import json
 import os
@@ -19,9 +21,10 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from itertools import chain, zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -30,31 +33,40 @@ COSMIC_RAY = "cosmic-ray==8.7.0"
 # A file of the core, and what pytest is told to run for each of its mutants: no test that builds a corpus or starts
 # ranks, so that a mutant takes seconds.
 TARGETS: dict[str, tuple[str, ...]] = {
-    "mcsp/windows.py": ("tests/test_windows.py",),
+    "mcsp/windows.py": ("tests/test_windows.py", "tests/training/reading/test_cuts.py"),
     "mcsp/schema.py": ("tests/test_schema.py", "tests/test_batch.py"),
     "mcsp/wording.py": ("tests/test_wording.py",),
     "mcsp/training/health.py": ("tests/training/test_health.py",),
+    "mcsp/training/reading/cuts.py": ("tests/training/reading/test_cuts.py",),
+    "mcsp/training/reading/loader.py": ("tests/training/reading/test_loader.py", "-k", "not test_a_run"),
     "mcsp/training/reading/order.py": ("tests/training/reading/test_order.py",),
     "mcsp/training/rate.py": ("tests/training/test_rate.py",),
     "mcsp/training/saving/checkpoint.py": ("tests/training/saving/test_checkpoint.py", "-k", "not at_any_point"),
     "mcsp/evaluate/scores.py": ("tests/evaluate/test_scores.py", "tests/evaluate/test_roc_ties.py"),
     "mcsp/evaluate/splits.py": ("tests/evaluate/test_splits.py",),
     "mcsp/model/matrix_log.py": ("tests/model/test_tangent.py",),
+    "kernels/contrastive/blocks.py": ("tests/kernels/test_contrastive_blocks.py",
+                                      "tests/kernels/test_contrastive_cases.py"),
     "kernels/contrastive/reference.py": ("tests/kernels/test_contrastive_reference.py",),
     "kernels/contrastive/problem.py": ("tests/kernels/test_contrastive_reference.py",
                                        "tests/kernels/test_contrastive_masks.py"),
     "kernels/spectral/reference.py": ("tests/kernels/test_spectral_bands.py",
                                       "tests/kernels/test_spectral_reference.py"),
+    "data_sharding/clean/eeg_filter.py": ("tests/data_sharding/clean/test_eeg_filter.py",),
     "data_sharding/clean/eeg_quality.py": ("tests/data_sharding/clean/test_eeg_quality.py",),
+    "data_sharding/clean/fmri.py": ("tests/data_sharding/clean/test_fmri.py",),
     "data_sharding/clean/recording.py": ("tests/data_sharding/clean/test_recording.py",
                                          "tests/data_sharding/clean/test_eeg_quality.py"),
     "data_sharding/build/privacy.py": (
         "tests/data_sharding/build/test_privacy.py", "-k", "kind or suspected or names or columns or hashes"
     ),
     "data_sharding/store/index.py": ("tests/data_sharding/store/test_index.py",),
+    "data_sharding/store/reader.py": ("tests/data_sharding/store/test_reader.py",),
     "data_sharding/bids/pairing.py": ("tests/data_sharding/bids/test_pairing.py",),
     "data_sharding/convert/manifest.py": ("tests/data_sharding/convert/test_manifest.py",),
 }  # fmt: skip
+# Survivors that no test can or should notice: the change, and why.
+REASONS: dict[str, str] = {}
 # Mistakes that people make. Left out: bit operations (in annotations nothing would change) and unlikely exchanges.
 ORDER, EQUAL = ("Lt", "LtE", "Gt", "GtE"), ("Eq", "NotEq")
 OPERATORS = {f"ReplaceComparisonOperator_{a}_{b}" for kind in (ORDER, EQUAL) for a in kind for b in kind if a != b}
@@ -62,7 +74,18 @@ OPERATORS |= {f"ReplaceBinaryOperator_{a}" for a in ("Add_Sub", "Sub_Add", "Mul_
 OPERATORS |= {"ReplaceAndWithOr", "ReplaceOrWithAnd", "AddNot", "NumberReplacer", "ReplaceTrueWithFalse"}
 OPERATORS |= {"ReplaceFalseWithTrue", "ReplaceContinueWithBreak", "ZeroIterationForLoop"}
 OPERATORS |= {f"ReplaceUnaryOperator_Delete_{a}" for a in ("Not", "USub", "Invert")}
+PYTEST = ["-x", "-q", "-m", "not slow and not multirank", "-p", "no:cacheprovider"]
+PYTEST += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # of what is imported before, see PRELOADED
 PRELOADED = ["torch", "scipy.signal", "scipy.stats", "pandas", "sklearn.metrics", "pyarrow", "mne", "hypothesis"]
+
+
+class Mutant(NamedTuple):
+    """One mistake: the operator's how-manieth place in a file, and the line."""
+
+    file: str
+    operator: str
+    occurrence: int
+    line: int
 
 
 def cosmic_ray(*arguments: str | Path, folder: Path) -> str:
@@ -71,22 +94,37 @@ def cosmic_ray(*arguments: str | Path, folder: Path) -> str:
     return subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True).stdout
 
 
-def mutants_of(path: str, copy: Path) -> list[tuple[str, str, int, int]]:
-    """File, operator, its occurrence and line of every mutant of a file."""
-    options = copy / "mutate.toml"
+def unjudged(source: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+    """Where a mistake changes no result: texts of errors and of the log, annotations; (line, column) from and to."""
+    nodes: list[ast.AST | None] = []
+    for node in ast.walk(ast.parse(source)):
+        match node:
+            case ast.Raise() | ast.Call(func=ast.Attribute(value=ast.Name("_log"))):
+                nodes.append(node)
+            case ast.AnnAssign() | ast.arg():
+                nodes.append(node.annotation)
+            case ast.FunctionDef():
+                nodes.append(node.returns)
+    return [((n.lineno, n.col_offset), (n.end_lineno, n.end_col_offset)) for n in nodes if n is not None]  # type: ignore[attr-defined]
+
+
+def mutants_of(paths: Sequence[str], copy: Path) -> dict[str, list[Mutant]]:
+    """Every mutant of each file that a test can judge."""
+    options, session = copy / "mutate.toml", copy / "mutate.sqlite"
     options.write_text(
-        f'[cosmic-ray]\nmodule-path = "{path}"\ntimeout = 1.0\nexcluded-modules = []\ntest-command = "false"\n'
-        '[cosmic-ray.distributor]\nname = "local"\n'
+        f"[cosmic-ray]\nmodule-path = {json.dumps(list(paths))}\ntimeout = 1.0\nexcluded-modules = []\n"
+        'test-command = "false"\n[cosmic-ray.distributor]\nname = "local"\n'
     )
-    session = copy / "mutate.sqlite"
-    session.unlink(missing_ok=True)
     cosmic_ray("init", options, session, folder=copy)
-    found = []
+    left_out = {path: unjudged((copy / path).read_text()) for path in paths}
+    found: dict[str, list[Mutant]] = {path: [] for path in paths}
     for line in cosmic_ray("dump", session, folder=copy).splitlines():
         [change] = json.loads(line)[0]["mutations"]
-        if change["operator_name"].removeprefix("core/") in OPERATORS:
-            found.append((path, change["operator_name"], change["occurrence"], change["start_pos"][0]))
-    return sorted(found)
+        path, place = change["module_path"], tuple(change["start_pos"])
+        judgeable = not any(start <= place < end for start, end in left_out[path])
+        if judgeable and change["operator_name"].removeprefix("core/") in OPERATORS:
+            found[path].append(Mutant(path, change["operator_name"], change["occurrence"], place[0]))
+    return {path: sorted(mutants) for path, mutants in found.items()}
 
 
 def outcome(tests: tuple[str, ...], copy: Path, seconds: float) -> str:
@@ -102,7 +140,7 @@ def outcome(tests: tuple[str, ...], copy: Path, seconds: float) -> str:
             os.dup2(nowhere.fileno(), 1)
             os.dup2(nowhere.fileno(), 2)
         try:
-            code = int(pytest.main(["-x", "-q", "-m", "not slow and not multirank", "-p", "no:cacheprovider", *tests]))
+            code = int(pytest.main([*PYTEST, *tests]))
         except BaseException:  # noqa: BLE001, the fork must not come back
             code = 1
         os._exit(code)
@@ -123,14 +161,40 @@ def changed_lines(before: str, after: str) -> list[str]:
     return [line.strip() for line in lines if line[0] in "+-" and line[:3] not in ("+++", "---")]
 
 
-def sample(copy: Path, only: str, count: int, seed: int) -> list[tuple[str, str, int, int]]:
+def sample(copy: Path, only: str, count: int, seed: int) -> list[Mutant]:
     """So many mutants, drawn in turn from all files."""
     draw = random.Random(seed)
-    by_file = [mutants_of(path, copy) for path in TARGETS if only in path]
+    by_file = list(mutants_of([path for path in TARGETS if only in path], copy).values())
     for found in by_file:
         draw.shuffle(found)
     print(f"{sum(map(len, by_file))} mutants of {len(by_file)} files", flush=True)
     return [m for m in chain.from_iterable(zip_longest(*by_file)) if m is not None][:count]
+
+
+def judged(mutants: Sequence[Mutant], copy: Path, seconds: float) -> Iterator[dict[str, Any]]:
+    """A row for each mutant; none is begun after ``seconds``.
+
+    Raises:
+        ValueError: tests that fail without any mutation.
+    """
+    begin, usual = time.monotonic(), dict[str, float]()
+    for path, operator, occurrence, line in mutants:
+        if time.monotonic() - begin > seconds:
+            break
+        if path not in usual:
+            start = time.monotonic()
+            if (ended := outcome(TARGETS[path], copy, 600.0)) != "passed":
+                raise ValueError(f"{path}: expected tests that pass without any mutation, found {ended}")
+            usual[path] = time.monotonic() - start
+        file = copy / path
+        before = file.read_text()
+        cosmic_ray("apply", path, operator, str(occurrence), folder=copy)
+        change = changed_lines(before, file.read_text())
+        ended = outcome(TARGETS[path], copy, 10 + 3 * usual[path])
+        file.write_text(before)
+        print(f"{'SURVIVED' if ended == 'passed' else 'killed  '} {path}:{line} {' '.join(change)}", flush=True)
+        place = {"file": path, "line": line, "operator": operator, "occurrence": occurrence}
+        yield {**place, "change": change, "killed": ended != "passed"}
 
 
 def main() -> int:
@@ -141,32 +205,27 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the draw")
     parser.add_argument("--only", default="", metavar="TEXT", help="files whose path has this in it")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "mutants.json")
+    parser.add_argument(
+        "--resume", action="store_true", help="keep what --out says was killed in files that are the same"
+    )
     arguments = parser.parse_args()
+    rows: list[dict[str, Any]] = []
+    if arguments.resume and arguments.out.is_file():
+        before = json.loads(arguments.out.read_text())
+        same = {path for path, of_file in before["files"].items() if of_file["sha256"] == sha256(path)}
+        rows = [row for row in before["killed_mutants"] if row["file"] in same]
     for name in PRELOADED:
         importlib.import_module(name)
-    rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="mutants-") as name:
         copy = Path(name) / "tree"
         shutil.copytree(ROOT, copy, symlinks=True, ignore=shutil.ignore_patterns(".*", "__pycache__", "demo_output"))
+        known = {(row["file"], row["operator"], row["occurrence"]) for row in rows}
         mutants = sample(copy, arguments.only, arguments.mutants, arguments.seed)
-        begin, usual = time.monotonic(), dict[str, float]()
-        for path, operator, occurrence, line in mutants:
-            if time.monotonic() - begin > arguments.seconds:
-                break
-            if path not in usual:
-                start = time.monotonic()
-                if outcome(TARGETS[path], copy, 600.0) != "passed":
-                    print(f"error: {path}: its tests fail without any mutation", file=sys.stderr)
-                    return 2
-                usual[path] = time.monotonic() - start
-            file = copy / path
-            before = file.read_text()
-            cosmic_ray("apply", path, operator, str(occurrence), folder=copy)
-            change = changed_lines(before, file.read_text())
-            ended = outcome(TARGETS[path], copy, 60 + 4 * usual[path])
-            file.write_text(before)
-            rows.append({"file": path, "line": line, "change": change, "killed": ended != "passed"})
-            print(f"{'killed  ' if ended != 'passed' else 'SURVIVED'} {path}:{line} {' '.join(change)}", flush=True)
+        try:
+            rows += judged([m for m in mutants if m[:3] not in known], copy, arguments.seconds)
+        except ValueError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
     report(rows, arguments.seed, arguments.out)
     return 0
 
@@ -176,20 +235,39 @@ def report(rows: list[dict[str, Any]], seed: int, out: Path) -> None:
     from mcsp.provenance import made_by  # not before: forks must import the copy
 
     files = Counter(row["file"] for row in rows)
-    killed = Counter(row["file"] for row in rows if row["killed"])
+    killed = [row for row in rows if row["killed"]]
+    by_file = Counter(row["file"] for row in killed)
+    survivors = [
+        {"file": row["file"], "line": row["line"], "change": row["change"], "reason": REASONS.get(key(row), "unknown")}
+        for row in rows
+        if not row["killed"]
+    ]
     content = {
         **made_by(["pytest", "hypothesis"]),
         "tool": COSMIC_RAY,
         "seed": seed,
         "mutants": len(rows),
-        "killed": killed.total(),
-        "files": {path: {"mutants": n, "killed": killed[path]} for path, n in sorted(files.items())},
-        "survivors": [{k: v for k, v in row.items() if k != "killed"} for row in rows if not row["killed"]],
+        "killed": len(killed),
+        "files": {
+            path: {"mutants": n, "killed": by_file[path], "sha256": sha256(path)} for path, n in sorted(files.items())
+        },
+        "survivors": survivors,
+        "killed_mutants": killed,
     }
     out.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     for path, n in sorted(files.items()):
-        print(f"{killed[path]:4d} of {n:3d} killed  {path}")
-    print(f"{killed.total():4d} of {len(rows):3d} killed, survivors in {out}")
+        print(f"{by_file[path]:4d} of {n:3d} killed  {path}")
+    print(f"{len(killed):4d} of {len(rows):3d} killed, survivors in {out}")
+
+
+def sha256(path: str) -> str:
+    """Of a file of this tree."""
+    return hashlib.sha256((ROOT / path).read_bytes()).hexdigest()
+
+
+def key(row: dict[str, Any]) -> str:
+    """A survivor's key among the reasons: its file and what the mistake put in."""
+    return f"{row['file']}: {' '.join(line for line in row['change'] if line[0] == '+')}"
 
 
 if __name__ == "__main__":

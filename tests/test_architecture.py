@@ -24,6 +24,7 @@ LAYER_0 = {
     "mcsp.run_log",
     "mcsp.windows",
     "mcsp.wording",
+    "mcsp.outside",
     "mcsp.config",
 }
 LAYER_1 = {"mcsp.kernels", "mcsp.distributed", "mcsp.batch"}
@@ -33,12 +34,14 @@ STORE, BIDS, PARCELS, CLEAN, INSPECT, BUILD, DEMO, CONVERT = (
 )
 LAYER_2 = {"mcsp.augmentations", "mcsp.model", "mcsp.losses", STORE, BIDS, PARCELS, CLEAN, INSPECT, BUILD}
 MAY_IMPORT: dict[str, set[str]] = {  # beside itself
-    "mcsp": {"mcsp.version", "mcsp.encode"},  # the latter lazily, for mcsp.from_pretrained
+    # Lazily: for mcsp.from_pretrained, and for python -m mcsp.
+    "mcsp": {"mcsp.version", "mcsp.encode", "mcsp.commands"},
     "mcsp.version": set(),
     "mcsp.schema": set(),
     "mcsp.provenance": set(),
     "mcsp.run_log": set(),
     "mcsp.wording": set(),
+    "mcsp.outside": set(),
     "mcsp.windows": {"mcsp.schema"},
     "mcsp.config": {"mcsp.schema"},
     "mcsp.kernels": set(),
@@ -62,6 +65,9 @@ MAY_IMPORT: dict[str, set[str]] = {  # beside itself
     "mcsp.evaluate": LAYER_0 | LAYER_1 | LAYER_2 | {"mcsp.encode", "mcsp.export"},
     "mcsp.explain": LAYER_0 | LAYER_1 | LAYER_2 | {"mcsp.encode", "mcsp.export", "mcsp.evaluate"},
     "mcsp.adapters": LAYER_0 | LAYER_1 | LAYER_2 | {"mcsp.encode"},
+    "mcsp.commands": LAYER_0
+    | {f"mcsp.{room}" for room in ("encode", "export", "evaluate", "explain", "training")}
+    | {STORE, BIDS, INSPECT, BUILD, DEMO, CONVERT},
 }
 
 
@@ -90,6 +96,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "mcsp.provenance": set(),
     "mcsp.run_log": set(),
     "mcsp.wording": set(),
+    "mcsp.outside": set(),
     "mcsp.windows": {"numpy"},
     "mcsp.config": {"yaml", "pydantic"},
     "mcsp.kernels": {"torch", "numpy", "triton"},
@@ -102,6 +109,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "mcsp.training": declared("train"),
     **dict.fromkeys(("mcsp.encode", "mcsp.export", "mcsp.evaluate", "mcsp.explain"), LAB_PACKAGES),
     "mcsp.adapters": declared("lab", "ecosystem"),
+    "mcsp.commands": {"cyclopts", "yaml", "pydantic", "torch", "numpy", "matplotlib"},
 }
 
 
@@ -113,7 +121,7 @@ def sources(root: Path, *folders: str) -> list[Path]:
 
 def part_of(module: str) -> str | None:
     """The part of the project that a dotted module or attribute belongs to; ``None`` outside the project."""
-    if module == "mcsp.from_pretrained":
+    if module in ("mcsp.from_pretrained", "mcsp.load_classifier"):
         return "mcsp.encode"
     return max((part for part in MAY_IMPORT if f"{module}.".startswith(f"{part}.")), key=len, default=None)
 

@@ -74,17 +74,6 @@ def test_windows_of_different_shapes_are_padded_with_masked_zeros() -> None:
     assert signal.sfreq_B.tolist() == [200.0, 250.0]
 
 
-def test_a_run_can_fix_the_padded_shape() -> None:
-    least: dict[Modality, tuple[int, int]] = {"eeg": (8, 40)}
-    fixed, free = collate([[window()]], shapes=least).signals["eeg"], collate([[window()]]).signals["eeg"]
-    assert fixed.x_BCT.shape == (1, 8, 40)
-    assert torch.equal(fixed.x_BCT[:, :3, :20], free.x_BCT)
-    assert fixed.channel_valid_BC.sum() == 3
-    assert fixed.time_valid_BT.sum() == 20
-    larger: dict[Modality, tuple[int, int]] = {"eeg": (2, 10)}
-    assert collate([[window()]], shapes=larger).signals["eeg"].x_BCT.shape == (1, 3, 20)
-
-
 def test_rows_know_their_sample_when_modalities_are_missing() -> None:
     eeg, fmri = window("eeg", subject="s1"), window("fmri", 10, 4, subject="s2", site="b", sfreq=0.5)
     both = [window("fmri", 12, 4, subject="s3", sfreq=0.5), window("eeg", subject="s3")]

@@ -14,7 +14,8 @@ import sys
 from pathlib import Path
 
 from benchmarks.ablation.settings import AblateConfig
-from mcsp.config import parse_command_line
+from mcsp.commands.main import run_alone
+from mcsp.commands.settings import takes
 
 PACKAGES = ("torch", "numpy", "deepspeed", "scikit-learn")
 
@@ -23,18 +24,22 @@ def main() -> int:
     """Make the runs, then the table of all that have a result."""
     if sys.argv[1:2] == ["--table"]:
         return show(sys.argv[2:])
-    config, _ = parse_command_line(AblateConfig, __doc__ or "")
-    try:
-        if config.only is not None:
-            one(config, config.only)
-            return 0
-        from benchmarks.ablation.runs import run_all
+    return run_alone(ablate, "python -m benchmarks.ablation")
 
-        failed = run_all(config, [sys.executable, "-m", "benchmarks.ablation", *sys.argv[1:]])
-        tabulate(config, failed)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+
+@takes(AblateConfig)
+def ablate(config: AblateConfig) -> int:
+    """Short pretraining runs that differ in one thing each, over seeds, scored in the same way; one table.
+
+    python -m benchmarks.ablation --config configs/ablate/fmri.yaml corpus_dir=DIR out_dir=DIR [at_once=2]
+    """
+    if config.only is not None:
+        one(config, config.only)
+        return 0
+    from benchmarks.ablation.runs import run_all
+
+    failed = run_all(config, [sys.executable, "-m", "benchmarks.ablation", *sys.argv[1:]])
+    tabulate(config, failed)
     return 1 if failed else 0
 
 

@@ -25,7 +25,7 @@ from mcsp.evaluate.features import read_windows
 from mcsp.evaluate.methods import MAIN
 from mcsp.evaluate.readout.classifiers import cross_validate, on_grams
 from mcsp.evaluate.readout.grams import fixed, gram
-from mcsp.evaluate.retrieval import find_pairs, similarities, top1
+from mcsp.evaluate.retrieval.pairs import find_pairs, similarities, top1
 from mcsp.evaluate.splits import labelled_part, leave_site_out
 from mcsp.evaluate.units import Labelled, Unit, read_labels
 from mcsp.model.mcsp import MCSP
@@ -211,8 +211,8 @@ def _retrieval(
     if len(cuts) < 4:
         return nothing
     pairs = similarities(model, corpus, cuts, evaluation, "retrieval")
-    found = top1(pairs, evaluation.retrieval_size, evaluation.retrieval_draws, within_site=True)
-    return {"retrieval": found["top1"], "chance_retrieval": found["chance"]}
+    found = top1(pairs, evaluation.retrieval_size, evaluation.retrieval_draws, "one site")
+    return {"retrieval": found["top1"], "chance_retrieval": found["chance"]} if found else nothing
 
 
 def site_decoding(x_NF: np.ndarray, sites: Sequence[str]) -> dict[str, float]:

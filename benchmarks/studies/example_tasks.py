@@ -103,7 +103,10 @@ def consortium(stages: Stages, work: Path, name: str, subjects: int, sites: int,
     bids, corpus = work / f"{name}-bids", work / f"{name}-corpus"
     stages.run(f"{name}: recordings", launcher("demo_sites", bids, "--kind", "fmri-consortium", *size))
     config = ("--config", "configs/corpus/fmri-consortium.yaml")
-    stages.run(f"{name}: corpus", launcher("build_corpus", *config, f"bids_root={bids}", f"out_dir={corpus}"))
+    stages.run(
+        f"{name}: corpus",
+        launcher("build_corpus", *config, f"bids_root={bids}", f"out_dir={corpus}", "allow_public_key=true"),
+    )
     return corpus
 
 

@@ -79,15 +79,16 @@ def demo_results(clone: Path) -> dict[str, object]:
 def table(result: dict[str, Any]) -> str:
     """The measured numbers as Markdown."""
     demo = result["demo_results"]
-    lines = [
-        "| EEG window finds its own BOLD window among 64 | before pretraining | after | chance |",
-        "|---|---|---|---|",
-    ]
     rows = {(r["subjects_of"], r["candidates_from"], r["model"]): r for r in demo["retrieval"]}
-    for subjects, scope in dict.fromkeys((s, c) for s, c, _ in rows):
-        before, after = (rows[subjects, scope, model] for model in ("untrained", "pretrained"))
-        shown = [f"{r['top1']:.3f} ± {r['sd']:.3f}" for r in (before, after)]
-        lines.append(f"| {subjects} subjects, {scope} | {shown[0]} | {shown[1]} | {after['chance']:.3f} |")
+    models = [m for m in dict.fromkeys(m for *_, m in rows) if m not in ("untrained", "pretrained")]
+    lines: list[str] = []
+    if models:  # a number without its controls says nothing
+        head = ["EEG window finds its own BOLD window among 64", "untrained", "pretrained", *models, "chance"]
+        lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for subjects, scope in dict.fromkeys((s, c) for s, c, _ in rows) if models else ():
+        found = [rows[subjects, scope, model] for model in ("untrained", "pretrained", *models)]
+        cells = [f"{r['top1']:.3f} ± {r['sd']:.3f}" for r in found]
+        lines.append(f"| {subjects} subjects, {scope} | {' | '.join(cells)} | {found[0]['chance']:.3f} |")
     lines += [
         "",
         "| AUROC of the simulated diagnosis | method | new subjects | site left out | mean within left-out sites |",

@@ -6,7 +6,8 @@ No training: the rulers and an export (of random weights, say) on a labelled cor
 EEG on folds of people. Changes from the root of connectivity over all valid time at the recordings' own parcels:
 
 (a) mean over windows; (b) the logarithm of the shrunk correlation; (c) every feature standardised, or C chosen in inner
-folds; (d) learned and spectral blocks beside it; (e) anchors instead of parcels.
+folds; (d) learned and spectral blocks beside it; (e) anchors instead of parcels; (f) the denoiser, its control, and one
+of all people at once, which could go with an export, and tells who it was fitted on.
 
 Of EEG also coherence over whole recordings, which differ in length. Writes
 benchmarks/results/read_out_<people>_<modality>.json.
@@ -20,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import GridSearchCV, GroupKFold
 from sklearn.svm import SVC
 
@@ -31,9 +33,9 @@ from mcsp.evaluate import scores
 from mcsp.evaluate.evaluate import describe, with_windows
 from mcsp.evaluate.features import measured_parts, read_whole, read_windows
 from mcsp.evaluate.measured import Points, root_connectivity, series
-from mcsp.evaluate.methods import Block
+from mcsp.evaluate.methods import Block, Halves
 from mcsp.evaluate.readout.classifiers import SVM, Readout, cross_validate, on_grams
-from mcsp.evaluate.readout.grams import combined, fixed, gram
+from mcsp.evaluate.readout.grams import combined, fixed, gram, weighed
 from mcsp.evaluate.splits import Folds, k_fold, labelled_part, leave_site_out
 from mcsp.evaluate.units import Labelled, read_labels
 from mcsp.model.mcsp import MCSP
@@ -119,6 +121,22 @@ def bold_changes(scorer: Scorer, corpus: Corpus, config: EvaluateConfig, root_NF
     scorer.add("(c) C chosen in three inner folds of sites", chosen_c(root_NF, scorer.labelled.sites))
 
 
+def denoisers(scorer: Scorer, root_NF: np.ndarray, halves: tuple[np.ndarray, np.ndarray]) -> dict[str, float]:
+    """(f): scores, and the AUROC of telling people that a denoiser was fitted on from others of the same sites."""
+    through, everyone = Halves(root_NF, halves, scorer.labelled.sites), np.arange(len(root_NF))
+    of = through.gram_of(everyone)
+    scorer.add("(f) denoised", on_grams(SVM, of))
+    scorer.add("(f) denoised, pairs shuffled within sites", on_grams(SVM, through.gram_of(everyone, shuffled=True)))
+    scorer.add("(f) denoised, by one fitted on everybody (transductive)", on_grams(SVM, fixed([of(everyone)])))
+    weighed_half = weighed([(of, 0.5), (fixed([gram(root_NF)]), 0.5)])
+    scorer.add("(f) denoised, and the root itself, half and half", on_grams(SVM, weighed_half))
+    rng, subject_N = np.random.default_rng(0), np.asarray(scorer.labelled.subjects)
+    subjects = np.unique(subject_N)
+    member_N = np.isin(subject_N, rng.permutation(subjects)[: len(subjects) // 2])
+    length_N = np.diagonal(of(np.flatnonzero(member_N)))
+    return {"auroc": float(roc_auc_score(member_N, length_N)), "seen": int(member_N.sum())}
+
+
 def _half(measured: dict[str, np.ndarray], learned: Mapping[str, Block]) -> tuple[list[np.ndarray], list[float]]:
     weights = [0.5 / len(learned)] * len(learned) + [0.5 / len(measured)] * len(measured)
     return [block.x_NF for block in learned.values()] + list(measured.values()), weights
@@ -154,6 +172,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     described, scorer = describe({"export": model}, corpus, labelled, config), Scorer(labelled, folds)
     rulers, learned = described.rulers[modality], described.encoders["export"].learned[modality]
     anchors = measured_parts(model, corpus, labelled.units, config)[modality]
+    told: dict[str, Any] = {}
     for name, x_NF in rulers.features.items():
         scorer.add_blocks(f"ruler {name}", [x_NF])
     for name, x_NF in anchors.items():
@@ -162,21 +181,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         scorer.add_blocks(f"learned {name}", [block.x_NF])
     if modality == "eeg":
         scorer.add_blocks("at anchors, coherence of whole recordings", [coherence_of_whole(model, corpus, labelled)])
-        scorer.add_blocks("(d) learned blocks beside all measured ones, half", *_half(anchors, learned))
+        scorer.add_blocks("(d) all learned blocks beside all measured ones, half", *_half(anchors, learned))
+        chosen = {name: anchors[name] for name in ("root", "relative_power")}
+        scorer.add_blocks("root and relative band power", list(chosen.values()))
+        for share in (0.1, 0.25, 0.5):
+            weights = [share, (1 - share) / 2, (1 - share) / 2]
+            blocks = [learned["spatial"].x_NF, *chosen.values()]
+            scorer.add_blocks(f"(d) the learned spatial h beside these two, {share}", blocks, weights)
     if modality == "fmri":
         root_NF = rulers.features["root"]
         bold_changes(scorer, corpus, config, root_NF)
         powers = [anchors["band_power"], anchors["relative_power"]]
         scorer.add_blocks("(d) band power beside it, 0.05 each", [root_NF, *powers], [0.9, 0.05, 0.05])
+        spatial_NF = learned["spatial"].x_NF
         for share in (0.05, 0.1, 0.25, 0.5):
-            weights = [1 - share, *[share / len(learned)] * len(learned)]
             scorer.add_blocks(
-                f"(d) learned blocks beside it, {share}", [root_NF, *(b.x_NF for b in learned.values())], weights
+                f"(d) the learned spatial h beside it, {share}", [root_NF, spatial_NF], [1 - share, share]
             )
         scorer.add_blocks("(e) at anchors", [anchors["root"]])
+        assert rulers.halves is not None
+        told["denoiser_membership"] = denoisers(scorer, root_NF, rulers.halves)
     content = {
         **made_by(PACKAGES), "people": len(set(labelled.subjects)), "modality": modality, "label": arguments.label,
         "export": arguments.note, "protocol": folds.protocol, "splits_sha256": folds.sha256, "rows": scorer.found,
+        **told,
     }  # fmt: skip
     out = arguments.out or ROOT / "benchmarks" / "results" / f"read_out_{content['people']}_{modality}.json"
     out.write_text(json.dumps(content, indent=1) + "\n")

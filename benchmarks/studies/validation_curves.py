@@ -1,40 +1,37 @@
 """What pretraining learns that holds for people set aside: two runs on public recordings, evaluated as they go.
 
-    python benchmarks/studies/validation_curves.py --abide DIR --eegmat DIR --work DIR [--out FILE] [--picture FILE]
+    python benchmarks/studies/validation_curves.py --abide DIR --positions FILE --eegmat DIR --work DIR
 
-``--abide`` is what ``nilearn.datasets.fetch_abide_pcp(pipeline="cpac", band_pass_filtering=True,
-global_signal_regression=True, derivatives=["rois_cc200"])`` downloads, with ``cc200_positions.tsv`` (label, x_mm, y_mm,
-z_mm of each parcel) beside it; ``--eegmat`` the EDF files of PhysioNet's "EEG During Mental Arithmetic Tasks". The
-corpora are built, 600 steps are taken on the first with configs/pretrain/fmri-consortium.yaml as it is and 300 on the
-second, and numbers and a picture are written. A corpus or a run that ``--work`` holds is used, or continued.
+``--abide`` and ``--positions`` are the DIR and FILE of benchmarks/abide.py, ``--eegmat`` that of benchmarks/eegmat.py,
+whose functions write the recordings as BIDS datasets. The corpora are built, 600 steps are taken on the first with
+configs/pretrain/fmri-consortium.yaml as it is and 300 on the second, and numbers and a picture are written. A corpus or
+a run that ``--work`` holds is used, or continued.
 
 ABIDE: Di Martino et al. 2014 (Mol Psychiatry 19:659), Craddock et al. 2013 (Preprocessed Connectomes Project).
 eegmat: Zyma et al. 2019 (Data 4:14), PhysioNet (Goldberger et al. 2000, Circulation 101:e215).
 """
 
 import argparse
-import csv
 import json
 import os
-import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from mcsp.config import CorpusConfig
-from mcsp.data_sharding.bids.write import write_json, write_parcellated_bold, write_parcellation, write_participants
 from mcsp.data_sharding.store.reader import Corpus
 from mcsp.provenance import made_by
 from mcsp.run_log import read_events, read_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import abide  # noqa: E402
+import eegmat  # noqa: E402
+
 RESULTS = ROOT / "benchmarks" / "results" / "validation_curves.json"
 PICTURE = ROOT / "docs" / "images" / "validation-curves.png"
-ABIDE_T_R = {"UM": 2.0, "UCLA": 3.0, "Yale": 2.0, "Pitt": 1.5, "KKI": 2.5, "SDSU": 2.0, "OHSU": 2.5}
-ABIDE_T_R |= {"Leuven_1": 1.656, "Leuven_2": 1.667}
 # Public recordings: the key of the subject hashes may be known.
 KEY = b"mcsp validation curves, public".hex().ljust(64, "0")
 RUNS = {
@@ -45,60 +42,20 @@ RUNS = {
     ],
 }  # fmt: skip
 SPLIT = {"abide": (0.8, 0.1, 0.1), "eegmat": (0.6, 0.4, 0.0)}
-MEASURES = ("half_error", "identification", "rank_h", "rank_z", "site_h", "site_input")
 
 
-def write_abide(source: Path, out: Path) -> None:
-    """One BIDS dataset per site, of parcellated series."""
-    with (source / "cc200_positions.tsv").open() as table:
-        rows = list(csv.DictReader(table, delimiter="\t"))
-    position_P3 = np.array([[float(row[f"{axis}_mm"]) for axis in "xyz"] for row in rows])
-    names = [f"cc{row['label']}" for row in rows]
-    people: dict[str, list[tuple[str]]] = {}
-    for path in sorted(source.rglob("*_rois_cc200.1D")):
-        site, person = path.name.removesuffix("_rois_cc200.1D").rsplit("_", 1)
-        t_r = ABIDE_T_R.get(site) or ABIDE_T_R[site.rsplit("_", 1)[0]]
-        root = out / site.replace("_", "")
-        # Denoised series have no mean: percent is what the corpus stores, their unit is not known.
-        sidecar = {"RepetitionTime": t_r, "Units": "percent"}
-        write_parcellated_bold(root, person, "CC200", names, np.loadtxt(path).T, sidecar)
-        people.setdefault(root.name, []).append((f"sub-{person}",))
-    for site, members in people.items():
-        write_parcellation(out / site, "CC200", names, position_P3)
-        describe(out / site, f"ABIDE {site}", "CC BY-NC-SA 3.0", members)
-
-
-def write_eegmat(source: Path, out: Path) -> None:
-    """One BIDS dataset of EDF files: rest and arithmetic of each person."""
-    root, people = out / "eegmat", []
-    for path in sorted(source.glob("Subject*_*.edf")):
-        person, number = path.stem.removeprefix("Subject").split("_")
-        stem = root / f"sub-{person}" / "eeg" / f"sub-{person}_task-{('rest', 'arithmetic')[int(number) - 1]}"
-        stem.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(path, f"{stem}_eeg.edf")
-        sidecar = {"SamplingFrequency": 500, "PowerLineFrequency": 50, "EEGReference": "linked ears"}
-        write_json(Path(f"{stem}_eeg.json"), {"TaskName": stem.name.rsplit("-", 1)[1], **sidecar})
-        people.append((f"sub-{person}",))
-    describe(root, "EEG during mental arithmetic", "ODC-By 1.0", sorted(set(people)))
-
-
-def describe(root: Path, name: str, terms: str, people: list[tuple[str]]) -> None:
-    """What else makes a folder a BIDS dataset."""
-    write_participants(root, {}, people)
-    write_json(root / "dataset_description.json", {"Name": name, "BIDSVersion": "1.10.0", "License": terms})
-
-
-def corpus(name: str, source: Path, work: Path) -> Path:
-    """The corpus of one set of recordings, built where it is not there yet."""
+def corpus(name: str, write: Callable[[Path], None], work: Path) -> Path:
+    """The corpus of what ``write`` puts into a folder, built where it is not there yet."""
     from mcsp.data_sharding.build.corpus import build_corpus
 
     out, bids = work / f"{name}-corpus", work / f"{name}-bids"
     if (out / "index.json").is_file():
         return out
     if not bids.is_dir():
-        (write_abide if name == "abide" else write_eegmat)(source, bids)
-    minimum = {"eeg": 30.0, "fmri": 200.0}
-    build_corpus(CorpusConfig(bids_root=bids, out_dir=out, split_fractions=SPLIT[name], min_seconds=minimum))
+        write(bids)
+    minimum = {"eeg": 30.0, "fmri": float(abide.LEAST_SECONDS)}
+    values = {"split_fractions": SPLIT[name], "min_seconds": minimum, "allow_public_key": True}
+    build_corpus(CorpusConfig(bids_root=bids, out_dir=out, **values))
     return out
 
 
@@ -191,6 +148,7 @@ def main() -> None:
     """Build, train, summarise, draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--abide", type=Path, help="folder of the parcel series")
+    parser.add_argument("--positions", type=Path, help="centres of the parcels")
     parser.add_argument("--eegmat", type=Path, help="folder of the EDF files")
     parser.add_argument("--work", type=Path, required=True, help="where corpora and runs go")
     parser.add_argument("--only", choices=tuple(RUNS), help="make one of the two runs; no result is written")
@@ -199,9 +157,13 @@ def main() -> None:
     arguments = parser.parse_args()
     os.environ.setdefault("MCSP_SUBJECT_KEY", KEY)
     origin = made_by(("torch", "deepspeed", "numpy", "mne"))
+    writers: dict[str, Callable[[Path], None]] = {
+        "abide": lambda bids: abide.write_sites(arguments.abide, arguments.positions, bids),
+        "eegmat": lambda bids: eegmat.write_site(arguments.eegmat, bids),
+    }
     found = {}
     for name in [arguments.only] if arguments.only else list(RUNS):
-        built = corpus(name, getattr(arguments, name), arguments.work)
+        built = corpus(name, writers[name], arguments.work)
         found[name] = summary(built, train(name, built, arguments.work))
     if arguments.only:
         return

@@ -19,7 +19,7 @@ from mcsp.data_sharding.bids.reasons import RecordingError
 from mcsp.data_sharding.bids.remote import is_url, mirror
 from mcsp.data_sharding.bids.select import ignored_by, is_wanted, pipelines_of
 from mcsp.data_sharding.bids.tables import printable, read_json
-from mcsp.schema import Modality
+from mcsp.schema import SITE_NAME, Modality
 
 EEG_EXTENSIONS = (".edf", ".bdf", ".vhdr", ".set", ".fif")
 # AFNI and CIFTI; a .tsv needs a parcellation's name to tell it from confounds.
@@ -38,7 +38,6 @@ FOLDERS: dict[Modality, str] = {"eeg": "eeg", "fmri": "func"}
 # Entities that files beside a recording may have although the recording has not.
 _FREE = {"space", "segmentation", "atlas", "resolution", "template"}
 _SKIPPED_FOLDERS = {"sourcedata", "code", "stimuli"}
-_SITE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _DESCRIPTION = "dataset_description.json"
 # Companions of a remote recording that a local one finds in its folder.
 DATA_FILES = "files beside it"
@@ -86,7 +85,7 @@ class RecordingRef:
         motion = None
         for file in sorted(self.path.parent.glob("*.tsv")):
             entities, suffix = parse_name(file.name)
-            if run_entities(_entities(file, self.site.root)) != run:
+            if run_entities(entities_of(file, self.site.root)) != run:
                 continue
             if suffix in ("timeseries.tsv", "regressors.tsv") and entities.get("description") == "confounds":
                 return file
@@ -123,7 +122,7 @@ def run_entities(entities: Mapping[str, str]) -> dict[str, str]:
     return {k: v for k, v in entities.items() if k not in _VERSION}
 
 
-def _entities(path: Path, root: Path) -> dict[str, str]:
+def entities_of(path: Path, root: Path = Path()) -> dict[str, str]:
     """Entities of a recording: those of its name, and subject and session of its folders where the name has none."""
     entities = dict(parse_name(path.name)[0])
     for folder in path.relative_to(root).parts[:-1]:
@@ -141,7 +140,7 @@ def ref_of_file(path: Path, modality: Modality) -> RecordingRef:
     """
     path = path.absolute()
     root = next((folder for folder in path.parents if (folder / _DESCRIPTION).is_file()), path.parent)
-    entities = _entities(path, root)
+    entities = entities_of(path, root)
     companions: dict[str, tuple[Path, ...]] = {}
     if "subject" in entities:
         folders = [folder for folder in path.parents if folder == root or root in folder.parents]
@@ -180,7 +179,7 @@ def find_sites(config: CorpusConfig, notes: list[str] | None = None, mirrors: Pa
 
 
 def _make_site(name: str, site: SiteConfig, config: CorpusConfig, mirrors: Path | None = None) -> Site:
-    if not _SITE_NAME.fullmatch(name):
+    if not re.fullmatch(SITE_NAME, name):
         shown = printable(name)
         raise ValueError(f"site name {shown!r}: expected letters, digits, '-' and '_' (set another under `sites`)")
     root, url = Path(site.path), None
@@ -230,7 +229,7 @@ def find_recordings(site: Site, parcellation: str | None = None, notes: list[str
             modality = _modality(named, suffix)
             if modality is None:
                 continue
-            relative, entities = (inside / name).as_posix(), _entities(folder / name, site.root)
+            relative, entities = (inside / name).as_posix(), entities_of(folder / name, site.root)
             if "subject" not in entities or is_ignored(relative) or not is_wanted(relative, entities, site.selection):
                 continue
             run = (modality, *sorted(run_entities(entities).items()))
@@ -242,7 +241,7 @@ def find_recordings(site: Site, parcellation: str | None = None, notes: list[str
     chosen = sorted((path, modality) for _, path, modality in best.values())
     found = []
     for path, modality in chosen:
-        entities = _entities(path, site.root)
+        entities = entities_of(path, site.root)
         companions = _companions(path, entities, site.root, listing)
         ref = RecordingRef(site, path, modality, entities, companions)
         if site.url is not None:  # who reads it has no folder to look into

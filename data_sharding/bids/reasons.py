@@ -67,6 +67,11 @@ REASONS = {
         "participants.tsv: line 2: byte 3 is 0xe9, expected UTF-8",
         "save the sidecar or table as UTF-8; rename the file",
     ),
+    "bad-name": Reason(
+        "a label that is not of letters and digits, or a channel or parcel whose name is longer than 64 characters",
+        "sub-1a_task-rest.2_eeg.edf: task 'rest.2', expected letters and digits",
+        "rename the file as BIDS has it, the channel in the file or the parcel in its table",
+    ),
     "bad-table": Reason(
         "a table without the columns that it must have, or with text, gaps or decimal commas where "
         "numbers are expected",
@@ -261,6 +266,17 @@ REASONS = {
 }
 
 
+# Reasons whose lines hold measurements of ours, which are published; those of all others may repeat what a file says.
+_MEASURED = frozenset({
+    "truncated", "wrong-length", "too-short", "sfreq-mismatch", "wrong-unit", "clipped", "bad-channels", "artefacts",
+    "non-finite", "flat", "not-4d", "no-volumes", "parcels-mismatch", "parcels-missing", "confounds-mismatch", "motion",
+    "timeout", "out-of-memory",
+})  # fmt: skip
+_NUMBER = r"\d{1,12}(?:\.\d{1,6})?(?:e[+-]\d\d)?"
+_MEASUREMENT = re.compile(
+    rf"(?<![\w.,:'-]){_NUMBER}(?: (?:of|to) {_NUMBER})? "
+    r"(?:s|Hz|uV|%|bytes|records|samples|volumes|rows|columns|channels|parcels)(?![\w.-])"
+)
 _DETAIL_LENGTH = 200
 _BEGINS_WITH_FILE = re.compile(r"[^\s:]+\.\w*[A-Za-z]\w*[: ]")  # and not "2.0 s"
 
@@ -307,14 +323,27 @@ def reading(root: Path, file: str = "") -> Iterator[None]:
         raise RecordingError("unreadable", f"{file}: {text}" if file else text) from None
 
 
+def measurements(reason: str, detail: str) -> str:
+    """What of a line may leave the house: numbers with their units, and nothing of names, cells or other texts.
+
+    Example: ``measurements("too-short", "sub-1_eeg.edf: 5.0 s, expected at least 10 s") -> "5.0 s, 10 s"``.
+    """
+    if reason not in _MEASURED:
+        return ""
+    text = _BEGINS_WITH_FILE.sub(" ", detail, count=1)
+    text = re.sub(r"\(.*\)|'.*'", " ", text)  # names of channels, and what a file says, stand in these
+    return ", ".join(_MEASUREMENT.findall(text))
+
+
 def reasons_page() -> str:
     """The text of ``docs/reasons.md``."""
     lines = [
         "# Why a recording is not stored, and what to do",
         "",
-        "Every recording that is found and not stored has one of these reasons and a line of detail, in the list of",
-        "rejections, in the report and, with the original names, in `.build/rejected.tsv`. `encode_raw`,",
-        "`encode_bold` and `FeatureExtractor` raise the same as a `RecordingError`, which is a `ValueError`.",
+        "Every recording that is found and not stored has one of these reasons and a line of detail, with the original",
+        "names in `.build/rejected.tsv`. The list of rejections and the report, which are published, have the reason,",
+        "the hash of the subject and measurements alone. `encode_raw`, `encode_bold` and `FeatureExtractor` raise the",
+        "same as a `RecordingError`, which is a `ValueError`.",
         "",
         "| reason | meaning | example | what to do |",
         "|---|---|---|---|",

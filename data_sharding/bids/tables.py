@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 import math
 import os
 from collections.abc import Sequence
@@ -11,9 +10,8 @@ from typing import Any
 
 from mcsp.data_sharding.bids.reasons import RecordingError
 from mcsp.data_sharding.store.files import Location
+from mcsp.outside import MOST_BYTES, parse_json
 
-# A participants.tsv of half a million people has some 100 MB; what is larger is no table, and would fill the memory.
-_MOST_BYTES = 1 << 28
 # What stands in a file whose content was not fetched.
 _POINTERS = {b"/annex/objects/": "git-annex", b"version https://git-lfs.github.com/spec": "Git LFS"}
 
@@ -45,12 +43,11 @@ def require_content(file: Location) -> None:
 def read_json(file: Location) -> dict[str, Any]:
     """Read a JSON object; raise :class:`RecordingError`, a ``ValueError``, with one line naming the file."""
     try:
-        content = json.loads(read_text(file))
+        content = parse_json(read_text(file))
     except RecordingError:
         raise
-    except (ValueError, RecursionError) as error:
-        detail = "nested too deep" if isinstance(error, RecursionError) else error
-        raise RecordingError("invalid-json", f"{file.name}: not valid JSON ({detail})") from None
+    except ValueError as error:
+        raise RecordingError("invalid-json", f"{file.name}: not valid JSON ({error})") from None
     if not isinstance(content, dict):
         raise RecordingError("invalid-json", f"{file.name}: expected a JSON object, found {type(content).__name__}")
     return content
@@ -120,8 +117,8 @@ def read_text(file: Location) -> str:
     """A text of a sane length in UTF-8; raise :class:`RecordingError`, one line."""
     require_content(file)
     try:
-        if (n_bytes := file.stat().st_size) > _MOST_BYTES:
-            expected = f"expected a text of at most {_MOST_BYTES:,} bytes"
+        if (n_bytes := file.stat().st_size) > MOST_BYTES:
+            expected = f"expected a text of at most {MOST_BYTES:,} bytes"
             raise RecordingError("unreadable", f"{file.name}: {n_bytes:,} bytes, {expected}")
         return file.read_text(encoding="utf-8-sig")
     except OSError as error:

@@ -39,6 +39,7 @@ from mcsp.data_sharding.build.worker import build_or_keep, fingerprint_here
 from mcsp.data_sharding.clean.read import ONE_THREAD
 from mcsp.data_sharding.store.files import Location, location, size, write_atomic
 from mcsp.data_sharding.store.index import INDEX_NAME, SHARDS_NAME, read_index
+from mcsp.data_sharding.store.landlock import landlock_version
 from mcsp.provenance import ROOT
 
 Key = TypeVar("Key")
@@ -79,6 +80,8 @@ def build_corpus(config: CorpusConfig, address: str | None = None) -> tuple[dict
             status = BuildStatus(out, plan.found, len(plan.names))
             for note in plan.notes:
                 status.say(f"warning: {note}")
+            if not landlock_version():
+                status.say("warning: no Landlock here: a file can make its reader open what this user may read")
             state = "failed"
             _fetch_atlases(plan, config)
             try:

@@ -17,6 +17,8 @@ from mcsp.data_sharding.build.privacy import (
     find_identifiers,
     find_identifiers_in_participant,
     find_identifiers_in_shard,
+    may_be_date,
+    shape,
     walk,
 )
 from mcsp.data_sharding.store.files import Location
@@ -69,8 +71,9 @@ def find_identifiers_in_index(
     """Findings in ``index.json`` and ``dataset_description.json``; versions of software may look like dates."""
     texts = [(f"{INDEX_NAME}: {place}", text) for place, text in walk({**index, "software": {}})]
     yield from find_identifiers(texts, names)
-    sources = [(f"{DESCRIPTION_NAME}: {place}", text) for place, text in walk(description["SourceDatasets"])]
-    yield from find_identifiers(sources, frozenset(), references=True)
+    made_by = [{**made, "Description": ""} for made in description.get("GeneratedBy", ())]
+    described = walk({**description, "GeneratedBy": made_by})
+    yield from find_identifiers([(f"{DESCRIPTION_NAME}: {p}", text) for p, text in described], names, references=True)
 
 
 def find_identifiers_in_lists(entries: Iterable[Rejection | Repair], names: frozenset[str]) -> Iterator[str]:
@@ -99,6 +102,9 @@ def find_identifiers_in_table(table: Recordings, names: frozenset[str]) -> Itera
             texts = zip(table.texts(column, rows), subjects, strict=True)
             distinct = new(column, (text.replace(subject, "x") for text, subject in texts))
             yield from find_identifiers([(f"{RECORDINGS_NAME}: {column}", text) for text in distinct], names)
+        for label in new("session date", table.texts("session", rows)):
+            if may_be_date(label):
+                yield f"{RECORDINGS_NAME}: session: date like {shape(label)!r}"
         for text in new("participant", table.texts("participant", rows)):
             yield from find_identifiers_in_participant(f"{RECORDINGS_NAME}: participant", json.loads(text), names)
         quality = {measure for text in table.texts("quality", rows) for measure in json.loads(text)}

@@ -70,7 +70,9 @@ class Plan:
         self, sites: Sequence[Site], recipe: str, config: CorpusConfig, notes: Sequence[str] = (), mirrors: Any = None
     ) -> None:
         """An empty plan; ``mirrors``, the shapes of remote datasets, is kept as long as it."""
-        self.notes, self._mirrors = notes, mirrors
+        self.notes = notes
+        if mirrors is not None:
+            weakref.finalize(self, mirrors.cleanup)
         self.sites, self.recipe, self._limit = tuple(sites), recipe, config.samples_per_shard
         self.found = {site.name: 0 for site in sites}
         self._spool = tempfile.TemporaryFile(prefix="mcsp-plan-")  # noqa: SIM115  lives as long as the plan

@@ -17,6 +17,7 @@ from mcsp.config.corpus import Selection
 from mcsp.data_sharding.bids.find import RecordingRef, Site, find_recordings, find_sites
 from mcsp.data_sharding.bids.participants import Participants, read_participants
 from mcsp.data_sharding.bids.reasons import RecordingError
+from mcsp.data_sharding.bids.tables import printable
 from mcsp.data_sharding.build.layout import FileStates, Plan, PlannedSample, sha256_json
 from mcsp.data_sharding.build.pseudonyms import keyed_hash, session_label, subject_hash
 from mcsp.data_sharding.build.recipe import code_digest, public_config, recipe_config, software_versions
@@ -39,8 +40,16 @@ def make_plan(config: CorpusConfig, key: bytes) -> Plan:
         ValueError: a dataset that is named and missing, no recordings at all, or a participants column that no site
             has.
     """
-    notes: list[str] = []
     mirrors = tempfile.TemporaryDirectory(prefix="mcsp-mirrors-")
+    try:
+        return _planned(config, key, mirrors)
+    except BaseException:
+        mirrors.cleanup()
+        raise
+
+
+def _planned(config: CorpusConfig, key: bytes, mirrors: tempfile.TemporaryDirectory[str]) -> Plan:
+    notes: list[str] = []
     sites = find_sites(config, notes, Path(mirrors.name))
     participants: dict[str, Participants] = {}
     for i, site in enumerate(sites):
@@ -90,10 +99,10 @@ def _site_samples(
 ) -> Iterator[PlannedSample]:
     groups: dict[tuple[str, str], list[RecordingRef]] = {}
     for ref in find_recordings(site, config.fmri_of(site.name).parcellation, notes):
-        session = "" if site.pairing == "subject" else ref.entities.get("session", "")
-        groups.setdefault((ref.entities["subject"], session), []).append(ref)
+        session = "" if site.pairing == "subject" else printable(ref.entities.get("session", ""))
+        groups.setdefault((printable(ref.entities["subject"]), session), []).append(ref)
     for (subject, session), refs in sorted(groups.items()):
-        hashed, label = subject_hash(key, site.name, subject), session_label(key, session)
+        hashed, label = subject_hash(key, site.name, subject), session_label(key, site.name, subject, session)
         row, family = participants.of(subject, session), participants.of(subject).get(config.family_column or "")
         unit = f"family {family}" if family else f"subject {subject}"
         columns = {name: _number_or_text(row[name]) for name in config.participants_columns if name in row}

@@ -1,4 +1,7 @@
-"""Look for what may identify a person in everything of a corpus that is text, and take it out of messages.
+"""Look for what may identify a person in everything of a corpus that is text.
+
+Only forms are found: a name that no table lists, or what a free text tells of somebody, has none. Every pattern takes
+time that grows with the length of a text and not with its square: repetitions have bounds, or begin where no other can.
 
 Whatever a shard holds is made from an allow-list, so a finding means that something slipped into a label, a channel's
 name or a participants column, or that the corpus was changed later. Findings show the shape of a text, not the text.
@@ -25,7 +28,25 @@ _UNITS = (
 _PATTERNS: dict[str, re.Pattern[str]] = {
     kind: re.compile(pattern, re.IGNORECASE)
     for kind, pattern in {
-        "e-mail": r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+",
+        "e-mail": r"[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63}){1,8}",
+        "MAC address": r"(?<![\w:-])[0-9a-f]{2}([:-])(?:[0-9a-f]{2}\1){4}[0-9a-f]{2}(?![\w:-])",
+        "IP address": (
+            r"(?<![\w.])(?:(?:25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)\.){3}(?:25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)(?![\w.])"
+            r"|(?<![\w:])(?:fe80|f[cd][0-9a-f]{2}|2[0-9a-f]{3}):(?:[0-9a-f]{0,4}:){1,6}[0-9a-f]{1,4}(?![\w:])"
+        ),
+        "DICOM UID": r"(?<![\w.])[0-2]\.\d{1,3}(?:\.\d{1,39}){3,16}(?![\w.])",
+        "serial number": (
+            r"(?<![a-z])(?:s/n|sn|serial(?:[\s_-]{0,2}(?:no|nr|num(?:ber)?))?|(?:device)?serialnumber)[\s.:#=]{1,3}"
+            r"(?=[a-z-]{0,16}\d)[a-z\d-]{3,32}"
+        ),
+        "birth year": (
+            r"(?<![a-z])(?:born|birth(?:day|date|year)?|geb|geboren|jahrgang|n[ée]e?|yob|dob)(?![a-z])"
+            rf"[\s.:,=_*-]{{0,3}}(?:(?:in|on|year|am|im|en|le)\s)?{_YEAR}(?!\d)"
+        ),
+        "age": (
+            r"(?<![\d.,])(?:9\d|1[0-2]\d)(?:[.,]\d{1,3})?[\s-]?(?:years?|yrs?|y\.?o\.?|jahre|ans|a[nñ]os)(?![a-z])"
+            r"|(?<![a-z])(?:age[ds]?|alter)[\s:=_]{0,3}(?:9\d|1[0-2]\d)(?:[.,]\d{1,3})?(?![\d.,])"
+        ),
         "path": r"(?:(?<![\w./:<])/(?:[\w.~+@-]+/)+[\w.~+@-]*|(?<!\w)[a-z]:\\\S+|\\\\\w+\\\S+|(?<!\w)~/\w|\b(?:file|s3|gs|abfs)://)",
         "date": (
             rf"(?<!\d){_YEAR}([-./_]){_MONTH}\1{_DAY}(?!\d)"  # 1987-05-12
@@ -33,25 +54,31 @@ _PATTERNS: dict[str, re.Pattern[str]] = {
             rf"|(?<!\d){_DAY}([-./_]){_MONTH}\2(?:{_YEAR}|\d\d)(?![\d.])"  # 12.05.1987, 12.05.87
             rf"|(?<!\d){_MONTH}([-/])(?:{_DAY})\3(?:{_YEAR}|\d\d)(?!\d)"  # 05/12/1987
             r"|(?<!\d)(?:19|20)\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])(?!\d)"  # 19870512
-            rf"|(?<!\d){_DAY}\.?[-\s_]?(?:{_MONTHS})[a-zä]*\.?[-,\s_]*(?:{_YEAR}|\d\d)(?!\d)"  # 12-MAY-1987
-            rf"|(?<![a-z])(?:{_MONTHS})[a-zä]*\.?[-\s_]{_DAY}(?:st|nd|rd|th)?[-,\s_]+{_YEAR}(?!\d)"  # May 12, 1987
+            rf"|(?<!\d){_DAY}\.?[-\s_]?(?:{_MONTHS})[a-zä]{{0,8}}\.?[-,\s_]{{0,3}}(?:{_YEAR}|\d\d)(?!\d)"  # 12-MAY-1987
+            rf"|(?<![a-z])(?:{_MONTHS})[a-zä]{{0,8}}\.?[-\s_]{_DAY}(?:st|nd|rd|th)?[-,\s_]{{1,3}}{_YEAR}(?!\d)"
         ),
         "time": r"(?<![\d:])(?:[01]?\d|2[0-3]):[0-5]\d(?::[0-5]\d)?(?![\d:])",
         "subject id": r"(?<![a-z0-9])sub-[a-z0-9]+",
-        "record number": rf"(?<![\d.])\d{{6,}}(?!\.?\d)(?!\s*{_UNITS})",
+        "record number": rf"(?<![\d.])\d{{6,}}(?!\.?\d)(?!\s{{0,3}}{_UNITS})",
     }.items()
 }
 # Columns whose very name says that they identify.
 _COLUMN = re.compile(
-    r"(^|_)(dob|mrn|date|zip|record(_?(no|number|id))?)($|_)|birth|name|address|phone|mail|acq_time|postal|insurance",
+    r"(^|_)(dob|yob|mrn|date|zip|record(_?(no|number|id))?|sn|uid)($|_)|birth|name|address|phone|mail|acq_time|postal"
+    r"|insurance|serial|jahrgang|geburt|naissance",
     re.IGNORECASE,
+)
+_YEAR_COLUMN = re.compile(r"year|jahr|ann[ée]e", re.IGNORECASE)
+# A session's label that may be a date: six digits or more, a year alone or with a month's name.
+_DATE_LABEL = re.compile(
+    rf"\d{{6,}}|(?<!\d){_YEAR}(?!\d)|\d(?:{_MONTHS})(?![a-z])|(?<![a-z])(?:{_MONTHS})\d", re.IGNORECASE
 )
 # What we write: a SHA-256, a subject's hash in place of the label, and numbered files with a part of their hash.
 _HASH = re.compile(
-    r"(?<![0-9A-Za-z])(?:[0-9a-f]{64}|sub-[0-9a-f]{16}|(?:train|validation|test)-\d{5,}(?:-[0-9a-f]{6,})?"
+    r"(?<![0-9A-Za-z])(?:[0-9a-f]{64}|sub-[0-9a-f]{32}|(?:train|validation|test)-\d{5,}(?:-[0-9a-f]{6,})?"
     r"|(?:recordings|rejected|rejections|repairs)-[0-9a-f]{8,})(?![0-9A-Za-z])"
 )
-_SUBJECT = re.compile(r"[0-9a-f]{16}")
+_SUBJECT = re.compile(r"[0-9a-f]{32}")
 # Published identifiers, which may hold long numbers; only in what describes a dataset.
 _REFERENCE = re.compile(r"https?://\S+|\b(?:doi:)?10\.\d{4,}/\S+", re.IGNORECASE)
 _NPY_HEADER = re.compile(rb"\{'descr': '<[fu][24]', 'fortran_order': False, 'shape': \(\d+, ?(?:\d+)?\), \} *\n")
@@ -110,7 +137,7 @@ def find_identifiers(
     for place, text in texts:
         for kind, found in suspicious(without_known(text), names):
             shown = redact(place, names) if suspicious(without_known(place), names) else place
-            yield f"{shown}: {kind} like {_shape(found)!r}"
+            yield f"{shown}: {kind} like {shape(found)!r}"
 
 
 def find_identifiers_in_participant(where: str, columns: Mapping[str, Any], names: frozenset[str]) -> Iterator[str]:
@@ -118,11 +145,24 @@ def find_identifiers_in_participant(where: str, columns: Mapping[str, Any], name
     for column, value in columns.items():
         if _COLUMN.search(column):
             yield f"{where}: column {column!r} may identify a person"
+        if column.lower().startswith("age") and _number(value) > _MAX_AGE:
+            yield f"{where}: {column} above {_MAX_AGE}"
         if isinstance(value, float) and value.is_integer():
             value = int(value)
-        if isinstance(value, int) and column.lower().startswith("age") and value > _MAX_AGE:
-            yield f"{where}: {column} above {_MAX_AGE}"
+        if isinstance(value, int) and _YEAR_COLUMN.search(column) and re.fullmatch(_YEAR, str(value)):
+            yield f"{where}: {column} may be a birth year"
         yield from find_identifiers([(f"{where}: {column}", "" if isinstance(value, float) else str(value))], names)
+
+
+def _number(value: Any) -> float:
+    """A cell as a number, where it begins with one: 91.5, "91,5 years"; 0 for any other."""
+    found = re.match(r"\s{0,3}(\d{1,9}(?:[.,]\d{1,6})?)", str(value))
+    return float(found[1].replace(",", ".")) if found else 0.0
+
+
+def may_be_date(label: str) -> bool:
+    """Whether a session's label may be a date or a part of one: 20190504, 04May2019, 2019, or a number as long."""
+    return _DATE_LABEL.search(label) is not None
 
 
 def find_identifiers_in_shard(path: Location, names: frozenset[str] = frozenset()) -> list[str]:
@@ -147,12 +187,14 @@ def find_identifiers_in_shard(path: Location, names: frozenset[str] = frozenset(
                     lies += find_identifiers_in_participant(
                         f"{place}: participant", dict(top.get("participant", {})), names
                     )
+                    if may_be_date(str(top.get("session", ""))):
+                        lies.append(f"{place}: session: date like {shape(str(top['session']))!r}")
                     lies += [f"{place}: key {key!r} may identify a person" for key in top if _COLUMN.search(key)]
                 else:
                     lies.append(f"{place}: neither an array nor metadata")
             file.seek(archive.offset)
             texts.append((f"{where}: end", _text(file.read())))
-    except (tarfile.TarError, OSError, ValueError, TypeError) as error:
+    except (tarfile.TarError, OSError, ValueError, TypeError, RecursionError) as error:
         lies.append(f"{where}: cannot be read to its end ({' '.join(str(error).split())[:100]})")
     # The hashes of the shard's subjects may be in any of its names.
     return [*lies, *find_identifiers(texts, names, subjects)]
@@ -201,6 +243,6 @@ def _npy_text(file: BinaryIO) -> str:
     return "" if _NPY_HEADER.fullmatch(header) else header.decode("latin-1")
 
 
-def _shape(text: str) -> str:
+def shape(text: str) -> str:
     """What a text looks like: digits as 9, letters as x, so that a log does not repeat what must not be read."""
     return re.sub(r"[^\W\d_]", "x", re.sub(r"\d", "9", text))

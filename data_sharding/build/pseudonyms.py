@@ -9,20 +9,25 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from mcsp.config import CorpusConfig
+from mcsp.data_sharding.build.privacy import may_be_date
 
 KEY_VARIABLE = "MCSP_SUBJECT_KEY"
-_MIN_KEY_LENGTH = 16
+_KEY = re.compile(r"[0-9a-fA-F]{64}")
+# Of 32 random bytes fewer are different, or all are text, less than once in 10^13 keys.
+_LEAST_DIFFERENT = 16
+# 128 bits: subjects are told apart, however many there are.
+_HASH_DIGITS = 32
 # Labels with this many digits in a row may be dates or hospital numbers.
 _NUMBER = re.compile(r"\d{6,}")
 _LETTERS = str.maketrans("0123456789", "ghijklmnop")
-_LABEL = re.compile(r"(?<![A-Za-z0-9])(sub|ses)-([A-Za-z0-9]+)")
 
 
 def subject_key(config: CorpusConfig | None = None) -> bytes:
-    """The secret of the subject hashes, from ``subject_key_file`` or the environment.
+    """The secret of the subject hashes, from ``subject_key_file`` or the environment: 32 random bytes as 64 digits.
 
     Raises:
-        ValueError: there is none, or it is too short; the line says how to make one.
+        ValueError: there is none, it has another form, or it is a public one without ``allow_public_key``; the line
+            says how to make one.
     """
     if config is not None and config.subject_key_file is not None:
         try:
@@ -33,10 +38,26 @@ def subject_key(config: CorpusConfig | None = None) -> bytes:
     else:
         key, source = os.environ.get(KEY_VARIABLE, ""), f"environment: {KEY_VARIABLE}"
         make = f"export {KEY_VARIABLE}=$(openssl rand -hex 32)"
-    if len(key) < _MIN_KEY_LENGTH:
-        found = "is not set" if not key else f"has {len(key)} characters, expected at least {_MIN_KEY_LENGTH}"
-        raise ValueError(f"{source} {found}; make one with: {make}")
-    return key.encode()
+    if not key:
+        raise ValueError(f"{source} is not set; make one with: {make}")
+    if not _KEY.fullmatch(key):
+        raise ValueError(
+            f"{source} has {len(key)} characters, expected 32 random bytes as 64 hexadecimal digits; make one with: "
+            f"{make}"
+        )
+    if _is_public(bytes.fromhex(key)) and not (config is not None and config.allow_public_key):
+        raise ValueError(
+            f"{source} is text or a pattern, as the public keys of the demo and the benchmarks are: whoever knows it "
+            f"finds the subjects of its hashes; make a secret one with: {make}; or, for data without people to "
+            "protect, set allow_public_key=true"
+        )
+    return key.lower().encode()
+
+
+def _is_public(key: bytes) -> bool:
+    """Whether a key is not random: every key that this repository publishes is text, filled up with zeros."""
+    is_text = key.isascii() and key.rstrip(b"\0").decode().isprintable()
+    return is_text or len(set(key)) < _LEAST_DIFFERENT
 
 
 @contextmanager
@@ -67,13 +88,18 @@ def keyed_hash(key: bytes, *parts: str) -> str:
 
 
 def subject_hash(key: bytes, site: str, subject: str) -> str:
-    """What stands for a subject's label in a corpus: 16 hexadecimal digits."""
-    return keyed_hash(key, "subject", site, subject)[:16]
+    """What stands for a subject's label in a corpus: 32 hexadecimal digits."""
+    return keyed_hash(key, "subject", site, subject)[:_HASH_DIGITS]
 
 
-def session_label(key: bytes, session: str) -> str:
-    """A session's label in a corpus: hashed where it may be a date, in letters so that nobody takes it for one."""
-    return without_dates(session) or (session and keyed_hash(key, "session", session)[:8].translate(_LETTERS))
+def session_label(key: bytes, site: str, subject: str, session: str) -> str:
+    """A session's label in a corpus: hashed where it may be a date, in letters so that nobody takes it for one.
+
+    The hash is of the subject as well, so that two people's visits on one day do not look alike.
+    """
+    if not may_be_date(session):
+        return session
+    return keyed_hash(key, "session", site, subject, session)[:_HASH_DIGITS].translate(_LETTERS)
 
 
 def without_dates(label: str) -> str:
@@ -84,13 +110,3 @@ def without_dates(label: str) -> str:
 def key_fingerprint(key: bytes) -> str:
     """SHA-256 of a keyed hash: says whether two corpora were built under one subject key, and nothing of the key."""
     return hashlib.sha256(keyed_hash(key, "fingerprint").encode()).hexdigest()
-
-
-def pseudonymise(text: str, site: str, key: bytes) -> str:
-    """A file name or message with the subject and session labels that the shards have."""
-
-    def public(match: re.Match[str]) -> str:
-        entity, label = match.groups()
-        return f"{entity}-{subject_hash(key, site, label) if entity == 'sub' else session_label(key, label)}"
-
-    return _LABEL.sub(public, text)

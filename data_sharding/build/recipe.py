@@ -18,10 +18,12 @@ _FILES = (
     "build/layout.py", "build/plan.py", "build/privacy.py", "build/pseudonyms.py", "build/samples.py",
     "build/shards.py", "store/encoding.py",
 )  # fmt: skip
+# Settings that name subjects, sessions and files as the site calls them.
+_OF_PEOPLE = ("subjects", "sessions", "exclude")
 
 
 def public_config(config: CorpusConfig) -> dict[str, Any]:
-    """The resolved configuration without what depends on the machine: folders and the number of workers."""
+    """The resolved configuration without folders and the number of workers, and without labels of people."""
     values = config.dump()
     for name in ("bids_root", "out_dir", "workers", "subject_key_file", "trusted_link_targets", "allow_open_cluster"):
         del values[name]
@@ -29,6 +31,9 @@ def public_config(config: CorpusConfig) -> dict[str, Any]:
         section["label_image"] = Path(section["label_image"]).name if section["label_image"] else None
         section.pop("path", None)
         section.pop("storage_options", None)  # may hold a secret
+    for section in (values, *values["sites"].values()):
+        for name in _OF_PEOPLE:
+            section.pop(name, None)
     return values
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -9,6 +10,7 @@ from functools import lru_cache
 from mcsp.data_sharding.bids.find import RecordingRef
 from mcsp.data_sharding.bids.pairing import marked_times
 from mcsp.data_sharding.bids.reasons import RecordingError
+from mcsp.data_sharding.bids.tables import printable
 from mcsp.data_sharding.build.layout import PlannedSample
 from mcsp.data_sharding.build.privacy import find_identifiers, find_identifiers_in_participant
 from mcsp.data_sharding.build.pseudonyms import without_dates
@@ -20,6 +22,9 @@ from mcsp.schema import Modality
 from mcsp.wording import listed
 
 _SHOWN = 3
+_LABELLED = ("subject", "session", "task", "acquisition", "run", "direction")
+_LABEL = re.compile(r"[A-Za-z0-9]+")
+_NAME_LENGTH = 64
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,7 @@ def read_sample(
                 raise RecordingError("duplicate", twin)
             if sample.site.fault is not None:
                 raise RecordingError(*sample.site.fault)
+            _require_labels(ref)
             if site_time is not None:
                 site_time.require(sample.site.name)
             found = process.read(ref)
@@ -80,11 +86,22 @@ def read_sample(
     return [SampleRecording(ref, r.clean, onset) for (ref, r), onset in zip(readings, onsets, strict=True)], rejected
 
 
+def _require_labels(ref: RecordingRef) -> None:
+    """Raise :class:`RecordingError` for a label that BIDS does not allow: it may hold anything, a name for example."""
+    for entity in _LABELLED:
+        label = ref.entities.get(entity, "1")
+        if not _LABEL.fullmatch(label) and printable(label) == label:  # what is no UTF-8 is told when it is read
+            raise RecordingError("bad-name", f"{ref.path.name}: {entity} {label!r}, expected letters and digits")
+
+
 def _refuse_personal(sample: PlannedSample, ref: RecordingRef, channels: Sequence[str]) -> None:
     """Raise :class:`RecordingError` where a text that would go along has the form of a date, a record number, ...
 
     People's names are looked for when the corpus is sealed: a list of them may change without the recordings.
     """
+    if longest := next((name for name in channels if len(name) > _NAME_LENGTH), None):
+        name = f"a channel or parcel is called {longest[:20]!r}..., {len(longest)} characters"
+        raise RecordingError("bad-name", f"{ref.path.name}: {name}, expected at most {_NAME_LENGTH}")
     texts = [(entity, without_dates(ref.entities.get(entity, ""))) for entity in ("task", "run")]
     found = [*_of_channels(tuple(channels)), *find_identifiers(texts, frozenset())]
     found += find_identifiers_in_participant("participants.tsv", json.loads(sample.participant), frozenset())

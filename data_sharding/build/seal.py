@@ -6,12 +6,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 from mcsp.config import CorpusConfig
 from mcsp.data_sharding.bids.description import DESCRIPTION_NAME, dataset_description, encode_description
-from mcsp.data_sharding.bids.find import Site
+from mcsp.data_sharding.bids.find import Site, entities_of
 from mcsp.data_sharding.bids.participants import read_participants
+from mcsp.data_sharding.bids.reasons import measurements
 from mcsp.data_sharding.build.identifiers import (
     find_identifiers_in_index,
     find_identifiers_in_lists,
@@ -19,8 +21,8 @@ from mcsp.data_sharding.build.identifiers import (
     find_identifiers_in_table,
 )
 from mcsp.data_sharding.build.layout import Plan
-from mcsp.data_sharding.build.privacy import name_words, redact
-from mcsp.data_sharding.build.pseudonyms import key_fingerprint, pseudonymise
+from mcsp.data_sharding.build.privacy import name_words
+from mcsp.data_sharding.build.pseudonyms import key_fingerprint, subject_hash
 from mcsp.data_sharding.build.receipts import BUILD_NAME, headers, read_rows
 from mcsp.data_sharding.build.recipe import public_config, software_versions
 from mcsp.data_sharding.store.files import Location, new_file, scratch_folder, write_atomic
@@ -39,6 +41,17 @@ from mcsp.wording import listed
 PRIVATE_NAME = "rejected.tsv"
 
 _NAME_COLUMN = re.compile(r"(^|_)name$|^(sur|fore)name|^(first|last|given|family)_?name", re.IGNORECASE)
+# What of a repair is published, of whose line the rest may name files, channels or columns.
+_REPAIRS = (
+    "not UTF-8, read as Latin-1",
+    "events begin after the end",
+    "places where no head is are not used",
+    "EEG channels without a position are left out",
+    "rows without a channel in the file are ignored",
+    "is not used: there is no coordsystem.json of its space",
+    "is not used",
+    "that of channels.tsv taken",
+)
 _SHOWN = 5
 # Takes names of shards and of people; gives the findings in each shard.
 FindInShards = Callable[[Sequence[str], frozenset[str]], Iterable[list[str]]]
@@ -103,9 +116,7 @@ def people(sites: Sequence[Site]) -> frozenset[str]:
     return name_words(value for row in rows for column, value in row.items() if _NAME_COLUMN.search(column))
 
 
-def publish_rejections(
-    private: Location, rejected: Iterable[Rejection], key: bytes, names: frozenset[str]
-) -> Iterator[Rejection]:
+def publish_rejections(private: Location, rejected: Iterable[Rejection], key: bytes) -> Iterator[Rejection]:
     """The rejections as :func:`publish` gives them, one by one.
 
     Where the last was taken, the file ``private`` has the original names beside the public ones.
@@ -113,25 +124,25 @@ def publish_rejections(
     with new_file(private) as temporary, open(temporary, "w", encoding="utf-8") as lines:
         lines.write("site\tfile\treason\toriginal_file\toriginal_detail\n")
         for r in rejected:
-            public = publish(r, key, names)
+            public = publish(r, key)
             lines.write("\t".join((r.site, public.file, r.reason, r.file, " ".join(r.detail.split()))) + "\n")
             yield public
 
 
-def publish_repair(repair: Repair, key: bytes, names: frozenset[str]) -> Repair:
-    """A repair as it may be published, as :func:`publish` does with rejections."""
-    file, text = (redact(pseudonymise(t, repair.site, key), names) for t in (repair.file, repair.repair))
-    return replace(repair, file=file, repair=text)
+def publish_repair(repair: Repair, key: bytes) -> Repair:
+    """A repair as it may be published: site, hashed subject, modality and what kind it is."""
+    kind = next((kind for kind in _REPAIRS if kind in repair.repair), "put right")
+    return replace(repair, file=_public_file(repair, key), repair=kind)
 
 
-def publish(rejection: Rejection, key: bytes, names: frozenset[str]) -> Rejection:
-    """A rejection as it may be published.
+def publish(rejection: Rejection, key: bytes) -> Rejection:
+    """A rejection as it may be published: site, hashed subject, modality, reason and measurements."""
+    detail = measurements(rejection.reason, rejection.detail)
+    return replace(rejection, file=_public_file(rejection, key), detail=detail)
 
-    Labels of subjects and sessions become those of the shards, and what else may identify a person its kind in
-    brackets.
-    """
-    file, detail = (redact(pseudonymise(t, rejection.site, key), names) for t in (rejection.file, rejection.detail))
-    return replace(rejection, file=file, detail=detail)
+
+def _public_file(entry: Rejection | Repair, key: bytes) -> str:
+    return f"sub-{subject_hash(key, entry.site, entities_of(Path(entry.file))['subject'])}"
 
 
 class TooManyQuarantinedError(ValueError):
@@ -172,7 +183,7 @@ def settle(
 
     def rejections() -> Iterator[Rejection]:
         rows = (Rejection(**row) for _, header in headers(out, plan) for row in header.rejected)
-        return publish_rejections(out / BUILD_NAME / PRIVATE_NAME, rows, key, names)
+        return publish_rejections(out / BUILD_NAME / PRIVATE_NAME, rows, key)
 
     if sum(reasons.values()) > config.max_quarantined * sum(plan.found.values()):
         for _ in rejections():  # those who hold the files need the list most where too much is bad
@@ -186,7 +197,7 @@ def settle(
         "simulated": {site.name: site.simulated for site in plan.sites},
         "shards": shards,
     }
-    repairs = (publish_repair(Repair(**row), key, names) for _, header in headers(out, plan) for row in header.repairs)
+    repairs = (publish_repair(Repair(**row), key) for _, header in headers(out, plan) for row in header.repairs)
     find_in_shards = find_in_shards or partial(find_identifiers_in_shards, out)
     return seal_corpus(out, described, read_rows(out, plan), rejections(), repairs, plan.sites, names, find_in_shards)
 

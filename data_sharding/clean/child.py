@@ -8,9 +8,16 @@ import os
 import resource
 import signal
 import sys
+import tempfile
+import threading
+from contextlib import suppress
 from multiprocessing.connection import Connection
+from pathlib import Path
+
+from nilearn.datasets import get_data_dirs
 
 from mcsp.config import CorpusConfig
+from mcsp.data_sharding.bids.derivatives import inputs_of, raw_roots
 from mcsp.data_sharding.bids.find import RecordingRef
 from mcsp.data_sharding.bids.pairing import acquisition_time
 from mcsp.data_sharding.bids.reasons import RecordingError
@@ -18,8 +25,16 @@ from mcsp.data_sharding.bids.remote import local_copy
 from mcsp.data_sharding.clean.fingerprint import fingerprint
 from mcsp.data_sharding.clean.read import READY, Reading, SharedArray
 from mcsp.data_sharding.clean.readers import read_recording
+from mcsp.data_sharding.parcels.atlases import named_atlas
+from mcsp.data_sharding.store.landlock import landlock_version, limit_to
 
 _PR_SET_PDEATHSIG = 1
+# What libraries open after they are imported, beside their own folders.
+_OF_THE_SYSTEM = (
+    "/usr/lib", "/usr/lib64", "/usr/local/lib", "/usr/share", "/lib", "/lib64", "/etc/ld.so.cache", "/etc/localtime",
+    "/dev/null", "/dev/urandom",
+)  # fmt: skip
+_NOWHERE = Path(os.devnull)
 
 
 def serve(descriptor: int, memory: int, parent: int) -> None:
@@ -32,27 +47,73 @@ def serve(descriptor: int, memory: int, parent: int) -> None:
     limit = int(config.read_memory_gb * 1e9)
     resource.setrlimit(resource.RLIMIT_AS, (limit, resource.getrlimit(resource.RLIMIT_AS)[1]))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    for name in {config.fmri_of(site).atlas for site in (*config.sites, "")} - {None}:
+        with suppress(ValueError):  # told with the recording that needs it
+            named_atlas(str(name))  # may have to be downloaded, which a thread with limits cannot
+    programs = _programs() if landlock_version() else None
     connection.send(READY)
     while True:
         try:
             ref: RecordingRef | None = connection.recv()
         except EOFError:
             return
-        answer: SharedArray | str | tuple[str, str]
-        try:
-            if ref is None:
-                answer = fingerprint()
-            else:
-                with local_copy(ref) as here:
-                    reading = Reading(read_recording(here, config), acquisition_time(here))
-                answer = SharedArray.of(reading, memory)
-        except RecordingError as error:
-            answer = (error.reason, str(error))
-        except MemoryError:
-            answer = ("out-of-memory", f"reading needs more than read_memory_gb = {config.read_memory_gb:g}")
-        except Exception as error:  # noqa: BLE001  of the tables beside it, or of the memory that both processes have
-            answer = ("unreadable", f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
-        connection.send(answer)
+        connection.send(fingerprint() if ref is None else _answered(ref, config, memory, programs))
+
+
+def _answered(
+    ref: RecordingRef, config: CorpusConfig, memory: int, programs: list[Path] | None
+) -> SharedArray | tuple[str, str]:
+    """What :func:`_read` gives, from a thread and with a scratch folder of its own: limits end with the thread."""
+    answers: list[SharedArray | tuple[str, str]] = []
+    with tempfile.TemporaryDirectory(prefix="mcsp-reading-", ignore_cleanup_errors=True) as scratch:
+        tempfile.tempdir = scratch
+        thread = threading.Thread(target=lambda: answers.append(_read(ref, config, memory, programs)))
+        thread.start()
+        thread.join()
+    tempfile.tempdir = None
+    return answers[0]
+
+
+def _read(
+    ref: RecordingRef, config: CorpusConfig, memory: int, programs: list[Path] | None
+) -> SharedArray | tuple[str, str]:
+    """A recording in ``memory``, or reason and detail; ``programs`` None: without limits."""
+    try:
+        with local_copy(ref) as here:
+            if programs is not None:
+                _limit_to_recording(here, programs)
+            reading = Reading(read_recording(here, config), acquisition_time(here))
+        return SharedArray.of(reading, memory)
+    except RecordingError as error:
+        return error.reason, str(error)
+    except MemoryError:
+        return "out-of-memory", f"reading needs more than read_memory_gb = {config.read_memory_gb:g}"
+    except Exception as error:  # noqa: BLE001  of the tables beside it, or of the memory that both processes have
+        return "unreadable", f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+def _limit_to_recording(ref: RecordingRef, programs: list[Path]) -> None:
+    """Limit this thread to reading the recording's folder and the files that belong to it, and to one scratch folder.
+
+    A link is read where it leads. What the dataset's annex holds is not told from the recording's own content.
+    """
+    belonging = [ref.path.parent, *inputs_of(ref), ref.site.root / ".git" / "annex" / "objects"]
+    if ref.site.label_image is not None:
+        belonging.append(ref.site.label_image.parent)
+    roots = [ref.site.root, *raw_roots(ref)]
+    scratch = [Path(tempfile.gettempdir()), _NOWHERE]
+    limit_to([*programs, *belonging, *(ref.site.trusted or ())], write=scratch, names=roots)
+
+
+def _programs() -> list[Path]:
+    """Python, its packages and what these read: only whole packages, for a single module may lie in any folder."""
+    folders = [Path(sys.prefix), Path(sys.base_prefix), *map(Path, _OF_THE_SYSTEM)]
+    folders += [Path(path) for path in os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep) if path]
+    inside = tuple(map(str, folders))
+    for module in list(sys.modules.values()):
+        folders += [Path(path) for path in getattr(module, "__path__", ()) if not str(path).startswith(inside)]
+    own = [Path.home() / ".mne", *map(Path, get_data_dirs())]  # settings of MNE, atlases of nilearn
+    return list(dict.fromkeys([*folders, *own]))
 
 
 if __name__ == "__main__":

@@ -40,6 +40,8 @@ _ALLOWED = (
     "TZ",
     "LD_LIBRARY_PATH",
     "MNE_DATA",
+    "NILEARN_DATA",
+    "NILEARN_SHARED_DATA",
     "COVERAGE_FILE",
 )
 ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}

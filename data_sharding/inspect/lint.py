@@ -1,7 +1,6 @@
 """Re-read a whole corpus and list everything in it that is not as its index says."""
 
 import itertools
-import json
 import math
 import re
 import tarfile
@@ -25,10 +24,13 @@ from mcsp.data_sharding.store.index import INDEX_NAME, REJECTED_NAME, SHARDS_NAM
 from mcsp.data_sharding.store.index import index_hash as hash_of
 from mcsp.data_sharding.store.reader import Corpus, crc_name
 from mcsp.data_sharding.store.table import RECORDINGS_NAME, Recordings
+from mcsp.outside import MOST_BYTES, parse_json, read_bounded
 from mcsp.schema import BLOCK_SAMPLES, MODALITIES, SPLITS, Recording, units_of
 from mcsp.wording import sha256_file
 
-_SUBJECT = re.compile(r"[0-9a-f]{16}")
+# What a hostile file can make the readers of tars, arrays and JSON raise; lint tells it and goes on.
+_TOLD = (OSError, ValueError, LookupError, TypeError, ArithmeticError, EOFError, RecursionError, MemoryError)
+_SUBJECT = re.compile(r"(?:[0-9a-f]{16}){1,2}")  # corpora of before have 16 digits
 
 
 def lint_corpus(path: Location, workers: int = 1) -> list[str]:
@@ -43,7 +45,7 @@ def lint_corpus(path: Location, workers: int = 1) -> list[str]:
         ValueError: there is no corpus of this schema version at all.
     """
     corpus = Corpus(str(path))
-    lies = [*_index_lies(corpus, path), *_table_lies(corpus.recordings)]
+    lies = [*_told(INDEX_NAME, _index_lies(corpus, path)), *_told(RECORDINGS_NAME, _table_lies(corpus.recordings))]
     described = {shard["name"]: shard for shard in corpus.index["shards"]}
     jobs = []
     for name, rows in _rows_by_shard(corpus.recordings).items():
@@ -115,10 +117,19 @@ def _open(path: Location) -> None:
 
 def _check_shard(job: tuple[Location, dict[str, Any], np.ndarray]) -> list[str]:
     path, described, numbers = job
+    where = f"{SHARDS_NAME}/{described['name']}"
     rows = [_corpora["linted"].recordings[int(number)] for number in numbers]
-    lies = [lie for row in rows for lie in _row_lies(row)]
+    lies = [lie for row in rows for lie in _told(row.member, _row_lies(row))]
     with _here(path / SHARDS_NAME / described["name"]) as tar:
-        return [*lies, *_shard_lies(tar, described, rows)]
+        return [*lies, *_told(where, _shard_lies(tar, described, rows))]
+
+
+def _told(where: str, lies: Iterator[str]) -> Iterator[str]:
+    """The lies, and the last of them where what somebody wrote ends the search for more."""
+    try:
+        yield from lies
+    except _TOLD as error:
+        yield f"{where}: cannot be checked to its end ({error!r:.200})"
 
 
 @contextmanager
@@ -153,7 +164,7 @@ def _row_lies(r: Recording) -> Iterator[str]:
         "channels": len(r.channels) == len(r.channel_good) == r.n_channels and any(r.channel_good),
         "positions_mm": len(r.positions_mm) == 3 * r.n_channels,
         "valid_spans": len(spans) > 0 and len(spans) % 2 == 0 and bool((np.diff(edges) >= 0).all()),
-        "quality": all(isinstance(v, float | int) for v in json.loads(r.quality).values()),
+        "quality": _is_numbers(r.quality),
         "onset_seconds": math.isnan(r.onset_seconds) or 0 <= r.onset_seconds < math.inf,
     }
     yield from (
@@ -161,10 +172,17 @@ def _row_lies(r: Recording) -> Iterator[str]:
     )
 
 
+def _is_numbers(text: str) -> bool:
+    try:
+        return all(isinstance(value, float | int) for value in parse_json(text).values())
+    except (ValueError, AttributeError):
+        return False
+
+
 def _description_lies(corpus: Corpus, path: Location) -> Iterator[str]:
     """``dataset_description.json`` must speak of this index."""
     try:
-        found = json.loads((path / DESCRIPTION_NAME).read_bytes())
+        found = parse_json(read_bounded(path / DESCRIPTION_NAME))
         sources = {source["Site"]: Path("absent") for source in found["SourceDatasets"]}
         expected = dataset_description(corpus.index["config"], corpus.index["software"], sources)
         same = found["GeneratedBy"] == expected["GeneratedBy"] and set(sources) == set(corpus.index["totals"]["sites"])
@@ -188,7 +206,7 @@ def _shard_lies(tar: Path, described: dict[str, Any], rows: list[Recording]) -> 
     if any(described[name] != count for name, count in counts.items()):
         yield f"{where}: the table has {counts}, the index { ({name: described[name] for name in counts}) }"
     try:
-        crcs = np.load(tar.with_name(crc_name(tar.name)), allow_pickle=False)
+        crcs = np.load(tar.with_name(crc_name(tar.name)), mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
         yield f"{SHARDS_NAME}/{crc_name(tar.name)}: cannot be read ({error})"
         return
@@ -207,7 +225,9 @@ def _shard_lies(tar: Path, described: dict[str, Any], rows: list[Recording]) -> 
                     yield from _array_lies(file, members[row.member], row, crcs)
             for key in sorted(keys & {name.removesuffix(".json") for name in members}):
                 content = archive.extractfile(members[f"{key}.json"])
-                yield from _metadata_lies(content.read() if content else b"", key, [r for r in rows if r.key == key])
+                yield from _metadata_lies(
+                    content.read(MOST_BYTES) if content else b"", key, [r for r in rows if r.key == key]
+                )
     except (tarfile.TarError, OSError, ValueError) as error:
         yield f"{where}: cannot be read to its end ({' '.join(str(error).split())})"
 
@@ -234,13 +254,13 @@ def _array_lies(file: Any, member: tarfile.TarInfo, r: Recording, crcs: np.ndarr
 def _metadata_lies(content: bytes, key: str, rows: list[Recording]) -> Iterator[str]:
     """The JSON member must say what the table says."""
     try:
-        metadata = json.loads(content)
+        metadata = parse_json(content)
         recordings = {values["member"]: values for values in metadata["recordings"]}
     except (ValueError, LookupError, TypeError) as error:
         yield f"{key}.json: not the metadata of a sample ({error!r})"
         return
     shared: dict[str, Any] = {"key": key, "site": rows[0].site, "subject": rows[0].subject, "session": rows[0].session}
-    shared |= {"split": rows[0].split, "simulated": rows[0].simulated, "participant": json.loads(rows[0].participant)}
+    shared |= {"split": rows[0].split, "simulated": rows[0].simulated, "participant": parse_json(rows[0].participant)}
     differing = [name for name, value in shared.items() if metadata.get(name) != value]
     for r in rows:
         values = recordings.get(r.member, {})

@@ -17,8 +17,10 @@ from typing import Any, TypeVar
 import numpy as np
 
 from mcsp.data_sharding.store.files import Location, publish, write_atomic
+from mcsp.data_sharding.store.foreign import require_sound_index
 from mcsp.data_sharding.store.table import RECORDINGS_NAME
 from mcsp.data_sharding.store.table_write import write_table
+from mcsp.outside import bounded_lines, parse_json, read_bounded
 from mcsp.schema import MODALITIES, SCHEMA_VERSION, SPLITS, Recording, text_key
 from mcsp.wording import sha256_file
 
@@ -33,10 +35,10 @@ class Rejection:
     """A recording that was found but not stored."""
 
     site: str
-    file: str  # relative to the site's folder
+    file: str  # relative to the site's folder; published: sub-<hash>
     modality: str
-    reason: str  # a code of docs/corpus-format.md
-    detail: str  # one line
+    reason: str  # a code of docs/reasons.md
+    detail: str  # one line; published: measurements alone
 
 
 @dataclass(frozen=True)
@@ -44,9 +46,9 @@ class Repair:
     """Something that was wrong with the files of a stored recording, and put right."""
 
     site: str
-    file: str  # relative to the site's folder
+    file: str  # relative to the site's folder; published: sub-<hash>
     modality: str
-    repair: str  # one line
+    repair: str  # one line; published: its kind
 
 
 Entry = TypeVar("Entry", Rejection, Repair)
@@ -202,8 +204,8 @@ def read_entries(file: Location, kind: type[Entry]) -> Iterator[Entry]:
     """The lines of a table of rejections or repairs; raise ``ValueError`` where it is damaged."""
     try:
         with file.open("rb") as lines:
-            for line in lines:
-                yield kind(**json.loads(line))
+            for line in bounded_lines(lines):
+                yield kind(**parse_json(line))
     except (OSError, ValueError, TypeError) as error:
         raise ValueError(f"{file}: cannot read the table ({error})") from None
 
@@ -222,11 +224,12 @@ def read_index(path: Location) -> dict[str, Any]:
     """Read ``index.json`` of the corpus in ``path``.
 
     Raises:
-        ValueError: no such file, not JSON, or written under another schema version.
+        ValueError: no such file, not JSON, written under another schema version, or with a name or hash of a form that
+            the builder does not write (:mod:`mcsp.data_sharding.store.foreign`).
     """
     file = path / INDEX_NAME
     try:
-        index = json.loads(file.read_bytes())
+        index = parse_json(read_bounded(file))
     except OSError as error:
         raise ValueError(
             f"{file}: cannot read the index of the corpus ({error.strerror}); expected a finished corpus"
@@ -241,6 +244,7 @@ def read_index(path: Location) -> dict[str, Any]:
     missing = {"index_hash", "config", "shards", "tables", "totals", "reasons"} - set(index)
     if missing:
         raise ValueError(f"{file}: expected the keys {sorted(missing)}, found only {sorted(index)}")
+    require_sound_index(index, str(file))
     return index
 
 

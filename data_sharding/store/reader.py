@@ -61,7 +61,8 @@ class Corpus:
 
         Args:
             path: its folder, or a URL such as ``s3://bucket/corpus``.
-            cache_dir: where shards of a remote corpus are kept on this machine; default: below the temporary folder.
+            cache_dir: where shards of a remote corpus are kept on this machine; default:
+                ``mcsp`` in the user's folder of caches (``~/.cache``).
             cache_gb: most that they take; those unused for longest are deleted. Local corpora are read in place.
 
         Raises:
@@ -76,13 +77,14 @@ class Corpus:
             self._cache = ShardCache(place, cache_dir, self.index_hash, cache_gb)
         self.path: Path = self._cache.folder if self._cache else Path(str(place))
         self.recordings = self._open_table(place)
+        self._shard_bytes: dict[str, int] = {shard["name"]: shard["bytes"] for shard in self.index["shards"]}
         self._shards: OrderedDict[str, _Shard] = OrderedDict()
 
     def _open_table(self, place: Location) -> Recordings:
         name = self.index["tables"]["recordings"]
         if self._cache:
             try:
-                self._cache.fetch(name)
+                self._cache.fetch_table(name)
             except OSError as error:
                 raise ValueError(f"{place / name}: cannot read the table of recordings ({error})") from None
         recordings = Recordings.open(self.path / name)
@@ -141,6 +143,11 @@ class Corpus:
             )
         dtype = np.dtype(r.dtype).newbyteorder("<")
         row_bytes = r.n_channels * dtype.itemsize
+        if r.n_channels < 1 or r.block_samples < 1 or r.byte_offset < 0 or r.crc_offset < 0:
+            raise BadWindowError(f"{r.member}: channels, samples per block or offsets of no recording")
+        if r.n_samples * row_bytes > (limit := self._shard_bytes.get(r.shard, 0)):
+            expected = f"expected {r.n_samples * row_bytes} bytes at least for {r.member}"
+            raise BadWindowError(f"{self._shard_path(r.shard)}: {expected}, found {limit}")
         first, stop = start, start + n_samples
         if verify:
             first -= first % r.block_samples
@@ -212,12 +219,17 @@ class Corpus:
             if self._cache:
                 self._cache.fetch_shard(name, self.index["shards"])
             try:
-                return os.open(self._shard_path(name), os.O_RDONLY | os.O_CLOEXEC)
+                flags = os.O_RDONLY | os.O_CLOEXEC | (os.O_NOFOLLOW if self._cache else 0)
+                descriptor = os.open(self._shard_path(name), flags)
             except FileNotFoundError:
                 # Another process may have made room in the cache just now.
                 if not self._cache or attempt + 1 == _OPEN_ATTEMPTS:
                     raise
-        raise AssertionError("opened or raised")
+                continue
+            if not self._cache or self._cache.is_sound(name, descriptor):
+                return descriptor
+            os.close(descriptor)  # something else lay in the cache under its name
+        raise ValueError(f"changed {_OPEN_ATTEMPTS} times after it was fetched; who else writes into {self.path}?")
 
     def fetch_ahead(self, shards: Iterable[str]) -> None:
         """Start to fetch shards of a remote corpus that will be read soon; nothing to do for a local one."""

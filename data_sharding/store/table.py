@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
+from mcsp.data_sharding.store.foreign import require_sound_table
 from mcsp.data_sharding.store.table_write import REPEATED_TEXT, SCHEMA, make_batch
 from mcsp.schema import Recording
 
@@ -62,8 +63,15 @@ class Recordings(Sequence[Recording]):
         """Map a table into memory.
 
         Raises:
-            ValueError: the file is missing, damaged, or has other columns.
+            ValueError: the file is missing, damaged, has other columns, or something in it that no builder writes
+                (:func:`mcsp.data_sharding.store.foreign.require_sound_table`).
         """
+        recordings = cls._mapped(file)
+        require_sound_table(recordings._batch, str(file))
+        return recordings
+
+    @classmethod
+    def _mapped(cls, file: Path) -> "Recordings":
         try:
             reader = pa.ipc.open_file(pa.memory_map(str(file)))
             batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
@@ -100,7 +108,7 @@ class Recordings(Sequence[Recording]):
 
     def __reduce__(self) -> Any:
         """Another process maps the same file."""
-        return (type(self), (self._batch,)) if self._file is None else (type(self).open, (self._file,))
+        return (type(self), (self._batch,)) if self._file is None else (type(self)._mapped, (self._file,))
 
     def __len__(self) -> int:
         return self._batch.num_rows

@@ -139,10 +139,8 @@ def spectra(block: Block, freqs_F: Tensor, detrend: str) -> Spectra:
     x_bCT, valid_bT = block.x_bCT, block.valid_bT
     # On a CPU a look at the mask is cheaper than a copy of the signal; on a GPU it would wait for the device.
     whole = block.whole or (x_bCT.device.type == "cpu" and bool(valid_bT.all()))
-    if not whole:
-        x_bCT = x_bCT.masked_fill(~valid_bT[:, None], 0)
     if block.hop == 0:
-        frames = x_bCT[:, :, None]
+        frames = (x_bCT if whole else x_bCT.masked_fill(~valid_bT[:, None], 0))[:, :, None]
         frames_valid_bP = (valid_bT.sum(1) >= 2)[:, None]
         counted_bL = valid_bT[:1] if whole else valid_bT
     else:
@@ -150,6 +148,8 @@ def spectra(block: Block, freqs_F: Tensor, detrend: str) -> Spectra:
         frames_valid_bP = valid_bT.new_ones(frames.shape[0], frames.shape[2])
         if not whole:
             frames_valid_bP = valid_bT.unfold(-1, block.length, block.hop).all(-1)
+            # A frame that does not count is not read: NaN times a share of 0 would be NaN.
+            frames = frames.masked_fill(~frames_valid_bP[:, None, :, None], 0)
         counted_bL = valid_bT.new_ones(1, block.length)
     if whole or block.hop > 0:
         window_bL, density_b = _whole_window(counted_bL.shape[1], block.sfreq, x_bCT.dtype, x_bCT.device)

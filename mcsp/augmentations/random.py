@@ -54,14 +54,16 @@ def white_noise(key_B: Tensor, purpose: int, channels: int, samples: int) -> Ten
     """Standard normal noise ``(B, C, T)``: each channel reads a fixed table of 2^20 numbers from a random place.
 
     One hash per channel instead of one per value: hashing every sample of an EEG batch costs more than the model's
-    first layer. Places are multiples of 8, and rows are copied as a whole.
+    first layer. Places are multiples of 8 in the first half of the table, whatever the length, and rows are copied as a
+    whole.
 
     Raises:
-        ValueError: windows longer than the table.
+        ValueError: windows longer than half the table.
     """
     table = _noise_table(key_B.device)
-    if samples > len(table):
-        raise ValueError(f"white_noise: expected at most {len(table)} time samples, found {samples}")
-    places_NT = table.unfold(0, samples, 8)
+    most = len(table) // 2
+    if samples > most:
+        raise ValueError(f"white_noise: expected at most {most} time samples, found {samples}")
+    places_NT = table[: most + samples - 8].unfold(0, samples, 8)
     start_BC = (uniform(key_B, purpose, channels) * len(places_NT)).long()
     return places_NT.index_select(0, start_BC.flatten()).view(*start_BC.shape, samples)

@@ -53,7 +53,8 @@ def spectral_view(
     if not (config.band_mask or config.tilt):
         return power_BAF
     key_B = _key_B(signal, "spectral", index)
-    gain_BF = log_gain(freqs_F, signal.sfreq_B, config.band_mask, config.tilt, HIGHEST_HZ[modality], key_B)
+    rates_B = signal.sfreq_B.to(power_BAF.device)
+    gain_BF = log_gain(freqs_F, rates_B, config.band_mask, config.tilt, HIGHEST_HZ[modality], key_B)
     return power_BAF + gain_BF[:, None]
 
 

@@ -1,6 +1,6 @@
-"""Configuration: the schema of every launcher, one file per purpose; ``base`` holds the mechanism."""
+"""Configuration: the schema of every command, one file per purpose; ``base`` holds the mechanism."""
 
-from mcsp.config.base import Config, parse_command_line
+from mcsp.config.base import Config, find_config
 from mcsp.config.corpus import CorpusConfig, EegConfig, FmriConfig, SiteConfig
 from mcsp.config.evaluate import EvaluateConfig, LabelledConfig
 from mcsp.config.explain import ExplainConfig
@@ -24,5 +24,5 @@ __all__ = [
     "ObjectiveConfig",
     "PretrainConfig",
     "SiteConfig",
-    "parse_command_line",
+    "find_config",
 ]

@@ -1,15 +1,15 @@
-"""Configuration: pydantic models are the schema, YAML the values, ``--config FILE key.sub=value`` the command line.
+"""Configuration: pydantic models are the schema, YAML the values, ``key.sub=value`` what takes precedence over a file.
 
 A YAML file holds only what differs from the defaults below. Unknown keys are refused with the list of known ones.
-Numbers without a source beside them are choices of ours.
+Numbers without a source beside them are choices of ours. The command line is :mod:`mcsp.commands.settings`.
 """
 
-import argparse
+import difflib
 import os
-import sys
 from collections.abc import Sequence
+from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args, get_origin
+from typing import Annotated, Any, Self
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
@@ -23,6 +23,21 @@ def _in_home(path: Any) -> Any:
 # The shell leaves the ~ of key=~/folder as it is.
 UserPath = Annotated[Path, AfterValidator(_in_home)]
 UserPathOrUrl = Annotated[Path | str, AfterValidator(_in_home)]
+
+
+def find_config(path: str | Path) -> Path:
+    """``path`` where it is there; else the file of this name that comes with the package, else ``path``.
+
+    ``configs/pretrain/demo.yaml`` and ``pretrain/demo.yaml`` are found from any folder: in the installed package, or
+    beside it in a checkout.
+    """
+    path = Path(path)
+    if path.exists() or path.is_absolute():
+        return path
+    below = path.parts[1:] if path.parts[:1] == ("configs",) else path.parts
+    package = Path(str(files("mcsp")))
+    places = [root.joinpath("configs", *below) for root in (package, package.parent)]
+    return next((place for place in places if place.is_file()), path)
 
 
 class Config(BaseModel):
@@ -45,15 +60,17 @@ class Config(BaseModel):
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            raise ValueError(f"{source}: " + "; ".join(_explain(cls, e) for e in error.errors())) from None
+            found = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")  # it may be what is missing
+            raise ValueError(f"{source}: " + "; ".join(_explain(cls, e) for e in found)) from None
 
     @classmethod
     def load(cls, path: Path | None, overrides: Sequence[str] = ()) -> Self:
         """Read a YAML file (or only the defaults) and apply ``key.sub=value`` overrides, values in YAML syntax."""
         values: Any = {}
         if path is not None:
+            path = find_config(path)
             try:
-                values = yaml.safe_load(Path(path).read_text()) or {}
+                values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
             except OSError as error:
                 raise ValueError(f"{path}: cannot read the config file ({error.strerror})") from None
             except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -101,58 +118,7 @@ def _explain(model: type[BaseModel], error: Any) -> str:
         annotation = known.model_fields[part].annotation if part in known.model_fields else None
         arguments = [annotation, *getattr(annotation, "__args__", ())]
         known = next((a for a in arguments if isinstance(a, type) and issubclass(a, BaseModel)), known)
-    return f"unknown key {where!r}; known keys: {', '.join(sorted(known.model_fields))}"
-
-
-def _help_lines(model: type[BaseModel], section: str = "") -> list[str]:
-    """A line per key: what it is, what it may be, its default; the keys of a section below it."""
-    lines = []
-    for name, field in model.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            lines += _help_lines(field.annotation, f"{section}{name}.")
-            continue
-        choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
-        parts = [field.description or "", f"one of {', '.join(map(str, choices))}" if choices else ""]
-        default = "required" if field.is_required() else _yaml_text(field.get_default(call_default_factory=True))
-        lines.append(f"  {section}{name}: {'; '.join(filter(None, parts))}".rstrip() + f" [{default}]")
-    return lines
-
-
-def _yaml_text(value: Any) -> str:
-    """A value as it may be typed on the command line."""
-    plain = list(value) if isinstance(value, tuple) else str(value) if isinstance(value, Path) else value
-    text = yaml.safe_dump(plain, default_flow_style=True, width=10_000)
-    return text.removesuffix("\n").removesuffix("...").strip()
-
-
-def parse_command_line(
-    model: type[Config],
-    description: str,
-    argv: Sequence[str] | None = None,
-    address: bool = False,
-    check: bool = False,
-) -> tuple[Any, argparse.Namespace]:
-    """``--config FILE key=value ...``: the whole command line of every launcher that has a config.
-
-    With ``address`` also ``--address``, for the one that may run on a Ray cluster; with ``check`` also ``--check``.
-
-    Exits with status 2 and one line on bad input.
-    """
-    parser = argparse.ArgumentParser(
-        description=description,
-        epilog="keys, and their defaults:\n" + "\n".join(_help_lines(model)),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--config", type=Path, help="YAML file with the values that differ from the defaults")
-    if address:
-        parser.add_argument("--address", help="address of a running Ray cluster")
-    if check:
-        parser.add_argument("--check", action="store_true", help="say what a run would need, and end without a trace")
-    parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)  # added by the deepspeed launcher
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="values that take precedence over the file")
-    arguments = parser.parse_intermixed_args(argv)  # a flag may stand between values
-    try:
-        return model.load(arguments.config, arguments.overrides), arguments
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+    close = difflib.get_close_matches(str(error["loc"][-1]), known.model_fields, 1)
+    meant = [".".join([*map(str, error["loc"][:-1]), name]) for name in close]
+    suggestion = f"did you mean {meant[0]!r}? " if meant else ""
+    return f"unknown key {where!r}; {suggestion}known keys: {', '.join(sorted(known.model_fields))}"

@@ -1,4 +1,4 @@
-"""Settings of the builder (``launchers/build_corpus.py``)."""
+"""Settings of the builder (``mcsp build``)."""
 
 import re
 from pathlib import Path
@@ -135,7 +135,7 @@ class SiteConfig(Selection):
 
 
 class CorpusConfig(Selection):
-    """``launchers/build_corpus.py``."""
+    """``mcsp build``."""
 
     bids_root: Path | None = Field(
         None, description="folder whose BIDS sub-folders are the sites, unless `sites` lists them"
@@ -153,7 +153,12 @@ class CorpusConfig(Selection):
     split_fractions: tuple[float, float, float] = Field((0.8, 0.1, 0.1), description="train, validation, test")
     seed: int = Field(0, description="of the split and of the order of samples")
     subject_key_file: Path | None = Field(
-        None, description="file that holds the key of the subject hashes; null: the variable MCSP_SUBJECT_KEY"
+        None,
+        description="file with the key of the subject hashes, 64 hexadecimal digits; null: variable MCSP_SUBJECT_KEY",
+    )
+    allow_public_key: bool = Field(
+        False,
+        description="use a key that others know, for demo data: whoever knows it finds whose a hash is",
     )
     trusted_link_targets: list[Path] = Field(
         [],

@@ -1,4 +1,4 @@
-"""Settings of the evaluation (``launchers/evaluate.py``)."""
+"""Settings of the evaluation (``mcsp evaluate``)."""
 
 from pathlib import Path
 from typing import Literal, Self
@@ -48,7 +48,7 @@ class LabelledConfig(Config):
 
 
 class EvaluateConfig(LabelledConfig):
-    """``launchers/evaluate.py``."""
+    """``mcsp evaluate``."""
 
     out_dir: Path = Field(description="results.json and report.html go here, with more_labels in a folder for each")
     more_labels: tuple[str, ...] = Field((), description="further labels of the same people, each evaluated by itself")

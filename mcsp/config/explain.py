@@ -1,4 +1,4 @@
-"""Settings of explanations (``launchers/explain.py``)."""
+"""Settings of explanations (``mcsp explain``)."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from mcsp.config.evaluate import LabelledConfig
 
 
 class ExplainConfig(LabelledConfig):
-    """``launchers/explain.py``."""
+    """``mcsp explain``."""
 
     out_dir: Path = Field(description="attribution.json, the pictures and report.html go here")
     finetuned_dir: Path | None = Field(

@@ -1,4 +1,4 @@
-"""Settings of fine-tuning (``launchers/finetune.py``)."""
+"""Settings of fine-tuning (``mcsp finetune``)."""
 
 from pathlib import Path
 from typing import Literal
@@ -11,7 +11,7 @@ Depth = Literal["head", "last_layers", "full"]
 
 
 class FinetuneConfig(LabelledConfig):
-    """``launchers/finetune.py``."""
+    """``mcsp finetune``."""
 
     out_dir: Path = Field(description="results.json and, with save_model, the fine-tuned model go here")
     depth: Depth = Field("last_layers", description="what is trained beside the head: nothing, the last layers, all")

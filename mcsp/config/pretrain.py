@@ -1,4 +1,4 @@
-"""Settings of pretraining (``launchers/pretrain.py``)."""
+"""Settings of pretraining (``mcsp pretrain``)."""
 
 from pathlib import Path
 from typing import Literal
@@ -38,7 +38,7 @@ class HealthConfig(Config):
 
 
 class PretrainConfig(Config):
-    """``launchers/pretrain.py``."""
+    """``mcsp pretrain``."""
 
     corpus_dir: UserPathOrUrl = Field(description="a corpus that build_corpus wrote: a folder or a URL (s3://...)")
     run_dir: UserPath = Field(description="checkpoints, metrics.jsonl and TensorBoard files go here")
@@ -88,7 +88,7 @@ class PretrainConfig(Config):
         None, ge=1, description="last steps of warmup-stable-decay, in which it falls; null: a fifth of all"
     )
     ema_decay: float = Field(
-        0.0, ge=0, lt=1, description="keep a moving average of the weights, which export.py --ema takes; 0: none"
+        0.0, ge=0, lt=1, description="keep a moving average of the weights, which export --ema takes; 0: none"
     )
     weight_decay: float = Field(0.05, ge=0, description="on matrices only")
     gradient_clipping: float = Field(1.0, ge=0, description="0 switches it off")
@@ -108,7 +108,7 @@ class PretrainConfig(Config):
         "or from 1 on their number",
     )
     cache_dir: UserPath | None = Field(
-        None, description="where shards of a remote corpus are kept; null: temporary folder"
+        None, description="where shards of a remote corpus are kept; null: ~/.cache/mcsp"
     )
     cache_gb: float = Field(100.0, gt=0, description="most that shards of a remote corpus take on each machine")
     checkpoint_every: int = Field(100, ge=1, description="steps")

@@ -1,7 +1,9 @@
 """The recordings to be classified: those of a corpus, or of BIDS folders, from which a corpus is built on the way."""
 
 import os
+import secrets
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +14,15 @@ from mcsp.encode.recording import cleaning_of
 from mcsp.evaluate.units import ENTITIES
 
 KEY_VARIABLE = "MCSP_SUBJECT_KEY"
-# Not a secret: a corpus under this key lies beside the recordings that it was built from and is not to be passed on.
-PUBLIC_KEY = "0" * 32
+KEY_NAME = "subject.key"
 
 
 def open_corpus(config: LabelledConfig, out_dir: Path, model: PretrainedMCSP, columns: Sequence[str]) -> Corpus:
     """The corpus of ``config``; where it names BIDS folders, one built into ``out_dir/corpus``, or found there.
 
     Recordings are cleaned with the constants in the export's preprocessing.json. Subjects are hashed under
-    ``MCSP_SUBJECT_KEY`` where that is set, which has to be the pretraining's key if an overlap is to be noticed.
+    ``MCSP_SUBJECT_KEY`` where that is set, which has to be the pretraining's key if an overlap is to be noticed; else
+    under a random one of this ``out_dir``, which only its owner can read.
 
     Args:
         config: with ``corpus_dir`` or ``bids_root``.
@@ -46,8 +48,7 @@ def open_corpus(config: LabelledConfig, out_dir: Path, model: PretrainedMCSP, co
     out_dir.mkdir(parents=True, exist_ok=True)
     key_file = None
     if not os.environ.get(KEY_VARIABLE):
-        key_file = out_dir / "public.key"
-        key_file.write_text(PUBLIC_KEY)
+        key_file = _random_key(out_dir / KEY_NAME)
     known = model.preprocessing.get("cleaning", {})
     cleaning: dict[str, Any] = {}
     if "eeg" in known:
@@ -68,6 +69,15 @@ def open_corpus(config: LabelledConfig, out_dir: Path, model: PretrainedMCSP, co
     state = "found" if found else "built"
     print(f"corpus: {state} {out_dir / 'corpus'}, {totals['recordings']} recordings, {totals['rejected']} rejected")
     return Corpus(out_dir / "corpus")
+
+
+def _random_key(file: Path) -> Path:
+    """The key of this folder, made where there is none; kept, so that the same command finds its corpus again."""
+    with suppress(FileExistsError):
+        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+        with os.fdopen(descriptor, "w") as key:
+            key.write(secrets.token_hex(32))
+    return file
 
 
 def _columns(paths: Sequence[Path]) -> set[str]:

@@ -22,13 +22,14 @@ from mcsp.evaluate.membership import membership
 from mcsp.evaluate.methods import PRETRAINED, UNTRAINED, Block, Described, Encoded
 from mcsp.evaluate.overlap import find_overlap
 from mcsp.evaluate.report.page import write_report
-from mcsp.evaluate.retrieval import RETRIEVAL_SEED, find_pairs, similarities, top1
+from mcsp.evaluate.retrieval.pairs import RETRIEVAL_SEED
+from mcsp.evaluate.retrieval.rows import run_retrieval
 from mcsp.evaluate.scores import BOOTSTRAP_SEED
 from mcsp.evaluate.splits import k_fold
 from mcsp.evaluate.units import Labelled, read_labels
 from mcsp.model.mcsp import MCSP
 from mcsp.run_log import read_metrics
-from mcsp.schema import MODALITIES, Modality, Split
+from mcsp.schema import MODALITIES, Modality
 from mcsp.version import __version__
 
 UNTRAINED_SEED = 0
@@ -172,42 +173,6 @@ def with_windows(config: AnyLabelled, model: PretrainedMCSP) -> AnyLabelled:
     # Baselines need a length for a modality that the model lacks; one modality's length serves both then.
     seconds = {m: seconds.get(m, max(seconds.values())) for m in MODALITIES}
     return config.model_copy(update={"window_seconds": seconds})
-
-
-def run_retrieval(
-    models: dict[str, MCSP], corpus: Corpus, config: EvaluateConfig
-) -> tuple[list[dict[str, Any]], list[str]]:
-    """Cross-modal retrieval on held-out and on training subjects, over all sites and within one, for each model."""
-    rows: list[dict[str, Any]] = []
-    notes: list[str] = []
-    pretrained = models[PRETRAINED]
-    if set(pretrained.config.modalities) != set(MODALITIES):
-        return [], [f"No cross-modal retrieval: the model knows {', '.join(pretrained.config.modalities)} only."]
-    assert config.window_seconds is not None
-    assert isinstance(pretrained, PretrainedMCSP)
-    delay = float(pretrained.preprocessing.get("hemodynamic_delay_seconds", 0.0))
-    groups: dict[str, tuple[Split, ...]] = {"held out": ("validation", "test"), "training": ("train",)}
-    for group, splits in groups.items():
-        cuts = find_pairs(corpus, splits, config.window_seconds, delay)
-        if len(cuts) < 2:
-            notes.append(f"No cross-modal retrieval on {group} subjects: {len(cuts)} simultaneous windows found.")
-            continue
-        simulated = {cut.eeg.site: cut.eeg.simulated for cut in cuts}
-        pairs = {k: similarities(m, corpus, cuts, config, f"retrieval, {group}, {k}") for k, m in models.items()}
-        for within_site in (False, True):
-            for kind in models:
-                score = top1(pairs[kind], config.retrieval_size, config.retrieval_draws, within_site)
-                scope = "one site" if within_site else "all sites"
-                row = {"subjects_of": group, "candidates_from": scope, "model": kind, "simulated": simulated}
-                rows.append({**row, **score})
-        short = [r for r in rows if r["subjects_of"] == group and r["candidates"] < r["requested"]]
-        if short:
-            fewest = min(r["candidates"] for r in short)
-            notes.append(
-                f"Retrieval on {group} subjects: {config.retrieval_size} candidates were asked for, some draws have "
-                f"only {fewest}, all that there are; chance is given for what was drawn."
-            )
-    return rows, notes
 
 
 def versions() -> dict[str, str]:

@@ -7,7 +7,7 @@ Shape letters: N units, F features, C channels.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -24,20 +24,25 @@ CONNECTIVITY, ROOT, DENOISED = "connectivity", "root of connectivity", "root of 
 TANGENT, COVARIATES = "tangent space", "covariates"
 BAND_POWER, RELATIVE_POWER = "band power", "relative band power"
 ROOT_AND_POWER = "root of connectivity + relative band power"
+SHUFFLED = "root of connectivity, denoised, pairs shuffled"  # within sites: what a person's own two halves are worth
 # The ruler of each kind of recordings that the others are compared with, and that site corrections are shown for.
 CLASSICAL: dict[str, str] = {"eeg": RELATIVE_POWER, "fmri": ROOT, "both": ROOT_AND_POWER}
 MAIN = SVM  # the classifier that every feature set has; of a number it is the ridge
 
-# How blocks are weighed. Chosen with an encoder of random weights on development people (522 of ABIDE, 12 of eegmat);
+# How blocks are weighed. Chosen on development people (522 of ABIDE, 12 of eegmat), whose scores flatter the choice;
 # benchmarks/studies/read_out_ablation.py has the comparison.
-# The share of the learned part, from 0, 0.05, 0.1, 0.25 and 0.5; the rest is measured.
-LEARNED_SHARE: dict[Modality, float] = {"eeg": 0.5, "fmri": 0.05}
+# The learned parts that are used, where the model has them, else all. What the others say of people is little (the
+# course in time, spectra of BOLD), and z is made to forget; equal weights would drown the spatial domain in them.
+LEARNED: tuple[str, ...] = ("spatial",)
+# The share of the learned part, from 0, 0.05, 0.1, 0.25 and 0.5; the rest is measured. Of BOLD all but 0 cost.
+LEARNED_SHARE: dict[Modality, float] = {"eeg": 0.5, "fmri": 0.0}
 # The measured parts that the rest is made of, where the model has them, else all that it has. Beside the root, band
-# power of BOLD dilutes what little it says of people.
-MEASURED: dict[Modality, tuple[str, ...]] = {
-    "eeg": ("root", "coherence", "band_power", "relative_power"),
-    "fmri": ("root",),
-}
+# power of BOLD dilutes what little it says of people, and so do EEG's coherence and absolute power. Where all
+# recordings have the same parcels, the root goes through the denoiser: it helps where few are labelled, and costs
+# nothing where all are.
+MEASURED: dict[Modality, tuple[str, ...]] = {"eeg": ("root", "relative_power"), "fmri": ("root",)}
+
+_FOLDS_REMEMBERED = 30  # of N x N numbers each
 
 
 class Block:
@@ -58,6 +63,36 @@ class Block:
         return gram_NN
 
 
+class Halves(Block):
+    """A block that is read through a denoiser, which every training part fits on halves of its recordings.
+
+    Where it is taken as a plain block, it is that of whole recordings.
+    """
+
+    def __init__(self, whole_NF: np.ndarray, halves: tuple[np.ndarray, np.ndarray], sites: Sequence[str]) -> None:
+        """``(N, F)`` of whole recordings and of their halves."""
+        super().__init__(whole_NF)
+        self.stacked, self.sites = Block(np.concatenate([whole_NF, *halves])), sites
+        self.finite_N = np.all(self.stacked.finite_N.reshape(3, -1), axis=0)
+        self._made: dict[tuple[bytes, bool], grams.GramOf] = {}
+
+    def gram_of(self, rows: np.ndarray, shuffled: bool = False) -> grams.GramOf:
+        """For units ``rows``; ``shuffled`` is the control of :func:`mcsp.evaluate.readout.grams.denoised`."""
+        key = (rows.tobytes(), shuffled)
+        if key not in self._made:
+            n_units = len(self.x_NF)
+            of_rows = np.concatenate([rows, n_units + rows, 2 * n_units + rows])
+            gram_3N3N = self.stacked.gram_NN[np.ix_(of_rows, of_rows)]
+            self._made[key] = _remembered(grams.denoised(gram_3N3N, [self.sites[i] for i in rows], shuffled))
+        return self._made[key]
+
+
+def _remembered(gram_of: grams.GramOf) -> grams.GramOf:
+    """The same, made once for the folds of one protocol: several rows and all permutations share it."""
+    made = lru_cache(maxsize=_FOLDS_REMEMBERED)(lambda train: gram_of(np.frombuffer(train, dtype=np.int64)))
+    return lambda train: made(train.astype(np.int64).tobytes())
+
+
 @dataclass(frozen=True)
 class Encoded:
     """What an encoder says of all units: blocks by modality and name."""
@@ -66,12 +101,19 @@ class Encoded:
     measured: Mapping[Modality, Mapping[str, Block]]
 
 
-def _weighed(encoded: Encoded, modality: Modality) -> list[tuple[Block, float]]:
-    """The blocks of one modality with their weights, which sum to 1."""
-    learned, every = list(encoded.learned[modality].values()), encoded.measured.get(modality, {})
+def learned_blocks(encoded: Encoded, modality: Modality) -> list[Block]:
+    """The learned part that the read-out uses."""
+    of = encoded.learned[modality]
+    return [block for name, block in of.items() if name in LEARNED] or list(of.values())
+
+
+def _weighed(encoded: Encoded, modality: Modality, halves: Halves | None) -> list[tuple[Block, float]]:
+    """The blocks of one modality with their weights, which sum to 1; the root through ``halves``, if any."""
+    learned, every = learned_blocks(encoded, modality), encoded.measured.get(modality, {})
+    every = {**every, "root": halves} if "root" in every and halves is not None else every
     measured = [block for name, block in every.items() if name in MEASURED[modality]] or list(every.values())
     share = LEARNED_SHARE[modality] if measured else 1.0
-    pairs = [(block, share / len(learned)) for block in learned]
+    pairs = [(block, share / len(learned)) for block in learned if share]
     return pairs + [(block, (1 - share) / len(measured)) for block in measured]
 
 
@@ -85,15 +127,16 @@ class Described:
     sites: Sequence[str]
 
     def blocks(self, recordings: str) -> dict[str, tuple[list[Block], list[float]]]:
-        """Every feature set that is a weighted sum of fixed Gram matrices, with the weights of its blocks."""
+        """Every feature set that is a weighted sum of blocks, with their weights."""
         modalities = modalities_of(recordings)
         found: dict[str, tuple[list[Block], list[float]]] = {}
         for name, encoded in self.encoders.items():
             if any(m not in encoded.learned for m in modalities):
                 continue
-            weighed = [pair for m in modalities for pair in _weighed(encoded, m)]
+            finer = {m: halves for m, halves in self.halves.items() if self.rulers[m].own}
+            weighed = [pair for m in modalities for pair in _weighed(encoded, m, finer.get(m))]
             found[name] = ([block for block, _ in weighed], [weight / len(modalities) for _, weight in weighed])
-            learned = [block for m in modalities for block in encoded.learned[m].values()]
+            learned = [block for m in modalities for block in learned_blocks(encoded, m)]
             found[f"{name}, learned part"] = (learned, [1.0] * len(learned))
         rulers = {name: table for m in modalities for name, table in self._ruler_blocks.get(m, {}).items()}
         if all(m in self.rulers for m in modalities):
@@ -102,6 +145,12 @@ class Described:
             else:
                 found |= {name: ([block], [1.0]) for name, block in rulers.items()}
         return found
+
+    @cached_property
+    def halves(self) -> dict[Modality, Halves]:
+        """What the denoiser reads, of BOLD."""
+        of = {m: (ruler.features["root"], ruler.halves) for m, ruler in self.rulers.items() if ruler.halves is not None}
+        return {m: Halves(root_NF, halves, self.sites) for m, (root_NF, halves) in of.items()}
 
     @cached_property
     def _ruler_blocks(self) -> dict[Modality, dict[str, Block]]:
@@ -165,10 +214,10 @@ def methods(described: Described, recordings: str, task: Task = BINARY) -> list[
         if name in (BAND_POWER, RELATIVE_POWER) and task.kind != "number":
             found.append(_discriminant(name, blocks[0], task))
     if recordings != "both" and recordings in described.rulers:
-        ruler = described.rulers[modalities_of(recordings)[0]]
-        if ruler.halves is not None:
-            found.append(_denoised(ruler.features["root"], *ruler.halves, described.sites, task))
-        found.append(_tangent(ruler.covariance_NCC, task))
+        modality = modalities_of(recordings)[0]
+        if modality in described.halves:
+            found += [_denoised(described.halves[modality], shuffled, task) for shuffled in (False, True)]
+        found.append(_tangent(described.rulers[modality].covariance_NCC, task))
     if described.covariates_NF.shape[1]:
         # Each a block of its own: their units have nothing in common.
         columns = [Block(column_N[:, None]) for column_N in described.covariates_NF.T]
@@ -177,7 +226,10 @@ def methods(described: Described, recordings: str, task: Task = BINARY) -> list[
 
 
 def corrected(described: Described, recordings: str, corrections: Sequence[str], task: Task = BINARY) -> list[Method]:
-    """The pretrained and the classical features again, without what tells their site; see mcsp.evaluate.readout."""
+    """The pretrained and the classical features again, without what tells their site; see mcsp.evaluate.readout.
+
+    Without the denoiser: it takes the sites' means out by itself.
+    """
     sets, sites, main = described.blocks(recordings), np.asarray(described.sites), main_of(task)
     found: list[Method] = []
     for name in (PRETRAINED, CLASSICAL[recordings]):
@@ -213,8 +265,13 @@ def _on_blocks(
     features: str, classifier: Classifier, blocks: Sequence[Block], weights: Sequence[float], task: Task
 ) -> Method:
     def readout(rows: np.ndarray) -> Readout:
-        return on_grams(classifier, grams.fixed([b.gram_NN[np.ix_(rows, rows)] for b in blocks], weights), task)
+        plain = [(b.gram_NN[np.ix_(rows, rows)], w) for b, w in pairs if not isinstance(b, Halves)]
+        parts = [(b.gram_of(rows), w) for b, w in pairs if isinstance(b, Halves)]
+        if plain:  # together, which is faster than one by one
+            parts.append((grams.fixed([g for g, _ in plain], [w for _, w in plain]), sum(w for _, w in plain)))
+        return on_grams(classifier, grams.weighed(parts), task)
 
+    pairs = [(b, w / sum(weights)) for b, w in zip(blocks, weights, strict=True)]
     return Method(features, classifier.name, readout, *_facts(blocks), classifier.probabilities)
 
 
@@ -222,19 +279,13 @@ def _discriminant(features: str, block: Block, task: Task) -> Method:
     return Method(features, "LDA", lambda rows: discriminant(block.x_NF[rows], task), *_facts([block]), True)
 
 
-def _denoised(
-    whole_NF: np.ndarray, first_NF: np.ndarray, second_NF: np.ndarray, sites: Sequence[str], task: Task
-) -> Method:
-    n_units, main = len(whole_NF), main_of(task)
-    block = Block(np.concatenate([whole_NF, first_NF, second_NF]))
+def _denoised(halves: Halves, shuffled: bool, task: Task) -> Method:
+    main = main_of(task)
 
     def readout(rows: np.ndarray) -> Readout:
-        of_rows = np.concatenate([rows, n_units + rows, 2 * n_units + rows])
-        of_units = grams.denoised(block.gram_NN[np.ix_(of_rows, of_rows)], [sites[i] for i in rows])
-        return on_grams(main, of_units, task)
+        return on_grams(main, halves.gram_of(rows, shuffled), task)
 
-    finite_N: np.ndarray = np.all(block.finite_N.reshape(3, n_units), axis=0)
-    return Method(DENOISED, main.name, readout, finite_N, whole_NF.shape[1], main.probabilities)
+    return Method(SHUFFLED if shuffled else DENOISED, main.name, readout, *_facts([halves]), main.probabilities)
 
 
 def _tangent(x_NCC: np.ndarray, task: Task) -> Method:

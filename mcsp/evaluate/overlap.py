@@ -11,6 +11,7 @@ from typing import Any
 
 from mcsp.data_sharding.store.reader import Corpus
 from mcsp.model.weights import SUBJECTS_FILE
+from mcsp.outside import read_bounded
 from mcsp.schema import KEY_FINGERPRINT
 
 
@@ -44,7 +45,7 @@ def find_overlap(preprocessing: Mapping[str, Any], model_dir: Path, corpus: Corp
     path = model_dir / SUBJECTS_FILE
     if not path.is_file():
         return _unknown(f"the export does not list its pretraining subjects ({SUBJECTS_FILE} is missing)")
-    listed, own = frozenset(path.read_text().split()), frozenset(subjects)
+    listed, own = frozenset(read_bounded(path).decode().split()), frozenset(subjects)
     seen = listed & own
     if not seen and corpus.index_hash != preprocessing.get("corpus_index_hash"):
         # Equal hashes under different keys do not happen; unequal ones say nothing.

@@ -170,7 +170,8 @@ def model_card(
         index_hash=corpus.index_hash,
         key_fingerprint=(preprocessing.get("subject_key_fingerprint") or "unknown")[:12],
         steps_line=f"{manifest['step']:,} steps of {batch} samples per batch; windows of {windows}; "
-        f"seed {run['seed']}; peak learning rate {run['learning_rate']:g}; ZeRO stage {manifest['zero_stage']}.",
+        f"seed {run['seed']}; peak learning rate {run['learning_rate']:g}; ZeRO stage {manifest['zero_stage']}; "
+        f"{manifest.get('arithmetic', 'arithmetic not recorded')}.",
         cost=cost_line(manifest, metrics),
         curves=f"![loss by step]({curves})\n\n" if curves else "",
         metrics=curve_rows(metrics),

@@ -127,7 +127,9 @@ def to_grid(signal: Signal, grid_hz: float) -> tuple[Tensor, Tensor]:
         return signal.x_BCT, signal.time_valid_BT
     n_samples = signal.x_BCT.shape[-1]
     length = max(1, math.floor((n_samples - 1) / float(rates.min()) * grid_hz + 1e-4) + 1)
-    place_BT = torch.arange(length, device=rates.device, dtype=torch.float64) * (rates.double() / grid_hz)[:, None]
+    device = signal.x_BCT.device
+    steps_B1 = (rates.double() / grid_hz).to(device)[:, None]
+    place_BT = torch.arange(length, device=device, dtype=torch.float64) * steps_B1
     low_BT = (place_BT + 1e-6).floor().long()
     fraction_BT = (place_BT - low_BT).clamp_min(0).to(signal.x_BCT.dtype)
     high_BT = low_BT + (fraction_BT > 1e-5)

@@ -15,7 +15,15 @@ from mcsp.config import ModelConfig
 from mcsp.config.model import SpatialForm
 from mcsp.kernels.spectral import EEG_BANDS_HZ, imaginary_coherence
 from mcsp.model.layers import SIZES, AnchorWeights, TokenEncoder, at_least, centre
-from mcsp.model.tangent import ROOT_SHRINKAGE, log_correlation, root_correlation, unit_triangle, upper_triangle
+from mcsp.model.tangent import (
+    ROOT_SHRINKAGE,
+    channel_factor,
+    log_correlation,
+    log_correlation_of_mixture,
+    root_correlation,
+    unit_triangle,
+    upper_triangle,
+)
 from mcsp.schema import Modality
 
 COHERENCE_FRAME_SECONDS = 2.0  # half a hertz of resolution: two bins and more in the narrowest band
@@ -30,6 +38,7 @@ class Channels(NamedTuple):
     std_BC: Tensor  # over valid time; 0 where a channel is flat
     coherence_BKCC: Tensor | None  # EEG: imaginary coherence of each band
     valid_BT: Tensor
+    factor_BCC: Tensor | None = None  # of standardised channels, where they are fewer than anchors
 
 
 class Connectivity(NamedTuple):
@@ -90,9 +99,10 @@ class SpatialEncoder(nn.Module):
         h: Tensor = self.encoder(tokens_BAD + self.place_AD, _all_valid(tokens_BAD))
         return h
 
-    def measure(self, signal: Signal) -> Connectivity:
-        """Connectivity of the windows at the anchors."""
-        return self.at_anchors(self.channels(signal), self.anchors(signal))
+    def measure(self, signal: Signal, weights_BAC: Tensor | None = None) -> Connectivity:
+        """Connectivity of the windows at the anchors; ``weights_BAC`` where they are known."""
+        weights_BAC = self.anchors(signal) if weights_BAC is None else weights_BAC
+        return self.at_anchors(self.channels(signal), weights_BAC)
 
     def channels(self, signal: Signal, coherence: bool = True) -> Channels:
         """What windows hold before channels go to anchors; without coherence where that is not wanted."""
@@ -110,7 +120,22 @@ class SpatialEncoder(nn.Module):
             ).to(centred_BCT.dtype)
         # The root of 0 has an infinite gradient, of which the samples of a flat channel would get NaN.
         std_BC = variance_BC.clamp_min(torch.finfo(variance_BC.dtype).tiny).sqrt()
-        return Channels(centred_BCT, std_BC, coherence_BKCC, signal.time_valid_BT)
+        channels = Channels(centred_BCT, std_BC, coherence_BKCC, signal.time_valid_BT)
+        return channels._replace(factor_BCC=self._factor(channels))
+
+    def _factor(self, channels: Channels) -> Tensor | None:
+        """What the correlation of anchors is made from where that is the shorter way: on a CPU, without a gradient."""
+        x_BCT = channels.centred_BCT
+        short = x_BCT.shape[1] < min(self.n_anchors, x_BCT.shape[2]) and self.form == "logarithm"
+        if (
+            not short
+            or self.by_products
+            or x_BCT.device.type != "cpu"
+            or (x_BCT.requires_grad and torch.is_grad_enabled())
+        ):
+            return None
+        with torch.autocast("cpu", enabled=False):
+            return channel_factor(x_BCT, _reciprocal(channels.std_BC), channels.valid_BT)
 
     def at_anchors(self, channels: Channels, weights_BAC: Tensor) -> Connectivity:
         """Channels carried to the anchors by ``weights_BAC``, which are zero where a channel takes no part."""
@@ -125,8 +150,13 @@ class SpatialEncoder(nn.Module):
         self, channels: Channels, weights_BAC: Tensor, form: SpatialForm, shrinkage: float = ROOT_SHRINKAGE
     ) -> Tensor:
         """Logarithm or root of the correlation of the anchors, ``(B, A, A)``, of standardised channels."""
-        unit_BAC = weights_BAC.to(channels.std_BC.dtype) * _reciprocal(channels.std_BC)[:, None]
+        scale_BC = _reciprocal(channels.std_BC)
+        unit_BAC = weights_BAC.to(channels.std_BC.dtype) * scale_BC[:, None]
         with torch.autocast(unit_BAC.device.type, enabled=False):  # bf16 is too coarse for products over time
+            if form == "logarithm" and channels.factor_BCC is not None:
+                return log_correlation_of_mixture(
+                    weights_BAC, channels.centred_BCT, scale_BC, channels.factor_BCC, channels.valid_BT
+                )
             if form == "logarithm":
                 return log_correlation(unit_BAC @ channels.centred_BCT, channels.valid_BT, self.by_products)
             # A root makes 3e-4 of the 1e-7 that float32 leaves of an eigenvalue that is zero; shrinkage covers that.
@@ -146,7 +176,8 @@ class SpatialEncoder(nn.Module):
         if "connectivity" in self.skip_widths:
             found["connectivity"] = upper_triangle(_at_anchors(weights_BAC, fisher_z(channels)[:, None])[:, 0])
         if "root" in self.skip_widths:
-            found["root"] = unit_triangle(self.correlation(channels, weights_BAC, "root", shrinkage=0.0))
+            triangle_BQ = unit_triangle(self.correlation(channels, weights_BAC, "root", shrinkage=0.0))
+            found["root"] = triangle_BQ * _connected(channels, weights_BAC)[:, None]
         if "tangent" in self.skip_widths:
             log_BAA = measured.measures_BKAA[:, 0]
             if self.form != "logarithm":
@@ -155,6 +186,12 @@ class SpatialEncoder(nn.Module):
         if "coherence" in self.skip_widths:
             found["coherence"] = upper_triangle(measured.measures_BKAA[:, 1:]).flatten(1)
         return found
+
+
+def _connected(channels: Channels, weights_BAC: Tensor) -> Tensor:
+    """Bool ``(B,)``: whether two channels take part, as one alone makes all anchors alike."""
+    live_BC = (weights_BAC != 0).any(1) & (channels.std_BC > 1e-6)
+    return live_BC.sum(-1) > 1
 
 
 def _reciprocal(std_BC: Tensor) -> Tensor:

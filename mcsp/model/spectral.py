@@ -55,8 +55,8 @@ class SpectralEncoder(nn.Module):
         h_BD: Tensor = self.encoder(self._placed(self._tokens(source_BPE), valid_BP), valid_BP)
         return h_BD
 
-    def measure(self, signal: Signal) -> Spectrum:
-        """Power of the windows at the anchors."""
+    def measure(self, signal: Signal, weights_BAC: Tensor | None = None) -> Spectrum:
+        """Power of the windows at the anchors; ``weights_BAC`` where they are known."""
         frame = _FRAME_SECONDS[self.modality]
         signal = at_least(signal, frame or 0.0)
         power_BCF = log_power(
@@ -67,9 +67,10 @@ class SpectralEncoder(nn.Module):
             frame_seconds=frame,
             hop_seconds=frame / 2 if frame else None,
         )
-        audible_BF = self.freqs_F().to(signal.x_BCT.device) < signal.sfreq_B[:, None] / 2
+        audible_BF = (self.freqs_F() < signal.sfreq_B[:, None] / 2).to(signal.x_BCT.device)
         power_BCF = power_BCF.clamp_min(LOWEST_LOG_POWER) * audible_BF[:, None]
-        return Spectrum(torch.einsum("bac,bcf->baf", self.anchors(signal), power_BCF), audible_BF)
+        weights_BAC = self.anchors(signal) if weights_BAC is None else weights_BAC
+        return Spectrum(torch.einsum("bac,bcf->baf", weights_BAC, power_BCF), audible_BF)
 
     def _tokens(self, source_BPE: Tensor) -> Tensor:
         tokens_BPD: Tensor = self.embed(source_BPE.to(self.embed.weight.dtype))

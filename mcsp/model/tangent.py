@@ -8,6 +8,7 @@ Shape letters: B rows, A anchors, T time samples.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -26,6 +27,7 @@ LEAST_SHRINKAGE = LEAST_EIGENVALUE
 LEAST_NORM = 0.1  # of the entries of a root; those of a hundred anchors have some 5
 
 
+_FLAT = 1e-12  # variance of an anchor's course, of standardised channels, that counts as none
 # Of the root. It takes little of the smallest eigenvalues, as their root is small anyway, and bounds the gradient.
 ROOT_SHRINKAGE = 0.01
 
@@ -47,6 +49,8 @@ def log_correlation(x_BAT: Tensor, valid_BT: Tensor, by_products: bool | None = 
         by_products: the logarithm from products of matrices instead of eigenvectors; default: on CUDA, where it is the
             faster one.
     """
+    if _few_samples(x_BAT, by_products):
+        return _log_from_samples(x_BAT, valid_BT)
     correlation, scale_BA, n_B, identity = _correlation(x_BAT, valid_BT)
     # |x_t|^2 of anchors scaled to unit variance, without a scaled copy of their time courses.
     norm2_BT = (scale_BA.square()[:, None].to(x_BAT.dtype) @ x_BAT.square())[:, 0]
@@ -67,9 +71,115 @@ def root_correlation(
     as the logarithm does, but leaves small ones, which are noise in recordings of few samples, small; so a feature
     needs no shrinkage, and any number of samples will do.
     """
+    if shrinkage > 0 and _few_samples(x_BAT, by_products):
+        factor_BAT, flat_BA, _ = _factor(x_BAT, valid_BT)
+        least = math.sqrt(shrinkage)
+
+        def gained(value: Tensor) -> Tensor:
+            return (1 - shrinkage) / (((1 - shrinkage) * value + shrinkage).sqrt() + least)
+
+        root_BAA = _of_factor(factor_BAT, gained, least + (1 - least) * flat_BA.double())
+        return root_BAA.to(x_BAT.dtype)
     correlation, _, _, identity = _correlation(x_BAT, valid_BT)
     root = root_by_products if _products(x_BAT, by_products) else root_by_eigenvectors
     return root((1 - shrinkage) * correlation + shrinkage * identity, shrinkage).to(x_BAT.dtype)
+
+
+def _few_samples(x_BAT: Tensor, by_products: bool | None) -> bool:
+    """Whether matrices of time samples do the work of those of anchors: they are smaller, as BOLD's windows mostly are.
+
+    Not where a gradient is wanted: that of eigenvectors is infinite where eigenvalues are equal, as zeros are here.
+    """
+    wanted = x_BAT.requires_grad and torch.is_grad_enabled()
+    return not (_products(x_BAT, by_products) or wanted) and x_BAT.shape[-1] < x_BAT.shape[-2]
+
+
+def _log_from_samples(x_BAT: Tensor, valid_BT: Tensor) -> Tensor:
+    """:func:`log_correlation` through the products of samples with each other."""
+    factor_BAT, flat_BA, n_B = _factor(x_BAT, valid_BT)
+    gram_BTT = factor_BAT.mT @ factor_BAT
+    norm2_BT = gram_BTT.diagonal(dim1=-2, dim2=-1) * n_B[:, None]
+    return _log_of_factor(factor_BAT, gram_BTT, flat_BA, norm2_BT, n_B).to(x_BAT.dtype)
+
+
+def channel_factor(x_BCT: Tensor, scale_BC: Tensor, valid_BT: Tensor) -> Tensor:
+    """R in float64 of ``R R'``, the covariance over valid time of channels times ``scale``, ``(B, C, C)``.
+
+    For :func:`log_correlation_of_mixture`; without a gradient. Products over time are taken in the dtype of ``x_BCT``.
+    """
+    n_B = valid_BT.sum(-1).clamp_min(1).double()
+    scale_BC1 = scale_BC.double()[..., None]
+    covariance_BCC = (x_BCT @ x_BCT.mT).double() / n_B[:, None, None] * scale_BC1 * scale_BC1.mT
+    value_BC, vector_BCC = _eigenvectors(covariance_BCC)
+    return vector_BCC * value_BC.clamp_min(0.0).sqrt()[:, None]
+
+
+def log_correlation_of_mixture(
+    mixing_BAC: Tensor, x_BCT: Tensor, scale_BC: Tensor, factor_BCC: Tensor, valid_BT: Tensor
+) -> Tensor:
+    """:func:`log_correlation` of ``mixing @ (scale x)`` for fewer channels than anchors, without its time courses.
+
+    Args:
+        mixing_BAC: weights of channels at anchors.
+        x_BCT: channels, demeaned over valid time and zero elsewhere.
+        scale_BC: makes them of about unit variance.
+        factor_BCC: of these by :func:`channel_factor`; one for all mixtures of a window.
+        valid_BT: bool.
+    """
+    n_B = valid_BT.sum(-1).clamp_min(1).double()
+    factor_BAC = mixing_BAC.double() @ factor_BCC
+    variance_BA = factor_BAC.square().sum(-1)
+    flat_BA = variance_BA <= _FLAT
+    scale_BA = torch.where(flat_BA, 1.0, variance_BA).rsqrt() * ~flat_BA
+    factor_BAC = factor_BAC * scale_BA[..., None]
+    unit_BAC = mixing_BAC.to(x_BCT.dtype) * scale_BA[..., None].to(x_BCT.dtype) * scale_BC[:, None]
+    # |x_t|^2 at the anchors is a quadratic form of the channels.
+    norm2_BT = ((unit_BAC.mT @ unit_BAC) @ x_BCT).mul_(x_BCT).sum(1).double()
+    gram_BCC = factor_BAC.mT @ factor_BAC
+    return _log_of_factor(factor_BAC, gram_BCC, flat_BA, norm2_BT, n_B).to(x_BCT.dtype)
+
+
+def _log_of_factor(factor_BAK: Tensor, gram_BKK: Tensor, flat_BA: Tensor, norm2_BT: Tensor, n_B: Tensor) -> Tensor:
+    """The logarithm from F of ``S = F F' + diag(flat)``, and ``|x_t|^2`` of anchors of unit variance."""
+    # Squares of the small matrix sum to those of S, but for the ones of flat anchors.
+    squares_B = gram_BKK.square().sum((1, 2)) + flat_BA.sum(1)
+    noise_B = (norm2_BT.square().sum(-1) / n_B - squares_B) / n_B
+    distance_B = squares_B - factor_BAK.shape[1]
+    r_B1 = (noise_B / distance_B.clamp_min(1e-12)).clamp(LEAST_SHRINKAGE, 1.0)[:, None]
+
+    def gained(value_BK: Tensor) -> Tensor:
+        some_BK = value_BK.clamp_min(1e-12)
+        return torch.log1p((1 - r_B1) / r_B1 * some_BK) / some_BK
+
+    return _of_factor(factor_BAK, gained, torch.where(flat_BA, 0.0, r_B1.log()), gram_BKK)
+
+
+def _factor(x_BAT: Tensor, valid_BT: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """F of ``S = F F' + diag(flat)`` in float64, which anchors are flat, and valid time samples."""
+    n_B = valid_BT.sum(-1).clamp_min(1).double()
+    x_BAT = x_BAT.double() * n_B.rsqrt()[:, None, None]
+    variance_BA = x_BAT.square().sum(-1)
+    flat_BA = variance_BA <= _FLAT
+    scale_BA = torch.where(flat_BA, 1.0, variance_BA).rsqrt() * ~flat_BA
+    return x_BAT * scale_BA[..., None], flat_BA, n_B
+
+
+def _of_factor(
+    factor_BAT: Tensor, gained: Callable[[Tensor], Tensor], diagonal_BA: Tensor, gram_BTT: Tensor | None = None
+) -> Tensor:
+    """``F g(F' F) F' + diag``: a function f of ``F F' + c I`` where g(v) is ``(f(v + c) - f(c)) / v`` and diag f(c)."""
+    gram_BTT = factor_BAT.mT @ factor_BAT if gram_BTT is None else gram_BTT
+    value_BT, vector_BTT = _eigenvectors(gram_BTT)
+    wide_BAT = factor_BAT @ vector_BTT
+    found_BAA = (wide_BAT * gained(value_BT.clamp_min(0.0))[:, None]) @ wide_BAT.mT
+    found_BAA.diagonal(dim1=-2, dim2=-1).add_(diagonal_BA)
+    return found_BAA
+
+
+def _eigenvectors(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """As ``torch.linalg.eigh``, which ends the program where a matrix is not finite; what else is made of it is not."""
+    value, vector = torch.linalg.eigh(matrix.nan_to_num(0.0, 0.0, 0.0))
+    return value, vector
 
 
 def _products(x: Tensor, by_products: bool | None) -> bool:
@@ -81,7 +191,7 @@ def _correlation(x_BAT: Tensor, valid_BT: Tensor) -> tuple[Tensor, Tensor, Tenso
     n_B = valid_BT.sum(-1).clamp_min(1).double()
     covariance_BAA = (x_BAT @ x_BAT.mT).double() / n_B[:, None, None]
     variance_BA = covariance_BAA.diagonal(dim1=-2, dim2=-1)
-    live_BA = variance_BA > 1e-12
+    live_BA = variance_BA > _FLAT
     scale_BA = torch.where(live_BA, variance_BA, 1.0).rsqrt() * live_BA
     identity = torch.eye(x_BAT.shape[1], dtype=torch.float64, device=x_BAT.device)
     correlation_BAA = torch.where(identity > 0, 1.0, covariance_BAA * scale_BA[:, :, None] * scale_BA[:, None])

@@ -69,8 +69,11 @@ class TemporalEncoder(nn.Module):
         binned_BJD = self._bin_time(attended_BPD, measured.valid_BP)
         return self.encoder.read(rearrange(self.encoder.narrow(binned_BJD), "b j k -> b (j k)"))
 
-    def measure(self, signal: Signal) -> Patches:
-        """Cut the windows into patches on the common grid; a last part of a patch is left out."""
+    def measure(self, signal: Signal, weights_BAC: Tensor | None = None) -> Patches:
+        """Cut the windows into patches on the common grid; a last part of a patch is left out.
+
+        ``weights_BAC`` from channels to anchors where they are known.
+        """
         x_BCT, valid_BT = to_grid(signal, self.grid_hz)
         short = self.patch_samples - x_BCT.shape[-1]
         if short > 0:  # shorter than one patch: pad, and let its only patch count
@@ -93,7 +96,7 @@ class TemporalEncoder(nn.Module):
             rearrange(unit_BCT[..., :whole], "b c (p l) -> b c p l", p=n_patches),
             log_std_BC,
             power_BCPF,
-            self.anchors(signal),
+            self.anchors(signal) if weights_BAC is None else weights_BAC,
             rearrange(valid_BT[:, :whole], "b (p l) -> b p l", p=n_patches).all(-1),
         )
 

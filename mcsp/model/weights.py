@@ -21,6 +21,7 @@ from torch import Tensor
 
 from mcsp.config import ModelConfig
 from mcsp.model.mcsp import MCSP
+from mcsp.outside import read_bounded, read_object
 from mcsp.version import __version__
 from mcsp.wording import listed, sha256_file
 
@@ -57,7 +58,7 @@ def load_export(path: str | Path, kind: type[Model]) -> Model:
     path = Path(path)
     if not (path / CONFIG_FILE).is_file():
         raise ValueError(f"{path}: expected an exported model, a folder with {CONFIG_FILE}; found none")
-    header = _read_json(path / CONFIG_FILE)
+    header = read_object(path / CONFIG_FILE)
     found = header.get("format_version")
     if found != FORMAT_VERSION:
         raise ValueError(
@@ -73,7 +74,7 @@ def load_export(path: str | Path, kind: type[Model]) -> Model:
     with torch.random.fork_rng(devices=[]):  # building the model must not move the caller's random state
         model = kind(config)
     load_weights(model, {name: weight.float() for name, weight in weights.items()}, str(path / WEIGHTS_FILE))
-    model.preprocessing = _read_json(path / PREPROCESSING_FILE)
+    model.preprocessing = read_object(path / PREPROCESSING_FILE)
     return model.eval()
 
 
@@ -128,22 +129,12 @@ def load_weights(model: MCSP, weights: dict[str, Tensor], source: str) -> None:
     model.load_state_dict(weights)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path}: not readable as JSON ({error})") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{path}: expected a JSON object, found {type(values).__name__}")
-    return values
-
-
 def _verify_sums(path: Path, names: tuple[str, ...]) -> None:
     """Raise ``ValueError`` unless every named file exists and has the digest that SHA256SUMS gives it."""
     missing = [name for name in (*names, SUMS_FILE) if not (path / name).is_file()]
     if missing:
         raise ValueError(f"{path}: expected an exported model, but {', '.join(missing)} is missing")
-    lines = (line.split(maxsplit=1) for line in (path / SUMS_FILE).read_text().splitlines())
+    lines = (line.split(maxsplit=1) for line in read_bounded(path / SUMS_FILE).decode(errors="replace").splitlines())
     digests = {parts[1]: parts[0] for parts in lines if len(parts) == 2}
     for name in names:
         found = sha256_file(path / name)

@@ -37,7 +37,7 @@ def check(config: PretrainConfig) -> dict[str, Any]:
         trainer = Trainer(config.model_copy(update={"run_dir": Path(aside), "mirror_dir": None, "resume": "auto"}))
         evaluations = Evaluations(trainer, None)
         if distributed.is_main():  # as the run does at its start
-            Throughput(trainer.config, trainer.dataset.schedule.shapes, trainer.world_size, trainer.device)
+            Throughput(trainer.config, trainer.dataset.schedule.mean_shapes, trainer.world_size, trainer.device)
         built_gib = peak_memory_gib(trainer.device)
         evaluating, untrained = _timed(trainer, evaluations.at_start)
         seconds = [_timed(trainer, partial(_step, trainer, step))[0] for step in range(_STEPS)]

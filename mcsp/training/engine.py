@@ -32,7 +32,7 @@ from deepspeed.runtime.utils import combine_grad_norm_groups  # noqa: E402
 
 from mcsp import distributed  # noqa: E402
 from mcsp.batch import Batch  # noqa: E402
-from mcsp.config import PretrainConfig  # noqa: E402
+from mcsp.config import PretrainConfig, find_config  # noqa: E402
 from mcsp.schema import text_key  # noqa: E402
 from mcsp.training.saving import zero_fragments  # noqa: E402
 from mcsp.training.saving.state import EMA, Copied, State, copy_state  # noqa: E402
@@ -46,6 +46,7 @@ _INJECTED = {
     "optimizer", "scheduler", "bf16", "fp16", "steps_per_print",
 }  # fmt: skip
 _PR_SET_PDEATHSIG = 1
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # numbers of malloc.h
 
 
 def use_device() -> torch.device:
@@ -68,6 +69,17 @@ def use_device() -> torch.device:
     return own
 
 
+def keep_freed_memory() -> None:
+    """Have glibc keep what is freed for the next tensors of this process; nothing where there is no glibc.
+
+    It gives large blocks back to the system, and then a pass over a tensor on a CPU costs less than its fresh pages.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt:
+        mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # the most that it takes
+        mallopt(_M_TRIM_THRESHOLD, 1 << 30)
+
+
 def device_name() -> str:
     """What computes: the GPU's name, or cpu."""
     return torch.cuda.get_device_name(device()) if device().type == "cuda" else "cpu"
@@ -75,7 +87,8 @@ def device_name() -> str:
 
 def start_process_group() -> None:
     """Join the process group that the launcher describes, or make one of a single process. Idempotent."""
-    use_device()
+    if use_device().type == "cpu":
+        keep_freed_memory()
     if "RANK" in os.environ:
         # kill -9 of the launcher would leave its ranks running: they save and end, as if they were asked to.
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
@@ -114,7 +127,7 @@ def deepspeed_config(config: PretrainConfig, world_size: int, global_batch: int)
         ValueError: an unreadable file, or one that repeats a value that belongs to the pretraining config.
     """
     try:
-        values = json.loads(config.deepspeed.read_text())
+        values = json.loads(find_config(config.deepspeed).read_text())
     except OSError as error:
         raise ValueError(f"{config.deepspeed}: cannot read the DeepSpeed config ({error.strerror})") from None
     except json.JSONDecodeError as error:
@@ -172,6 +185,10 @@ def group_of(name: str) -> str:
     return "temperatures" if parts[0] == "log_scale_P" else "heads"
 
 
+def _any_norm(norm: float, told: list[float]) -> bool:
+    return True
+
+
 class Engine:
     """One module trained by DeepSpeed with AdamW; weight decay on matrices only."""
 
@@ -180,12 +197,18 @@ class Engine:
         optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98))
         values = deepspeed_config(config, world_size, global_batch)
         self.zero_stage: int = values.get("zero_optimization", {}).get("stage", 0)
-        self.arithmetic = f"{'bf16' if values['bf16']['enabled'] else 'fp32'} on {device_name()}"
+        with_autocast = values.get("torch_autocast", {}).get("enabled", False)
+        products: str = config.objective.precision
+        products = products if products != "auto" else "autocast's" if with_autocast else "fp32"
+        of_model = "bf16" if values["bf16"]["enabled"] else "fp32"
+        self.arithmetic = f"{of_model} on {device_name()}, products of the contrast {products}"
         self.world_size = world_size
         self._engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=values)
         self._names = {id(parameter): name for name, parameter in module.named_parameters()}
         self._steps = 0
-        self._norm, self._limit = 0.0, math.inf
+        self._norm, self._refused = 0.0, False
+        self._told, self._numbers = torch.zeros(0), list[float]()
+        self._allowed: Callable[[float, list[float]], bool] = _any_norm
         self.ema_decay = config.ema_decay
         self._ema: dict[tuple[str, int], Tensor] = {}  # of the ranges that this rank owns
         if self.zero_stage:
@@ -253,21 +276,34 @@ class Engine:
             left.extend(follower for follower, _ in node.next_functions)
         return found
 
-    def step(self, learning_rate: float, limit: float = math.inf) -> float:
-        """Clip, update, clear gradients; returns the norm of the whole gradient before clipping, alike on all ranks.
+    def step(
+        self,
+        learning_rate: float,
+        allowed: "Callable[[float, list[float]], bool] | None" = None,
+        told: Tensor | None = None,
+    ) -> tuple[float, list[float]]:
+        """Clip, update, clear gradients, unless the gradient forbids it.
 
-        A norm that is not finite or is above ``limit`` clears the gradients and changes nothing else.
+        Args:
+            learning_rate: of this step.
+            allowed: whether the step is taken, of the norm and of ``told``; asked only where the norm is finite.
+                A step that is not taken clears the gradients and changes nothing else.
+            told: numbers to read from the device together with the norm, so that it is waited for once; (K,).
+
+        Returns:
+            The norm of the whole gradient before clipping, and the numbers of ``told``; rank 0's, on all ranks.
         """
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate
-        self._limit, self._steps = limit, self._steps + 1
+        self._allowed, self._steps = allowed or _any_norm, self._steps + 1
+        self._told = torch.zeros(0, device=device()) if told is None else told.detach()
         if self.zero_stage == 0 and self._refuses(self._stage0_norm()):
             self._engine.optimizer.zero_grad()
         else:
             self._engine.step()
-        if self.ema_decay and math.isfinite(self._norm) and self._norm <= limit:
+        if self.ema_decay and not self._refused:
             self._average()
-        return self._norm
+        return self._norm, self._numbers
 
     def _average(self) -> None:
         """Move the average of the weights, of which a rank has what it owns of these.
@@ -298,12 +334,13 @@ class Engine:
         return dict(zip(squares, torch.stack(list(squares.values())).sqrt().tolist(), strict=True))
 
     def _refuses(self, norm: Tensor) -> bool:
-        """Remember the norm that rank 0 found, so that no rounding makes ranks choose differently."""
-        norm = norm.detach().float().reshape(1).clone()
+        """Remember the numbers that rank 0 found, so that no rounding makes ranks choose differently."""
+        found = torch.cat([norm.detach().float().reshape(1), self._told])
         with distributed.around_collectives():
-            torch.distributed.broadcast(norm, src=0)
-        self._norm = float(norm)
-        return not (math.isfinite(self._norm) and self._norm <= self._limit)
+            torch.distributed.broadcast(found, src=0)
+        self._norm, *self._numbers = found.tolist()  # the one wait for the device in a step
+        self._refused = not (math.isfinite(self._norm) and self._allowed(self._norm, self._numbers))
+        return self._refused
 
     def _watch_norm(self) -> None:
         """Have DeepSpeed discard a step whose norm we refuse: it does so when it finds an infinite one."""

@@ -26,12 +26,12 @@ def connectivity_target(model: MCSP, modality: Modality, signal: Signal) -> Tens
     """Logarithm, or root, of the correlation of all pairs of anchors, ``(B, A (A - 1) / 2)``."""
     encoder = model.encoder(modality, "spatial")
     assert isinstance(encoder, SpatialEncoder)
-    return connectivity_of(encoder, encoder.channels(signal, coherence=False), signal)
+    return connectivity_of(encoder, encoder.channels(signal, coherence=False), encoder.anchors(signal))
 
 
-def connectivity_of(encoder: SpatialEncoder, channels: Channels, signal: Signal) -> Tensor:
-    """The same of what was measured of the signal's channels already."""
-    return upper_triangle(encoder.correlation(channels, encoder.anchors(signal), encoder.form))
+def connectivity_of(encoder: SpatialEncoder, channels: Channels, weights_BAC: Tensor) -> Tensor:
+    """The same of what was measured of channels already, carried to the anchors by ``weights_BAC``."""
+    return upper_triangle(encoder.correlation(channels, weights_BAC, encoder.form))
 
 
 def spectrum_target(model: MCSP, modality: Modality, signal: Signal) -> Tensor:

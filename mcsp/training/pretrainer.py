@@ -26,6 +26,7 @@ from mcsp.losses import (
     slots,
 )
 from mcsp.losses.prediction import Target
+from mcsp.losses.shuffled import other_rows, place, places_Kn
 from mcsp.model.layers import Block, TokenEncoder
 from mcsp.model.mcsp import MCSP, Measured
 from mcsp.model.spatial import Connectivity, SpatialEncoder
@@ -67,7 +68,7 @@ class Pretrainer(nn.Module):
                 # Block by block: all share what is compiled, and what is measured before them (lengths and rates that
                 # decide about shapes) would only break the graph. In place, so the names of the weights stay.
                 module.compile()
-        self.augmentation = augmentation
+        self.augmentation, self.shuffled = augmentation, objective.shuffled_pairs is not None
         self.part: Callable[[str], AbstractContextManager[Any]] = record_function  # around each part of a step
         self.slots = slots(model.modalities, model.domains)
         self.terms = pair_terms(self.slots, objective)
@@ -86,8 +87,14 @@ class Pretrainer(nn.Module):
             m: torch.zeros(n, dtype=torch.bool, device=s.x_BCT.device).index_copy(0, s.sample_B, s.row_valid_B)
             for m, s in batch.signals.items()
         }
+        places = places_Kn(batch) if self.shuffled else None
+        if places is not None:
+            valid_by_modality = {m: valid_n[places].all(0) for m, valid_n in valid_by_modality.items()}
         for modality, signal in batch.signals.items():
             measured, targets = self._measure(modality, signal)
+            if places is not None:
+                rows_B = other_rows(places, signal.sample_B)
+                targets = {name: t.unflatten(0, (2, -1))[:, rows_B].flatten(0, 1) for name, t in targets.items()}
             for domain in self.model.config.domains:
                 with self.part("encoders"):
                     h_BD = self.model.encode_measured(modality, domain, measured[domain])
@@ -100,8 +107,9 @@ class Pretrainer(nn.Module):
                         error_by_name[name] = error_B.new_zeros(n).index_copy(0, signal.sample_B, error_B)
         some = next(iter(z_by_slot.values()))
         no_z, no_error, no_row = torch.zeros_like(some), some.new_zeros(n), some.new_zeros(n, dtype=torch.bool)
+        z_M = [z_by_slot.get((s.modality, s.domain, s.view), no_z) for s in self.slots]
         return Output(
-            torch.stack([z_by_slot.get((s.modality, s.domain, s.view), no_z) for s in self.slots]),
+            torch.stack([z if places is None else z[places[place(s)]] for s, z in zip(self.slots, z_M, strict=True)]),
             torch.stack([valid_by_modality.get(s.modality, no_row) for s in self.slots]),
             self.scale_P(),
             # The last row is nothing: it keeps the stack from being empty.
@@ -125,26 +133,30 @@ class Pretrainer(nn.Module):
         config = self.augmentation
         with self.part("views"):
             halves = [half_of_view(signal, v) for v in VIEWS] if config.opposite_halves else []
+        with self.part("measures"):  # of the window, its halves and what changes them over time alone
+            weights_BAC = self.model.encoder(modality, self.model.config.domains[0]).anchors(signal)
         views: dict[Domain, list[Any]] = {}
         targets: dict[Target, list[Tensor]] = {}
         wanted = {term.target for term in self.predictions if term.modality == modality}
         for domain in self.model.config.domains:
             seen = halves if domain in config.opposite_halves else [signal]  # both views see the same one
             if domain == "spatial":
-                views[domain], connectivity = self._spatial(modality, seen, halves, "connectivity" in wanted)
+                views[domain], connectivity = self._spatial(
+                    modality, seen, halves, "connectivity" in wanted, weights_BAC
+                )
                 targets |= connectivity
             elif domain == "spectral":
-                views[domain], spectrum = self._spectral(modality, seen, halves, "spectrum" in wanted)
+                views[domain], spectrum = self._spectral(modality, seen, halves, "spectrum" in wanted, weights_BAC)
                 targets |= spectrum
             else:
                 with self.part("views"):
                     drawn = [temporal_view(seen[v % len(seen)], v, config) for v in VIEWS]
                 with self.part("measures"):
-                    views[domain] = [self.model.encoder(modality, domain).measure(view) for view in drawn]
+                    views[domain] = [self.model.encoder(modality, domain).measure(view, weights_BAC) for view in drawn]
         return views, targets
 
     def _spatial(
-        self, modality: Modality, seen: list[Signal], halves: list[Signal], wanted: bool
+        self, modality: Modality, seen: list[Signal], halves: list[Signal], wanted: bool, weights_BAC: Tensor
     ) -> tuple[list[Connectivity], dict[Target, list[Tensor]]]:
         encoder = self.model.encoder(modality, "spatial")
         assert isinstance(encoder, SpatialEncoder)
@@ -158,16 +170,16 @@ class Pretrainer(nn.Module):
             if not wanted:
                 return views, {}
             of_halves = channels if seen is halves else [encoder.channels(half, coherence=False) for half in halves]
-            other = [connectivity_of(encoder, of_halves[1 - v], halves[1 - v]) for v in VIEWS]
+            other = [connectivity_of(encoder, of_halves[1 - v], weights_BAC) for v in VIEWS]
         return views, {"connectivity": other}
 
     def _spectral(
-        self, modality: Modality, seen: list[Signal], halves: list[Signal], wanted: bool
+        self, modality: Modality, seen: list[Signal], halves: list[Signal], wanted: bool, weights_BAC: Tensor
     ) -> tuple[list[Spectrum], dict[Target, list[Tensor]]]:
         encoder = self.model.encoder(modality, "spectral")
         assert isinstance(encoder, SpectralEncoder)
         with self.part("measures"):
-            spectra = [encoder.measure(signal) for signal in seen]
+            spectra = [encoder.measure(signal, weights_BAC) for signal in seen]
         with self.part("views"):
             freqs_F = encoder.freqs_F().to(seen[0].x_BCT.device)
             views = []
@@ -178,7 +190,7 @@ class Pretrainer(nn.Module):
         if not wanted:
             return views, {}
         with self.part("measures"):
-            of_halves = spectra if seen is halves else [encoder.measure(half) for half in halves]
+            of_halves = spectra if seen is halves else [encoder.measure(half, weights_BAC) for half in halves]
             return views, {"spectrum": [spectrum_of(of_halves[1 - v]) for v in VIEWS]}
 
     def _prediction_errors(
@@ -208,21 +220,57 @@ class Pretrainer(nn.Module):
 
 
 def _in_cache(signal: Signal) -> Iterator[Signal]:
-    """The rows in groups that a processor's cache holds; all at once on a GPU, or where rates differ.
+    """Neighbouring rows of one rate in groups that a processor's cache holds, without the padding that no row of a
+    group needs; all at once on a GPU.
 
     Measuring passes over a window some tens of times, and main memory is slower than that.
     """
-    rows = max(1, _CACHE_BYTES // max(1, signal.x_BCT[0].nbytes))
-    if signal.x_BCT.device.type != "cpu" or rows >= len(signal) or bool((signal.sfreq_B != signal.sfreq_B[0]).any()):
+    if signal.x_BCT.device.type != "cpu":
         yield signal
         return
-    for first in range(0, len(signal), rows):
-        yield Signal(**{f.name: getattr(signal, f.name)[first : first + rows] for f in fields(Signal)})
+    channels, samples = _extents(signal.channel_valid_BC), _extents(signal.time_valid_BT)
+    rates, values = signal.sfreq_B.tolist(), _CACHE_BYTES // signal.x_BCT.element_size()
+    first = 0
+    while first < len(signal):
+        stop, c, t = first + 1, channels[first], samples[first]
+        while stop < len(signal) and rates[stop] == rates[first]:
+            wider, longer = max(c, channels[stop]), max(t, samples[stop])
+            if (stop + 1 - first) * wider * longer > values:
+                break
+            stop, c, t = stop + 1, wider, longer
+        rows = Signal(**{f.name: getattr(signal, f.name)[first:stop] for f in fields(Signal)})
+        yield rows.replace(
+            x_BCT=rows.x_BCT[:, :c, :t],
+            channel_valid_BC=rows.channel_valid_BC[:, :c],
+            time_valid_BT=rows.time_valid_BT[:, :t],
+            position_BC3=rows.position_BC3[:, :c],
+            position_valid_BC=rows.position_valid_BC[:, :c],
+        )
+        first = stop
+
+
+def _extents(valid_BI: Tensor) -> list[int]:
+    """One past the last valid place of each row, at least 1."""
+    place_I = torch.arange(1, valid_BI.shape[1] + 1)
+    return (valid_BI * place_I).amax(1).clamp_min(1).tolist()
 
 
 def _joined(parts: Sequence[Any]) -> Any:
-    """Named tuples of tensors as one, row after row; what is None in all stays None."""
-    return type(parts[0])(*(None if column[0] is None else torch.cat(column) for column in zip(*parts, strict=True)))
+    """Named tuples of tensors as one, row after row, padded with zeros; what is None in all stays None."""
+    columns = zip(*parts, strict=True)
+    return type(parts[0])(*(None if column[0] is None else _stacked(column) for column in columns))
+
+
+def _stacked(tensors: Sequence[Tensor]) -> Tensor:
+    """Rows of all tensors, (sum of rows, ...) of the largest shape."""
+    shape = [max(sizes) for sizes in zip(*(x.shape[1:] for x in tensors), strict=True)]
+    if all(list(x.shape[1:]) == shape for x in tensors):
+        return torch.cat(list(tensors))
+    whole, first = tensors[0].new_zeros(sum(len(x) for x in tensors), *shape), 0
+    for x in tensors:
+        whole[(slice(first, first + len(x)), *(slice(size) for size in x.shape[1:]))] = x
+        first += len(x)
+    return whole
 
 
 def _key(name: str) -> str:

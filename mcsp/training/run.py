@@ -51,12 +51,13 @@ class Run:
             (run_dir / "config.json").write_text(json.dumps(self.config.dump(), indent=1))
             also = trackers(self.config.trackers, run_dir, self.config.dump())
             self.metrics = Metrics(run_dir, trainer.step, self.config.steps, also)
-            self.metrics.event("start", trainer.step, ranks=trainer.world_size)
+            arithmetic = trainer.engine.arithmetic
+            self.metrics.event("start", trainer.step, ranks=trainer.world_size, arithmetic=arithmetic)
             if trainer.changed:
                 self.metrics.event("changed", trainer.step, **trainer.changed)
             self.first_start = next(e["time"] for e in iter_events(run_dir) if e["event"] == "start")
             self.throughput = Throughput(
-                self.config, trainer.dataset.schedule.shapes, trainer.world_size, trainer.device
+                self.config, trainer.dataset.schedule.mean_shapes, trainer.world_size, trainer.device
             )
         self.evaluations = Evaluations(trainer, self.metrics)
 

@@ -53,7 +53,7 @@ def window_flops(model: ModelConfig, shapes: Mapping[Modality, tuple[int, int]],
 
     Args:
         model: architecture.
-        shapes: channels and time samples of a window.
+        shapes: channels and time samples of a window, without padding.
         hz: sampling rate.
     """
     with torch.random.fork_rng(devices=[]), sdpa_kernel(SDPBackend.MATH):
@@ -85,7 +85,7 @@ def _some_window(shape: tuple[int, int], hz: float) -> Signal:
 
 
 class Throughput:
-    """Turns seconds per step into speeds of the whole run."""
+    """Turns seconds per step into speeds of the whole run; operations on padding do not count."""
 
     def __init__(
         self, config: PretrainConfig, shapes: Mapping[Modality, tuple[int, int]], ranks: int, device: torch.device

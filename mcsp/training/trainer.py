@@ -6,6 +6,7 @@ import math
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from mcsp.batch import Batch
 from mcsp.config import PretrainConfig
 from mcsp.data_sharding.store.reader import Corpus
 from mcsp.losses.objective import objective
+from mcsp.losses.shuffled import subjects_of_blocks
 from mcsp.training import engine
 from mcsp.training.clock import Clock
 from mcsp.training.health import Health, clean
@@ -221,7 +223,8 @@ class Trainer:
                 z_parts, valid_parts, scale_parts, error_parts = parts
             z_MnK, valid_Mn = torch.cat(z_parts, 1).requires_grad_(), torch.cat(valid_parts, 1)
             scale_P, error_Qn = scale_parts[0].clone().requires_grad_(), torch.cat(error_parts, 1).requires_grad_()
-        subject_n, site_n = torch.cat([b.subject_N for b in batches]), torch.cat([b.site_N for b in batches])
+        of_batch = subjects_of_blocks if self.config.objective.shuffled_pairs else attrgetter("subject_N")
+        subject_n, site_n = torch.cat([of_batch(b) for b in batches]), torch.cat([b.site_N for b in batches])
         return Embedded(z_MnK, valid_Mn, scale_P, error_Qn, subject_n, site_n)
 
     def loss(self, embedded: Embedded, retrieval: bool = True) -> tuple[Tensor, dict[str, Tensor]]:
@@ -260,17 +263,16 @@ class Trainer:
         left_out = sum((Counter(batch.left_out) for batch in batches), Counter[str]())
         counts = [float(bool(self.asked())), left_out.total(), self.bad_windows.tell(list(batches)), read]
         told = torch.stack([share, *terms.values(), *share.detach().new_tensor(counts)])
-        # One collective for everything that all ranks must know.
+        # One collective for everything that all ranks must know; it is read when the gradient's norm is.
         summed = distributed.sum_over_ranks(told)
-        # One wait for the device; a second one is for the gradient's norm.
-        found = torch.cat([summed, embedded.scale_P.detach().to(summed.dtype)]).tolist()
-        (*totals, stopping, left, bad, read), scales = found[: len(summed)], found[len(summed) :]
-        self.bad_windows.add(round(bad), round(read), distributed.gather_objects(left_out) if left else [])
-        self.stopping = stopping > 0
+        told = torch.cat([summed, embedded.scale_P.detach().to(summed.dtype)])
         rate = learning_rate(self.config, self.step - self.health.skipped_steps)
         details: dict[str, float] = {}
         in_detail = is_evaluated(self.config, self.step + 1)
-        norm = self._update(share, totals[0], rate, embedded, batches, metrics, details if in_detail else None)
+        norm, found = self._update(share, told, rate, embedded, batches, metrics, details if in_detail else None)
+        (*totals, stopping, left, bad, read), scales = found[: len(summed)], found[len(summed) :]
+        self.bad_windows.add(round(bad), round(read), distributed.gather_objects(left_out) if left else [])
+        self.stopping = stopping > 0
         self.step += 1
         temperatures = {
             f"temperature/{term.name}": 1 / scale for term, scale in zip(self.module.terms, scales, strict=True)
@@ -294,36 +296,40 @@ class Trainer:
     def _update(
         self,
         share: Tensor,
-        loss: float,
+        told: Tensor,
         rate: float,
         embedded: Embedded,
         batches: Sequence[Batch],
         metrics: Metrics | None,
         details: dict[str, float] | None,
-    ) -> float:
-        """Take the step, unless loss or gradient forbid it; the gradient's norm, NaN where none was made.
+    ) -> tuple[float, list[float]]:
+        """Take the step, unless loss or gradient forbid it; the gradient's norm, and the numbers of ``told``.
 
-        ``details`` gets the norm of each part.
+        The first of ``told`` is the loss. Where it forbids the step the norm is NaN. ``details`` gets the norm of each
+        part.
         """
-        health, norm = self.health, None
-        fault = health.fault("loss", loss, health.loss_limit())
-        if not fault:
-            self.clock.enter("backward")
-            self.backward(share, embedded, batches)
-            self.clock.enter("optimizer")
-            if details is not None:
-                details |= {f"gradient_norm/{part}": value for part, value in self.engine.group_norms().items()}
-            limit = health.norm_limit()
-            norm = self.engine.step(rate, limit)
-            fault = health.fault("gradient norm", norm, limit)
-        new_level = health.seen(loss, norm, counted=not fault)
+        health = self.health
+        loss_limit, norm_limit = health.loss_limit(), health.norm_limit()
+
+        def fault_of(norm: float, loss: float) -> str:
+            return health.fault("loss", loss, loss_limit) or health.fault("gradient norm", norm, norm_limit)
+
+        self.clock.enter("backward")
+        self.backward(share, embedded, batches)
+        self.clock.enter("optimizer")
+        if details is not None:
+            details |= {f"gradient_norm/{part}": value for part, value in self.engine.group_norms().items()}
+        norm, found = self.engine.step(rate, lambda norm, found: not fault_of(norm, found[0]), told)
+        loss, fault = found[0], fault_of(norm, found[0])
+        of_loss = bool(health.fault("loss", loss, loss_limit))
+        new_level = health.seen(loss, None if of_loss else norm, counted=not fault)
         if fault:
             facts = self._what_was_read(embedded, batches)
             if metrics:
                 metrics.event("skip", self.step + 1, because=fault, data=self.step + health.data_offset, **facts)
         if new_level and metrics:
             metrics.event("new level", self.step + 1, of=new_level)
-        return math.nan if norm is None else norm
+        return math.nan if of_loss else norm, found
 
     def _what_was_read(self, embedded: Embedded, batches: Sequence[Batch]) -> dict[str, Any]:
         """Ranks and keys of the samples whose embeddings are not finite; where all are, the keys of the whole batch."""

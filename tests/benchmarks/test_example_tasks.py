@@ -104,6 +104,17 @@ def test_tables_show_means_intervals_and_the_spread_over_runs_where_there_is_one
     assert lines["export 0"] == "| export 0 | 4 |"
 
 
+@pytest.mark.parametrize("name", [("tangent space", "linear SVM"), ("covariance", "tangent space + logistic")])
+def test_the_tangent_space_is_found_under_its_name_and_that_of_before(tasks: ModuleType, name: tuple[str, str]) -> None:
+    one = run(0.0)
+    for consortium in one["consortia"].values():
+        row = dict(consortium["classification"][1], features=name[0], classifier=name[1], auroc=interval(0.66))
+        consortium["classification"].append(row)
+    text = tasks.tables({"stages": {}, "runs": {"0": one}})
+    diagnosis = next(line for line in text.splitlines() if line.startswith("| simulated diagnosis, 320"))
+    assert diagnosis.split(" | ")[5] == "0.660 (0.56 to 0.76)"
+
+
 @pytest.mark.slow
 def test_the_whole_command_at_a_small_size_and_again_from_what_is_there(
     tasks: ModuleType, tmp_path: Path, capfd: pytest.CaptureFixture[str]

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 
 import edfio
@@ -23,7 +24,7 @@ from mcsp.data_sharding.bids.write import (
 from mcsp.data_sharding.build.corpus import build_corpus, ray_session
 from mcsp.data_sharding.build.pseudonyms import KEY_VARIABLE
 
-KEY = "a key for tests alone"
+KEY = sha256(b"a key for tests alone").hexdigest()
 CHANNELS = ["Fp1", "Fp2", "C3", "C4", "O1", "O2", "T3"]
 PARCELS = ["left", "right", "middle"]
 PLACES = [[-40.0, 0, 30], [40, 0, 30], [0, 20, 50]]

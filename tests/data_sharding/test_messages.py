@@ -61,7 +61,7 @@ def test_each_way_to_fail_says_so_in_one_line(sites: Path, tmp_path: Path) -> No
     assert "sub-05_task-rest_eeg.edf" in (out / ".build/rejected.tsv").read_text()
     assert not (out / "index.json").exists()
 
-    status, lines = build(sites, out, MCSP_SUBJECT_KEY="another key for tests alone")
+    status, lines = build(sites, out, MCSP_SUBJECT_KEY=KEY[::-1])
     assert status == 2 and len(lines) == 1 and "holds a corpus of another configuration, subject key" in lines[0]
     status, lines = build(sites, out, MCSP_SUBJECT_KEY="")
     assert status == 2 and len(lines) == 1 and "MCSP_SUBJECT_KEY is not set" in lines[0]

@@ -8,7 +8,7 @@ import pytest
 from mcsp.config import EvaluateConfig, ModelConfig
 from mcsp.data_sharding.store.reader import Corpus
 from mcsp.encode.pretrained import PretrainedMCSP
-from mcsp.evaluate.bids_corpus import KEY_VARIABLE, open_corpus
+from mcsp.evaluate.bids_corpus import KEY_NAME, KEY_VARIABLE, open_corpus
 from mcsp.evaluate.overlap import find_overlap
 from mcsp.evaluate.units import read_labels
 from mcsp.export.export import pretraining_subjects
@@ -42,7 +42,8 @@ def test_a_bids_dataset_is_cleaned_as_the_pretraining_corpus_was(
     (tmp_path / SUBJECTS_FILE).write_text("".join(f"{s}\n" for s in pretraining_subjects(reference)))
     kept = {KEY_FINGERPRINT: reference.index[KEY_FINGERPRINT], "corpus_index_hash": reference.index_hash}
     people = [f"{r.site}/{r.subject}" for r in own]
-    assert find_overlap(kept, tmp_path, corpus, people).seen is None, "the same people, under a public key"
+    assert find_overlap(kept, tmp_path, corpus, people).seen is None, "the same people, under another key"
+    assert (tmp_path / KEY_NAME).stat().st_mode & 0o777 == 0o600
     before = (tmp_path / "corpus" / "index.json").stat().st_mtime_ns
     again = open_corpus(config, tmp_path, model(cleaning), columns)
     assert again.index_hash == corpus.index_hash

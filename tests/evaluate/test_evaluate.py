@@ -1,6 +1,6 @@
 """The whole evaluation on a small corpus: numbers, report, determinism, and labels that cannot be used.
 
-Covers: mcsp/evaluate/comparison.py, mcsp/evaluate/diagnostics.py, mcsp/evaluate/units.py,, mcsp/evaluate/methods.py
+Covers: mcsp/evaluate/comparison.py, mcsp/evaluate/diagnostics.py, mcsp/evaluate/units.py,
 mcsp/evaluate/report/figures.py, mcsp/evaluate/report/page.py, mcsp/evaluate/report/tables.py
 """
 
@@ -20,9 +20,10 @@ from mcsp.config import EvaluateConfig, ModelConfig
 from mcsp.data_sharding.store.reader import Corpus
 from mcsp.data_sharding.store.table import Recordings
 from mcsp.encode.pretrained import from_pretrained
-from mcsp.evaluate.evaluate import evaluate, run_retrieval, untrained_like, with_windows
+from mcsp.evaluate.evaluate import evaluate, untrained_like, with_windows
 from mcsp.evaluate.methods import CLASSICAL
 from mcsp.evaluate.report.tables import summary_lines, terminal_table
+from mcsp.evaluate.retrieval.rows import CONTROLS, run_retrieval
 from mcsp.evaluate.units import read_labels
 from mcsp.export.export import pretraining_subjects
 from mcsp.model.mcsp import MCSP
@@ -83,6 +84,7 @@ def test_every_method_is_scored_under_both_protocols_on_the_same_folds(results: 
             *(("connectivity", kind) for kind in (svm, logistic)),
             *(("root of connectivity", kind) for kind in (svm, logistic)),
             ("root of connectivity, denoised", svm),
+            ("root of connectivity, denoised, pairs shuffled", svm),
             ("tangent space", svm),
         ],
         "both": [("root of connectivity + relative band power", kind) for kind in (svm, logistic)],
@@ -170,8 +172,10 @@ def test_simulated_sites_and_overlap_are_declared(results: dict) -> None:
 
 def test_retrieval_has_before_and_after_for_held_out_and_training(results: dict) -> None:
     rows = {(r["subjects_of"], r["candidates_from"], r["model"]) for r in results["retrieval"]}
-    assert len(rows) == len(results["retrieval"]) == 8
-    assert all(r["chance"] == 1 / 8 for r in results["retrieval"])
+    assert len(rows) == len(results["retrieval"]) == 2 * 3 * (2 + len(CONTROLS))
+    assert all(r["chance"] == (1 / 3 if r["candidates_from"] == "one person" else 1 / 8) for r in results["retrieval"])
+    text = terminal_table(results)
+    assert all(text.count(control) == 6 for control in CONTROLS)
 
 
 class Page(HTMLParser):

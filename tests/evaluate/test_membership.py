@@ -10,7 +10,7 @@ from mcsp.config import EvaluateConfig, ModelConfig
 from mcsp.data_sharding.store.reader import Corpus
 from mcsp.evaluate import membership as room
 from mcsp.evaluate.membership import membership, own_similarity
-from mcsp.evaluate.units import Labelled, read_labels
+from mcsp.evaluate.units import read_labels
 from mcsp.model.mcsp import MCSP
 
 
@@ -22,25 +22,34 @@ def config(corpus_dir: Path) -> EvaluateConfig:
     )  # fmt: skip
 
 
-def test_people_whose_windows_are_more_alike_are_found_out(
-    corpus_dir: Path, config: EvaluateConfig, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_an_encoder_that_has_seen_nobody_shows_none_and_people_who_are_more_alike_are_found_out(
+    corpus_dir: Path, config: EvaluateConfig, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
-    torch.manual_seed(0)
+    """Who counts as seen is drawn: the AUROC then has mean 1/2 and the standard deviation of Mann and Whitney."""
+    torch.manual_seed(seed)
     corpus, model = Corpus(corpus_dir), MCSP(ModelConfig(modalities=("fmri",))).eval()
     labelled = read_labels(corpus, "diagnosis")
-    seen = frozenset(labelled.subjects[::2])
-    real = own_similarity
+    own_N = own_similarity(model, corpus, labelled, "fmri", config)
+    subjects, rng = np.array(labelled.subjects), np.random.default_rng(seed)
+    assert len(set(subjects)) == len(subjects) == 32
 
-    def leaky(model: MCSP, corpus: Corpus, labelled: Labelled, *rest: object) -> np.ndarray:
-        own_N = real(model, corpus, labelled, *rest)  # type: ignore[arg-type]
-        return own_N + np.array([s in seen for s in labelled.subjects])
+    def found(similarity_N: np.ndarray, seen: np.ndarray) -> dict:
+        monkeypatch.setattr(room, "own_similarity", lambda *_: similarity_N)
+        (row,) = membership({"any": model}, corpus, labelled, frozenset(seen), config)
+        assert (row["seen"], row["unseen"]) == (16, 16)
+        return row["auroc"]
 
-    (plain,) = membership({"untrained": model}, corpus, labelled, seen, config)
-    assert plain["auroc"]["ci_low"] < 0.5 < plain["auroc"]["ci_high"]
-    assert (plain["seen"], plain["unseen"]) == (16, 16)
-    monkeypatch.setattr(room, "own_similarity", leaky)
-    (found,) = membership({"pretrained": model}, corpus, labelled, seen, config)
-    assert found["auroc"]["value"] == 1.0
+    draws = [rng.permutation(subjects)[:16] for _ in range(40)]
+    rows = [found(own_N, seen) for seen in draws]
+    value = np.array([row["value"] for row in rows])
+    deviation = np.sqrt(33 / (12 * 16 * 16))
+    assert abs(value.mean() - 0.5) < 4 * deviation / np.sqrt(len(draws))
+    assert 0.6 * deviation < value.std() < 1.4 * deviation
+    assert sum(row["ci_low"] < 0.5 < row["ci_high"] for row in rows) >= 32  # of 40 intervals of 95 %
+    others = np.setdiff1d(subjects, draws[0])
+    assert found(own_N, others)["value"] == pytest.approx(1 - value[0], abs=1e-12)
+    assert found(own_N + np.isin(subjects, draws[0]) * 2, draws[0])["value"] == 1.0
 
 
 def test_similarity_is_the_cosine_of_windows_and_unknown_groups_give_no_row(

@@ -11,6 +11,7 @@ from examples import abide
 from mcsp.data_sharding.build.pseudonyms import KEY_VARIABLE
 from mcsp.data_sharding.store.reader import Corpus
 from mcsp.schema import SCALE_FREE
+from tests.conftest import SUBJECT_KEY
 
 PEOPLE = {"Pitt_0050003": ("PITT", "1"), "Pitt_0050004": ("PITT", "2"), "UM_1_0050272": ("UM_1", "1")}
 
@@ -31,7 +32,7 @@ def test_the_files_of_nilearns_fetcher_become_a_corpus(
     places = np.random.default_rng(9).uniform(-60, 60, (200, 3)).round(1)
     table = "\n".join("\t".join(map(str, (i, *xyz))) for i, xyz in enumerate(places, 1))
     (tmp_path / "places.tsv").write_text(f"label\tx_mm\ty_mm\tz_mm\n{table}\n")
-    monkeypatch.setenv(KEY_VARIABLE, "a key for tests alone")
+    monkeypatch.setenv(KEY_VARIABLE, SUBJECT_KEY)
     arguments = ["--abide", str(tmp_path), "--atlas", str(tmp_path / "places.tsv"), "--workers", "1"]
     monkeypatch.setattr(sys, "argv", ["abide.py", str(tmp_path / "out"), *arguments])
     assert abide.main() == 0

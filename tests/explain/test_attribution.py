@@ -77,7 +77,7 @@ def explained(corpus_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tup
     }  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["explain.py", *(f"{name}={value}" for name, value in options.items())])
-        launcher.main()
+        assert launcher.main() == 0
     return folder / "out", json.loads((folder / "out" / "attribution.json").read_text())
 
 

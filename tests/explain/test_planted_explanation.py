@@ -29,20 +29,35 @@ from tests.explain.planted_corpus import (
 EEG_BANDS = ("delta", "theta", "alpha", "beta", "gamma")
 
 
-@pytest.fixture(scope="module")
-def explained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
-    """An encoder of random weights: the probe and the measured features must be enough."""
+def explanation(folder: Path, model: ModelConfig, pairs: int) -> dict:
+    """Of an encoder of random weights: its probe must be enough."""
     explain = importlib.import_module("mcsp.explain.explain")
-    folder = tmp_path_factory.mktemp("planted")
     torch.manual_seed(7)
-    write_pretrained(MCSP(ModelConfig()), folder / "model", {"window_seconds": {"eeg": 10.0, "fmri": 240.0}})
+    write_pretrained(MCSP(model), folder / "model", {"window_seconds": {"eeg": 10.0, "fmri": 240.0}})
     config = ExplainConfig(
         model_dir=folder / "model", corpus_dir=folder, out_dir=folder / "out", label="diagnosis", folds=4,
-        windows_per_recording=1, pairs=24, steps=6,
+        windows_per_recording=1, pairs=pairs, steps=6,
     )  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(explain, "open_corpus", lambda *_: PlantedCorpus(subjects=32))
-        return folder / "out", explain.explain(config)
+        return explain.explain(config)["modalities"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("planted")
+
+
+@pytest.fixture(scope="module")
+def explained(folder: Path) -> dict:
+    """With what is measured beside the encoder's own features."""
+    return explanation(folder, ModelConfig(), pairs=24)
+
+
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory: pytest.TempPathFactory) -> dict:
+    """Nothing is measured: all that is explained comes from the weights."""
+    return explanation(tmp_path_factory.mktemp("learned"), ModelConfig(skips=()), pairs=16)
 
 
 def mean_map(found: dict, kind: str | None = None) -> np.ndarray:
@@ -55,8 +70,8 @@ def correlations(planted: np.ndarray, maps: dict[str | None, np.ndarray]) -> dic
     return {kind: float(np.corrcoef(planted.ravel(), m.ravel())[0, 1]) for kind, m in maps.items()}
 
 
-def test_the_planted_electrode_and_band_stand_out_of_the_attribution(explained: tuple[Path, dict]) -> None:
-    eeg = explained[1]["modalities"]["eeg"]
+def test_the_planted_electrode_and_band_stand_out_of_the_attribution(explained: dict) -> None:
+    eeg = explained["eeg"]
     maps = {kind: mean_map(eeg, kind) for kind in (None, RANDOM_ENCODER, SHUFFLED_LABELS)}
     place = ELECTRODES.index(PLANTED_ELECTRODE), eeg["bands"].index(PLANTED_BAND)
     value_CK = maps[None]
@@ -71,8 +86,44 @@ def test_the_planted_electrode_and_band_stand_out_of_the_attribution(explained: 
     assert found[None] > found[SHUFFLED_LABELS]
 
 
-def test_the_planted_parcels_are_among_the_first_of_the_attribution(explained: tuple[Path, dict]) -> None:
-    fmri = explained[1]["modalities"]["fmri"]
+def test_an_attribution_to_the_electrode_falls_with_the_weights_it_comes_from(learned: dict) -> None:
+    eeg = learned["eeg"]
+    maps = {kind: mean_map(eeg, kind) for kind in (None, RANDOM_ENCODER, SHUFFLED_LABELS)}
+    place = ELECTRODES.index(PLANTED_ELECTRODE), eeg["bands"].index(PLANTED_BAND)
+    planted_CK = np.zeros_like(maps[None])
+    planted_CK[place] = 1
+    assert maps[None].argmax() == planted_CK.argmax()
+    found = correlations(planted_CK, maps)
+    assert found[None] > 0.85
+    assert maps[None][place] > 2 * max(maps[kind][place] for kind in (RANDOM_ENCODER, SHUFFLED_LABELS))
+    assert found[None] > max(found[kind] for kind in (RANDOM_ENCODER, SHUFFLED_LABELS))
+
+
+def test_an_attribution_to_parcels_and_edges_falls_with_the_weights_it_comes_from(learned: dict) -> None:
+    fmri = learned["fmri"]
+    maps = {kind: mean_map(fmri, kind).sum(1) for kind in (None, RANDOM_ENCODER, SHUFFLED_LABELS)}
+    first = np.argsort(-maps[None])[: len(PLANTED_PARCELS)]
+    assert len(set(first) & set(PLANTED_PARCELS)) >= 4
+    found = correlations(np.isin(np.arange(len(PARCELS)), PLANTED_PARCELS), maps)
+    assert found[None] > max(found[kind] for kind in (RANDOM_ENCODER, SHUFFLED_LABELS)) + 0.4
+    (edges,) = fmri["patterns"].values()
+    planted_Q, patterns = edges_of(edges)
+    hits = {kind: int(planted_Q[np.argsort(-q)[:15]].sum()) for kind, q in patterns.items()}
+    assert hits[None] >= 10 and max(hits[RANDOM_ENCODER], hits[SHUFFLED_LABELS]) <= 3
+    found = correlations(planted_Q, patterns)
+    assert found[None] > max(found[kind] for kind in (RANDOM_ENCODER, SHUFFLED_LABELS)) + 0.1
+
+
+def edges_of(pattern: dict) -> tuple[np.ndarray, dict[str | None, np.ndarray]]:
+    """Which edges are planted ``(Q,)``, and the patterns of the probe and of its controls."""
+    a, b = np.triu_indices(len(PARCELS), 1)
+    planted_Q = np.isin(a, PLANTED_PARCELS) & np.isin(b, PLANTED_PARCELS)
+    controls = {kind: np.array(c["pattern"]) for kind, c in pattern["controls"].items()}
+    return planted_Q, {None: np.array(pattern["pattern"]), **controls}
+
+
+def test_the_planted_parcels_are_among_the_first_of_the_attribution(explained: dict) -> None:
+    fmri = explained["fmri"]
     maps = {kind: mean_map(fmri, kind).sum(1) for kind in (None, RANDOM_ENCODER, SHUFFLED_LABELS)}
     first = np.argsort(-maps[None])[: len(PLANTED_PARCELS)]
     assert len(set(first) & set(PLANTED_PARCELS)) >= 5
@@ -84,21 +135,19 @@ def test_the_planted_parcels_are_among_the_first_of_the_attribution(explained: t
     assert size[None] > 1.2 * size[RANDOM_ENCODER]
 
 
-def test_the_planted_edges_are_the_first_of_the_pattern(explained: tuple[Path, dict]) -> None:
-    (fmri,) = explained[1]["modalities"]["fmri"]["patterns"].values()
+def test_the_planted_edges_are_the_first_of_the_pattern(explained: dict) -> None:
+    (fmri,) = explained["fmri"]["patterns"].values()
     assert fmri["units"] == 64
-    a, b = np.triu_indices(len(PARCELS), 1)
-    planted_Q = np.isin(a, PLANTED_PARCELS) & np.isin(b, PLANTED_PARCELS)
-    patterns = {kind: np.array(c["pattern"]) for kind, c in fmri["controls"].items()}
+    planted_Q, patterns = edges_of(fmri)
     hits = {kind: int(planted_Q[np.argsort(-q)[:15]].sum()) for kind, q in patterns.items()}
-    assert planted_Q[np.argsort(-np.array(fmri["pattern"]))[:15]].sum() >= 14
+    assert hits[None] >= 14
     assert hits[SHUFFLED_LABELS] <= 3
-    found = correlations(planted_Q, {None: np.array(fmri["pattern"]), **patterns})
+    found = correlations(planted_Q, patterns)
     assert found[None] > found[SHUFFLED_LABELS] + 0.1  # the random encoder's measured parts find them too
 
 
-def test_the_planted_band_power_is_the_first_of_the_pattern(explained: tuple[Path, dict]) -> None:
-    (eeg,) = explained[1]["modalities"]["eeg"]["patterns"].values()
+def test_the_planted_band_power_is_the_first_of_the_pattern(explained: dict) -> None:
+    (eeg,) = explained["eeg"]["patterns"].values()
     pattern_CK = np.reshape(eeg["pattern"], (len(ELECTRODES), len(EEG_BANDS)))
     place = ELECTRODES.index(PLANTED_ELECTRODE), EEG_BANDS.index(PLANTED_BAND)
     assert np.unravel_index(pattern_CK.argmax(), pattern_CK.shape) == place
@@ -107,8 +156,8 @@ def test_the_planted_band_power_is_the_first_of_the_pattern(explained: tuple[Pat
     assert abs(shuffled_CK[place]) < 0.5 * pattern_CK[place]
 
 
-def test_both_pictures_of_each_modality_are_in_the_report(explained: tuple[Path, dict]) -> None:
-    out, _ = explained
+def test_both_pictures_of_each_modality_are_in_the_report(explained: dict, folder: Path) -> None:
+    out = folder / "out"
     names = {"attribution.json", "report.html", *(f"{m}{k}.png" for m in ("eeg", "fmri") for k in ("", "_patterns"))}
     assert {p.name for p in out.iterdir()} == names
     text = (out / "report.html").read_text()

@@ -211,7 +211,7 @@ def test_what_triton_cannot_do_is_refused_and_auto_takes_another(
     rows = tuple(dispatch.Row(loss.__name__, "cpu", ("fp32",), None, "triton", "a file") for loss in LOSSES)
     monkeypatch.setattr(dispatch, "TABLE", rows + dispatch.TABLE)
     monkeypatch.setattr(dispatch, "device_name", lambda device: "cpu")
-    dispatch._announce.cache_clear()
+    dispatch._announced.clear()
     caplog.set_level(logging.INFO, logger="mcsp.kernels.dispatch")
     contrastive_loss(**p)
     contrastive_loss(**(p | {"z_MnD": p["z_MnD"].float()}))

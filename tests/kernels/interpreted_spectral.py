@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from mcsp.kernels.spectral import BOLD_BANDS_HZ, EEG_BANDS_HZ, log_power, log_power_frames
+from tests.kernels import spectral_cases
 
 DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
 
@@ -67,6 +68,12 @@ def check(x: torch.Tensor, rates: list[float], **options: Any) -> None:
 )
 def test_one_frame_of_any_length(length: int, detrend: str) -> None:
     check(signal(1, 3, length), [200.0], freqs_hz_F=[0.0, 3.3, 40.0, 100.0, 120.0], detrend=detrend)
+
+
+@pytest.mark.parametrize("seed", range(38))
+def test_random_awkward_windows(seed: int) -> None:
+    p = spectral_cases.case(seed)
+    spectral_cases.expect_float64(p, spectral_cases.outcome(p, torch.float32, DEVICE, impl="triton"))
 
 
 @pytest.mark.parametrize("channels", [1, 17, 33])

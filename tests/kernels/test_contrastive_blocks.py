@@ -318,7 +318,7 @@ def test_retrieval_in_parts_is_retrieval_at_once(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_what_runs_is_said_once(loss: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    dispatch._announce.cache_clear()
+    dispatch._announced.clear()
     caplog.set_level(logging.INFO, logger="mcsp.kernels.dispatch")
     p = problem(12, 8)
     results(loss, p)

@@ -10,13 +10,12 @@ import numpy as np
 import pytest
 
 from mcsp.data_sharding.bids.write import write_eeg, write_json, write_parcellated_bold, write_parcellation
+from tests.conftest import SUBJECT_KEY
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def call(
-    launcher: str, *arguments: object, key: str | None = "a key for tests alone"
-) -> subprocess.CompletedProcess[str]:
+def call(launcher: str, *arguments: object, key: str | None = SUBJECT_KEY) -> subprocess.CompletedProcess[str]:
     environment = {k: v for k, v in os.environ.items() if k != "MCSP_SUBJECT_KEY"} | {"OMP_NUM_THREADS": "1"}
     if key is not None:
         environment["MCSP_SUBJECT_KEY"] = key

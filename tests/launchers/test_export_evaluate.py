@@ -1,6 +1,7 @@
 """Run, export, evaluate through the launchers, as a user does; bad input gets one line.
 
-Covers: mcsp/export/card.py, mcsp/export/curves.py, launchers/evaluate.py, launchers/export.py, launchers/finetune.py
+Covers: mcsp/export/card.py, mcsp/export/curves.py, launchers/evaluate.py, launchers/export.py, launchers/finetune.py,
+mcsp/commands/evaluate.py, mcsp/commands/runs.py
 """
 
 import json
@@ -81,6 +82,7 @@ def test_the_export_is_complete_and_says_what_it_is(export: Path, run_dir: Path,
     assert model.preprocessing["cleaning"]["eeg"]["sfreq"] == 200.0
     assert model.preprocessing["corpus_index_hash"] == corpus.index_hash
     card = (export / "README.md").read_text()
+    assert "fp32 on cpu, products of the contrast fp32." in card
     assert "Simulated sites: simulated-a, simulated-b" in card
     assert "for 2 steps" in card
     assert "1 rank for 0.0" in card and "GiB of memory per rank" in card

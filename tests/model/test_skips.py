@@ -93,6 +93,22 @@ def test_root_is_the_matrix_square_root_of_the_correlation_of_anchors(model) -> 
         np.testing.assert_allclose(found[b], entries / np.linalg.norm(entries), atol=2e-5)
 
 
+@pytest.mark.parametrize("modality", ["eeg", "fmri"])
+@pytest.mark.parametrize("kind", ["alone", "beside a flat channel", "beside a bad channel"])
+def test_one_channel_has_no_connections(model, modality: str, kind: str) -> None:
+    """All anchors read the same; exactly zero, as what rounding leaves would differ from machine to machine."""
+    signal = make_signal(modality, 2, 1 if kind == "alone" else 2)
+    if kind == "beside a flat channel":
+        signal.x_BCT[:, 1] = 0.0
+    if kind == "beside a bad channel":
+        valid_BC, placed_BC = signal.channel_valid_BC.clone(), signal.position_valid_BC.clone()
+        valid_BC[:, 1] = placed_BC[:, 1] = False
+        signal = signal.replace(channel_valid_BC=valid_BC, position_valid_BC=placed_BC)
+    assert not parts(model, modality, signal)["root"].any()
+    two = parts(model, modality, make_signal(modality, 2, 2))["root"]
+    torch.testing.assert_close(two.norm(dim=1), torch.ones(2))
+
+
 @pytest.mark.parametrize(("anchors", "samples"), [(100, 60), (100, 400), (32, 20)])
 def test_the_root_of_products_is_that_of_eigenvectors(anchors, samples) -> None:
     """Also of matrices of low rank, with two anchors alike."""

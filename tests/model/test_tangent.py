@@ -9,7 +9,13 @@ import torch
 from mcsp.config import ModelConfig
 from mcsp.model.matrix_log import root_by_eigenvectors, root_by_products
 from mcsp.model.mcsp import MCSP
-from mcsp.model.tangent import LEAST_SHRINKAGE, log_correlation, root_correlation
+from mcsp.model.tangent import (
+    LEAST_SHRINKAGE,
+    channel_factor,
+    log_correlation,
+    log_correlation_of_mixture,
+    root_correlation,
+)
 from tests.model.test_encoders import make_signal
 
 
@@ -80,3 +86,53 @@ def test_tokens_of_the_root_leave_the_measured_features_alone() -> None:
     learned = sum(width for name, width in widths.items() if name in ("spatial", "spatial_z"))
     assert torch.equal(features["root"][:, learned:], features["logarithm"][:, learned:])
     assert not torch.allclose(features["root"][:, :learned], features["logarithm"][:, :learned], atol=1e-2)
+
+
+def test_few_samples_give_by_their_own_products_what_those_of_anchors_give() -> None:
+    """More anchors than samples, one anchor flat, one row with time that does not count."""
+    x, valid = courses(3, 60, 20)
+    x[1, 3] = 0.0
+    valid[2, 15:] = False
+    x[2, :, 15:] = 0.0
+    x[2, :, :15] -= x[2, :, :15].mean(-1, keepdim=True)
+    for function, within in ((log_correlation, 1e-12), (root_correlation, 1e-12)):
+        expected = function(x.clone().requires_grad_(), valid).detach()  # a gradient takes the long way
+        torch.testing.assert_close(function(x, valid), expected, rtol=0, atol=within)
+        short, long = function(x.float(), valid), function(x.float().requires_grad_(), valid).detach()
+        error, usual = (float((y.double() - expected).abs().max()) for y in (short, long))
+        assert error <= usual and error < 1e-6, "less than float32 products over time leave"
+
+
+def test_few_channels_give_the_logarithm_at_the_anchors_without_its_time_courses() -> None:
+    """Nineteen channels whose amplitudes are a million times apart, thirty-two anchors, one of them flat."""
+    x, valid = courses(3, 19, 900)
+    valid[2, 500:] = False
+    x[2, :, 500:] = 0.0
+    x[2, :, :500] -= x[2, :, :500].mean(-1, keepdim=True)
+    x = x * torch.logspace(-3, 3, 19, dtype=torch.float64)[:, None]
+    scale = (x.square().sum(-1) / valid.sum(-1)[:, None]).rsqrt()
+    mixing = torch.randn(3, 32, 19, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    mixing[1, 4] = 0.0
+
+    def both(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+        y, s, w = x.to(dtype), scale.to(dtype), mixing.to(dtype)
+        short = log_correlation_of_mixture(w, y, s, channel_factor(y, s, valid), valid)
+        return short, log_correlation((w * s[:, None]) @ y, valid)
+
+    short, expected = both(torch.float64)
+    torch.testing.assert_close(short, expected, rtol=0, atol=1e-11)
+    error, usual = (float((found.double() - expected).abs().max()) for found in both(torch.float32))
+    assert error <= usual and error < 1e-5, "less than float32 products over time leave"
+
+
+def test_a_row_that_is_not_finite_leaves_the_others_alone() -> None:
+    for channels, samples in ((19, 900), (60, 20)):
+        x, valid = courses(2, channels, samples)
+        good = log_correlation(x, valid)[0]
+        x[1, 3, 7] = torch.nan
+        found = log_correlation(x, valid) if samples == 20 else log_correlation_of_mixture(
+            torch.eye(channels, dtype=x.dtype).expand(2, -1, -1), x, torch.ones(2, channels, dtype=x.dtype),
+            channel_factor(x, torch.ones(2, channels, dtype=x.dtype), valid), valid,
+        )  # fmt: skip
+        torch.testing.assert_close(found[0], good, rtol=0, atol=1e-10)
+        assert bool(found[1].isnan().any())

@@ -3,11 +3,17 @@
 Covers: data_sharding/clean/hdf5.py, data_sharding/bids/outside.py, data_sharding/clean/child.py
 """
 
+import io
+import json
+import os
 import subprocess
 import sys
+import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
+import mne
 import numpy as np
 import pytest
 import scipy.io
@@ -16,14 +22,15 @@ from mcsp.config import CorpusConfig
 from mcsp.data_sharding.bids.find import find_recordings, find_sites
 from mcsp.data_sharding.bids.reasons import RecordingError
 from mcsp.data_sharding.bids.write import write_eeg, write_json
-from mcsp.data_sharding.build.corpus import build_corpus
 from mcsp.data_sharding.clean.hdf5 import require_own_values
 from mcsp.data_sharding.clean.read import ReadingProcess
 from mcsp.data_sharding.clean.readers import read_recording
 from mcsp.data_sharding.store.index import read_rejected
-from tests.data_sharding.conftest import CHANNELS, DESCRIPTION, eeg_uv
+from mcsp.data_sharding.store.landlock import landlock_version
+from mcsp.provenance import ROOT
+from tests.data_sharding.conftest import CHANNELS, DESCRIPTION, KEY, eeg_uv
+from tests.security.published import published_bytes
 
-KEY = "8f0a" * 16
 SIDECAR = {"SamplingFrequency": 250, "PowerLineFrequency": 50}
 
 
@@ -64,25 +71,107 @@ def test_a_sound_hdf5_file_passes_also_one_that_holds_itself(tmp_path: Path) -> 
     require_own_values(tmp_path / "other.set")
 
 
-def test_the_key_is_in_no_published_byte_of_a_build_with_a_hostile_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    root = tmp_path / "bids" / "clinic"
+def matlab_73(path: Path, target: Path, n_bytes: int) -> Path:
+    """An EEGLAB file of MATLAB 7.3 that MNE takes for a sound one; its samples are the bytes of ``target``."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    n_times = n_bytes // len(CHANNELS)
+    with h5py.File(path, "w", userblock_size=512) as file:
+        eeg = file.create_group("EEG")
+        for name, value in {"nbchan": len(CHANNELS), "pnts": n_times, "trials": 1, "srate": 250.0, "xmin": 0.0}.items():
+            eeg[name] = np.array([[value]], "f8")
+        shape, where = (n_times, len(CHANNELS)), [(str(target), 0, n_times * len(CHANNELS))]
+        eeg.create_dataset("data", shape=shape, dtype="u1", external=where)
+        eeg["event"] = np.zeros((0, 0))
+        labels = eeg.create_group("chanlocs").create_dataset("labels", (len(CHANNELS), 1), h5py.ref_dtype)
+        for i, name in enumerate(CHANNELS):
+            file[f"#refs#/{i}"] = np.array([[ord(letter)] for letter in name], "u2")
+            file[f"#refs#/{i}"].attrs["MATLAB_class"] = np.bytes_("char")
+            labels[i, 0] = file[f"#refs#/{i}"].ref
+    with open(path, "r+b") as file:
+        file.write(b"MATLAB 7.3 MAT-file".ljust(124) + b"\x00\x02IM")
+    return path
+
+
+def test_the_search_finds_a_key_that_was_published(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "train-00000.tar", "w") as tar:
+        for name, content in {
+            "a.json": json.dumps({"recordings": [{"member": "a.eeg-0.npy", "scale": 0.5}]}).encode(),
+            "a.eeg-0.npy": array_bytes(2 * np.frombuffer(KEY.encode(), "u1").reshape(-1, 4).astype("<f2")),
+        }.items():
+            header = tarfile.TarInfo(name)
+            header.size = len(content)
+            tar.addfile(header, io.BytesIO(content))
+    assert any(KEY.encode() in content for _, content in published_bytes(tmp_path))
+
+
+def array_bytes(stored: np.ndarray) -> bytes:
+    sink = io.BytesIO()
+    np.save(sink, stored)
+    return sink.getvalue()
+
+
+def test_the_key_is_in_no_published_byte_of_a_build_with_a_hostile_file(tmp_path: Path) -> None:
+    """The builder is started with the key in its environment, as an operator does, and reads what is to betray it."""
+    root, secret = tmp_path / "bids" / "clinic", tmp_path / "secret"
+    secret.write_bytes(KEY.encode() * 500)
     write_json(root / "dataset_description.json", DESCRIPTION)
     write_eeg(root, "1", "rest", eeg_uv(), CHANNELS, SIDECAR)
-    hostile(root / "sub-3/eeg/sub-3_task-rest_eeg.set", "external storage", Path("/proc/self/environ"))
+    for subject, target in {"2": Path("/proc/self/environ"), "3": secret}.items():
+        path = matlab_73(root / f"sub-{subject}/eeg/sub-{subject}_task-rest_eeg.set", target, 32_000)
+        write_json(path.with_suffix(".json"), SIDECAR)
+    raw = mne.io.read_raw_eeglab(path, verbose="ERROR")  # the attack is real: MNE reads the secret
+    assert bytes((raw.get_data()[:, :40] * 1e6).round().astype("u1").T.ravel())[:64] == KEY.encode()
     outside = write_eeg(tmp_path / "other", "9", "rest", eeg_uv(), CHANNELS, SIDECAR)
     link = root / "sub-4/eeg/sub-4_task-rest_eeg.edf"
     link.parent.mkdir(parents=True)
     link.symlink_to(outside)
-    monkeypatch.setenv("MCSP_SUBJECT_KEY", KEY)
     out = tmp_path / "corpus"
-    build_corpus(CorpusConfig(bids_root=tmp_path / "bids", out_dir=out, max_quarantined=1.0, workers=2))
-    assert {r.reason for r in read_rejected(out)} == {"unsafe-file", "outside-dataset"}
-    for file in (path for path in out.rglob("*") if path.is_file()):
-        content = file.read_bytes()
-        assert KEY.encode() not in content and b"MCSP_SUBJECT_KEY" not in content, file
-        assert np.frombuffer(KEY.encode(), "u1").astype("<f2").tobytes() not in content, file
+    command = [sys.executable, str(ROOT / "launchers/build_corpus.py"), f"bids_root={tmp_path / 'bids'}"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "MCSP_SUBJECT_KEY": KEY}
+    options = [f"out_dir={out}", "max_quarantined=1.0", "workers=2", "on_error=warn"]
+    done = subprocess.run([*command, *options], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert sorted(r.reason for r in read_rejected(out)) == ["outside-dataset", "unsafe-file", "unsafe-file"]
+    assert "'/EEG/data' is stored in another file" in done.stderr and KEY not in done.stderr
+    assert done.stderr.count("no Landlock here") == (landlock_version() == 0)
+    for name, content in published_bytes(out):
+        assert KEY.encode() not in content and b"MCSP_SUBJECT_KEY" not in content, name
+
+
+@pytest.mark.skipif(landlock_version() == 0, reason="this kernel offers no Landlock")
+def test_the_kernel_keeps_the_reading_process_in_the_folder_of_its_recording(tmp_path: Path) -> None:
+    """Where no check of ours refuses it: a header names a file of another subject, and of another folder."""
+    root = tmp_path / "bids" / "clinic"
+    write_json(root / "dataset_description.json", DESCRIPTION)
+    x_CT = eeg_uv().astype("<f4")
+    for place in (root / "sub-2/eeg", tmp_path / "elsewhere", root / "sub-3/eeg"):
+        place.mkdir(parents=True)
+        x_CT.T.tofile(place / "x.fdt")
+    places = {"1": "../../../../elsewhere/x.fdt", "2": "x.fdt", "4": "../../sub-3/eeg/x.fdt"}
+    for subject, data in places.items():
+        eeglab(root / f"sub-{subject}/eeg/sub-{subject}_task-rest_eeg.set", data, x_CT.shape[1])
+    config = CorpusConfig(bids_root=tmp_path / "bids", out_dir=tmp_path / "out")
+    site = replace(find_sites(config)[0], trusted=None)  # nothing is refused by its name
+    refs = {ref.entities["subject"]: ref for ref in find_recordings(site)}
+    with ReadingProcess(config) as process:
+        for subject in ("1", "2", "4", "2"):
+            if subject == "2":
+                assert len(process.read(refs[subject]).clean.channels) == len(CHANNELS)
+                continue
+            with pytest.raises(RecordingError, match=r"^x.fdt: cannot be opened \(Permission denied\)$") as why:
+                process.read(refs[subject])
+            assert why.value.reason == "unreadable"
+            read_recording(refs[subject], config)  # here, without limits, it is read
+
+
+def eeglab(path: Path, data: str, n_times: int) -> None:
+    """An EEGLAB file of MATLAB 5 whose samples lie in ``data``."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    eeg = {
+        "data": data, "nbchan": len(CHANNELS), "pnts": n_times, "trials": 1, "srate": 250.0, "xmin": 0.0, "event": [],
+        "chanlocs": np.array([(c,) for c in CHANNELS], [("labels", "O")]),
+    }  # fmt: skip
+    scipy.io.savemat(path, {"EEG": eeg})
 
 
 def test_the_reading_process_has_neither_the_key_nor_other_secrets(
@@ -113,8 +202,6 @@ with without_key_in_environment():
     assert key.encode() not in Path("/proc/self/environ").read_bytes()
 assert os.environ["MCSP_SUBJECT_KEY"] == key
 """
-    import os
-
     environment = {**os.environ, "MCSP_SUBJECT_KEY": KEY}
     subprocess.run([sys.executable, "-c", program], env=environment, check=True)
 
@@ -134,11 +221,7 @@ def test_a_recording_outside_of_its_dataset_is_refused_unless_its_folder_is_trus
     else:
         x_CT = eeg_uv().astype("<f4")
         x_CT.T.tofile(other / "x.fdt")
-        eeg = {
-            "data": "../../../../elsewhere/x.fdt", "nbchan": len(CHANNELS), "pnts": x_CT.shape[1], "trials": 1,
-            "srate": 250.0, "xmin": 0.0, "event": [], "chanlocs": np.array([(c,) for c in CHANNELS], [("labels", "O")]),
-        }  # fmt: skip
-        scipy.io.savemat(folder / "sub-1_task-rest_eeg.set", {"EEG": eeg})
+        eeglab(folder / "sub-1_task-rest_eeg.set", "../../../../elsewhere/x.fdt", x_CT.shape[1])
 
     def read(**options: object) -> None:
         config = CorpusConfig(bids_root=tmp_path / "bids", out_dir=tmp_path / "out", **options)

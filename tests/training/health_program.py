@@ -25,7 +25,7 @@ def take(trainer: Trainer, data: int, limit: float = math.inf, spoil: bool = Fal
     if spoil and distributed.rank() == 1:
         embedded.z_MnK.register_hook(lambda grad: torch.full_like(grad, math.nan))
     trainer.backward(share, embedded, batches)
-    return trainer.engine.step(1e-3, limit)
+    return trainer.engine.step(1e-3, lambda norm, _: norm <= limit)[0]
 
 
 def refused_steps_change_nothing(out: str, overrides: list[str]) -> None:

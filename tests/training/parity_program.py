@@ -127,7 +127,7 @@ def deepspeed_steps(config: PretrainConfig, plain: list[Found]) -> Iterator[Foun
         total = distributed.sum_over_ranks(totals(share, terms))
         trainer.backward(share, embedded, batches)
         gradients = trainer.engine.gradients() if steps == 1 else {}  # slow: gathered one by one
-        norm = trainer.engine.step(RATE)
+        norm, _ = trainer.engine.step(RATE)
         found = {"total": total, "gradients": gradients, "norm": norm, "weights": whole_weights(trainer)}
         # Neither clipping nor micro-batches change what is saved.
         if step == steps - 1 > 0 and (config.activation_checkpointing or config.gradient_clipping == micro == 1):

@@ -1,19 +1,21 @@
 """From views to the objective for awkward montages: what a step computes is finite, and reaches every parameter."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from torch.nn.functional import pad
 
 from mcsp.augmentations.views import half_of_view, spatial_view
 from mcsp.batch import Batch, Signal, collate
 from mcsp.config import AugmentationConfig, ModelConfig, ObjectiveConfig
 from mcsp.losses import objective
 from mcsp.model.layers import Block
-from mcsp.schema import DOMAINS, Domain, Window
+from mcsp.schema import DOMAINS, MODALITIES, Domain, Modality, Window
 from mcsp.training.prediction import connectivity_target, spectrum_target
-from mcsp.training.pretrainer import Pretrainer
+from mcsp.training.pretrainer import Pretrainer, _in_cache
 from tests.model.test_encoders import make_signal
 from tests.test_batch import window
 
@@ -59,6 +61,51 @@ def test_compilation_reaches_every_block_and_renames_nothing() -> None:
     for module, wanted in ((plain, False), (compiled, True)):
         blocks = [block for block in module.modules() if isinstance(block, Block)]
         assert blocks and all((block._compiled_call_impl is not None) == wanted for block in blocks)
+
+
+def test_views_encoders_and_objective_read_nothing_back_from_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tensors without values, of which none can be read: rates stay on the host, and all else follows from shapes."""
+    autocast = torch.autocast  # does not know this device
+    monkeypatch.setattr("torch.autocast", lambda kind, **k: nullcontext() if kind == "meta" else autocast(kind, **k))
+    config = ObjectiveConfig(precision="fp32")
+    module = Pretrainer(ModelConfig(), config, AugmentationConfig(opposite_halves=DOMAINS)).to("meta")
+    signals: dict[Modality, Signal] = {m: make_signal(m, rows=4) for m in MODALITIES}
+    signals["eeg"] = signals["eeg"].replace(sfreq_B=torch.tensor([200.0, 250.0, 200.0, 160.0]))
+    batch = Batch(signals, torch.arange(4), torch.zeros(4, dtype=torch.int64), tuple("abcd")).to("meta")
+    assert batch.signals["eeg"].x_BCT.is_meta and not batch.signals["eeg"].sfreq_B.is_meta
+    output = module(batch)
+    loss, terms = objective(
+        *output, batch.subject_N, batch.site_N, config, module.terms, module.predictions, retrieval=False
+    )
+    loss.backward()
+    assert loss.is_meta and len(terms) > 20 and all(p.grad is not None for p in module.parameters())
+
+
+def test_padding_changes_nothing_and_is_not_measured() -> None:
+    """Windows of two shapes, in a batch and in one that is padded to twice as much; draws are the same."""
+    module = Pretrainer(ModelConfig(), ObjectiveConfig(), AugmentationConfig(opposite_halves=DOMAINS))
+
+    def sample(i: int) -> list[Window]:
+        small = i < 3
+        shapes = (("eeg", 2000, 8 if small else 19, 200.0), ("fmri", 40 if small else 60, 12 if small else 30, 0.5))
+        return [window(m, t, c, f"s{i}", "site", hz, i) for m, t, c, hz in shapes]
+
+    batch = collate([sample(i) for i in range(6)], list(range(6)))
+    larger = {}
+    for modality, s in batch.signals.items():
+        c, t = s.x_BCT.shape[1:]
+        larger[modality] = s.replace(
+            x_BCT=pad(s.x_BCT, (0, t, 0, c)),
+            time_valid_BT=pad(s.time_valid_BT, (0, t)),
+            channel_valid_BC=pad(s.channel_valid_BC, (0, c)),
+            position_BC3=pad(s.position_BC3, (0, 0, 0, c)),
+            position_valid_BC=pad(s.position_valid_BC, (0, c)),
+        )
+        groups = list(_in_cache(larger[modality]))
+        assert [tuple(g.x_BCT.shape[1:]) for g in groups][-1] == (c, t), "padding of all rows of a group is cut off"
+    found, again = module(batch), module(replace(batch, signals=larger))
+    for name in found._fields:
+        torch.testing.assert_close(getattr(again, name), getattr(found, name), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("what", ["NaN", "zeros", "1000 times too loud"])

@@ -1,16 +1,15 @@
 """Where the time of a step goes, what a run says of its speed, and its pictures.
 
-Covers: mcsp/training/clock.py, launchers/plot_run.py
+Covers: mcsp/training/clock.py, mcsp/commands/plot.py
 """
 
 import json
-import sys
 import time
 
 import pytest
 import torch
 
-from launchers import plot_run
+from mcsp.commands.main import run
 from mcsp.config import ModelConfig, PretrainConfig
 from mcsp.run_log import read_events, read_metrics
 from mcsp.training import throughput
@@ -114,7 +113,7 @@ def test_metrics_forget_what_is_taken_again_and_events_do_not(tmp_path, capsys) 
     assert progress(values(7), values(1)) == told.replace("0.07", "0.07 (0.01 untrained)")
 
 
-def test_a_run_is_drawn_with_its_events(tmp_path, monkeypatch, capsys) -> None:
+def test_a_run_is_drawn_with_its_events(tmp_path, capsys) -> None:
     matplotlib_image = pytest.importorskip("matplotlib.image")
     metrics = Metrics(tmp_path, 0, 100)
     for step in (0, 30):
@@ -125,11 +124,8 @@ def test_a_run_is_drawn_with_its_events(tmp_path, monkeypatch, capsys) -> None:
             step, values(step, **({"loss": float("nan"), "gradient_norm": float("nan")} if step == 50 else {}))
         )
     metrics.close()
-    monkeypatch.setattr(sys, "argv", ["plot_run.py", str(tmp_path)])
-    plot_run.main()
+    assert run(["plot", str(tmp_path)]) == 0
     pixels = matplotlib_image.imread(tmp_path / "run.png")
     assert pixels.shape[0] > 1000 and pixels.std() > 0.05
-    monkeypatch.setattr(sys, "argv", ["plot_run.py", str(tmp_path / "none")])
-    with pytest.raises(SystemExit, match="2"):
-        plot_run.main()
+    assert run(["plot", str(tmp_path / "none")]) == 2
     assert "expected a pretraining run with metrics.jsonl" in capsys.readouterr().err

@@ -19,6 +19,8 @@ from mcsp.evaluate.readout.harmonize import Combat
 RIEMANNIAN_MEAN_CHANNELS = 32
 DENOISER_PENALTY = 1.0  # of the ridge, relative to the mean squared length of a half without its site's mean
 
+SHUFFLE_SEED = 0
+
 # The Gram matrix (N, N) of all units as seen from training units (their indices): centred, of mean diagonal 1 on them.
 GramOf = Callable[[np.ndarray], np.ndarray]
 
@@ -61,6 +63,16 @@ def fixed(grams: Sequence[np.ndarray], weights: Sequence[float] | None = None) -
     return lambda train: combined(grams, train, weights)
 
 
+def weighed(parts: Sequence[tuple[GramOf, float]]) -> GramOf:
+    """The weighted sum of what each gives, which has mean diagonal 1 where the weights sum to 1."""
+
+    def of(train: np.ndarray) -> np.ndarray:
+        total_NN: np.ndarray = np.sum([weight * part(train) for part, weight in parts], axis=0)
+        return total_NN
+
+    return of
+
+
 def without_site_means(gram_NN: np.ndarray, sites: Sequence[str]) -> np.ndarray:
     """The Gram matrix of features without the mean of their site over all units, tested ones included: transductive."""
     site_N = np.asarray(sites)
@@ -92,7 +104,7 @@ def tangent(x_NCC: np.ndarray) -> GramOf:
     return of
 
 
-def denoised(gram_3N3N: np.ndarray, sites: Sequence[str]) -> GramOf:
+def denoised(gram_3N3N: np.ndarray, sites: Sequence[str], shuffled: bool = False) -> GramOf:
     """Features after a ridge from one half of a recording to the other, within sites, fitted without labels.
 
     With A the halves of the training people without their site's mean, first ones above second ones, and B the same
@@ -102,11 +114,13 @@ def denoised(gram_3N3N: np.ndarray, sites: Sequence[str]) -> GramOf:
     Args:
         gram_3N3N: inner products; rows and columns are all whole recordings, all first halves, all second halves.
         sites: of the N units.
+        shuffled: a control: the second half is that of another person of the site.
     """
     site_N, n_units = np.asarray(sites), len(sites)
 
     def of(train: np.ndarray) -> np.ndarray:
-        chosen = np.concatenate([n_units + train, 2 * n_units + train])
+        second = _others(train, site_N) if shuffled else train
+        chosen = np.concatenate([n_units + train, 2 * n_units + second])
         site_A = np.concatenate([site_N[train], site_N[train]])
         site_A = np.char.add(site_A.astype(str), np.repeat([" 1", " 2"], len(train)))  # halves have means of their own
         halves_AA = gram_3N3N[np.ix_(chosen, chosen)]
@@ -118,6 +132,15 @@ def denoised(gram_3N3N: np.ndarray, sites: Sequence[str]) -> GramOf:
         return combined([ridge_NA @ exchanged_AA @ ridge_NA.T], train)
 
     return of
+
+
+def _others(train: np.ndarray, site_N: np.ndarray) -> np.ndarray:
+    """Another unit of the same site for each, where there is one; drawn, and always the same."""
+    out, rng = train.copy(), np.random.default_rng(SHUFFLE_SEED)
+    for site in np.unique(site_N[train]):
+        ring = rng.permutation(np.flatnonzero(site_N[train] == site))
+        out[ring] = train[np.roll(ring, 1)]
+    return out
 
 
 def _without_means(x_AB: np.ndarray, group_A: np.ndarray) -> np.ndarray:

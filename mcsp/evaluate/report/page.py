@@ -62,7 +62,8 @@ _RETRIEVAL_TEXT = """
 <p>Each EEG window ranks the BOLD windows of its draw by cosine similarity, mean over domains; sites: {sites}. Windows
 of one subject do not overlap in time and may be candidates together. “Same subject” counts a hit on any window of the
 right subject. With candidates from all sites a model can gain by knowing the site; “one site” takes that away.
-“Before” is the same architecture with random weights.</p>
+“Before” is the same architecture with random weights. The other rows are controls: what finds windows with the EEG of
+somebody else, or with the time alone, is a schedule and not a brain.</p>
 """
 
 
@@ -235,7 +236,7 @@ def _retrieval_section(results: dict[str, Any]) -> str:
         cells = [
             r["subjects_of"],
             r["candidates_from"],
-            "after pretraining" if r["model"] == "pretrained" else "before",
+            {"pretrained": "after pretraining", "untrained": "before"}.get(r["model"], r["model"]),
             f"{r['top1']:.3f} ± {r['sd']:.3f}",
             f"{r['chance']:.3f}",
             f"{r['top1_subject']:.3f}",

@@ -37,10 +37,10 @@ def terminal_table(results: dict[str, Any]) -> str:
     ]
     lines += [f"shuffled labels, {line}" for line in permutation_lines(results["classification"])]
     if results["retrieval"]:
-        lines += ["", f"{'retrieval of':<14}{'candidates':<18}{'model':<26}{'top-1':>7}{'chance':>8}"]
+        lines += ["", f"{'retrieval of':<14}{'candidates':<18}{'model':<36}{'top-1':>7}{'chance':>8}"]
     for r in results["retrieval"]:
         candidates = f"{r['candidates']} of {r['candidates_from']}"
-        lines.append(f"{r['subjects_of']:<14}{candidates:<18}{r['model']:<26}{r['top1']:>7.3f}{r['chance']:>8.3f}")
+        lines.append(f"{r['subjects_of']:<14}{candidates:<18}{r['model']:<36}{r['top1']:>7.3f}{r['chance']:>8.3f}")
     for row in results.get("membership", ()):
         said = f"{row['seen']} seen from {row['unseen']} unseen, {row['modality']}, {row['model']}"
         lines.append(f"membership, {said}: AUROC {interval(row['auroc'])}")

@@ -38,7 +38,7 @@ class StepDataset(Dataset[list[Batch]]):
 
     def __init__(self, corpus: Corpus, schedule: Schedule, rank: int, world_size: int, micro_batches: int = 1) -> None:
         self.corpus, self.schedule, self.micro_batches = corpus, schedule, micro_batches
-        self.first_share, self.shares = rank * micro_batches, world_size * micro_batches
+        self.rank, self.world_size = rank, world_size
         self._fetched = -1
         # Memory for the windows of a batch as stored, kept from batch to batch; nothing of it leaves in a batch.
         self._buffers: list[np.ndarray] = []
@@ -47,20 +47,23 @@ class StepDataset(Dataset[list[Batch]]):
     def __getitem__(self, step: int) -> list[Batch]:
         self.corpus.recordings.check_whole()
         self._fetch_ahead(step)
-        return [self._share(step, self.first_share + i) for i in range(self.micro_batches)]
+        return [self._micro_batch(step, i) for i in range(self.micro_batches)]
 
-    def _share(self, step: int, share: int) -> Batch:
+    def _draws(self, step: int, micro_batch: int) -> Iterator[Draw]:
+        return self.schedule.draws(step, self.rank, self.world_size, micro_batch, self.micro_batches)
+
+    def _micro_batch(self, step: int, number: int) -> Batch:
         samples, keys, unreadable = [], [], []
         self._used = 0
         seconds = dict.fromkeys((stream.name for stream in self.schedule.streams), 0.0)
-        for draw in self.schedule.draws(step, share, self.shares):
+        for draw in self._draws(step, number):
             begin = time.perf_counter()
             windows, key, errors = self._read(draw)
             seconds[self.schedule.streams[draw.stream].name] += time.perf_counter() - begin
             samples.append(windows)
             keys.append(key)
             unreadable += errors
-        batch = collate(samples, keys, self.schedule.shapes)
+        batch = collate(samples, keys)
         return replace(batch, unreadable=tuple(unreadable), read_seconds=seconds)
 
     def _read(self, draw: Draw) -> tuple[list[Window], int, list[str]]:
@@ -94,8 +97,8 @@ class StepDataset(Dataset[list[Batch]]):
         worker = get_worker_info()
         stride = worker.num_workers if worker else 1
         for later in range(max(step, self._fetched) + stride, step + _FETCH_AHEAD * stride + 1, stride):
-            for share in range(self.first_share, self.first_share + self.micro_batches):
-                draws = self.schedule.draws(later, share, self.shares)
+            for i in range(self.micro_batches):
+                draws = self._draws(later, i)
                 self.corpus.fetch_ahead(dict.fromkeys(c.recording.shard for draw in draws for c in draw.cuts))
             self._fetched = later
 

@@ -1,8 +1,11 @@
 """What each step reads: a pure function of (index hash, seed, step), whatever the ranks and workers.
 
 Samples fall into streams: those with both modalities and those with one. Each step takes a fixed quota of every
-stream; rank r takes the r-th slice of every quota, so all ranks have the same composition and touch the same
-parameters. The data state of a run is one integer, the step.
+stream. Samples of a step are put in order of their shape (channels, time samples) and cut into as many buckets as ranks
+have micro-batches, so that few values of a batch are padding; every bucket takes as much of each quota, so that all
+ranks have the same composition and touch the same parameters. Bucket b is micro-batch b div ranks of rank b mod ranks:
+micro-batches that ranks compute at the same time are of about the same shape. How many buckets there are changes who
+reads a sample, and nothing of what is read. The data state of a run is one integer, the step.
 
 What "once per pass" means: position p of a stream is place p mod n of its cycle p div n. With ``site_temperature`` 1
 every sample of the stream is read exactly once in each cycle; otherwise every sample of a site once in each pass over
@@ -12,7 +15,7 @@ its recordings is taken, or the next of its pairs of recordings; after as many p
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +28,7 @@ from mcsp.training.reading.order import Order, SiteBatches
 from mcsp.windows import LEAST_VALID_SHARE, start_ranges
 
 STREAMS = ("paired", "eeg", "fmri")
+_MOST_IN_ORDER = 4096  # positions of a step that a rank looks up to find its own; more are cut among groups of ranks
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,7 @@ class Stream:
     quota: int  # samples per global batch
     rows_N2: np.ndarray  # first row of each sample and one past its last, int32
     order: Order | SiteBatches
+    shape_N: np.ndarray  # number of each sample's shape, in the order of shapes, int32
 
     def __len__(self) -> int:
         return len(self.rows_N2)
@@ -120,11 +125,12 @@ class Schedule:
                     order = SiteBatches(site_N, group_N, site_temperature, order_key, n, sites_per_batch)
                 else:
                     order = Order(site_N, group_N, site_temperature, order_key, n)
-                self.streams.append(Stream(name, n, rows_N2, order))
+                self.streams.append(Stream(name, n, rows_N2, order, self._shape_numbers(rows_N2)))
         if not self.streams and split == "train":
             raise ValueError("batch: expected a quota above 0 for paired, eeg or fmri, found none")
         drawn = np.isin(stream_N, [STREAMS.index(stream.name) for stream in self.streams])
-        self.shapes = self._padded_shapes(np.repeat(drawn, np.diff(starts)))
+        self.mean_shapes = self._mean_shapes(np.repeat(drawn, np.diff(starts)))
+        self._in_order: dict[tuple[int, int, int], Sequence[int]] = {}  # positions that were put in order lately
 
     def _window_lengths(self) -> np.ndarray:
         """Length of a window of each row in its own time samples, int32; 0 where the row is of no use."""
@@ -173,14 +179,27 @@ class Schedule:
         group_N = shard_rank[shards[first_rows_N]] // shuffle_shards if shuffle_shards else np.zeros_like(first_rows_N)
         return site_rank[sites[first_rows_N]], group_N
 
-    def _padded_shapes(self, drawn: np.ndarray) -> dict[Modality, tuple[int, int]]:
-        """Most channels and time samples of any window of the run: the one shape that every batch is padded to."""
+    def _shape_numbers(self, rows_N2: np.ndarray) -> np.ndarray:
+        """Number of each sample's shape: channels and time samples of a window, the most of its recordings."""
+        codes, names = self._modalities
+        shape_N4 = np.zeros((len(rows_N2), 2 * len(MODALITIES)), dtype=np.int32)
+        edges = rows_N2.ravel()
+        last = edges[-1:] == len(codes)  # reduceat takes no edge behind the last row
+        for m, modality in enumerate(MODALITIES):
+            inside = (self._lengths > 0) & (codes == (names.index(modality) if modality in names else -1))
+            for i, values in enumerate((self.recordings.column("n_channels"), self._lengths)):
+                most = np.maximum.reduceat(np.where(inside, values, 0), edges[:-1] if last.all() else edges)
+                shape_N4[:, 2 * m + i] = most[::2]
+        return np.unique(shape_N4, axis=0, return_inverse=True)[1].reshape(-1).astype(np.int32)
+
+    def _mean_shapes(self, drawn: np.ndarray) -> dict[Modality, tuple[int, int]]:
+        """Channels and time samples of a window, means of the recordings that the run reads: without padding."""
         codes, names = self._modalities
         channels, shapes = self.recordings.column("n_channels"), {}
         for modality in MODALITIES:
             inside = drawn & (self._lengths > 0) & (codes == (names.index(modality) if modality in names else -1))
             if inside.any():
-                shapes[modality] = (int(channels[inside].max()), int(self._lengths[inside].max()))
+                shapes[modality] = (round(float(channels[inside].mean())), round(float(self._lengths[inside].mean())))
         return shapes
 
     @property
@@ -200,12 +219,34 @@ class Schedule:
                 f"legal numbers of ranks with micro_batches={micro_batches}: {worlds}, legal products: {legal}"
             )
 
-    def draws(self, step: int, rank: int = 0, world_size: int = 1) -> Iterator[Draw]:
-        """The draws of one rank in one step: its slice of every stream, in order."""
+    def draws(
+        self, step: int, rank: int = 0, world_size: int = 1, micro_batch: int = 0, micro_batches: int = 1
+    ) -> Iterator[Draw]:
+        """The draws of one micro-batch of one rank in one step: its bucket of every stream, in order of shape."""
         for number, stream in enumerate(self.streams):
-            share = stream.quota // world_size
-            for position in range(step * stream.quota + rank * share, step * stream.quota + (rank + 1) * share):
+            groups = next(
+                g for g in range(1, world_size + 1)
+                if world_size % g == 0 and (stream.quota <= g * _MOST_IN_ORDER or g == world_size)
+            )  # fmt: skip
+            ranks, quota = world_size // groups, stream.quota // groups
+            group, own = divmod(rank, ranks)
+            positions = self._by_shape(number, step * stream.quota + group * quota, quota)
+            share, bucket = quota // (ranks * micro_batches), micro_batch * ranks + own
+            for position in positions[bucket * share : (bucket + 1) * share]:
                 yield self.draw(number, position)
+
+    def _by_shape(self, number: int, first: int, count: int) -> Sequence[int]:
+        """The positions of a stream from ``first`` on, in order of shape, then of position."""
+        stream = self.streams[number]
+        if not stream.shape_N.any():  # all of one shape
+            return range(first, first + count)
+        key = (number, first, count)
+        if key not in self._in_order:
+            if len(self._in_order) >= 64:
+                self._in_order.clear()
+            shapes = [int(stream.shape_N[stream.order(position)[0]]) for position in range(first, first + count)]
+            self._in_order[key] = [first + i for i in sorted(range(count), key=shapes.__getitem__)]
+        return self._in_order[key]
 
     def draw(self, number: int, position: int, attempt: int = 0) -> Draw:
         """What a position of a stream reads; with ``attempt`` k > 0, what stands in where k samples could not be read.

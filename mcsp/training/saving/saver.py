@@ -107,6 +107,8 @@ class Saver:
             raise RunEnded("cannot save", f"{path}: {problem}; earlier checkpoints are kept", EXIT_DISK)
 
     def _write_own(self, path: Path, rank: int, copied: Copied) -> tuple[str, str, str]:
+        if not copied.ranges and rank:
+            return "", "", ""  # at stage 0 the first rank has everything: no file to force to disk
         try:
             file = self.write(checkpoint.aside(path), rank, copied)
             checkpoint.sync(file)
@@ -115,7 +117,7 @@ class Saver:
             return _in_words(error), "", ""
 
     def _seal(self, path: Path, parts: list[tuple[str, str, str, Copied]]) -> str:
-        folder = checkpoint.aside(path)
+        folder, parts = checkpoint.aside(path), [part for part in parts if part[1]]
         try:
             ranges = write_ranges(folder, [(file, copied) for _, file, _, copied in parts])
             checkpoint.sync(ranges)

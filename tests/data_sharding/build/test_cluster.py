@@ -24,6 +24,7 @@ from mcsp.config import CorpusConfig
 from mcsp.data_sharding.build.corpus import build_corpus
 from mcsp.data_sharding.build.receipts import BUILD_NAME
 from mcsp.data_sharding.inspect.lint import lint_corpus
+from tests.data_sharding.conftest import KEY
 
 pytestmark = [pytest.mark.slow, pytest.mark.multirank]
 ROOT = Path(__file__).resolve().parents[3]
@@ -71,7 +72,7 @@ def expected(small: dict[str, object], tmp_path_factory: pytest.TempPathFactory)
     if ray.is_initialized():
         ray.shutdown()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MCSP_SUBJECT_KEY", "a key for tests alone")
+        patch.setenv("MCSP_SUBJECT_KEY", KEY)
         build_corpus(CorpusConfig.parse({**small, "out_dir": out, "workers": 1}, "test"))
     return files(out)
 
@@ -89,7 +90,7 @@ def start_driver(small: dict, out: Path, *arguments: str) -> subprocess.Popen[st
     config = out.parent / "config.yaml"
     config.write_text(json.dumps({**small, "out_dir": str(out)}))
     command = [sys.executable, str(ROOT / "launchers/build_corpus.py"), "--config", str(config), *arguments]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "MCSP_SUBJECT_KEY": "a key for tests alone"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "MCSP_SUBJECT_KEY": KEY}
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -156,7 +157,7 @@ def test_a_submitted_job_builds_the_same(small: dict, expected: dict, tmp_path: 
     """``ray start`` with a token, ``ray job submit --working-dir``, and a stop of what was started here alone."""
     (port, dashboard, agent, client), out = [free_port() for _ in range(4)], tmp_path / "corpus"
     environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "RAY_ADDRESS")}
-    environment |= {"MCSP_SUBJECT_KEY": "a key for tests alone", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+    environment |= {"MCSP_SUBJECT_KEY": KEY, "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
     environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "5e" * 32}
     # The paths of Ray's sockets must stay below 108 characters, so they cannot lie in tmp_path.
     short = tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True)

@@ -18,8 +18,9 @@ from mcsp.data_sharding.build.plan import assign_split, make_plan
 from mcsp.data_sharding.build.pseudonyms import KEY_VARIABLE, subject_key
 from mcsp.data_sharding.build.recipe import public_config
 from mcsp.schema import SPLITS
+from tests.conftest import SUBJECT_KEY
 
-KEY = b"a key for tests alone"
+KEY = SUBJECT_KEY.encode()
 
 
 def write_site(
@@ -193,7 +194,7 @@ def test_the_subject_key_may_come_from_a_file(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"subject_key_file: .*key"):
         subject_key(config)
     (tmp_path / "key").write_text("short\n")
-    with pytest.raises(ValueError, match=r"key has 5 characters, expected at least 16; make one with: openssl rand"):
+    with pytest.raises(ValueError, match=r"key has 5 characters, expected 32 random bytes .*; make one with: openssl"):
         subject_key(config)
     (tmp_path / "key").write_text(KEY.decode() + "\n")
     assert subject_key(config) == KEY

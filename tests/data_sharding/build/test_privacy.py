@@ -29,12 +29,20 @@ PLANTED = {
     "e-mail": ["someone@hospital.example.org"],
     "path": ["/home/anna/eeg/x.edf", "C:\\Users\\anna", "\\\\server\\share", "see ~/raw", "s3://bucket/x"],
     "subject id": ["sub-01", "eeg/sub-anna_task-rest_eeg.edf"],
+    "MAC address": ["00:1A:2b:3c:4d:5e", "amplifier 00-1a-2b-3c-4d-5e"],
+    "IP address": ["192.168.1.17", "fe80::1ff:fe23:4567:890a", "2001:0db8:85a3:0000:0000:8a2e:0370:7334"],
+    "DICOM UID": ["1.2.840.113619.2.55.3.2831", "uid 1.3.12.2.1107.5.2.32.35162.2009"],
+    "serial number": ["S/N 45123", "SN: AB-12345", "serial no. 45123", "DeviceSerialNumber=167047"],
+    "birth year": ["born 1931", "geb. 1931", "born in 1931", "YOB 1931", "birth year: 1931"],
+    "age": ["91.5 years", "aged 93", "93yo", "age 92,5", "90 Jahre", "102-year"],
 }  # fmt: skip
 HARMLESS = [
     "sub-0123456789abcdef/eeg/sub-0123456789abcdef_task-rest_eeg.edf", "found 480000 samples, expected 1440000 bytes",
     "0.1234567", "-1.5e-07", "17networks_LH_VisCent_ExStr_1", "EEG 001", "T7", "1.26.4", "50/60 Hz", "10-20", "uV/Hz",
     "2 of 10", "Schaefer2018 400 parcels, 7 networks", "MNI152NLin2009cAsym", "restEyesOpen", "a" * 64,
     "arXiv 2405.18765", "EEG12345", "123456 samples",
+    "SN1", "neonate 2019", "page 93", "90 ms", "12 years", "89.9 years", "2.0.1.4rc",
+    "standard_1020",
 ]  # fmt: skip
 
 
@@ -61,7 +69,12 @@ def test_names_are_found_as_words_in_any_case() -> None:
 def test_participants_columns_are_judged_by_name_and_value() -> None:
     columns: dict[str, Any] = {"diagnosis": "case", "sex": "f", "age": 34.0, "score": 123456.5, "age_bin": "30-34"}
     assert list(find_identifiers_in_participant("x", columns, frozenset())) == []
-    for column, value in {"hospital": 1234567.0, "age": 93.0, "birth_year": "1930s", "note": "seen 2019-05-04"}.items():
+    planted = {
+        "hospital": 1234567.0, "age": 93.0, "Age": 91.5, "age_at_scan": "92,5 years", "birth_year": "1930s",
+        "note": "seen 2019-05-04", "Jahr": 1931.0, "device_serial": "x",
+    }  # fmt: skip
+    assert list(find_identifiers_in_participant("x", {"age": 89.5 - 0.5, "education_years": 16.0}, frozenset())) == []
+    for column, value in planted.items():
         assert len(list(find_identifiers_in_participant("x", {column: value}, frozenset()))) == 1, column
 
 

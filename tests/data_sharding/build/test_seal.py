@@ -20,8 +20,8 @@ from mcsp.data_sharding.build.identifiers import (
     find_identifiers_in_lists,
     find_identifiers_in_table,
 )
-from mcsp.data_sharding.build.pseudonyms import pseudonymise, session_label, subject_hash
-from mcsp.data_sharding.build.seal import people, publish_rejections
+from mcsp.data_sharding.build.pseudonyms import session_label, subject_hash
+from mcsp.data_sharding.build.seal import people, publish_rejections, publish_repair
 from mcsp.data_sharding.inspect.report import REPORT_NAME
 from mcsp.data_sharding.store.index import Rejection, Repair, read_rejected
 from mcsp.data_sharding.store.reader import Corpus
@@ -31,29 +31,44 @@ from tests.data_sharding.conftest import CHANNELS, DESCRIPTION, eeg_uv
 KEY = b"a key for tests alone"
 
 
-def test_labels_become_those_of_the_shards() -> None:
-    public, session = f"sub-{subject_hash(KEY, 'a', '1')}", session_label(KEY, "20190504")
-    assert session.isalpha() and len(session) == 8
-    file = "sub-1/ses-20190504/eeg/sub-1_ses-20190504_run-1_eeg.edf"
-    assert pseudonymise(file, "a", KEY) == f"{public}/ses-{session}/eeg/{public}_ses-{session}_run-1_eeg.edf"
-    assert pseudonymise("sub-1, not sub-12", "b", KEY).count(subject_hash(KEY, "a", "1")) == 0
+@pytest.mark.parametrize("session", ["20190504", "04May2019", "2019", "may19"])
+def test_a_session_that_may_be_a_date_becomes_letters_of_its_own_for_each_subject(session: str) -> None:
+    label = session_label(KEY, "a", "1", session)
+    assert label.isalpha() and len(label) == 32 and label != session_label(KEY, "a", "2", session)
+    assert [session_label(KEY, "a", "1", kept) for kept in ("", "baseline", "01", "month12")] == [
+        "", "baseline", "01", "month12",
+    ]  # fmt: skip
 
 
-def test_rejections_are_published_without_what_identifies_and_kept_in_private(tmp_path: Path) -> None:
+def test_rejections_are_published_as_reason_subject_and_measurements_and_kept_in_private(tmp_path: Path) -> None:
     private = tmp_path / "rejected.tsv"
     rejected = [
-        Rejection("a", "sub-7/eeg/sub-7_acq-0012345_eeg.edf", "eeg", "truncated", "5 of sub-7, born 1987-05-12, Anna"),
-        Rejection("a", "sub-8/eeg/sub-8_eeg.edf", "eeg", "too-short", "found 120000 samples"),
+        Rejection("a", "sub-7/eeg/sub-7_acq-anna_eeg.edf", "eeg", "bad-table", "x.tsv: 'Anna', born 1987-05-12"),
+        Rejection("a", "sub-Xüyz07/eeg/sub-Xüyz07_eeg.edf", "eeg", "too-short", "sub-Xüyz07_eeg.edf: 5.0 s, expected "
+                  "at least 10 s"),
+    ]  # fmt: skip
+    published = list(publish_rejections(private, rejected, KEY))
+    assert [(r.site, r.file, r.modality, r.reason, r.detail) for r in published] == [
+        ("a", f"sub-{subject_hash(KEY, 'a', '7')}", "eeg", "bad-table", ""),
+        ("a", f"sub-{subject_hash(KEY, 'a', 'Xüyz07')}", "eeg", "too-short", "5.0 s, 10 s"),
     ]
-    published = {r.reason: r for r in publish_rejections(private, rejected, KEY, frozenset({"anna"}))}
-    label = f"sub-{subject_hash(KEY, 'a', '7')}"
-    first = published["truncated"]
-    assert first.file == f"{label}/eeg/{label}_acq-[record number]_eeg.edf"
-    assert first.detail == f"5 of {label}, born [date], [name]"
-    assert published["too-short"].detail == "found 120000 samples"
     lines = [line.split("\t") for line in private.read_text().splitlines()]
-    assert lines[1] == ["a", first.file, "truncated", rejected[0].file, rejected[0].detail]
+    assert lines[1] == ["a", published[0].file, "bad-table", rejected[0].file, rejected[0].detail]
     assert len(lines) == 3
+
+
+def test_repairs_are_published_by_their_kind() -> None:
+    file = "sub-7/eeg/sub-7_eeg.edf"
+    told = {
+        "sub-7_eeg.edf: 2 EEG channels without a position are left out: Anna, Meier": (
+            "EEG channels without a position are left out"
+        ),
+        "sub-7_events.tsv: 2 events begin after the end at 40.0 s and are ignored": "events begin after the end",
+        "something that this list does not know: Anna": "put right",
+    }
+    for text, kind in told.items():
+        public = publish_repair(Repair("a", file, "eeg", text), KEY)
+        assert public == Repair("a", f"sub-{subject_hash(KEY, 'a', '7')}", "eeg", kind)
 
 
 INDEX_PLANTS: list[tuple[list[Any], str, str]] = [

@@ -4,7 +4,16 @@ import numpy as np
 import pytest
 from pyriemann.tangentspace import TangentSpace
 
-from mcsp.evaluate.readout.grams import combined, denoised, fixed, gram, harmonized, tangent, without_site_means
+from mcsp.evaluate.readout.grams import (
+    combined,
+    denoised,
+    fixed,
+    gram,
+    harmonized,
+    tangent,
+    weighed,
+    without_site_means,
+)
 from mcsp.evaluate.readout.harmonize import Combat
 
 TRAIN, SITES = np.arange(0, 30), ["a"] * 18 + ["b"] * 14 + ["c"] * 8
@@ -69,6 +78,25 @@ def test_the_denoiser_of_inner_products_is_that_of_features() -> None:
     expected = scaled(denoiser(first[TRAIN], second[TRAIN], np.array(SITES)[TRAIN])(whole))
     found = denoised(gram(np.vstack([whole, first, second])), SITES)(TRAIN)
     np.testing.assert_allclose(found, expected @ expected.T, atol=1e-10)
+
+
+def test_the_denoiser_of_shuffled_pairs_sees_halves_of_different_people_of_a_site() -> None:
+    whole, first, second = features(0), features(1), features(2)
+    gram_3N3N = gram(np.vstack([whole, first, second]))
+    found, other = (denoised(gram_3N3N, SITES, shuffled) for shuffled in (True, False))
+    assert np.abs(found(TRAIN) - other(TRAIN)).max() > 0.01
+    np.testing.assert_array_equal(found(TRAIN), denoised(gram_3N3N, SITES, True)(TRAIN))
+    # A site of two people: their second halves change places.
+    two = np.array([0, 1])
+    stacked = np.vstack([whole, first, second])
+    exchanged = np.vstack([whole, first, second[[1, 0, *range(2, len(SITES))]]])
+    found, expected = denoised(gram(stacked), SITES, True)(two), denoised(gram(exchanged), SITES)(two)
+    np.testing.assert_allclose(found, expected, atol=1e-9)
+
+
+def test_a_weighted_sum_of_what_training_parts_give() -> None:
+    a, b = (fixed([gram(features(seed))]) for seed in (0, 1))
+    np.testing.assert_allclose(weighed([(a, 0.75), (b, 0.25)])(TRAIN), 0.75 * a(TRAIN) + 0.25 * b(TRAIN))
 
 
 def test_the_denoiser_keeps_what_is_the_same_in_both_halves() -> None:

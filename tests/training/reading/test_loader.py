@@ -30,11 +30,18 @@ def dataset(corpus_dir: Path, rank: int = 0, world: int = 1, micro_batches: int 
     return StepDataset(corpus, plan, rank, world, micro_batches)
 
 
+def extent(valid: torch.Tensor) -> int:
+    return int(valid.nonzero().max()) + 1
+
+
 def rows(batch: Batch) -> Iterator[tuple[int, str, str]]:
-    """Key, modality and a hash of all that a row holds, of every row."""
+    """Key, modality and a hash of all that a row holds but padding, of every row."""
     for modality, signal in batch.signals.items():
         for b in range(len(signal)):
-            values = [getattr(signal, name)[b] for name in vars(signal) if name != "sample_B"]
+            c, t = extent(signal.channel_valid_BC[b]), extent(signal.time_valid_BT[b])
+            assert not signal.x_BCT[b, c:].any() and not signal.x_BCT[b, :, t:].any()
+            values = [signal.x_BCT[b, :c, :t], signal.time_valid_BT[b, :t], signal.sfreq_B[b], signal.key_B[b]]
+            values += [x[b, :c] for x in (signal.channel_valid_BC, signal.position_BC3, signal.position_valid_BC)]
             identity = [batch.keys[signal.sample_B[b]].encode(), *(v.numpy().tobytes() for v in values)]
             yield int(signal.key_B[b]), modality, hashlib.sha256(b"".join(identity)).hexdigest()
 
@@ -48,7 +55,9 @@ def global_batches(corpus_dir: Path, world: int, workers: int, micro: int, first
     for step in zip(*parts, strict=True):
         micro_batches = [batch for rank in step for batch in rank]
         assert len({tuple((m, len(s)) for m, s in batch.signals.items()) for batch in micro_batches}) == 1
-        assert len({s.x_BCT.shape[1:] for batch in micro_batches for s in [batch.signals["eeg"]]}) == 1
+        for signal in [s for batch in micro_batches for s in batch.signals.values()]:
+            assert signal.x_BCT.shape[1] == max(extent(valid) for valid in signal.channel_valid_BC)
+            assert signal.x_BCT.shape[2] == max(extent(valid) for valid in signal.time_valid_BT)
         unreadable = sorted(line for batch in micro_batches for line in batch.unreadable)
         found.append((sorted(row for batch in micro_batches for row in rows(batch)), unreadable))
     return found

@@ -76,6 +76,41 @@ def test_a_step_reads_the_same_whatever_the_ranks_and_micro_batches(
         assert sorted(what_is_read(d) for part in parts for d in part) == sorted(whole)
 
 
+def padded(plan: Schedule, step: int, world: int, micro: int) -> int:
+    """Values of a step with padding, over all micro-batches."""
+    total = 0
+    for rank in range(world):
+        for i in range(micro):
+            shapes = [
+                (c.recording.n_channels, c.n_samples) for d in plan.draws(step, rank, world, i, micro) for c in d.cuts
+            ]
+            total += len(shapes) * max(c for c, _ in shapes) * max(t for _, t in shapes)
+    return total
+
+
+@pytest.mark.parametrize("most", [4096, 6], ids=["one group", "groups of ranks"])
+def test_micro_batches_hold_samples_of_like_shape_and_nothing_else_is_read(monkeypatch, most: int) -> None:
+    monkeypatch.setattr("mcsp.training.reading.schedule._MOST_IN_ORDER", most)
+    samples = {f"f{i:03d}": [recording(f"f{i:03d}", "fmri")] for i in range(48)}
+    for i, key in enumerate(samples):
+        changes = {"n_channels": (100, 100, 200, 400)[i % 4], "sfreq": (0.4, 0.5, 1.25)[i % 3]}
+        samples[key] = [replace(samples[key][0], **changes, n_samples=200)]
+    plan, mixed = schedule(samples, BatchConfig(paired=0, eeg=0, fmri=24)), 0
+    plain = schedule(corpus(0, 0, 48), BatchConfig(paired=0, eeg=0, fmri=24))
+    for step in range(4):
+        assert sorted(d.position for d in plan.draws(step)) == [d.position for d in plain.draws(step)]
+        whole = sorted(what_is_read(d) for d in plan.draws(step))
+        for world, micro in ((1, 4), (2, 1), (4, 2), (2, 6)):
+            parts = [list(plan.draws(step, r, world, i, micro)) for r in range(world) for i in range(micro)]
+            assert sorted(what_is_read(d) for part in parts for d in part) == whole
+        mixed += padded(plan, step, 4, 2) < 0.8 * padded(plan, step, 1, 1)
+        if most > 24:
+            buckets = [plan.draws(step, rank, 2, i, 3) for i in range(3) for rank in range(2)]
+            channels = [d.cuts[0].recording.n_channels for bucket in buckets for d in bucket]
+            assert channels == sorted(channels), "bucket b is not micro-batch b div ranks of rank b mod ranks"
+    assert mixed == 4
+
+
 def test_every_sample_once_per_pass_and_new_windows_in_the_next() -> None:
     plan = schedule(corpus(12, 18, 24))
     for stream in ("p", "e", "f"):
@@ -157,7 +192,7 @@ def test_other_splits_and_modalities_are_not_read() -> None:
     )  # fmt: skip
     keys = {c.recording.key for step in range(3) for d in plan.draws(step) for c in d.cuts}
     assert keys == {"p000", "p001", "e001", "e002", "e003", "e004"}
-    assert plan.shapes == {"eeg": (4, 6000)}
+    assert plan.mean_shapes == {"eeg": (4, 6000)}
 
 
 def test_groups_of_shards_are_read_one_after_the_other() -> None:

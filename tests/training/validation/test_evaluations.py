@@ -5,17 +5,19 @@ Covers: mcsp/training/validation/validate.py
 
 import json
 import math
+import signal
+import time
 from pathlib import Path
 
 import pytest
 
-from launchers.plot_run import draw
+from mcsp.commands.plot import draw
 from mcsp.config import PretrainConfig
 from mcsp.data_sharding.store.reader import Corpus
 from mcsp.export.card import curve_rows
 from mcsp.run_log import read_events, read_metrics
 from mcsp.training.validation.validate import chunks_per_batch, collapsed, validation_schedule
-from tests.training.ranks import pretrain, run_ranks
+from tests.training.ranks import LAUNCHER, pretrain, run_ranks, start_ranks
 
 PROGRAM = Path(__file__).with_name("validation_program.py")
 
@@ -48,6 +50,31 @@ def test_a_run_that_was_stopped_logs_the_same(runs) -> None:
     whole, stopped = (read_metrics(out / name) for name in ("whole", "stopped"))
     assert [bool(of_validation(line)) for line in whole] == [True, True, False, True], "untrained, 2, last"
     assert [of_validation(line) for line in stopped] == [of_validation(line) for line in whole]
+
+
+@pytest.mark.slow
+@pytest.mark.multirank
+def test_a_run_that_was_killed_evaluates_to_the_same_bits(split_overrides, tmp_path) -> None:
+    """SIGKILL to both ranks after the first checkpoint behind an evaluation, then a resume."""
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    options = [*split_overrides, "steps=6"]
+    run_ranks(2, LAUNCHER, *options, f"run_dir={whole}")
+    ranks = start_ranks(2, LAUNCHER, *options, f"run_dir={killed}")
+    try:
+        deadline = time.monotonic() + 120
+        while not (killed / "checkpoints" / "step-00000002").exists():
+            assert time.monotonic() < deadline and ranks[0].poll() is None, ranks[0].communicate()[0]
+            time.sleep(0.005)
+    finally:
+        for process in ranks:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+    assert not (killed / "checkpoints" / "step-00000006").exists(), "the run ended before it was killed"
+    run_ranks(2, LAUNCHER, *options, f"run_dir={killed}")
+    expected, found = read_metrics(whole), read_metrics(killed)
+    assert [line["step"] for line in found] == [line["step"] for line in expected]
+    assert [bool(of_validation(line)) for line in found] == [True, True, False, True, False, True]
+    assert [of_validation(line) for line in found] == [of_validation(line) for line in expected]
 
 
 @pytest.mark.multirank

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mcsp.data_sharding.store.reader import Corpus
-from mcsp.evaluate.retrieval import Pairs, find_pairs, top1
+from mcsp.evaluate.retrieval.pairs import Pairs, find_pairs, top1
 
 
 def pairs(similarity_NN: np.ndarray, windows_per_subject: int = 2, subjects_per_site: int = 20) -> Pairs:
@@ -15,7 +15,7 @@ def pairs(similarity_NN: np.ndarray, windows_per_subject: int = 2, subjects_per_
 
 
 def test_a_perfect_model_always_finds_the_window() -> None:
-    score = top1(pairs(np.eye(80)), 64, 5, within_site=False)
+    score = top1(pairs(np.eye(80)), 64, 5)
     assert (score["top1"], score["sd"], score["top1_subject"]) == (1.0, 0.0, 1.0)
     assert score["chance"] == 1 / 64
     assert (score["candidates"], score["windows"], score["subjects"]) == (64, 80, 40)
@@ -23,14 +23,14 @@ def test_a_perfect_model_always_finds_the_window() -> None:
 
 def test_random_similarities_are_at_chance() -> None:
     similarity = np.random.default_rng(0).normal(size=(400, 400))
-    score = top1(pairs(similarity), 16, 200, within_site=False)
+    score = top1(pairs(similarity), 16, 200)
     assert score["top1"] == pytest.approx(1 / 16, abs=0.015)
     assert score["top1_subject"] == pytest.approx(score["chance_subject"], abs=0.015)
 
 
 def test_knowing_only_the_subject_is_told_apart_from_knowing_the_window() -> None:
     same_NN = np.equal.outer(np.arange(80) // 2, np.arange(80) // 2)
-    score = top1(pairs(same_NN + 0.1 * np.random.default_rng(1).random((80, 80))), 80, 1, within_site=False)
+    score = top1(pairs(same_NN + 0.1 * np.random.default_rng(1).random((80, 80))), 80, 1)
     assert score["top1_subject"] == 1.0
     assert 0.3 < score["top1"] < 0.7
 
@@ -38,23 +38,23 @@ def test_knowing_only_the_subject_is_told_apart_from_knowing_the_window() -> Non
 def test_knowing_only_the_site_gains_nothing_within_a_site() -> None:
     site_N = np.arange(80) // 40
     similarity = np.equal.outer(site_N, site_N) + 0.1 * np.random.default_rng(2).random((80, 80))
-    within = top1(pairs(similarity), 20, 100, within_site=True)
-    over_all = top1(pairs(similarity), 20, 100, within_site=False)
+    within = top1(pairs(similarity), 20, 100, "one site")
+    over_all = top1(pairs(similarity), 20, 100)
     assert within["top1"] == pytest.approx(1 / 20, abs=0.02)
     assert over_all["top1"] > 1.5 / 20
 
 
 def test_fewer_windows_than_asked_for_are_all_used_and_said() -> None:
-    score = top1(pairs(np.eye(10)), 64, 3, within_site=False)
+    score = top1(pairs(np.eye(10)), 64, 3)
     assert (score["candidates"], score["requested"], score["draws"]) == (10, 64, 3)
     assert score["chance"] == pytest.approx(0.1)
-    with pytest.raises(ValueError, match="expected at least two pairs"):
-        top1(pairs(np.eye(1)), 64, 3, within_site=False)
+    assert top1(pairs(np.eye(1)), 64, 3) is None
+    assert top1(pairs(np.eye(10), 1), 64, 3, "one person") is None
 
 
 def test_the_same_call_gives_the_same_numbers() -> None:
     similarity = np.random.default_rng(3).normal(size=(50, 50))
-    assert top1(pairs(similarity), 8, 9, True) == top1(pairs(similarity), 8, 9, True)
+    assert top1(pairs(similarity), 8, 9, "one site") == top1(pairs(similarity), 8, 9, "one site")
 
 
 def test_pairs_are_aligned_with_the_delay_and_never_overlap(corpus_dir: Path) -> None:

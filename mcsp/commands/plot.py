@@ -1,17 +1,11 @@
-"""Draw a pretraining run: losses, what holds for people set aside, where the time goes, speed, memory; what went wrong.
+"""Draw a pretraining run: losses, what holds for people set aside, where time goes, speed, memory, what went wrong."""
 
-python launchers/plot_run.py RUN_DIR [--out FILE.png]
-"""
-
-import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mcsp.run_log import read_events, read_metrics
 from mcsp.training.clock import SPLIT
 from mcsp.training.health import suspects
 
@@ -26,22 +20,6 @@ KINDS = {
 }
 VALIDATION = "validation/"
 MARKS = {"start": ("restart", "#888888", ":"), "rollback": ("rollback", "#D55E00", "--")}
-
-
-def main() -> None:
-    """Parse, read, draw, say where."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run_dir", type=Path, help="folder of a pretraining run, finished or not")
-    parser.add_argument("--out", type=Path, help="PNG to write; RUN_DIR/run.png where omitted")
-    arguments = parser.parse_args()
-    out = arguments.out or arguments.run_dir / "run.png"
-    lines = read_metrics(arguments.run_dir)
-    if not lines:
-        message = f"{arguments.run_dir}: expected a pretraining run with metrics.jsonl, found no line of one"
-        print(f"error: {message}", file=sys.stderr)
-        raise SystemExit(2)
-    draw(arguments.run_dir, lines, read_events(arguments.run_dir), out)
-    print(f"plot: {out}")
 
 
 def draw(run_dir: Path, lines: list[dict[str, float]], events: list[dict[str, Any]], out: Path) -> None:
@@ -217,7 +195,3 @@ def _title(run_dir: Path, step: int, events: list[dict[str, Any]]) -> str:
         f"{title}\n{counted('start', 1)} restarts (dotted), {counted('rollback')} rollbacks (dashed), "
         f"{counted('skip')} skipped steps (triangles)"
     )
-
-
-if __name__ == "__main__":
-    main()

@@ -5,7 +5,7 @@ Shape letters: N windows, K projection width.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from mcsp.schema import MODALITIES, Recording, Split
 from mcsp.windows import common_instants, window_samples, window_start
 
 RETRIEVAL_SEED = 0
+Scope = Literal["all sites", "one site", "one person"]
 
 
 @dataclass(frozen=True)
@@ -92,29 +93,44 @@ def similarities(model: MCSP, corpus: Corpus, cuts: Sequence[PairedCut], config:
     )
 
 
-def top1(pairs: Pairs, size: int, draws: int, within_site: bool) -> dict[str, Any]:
+def top1(
+    pairs: Pairs, size: int, draws: int, scope: Scope = "all sites", query_N: np.ndarray | None = None
+) -> dict[str, Any] | None:
     """Top-1 accuracy of random sets of ``size`` candidates, or of as many as there are.
 
-    Each draw takes ``size`` pairs, of one site if ``within_site`` (sites take turns); each of its EEG windows ranks all
-    of its BOLD windows.
+    Each draw takes ``size`` pairs, of one site or one person if ``scope`` says so (they take turns); each of its EEG
+    windows ranks all of its BOLD windows.
+
+    Args:
+        pairs: what is compared.
+        size: candidates of a draw.
+        draws: their number, at least one for each site or person.
+        scope: where the candidates of a draw are from.
+        query_N: the EEG window that stands in for each one, -1 where none does: these are not asked for.
 
     Returns:
         ``top1`` and its ``sd`` over draws, ``chance`` (mean of 1 / candidates), ``top1_subject`` (the best candidate is
-        of the same subject) with ``chance_subject``, ``candidates`` (fewest in a draw) and ``requested``.
+        of the same subject) with ``chance_subject``, ``candidates`` (fewest in a draw) and ``requested``. None where
+        nothing can be asked.
     """
-    pools = [np.flatnonzero(pairs.site_N == s) for s in np.unique(pairs.site_N)] if within_site else None
-    pools = [p for p in pools if len(p) > 1] if pools is not None else [np.arange(len(pairs.site_N))]
-    if not pools or len(pools[0]) < 2:
-        raise ValueError(f"retrieval: expected at least two pairs of windows to choose from, found {len(pairs.site_N)}")
+    query_N = np.arange(len(pairs.site_N)) if query_N is None else query_N
+    owner_N = {"all sites": np.zeros(len(query_N)), "one site": pairs.site_N, "one person": pairs.subject_N}[scope]
+    pools = [np.flatnonzero(owner_N == owner) for owner in np.unique(owner_N)]
+    pools = [pool for pool in pools if len(pool) > 1]
     rng = np.random.default_rng(RETRIEVAL_SEED)
     rows = []
-    for draw in range(max(draws, len(pools))):
+    for draw in range(max(draws, len(pools)) if pools else 0):
         pool = pools[draw % len(pools)]
         chosen = np.sort(rng.choice(pool, min(size, len(pool)), replace=False))
-        best = chosen[pairs.similarity_NN[np.ix_(chosen, chosen)].argmax(axis=1)]
-        same_NN = pairs.subject_N[chosen][:, None] == pairs.subject_N[chosen]
-        own_subject = pairs.subject_N[best] == pairs.subject_N[chosen]
-        rows.append(((best == chosen).mean(), 1 / len(chosen), own_subject.mean(), same_NN.mean(), len(chosen)))
+        asked = chosen[query_N[chosen] >= 0]
+        if not len(asked):
+            continue
+        best = chosen[pairs.similarity_NN[np.ix_(query_N[asked], chosen)].argmax(axis=1)]
+        same_NN = pairs.subject_N[asked][:, None] == pairs.subject_N[chosen]
+        own_subject = pairs.subject_N[best] == pairs.subject_N[asked]
+        rows.append(((best == asked).mean(), 1 / len(chosen), own_subject.mean(), same_NN.mean(), len(chosen)))
+    if not rows:
+        return None
     hit, chance, subject, chance_subject, candidates = np.array(rows).T
     return {
         "top1": float(hit.mean()),
@@ -125,6 +141,6 @@ def top1(pairs: Pairs, size: int, draws: int, within_site: bool) -> dict[str, An
         "candidates": int(candidates.min()),
         "requested": size,
         "draws": len(rows),
-        "windows": len(pairs.site_N),
-        "subjects": len(set(pairs.subject_N)),
+        "windows": int((query_N >= 0).sum()),
+        "subjects": len(set(pairs.subject_N[query_N >= 0])),
     }

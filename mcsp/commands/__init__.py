@@ -1,0 +1,1 @@
+"""The command line: ``mcsp VERB``. The scripts in launchers/ are the same commands, for DeepSpeed and Ray."""

@@ -1,0 +1,143 @@
+"""``mcsp VERB``: one command for everything, its verbs found without importing what they need.
+
+Cyclopts does the parsing, because it alone of the libraries that were tried keeps verbs as names until one is called,
+completes words in bash, zsh, fish and PowerShell, suggests what was meant, and leaves the values to the schema. Tyro
+and jsonargparse convert values themselves, by rules other than those of our YAML files.
+"""
+
+import re
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from cyclopts import App, Group, Parameter
+from cyclopts.exceptions import CycloptsError
+
+from mcsp.version import __version__
+
+# Verb -> where it is; the groups are those of the help, in this order.
+VERBS: dict[str, dict[str, str]] = {
+    "Corpus": {
+        "write-bids": "mcsp.commands.corpus:write_bids",
+        "build": "mcsp.commands.corpus:build",
+        "status": "mcsp.commands.corpus:status",
+        "lint": "mcsp.commands.corpus:lint",
+        "report": "mcsp.commands.corpus:report",
+    },
+    "Pretraining": {
+        "pretrain": "mcsp.commands.pretrain:pretrain",
+        "plot": "mcsp.commands.runs:plot",
+        "export": "mcsp.commands.runs:export",
+    },
+    "Use of an export": {
+        "encode": "mcsp.commands.recordings:encode",
+        "evaluate": "mcsp.commands.evaluate:evaluate",
+        "finetune": "mcsp.commands.evaluate:finetune",
+        "predict": "mcsp.commands.recordings:predict",
+        "explain": "mcsp.commands.evaluate:explain",
+    },
+    "Trying it out": {
+        "demo": "mcsp.commands.demo:demo",
+        "demo-sites": "mcsp.commands.demo_sites:demo_sites",
+    },
+}
+HELP = {
+    "write-bids": "A table of files becomes BIDS derivatives.",
+    "build": "BIDS datasets become a corpus.",
+    "status": "How far a build is.",
+    "lint": "Re-read a corpus: is all as its index says?",
+    "report": "Write report.html of a corpus anew.",
+    "pretrain": "Pretrain on a corpus.",
+    "plot": "Draw a pretraining run.",
+    "export": "A checkpoint becomes weights that load anywhere.",
+    "encode": "Recordings become a table of features.",
+    "evaluate": "Compare an export with its baselines on labelled recordings.",
+    "finetune": "Fine-tune an export and test it on new subjects or sites.",
+    "predict": "Recordings become a table of classes and probabilities.",
+    "explain": "Which channels and bands a classifier's score rests on.",
+    "demo": "Everything once, on small data: sites, corpus, pretraining, export, evaluation.",
+    "demo-sites": "Write the demo's BIDS datasets, or a simulated consortium.",
+}
+# ``--model.size nano`` and ``--sites.berlin.path=DIR`` are keys of a section: the schema judges them, as key=value.
+_SECTION = re.compile(r"--([A-Za-z_][\w-]*\.[\w.-]+)(?:=(.*))?", re.DOTALL)
+
+
+def application(called: str = "") -> App:
+    """The command and its verbs; no module of a verb is imported before it is ``called``, nor shown at length."""
+    app = _app("mcsp", "Pretraining on fMRI and EEG of many sites, and classification with the exported weights.")
+    for number, (title, verbs) in enumerate(VERBS.items()):
+        group = Group(title, sort_key=number)
+        for place_in_group, (verb, place) in enumerate(verbs.items()):
+            app.command(
+                place, name=verb, group=group, help=None if verb == called else HELP[verb], sort_key=place_in_group
+            )
+    app.register_install_completion_command(help="Make the shell complete verbs, keys and choices.")
+    return app
+
+
+def _app(name: str, text: str | None = None) -> App:
+    return App(
+        name=name,
+        help=text,
+        version=__version__,
+        help_format="plaintext",
+        default_parameter=Parameter(negative=()),
+        result_action="return_value",
+    )
+
+
+def run(argv: Sequence[str] | None = None, app: App | None = None) -> int:
+    """Run a command line; the status is that of the verb, or 2 after one line on bad input.
+
+    Args:
+        argv: verb and arguments; None: those of the process.
+        app: another application than ``mcsp``.
+    """
+    try:
+        words = _words(sys.argv[1:] if argv is None else argv)
+        app = app or application(words[0] if words else "")
+        found = app(words, print_error=False, exit_on_error=False)
+    except (CycloptsError, ValueError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return found if isinstance(found, int) else 0
+
+
+def run_alone(command: Callable[..., int], name: str) -> int:
+    """A command that is no verb of ``mcsp``, on the arguments of the process; otherwise as :func:`run`."""
+    app = _app(name)
+    app.default(command)
+    return run(app=app)
+
+
+def launcher(verb: str) -> partial[int]:
+    """A verb as a function of its arguments, for scripts: ``launcher("lint")(["corpus"])``."""
+    return partial(_verb, verb)
+
+
+def main() -> None:
+    """What ``mcsp`` runs."""
+    raise SystemExit(run())
+
+
+def _verb(verb: str, argv: Sequence[str] | None = None) -> int:
+    return run([verb, *(sys.argv[1:] if argv is None else argv)])
+
+
+def _words(argv: Sequence[str]) -> list[str]:
+    """Without what the deepspeed launcher adds, and keys of sections as key=value."""
+    words: list[str] = []
+    left = iter(argv)
+    for word in left:
+        section = _SECTION.fullmatch(word)
+        if word.startswith("--local_rank="):
+            continue
+        if section is None:
+            words.append(word)
+            continue
+        key, value = section.groups()
+        value = next(left, None) if value is None else value
+        if value is None:
+            raise ValueError(f"--{key}: expected a value after it, found none")
+        words.append(f"{key}={value}")
+    return words

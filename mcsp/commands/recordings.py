@@ -1,0 +1,132 @@
+"""``mcsp encode`` and ``mcsp predict``: tables with one row per recording."""
+
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from mcsp.commands.settings import require_place
+
+
+@dataclass(frozen=True)
+class About:
+    """What the recordings do not say themselves.
+
+    Attributes:
+        line_hz: power line frequency of EEG without a sidecar
+        measured_positions: digitised positions of electrodes come before those of the 10-05 template
+        t_r: repetition time [s] of BOLD without a sidecar
+        parcellation: of BOLD: a label image, a table of parcels, or the name of an atlas
+        parcel_table: *_dseg.tsv of the label image
+        percent: tables of BOLD are in percent signal change already
+        space: standard space of images whose names do not say it
+        min_seconds: shorter recordings are refused; default: as in pretraining
+    """
+
+    line_hz: float | None = None
+    measured_positions: bool = False
+    t_r: float | None = None
+    parcellation: str | None = None
+    parcel_table: Path | None = None
+    percent: bool = False
+    space: str | None = None
+    min_seconds: float | None = None
+
+
+Stated = Annotated[About, Parameter(name="*", group="About the recordings")]
+
+
+def encode(
+    model_dir: Path,
+    /,
+    *recordings: Path,
+    out: Path,
+    windows_per_recording: int | None = None,
+    window_seconds: float | None = None,
+    about: Stated = About(),
+) -> int:
+    """Encode recordings with an exported model: a table of features, one row per recording.
+
+    A recording that cannot be used has its reason in its row. The status is 1 where
+    none could be used.
+
+    mcsp encode MODEL_DIR RECORDINGS... --out features.tsv
+
+    Args:
+        model_dir: an export
+        recordings: files of EEG or BOLD, patterns (*.edf), BIDS datasets or folders
+        out: table to write: .tsv, or .npz for arrays
+        windows_per_recording: evenly spaced; learned features are averaged over them
+        window_seconds: default: as in pretraining
+    """
+    require_place(model_dir, "model_dir")
+    _require_table(out, (".tsv", ".npz"), recordings)
+    from mcsp.config.evaluate import WINDOWS_PER_RECORDING
+    from mcsp.encode.files import encode_files, find_files, write_features
+
+    cut = {"windows_per_recording": windows_per_recording or WINDOWS_PER_RECORDING, "window_seconds": window_seconds}
+    rows = []
+    for row in encode_files(find_files(recordings), model_dir, {**cut, **asdict(about)}):
+        rows.append(row)
+        print(f"{row.recording}: {row.error or 'encoded'}", file=sys.stderr)
+    write_features(rows, out)
+    return _told(out, len(rows), sum(row.features is not None for row in rows))
+
+
+def predict(
+    classifier_dir: Path,
+    /,
+    *recordings: Path,
+    out: Path,
+    about: Stated = About(),
+) -> int:
+    """Classify recordings with what ``mcsp finetune`` or ``mcsp evaluate`` wrote: one row per recording.
+
+    Columns: recording, modality, class, its calibrated probability, p(<class>) of
+    every class, distance from the training data (1 is typical of them), closer
+    (percent of held-out training units that were closer), flags (quality, missing
+    channels, unlike the training data), error (why there is no class). The status
+    is 1 where no recording could be used.
+
+    mcsp predict OUT_DIR/classifier RECORDINGS... --out table.tsv
+
+    Args:
+        classifier_dir: classifier/ in the folder of finetune or evaluate
+        recordings: files of EEG or BOLD, patterns (*.edf), BIDS datasets or folders
+        out: table to write, .tsv
+    """
+    require_place(classifier_dir, "classifier_dir")
+    _require_table(out, (".tsv",), recordings)
+    from mcsp.encode.deployed import LoadedClassifier
+    from mcsp.encode.files import find_files, write_table
+
+    classifier = LoadedClassifier(classifier_dir, **asdict(about))
+    rows: list[dict[str, Any]] = []
+    for file in find_files(recordings):
+        (found,) = classifier.predict_all([file])
+        rows.append(found.row())
+        print(f"{file}: {found.error or _in_words(rows[-1])}", file=sys.stderr)
+    write_table(out, classifier.columns, rows)
+    return _told(out, len(rows), sum(not row["error"] for row in rows))
+
+
+def _in_words(row: dict[str, Any]) -> str:
+    said = f"{row['value']:g}" if row["value"] is not None else f"{row['class']}, probability {row['probability']:.2f}"
+    return f"{said}; {row['flags']}" if row["flags"] else said
+
+
+def _require_table(out: Path, suffixes: tuple[str, ...], recordings: tuple[Path, ...]) -> None:
+    """What is asked is refused before anything is imported or read."""
+    if out.suffix not in suffixes:
+        raise ValueError(f"--out {out}: expected a name that ends in {' or '.join(suffixes)}")
+    if not out.absolute().parent.is_dir():
+        raise ValueError(f"--out {out}: expected a file in a folder that is there, found no {out.parent}")
+    if not recordings:
+        raise ValueError("expected files of recordings, found none")
+
+
+def _told(out: Path, total: int, good: int) -> int:
+    print(f"{out}: {good} of {total} recordings")
+    return 0 if good else 1

@@ -1,0 +1,168 @@
+"""What else finds a BOLD window: another person's EEG, EEG of another minute, the time in the run, plain band power.
+
+A schedule that all people share (a task, drowsiness, the warming of a scanner) lets time alone find windows, and then
+so does the EEG of somebody else. Both, and a ridge regression from the EEG's band power, stand beside every number.
+
+Shape letters: N windows, G times of a BOLD window, F frames of an EEG window, K band powers, R points of the brain.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+from scipy.stats import gamma
+from sklearn.linear_model import RidgeCV
+from sklearn.model_selection import GroupKFold
+from sklearn.preprocessing import StandardScaler
+
+from mcsp.batch import valid_times
+from mcsp.data_sharding.store.reader import Corpus
+from mcsp.evaluate import measured
+from mcsp.evaluate.retrieval.pairs import RETRIEVAL_SEED, PairedCut
+from mcsp.schema import Modality, Window
+from mcsp.windows import window_samples
+
+SHIFT_SECONDS = 60.0  # least distance of an EEG window that stands for another minute of the same recording
+SAME_TIME_SECONDS = 5.0  # most distance of two people's windows, each in its own run, that count as of the same time
+FRAME_SECONDS = 2.0  # of band power, and between the times at which BOLD is predicted
+TIME_POWERS = 5  # of the time in the run, as a polynomial: slow enough for any schedule of some minutes
+PENALTIES = np.logspace(0, 5, 6)
+FOLDS = 5  # of people
+
+
+def minute_of(cut: PairedCut) -> float:
+    """Seconds of an EEG window since its recording began."""
+    return cut.eeg_start / cut.eeg.sfreq
+
+
+def other_people(cuts: Sequence[PairedCut]) -> np.ndarray:
+    """For each window one of another person of the site at the same time in the run, drawn; -1 where there is none."""
+    minute_N, (site_N, subject_N, _) = np.array([minute_of(cut) for cut in cuts]), _owners(cuts)
+    return _drawn(
+        (site_N == site_N[i]) & (subject_N != subject_N[i]) & (np.abs(minute_N - minute_N[i]) <= SAME_TIME_SECONDS)
+        for i in range(len(cuts))
+    )
+
+
+def other_minutes(cuts: Sequence[PairedCut]) -> np.ndarray:
+    """For each window another one of the same recording, a minute or more away, drawn; -1 where there is none."""
+    minute_N, (_, _, recording_N) = np.array([minute_of(cut) for cut in cuts]), _owners(cuts)
+    return _drawn(
+        (recording_N == recording_N[i]) & (np.abs(minute_N - minute_N[i]) >= SHIFT_SECONDS) for i in range(len(cuts))
+    )
+
+
+def _owners(cuts: Sequence[PairedCut]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Site, subject and recording of each EEG window."""
+    subjects = [f"{cut.eeg.site}/{cut.eeg.subject}" for cut in cuts]
+    recordings = [f"{cut.eeg.shard}/{cut.eeg.member}" for cut in cuts]
+    return np.array([cut.eeg.site for cut in cuts]), np.array(subjects), np.array(recordings)
+
+
+def _drawn(fitting: Iterable[np.ndarray]) -> np.ndarray:
+    rng = np.random.default_rng(RETRIEVAL_SEED)
+    return np.array([rng.choice(np.flatnonzero(fits_N)) if fits_N.any() else -1 for fits_N in fitting])
+
+
+def ridge_similarities(
+    corpus: Corpus,
+    cuts: Sequence[PairedCut],
+    window_seconds: Mapping[Modality, float],
+    delay_seconds: float,
+    others: Sequence[PairedCut] = (),
+) -> dict[str, np.ndarray]:
+    """How alike BOLD windows are to what a ridge regression expects, ``(N, N)``: rows are what it expects from.
+
+    ``band power``: the logarithm of the EEG's band power at scalp regions, through the canonical haemodynamic response;
+    ``time``: the time in the run and nothing else. Fitted on other people than those it is asked about, in folds; what
+    is compared are courses at points of the brain, as their correlation over points and times.
+
+    Args:
+        corpus: where the recordings lie.
+        cuts: N windows that are compared.
+        window_seconds: as they were cut.
+        delay_seconds: of the BOLD window.
+        others: windows of further people, to be fitted on too.
+    """
+    every = [*cuts, *others]
+    times_G = FRAME_SECONDS * (np.arange(max(2, int(window_seconds["fmri"] / FRAME_SECONDS))) + 0.5)
+    bold = [_bold(corpus, cut, window_seconds["fmri"], times_G) for cut in every]
+    power = [_power(corpus, cut, window_seconds["eeg"], times_G + delay_seconds) for cut in every]
+    minutes = [_powers_of_time(minute_of(cut) + delay_seconds + times_G) for cut in every]
+    known_N = np.array([b is not None and p is not None for b, p in zip(bold, power, strict=True)])
+    groups_N = np.array([f"{cut.eeg.site}/{cut.eeg.subject}" for cut in every])
+    bold_NGR = _filled(bold, known_N)
+    found: dict[str, np.ndarray] = {}
+    for name, x_NGK in (("band power", _filled(power, known_N)), ("time", np.stack(minutes))):
+        expected_NGR = _expected(x_NGK, bold_NGR, groups_N, known_N, len(cuts))
+        found[name] = _unit(expected_NGR) @ _unit(bold_NGR[: len(cuts)]).T
+    return found
+
+
+def _expected(
+    x_NGK: np.ndarray, y_NGR: np.ndarray, groups_N: np.ndarray, known_N: np.ndarray, n_asked: int
+) -> np.ndarray:
+    """What is expected of the first ``n_asked`` windows by regressions that never saw their people."""
+    expected_NGR = np.zeros_like(y_NGR[:n_asked])
+    asked = np.arange(n_asked)
+    folds = GroupKFold(min(FOLDS, len(set(groups_N[:n_asked])))).split(asked, groups=groups_N[:n_asked])
+    for _, test in folds:
+        train = np.flatnonzero(known_N & ~np.isin(groups_N, groups_N[test]))
+        scaler = StandardScaler().fit(np.concatenate(x_NGK[train]))
+        model = RidgeCV(PENALTIES).fit(scaler.transform(np.concatenate(x_NGK[train])), np.concatenate(y_NGR[train]))
+        predicted = model.predict(scaler.transform(np.concatenate(x_NGK[test])))
+        expected_NGR[test] = predicted.reshape(len(test), *y_NGR.shape[1:])
+    return expected_NGR
+
+
+def _filled(values: Sequence[np.ndarray | None], known_N: np.ndarray) -> np.ndarray:
+    """All in one array, 0 for windows of which nothing is known."""
+    shape = next((value.shape for value in values if value is not None), (1, 1))
+    return np.stack(
+        [v if v is not None and known else np.zeros(shape) for v, known in zip(values, known_N, strict=True)]
+    )
+
+
+def _unit(x_NGR: np.ndarray) -> np.ndarray:
+    """Windows as vectors of length 1, each point's course without its mean."""
+    x_NF = (x_NGR - x_NGR.mean(axis=1, keepdims=True)).reshape(len(x_NGR), -1)
+    return x_NF / np.maximum(np.linalg.norm(x_NF, axis=1, keepdims=True), 1e-12)
+
+
+def _bold(corpus: Corpus, cut: PairedCut, seconds: float, times_G: np.ndarray) -> np.ndarray | None:
+    """Courses at a lattice in the brain at ``times_G`` of the window, ``(G, R)``; None where no position is known."""
+    window = corpus.read_window(cut.fmri, cut.fmri_start, window_samples(cut.fmri, seconds))
+    x_TR = measured.series(window, measured.common_points("fmri"), standardise=True)
+    if x_TR is None or len(x_TR) < 2:
+        return None
+    valid_T = np.flatnonzero(valid_times(window)) / cut.fmri.sfreq
+    return np.stack([np.interp(times_G, valid_T, course_T) for course_T in x_TR.T], axis=1)
+
+
+def _power(corpus: Corpus, cut: PairedCut, seconds: float, times_G: np.ndarray) -> np.ndarray | None:
+    """What the window's band power lets expect at ``times_G`` after its start, ``(G, K)``; None as above.
+
+    Power counts as deviation from its mean over the window, and as 0 outside of it.
+    """
+    window = corpus.read_window(cut.eeg, cut.eeg_start, window_samples(cut.eeg, seconds))
+    frames = _frames(window)
+    logs = [measured.log_band_power(frame, measured.common_points("eeg")) for frame in frames]
+    if any(log is None for log in logs):
+        return None
+    power_FK = np.stack([log[0] for log in logs if log is not None])
+    after_GF = times_G[:, None] - FRAME_SECONDS * (np.arange(len(frames)) + 0.5)
+    response_GF = gamma.pdf(after_GF, 6) - gamma.pdf(after_GF, 16) / 6  # as in SPM: peak near 5 s
+    expected_GK: np.ndarray = response_GF @ (power_FK - power_FK.mean(axis=0)) * FRAME_SECONDS
+    return expected_GK
+
+
+def _frames(window: Window) -> list[Window]:
+    """The window in pieces of two seconds."""
+    length = max(1, round(FRAME_SECONDS * window.recording.sfreq))
+    starts = range(0, max(1, len(window.x_TC) - length + 1), length)
+    return [replace(window, x_TC=window.x_TC[a : a + length], start=window.start + a) for a in starts]
+
+
+def _powers_of_time(seconds_G: np.ndarray) -> np.ndarray:
+    """Powers of the time in units of ten minutes, ``(G, 5)``."""
+    return np.stack([(seconds_G / 600.0) ** k for k in range(1, TIME_POWERS + 1)], axis=1)

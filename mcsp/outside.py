@@ -1,0 +1,60 @@
+"""JSON and texts that others wrote, read within limits of size and depth: the one place of these limits."""
+
+import json
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+# The index of a hundred thousand shards and a participants.tsv of half a million people have some 100 MB; what is
+# larger is neither, and would fill the memory.
+MOST_BYTES = 1 << 28
+# One line of a list, and one text inside a table, as the columns of participants.tsv that went along.
+MOST_LINE_BYTES = 1 << 20
+_PIECE_BYTES = 1 << 16
+
+
+def read_bounded(path: Any, most_bytes: int = MOST_BYTES) -> bytes:
+    """The content of a file; ``path`` is local or any other that opens as ``pathlib.Path`` does.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is larger than ``most_bytes``.
+    """
+    with path.open("rb") as file:
+        content: bytes = file.read(most_bytes + 1)
+    if len(content) > most_bytes:
+        raise ValueError(f"{path}: more than {most_bytes:,} bytes, expected a text of at most so many")
+    return content
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The value of a JSON text; raise ``ValueError`` for other text and for one that is nested too deep."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+
+
+def read_object(path: Any) -> dict[str, Any]:
+    """A JSON object in a file; raise ``ValueError``, one line that names the file."""
+    try:
+        values = parse_json(read_bounded(path))
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except ValueError as error:
+        known = str(error).startswith(str(path))
+        raise ValueError(str(error) if known else f"{path}: not readable as JSON ({error})") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: expected a JSON object, found {type(values).__name__}")
+    return values
+
+
+def bounded_lines(file: BinaryIO) -> Iterator[bytes]:
+    """The lines of a file without their ends; raise ``ValueError`` for one that is longer than a list's may be."""
+    rest = b""
+    while piece := file.read(_PIECE_BYTES):
+        *lines, rest = (rest + piece).split(b"\n")
+        yield from lines
+        if len(rest) > MOST_LINE_BYTES:
+            raise ValueError(f"a line of more than {MOST_LINE_BYTES:,} bytes")
+    if rest:
+        yield rest
