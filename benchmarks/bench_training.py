@@ -26,6 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -193,14 +194,15 @@ def mfu(corpus: Path, folder: Path, steps: int) -> list[dict[str, Any]]:
 def parts(corpus: Path, folder: Path, steps: int) -> dict[str, Any]:
     """Median seconds of each part of a step, by modality."""
     from mcsp.data_sharding.store.reader import Corpus
-    from mcsp.training.engine import parameter_groups
+    from mcsp.training.engine import keep_freed_memory, parameter_groups
     from mcsp.training.parts import seconds_of_parts, table
     from mcsp.training.pretrainer import Pretrainer
     from mcsp.training.reading.loader import StepDataset
     from mcsp.training.trainer import schedule_of
 
-    found = {}
+    found: dict[str, Any] = {}
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    keep_freed_memory()  # as a run on a CPU does
     for modality in ("eeg", "fmri"):
         quota = {"paired": 0, "eeg": 0, "fmri": 0, modality: 16}
         more = [f"model.modalities=[{modality}]", "window_seconds={eeg: 30, fmri: 60}", f"batch={quota}"]
@@ -216,10 +218,31 @@ def parts(corpus: Path, folder: Path, steps: int) -> dict[str, Any]:
             time.perf_counter if device.type == "cuda" else time.process_time
         )  # of this process alone, in one thread
         seconds = seconds_of_parts(module, batch.to(device), config.objective, optimizer, steps, clock)
-        shape = list(batch.signals[modality].x_BCT.shape)
-        found[modality] = {"rows_channels_samples": shape, "seconds": seconds}
+        x_BCT = batch.signals[modality].x_BCT
+        found[modality] = {"rows_channels_samples": list(x_BCT.shape), "seconds": seconds}
+        if modality == "eeg":
+            found[modality]["seconds_of_bare_transforms"] = bare_transforms(x_BCT, steps, clock)
+        shape = found[modality]["rows_channels_samples"]
         print(f"{modality}, {shape}\n{table(seconds)}")
     return found
+
+
+def bare_transforms(x_BCT: torch.Tensor, steps: int, clock: Callable[[], float]) -> float:
+    """Median seconds of the Fourier transforms of a step's spectra of EEG at 200 Hz, and of nothing else.
+
+    Seconds of the course of both views, frames of two seconds for the power spectrum, which overlap by half, and for
+    coherence, which do not: what no measuring of these spectra goes below.
+    """
+    cuts = ((200, 200), (200, 200), (400, 200), (400, 400))  # samples of a frame, and from frame to frame
+    frames = [x_BCT.unfold(-1, length, hop).contiguous() for length, hop in cuts]
+    found = []
+    for _ in range(steps + 1):
+        begin = clock()
+        for of in frames:
+            for rows in of.split(4):  # that a cache holds
+                torch.fft.rfft(rows)
+        found.append(clock() - begin)
+    return statistics.median(found[1:])
 
 
 def commit() -> str:

@@ -137,7 +137,7 @@ def write_receipts(root: str, n: int) -> dict[str, Any]:
         contents = [(r.site, f, hashlib.sha256(f.encode()).hexdigest()[:32]) for r, f in named]
         receipt = Receipt("", {}, None, shard(number), counts, contents, [vars(r) for r in rejected],
                           [vars(r) for r in repairs], [vars(r) for r in of_shard])  # fmt: skip
-        write_receipt(Path(root), name(number), receipt)
+        write_receipt(Path(root) / BUILD_NAME, name(number), receipt)
     return {}
 
 
@@ -151,18 +151,18 @@ def seal(root: str, n: int) -> dict[str, Any]:
     from mcsp.config import CorpusConfig
     from mcsp.data_sharding.bids.find import Site
     from mcsp.data_sharding.build.layout import Plan
-    from mcsp.data_sharding.build.receipts import duplicates, headers
+    from mcsp.data_sharding.build.receipts import BUILD_NAME, duplicates, headers
     from mcsp.data_sharding.build.seal import settle
 
     config = CorpusConfig(bids_root=Path(root) / "none", out_dir=Path(root))
     made = Plan([Site(site, Path(root) / site, False, None) for site in site_names()], "", config)
     made.names = [name(number) for number in range(n // PER_SHARD)]
-    for _, header in headers(Path(root), made):
+    for _, header in headers(Path(root) / BUILD_NAME, made):
         for site, (stored, rejected, _) in header.sites.items():
             made.found[site] += int(stored + rejected)
     baseline = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     start = time.perf_counter()
-    assert duplicates(Path(root), made) == {}
+    assert duplicates(Path(root) / BUILD_NAME, made) == {}
     content = settle(made, config, Path(root), "", lambda shards, names: ([] for _ in shards))
     seconds = time.perf_counter() - start
     counts = content["totals"]["all"]

@@ -79,13 +79,14 @@ class Batch:
     unreadable: tuple[str, ...] = ()  # what other windows stand in for: one line per window that could not be read
     left_out: Mapping[str, int] = field(default_factory=dict)  # site -> windows whose rows are not valid
     read_seconds: Mapping[str, float] = field(default_factory=dict)  # stream -> time that reading its windows took
+    real_share: Mapping[str, float] = field(default_factory=dict)  # modality -> share of values that are not padding
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """As of a signal."""
-        rest = self.keys, self.unreadable, self.left_out, self.read_seconds
+        rest = self.keys, self.unreadable, self.left_out, self.read_seconds, self.real_share
         return _batch, (self.signals, self.subject_N.numpy(), self.site_N.numpy(), *rest)
 
     def to(self, device: torch.device | str) -> "Batch":
@@ -236,6 +237,7 @@ def collate(
         raise ValueError(f"collate: expected samples with at least one window each, found {[len(s) for s in samples]}")
     keys = keys if keys is not None else [0] * len(samples)
     signals: dict[Modality, Signal] = {}
+    real_share: dict[str, float] = {}
     for modality in MODALITIES:
         rows = [(i, w) for i, windows in enumerate(samples) for w in windows if w.recording.modality == modality]
         if len({i for i, _ in rows}) < len(rows):
@@ -246,6 +248,7 @@ def collate(
                 [i for i, _ in rows],
                 [keys[i] for i, _ in rows],
             )
+            real_share[modality] = sum(w.x_TC.size for _, w in rows) / signals[modality].x_BCT.numel()
     left_out = Counter(
         samples[i][0].recording.site
         for signal in signals.values()
@@ -258,4 +261,5 @@ def collate(
         site_N=torch.tensor([text_key(r.site) for r in first], dtype=torch.int64),
         keys=tuple(r.key for r in first),
         left_out=dict(sorted(left_out.items())),
+        real_share=real_share,
     )

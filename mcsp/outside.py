@@ -12,17 +12,17 @@ MOST_LINE_BYTES = 1 << 20
 _PIECE_BYTES = 1 << 16
 
 
-def read_bounded(path: Any, most_bytes: int = MOST_BYTES) -> bytes:
+def read_bounded(path: Any) -> bytes:
     """The content of a file; ``path`` is local or any other that opens as ``pathlib.Path`` does.
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it is larger than ``most_bytes``.
+        ValueError: it is larger than ``MOST_BYTES``.
     """
     with path.open("rb") as file:
-        content: bytes = file.read(most_bytes + 1)
-    if len(content) > most_bytes:
-        raise ValueError(f"{path}: more than {most_bytes:,} bytes, expected a text of at most so many")
+        content: bytes = file.read(MOST_BYTES + 1)
+    if len(content) > MOST_BYTES:
+        raise ValueError(f"{path}: more than {MOST_BYTES:,} bytes, expected a text of at most so many")
     return content
 
 

@@ -1,5 +1,6 @@
 """What many tests share: one small corpus of two simulated sites, built as real ones are, and one untrained export."""
 
+import os
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -8,11 +9,18 @@ import pytest
 import torch
 
 from mcsp.config import CorpusConfig, EegConfig, FmriConfig, ModelConfig
+from mcsp.data_sharding.store.index import INDEX_NAME
 from mcsp.encode.pretrained import PretrainedMCSP, from_pretrained
 from mcsp.model.mcsp import MCSP
 from mcsp.model.weights import write_pretrained
 
 SUBJECT_KEY = sha256(b"a key for tests 35").hexdigest()
+
+
+def folder_of(name: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where a corpus is built; in a folder that MCSP_TEST_CORPORA names, later sessions find it."""
+    kept = os.environ.get("MCSP_TEST_CORPORA")
+    return Path(kept) / name if kept else tmp_path_factory.mktemp(name)
 
 
 @pytest.fixture(scope="session")
@@ -21,7 +29,9 @@ def corpus_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from mcsp.data_sharding.build.corpus import build_corpus
     from mcsp.data_sharding.demo.simulated_sites import SIMULATED_A, SIMULATED_B, write_simulated
 
-    folder = tmp_path_factory.mktemp("simulated")
+    folder = folder_of("simulated", tmp_path_factory)
+    if (folder / "corpus" / INDEX_NAME).is_file():
+        return folder / "corpus"
     for site in (SIMULATED_A, SIMULATED_B):
         write_simulated(folder / "bids" / site.name, replace(site, n_subjects=16, seconds=100.0))
     config = CorpusConfig(

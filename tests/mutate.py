@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,8 +30,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 COSMIC_RAY = "cosmic-ray==8.7.0"
-# A file of the core, and what pytest is told to run for each of its mutants: no test that builds a corpus or starts
-# ranks, so that a mutant takes seconds.
+# A file of the core, and what pytest is told to run for each of its mutants: no test that starts ranks, so that a
+# mutant takes seconds; corpora are built once, before the first mutation.
 TARGETS: dict[str, tuple[str, ...]] = {
     "mcsp/windows.py": ("tests/test_windows.py", "tests/training/reading/test_cuts.py"),
     "mcsp/schema.py": ("tests/test_schema.py", "tests/test_batch.py"),
@@ -58,7 +58,7 @@ TARGETS: dict[str, tuple[str, ...]] = {
     "data_sharding/clean/recording.py": ("tests/data_sharding/clean/test_recording.py",
                                          "tests/data_sharding/clean/test_eeg_quality.py"),
     "data_sharding/build/privacy.py": (
-        "tests/data_sharding/build/test_privacy.py", "-k", "kind or suspected or names or columns or hashes"
+        "tests/data_sharding/build/test_privacy.py",
     ),
     "data_sharding/store/index.py": ("tests/data_sharding/store/test_index.py",),
     "data_sharding/store/reader.py": ("tests/data_sharding/store/test_reader.py",),
@@ -74,6 +74,7 @@ OPERATORS |= {f"ReplaceBinaryOperator_{a}" for a in ("Add_Sub", "Sub_Add", "Mul_
 OPERATORS |= {"ReplaceAndWithOr", "ReplaceOrWithAnd", "AddNot", "NumberReplacer", "ReplaceTrueWithFalse"}
 OPERATORS |= {"ReplaceFalseWithTrue", "ReplaceContinueWithBreak", "ZeroIterationForLoop"}
 OPERATORS |= {f"ReplaceUnaryOperator_Delete_{a}" for a in ("Not", "USub", "Invert")}
+KILLED, SURVIVED, NOT_TRIED = "killed", "SURVIVED", "not tried"
 PYTEST = ["-x", "-q", "-m", "not slow and not multirank", "-p", "no:cacheprovider"]
 PYTEST += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # of what is imported before, see PRELOADED
 PRELOADED = ["torch", "scipy.signal", "scipy.stats", "pandas", "sklearn.metrics", "pyarrow", "mne", "hypothesis"]
@@ -95,7 +96,7 @@ def cosmic_ray(*arguments: str | Path, folder: Path) -> str:
 
 
 def unjudged(source: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
-    """Where a mistake changes no result: texts of errors and of the log, annotations; (line, column) from and to."""
+    """Where no test can judge: texts of errors and of the log, annotations, decorators; (line, column) from and to."""
     nodes: list[ast.AST | None] = []
     for node in ast.walk(ast.parse(source)):
         match node:
@@ -104,7 +105,9 @@ def unjudged(source: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
             case ast.AnnAssign() | ast.arg():
                 nodes.append(node.annotation)
             case ast.FunctionDef():
-                nodes.append(node.returns)
+                nodes += [node.returns, *node.decorator_list]
+            case ast.ClassDef():
+                nodes += node.decorator_list
     return [((n.lineno, n.col_offset), (n.end_lineno, n.end_col_offset)) for n in nodes if n is not None]  # type: ignore[attr-defined]
 
 
@@ -161,40 +164,55 @@ def changed_lines(before: str, after: str) -> list[str]:
     return [line.strip() for line in lines if line[0] in "+-" and line[:3] not in ("+++", "---")]
 
 
-def sample(copy: Path, only: str, count: int, seed: int) -> list[Mutant]:
-    """So many mutants, drawn in turn from all files."""
-    draw = random.Random(seed)
-    by_file = list(mutants_of([path for path in TARGETS if only in path], copy).values())
-    for found in by_file:
-        draw.shuffle(found)
-    print(f"{sum(map(len, by_file))} mutants of {len(by_file)} files", flush=True)
-    return [m for m in chain.from_iterable(zip_longest(*by_file)) if m is not None][:count]
+def sample(copy: Path, paths: Sequence[str], count: int, seed: int) -> list[Mutant]:
+    """So many mutants, drawn in turn from all files; what is drawn of a file does not depend on the others."""
+    by_file = mutants_of(paths, copy)
+    for path, found in by_file.items():
+        random.Random(f"{seed} {path}").shuffle(found)
+    print(f"{sum(map(len, by_file.values()))} mutants of {len(by_file)} files", flush=True)
+    return [m for m in chain.from_iterable(zip_longest(*by_file.values())) if m is not None][:count]
 
 
-def judged(mutants: Sequence[Mutant], copy: Path, seconds: float) -> Iterator[dict[str, Any]]:
-    """A row for each mutant; none is begun after ``seconds``.
+def judge(rows: Sequence[dict[str, Any]], copy: Path, seconds: float) -> str:
+    """Try every mutant that was not noticed yet, and put the outcome into its row; none is begun after ``seconds``.
 
-    Raises:
-        ValueError: tests that fail without any mutation.
+    Returns:
+        Which tests fail without any mutation, in words; mostly nothing.
     """
     begin, usual = time.monotonic(), dict[str, float]()
-    for path, operator, occurrence, line in mutants:
+    for row in rows:
+        path = row["file"]
+        if row["outcome"] == KILLED:
+            continue
         if time.monotonic() - begin > seconds:
             break
         if path not in usual:
             start = time.monotonic()
             if (ended := outcome(TARGETS[path], copy, 600.0)) != "passed":
-                raise ValueError(f"{path}: expected tests that pass without any mutation, found {ended}")
+                return f"{path}: expected tests that pass without any mutation, found {ended}"
             usual[path] = time.monotonic() - start
         file = copy / path
         before = file.read_text()
-        cosmic_ray("apply", path, operator, str(occurrence), folder=copy)
-        change = changed_lines(before, file.read_text())
-        ended = outcome(TARGETS[path], copy, 10 + 3 * usual[path])
+        cosmic_ray("apply", path, row["operator"], str(row["occurrence"]), folder=copy)
+        row["change"] = changed_lines(before, file.read_text())
+        row["outcome"] = SURVIVED if outcome(TARGETS[path], copy, 10 + 3 * usual[path]) == "passed" else KILLED
         file.write_text(before)
-        print(f"{'SURVIVED' if ended == 'passed' else 'killed  '} {path}:{line} {' '.join(change)}", flush=True)
-        place = {"file": path, "line": line, "operator": operator, "occurrence": occurrence}
-        yield {**place, "change": change, "killed": ended != "passed"}
+        print(f"{row['outcome']} {path}:{row['line']} {' '.join(row['change'])}", flush=True)
+    return ""
+
+
+def resumed(out: Path, copy: Path, seed: int) -> list[dict[str, Any]]:
+    """The rows of a run that was cut short; those of files that have changed since are drawn again."""
+    found = json.loads(out.read_text())
+    changed = [path for path, of_file in found["files"].items() if of_file["sha256"] != sha256(copy / path)]
+    again = [row for row in found["sample"] if row["file"] in changed]
+    return [row for row in found["sample"] if row["file"] not in changed] + drawn(copy, changed, len(again), seed)
+
+
+def drawn(copy: Path, paths: Sequence[str], count: int, seed: int) -> list[dict[str, Any]]:
+    """A row for each mutant of a new sample."""
+    mutants = sample(copy, paths, count, seed) if paths else []
+    return [{**mutant._asdict(), "outcome": NOT_TRIED} for mutant in mutants]
 
 
 def main() -> int:
@@ -205,67 +223,58 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the draw")
     parser.add_argument("--only", default="", metavar="TEXT", help="files whose path has this in it")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "mutants.json")
-    parser.add_argument(
-        "--resume", action="store_true", help="keep what --out says was killed in files that are the same"
-    )
+    parser.add_argument("--resume", action="store_true", help="go on with --out: what survived or was not tried")
     arguments = parser.parse_args()
-    rows: list[dict[str, Any]] = []
-    if arguments.resume and arguments.out.is_file():
-        before = json.loads(arguments.out.read_text())
-        same = {path for path, of_file in before["files"].items() if of_file["sha256"] == sha256(path)}
-        rows = [row for row in before["killed_mutants"] if row["file"] in same]
     for name in PRELOADED:
         importlib.import_module(name)
     with tempfile.TemporaryDirectory(prefix="mutants-") as name:
         copy = Path(name) / "tree"
+        os.environ.setdefault("MCSP_TEST_CORPORA", str(Path(name) / "corpora"))
         shutil.copytree(ROOT, copy, symlinks=True, ignore=shutil.ignore_patterns(".*", "__pycache__", "demo_output"))
-        known = {(row["file"], row["operator"], row["occurrence"]) for row in rows}
-        mutants = sample(copy, arguments.only, arguments.mutants, arguments.seed)
-        try:
-            rows += judged([m for m in mutants if m[:3] not in known], copy, arguments.seconds)
-        except ValueError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 2
-    report(rows, arguments.seed, arguments.out)
-    return 0
+        if arguments.resume:
+            rows = resumed(arguments.out, copy, arguments.seed)
+        else:
+            rows = drawn(copy, [p for p in TARGETS if arguments.only in p], arguments.mutants, arguments.seed)
+        fault = judge(rows, copy, arguments.seconds)
+        hashes = {path: sha256(copy / path) for path in TARGETS}
+    report(rows, hashes, arguments.seed, arguments.out)
+    if fault:
+        print(f"error: {fault}", file=sys.stderr)
+    return 2 if fault else 0
 
 
-def report(rows: list[dict[str, Any]], seed: int, out: Path) -> None:
+def report(rows: Sequence[dict[str, Any]], hashes: Mapping[str, str], seed: int, out: Path) -> None:
     """Write the result, and print how many mutants of each file the tests noticed."""
     from mcsp.provenance import made_by  # not before: forks must import the copy
 
-    files = Counter(row["file"] for row in rows)
-    killed = [row for row in rows if row["killed"]]
-    by_file = Counter(row["file"] for row in killed)
-    survivors = [
-        {"file": row["file"], "line": row["line"], "change": row["change"], "reason": REASONS.get(key(row), "unknown")}
-        for row in rows
-        if not row["killed"]
-    ]
+    by_file = {path: Counter(row["outcome"] for row in rows if row["file"] == path) for path in TARGETS}
+    total = Counter(row["outcome"] for row in rows)
+    survivors = [row for row in rows if row["outcome"] == SURVIVED]
     content = {
         **made_by(["pytest", "hypothesis"]),
         "tool": COSMIC_RAY,
         "seed": seed,
-        "mutants": len(rows),
-        "killed": len(killed),
-        "files": {
-            path: {"mutants": n, "killed": by_file[path], "sha256": sha256(path)} for path, n in sorted(files.items())
-        },
-        "survivors": survivors,
-        "killed_mutants": killed,
+        "total": total,
+        "files": {path: {**of_file, "sha256": hashes[path]} for path, of_file in by_file.items() if of_file},
+        "survivors": [
+            {name: row[name] for name in ("file", "line", "change")}
+            | {"reason": REASONS.get(reason_key(row), "unknown")}
+            for row in survivors
+        ],
+        "sample": rows,
     }
     out.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-    for path, n in sorted(files.items()):
-        print(f"{by_file[path]:4d} of {n:3d} killed  {path}")
-    print(f"{len(killed):4d} of {len(rows):3d} killed, survivors in {out}")
+    for path, of_file in by_file.items():
+        print(f"{of_file[KILLED]:4d} killed, {of_file[SURVIVED]} survived  {path}")
+    print(f"{total[KILLED]:4d} of {total[KILLED] + total[SURVIVED]} killed, {total[NOT_TRIED]} not tried: {out}")
 
 
-def sha256(path: str) -> str:
-    """Of a file of this tree."""
-    return hashlib.sha256((ROOT / path).read_bytes()).hexdigest()
+def sha256(file: Path) -> str:
+    """Of a file's content."""
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
-def key(row: dict[str, Any]) -> str:
+def reason_key(row: dict[str, Any]) -> str:
     """A survivor's key among the reasons: its file and what the mistake put in."""
     return f"{row['file']}: {' '.join(line for line in row['change'] if line[0] == '+')}"
 

@@ -24,6 +24,7 @@ LAYER_0 = {
     "mcsp.run_log",
     "mcsp.windows",
     "mcsp.wording",
+    "mcsp.page",
     "mcsp.outside",
     "mcsp.config",
 }
@@ -41,6 +42,7 @@ MAY_IMPORT: dict[str, set[str]] = {  # beside itself
     "mcsp.provenance": set(),
     "mcsp.run_log": set(),
     "mcsp.wording": set(),
+    "mcsp.page": {"mcsp.wording"},
     "mcsp.outside": set(),
     "mcsp.windows": {"mcsp.schema"},
     "mcsp.config": {"mcsp.schema"},
@@ -87,8 +89,9 @@ ONLY_IN = {
     "deepspeed": re.compile(r"mcsp/training/engine\.py"),
     "ray": re.compile(r"data_sharding/build/corpus\.py"),
 }
-DATA_PACKAGES = declared("corpus") - {"torch", "einops", "safetensors"}
-LAB_PACKAGES = declared("evaluate", "lab", "hub", "onnx")
+PAGES = {"markupsafe"}  # comes with jinja2
+DATA_PACKAGES = declared("corpus") - {"torch", "einops", "safetensors"} | PAGES
+LAB_PACKAGES = declared("evaluate", "lab", "hub", "onnx") | PAGES
 THIRD_PARTY: dict[str, set[str]] = {
     "mcsp": set(),
     "mcsp.version": set(),
@@ -96,6 +99,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "mcsp.provenance": set(),
     "mcsp.run_log": set(),
     "mcsp.wording": set(),
+    "mcsp.page": {"jinja2", "markupsafe"},
     "mcsp.outside": set(),
     "mcsp.windows": {"numpy"},
     "mcsp.config": {"yaml", "pydantic"},

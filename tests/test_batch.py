@@ -152,12 +152,13 @@ def test_two_windows_of_one_modality_in_a_sample_are_refused() -> None:
         collate([[window(), window(seed=1)]])
 
 
-def test_moving_a_batch_moves_every_tensor_and_keeps_the_rest() -> None:
+def test_moving_a_batch_moves_every_tensor_but_the_rates_and_keeps_the_rest() -> None:
     batch: Batch = collate([[window(), window("fmri", 10, 4, sfreq=0.5)], [window(subject="s2")]], keys=[1, 2])
     moved = batch.to("meta")
     tensors = [moved.subject_N, moved.site_N]
-    tensors += [value for signal in moved.signals.values() for value in vars(signal).values()]
+    tensors += [x for s in moved.signals.values() for name, x in vars(s).items() if name != "sfreq_B"]
     assert {tensor.device.type for tensor in tensors} == {"meta"}
+    assert {signal.sfreq_B.device.type for signal in moved.signals.values()} == {"cpu"}, "a GPU would be waited for"
     assert moved.keys == batch.keys
     assert moved.signals["eeg"].x_BCT.shape == batch.signals["eeg"].x_BCT.shape
 
@@ -270,3 +271,9 @@ def test_the_scale_of_arbitrary_units_means_nothing() -> None:
     torch.testing.assert_close(found[0], found[1], rtol=1e-6, atol=1e-6)
     assert 0.8 < float(found[0].std()) < 1.2
     np.testing.assert_array_equal(found[2][0].numpy(), cut.x_TC.T)
+
+
+def test_a_batch_says_how_much_of_it_is_not_padding() -> None:
+    batch = collate([[window(n_samples=20, n_channels=3)], [window(n_samples=10, n_channels=4)]])
+    assert batch.real_share == {"eeg": (20 * 3 + 10 * 4) / (2 * 20 * 4)}
+    assert pickle.loads(pickle.dumps(batch)).real_share == batch.real_share

@@ -75,21 +75,25 @@ def run(*command: str | Path, cwd: Path) -> str:
     return done.stdout
 
 
+def build_wheel(folder: Path) -> Path:
+    """The wheel of this tree, built without network from a copy in ``folder``."""
+    for name in ("mcsp", "kernels", "data_sharding", "configs"):
+        shutil.copytree(ROOT / name, folder / "src" / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, folder / "src" / name)
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", folder]
+    run(*command, folder / "src", cwd=folder)
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
 @pytest.fixture(scope="module")
 def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The interpreter of a fresh environment with the installed wheel."""
     folder = tmp_path_factory.mktemp("core")
-    for name in ("mcsp", "kernels", "data_sharding"):
-        shutil.copytree(ROOT / name, folder / "src" / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, folder / "src" / name)
+    wheel = build_wheel(folder)
     run(sys.executable, "-m", "venv", "--without-pip", folder / "venv", cwd=folder)
-    run(
-        sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", folder, folder / "src",
-        cwd=folder,
-    )  # fmt: skip
     interpreter = folder / "venv" / "bin" / "python"
-    (wheel,) = folder.glob("*.whl")
     run(sys.executable, "-m", "pip", "--python", interpreter, "install", "-q", "--no-deps", wheel, cwd=folder)
     (site_packages,) = (folder / "venv" / "lib").glob("python*/site-packages")
     for name in core_distributions():
@@ -106,4 +110,6 @@ def test_a_fresh_environment_with_the_core_alone_loads_and_encodes(python: Path,
     assert printed[0] == "beyond the core: []"
     widths = sum(model.feature_widths("eeg").values())
     assert printed[1].startswith(f"features 1 {widths} ")
+    page = "from mcsp.page import render; print(render('frame.html.jinja', title='<title>', footer=''))"
+    assert "<h1>&lt;title&gt;</h1>" in run(python, "-I", "-c", page, cwd=tmp_path), "the wheel holds the templates"
     assert printed[2] == "encode_raw: mne, scipy, nibabel not installed, expected for recordings: pip install '.[lab]'"

@@ -27,6 +27,7 @@ from mcsp.data_sharding.build.receipts import (
     duplicates,
     headers,
     is_current,
+    private_place,
     read_header,
     remove_stale,
     sealed_plan,
@@ -71,9 +72,9 @@ def build_corpus(config: CorpusConfig, address: str | None = None) -> tuple[dict
     plan = make_plan(config, key)
     # Workers get pseudonyms, never the key or the way to it.
     config = config.model_copy(update={"subject_key_file": None})
-    out = location(config.out_dir)
+    out, private = location(config.out_dir), private_place(config)
     digest = f"{plan.digest} {reading_limits(config)}"
-    with claimed(out, plan), without_key_in_environment():
+    with claimed(out, private, plan), without_key_in_environment():
         if sealed_plan(out) == digest and _is_finished(out):
             return read_index(out), True
         with ray_session(config.workers, address, config.allow_open_cluster):
@@ -88,7 +89,7 @@ def build_corpus(config: CorpusConfig, address: str | None = None) -> tuple[dict
                 fingerprint = _run(plan, config, out, status)
                 index = settle(plan, config, out, fingerprint, key, partial(_scanned, out))
                 write_sealed(out, digest)
-                remove_stale(out, index, plan)
+                remove_stale(out, private, index, plan)
                 state = "complete"
             finally:
                 status.close(state)
@@ -200,9 +201,10 @@ def _run(plan: Plan, config: CorpusConfig, out: Location, status: BuildStatus) -
     for number, header, kept in _built(plan, config, dict.fromkeys(range(len(plan.names))), fingerprint, deep, status):
         status.add(plan.names[number], header.sites, kept)
         _tell(header, kept, config, status)
-    excluded = duplicates(out, plan)
+    private = private_place(config)
+    excluded = duplicates(private, plan)
     before = {}
-    for number, (name, header) in enumerate(headers(out, plan)):
+    for number, (name, header) in enumerate(headers(private, plan)):
         if header.excluded != excluded.get(name, {}):
             before[number] = header.sites
     wanted = {number: excluded.get(plan.names[number], {}) for number in before}
@@ -217,7 +219,7 @@ def _common_fingerprint(config: CorpusConfig, out: Location) -> str:
     file = out / BUILD_NAME / _FINGERPRINT_NAME
     if size(file) is None:
         task = ray.remote(num_cpus=1, max_retries=_TASK_RETRIES)(fingerprint_here)
-        write_atomic(file, _result(task.remote(config), "numeric fingerprint").encode())
+        write_atomic(file, _result(task.remote(config), "numeric fingerprint").encode(), private=True)
     return file.read_bytes().decode()
 
 
@@ -234,7 +236,7 @@ def _built(
     Takes places in the plan with their exclusions (None: as before); gives place, receipt without rows, and whether
     the shard was there already.
     """
-    out, limits = location(config.out_dir), reading_limits(config)
+    out, private, limits = location(config.out_dir), private_place(config), reading_limits(config)
     config_ref = ray.put(config)
     task = ray.remote(num_cpus=1, max_retries=_TASK_RETRIES)(_build_or_keep)
     progress = ray.remote(num_cpus=0, max_restarts=-1)(Progress).remote() if status else None
@@ -242,7 +244,7 @@ def _built(
 
     def tasks() -> Iterator[tuple[int, ray.ObjectRef | None]]:
         for number, excluded in wanted.items():
-            header = None if deep else read_header(out, plan.names[number])
+            header = None if deep else read_header(private, plan.names[number])
             if header is not None:
                 exclusions = header.excluded if excluded is None else excluded
                 if is_current(header, out, plan.digests[number], exclusions, limits, deep=False):
@@ -266,7 +268,7 @@ def _built(
 
     for number, reference in _bounded(tasks(), look):
         kept = reference is None or _result(reference, plan.names[number])
-        yield number, there.pop(number) if number in there else _header(out, plan.names[number]), kept
+        yield number, there.pop(number) if number in there else _header(private, plan.names[number]), kept
 
 
 def _bounded(
@@ -322,8 +324,8 @@ def _scan(out: str, shards: Sequence[str], names: frozenset[str]) -> list[list[s
     return list(find_identifiers_in_shards(location(out), shards, names))
 
 
-def _header(out: Location, name: str) -> Receipt:
-    header = read_header(out, name, wait=True)
+def _header(private: Location, name: str) -> Receipt:
+    header = read_header(private, name, wait=True)
     assert header is not None, name
     return header
 

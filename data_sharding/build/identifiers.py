@@ -1,6 +1,5 @@
 """Look through everything that a corpus publishes for what may identify a person."""
 
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -34,6 +33,7 @@ from mcsp.data_sharding.store.index import (
 )
 from mcsp.data_sharding.store.reader import Corpus
 from mcsp.data_sharding.store.table import RECORDINGS_NAME, Recordings
+from mcsp.outside import parse_json
 
 _ROWS_AT_ONCE, _REMEMBERED_TEXTS = 8192, 1 << 16
 
@@ -106,8 +106,8 @@ def find_identifiers_in_table(table: Recordings, names: frozenset[str]) -> Itera
             if may_be_date(label):
                 yield f"{RECORDINGS_NAME}: session: date like {shape(label)!r}"
         for text in new("participant", table.texts("participant", rows)):
-            yield from find_identifiers_in_participant(f"{RECORDINGS_NAME}: participant", json.loads(text), names)
-        quality = {measure for text in table.texts("quality", rows) for measure in json.loads(text)}
+            yield from find_identifiers_in_participant(f"{RECORDINGS_NAME}: participant", parse_json(text), names)
+        quality = {measure for text in table.texts("quality", rows) for measure in parse_json(text)}
         for measure in new("quality", quality):
             yield from find_identifiers([(f"{RECORDINGS_NAME}: quality", measure)], names)
     channels = {name for montage in table.distinct("channels") for name in montage}

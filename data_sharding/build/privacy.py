@@ -40,8 +40,8 @@ _PATTERNS: dict[str, re.Pattern[str]] = {
             r"(?=[a-z-]{0,16}\d)[a-z\d-]{3,32}"
         ),
         "birth year": (
-            r"(?<![a-z])(?:born|birth(?:day|date|year)?|geb|geboren|jahrgang|n[ée]e?|yob|dob)(?![a-z])"
-            rf"[\s.:,=_*-]{{0,3}}(?:(?:in|on|year|am|im|en|le)\s)?{_YEAR}(?!\d)"
+            r"(?<![a-z])(?:born|birth(?:[\s_-]?(?:day|date|year))?|geb|geboren|jahrgang|n[ée]e?|yob|dob)(?![a-z])"
+            rf"[\s.:,=_*-]{{0,3}}(?:(?:in|on|am|im|en|le)\s)?{_YEAR}(?!\d)"
         ),
         "age": (
             r"(?<![\d.,])(?:9\d|1[0-2]\d)(?:[.,]\d{1,3})?[\s-]?(?:years?|yrs?|y\.?o\.?|jahre|ans|a[nñ]os)(?![a-z])"

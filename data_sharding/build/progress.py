@@ -89,7 +89,7 @@ class BuildStatus:
     def write(self, state: str) -> None:
         """Write the file."""
         self._written = time.time()
-        write_atomic(self._out / STATUS_FILE, json.dumps(self._content(state)).encode())
+        write_atomic(self._out / STATUS_FILE, json.dumps(self._content(state)).encode(), private=True)
 
     def close(self, state: str) -> None:
         """The last word: ``complete`` or ``failed``."""

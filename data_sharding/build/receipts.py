@@ -1,24 +1,37 @@
 """The state of a build on disk: what it is for, which shards are there, which recordings are the same.
 
-Nothing of it is part of the corpus. The receipt of a shard is a file of JSON lines: a header without rows, then one
-line per stored recording, so that the driver of a large build never holds more than one receipt.
+Nothing of it is part of the corpus, and it is for the builder alone: receipts and the private list hold original names
+beside their hashes. The receipt of a shard is a file of JSON lines: a header without rows, then one line per stored
+recording, so that the driver of a large build never holds more than one receipt.
 """
 
 import fcntl
 import json
+import os
 import time
 from array import array
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
+from mcsp.config import CorpusConfig
 from mcsp.data_sharding.build.layout import Plan
 from mcsp.data_sharding.build.shards import Receipt
-from mcsp.data_sharding.store.files import Location, is_local, names, size, write_atomic
+from mcsp.data_sharding.store.files import (
+    Location,
+    is_local,
+    location,
+    names,
+    private_folder,
+    size,
+    write_atomic,
+)
 from mcsp.data_sharding.store.index import SHARDS_NAME
 from mcsp.data_sharding.store.reader import crc_name
 from mcsp.schema import Recording
@@ -33,33 +46,66 @@ _THREADS, _READ_AHEAD = 16, 64
 Found = TypeVar("Found")
 
 
+def private_place(config: CorpusConfig) -> Location:
+    """Where receipts and the private list go: ``private_dir``, or ``.build`` of a folder on a disk.
+
+    Raises:
+        ValueError: an object store without a ``private_dir``, or one that is a part of ``out_dir``.
+    """
+    out = location(config.out_dir)
+    if config.private_dir is None:
+        if not is_local(out) and not _is_memory(out):
+            raise ValueError(
+                f"{out}: whoever may read this corpus could read the original names that the build keeps beside their "
+                "hashes; set private_dir to a place of yours that all workers see"
+            )
+        return out / BUILD_NAME
+    private = location(config.private_dir)
+    here, there = (str(place.resolve() if isinstance(place, Path) else place).rstrip("/") for place in (out, private))
+    if f"{there}/".startswith(f"{here}/"):
+        raise ValueError(f"private_dir: found {private}, a part of out_dir={out}, expected a place outside of it")
+    return private
+
+
+def _is_memory(place: Location) -> bool:
+    return str(place).startswith("memory://")
+
+
 @contextmanager
-def claimed(out: Location, plan: Plan) -> Iterator[None]:
-    """Hold ``out`` for a build of this recipe; raise ``ValueError`` where it holds anything else or is in use."""
-    build = out / BUILD_NAME
-    if str(out).startswith("memory://"):
+def claimed(out: Location, private: Location, plan: Plan) -> Iterator[None]:
+    """Hold ``out`` and ``private`` for a build of this recipe; raise ``ValueError`` where one holds anything else or
+    is in use."""
+    if _is_memory(out):
         raise ValueError(f"{out}: the memory of one process; the workers of a build need a place that all of them see")
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out}: expected a folder to write the corpus into, found a file")
-    if names(out):
+    build = out / BUILD_NAME
+    for place, own in [(out, build), *([] if private == build else [(private, private)])]:
+        if names(place):
+            _require_same_recipe(place, own, plan)
+            continue
         try:
-            found = json.loads((build / _RECIPE_NAME).read_bytes())["recipe"]
-        except (OSError, ValueError, LookupError):
-            raise ValueError(f"{out}: not empty and no build of a corpus; choose another out_dir") from None
-        if found != plan.recipe:
-            raise ValueError(
-                f"{out}: holds a corpus of another configuration, subject key, code or package version; "
-                "choose another out_dir or delete it"
-            )
-    else:
-        try:
-            for folder in (out / SHARDS_NAME, build / _RECEIPTS_NAME):
-                folder.mkdir(parents=True, exist_ok=True)
-            write_atomic(build / _RECIPE_NAME, json.dumps({"recipe": plan.recipe}).encode())
+            (out / SHARDS_NAME).mkdir(parents=True, exist_ok=True)
+            private_folder(own)
+            write_atomic(own / _RECIPE_NAME, json.dumps({"recipe": plan.recipe}).encode(), private=True)
         except OSError as error:
-            raise ValueError(f"{out}: cannot write the corpus there ({error.strerror or error})") from None
+            raise ValueError(f"{place}: cannot write the corpus there ({error.strerror or error})") from None
+    for folder in (build, private, private / _RECEIPTS_NAME):
+        private_folder(folder)
     with _locked(out):
         yield
+
+
+def _require_same_recipe(place: Location, own: Location, plan: Plan) -> None:
+    try:
+        found = json.loads((own / _RECIPE_NAME).read_bytes())["recipe"]
+    except (OSError, ValueError, LookupError):
+        raise ValueError(f"{place}: not empty and no build of a corpus; choose another folder") from None
+    if found != plan.recipe:
+        raise ValueError(
+            f"{place}: holds a corpus of another configuration, subject key, code or package version; "
+            "choose another folder or delete it"
+        )
 
 
 @contextmanager
@@ -68,7 +114,7 @@ def _locked(out: Location) -> Iterator[None]:
     if not is_local(out):
         yield
         return
-    with open(str(out / BUILD_NAME / _LOCK_NAME), "ab") as file:
+    with open(str(out / BUILD_NAME / _LOCK_NAME), "ab", opener=partial(os.open, mode=0o600)) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -76,18 +122,18 @@ def _locked(out: Location) -> Iterator[None]:
         yield
 
 
-def write_receipt(out: Location, name: str, receipt: Receipt) -> None:
+def write_receipt(private: Location, name: str, receipt: Receipt) -> None:
     """Write the receipt of the shard ``name``."""
     lines = [asdict(replace(receipt, rows=[])), *receipt.rows]
-    write_atomic(_file(out, name), b"".join(json.dumps(line).encode() + b"\n" for line in lines))
+    write_atomic(_file(private, name), b"".join(json.dumps(line).encode() + b"\n" for line in lines), private=True)
 
 
-def read_header(out: Location, name: str, wait: bool = False) -> Receipt | None:
+def read_header(private: Location, name: str, wait: bool = False) -> Receipt | None:
     """A shard's receipt without its rows; None where there is none, after a while where ``wait`` says it must come."""
     deadline = time.monotonic() + (_APPEAR_SECONDS if wait else 0)
     while True:
         try:
-            with _file(out, name).open("rb") as lines:
+            with _file(private, name).open("rb") as lines:
                 return Receipt(**json.loads(next(iter(lines))))
         except (FileNotFoundError, StopIteration):
             if time.monotonic() >= deadline:
@@ -109,7 +155,7 @@ def is_current(
     return not deep or sha256_file(tar) == receipt.shard["sha256"]
 
 
-def headers(out: Location, plan: Plan) -> Iterator[tuple[str, Receipt]]:
+def headers(private: Location, plan: Plan) -> Iterator[tuple[str, Receipt]]:
     """Name and receipt without rows of every shard of a plan, in its order.
 
     Raises:
@@ -117,26 +163,26 @@ def headers(out: Location, plan: Plan) -> Iterator[tuple[str, Receipt]]:
     """
 
     def read(name: str) -> tuple[str, Receipt]:
-        header = read_header(out, name, wait=True)
+        header = read_header(private, name, wait=True)
         if header is None:
-            raise ValueError(f"{_file(out, name)}: the receipt of a finished shard is missing; run the build again")
+            raise ValueError(f"{_file(private, name)}: the receipt of a finished shard is missing; run the build again")
         return name, header
 
-    return _each(out, plan, read)
+    return _each(private, plan, read)
 
 
-def read_rows(out: Location, plan: Plan) -> Iterator[Recording]:
+def read_rows(private: Location, plan: Plan) -> Iterator[Recording]:
     """The stored recordings of every shard, in the order of the plan and of its tar."""
 
     def read(name: str) -> list[bytes]:
-        return _file(out, name).read_bytes().splitlines()[1:]
+        return _file(private, name).read_bytes().splitlines()[1:]
 
-    return (Recording.from_row(json.loads(line)) for lines in _each(out, plan, read) for line in lines)
+    return (Recording.from_row(json.loads(line)) for lines in _each(private, plan, read) for line in lines)
 
 
-def _each(out: Location, plan: Plan, read: Callable[[str], Found]) -> Iterator[Found]:
+def _each(private: Location, plan: Plan, read: Callable[[str], Found]) -> Iterator[Found]:
     """What ``read`` makes of each shard's name; of an object store several are read at a time."""
-    if is_local(out):
+    if is_local(private):
         yield from map(read, plan.names)
         return
     with ThreadPoolExecutor(_THREADS) as pool:
@@ -144,19 +190,19 @@ def _each(out: Location, plan: Plan, read: Callable[[str], Found]) -> Iterator[F
             yield from pool.map(read, plan.names[start : start + _READ_AHEAD])
 
 
-def duplicates(out: Location, plan: Plan) -> dict[str, dict[str, str]]:
+def duplicates(private: Location, plan: Plan) -> dict[str, dict[str, str]]:
     """Recordings whose content is stored under an earlier name: shard -> {<site>/<file> -> a line that says where}.
 
     The first by site and file is kept. Of each recording only the first eight bytes of its hash stay in memory, and
     names only of those that occur twice.
     """
     seen: array[int] = array("Q")
-    for _, header in headers(out, plan):
+    for _, header in headers(private, plan):
         seen.extend(int(content[:16], 16) for _, _, content in header.contents)
     values, counts = np.unique(np.frombuffer(seen, np.uint64), return_counts=True)
     twice = set(values[counts > 1].tolist())
     places: dict[str, list[tuple[str, str, str]]] = {}
-    for name, header in headers(out, plan) if twice else ():
+    for name, header in headers(private, plan) if twice else ():
         for site, file, content in header.contents:
             if int(content[:16], 16) in twice:
                 places.setdefault(content, []).append((site, file, name))
@@ -178,21 +224,21 @@ def sealed_plan(out: Location) -> str | None:
 
 def write_sealed(out: Location, plan_digest: str) -> None:
     """Remember that the index of this plan is written."""
-    write_atomic(out / BUILD_NAME / _SEALED_NAME, json.dumps({"plan": plan_digest}).encode())
+    write_atomic(out / BUILD_NAME / _SEALED_NAME, json.dumps({"plan": plan_digest}).encode(), private=True)
 
 
-def remove_stale(out: Location, index: dict[str, Any], plan: Plan) -> None:
+def remove_stale(out: Location, private: Location, index: dict[str, Any], plan: Plan) -> None:
     """Remove shards, tables and receipts that the index just written does not name, and what killed workers left."""
     shards = {file for shard in index["shards"] for file in (shard["name"], crc_name(shard["name"]))}
     tables = set(index["tables"].values())
     prefixes = tuple(table.split("-")[0] + "-" for table in tables)
     stale = [out / SHARDS_NAME / name for name in names(out / SHARDS_NAME) if name not in shards]
     stale += [out / name for name in names(out) if name.startswith(prefixes) and name not in tables]
-    receipts, planned = out / BUILD_NAME / _RECEIPTS_NAME, {f"{name}.jsonl" for name in plan.names}
+    receipts, planned = private / _RECEIPTS_NAME, {f"{name}.jsonl" for name in plan.names}
     stale += [receipts / name for name in names(receipts) if name not in planned]
     for file in stale:
         file.unlink()
 
 
-def _file(out: Location, name: str) -> Location:
-    return out / BUILD_NAME / _RECEIPTS_NAME / f"{name}.jsonl"
+def _file(private: Location, name: str) -> Location:
+    return private / _RECEIPTS_NAME / f"{name}.jsonl"

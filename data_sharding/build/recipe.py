@@ -25,7 +25,15 @@ _OF_PEOPLE = ("subjects", "sessions", "exclude")
 def public_config(config: CorpusConfig) -> dict[str, Any]:
     """The resolved configuration without folders and the number of workers, and without labels of people."""
     values = config.dump()
-    for name in ("bids_root", "out_dir", "workers", "subject_key_file", "trusted_link_targets", "allow_open_cluster"):
+    for name in (
+        "bids_root",
+        "out_dir",
+        "private_dir",
+        "workers",
+        "subject_key_file",
+        "trusted_link_targets",
+        "allow_open_cluster",
+    ):
         del values[name]
     for section in (values["fmri"], *values["sites"].values()):
         section["label_image"] = Path(section["label_image"]).name if section["label_image"] else None

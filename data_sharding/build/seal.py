@@ -23,7 +23,7 @@ from mcsp.data_sharding.build.identifiers import (
 from mcsp.data_sharding.build.layout import Plan
 from mcsp.data_sharding.build.privacy import name_words
 from mcsp.data_sharding.build.pseudonyms import key_fingerprint, subject_hash
-from mcsp.data_sharding.build.receipts import BUILD_NAME, headers, read_rows
+from mcsp.data_sharding.build.receipts import BUILD_NAME, headers, private_place, read_rows
 from mcsp.data_sharding.build.recipe import public_config, software_versions
 from mcsp.data_sharding.store.files import Location, new_file, scratch_folder, write_atomic
 from mcsp.data_sharding.store.index import (
@@ -121,7 +121,7 @@ def publish_rejections(private: Location, rejected: Iterable[Rejection], key: by
 
     Where the last was taken, the file ``private`` has the original names beside the public ones.
     """
-    with new_file(private) as temporary, open(temporary, "w", encoding="utf-8") as lines:
+    with new_file(private, private=True) as temporary, open(temporary, "w", encoding="utf-8") as lines:
         lines.write("site\tfile\treason\toriginal_file\toriginal_detail\n")
         for r in rejected:
             public = publish(r, key)
@@ -166,10 +166,11 @@ def settle(
         TooManyQuarantinedError: with the table of reasons; no index was written.
         ValueError: a recording is in no receipt, which is a mistake of ours.
     """
+    private = private_place(config)
     shards: list[dict[str, Any]] = []
     accounted: Counter[str] = Counter()
     reasons: Counter[tuple[str, str]] = Counter()
-    for _, header in headers(out, plan):
+    for _, header in headers(private, plan):
         for site, (stored, bad, _) in header.sites.items():
             accounted[site] += int(stored + bad)
         reasons.update((row["site"], row["reason"]) for row in header.rejected)
@@ -182,13 +183,13 @@ def settle(
     names = people(plan.sites)
 
     def rejections() -> Iterator[Rejection]:
-        rows = (Rejection(**row) for _, header in headers(out, plan) for row in header.rejected)
-        return publish_rejections(out / BUILD_NAME / PRIVATE_NAME, rows, key)
+        rows = (Rejection(**row) for _, header in headers(private, plan) for row in header.rejected)
+        return publish_rejections(private / PRIVATE_NAME, rows, key)
 
     if sum(reasons.values()) > config.max_quarantined * sum(plan.found.values()):
         for _ in rejections():  # those who hold the files need the list most where too much is bad
             pass
-        raise _too_many(reasons, plan.found, config.max_quarantined, out / BUILD_NAME / PRIVATE_NAME)
+        raise _too_many(reasons, plan.found, config.max_quarantined, private / PRIVATE_NAME)
     described = {
         "config": public_config(config),
         "software": software_versions(),
@@ -197,9 +198,11 @@ def settle(
         "simulated": {site.name: site.simulated for site in plan.sites},
         "shards": shards,
     }
-    repairs = (publish_repair(Repair(**row), key) for _, header in headers(out, plan) for row in header.repairs)
+    repairs = (publish_repair(Repair(**row), key) for _, header in headers(private, plan) for row in header.repairs)
     find_in_shards = find_in_shards or partial(find_identifiers_in_shards, out)
-    return seal_corpus(out, described, read_rows(out, plan), rejections(), repairs, plan.sites, names, find_in_shards)
+    return seal_corpus(
+        out, described, read_rows(private, plan), rejections(), repairs, plan.sites, names, find_in_shards
+    )
 
 
 def _too_many(

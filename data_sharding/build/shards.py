@@ -228,7 +228,7 @@ def _metadata(sample: PlannedSample, rows: list[Recording]) -> bytes:
     """The ``<key>.json`` member: all that a reader of the tar alone needs; unknown numbers are null."""
     names = [
         "member", "modality", "task", "run", "sfreq", "unit", "scale", "n_samples", "n_channels", "channels",
-        "channel_good", "valid_spans",
+        "channel_good", "valid_spans", "space",
     ]  # fmt: skip
     recordings = []
     for row in rows:

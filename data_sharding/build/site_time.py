@@ -2,11 +2,10 @@
 
 import time
 import uuid
-from pathlib import Path
 
 from mcsp.config import CorpusConfig
 from mcsp.data_sharding.bids.reasons import RecordingError
-from mcsp.data_sharding.store.files import Location, names, write_atomic
+from mcsp.data_sharding.store.files import Location, names, private_folder, write_atomic
 
 _FOLDER = "timeouts"
 USED_UP = "the time of the site is used up"  # how the line of such a recording begins
@@ -26,9 +25,9 @@ class SiteTime:
     def lose(self, site: str) -> None:
         """A recording of the site was not read within its time."""
         folder = self._folder / site
-        if isinstance(folder, Path):
-            folder.mkdir(parents=True, exist_ok=True)
-        write_atomic(folder / uuid.uuid4().hex, b"")
+        private_folder(self._folder)
+        private_folder(folder)
+        write_atomic(folder / uuid.uuid4().hex, b"", private=True)
         self._known.pop(site, None)
 
     def require(self, site: str) -> None:

@@ -10,7 +10,7 @@ from mcsp.data_sharding.bids.find import RecordingRef
 from mcsp.data_sharding.build.layout import PlannedShard
 from mcsp.data_sharding.build.progress import SiteCounts
 from mcsp.data_sharding.build.pseudonyms import without_key_in_environment
-from mcsp.data_sharding.build.receipts import is_current, read_header, write_receipt
+from mcsp.data_sharding.build.receipts import is_current, private_place, read_header, write_receipt
 from mcsp.data_sharding.build.shards import build_shard, reading_limits
 from mcsp.data_sharding.clean.read import ReadingProcess
 from mcsp.data_sharding.store.files import location
@@ -78,8 +78,8 @@ def _build_or_keep(
             f"node {socket.gethostname()} computes other values than the first worker of this build: numeric "
             f"fingerprint {found[:16]}, expected {fingerprint[:16]}; take it out of the cluster"
         )
-    out = location(config.out_dir)
-    header = read_header(out, shard.name)
+    out, private = location(config.out_dir), private_place(config)
+    header = read_header(private, shard.name)
     if header is not None:
         wanted = header.excluded if excluded is None else excluded
         if is_current(header, out, shard.digest, wanted, reading_limits(config), deep):
@@ -88,7 +88,7 @@ def _build_or_keep(
     if header is not None and excluded:  # not read again, and still the same content
         carried = [entry for entry in header.contents if f"{entry[0]}/{entry[1]}" in excluded]
         receipt = replace(receipt, contents=[*receipt.contents, *carried])
-    write_receipt(out, shard.name, receipt)
+    write_receipt(private, shard.name, receipt)
     return False
 
 

@@ -34,7 +34,6 @@ _OF_THE_SYSTEM = (
     "/usr/lib", "/usr/lib64", "/usr/local/lib", "/usr/share", "/lib", "/lib64", "/etc/ld.so.cache", "/etc/localtime",
     "/dev/null", "/dev/urandom",
 )  # fmt: skip
-_NOWHERE = Path(os.devnull)
 
 
 def serve(descriptor: int, memory: int, parent: int) -> None:
@@ -52,6 +51,10 @@ def serve(descriptor: int, memory: int, parent: int) -> None:
             named_atlas(str(name))  # may have to be downloaded, which a thread with limits cannot
     programs = _programs() if landlock_version() else None
     connection.send(READY)
+    # What libraries print names files; it would stand in the logs of every worker.
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for output in (1, 2):
+        os.dup2(nowhere, output)
     while True:
         try:
             ref: RecordingRef | None = connection.recv()
@@ -95,25 +98,28 @@ def _read(
 def _limit_to_recording(ref: RecordingRef, programs: list[Path]) -> None:
     """Limit this thread to reading the recording's folder and the files that belong to it, and to one scratch folder.
 
-    A link is read where it leads. What the dataset's annex holds is not told from the recording's own content.
+    A link is read where it leads, if that is in the dataset. Files of its annex have no names that tell whose they are.
     """
-    belonging = [ref.path.parent, *inputs_of(ref), ref.site.root / ".git" / "annex" / "objects"]
-    if ref.site.label_image is not None:
-        belonging.append(ref.site.label_image.parent)
     roots = [ref.site.root, *raw_roots(ref)]
-    scratch = [Path(tempfile.gettempdir()), _NOWHERE]
-    limit_to([*programs, *belonging, *(ref.site.trusted or ())], write=scratch, names=roots)
+    trusted = [*roots, *(ref.site.trusted or ())]
+    own = [path.resolve() for path in (ref.path.parent, *inputs_of(ref))]
+    own = [path for path in own if any(path.is_relative_to(folder.resolve()) for folder in trusted)]
+    own += [ref.site.root / ".git" / "annex" / "objects", *(ref.site.trusted or ())]
+    if ref.site.label_image is not None:
+        own.append(ref.site.label_image.parent)
+    limit_to([*programs, *own], write=[Path(tempfile.gettempdir()), Path(os.devnull)], names=roots)
 
 
 def _programs() -> list[Path]:
     """Python, its packages and what these read: only whole packages, for a single module may lie in any folder."""
-    folders = [Path(sys.prefix), Path(sys.base_prefix), *map(Path, _OF_THE_SYSTEM)]
-    folders += [Path(path) for path in os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep) if path]
-    inside = tuple(map(str, folders))
-    for module in list(sys.modules.values()):
-        folders += [Path(path) for path in getattr(module, "__path__", ()) if not str(path).startswith(inside)]
-    own = [Path.home() / ".mne", *map(Path, get_data_dirs())]  # settings of MNE, atlases of nilearn
-    return list(dict.fromkeys([*folders, *own]))
+    libraries = os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep)
+    own = [Path.home() / ".mne", *get_data_dirs()]  # settings of MNE, atlases of nilearn
+    folders = [Path(path) for path in (sys.prefix, sys.base_prefix, *_OF_THE_SYSTEM, *own, *filter(None, libraries))]
+    for _, module in sorted(sys.modules.items()):
+        for path in map(Path, getattr(module, "__path__", ())):
+            if not any(path.resolve().is_relative_to(folder) for folder in folders):
+                folders.append(path.resolve())
+    return folders
 
 
 if __name__ == "__main__":

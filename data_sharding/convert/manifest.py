@@ -12,20 +12,22 @@ from mcsp.data_sharding.bids.tables import read_tsv
 from mcsp.data_sharding.clean.fmri import plausible_t_r
 from mcsp.data_sharding.parcels.series import EXTENSIONS
 
-# How the columns may be called; what is none of them is a label of the person and goes into participants.tsv.
+# How the columns may be called, letters and digits alone: TR, t_r and Repetition Time are found whatever their case and
+# marks. What is none of them is a label of the person and goes into participants.tsv.
 _NAMES: dict[str, tuple[str, ...]] = {
-    "path": ("path", "file", "filename"),
-    "subject": ("subject", "participant_id", "sub"),
-    "session": ("session", "ses"),
-    "site": ("site",),
-    "task": ("task",),
-    "run": ("run",),
-    "t_r": ("t_r", "tr", "repetition_time", "RepetitionTime"),
-    "sampling_rate": ("sampling_rate", "sampling_frequency", "sfreq", "SamplingFrequency"),
-    "line_hz": ("line_hz", "power_line_frequency", "PowerLineFrequency"),
+    "path": ("path", "file", "filename", "filepath"),
+    "subject": ("subject", "subjectid", "participant", "participantid", "sub", "subid"),
+    "session": ("session", "sessionid", "ses", "sesid"),
+    "site": ("site", "siteid"),
+    "task": ("task", "taskname"),
+    "run": ("run", "runid"),
+    "t_r": ("tr", "repetitiontime"),
+    "sampling_rate": ("samplingrate", "samplingfrequency", "samplerate", "sfreq"),
+    "line_hz": ("linehz", "linefrequency", "powerlinefrequency"),
     "space": ("space",),
     "units": ("units", "unit"),
 }
+_KEYS = {name: key for key, names in _NAMES.items() for name in names}
 EEG_FILES = (".edf", ".bdf", ".set", ".fif")
 IMAGES = (".nii", ".nii.gz")
 _SITE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
@@ -92,7 +94,7 @@ def check_rows(rows: Sequence[Mapping[str, str]], folder: Path, name: str) -> li
 
 
 def _row(row: Mapping[str, str], folder: Path) -> Row:
-    values = {key: next((row[n].strip() for n in names if row.get(n)), "") for key, names in _NAMES.items()}
+    values, labels = _values(row)
     for key in ("path", "subject"):
         if not values[key]:
             raise ValueError(f"no {key}, expected a column of that name with a value in every row")
@@ -103,7 +105,6 @@ def _row(row: Mapping[str, str], folder: Path) -> Row:
     site = values["site"] or "site"
     if not _SITE.fullmatch(site):
         raise ValueError(f"site {site!r}: expected letters, digits, '-' and '_'")
-    known = {name for names in _NAMES.values() for name in names}
     return Row(
         path,
         kind,
@@ -116,8 +117,23 @@ def _row(row: Mapping[str, str], folder: Path) -> Row:
         values["line_hz"],
         _label(values["space"], "space"),
         values["units"],
-        {key: value for key, value in row.items() if key not in known and value},
+        labels,
     )
+
+
+def _values(row: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
+    """What a row says of the recording, under our names, and the labels of its person, under its own."""
+    values, labels, said_by = dict.fromkeys(_NAMES, ""), dict[str, str](), dict[str, str]()
+    for column, text in row.items():
+        key = _KEYS.get(re.sub(r"[^a-z0-9]", "", column.lower()))
+        if key is None or not text.strip():
+            labels |= {column: text} if key is None and text else {}
+        elif values[key] not in ("", text.strip()):
+            found = f"{said_by[key]} {values[key]!r} and {column} {text.strip()!r}"
+            raise ValueError(f"{found} differ, expected one column of {key}")
+        else:
+            values[key], said_by[key] = text.strip(), column
+    return values, labels
 
 
 def _kind(path: Path) -> str:

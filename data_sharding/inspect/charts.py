@@ -1,7 +1,8 @@
 """Charts of the corpus report as inline SVG: small enough for hundreds on one page, sharp on a phone, same bytes again.
 
-A page of 50 sites holds about 600 of them. Each has an alternative text, draws in the page's style sheet
-(:data:`STYLE`) and rounds to a tenth of a pixel, so that the last bit of a float changes nothing.
+A page of 200 sites holds about 3,000 of them; benchmarks/studies/report_charts.py compares bytes and time with
+matplotlib's. Each has an alternative text, draws in the style of ``corpus.html.jinja`` and rounds to a tenth of a
+pixel, so that the last bit of a float changes nothing.
 
 Shape letters: T time samples, C channels.
 """
@@ -13,20 +14,13 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
+from markupsafe import Markup
 
-STYLE = """
-svg { display: block; width: 100%; height: auto; font: 11px system-ui, sans-serif; }
-svg text { fill: #333; } svg .e { text-anchor: end; } svg .m { text-anchor: middle; } svg .b { font-weight: 600; }
-svg .axis { stroke: #777; fill: none; } svg .grid { stroke: #e6e6e6; fill: none; }
-svg .bar { fill: #2c6fbb; } svg .all { fill: none; stroke: #8a8a8a; stroke-dasharray: 3 2; }
-svg .band { fill: #2c6fbb; opacity: .22; } svg .line { fill: none; stroke: #2c6fbb; stroke-width: 1.6; }
-svg .trace { fill: none; stroke: #1f3d5c; stroke-width: .8; } svg .bad { stroke: #c0392b; }
-svg .box { fill: #2c6fbb; opacity: .45; } svg .dot { fill: #12395f; }
-"""
+from mcsp.wording import shortened
 
 _WIDTH, _HEIGHT = 320, 190
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 24, 34
-_TRACE_STRETCHES = 110  # of a long trace, each drawn by its lowest and highest value
+_TRACE_STRETCHES = 80  # of a long trace, each drawn by its lowest and highest value
 
 
 @dataclass(frozen=True)
@@ -66,7 +60,7 @@ class Scale:
 
 def histogram(
     values: np.ndarray, everything: np.ndarray, edges: np.ndarray, log: bool, title: str, subject: str
-) -> str:
+) -> Markup:
     """Share of ``values`` per bin, with the share of ``everything`` as a dashed outline.
 
     Args:
@@ -102,7 +96,7 @@ def spectrum(
     limits: tuple[float, float],
     title: str,
     subject: str,
-) -> str:
+) -> Markup:
     """Median power spectrum over recordings with the range of the middle half; power on a logarithmic axis.
 
     Args:
@@ -128,8 +122,10 @@ def spectrum(
     return _svg(title, f"{title}, {subject}: most power at {peak:.3g} Hz", parts)
 
 
-def traces(x_TC: np.ndarray, seconds: float, names: Sequence[str], good: Sequence[bool], unit: str, title: str) -> str:
-    """Some channels of one window below each other, with a bar for the amplitude; bad channels in red."""
+def traces(
+    x_TC: np.ndarray, seconds: float, names: Sequence[str], good: Sequence[bool], unit: str, title: str
+) -> Markup:
+    """Some channels of one window below each other, with a bar for the amplitude; bad channels in vermilion."""
     left, height = 66, _TOP + _BOTTOM + 24 * x_TC.shape[1]
     x = Scale(0.0, seconds, left, _WIDTH - _RIGHT)
     spread = np.percentile(np.abs(x_TC[:, list(good)] if any(good) else x_TC), 98)
@@ -140,8 +136,7 @@ def traces(x_TC: np.ndarray, seconds: float, names: Sequence[str], good: Sequenc
         middle = _TOP + 24 * c + 12
         xs, ys = _envelope(x_TC[:, c], x, middle, pixels_per_unit)
         kind = "trace" if good[c] else "trace bad"
-        shown = name if len(name) < 9 else name[:7] + "…"
-        parts.append(f'<text class="e" x="{left - 5}" y="{middle + 4}">{html.escape(shown)}</text>')
+        parts.append(f'<text class="e" x="{left - 5}" y="{middle + 4}">{html.escape(shortened(name, 8))}</text>')
         parts.append(f'<path class="{kind}" d="{_line(xs, ys)}"/>')
     base = height - _BOTTOM
     parts.append(f'<path class="axis" d="M{left} {base}H{_WIDTH - _RIGHT}"/>')
@@ -154,7 +149,7 @@ def traces(x_TC: np.ndarray, seconds: float, names: Sequence[str], good: Sequenc
     return _svg(title, f"{title}: {seconds:.3g} s of {len(names)} channels{note}", parts, height)
 
 
-def ranges(rows: Sequence[tuple[str, np.ndarray]], limits: tuple[float, float], log: bool, title: str) -> str:
+def ranges(rows: Sequence[tuple[str, np.ndarray]], limits: tuple[float, float], log: bool, title: str) -> Markup:
     """One row per site: 5 to 95 % of the recordings as a line, the middle half as a box, the median as a dot."""
     left, row_height = 108, 17
     height = _TOP + _BOTTOM + row_height * len(rows) - 8
@@ -165,9 +160,8 @@ def ranges(rows: Sequence[tuple[str, np.ndarray]], limits: tuple[float, float], 
     for k, (name, values) in enumerate(rows):
         p5, p25, p50, p75, p95 = (x(float(v)) for v in np.percentile(values, [5, 25, 50, 75, 95]))
         middle = _TOP + row_height * k + 8
-        shown = name if len(name) <= 17 else name[:16] + "…"
         parts += [
-            f'<text class="e" x="{left - 6}" y="{middle + 4}">{html.escape(shown)}</text>',
+            f'<text class="e" x="{left - 6}" y="{middle + 4}">{html.escape(shortened(name, 17))}</text>',
             f'<path class="axis" d="M{_p(p5)} {middle}H{_p(p95)}"/>',
             f'<path class="box" d="M{_p(p25)} {middle - 4}H{_p(p75)}v8H{_p(p25)}Z"/>',
             f'<circle class="dot" cx="{_p(p50)}" cy="{middle}" r="2.6"/>',
@@ -249,9 +243,9 @@ def _p(pixel: float) -> str:
     return f"{round(10 * pixel) / 10:g}"
 
 
-def _svg(title: str, alternative: str, parts: Sequence[str], height: int = _HEIGHT) -> str:
+def _svg(title: str, alternative: str, parts: Sequence[str], height: int = _HEIGHT) -> Markup:
     # aria-label is what a screen reader says; a <title> would also pop up over every line of the chart.
-    return (
+    return Markup(
         f'<svg role="img" aria-label="{html.escape(alternative)}" viewBox="0 0 {_WIDTH} {height}">'
         f'<text class="b" x="4" y="14">{html.escape(title)}</text>{"".join(parts)}</svg>'
     )

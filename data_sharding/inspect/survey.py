@@ -6,7 +6,6 @@ are opened, so that a million recordings take seconds and little memory.
 Shape letters: T time samples, C channels, F frequencies.
 """
 
-import json
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -17,6 +16,7 @@ from mcsp.data_sharding.store.files import Location, is_local, read_range
 from mcsp.data_sharding.store.index import SHARDS_NAME
 from mcsp.data_sharding.store.reader import Corpus
 from mcsp.data_sharding.store.table import Recordings
+from mcsp.outside import parse_json
 from mcsp.schema import Modality, Recording, Window
 
 # Recordings per site and modality that spectra are made of, and those of them that are drawn as traces.
@@ -113,7 +113,7 @@ def _quality(table: Recordings) -> dict[str, np.ndarray]:
     for start in range(0, len(table), _ROWS_AT_ONCE):
         rows = np.arange(start, min(start + _ROWS_AT_ONCE, len(table)))
         for row, text in enumerate(table.texts("quality", rows), start):
-            for name, value in json.loads(text).items():
+            for name, value in parse_json(text).items():
                 if name in measures:
                     measures[name][row] = value
     measures["artefact_percent"] = 100 * measures.pop("artefact_fraction")

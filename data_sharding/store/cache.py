@@ -5,7 +5,6 @@ absent; a lock per file lets one process fetch and the others wait. Folders and 
 SHA-256 of a shard is compared when a process opens it first, so that what lay there before is not believed.
 """
 
-import fcntl
 import hashlib
 import os
 import queue
@@ -17,6 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from filelock import FileLock
 from platformdirs import user_cache_path
 
 from mcsp.data_sharding.store.files import Location
@@ -82,7 +82,8 @@ class ShardCache:
             with open(os.dup(descriptor), "rb") as file:
                 found = hashlib.file_digest(file, "sha256").hexdigest()
             if found != described["sha256"]:
-                (self.folder / SHARDS_NAME / name).unlink(missing_ok=True)
+                for file in (name, f"{name.removesuffix('.tar')}.crc.npy"):
+                    (self.folder / SHARDS_NAME / file).unlink(missing_ok=True)
                 return False
             self._verified.add(identity)
         return True
@@ -176,8 +177,7 @@ class ShardCache:
     @contextmanager
     def _lock(self, name: str) -> Iterator[None]:
         """Only one process or thread of this machine at a time; a process that dies lets go."""
-        with open(self.folder / ".locks" / name.replace("/", "-"), "a", opener=_privately) as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        with FileLock(self.folder / ".locks" / name.replace("/", "-"), mode=0o600):
             yield
 
     def fetch_ahead(self, names: Iterable[str], shards: Sequence[dict[str, Any]]) -> None:

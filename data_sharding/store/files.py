@@ -6,6 +6,7 @@ are those of the file system's own package (for S3 the environment variables ``A
 
 import os
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,10 @@ from typing import TypeAlias
 from upath import UPath
 
 Location: TypeAlias = "Path | UPath"
+
+# How files of a corpus are opened to read: their bytes as they are, and not by programs that this one starts.
+READ_ONLY = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+_position = threading.Lock()
 
 
 def location(place: "str | os.PathLike[str] | Location") -> Location:
@@ -39,30 +44,37 @@ def is_local(place: Location) -> bool:
     return isinstance(place, Path)
 
 
-def write_atomic(path: Location, content: bytes) -> None:
-    """Write ``content`` so that ``path`` is complete or absent, also after a power cut."""
-    with new_file(path) as temporary:
+def write_atomic(path: Location, content: bytes, private: bool = False) -> None:
+    """Write ``content`` so that ``path`` is complete or absent, also after a power cut; ``private``: for you alone."""
+    with new_file(path, private) as temporary:
         temporary.write_bytes(content)
 
 
 @contextmanager
-def new_file(path: Location) -> Iterator[Path]:
+def new_file(path: Location, private: bool = False) -> Iterator[Path]:
     """A local file to write, which becomes ``path`` where the block ends well, and vanishes where it does not."""
-    with scratch_file(path.parent) as temporary:
+    with scratch_file(path.parent, private) as temporary:
         yield temporary
         publish(temporary, path)
 
 
 @contextmanager
-def scratch_file(folder: Location) -> Iterator[Path]:
+def scratch_file(folder: Location, private: bool = False) -> Iterator[Path]:
     """An empty local file of this process, for :func:`publish`: in ``folder`` itself, or in this machine's own."""
     handle, name = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=folder if isinstance(folder, Path) else None)
     os.close(handle)
-    os.chmod(name, 0o644)
+    os.chmod(name, 0o600 if private else 0o644)
     try:
         yield Path(name)
     finally:
         Path(name).unlink(missing_ok=True)
+
+
+def private_folder(folder: Location) -> None:
+    """Make a folder, and those above it, into which only this user can look, whatever the umask; none in a store."""
+    if isinstance(folder, Path):
+        folder.mkdir(parents=True, exist_ok=True)
+        folder.chmod(0o700)
 
 
 @contextmanager
@@ -114,9 +126,26 @@ def _look_again(path: Location) -> None:
         path.fs.invalidate_cache()
 
 
+def read_into(descriptor: int, content: memoryview, offset: int) -> int:
+    """Fill ``content`` from ``offset`` of an open file on; the number of bytes that there were.
+
+    Threads may share the file: where a system reads at its one position alone, they take turns.
+    """
+    if hasattr(os, "preadv"):
+        return os.preadv(descriptor, [content], offset)
+    with _position:
+        os.lseek(descriptor, offset, os.SEEK_SET)
+        found = 0
+        while piece := os.read(descriptor, len(content) - found):
+            content[found : found + len(piece)] = piece
+            found += len(piece)
+        return found
+
+
 def read_range(path: Location, start: int, n_bytes: int) -> bytes:
     """``n_bytes`` from ``start`` on, fewer at the end of the file; raise ``OSError`` where it cannot be read."""
     if isinstance(path, Path):
         with open(path, "rb") as file:
-            return os.pread(file.fileno(), n_bytes, start)
+            file.seek(start)
+            return file.read(n_bytes)
     return path.fs.cat_file(path.path, start=start, end=start + n_bytes)

@@ -3,7 +3,6 @@
 Shape letters: T time samples, C channels.
 """
 
-import json
 import os
 import time
 from collections import OrderedDict
@@ -14,9 +13,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mcsp.data_sharding.store.cache import ShardCache
-from mcsp.data_sharding.store.files import Location, is_local, location
+from mcsp.data_sharding.store.files import READ_ONLY, Location, is_local, location, read_into
 from mcsp.data_sharding.store.index import INDEX_NAME, SHARDS_NAME, read_index
 from mcsp.data_sharding.store.table import Recordings, Samples
+from mcsp.outside import parse_json
 from mcsp.schema import SPLITS, Recording, Window
 
 try:
@@ -106,7 +106,8 @@ class Corpus:
 
     def participant(self, recording: Recording) -> dict[str, Any]:
         """The columns of participants.tsv that the builder let through for this recording's subject."""
-        return json.loads(recording.participant)
+        columns: dict[str, Any] = parse_json(recording.participant)
+        return columns
 
     def read_window(self, recording: Recording, start: int, n_samples: int, verify: bool = True) -> Window:
         """Cut ``n_samples`` time samples from ``start`` on out of a recording; as :meth:`read_stored`.
@@ -164,7 +165,7 @@ class Corpus:
         for pause in (*_PAUSES_SECONDS, None):
             try:
                 shard = self._shard(r.shard)
-                found = os.preadv(shard.descriptor, [content.data], offset)
+                found = read_into(shard.descriptor, content.data, offset)
                 break
             except (OSError, ValueError) as error:
                 self.close(r.shard)
@@ -219,7 +220,7 @@ class Corpus:
             if self._cache:
                 self._cache.fetch_shard(name, self.index["shards"])
             try:
-                flags = os.O_RDONLY | os.O_CLOEXEC | (os.O_NOFOLLOW if self._cache else 0)
+                flags = READ_ONLY | (os.O_NOFOLLOW if self._cache else 0)
                 descriptor = os.open(self._shard_path(name), flags)
             except FileNotFoundError:
                 # Another process may have made room in the cache just now.

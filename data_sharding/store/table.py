@@ -1,8 +1,8 @@
 """The table of recordings: one row per recording, read where it lies on the disk.
 
-It is an uncompressed Arrow IPC file with one record batch. A reader maps it into memory, so opening costs the same for
-ten recordings and for ten million, a row is made when it is asked for, and the processes of a machine share the
-pages. What repeats from row to row, channel names and positions above all, is stored once (dictionary encoding).
+It is an uncompressed Arrow IPC file with one record batch. A reader maps it into memory and looks at every offset and
+name once; a row is made when it is asked for, and the processes of a machine share the pages. What repeats from row to
+row, channel names and positions above all, is stored once (dictionary encoding).
 """
 
 import operator

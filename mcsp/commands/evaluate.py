@@ -1,9 +1,16 @@
 """``mcsp evaluate``, ``finetune`` and ``explain``: an export on labelled recordings."""
 
+from pathlib import Path
+
 from mcsp.commands.settings import takes
 from mcsp.config import EvaluateConfig, ExplainConfig, FinetuneConfig
 
 _PLACES = ("model_dir", "corpus_dir", "bids_root")
+
+
+def _tell_classifier(out_dir: Path) -> None:
+    if (out_dir / "classifier").is_dir():
+        print(f"classify: mcsp predict {out_dir / 'classifier'} RECORDINGS... --out table.tsv")
 
 
 @takes(EvaluateConfig, (*_PLACES, "run_dir"))
@@ -18,6 +25,7 @@ def evaluate(config: EvaluateConfig) -> int:
     print(terminal_table(run(config)))
     print(f"results: {config.out_dir / 'results.json'}")
     print(f"report:  {config.out_dir / 'report.html'}")
+    _tell_classifier(config.out_dir)
     return 0
 
 
@@ -42,6 +50,7 @@ def finetune(config: FinetuneConfig) -> int:
     print(f"difference   {interval(results['scores'][0].get('finetuned_minus_frozen'), '+.3f')}")
     print(overlap_line(results))
     print(f"results: {config.out_dir / 'results.json'}")
+    _tell_classifier(config.out_dir)
     return 0
 
 

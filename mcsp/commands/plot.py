@@ -6,66 +6,42 @@ from typing import Any
 
 import numpy as np
 
+from mcsp.export.curves import SET_ASIDE, as_columns, by_kind
+from mcsp.page import COLOURS, GREY, MARKERS
 from mcsp.training.clock import SPLIT
 from mcsp.training.health import suspects
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart.
-COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
-KINDS = {
-    "two views": lambda name: name.count("/") == 1 and "-" not in name,
-    "two domains": lambda name: name.count("/") == 1 and "-" in name.split("/")[1],
-    "two modalities": lambda name: name.count("/") == 1 and "-" in name.split("/")[0],
-    "distillation": lambda name: name.startswith("distillation/"),
-    "convergence": lambda name: name.startswith("convergence/"),
-}
-VALIDATION = "validation/"
-MARKS = {"start": ("restart", "#888888", ":"), "rollback": ("rollback", "#D55E00", "--")}
+MARKS = {"start": (GREY, ":"), "rollback": (COLOURS[1], "--")}
 
 
 def draw(run_dir: Path, lines: list[dict[str, float]], events: list[dict[str, Any]], out: Path) -> None:
-    """One PNG with ten panels over the step, and four more where the run was evaluated."""
+    """One PNG of panels over the step: the objective, how it learns, where the time goes, and people set aside."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    step = np.array([line["step"] for line in lines])
-    columns = {name: np.array([line.get(name, np.nan) for line in lines]) for name in sorted(set().union(*lines))}
-    evaluated = [name for name in columns if name.startswith(VALIDATION)]
-    rows = 7 if evaluated else 5
-    figure, axes = plt.subplots(rows, 2, figsize=(13, 3.2 * rows), sharex=True, layout="constrained")
-    panels = axes.ravel()
-    _lines(panels[0], step, {"sum of all terms": columns["loss"]}, "loss")
-    _lines(panels[1], step, by_kind(columns, "loss/"), "loss, mean of terms", log=True)
-    _lines(panels[2], step, by_kind(columns, "top1/"), "top-1 retrieval in the batch")
-    _chance(panels[2], run_dir)
-    _lines(panels[3], step, by_kind(columns, "temperature/"), "temperature, mean of terms")
-    _lines(panels[4], step, {"before clipping": columns["gradient_norm"]}, "gradient norm", log=True)
-    _lines(panels[5], step, {"learning rate": columns["learning_rate"]}, "learning rate", smooth=False)
-    _split(panels[6], step, columns)
-    _lines(panels[7], step, {"samples/s": columns["samples_per_second"]}, "samples per second")
-    _right(panels[7], step, columns.get("goodput"), "goodput", 1.0)
-    _lines(panels[8], step, {"data wait": 100 * columns["data_wait_fraction"]}, "waiting for data, % of a step")
-    _right(panels[8], step, columns.get("memory_gib"), "peak memory of rank 0, GiB")
-    # The first step waits for the workers to start: the axis is for the others.
-    panels[8].set_ylim(0, max(5.0, 150 * float(np.nanpercentile(columns["data_wait_fraction"], 98))))
-    _lines(panels[9], step, {"TFLOP/s": columns["tflops"]}, "TFLOP/s per rank")
-    _right(panels[9], step, columns.get("mfu"), "MFU", 1.0)
-    if evaluated:
-        _validation(panels[10:], step, columns)
-    _events(panels, events, int(step[-1]))
-    for panel in axes[-1]:
-        panel.set_xlabel("step")
-    figure.suptitle(_title(run_dir, int(step[-1]), events), fontsize=12)
-    figure.savefig(out, dpi=110)
-    plt.close(figure)
-
-
-def by_kind(columns: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
-    """Mean over the terms of each kind of the columns that start with ``prefix``."""
-    names = [name.removeprefix(prefix) for name in columns if name.startswith(prefix)]
-    found = {kind: [columns[prefix + name] for name in names if fits(name)] for kind, fits in KINDS.items()}
-    return {f"{kind} ({len(values)})": np.mean(values, axis=0) for kind, values in found.items() if values}
+    columns = as_columns(lines)
+    step = columns["step"]
+    measures = [kind for kind in MEASURES if any(name.startswith(f"{SET_ASIDE}{kind}/") for name in columns)]
+    rows = 5 + -(-len(measures) // 2)
+    with plt.rc_context({"text.parse_math": False, "axes.grid": True, "grid.alpha": 0.25, "legend.fontsize": 8}):
+        figure, axes = plt.subplots(rows, 2, figsize=(13, 3.2 * rows), sharex=True, layout="constrained")
+        panels = axes.ravel()
+        _objective(panels[:4], step, columns, run_dir)
+        _learning(panels[4:6], step, columns)
+        _time(panels[6:10], step, columns)
+        for panel, kind in zip(panels[10:], measures, strict=False):
+            _measure(panel, step, columns, kind)
+        for panel in panels[10 + len(measures) :]:
+            panel.set_visible(False)
+        _events(panels, events, int(step[-1]))
+        for panel in (*axes[-1], *(axes[-2][1:] if len(measures) % 2 else ())):
+            panel.set_xlabel("step")
+            panel.tick_params(labelbottom=True)
+        figure.suptitle(_title(run_dir, int(step[-1]), events), fontsize=12)
+        figure.savefig(out, dpi=110)
+        plt.close(figure)
 
 
 def smoothed(values: np.ndarray, width: int) -> np.ndarray:
@@ -82,19 +58,90 @@ def _lines(
 ) -> None:
     """Raw values faint, their running median above them."""
     width = max(1, len(step) // 50)
-    for colour, (name, values) in zip(COLOURS, series.items(), strict=False):
+    for k, (name, values) in enumerate(series.items()):
+        colour = COLOURS[k % len(COLOURS)]
         if smooth and width > 1:
             panel.plot(step, values, color=colour, linewidth=0.8, alpha=0.3)
             values = smoothed(values, width)
         panel.plot(step, values, color=colour, linewidth=1.5, label=name)
     if log:
-        panel.set_yscale("log")
-        for axis in (panel.yaxis.set_major_formatter, panel.yaxis.set_minor_formatter):
-            axis("{x:g}")
+        _logarithmic(panel)
     panel.set_ylabel(label)
-    panel.grid(alpha=0.25)
     if len(series) > 1:
-        panel.legend(fontsize=8, loc="best", framealpha=0.8)
+        panel.legend(loc="best", framealpha=0.8, ncols=2)
+
+
+def _logarithmic(panel: Any) -> None:
+    """A logarithmic axis with labels at 1, 2 and 5 only where few decades are shown, so that they do not collide."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    panel.set_yscale("log")
+    low, high = np.log10(panel.get_ylim())
+    panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high - low < 2.5 else (1,), numticks=12))
+    panel.yaxis.set_major_formatter("{x:g}")
+    panel.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _set_aside(panel: Any, step: np.ndarray, series: dict[str, np.ndarray]) -> None:
+    """What was found for people set aside, as marks in the colours of the training's lines."""
+    for k, values in enumerate(series.values()):
+        made = np.isfinite(values)
+        label = "marks: people set aside" if k == 0 else None
+        panel.plot(
+            step[made],
+            values[made],
+            MARKERS[k % len(MARKERS)],
+            markersize=4,
+            color=COLOURS[k % len(COLOURS)],
+            label=label,
+        )
+    if series:
+        panel.legend(loc="best", framealpha=0.8, ncols=2)
+
+
+def _objective(panels: Any, step: np.ndarray, columns: dict[str, np.ndarray], run_dir: Path) -> None:
+    """The loss, its terms by kind, and the retrieval, in training and for people set aside."""
+    _lines(panels[0], step, {"training, sum of all terms": columns["loss"]}, "loss")
+    _set_aside(panels[0], step, {n: v for n, v in columns.items() if n == f"{SET_ASIDE}loss"})
+    kinds = by_kind(columns, "loss/"), by_kind(columns, f"{SET_ASIDE}loss/")
+    _lines(panels[1], step, kinds[0], "loss, mean of terms")
+    _set_aside(panels[1], step, kinds[1])
+    kinds = by_kind(columns, "top1/"), by_kind(columns, f"{SET_ASIDE}top1/")
+    _lines(panels[2], step, kinds[0], "top-1 retrieval in the batch")
+    _set_aside(panels[2], step, kinds[1])
+    panels[2].set_ylim(0, 1.02)
+    config = run_dir / "config.json"
+    batch = json.loads(config.read_text())["batch"] if config.exists() else {}
+    # Views and domains are compared among all samples of a modality, modalities among those that have both.
+    among = {batch.get("paired", 0)} | {batch.get("paired", 0) + batch.get(m, 0) for m in ("eeg", "fmri")}
+    for n in sorted(among - {0}):
+        _chance(panels[2], 1 / n, f"chance among {n}", "right" if n == max(among) else "left")
+    _lines(panels[3], step, by_kind(columns, "temperature/"), "temperature, mean of terms")
+
+
+def _chance(panel: Any, value: float, text: str, side: str = "right") -> None:
+    """A line where guessing would be, with its name at one end."""
+    panel.axhline(value, color=GREY, linewidth=1, zorder=0)
+    place = (0.99 if side == "right" else 0.01, value)
+    panel.annotate(text, place, xycoords=("axes fraction", "data"), fontsize=8, va="bottom", ha=side, color=GREY)
+
+
+def _learning(panels: Any, step: np.ndarray, columns: dict[str, np.ndarray]) -> None:
+    _lines(panels[0], step, {"before clipping": columns["gradient_norm"]}, "gradient norm", log=True)
+    _lines(panels[1], step, {"learning rate": columns["learning_rate"]}, "learning rate", smooth=False)
+
+
+def _time(panels: Any, step: np.ndarray, columns: dict[str, np.ndarray]) -> None:
+    """Where the time of a step goes, speed, waiting and memory."""
+    _split(panels[0], step, columns)
+    _lines(panels[1], step, {"samples/s": columns["samples_per_second"]}, "samples per second")
+    _right(panels[1], step, columns.get("goodput"), "goodput", 1.0)
+    _lines(panels[2], step, {"data wait": 100 * columns["data_wait_fraction"]}, "waiting for data, % of a step")
+    _right(panels[2], step, columns.get("memory_gib"), "peak memory of rank 0, GiB")
+    # The first step waits for the workers to start: the axis is for the others.
+    panels[2].set_ylim(0, max(5.0, 150 * float(np.nanpercentile(columns["data_wait_fraction"], 98))))
+    _lines(panels[3], step, {"TFLOP/s": columns["tflops"]}, "TFLOP/s per rank")
+    _right(panels[3], step, columns.get("mfu"), "MFU", 1.0)
 
 
 def _right(panel: Any, step: np.ndarray, values: np.ndarray | None, label: str, top: float | None = None) -> None:
@@ -105,17 +152,7 @@ def _right(panel: Any, step: np.ndarray, values: np.ndarray | None, label: str, 
         right.plot(step, values, color=COLOURS[2], linewidth=1.5)
         right.set_ylim(0, top or 1.25 * float(np.nanmax(values)))
         right.set_ylabel(f"{label} (green)", color=COLOURS[2])
-
-
-def _chance(panel: Any, run_dir: Path) -> None:
-    path = run_dir / "config.json"
-    panel.set_ylim(0, 1.02)
-    if path.exists():
-        paired = json.loads(path.read_text())["batch"]["paired"]
-        if paired:
-            panel.axhline(1 / paired, color="#888888", linewidth=1)
-            panel.annotate(f"chance among {paired}", (0.99, 1 / paired), xycoords=("axes fraction", "data"), fontsize=8,
-                           va="bottom", ha="right", color="#555555")  # fmt: skip
+        right.grid(visible=False)
 
 
 def _split(panel: Any, step: np.ndarray, columns: dict[str, np.ndarray]) -> None:
@@ -125,45 +162,40 @@ def _split(panel: Any, step: np.ndarray, columns: dict[str, np.ndarray]) -> None
     # Without the first step, in which workers start and memory is first used.
     whole = np.nansum(columns["seconds_per_step"][1:]) or np.nan
     share = [f"{name} {100 * np.nansum(values[1:]) / whole:.0f} %" for name, values in parts.items()]
-    panel.stackplot(step, *stack, colors=COLOURS, labels=share, alpha=0.85, linewidth=0)
+    panel.stackplot(step, *stack, colors=(*COLOURS, GREY), labels=share, alpha=0.85, linewidth=0)
     # Checkpoints are rare and long: the axis is for the other steps.
     panel.set_ylim(0, 1.25 * np.nanpercentile(columns["seconds_per_step"], 95))
     panel.set_ylabel("seconds per step")
-    panel.legend(fontsize=8, loc="upper right", framealpha=0.8, ncols=2)
-    panel.grid(alpha=0.25)
+    panel.legend(loc="upper right", framealpha=0.8, ncols=2)
 
 
-def _validation(panels: Any, step: np.ndarray, columns: dict[str, np.ndarray]) -> None:
-    """What holds for people set aside: loss, prediction across halves, identification, and the site."""
-    made = np.isfinite(columns[f"{VALIDATION}loss"])
+# What is measured of people set aside, beside the objective: name of its axis, and where guessing or not learning ends.
+MEASURES = {
+    "half_error": ("error across halves", 1.0, "mean over people"),
+    "identification": ("identification across halves", None, ""),
+    "site_h": ("site told from h; dotted: from the input", None, ""),
+}
 
-    def of(kind: str) -> dict[str, np.ndarray]:
-        start = f"{VALIDATION}{kind}/"
-        return {name.removeprefix(start): values[made] for name, values in columns.items() if name.startswith(start)}
 
-    panels[0].plot(step, columns["loss"], color="#888888", linewidth=0.8, alpha=0.5, label="training")
-    panels[0].plot(
-        step[made], columns[f"{VALIDATION}loss"][made], "o-", markersize=3, color=COLOURS[0], label="set aside"
-    )
-    panels[0].set_ylabel("loss")
-    panels[0].legend(fontsize=8)
-    titles = {
-        "half_error": "error across halves; 1: mean over people",
-        "identification": "identification across halves",
-        "site_h": "site told from h; dotted: from the input",
-    }
-    for panel, (kind, title) in zip(panels[1:], titles.items(), strict=True):
-        for colour, (name, values) in zip(COLOURS, of(kind).items(), strict=False):
-            panel.plot(step[made], values, "o-", markersize=3, color=colour, label=name)
-            inputs = of("site_input") if kind == "site_h" else {}
-            if name in inputs:
-                panel.plot(step[made], inputs[name], ":", color=colour)
-        panel.set_ylabel(title)
-        panel.legend(fontsize=7, ncols=2, framealpha=0.8)
-        panel.set_ylim(bottom=0)
-    panels[1].axhline(1, color="#888888", linewidth=1)
-    for panel in panels:
-        panel.grid(alpha=0.25)
+def _measure(panel: Any, step: np.ndarray, columns: dict[str, np.ndarray], kind: str) -> None:
+    """One measure of people set aside, a line per modality and domain."""
+    title, level, text = MEASURES[kind]
+    of = {name.removeprefix(f"{SET_ASIDE}{kind}/"): v for name, v in columns.items() if f"{SET_ASIDE}{kind}/" in name}
+    for k, (name, values) in enumerate(of.items()):
+        made, colour = np.isfinite(values), COLOURS[k % len(COLOURS)]
+        panel.plot(step[made], values[made], MARKERS[k % len(MARKERS)], ls="-", markersize=4, color=colour, label=name)
+        inputs = columns.get(f"{SET_ASIDE}site_input/{name}") if kind == "site_h" else None
+        if inputs is not None:
+            panel.plot(step[made], inputs[made], ":", color=colour)
+    if kind == "identification":  # one of so many people of the modality
+        for side, modality in zip(("left", "right"), sorted({name.split("/")[0] for name in of}), strict=False):
+            n = int(np.nanmax(columns[f"{SET_ASIDE}people/{modality}"]))
+            _chance(panel, 1 / n, f"chance, {n} people with {modality}", side)
+    if level is not None:
+        _chance(panel, level, text)
+    panel.set_ylabel(title)
+    panel.set_ylim(0, 1.1 * panel.get_ylim()[1])
+    panel.legend(fontsize=7, ncols=2, framealpha=0.8)
 
 
 def _events(panels: Any, events: list[dict[str, Any]], last: int) -> None:
@@ -173,10 +205,10 @@ def _events(panels: Any, events: list[dict[str, Any]], last: int) -> None:
     for panel in panels:
         for number, event in enumerate(events):
             if event["event"] in MARKS and number != first:
-                _, colour, style = MARKS[event["event"]]
+                colour, style = MARKS[event["event"]]
                 panel.axvline(event["step"], color=colour, linestyle=style, linewidth=1)
         if skips:
-            panel.plot(skips, [0.02] * len(skips), "^", transform=panel.get_xaxis_transform(), color="#D55E00",
+            panel.plot(skips, [0.02] * len(skips), "^", transform=panel.get_xaxis_transform(), color=COLOURS[1],
                        markersize=6, clip_on=False)  # fmt: skip
 
 

@@ -1,20 +1,24 @@
 """``mcsp pretrain``: pretrain on a corpus, in one process or under the deepspeed launcher."""
 
 import faulthandler
+import json
 import os
+import socket
+import subprocess
 import sys
 import traceback
+from importlib.util import find_spec
 
 from mcsp.commands.settings import takes
 from mcsp.config import PretrainConfig
 
 
 @takes(PretrainConfig, ("corpus_dir",))
-def pretrain(config: PretrainConfig, *, check: bool = False) -> int:
+def pretrain(config: PretrainConfig, *, check: bool = False, ranks: int | None = None, verbose: bool = False) -> int:
     """Pretrain on a corpus.
 
     One process:      mcsp pretrain --config pretrain/demo.yaml corpus_dir=DIR ...
-    Two on this host: deepspeed --num_accelerators 2 launchers/pretrain.py ...
+    Two on this host: mcsp pretrain --ranks 2 ...
     Many hosts:       deepspeed --hostfile HOSTS launchers/pretrain.py ...
     Where there is no checkout: deepspeed --module mcsp pretrain ...
     With --check any of these says what the run would need (memory, hours, disk), and
@@ -30,7 +34,11 @@ def pretrain(config: PretrainConfig, *, check: bool = False) -> int:
 
     Args:
         check: say what a run would need, and end without a trace
+        ranks: start so many on this host, through DeepSpeed's launcher
+        verbose: also what that launcher says
     """
+    if ranks is not None:
+        return _start(ranks, config, check, verbose)
     faulthandler.enable()  # a table that is cut off while it is mapped ends in SIGBUS: say where
     try:
         # After parsing: a typing error should not wait for DeepSpeed's import.
@@ -66,3 +74,32 @@ def pretrain(config: PretrainConfig, *, check: bool = False) -> int:
         print(told, file=sys.stderr if told.startswith(("error:", "interrupted")) else sys.stdout)
     leave(code)
     return code
+
+
+def starter(verbose: bool = False) -> list[str]:
+    """The command that starts ranks on this host: DeepSpeed's launcher, which says a dozen lines of its own if let.
+
+    Raises:
+        ValueError: DeepSpeed is not installed.
+    """
+    if find_spec("deepspeed") is None:
+        raise ValueError(
+            "deepspeed: expected for the pretraining, not installed: pip install 'mcsp-pretraining[train]'"
+        )
+    with socket.socket() as free:  # DeepSpeed's own choice is one port for all runs of a machine
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    level = "info" if verbose else "error"
+    return [sys.executable, "-m", "deepspeed.launcher.runner", "--log_level", level, "--master_port", port]
+
+
+def _start(ranks: int, config: PretrainConfig, check: bool, verbose: bool) -> int:
+    """The same command in so many processes; its exit status."""
+    import torch
+
+    environment = dict(os.environ)
+    if not torch.cuda.is_available():
+        environment.setdefault("DS_ACCELERATOR", "cpu")
+    settings = [f"{key}={json.dumps(value)}" for key, value in config.dump().items()]
+    command = [*starter(verbose), "--num_accelerators", str(ranks), "--module", "mcsp", "pretrain", *settings]
+    return subprocess.run([*command, *(["--check"] if check else [])], env=environment, check=False).returncode

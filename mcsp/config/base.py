@@ -91,6 +91,20 @@ class Config(BaseModel):
         """The resolved values as plain JSON types."""
         return self.model_dump(mode="json")
 
+    def published(self) -> dict[str, Any]:
+        """As :meth:`dump`, for files that leave the machine: of folders and files the last name alone."""
+        named: dict[str, Any] = _without_folders(self.model_dump())
+        return named
+
+
+def _without_folders(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_folders(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_folders(inner) for inner in value]
+    is_place = isinstance(value, os.PathLike) or (isinstance(value, str) and "://" in value)
+    return str(value).rstrip("/").rpartition("/")[2] if is_place else value
+
 
 def _value(text: str) -> Any:
     """YAML, but nobody types a comment on a command line: in ``run_dir=run #2`` the # belongs to the name."""

@@ -141,6 +141,11 @@ class CorpusConfig(Selection):
         None, description="folder whose BIDS sub-folders are the sites, unless `sites` lists them"
     )
     out_dir: Path | str = Field(description="where the corpus is written: a folder, or s3://..., gs://...")
+    private_dir: Path | str | None = Field(
+        None,
+        description="where the build keeps original names beside their hashes, a folder or s3://... outside of out_dir "
+        "that all workers see; null: .build in out_dir, for you alone; needed where out_dir is an object store",
+    )
     sites: dict[str, SiteConfig] = Field({}, description="site name -> {path, simulated, label_image}")
     participants_columns: list[str] = Field([], description="columns of participants.tsv that go along")
     family_column: str | None = Field(None, description="column of participants.tsv whose values stay in one split")
@@ -198,10 +203,10 @@ class CorpusConfig(Selection):
         own = self.sites[site].fmri if site in self.sites else {}
         return FmriConfig.parse({**self.fmri.dump(), **own}, f"sites.{site}.fmri")
 
-    @field_validator("out_dir")
+    @field_validator("out_dir", "private_dir")
     @classmethod
-    def _path_or_url(cls, place: Path | str) -> Path | str:
-        return place if "://" in str(place) else Path(place)  # a Path would lose one of the slashes
+    def _path_or_url(cls, place: Path | str | None) -> Path | str | None:
+        return place if place is None or "://" in str(place) else Path(place)  # a Path would lose one of the slashes
 
     @field_validator("max_quarantined", mode="before")
     @classmethod

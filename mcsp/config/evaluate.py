@@ -69,4 +69,5 @@ class EvaluateConfig(LabelledConfig):
     )
     permutations: int = Field(20, ge=0, description="draws of a permutation test of the pretrained rows")
     retrieval_size: int = Field(64, ge=2, description="candidates of the cross-modal retrieval")
+    save_model: bool = Field(True, description="fit a probe on all units and write classifier/, for mcsp predict")
     retrieval_draws: int = Field(20, ge=1, description="random sets of candidates")

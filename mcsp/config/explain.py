@@ -12,7 +12,7 @@ class ExplainConfig(LabelledConfig):
 
     out_dir: Path = Field(description="attribution.json, the pictures and report.html go here")
     finetuned_dir: Path | None = Field(
-        None, description="explain the model that finetune wrote here with save_model=true; null: a probe, per fold"
+        None, description="explain the classifier that finetune or evaluate wrote here; null: a probe, per fold"
     )
     windows_per_recording: int = Field(2, ge=1, description="evenly spaced; attributions are averaged over them")
     pairs: int = Field(64, ge=1, description="at most so many pairs of a case and a control per modality")

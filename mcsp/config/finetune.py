@@ -26,4 +26,4 @@ class FinetuneConfig(LabelledConfig):
     modality_dropout: float = Field(
         0.2, ge=0, lt=1, description="how often a unit of both modalities is shown with one, so that one suffices"
     )
-    save_model: bool = Field(False, description="train once more on all units and write classifier.safetensors")
+    save_model: bool = Field(True, description="train once more on all units and write classifier/, for mcsp predict")

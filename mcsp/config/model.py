@@ -14,25 +14,33 @@ SKIPS: tuple[Skip, ...] = ("root", "coherence", "band_power", "relative_power")
 
 
 class ModelConfig(Config):
-    """Architecture; it travels inside every export."""
+    """Architecture; it travels inside every export, also a stranger's: bounds keep what it takes within a machine."""
 
     size: Literal["nano", "small", "base", "large", "huge"] = Field(
         "nano", description="width and depth of the encoders: about 1, 25, 100, 300 million and 1 billion parameters"
     )
-    modalities: tuple[Modality, ...] = Field(MODALITIES, min_length=1, description="that have encoders")
-    domains: tuple[Domain, ...] = Field(DOMAINS, min_length=1, description="of each modality that have an encoder")
-    projection_dim: int = Field(128, ge=8, description="width of z, which the contrast compares")
-    eeg_grid_hz: float = Field(200.0, gt=0, description="EEG is interpolated to this rate before patching")
-    fmri_grid_hz: float = Field(1.0, gt=0, description="BOLD is interpolated to this rate before patching")
-    eeg_patch_seconds: float = Field(1.0, gt=0, description="1 s as in LaBraM")
-    fmri_patch_seconds: float = Field(4.0, gt=0, description="length of a temporal patch of BOLD")
-    eeg_anchors: int = Field(32, ge=4, description="anchor positions on the scalp that EEG channels are projected onto")
-    fmri_anchors: int = Field(100, ge=4, description="anchor positions in the brain that parcels are projected onto")
+    modalities: tuple[Modality, ...] = Field(MODALITIES, min_length=1, max_length=2, description="that have encoders")
+    domains: tuple[Domain, ...] = Field(
+        DOMAINS, min_length=1, max_length=3, description="of each modality that have an encoder"
+    )
+    projection_dim: int = Field(128, ge=8, le=8192, description="width of z, which the contrast compares")
+    eeg_grid_hz: float = Field(200.0, gt=0, le=2000, description="EEG is interpolated to this rate before patching")
+    fmri_grid_hz: float = Field(1.0, gt=0, le=20, description="BOLD is interpolated to this rate before patching")
+    eeg_patch_seconds: float = Field(1.0, ge=0.05, le=60, description="1 s as in LaBraM")
+    fmri_patch_seconds: float = Field(4.0, ge=0.5, le=600, description="length of a temporal patch of BOLD")
+    eeg_anchors: int = Field(
+        32, ge=4, le=1024, description="anchor positions on the scalp that EEG channels are projected onto"
+    )
+    fmri_anchors: int = Field(
+        100, ge=4, le=1024, description="anchor positions in the brain that parcels are projected onto"
+    )
     spatial_form: SpatialForm = Field(
         "logarithm",
         description="what tokens of the spatial domain hold of the correlation: its matrix logarithm or root",
     )
-    skips: tuple[Skip, ...] = Field(SKIPS, description="what features hold beside h: measured, not learned")
+    skips: tuple[Skip, ...] = Field(
+        SKIPS, max_length=12, description="what features hold beside h: measured, not learned"
+    )
 
     def anchors(self, modality: Modality) -> int:
         """Number of anchor positions of a modality."""

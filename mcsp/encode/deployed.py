@@ -45,8 +45,8 @@ class Head:
             ``centre_F``, ``spread_F``: mean and standard deviation over the training units.
         facts: JSON types: ``windows_per_recording``, ``window_seconds``, ``measured_of`` ("recording" or "windows"),
             ``calibration`` {slope, bias} of the scores, ``threshold`` on the second class of two (null: the largest
-            probability), ``sites`` {site: units}, ``channels``, ``distances`` (0th, 5th, ... 100th percentile of
-            held-out units).
+            probability), ``sites`` {site: units}, ``channels`` {site: names}, ``distances`` (0th, 5th, ... 100th
+            percentile of held-out units).
     """
 
     arrays: dict[str, np.ndarray]
@@ -278,9 +278,13 @@ def _unlike(distance: float, percentiles: list[float]) -> list[str]:
     ]
 
 
-def _channels(trained: list[str], encoded: EncodedRecording) -> list[str]:
+def _channels(trained: dict[str, list[str]], encoded: EncodedRecording) -> list[str]:
+    """What is missing of the channels of the training site that is most like the recording."""
     used = {status.channel.lower() for status in encoded.report.channels if status.used}
-    missing = [name for name in trained if name.lower() not in used]
+    missing = {site: [n for n in names if n.lower() not in used] for site, names in trained.items() if names}
     if not missing:
         return []
-    return [f"{len(missing)} of {len(trained)} channels of the training are missing: {listed(missing)}"]
+    site = min(missing, key=lambda site: len(missing[site]) / len(trained[site]))
+    if not missing[site]:
+        return []
+    return [f"{len(missing[site])} of {len(trained[site])} channels of {site} are missing: {listed(missing[site])}"]

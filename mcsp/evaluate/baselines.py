@@ -3,7 +3,6 @@
 Shape letters: N units, F features, C channels.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,6 +12,7 @@ from mcsp.data_sharding.store.reader import Corpus
 from mcsp.evaluate import measured
 from mcsp.evaluate.features import UnitMean, read_whole
 from mcsp.evaluate.units import Labelled, Unit
+from mcsp.outside import parse_json
 from mcsp.schema import MODALITIES, Modality, Window
 
 # Covariates that are used where the corpus holds them and none are asked for.
@@ -102,7 +102,7 @@ def covariate_table(corpus: Corpus, labelled: Labelled, columns: Sequence[str] |
 
 def _covariate(corpus: Corpus, unit: Unit, column: str) -> float | str | None:
     for recording in unit.recordings:
-        value = corpus.participant(recording).get(column, json.loads(recording.quality).get(column))
+        value = corpus.participant(recording).get(column, parse_json(recording.quality).get(column))
         if value not in (None, "", "n/a"):
             return value if isinstance(value, str) else float(value)
     return None

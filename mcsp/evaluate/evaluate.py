@@ -17,6 +17,7 @@ from mcsp.encode.pretrained import PretrainedMCSP, from_pretrained
 from mcsp.evaluate import comparison, diagnostics
 from mcsp.evaluate.baselines import USUAL_COVARIATES, covariate_table, measure
 from mcsp.evaluate.bids_corpus import open_corpus
+from mcsp.evaluate.deploy import deploy_probe
 from mcsp.evaluate.features import learned_parts, measured_parts
 from mcsp.evaluate.membership import membership
 from mcsp.evaluate.methods import PRETRAINED, UNTRAINED, Block, Described, Encoded
@@ -76,7 +77,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     found = {label: evaluate_label(model, corpus, every[label], run) for label, run in runs.items()}
     results = found.pop(config.label)
     if found:
-        results = {**results, "config": config.dump(), "more_labels": found}
+        results = {**results, "config": config.published(), "more_labels": found}
         _write(config.out_dir / "results.json", results)
     return results
 
@@ -95,12 +96,22 @@ def evaluate_label(model: PretrainedMCSP, corpus: Corpus, labelled: Labelled, co
     """One label: the content of its ``results.json``, written beside ``splits.json`` and ``report.html``."""
     untrained = untrained_like(model)
     overlap = find_overlap(model.preprocessing, config.model_dir, corpus, labelled.subjects)
-    described = describe({PRETRAINED: model, UNTRAINED: untrained}, corpus, labelled, config)
+    at_anchors = measured_parts(model, corpus, labelled.units, config)
+    described = describe({PRETRAINED: model, UNTRAINED: untrained}, corpus, labelled, config, at_anchors)
     rows, splits, notes = comparison.compare(described, labelled, config, overlap.seen)
+    if config.save_model and labelled.task.kind == "number":
+        notes.append("No classifier was saved: the label is a number.")
+    elif config.save_model:
+        named = {
+            m: {name: block.x_NF for name, block in parts.items()} | at_anchors.get(m, {})
+            for m, parts in described.encoders[PRETRAINED].learned.items()
+        }
+        facts = {"overlap": overlap.text, "corpus_index_hash": corpus.index_hash}
+        notes += deploy_probe(config, model, labelled, named, facts)
     retrieval, more_notes = run_retrieval({PRETRAINED: model, UNTRAINED: untrained}, corpus, config)
     results = {
         "versions": versions(),
-        "config": config.dump(),
+        "config": config.published(),
         "corpus_index_hash": corpus.index_hash,
         "model": {"parameters": sum(p.numel() for p in model.parameters()), "config": model.config.dump()},
         "label": labelled.described(config.label),
@@ -131,8 +142,7 @@ def evaluate_label(model: PretrainedMCSP, corpus: Corpus, labelled: Labelled, co
     learned = {
         m: np.hstack([b.x_NF for b in parts.values()]) for m, parts in described.encoders[PRETRAINED].learned.items()
     }
-    if labelled.task.kind == "binary":
-        write_report(config.out_dir / "report.html", results, learned, labelled, config.run_dir)
+    write_report(config.out_dir / "report.html", results, learned, labelled, config.run_dir)
     return results
 
 
@@ -140,15 +150,24 @@ def _write(path: Path, results: dict[str, Any]) -> None:
     path.write_text(json.dumps(results, indent=2, allow_nan=False) + "\n")
 
 
-def describe(models: dict[str, MCSP], corpus: Corpus, labelled: Labelled, config: EvaluateConfig) -> Described:
+def describe(
+    models: dict[str, MCSP],
+    corpus: Corpus,
+    labelled: Labelled,
+    config: EvaluateConfig,
+    at_anchors: dict[Modality, dict[str, np.ndarray]] | None = None,
+) -> Described:
     """Everything that is compared: learned features of the same windows, measured ones of whole recordings.
 
     What is measured at the recordings' own channels, where all share them, stands in for the same at anchors: it is
     finer.
+
+    ``at_anchors`` are those of :func:`mcsp.evaluate.features.measured_parts`, where they are known already.
     """
     units = labelled.units
     rulers = measure(corpus, units)
-    at_anchors = measured_parts(next(iter(models.values())), corpus, units, config)
+    if at_anchors is None:
+        at_anchors = measured_parts(next(iter(models.values())), corpus, units, config)
     measured: dict[Modality, dict[str, Block]] = {}
     for modality, parts in at_anchors.items():
         finer = rulers[modality].features if modality in rulers and rulers[modality].own else {}

@@ -13,16 +13,16 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from tqdm import tqdm
 
 from mcsp.batch import collate
 from mcsp.config.finetune import FinetuneConfig
 from mcsp.encode.classifier import MCSPClassifier
-from mcsp.encode.pretrained import from_pretrained
+from mcsp.encode.pretrained import PretrainedMCSP, from_pretrained
 from mcsp.encode.windows import split_parts
 from mcsp.evaluate import scores
 from mcsp.evaluate.bids_corpus import open_corpus
+from mcsp.evaluate.deploy import head_of, heads_of, write_folder
 from mcsp.evaluate.evaluate import versions, with_windows
 from mcsp.evaluate.features import unit_features
 from mcsp.evaluate.overlap import find_overlap
@@ -55,6 +55,7 @@ class Finetuning:
         self.folds = self._folds()
         self.frozen = unit_features(self.model, self.corpus, self.labelled.units, config, "frozen features")
         self.blocks = {m: list(self.model.feature_widths(m).values()) for m in self.frozen}
+        self.held_out: dict[Modality, np.ndarray] = {}
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     def _folds(self) -> Folds:
@@ -176,19 +177,54 @@ class Finetuning:
         return windows
 
     @torch.inference_mode()
-    def logits(self, classifier: MCSPClassifier, rows: Sequence[int] | np.ndarray) -> torch.Tensor:
-        """Logits of units, mean over their windows, ``(len(rows), O)`` on the CPU."""
+    def logits(
+        self, classifier: MCSPClassifier, rows: Sequence[int] | np.ndarray, only: Modality | None = None
+    ) -> torch.Tensor:
+        """Logits of units, mean over their windows, ``(len(rows), O)`` on the CPU; of all modalities, or one.
+
+        NaN where a unit lacks the one.
+        """
         classifier.eval()
         out = []
         for i in rows:
             signals: dict[Modality, Any] = {}
-            for modality in self.frozen:
+            for modality in self.frozen if only is None else [only]:
                 windows = list(self._even_windows(self.labelled.units[i], modality))
                 if windows:
                     signal = collate([[w] for w in windows]).to(self.device).signals[modality]
                     signals[modality] = signal.replace(sample_B=torch.zeros_like(signal.sample_B))
-            out.append(classifier(signals, 1)[0].float().cpu())
+            unit_O = classifier(signals, 1)[0].float().cpu()
+            out.append(unit_O if signals else torch.full_like(unit_O, float("nan")))
         return torch.stack(out)
+
+    def remember(self, classifier: MCSPClassifier, test: np.ndarray) -> None:
+        """Keep the logits of a fold's tested units by modality, on which single recordings are calibrated."""
+        for modality in self.frozen:
+            known = self.held_out.setdefault(
+                modality, np.full((len(self.labelled.units), classifier.n_outputs), np.nan)
+            )
+            known[test] = self.logits(classifier, test, modality).numpy()
+
+    def write(self, classifier: MCSPClassifier, facts: dict[str, Any]) -> None:
+        """Write a classifier that was trained on all units into ``out_dir/classifier``."""
+        encoder = classifier.model.eval()
+        assert isinstance(encoder, PretrainedMCSP)
+        features = unit_features(encoder, self.corpus, self.labelled.units, self.config, "features of the classifier")
+        heads = {}
+        for modality, arrays in heads_of(classifier).items():
+            rows = np.flatnonzero(np.isfinite(features[modality]).all(axis=1))
+            place = {unit: number for number, unit in enumerate(rows.tolist())}
+            inside = [
+                tuple(np.array([place[i] for i in part if i in place], dtype=int) for part in fold)
+                for fold in self.folds.by_seed[0]
+            ]
+            heads[modality] = head_of(
+                self.config, modality, arrays, features[modality][rows], self.held_out[modality][rows],
+                self.labelled.part(rows), [(train, test) for train, test in inside if len(train) and len(test)],
+                "windows",
+            )  # fmt: skip
+        what = f"fine-tuned ({self.config.depth})"
+        write_folder(self.config, encoder.cpu(), self.labelled, heads, facts, what)
 
     def _even_windows(self, unit: Unit, modality: Modality) -> Iterator[Window]:
         for recording in unit.of(modality):
@@ -211,11 +247,14 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     y_N, sites, task = run.labelled.y_N, run.labelled.sites, run.task
     columns = {"binary": (), "classes": (len(task.classes),), "number": (2,)}[task.kind]
     score_SN = np.full((1, len(y_N), *columns), np.nan)
+    save = config.save_model and task.kind != "number"
     histories = []
     trained: dict[str, int] = {}
     for fold, (train, test) in enumerate(tqdm(run.folds.by_seed[0], desc=f"fine-tuning, {config.depth}", unit="fold")):
         classifier, history = run.train(train, fold)
         score_SN[0, test] = run.scores(classifier, test, train)
+        if save:
+            run.remember(classifier, test)
         histories.append(history)
         trained = classifier.trainable()
     weight_RN = scores.subject_weights(run.labelled.group_index())
@@ -229,7 +268,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         rows[0]["finetuned_minus_frozen"] = gain
     results = {
         "versions": versions(),
-        "config": config.dump(),
+        "config": config.published(),
         "corpus_index_hash": run.corpus.index_hash,
         "classes": run.labelled.classes,
         "label": run.labelled.described(config.label),
@@ -241,15 +280,16 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         "parameters": trained,
         "scores": rows,
         "passes": histories,
+        "notes": [
+            *run.labelled.notes,
+            *(["No classifier was saved: the label is a number."] if save != config.save_model else []),
+        ],
     }
     config.out_dir.mkdir(parents=True, exist_ok=True)
     (config.out_dir / "results.json").write_text(json.dumps(results, indent=2, allow_nan=False) + "\n")
-    if config.save_model:
+    if save:
         classifier, _ = run.train(np.arange(len(y_N)), len(run.folds.by_seed[0]))
-        state = {name: t.detach().cpu().contiguous() for name, t in classifier.state_dict().items()}
-        save_file(
-            state, config.out_dir / "classifier.safetensors", metadata={"classes": json.dumps(run.labelled.classes)}
-        )
+        run.write(classifier, {"overlap": overlap.text, "corpus_index_hash": run.corpus.index_hash})
     return results
 
 

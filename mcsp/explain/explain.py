@@ -14,16 +14,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from tqdm import tqdm
 
 from mcsp.batch import collate
-from mcsp.config import ExplainConfig, FinetuneConfig
+from mcsp.config import ExplainConfig
 from mcsp.encode.classifier import MCSPClassifier
+from mcsp.encode.deployed import ENCODER, LoadedClassifier
 from mcsp.encode.pretrained import PretrainedMCSP, from_pretrained
 from mcsp.encode.windows import split_parts
 from mcsp.evaluate.bids_corpus import open_corpus
 from mcsp.evaluate.comparison import shuffled
+from mcsp.evaluate.deploy import FOLDER
 from mcsp.evaluate.evaluate import untrained_like, versions, with_windows
 from mcsp.evaluate.features import unit_features
 from mcsp.evaluate.readout.classifiers import linear_weights
@@ -71,7 +72,7 @@ class Explanation:
         )
         if self.labelled.task.kind != "binary":
             raise ValueError(f"label {config.label!r}: expected two classes to explain, found {self.labelled.classes}")
-        self.classifier = None if config.finetuned_dir is None else load_finetuned(config.finetuned_dir, self.model)
+        self.classifier = None if config.finetuned_dir is None else load_finetuned(config.finetuned_dir)
         self.features = unit_features(self.model, self.corpus, self.labelled.units, config)
 
     def of(self, modality: Modality) -> dict[str, Any] | None:
@@ -246,23 +247,25 @@ def _channels(recording: Recording) -> dict[str, Any]:
     }
 
 
-def load_finetuned(folder: Path, model: MCSP) -> MCSPClassifier:
-    """What finetune wrote with ``save_model=true``, on the CPU and in evaluation mode.
+def load_finetuned(folder: Path) -> MCSPClassifier:
+    """The classifier that finetune or evaluate wrote into ``folder/classifier``, in evaluation mode on the CPU.
+
+    Args:
+        folder: the ``out_dir`` of finetune.
+        model: the export that was fine-tuned; it stays as it is.
 
     Raises:
-        ValueError: no such file, or a head of other than two classes.
+        ValueError: no such classifier, or one of other than two classes.
     """
-    weights_path, results_path = folder / "classifier.safetensors", folder / "results.json"
-    if not (weights_path.is_file() and results_path.is_file()):
-        raise ValueError(f"{folder}: expected results.json and classifier.safetensors of finetune save_model=true")
-    config = FinetuneConfig.parse(json.loads(results_path.read_text())["config"], str(results_path))
-    state = load_file(weights_path)
-    heads = {m: state[f"heads.{m}.weight"].shape for m in model.config.modalities if f"heads.{m}.weight" in state}
-    if any(outputs != 2 for outputs, _ in heads.values()):
-        raise ValueError(f"{weights_path}: expected two classes, found {heads}")
-    classifier = MCSPClassifier(
-        from_pretrained(config.model_dir), 2, {m: f for m, (_, f) in heads.items()}, config.depth
-    )
+    loaded = LoadedClassifier(folder / FOLDER)
+    if len(loaded.classes) != 2:
+        raise ValueError(f"{folder}: expected a classifier of two classes, found {loaded.classes}")
+    sizes = {modality: len(head.arrays["mean_F"]) for modality, head in loaded.heads.items()}
+    classifier = MCSPClassifier(from_pretrained(folder / FOLDER / ENCODER), 2, sizes, "head")
+    state = classifier.state_dict()
+    for modality, head in loaded.heads.items():
+        names = {"weight_OF": "heads.{}.weight", "bias_O": "heads.{}.bias", "mean_F": "{}_mean", "scale_F": "{}_scale"}
+        state |= {place.format(modality): torch.tensor(head.arrays[name]) for name, place in names.items()}
     classifier.load_state_dict(state)
     return classifier.eval()
 
@@ -290,7 +293,7 @@ def explain(config: ExplainConfig) -> dict[str, Any]:
         raise ValueError(f"{shared.corpus.path}: expected units of both classes at one site, found none")
     results = {
         "versions": versions(),
-        "config": shared.config.dump(),
+        "config": shared.config.published(),
         "corpus_index_hash": shared.corpus.index_hash,
         "classes": shared.labelled.classes,
         "explained": "probe, on subjects outside its folds" if config.finetuned_dir is None else "fine-tuned model",

@@ -3,44 +3,25 @@
 Shape letters: C channels, K bands.
 """
 
-import html
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import mne
 import numpy as np
-from matplotlib import colormaps
+from markupsafe import Markup
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 from nilearn import plotting
 
-from mcsp.evaluate.report.figures import image
-from mcsp.evaluate.report.page import PAGE
+from mcsp.evaluate.report.figures import STYLE, raster, vector
 from mcsp.explain.attribution import OTHER_BAND
 from mcsp.explain.patterns import as_matrix
+from mcsp.page import COLOURS, GREY, render
+from mcsp.wording import shortened
 
 _FEWEST_ON_SCALP = 4  # electrodes that a scalp map is interpolated between
 _EDGES_SHOWN = 40  # of a connectome, the strongest
-_TEXT = """
-<p>Explained: {explained}; “{positive}” against “{negative}”. Each value is the mean over pairs of windows of the
-integrated gradients on the straight line from a {negative} window to a {positive} window of the same site: how much of
-the distance between the scores of the two comes through a channel and a band. Red raises the score for “{positive}”.
-Values of one modality are in the same unit, that of the score (log-odds, for a logistic probe).</p>
-"""
-_CAVEAT = """
-<p>An attribution says what this classifier uses, not where a disorder is: channels share sources through volume
-conduction, parcels through smoothing and motion, and a classifier may use one of several that carry the same. The rank
-correlation with a control should be far below 1: a map that a random encoder gives as well does not come from what was
-learned. The random encoder keeps the measured features, which have no weights, so where the probe rests on these its
-map stays.</p>
-"""
-_PATTERN_TEXT = """
-<h3>What goes along with the score</h3>
-<p>{what} of {units} units that the classifier was not fitted on, correlated with their scores inside sites: the forward
-pattern of the score (Haufe et al. 2014). It needs no gradient and is sharper in space than the attribution above, which
-spreads where features mix channels; it also shows what a classifier does not use but what comes with it.</p>
-"""
-_MEASURED = {"eeg": "Band power of the electrodes", "fmri": "Connectivity between all pairs of parcels"}
 
 
 def strongest(results: dict[str, Any], count: int = 3) -> list[str]:
@@ -59,68 +40,39 @@ def strongest(results: dict[str, Any], count: int = 3) -> list[str]:
 
 def write_attribution_report(out_dir: Path, results: dict[str, Any]) -> None:
     """Write a picture per modality and ``report.html`` into ``out_dir``."""
-    negative, positive = (html.escape(c) for c in results["classes"])
-    parts = [_TEXT.format(explained=html.escape(results["explained"]), negative=negative, positive=positive)]
-    if any(s["simulated"] for m in results["modalities"].values() for s in m["sites"].values()):
-        parts.append(
-            '<p class="notice"><b>Simulated sites are among these.</b> Their maps say nothing about brains.</p>'
-        )
-    for modality, found in results["modalities"].items():
-        parts.append(_attribution_section(out_dir, modality, found))
-        if found["patterns"]:
-            parts.append(_pattern_section(out_dir, modality, found))
-    items = "".join(f"<li>{html.escape(line)}</li>" for line in strongest(results))
-    parts.append(f"<h2>Largest</h2><ul>{items}</ul>{_CAVEAT}")
-    used = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
-    footer = f"{html.escape(used)}. Corpus {results['corpus_index_hash'][:12]}. Every number is in attribution.json."
-    page = PAGE.format(title="MCSP: what the score rests on", body="\n".join(parts), footer=footer)
+    with rc_context({"text.parse_math": False}):  # a dollar in a name is no formula
+        pictures = {modality: _pictures(out_dir, modality, found) for modality, found in results["modalities"].items()}
+    page = render(
+        "explanation.html.jinja",
+        title="MCSP: what the score rests on",
+        footer=", ".join(f"{name} {version}" for name, version in results["versions"].items())
+        + f". Corpus {results['corpus_index_hash'][:12]}. Every number is in attribution.json.",
+        results=results,
+        simulated=any(s["simulated"] for m in results["modalities"].values() for s in m["sites"].values()),
+        largest=strongest(results),
+        pictures=pictures,
+    )
     (out_dir / "report.html").write_text(page)
 
 
-def _number(value: float | None) -> str:
-    return "not defined" if value is None else f"{value:+.2f}"
-
-
-def _attribution_section(out_dir: Path, modality: str, found: dict[str, Any]) -> str:
-    if modality == "eeg":
+def _pictures(out_dir: Path, modality: str, found: dict[str, Any]) -> dict[str, Markup]:
+    """The maps of one modality, which are also files, and its sum per band."""
+    patterns, eeg = found["patterns"], modality == "eeg"
+    if eeg:
         values = {s: np.c_[v["attribution"], np.sum(v["attribution"], axis=1)] for s, v in found["sites"].items()}
-        figure = draw_scalp(found["sites"], [*found["bands"], "all"], values, "attribution")
+        figures = {"attribution": draw_scalp(found["sites"], [*found["bands"], "all"], values, "attribution")}
     else:
-        figure = draw_parcels(found)
-    figure.savefig(out_dir / f"{modality}.png", dpi=110)
-    title = "EEG, per electrode and band" if modality == "eeg" else "fMRI, per parcel, all bands"
-    controls = "".join(
-        f"<li>{html.escape(kind)}: rank correlation with the map {_number(c['rank_correlation'])}, mean difference "
-        f"of scores {c['difference']:+.2f}</li>"
-        for kind, c in found["controls"].items()
-    )
-    return (
-        f"<h2>{title}</h2>"
-        + image(figure, f"attribution of {modality}")
-        + image(draw_bands(found), f"attribution of {modality} by band")
-        + f"<p>{found['pairs']} pairs. Attributions miss the differences of scores that they should sum to by "
-        f"{found['relative_error']:.1%} (median).</p><ul>{controls}</ul>"
-    )
-
-
-def _pattern_section(out_dir: Path, modality: str, found: dict[str, Any]) -> str:
-    patterns = found["patterns"]
-    if modality == "eeg":
+        figures = {"attribution": draw_parcels(found)}
+    if patterns and eeg:
         bands = [b for b in found["bands"] if b != OTHER_BAND]
         values = {name: np.reshape(p["pattern"], (-1, len(bands))) for name, p in patterns.items()}
-        figure = draw_scalp(patterns, bands, values, "correlation with the score")
-    else:
-        figure = draw_connectome(patterns)
-    figure.savefig(out_dir / f"{modality}_patterns.png", dpi=110)
-    units = sum(p["units"] for p in patterns.values())
-    controls = "".join(
-        f"<li>{html.escape(name)}, {html.escape(kind)}: rank correlation with the pattern "
-        f"{_number(c['rank_correlation'])}</li>"
-        for name, p in patterns.items()
-        for kind, c in p["controls"].items()
-    )
-    text = _PATTERN_TEXT.format(what=_MEASURED[modality], units=units)
-    return text + image(figure, f"pattern of {modality}") + f"<ul>{controls}</ul>"
+        figures["patterns"] = draw_scalp(patterns, bands, values, "correlation with the score")
+    elif patterns:
+        figures["patterns"] = draw_connectome(patterns)
+    for kind, figure in figures.items():
+        figure.savefig(out_dir / f"{modality}{'_patterns' if kind == 'patterns' else ''}.png", dpi=110)
+    maps = {kind: raster(figure, f"{kind} of {modality}") for kind, figure in figures.items()}
+    return {**maps, "bands": vector(draw_bands(found), f"attribution of {modality} by band")}
 
 
 def draw_scalp(
@@ -142,7 +94,9 @@ def draw_scalp(
                 values[site][known, k], _info(of_site, known), axes=axes, show=False, cmap="RdBu_r",
                 vlim=(-limit, limit), contours=4,
             )  # fmt: skip
-        axes_row[0].text(-0.15, 0.5, site, rotation=90, ha="right", va="center", transform=axes_row[0].transAxes)
+        axes_row[0].text(
+            -0.15, 0.5, shortened(site, 24), rotation=90, ha="right", va="center", transform=axes_row[0].transAxes
+        )
     if shown is not None:
         figure.colorbar(shown, ax=grid, shrink=0.7, label=label)
     return figure
@@ -160,9 +114,9 @@ def draw_connectome(patterns: dict[str, dict[str, Any]]) -> Figure:
         edges_CC[np.abs(edges_CC) < max(strength_Q[0], 1e-12)] = 0.0
         size_C = 4 + 60 * np.abs(edges_CC).sum(0) / np.abs(edges_CC).sum(0).max()
         plotting.plot_connectome(
-            edges_CC, np.array(found["positions_mm"])[known], node_color="#333", node_size=size_C, figure=figure,
-            edge_cmap="RdBu_r", edge_vmin=-strength_Q[-1], edge_vmax=strength_Q[-1], title=name, colorbar=True,
-            axes=(0.0, 1 - (row + 0.97) / len(patterns), 0.96, 0.94 / len(patterns)),
+            edges_CC, np.array(found["positions_mm"])[known], node_color=GREY, node_size=size_C, figure=figure,
+            edge_cmap="RdBu_r", edge_vmin=-strength_Q[-1], edge_vmax=strength_Q[-1], colorbar=True,
+            title=shortened(name, 60), axes=(0.0, 1 - (row + 0.97) / len(patterns), 0.96, 0.94 / len(patterns)),
         )  # fmt: skip
     return figure
 
@@ -188,30 +142,30 @@ def draw_parcels(found: dict[str, Any]) -> Figure:
             continue
         plotting.plot_markers(
             totals[site][known], np.array(of_site["positions_mm"])[known], node_cmap="RdBu_r", node_vmin=-limit,
-            node_vmax=limit, node_size=15 + 130 * np.abs(totals[site][known]) / limit, title=site, figure=figure,
+            node_vmax=limit, node_size=15 + 130 * np.abs(totals[site][known]) / limit, figure=figure,
             axes=(0.0, 1 - (row + 0.97) / len(sites), 0.96, 0.94 / len(sites)), colorbar=True,
+            title=shortened(site, 60),
         )  # fmt: skip
     return figure
 
 
+@rc_context(STYLE)
 def draw_bands(found: dict[str, Any]) -> Figure:
     """The sum over channels of every band, a bar per site, beside the controls' (hollow)."""
     sites = found["sites"]
-    figure = Figure(figsize=(7, 2.8), layout="constrained")
+    figure = Figure(figsize=(5, 3), layout="constrained")
     axes = figure.subplots()
     place_K = np.arange(len(found["bands"]))
     width = 0.8 / len(sites)
     for k, (site, of_site) in enumerate(sites.items()):
         left_K = place_K - 0.4 + (k + 0.5) * width
-        axes.bar(left_K, np.sum(of_site["attribution"], axis=0), width, label=site, color=colormaps["tab10"](k))
+        colour = COLOURS[k % len(COLOURS)]
+        axes.bar(left_K, np.sum(of_site["attribution"], axis=0), width * 0.94, label=shortened(site, 24), color=colour)
         for kind, marker in zip(of_site["controls"], "ox", strict=False):
-            label = kind if k == 0 else None
-            axes.plot(
-                left_K, np.sum(of_site["controls"][kind], axis=0), marker, ms=4, color="#555", mfc="none", label=label
-            )
-    axes.axhline(0, color="#999", lw=0.8)
+            total_K = np.sum(of_site["controls"][kind], axis=0)
+            axes.plot(left_K, total_K, marker, ms=4, color=GREY, mfc="none", label=kind if k == 0 else None)
+    axes.axhline(0, color=GREY, lw=0.8)
     axes.set_xticks(place_K, found["bands"])
     axes.set_ylabel("attribution")
-    axes.legend(fontsize=7, frameon=False, ncols=3)
-    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2)
     return figure

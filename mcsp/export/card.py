@@ -1,6 +1,5 @@
 """The model card of an export, filled from the run and the corpus, for those who use it and those who answer for it."""
 
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,8 +9,10 @@ from mcsp.data_sharding.store.reader import Corpus
 from mcsp.encode.parcellations import parcellation_name
 from mcsp.export.hub import front_matter
 from mcsp.model.mcsp import MCSP
+from mcsp.outside import read_object
 from mcsp.schema import Modality, Recording
 from mcsp.version import __version__
+from mcsp.wording import markdown
 
 _CARD = """\
 {front}# MCSP, size {size}
@@ -54,7 +55,7 @@ Only the training split was used: {subjects} subjects. {simulated_note}
 {sites}
 
 Terms are what the site's `dataset_description.json` says under License; they apply to the recordings and may apply to
-weights trained on them. Corpus index hash `{index_hash}`.
+weights trained on them. Corpus index hash {index_hash}.
 
 ### Were my subjects among them?
 
@@ -85,8 +86,8 @@ in the batch.
   **Not in it:** recordings, names of people, dates, ages, diagnoses, texts of headers, or paths of a machine.
 * The hashes are pseudonyms: whoever holds the key can tell whether a known person of a site was in the data; without
   it they say nothing. The key is in no file here.
-* The weights are computed from recordings of people. How much of a single recording could be recovered from them, or
-  whether one could tell that a person was among them, was not examined. Pass them on as the terms above allow.
+* The weights are computed from recordings of people. How much of a single recording could be recovered from them was
+  not examined. {membership} Pass them on as the terms above allow.
 * Features of your own subjects can identify a person, as functional connectivity does: keep them like the recordings.
 
 ## Intended use and limits
@@ -140,8 +141,8 @@ def model_card(
     simulated = sorted({r.site for r in used if r.simulated})
     hours = {kind: sum(r.seconds for r in used if r.simulated == kind) / 3600 for kind in (True, False)}
     note = (
-        f"**Simulated sites: {', '.join(simulated)} ({hours[True]:.2f} of {hours[True] + hours[False]:.2f} hours).** "
-        "What was learned from them says nothing about brains."
+        f"**Simulated sites: {markdown(', '.join(simulated))} ({hours[True]:.2f} of "
+        f"{hours[True] + hours[False]:.2f} hours).** What was learned from them says nothing about brains."
         if simulated
         else "No simulated recordings."
     )
@@ -157,8 +158,8 @@ def model_card(
         domains=", ".join(model.config.domains),
         step=manifest["step"],
         hours=hours[True] + hours[False],
-        contact=contact or "not given. Ask whoever gave you this folder.",
-        terms=terms
+        contact=markdown(contact or "") or "not given. Ask whoever gave you this folder.",
+        terms=markdown(terms or "")
         or "not given. They do not follow from the licence of the code; ask before you use or pass them on.",
         use="\n".join(_USE[m] for m in model.config.modalities),
         programs="".join(_program_line(program) for program in (programs or {}).values()),
@@ -167,7 +168,7 @@ def model_card(
         subjects=n_subjects,
         simulated_note=note,
         sites=site_table(used, corpus),
-        index_hash=corpus.index_hash,
+        index_hash=markdown(corpus.index_hash),
         key_fingerprint=(preprocessing.get("subject_key_fingerprint") or "unknown")[:12],
         steps_line=f"{manifest['step']:,} steps of {batch} samples per batch; windows of {windows}; "
         f"seed {run['seed']}; peak learning rate {run['learning_rate']:g}; ZeRO stage {manifest['zero_stage']}; "
@@ -175,6 +176,7 @@ def model_card(
         cost=cost_line(manifest, metrics),
         curves=f"![loss by step]({curves})\n\n" if curves else "",
         metrics=curve_rows(metrics),
+        membership=membership_text(evaluation),
         results=results_text(evaluation, corpus),
     )
 
@@ -205,10 +207,11 @@ def _eeg_prepared(preprocessing: Mapping[str, Any]) -> str:
 def _fmri_prepared(preprocessing: Mapping[str, Any]) -> str:
     clean, kinds = preprocessing["cleaning"]["fmri"], preprocessing["parcellations"]
     band = "no band-pass" if clean["bandpass_hz"] is None else "{:g} to {:g} Hz".format(*clean["bandpass_hz"])
-    seen = "; ".join(f"{parcellation_name(kind)}, sha256 {kind['sha256'][:12]}" for kind in kinds) or "none"
+    names = (f"{markdown(parcellation_name(kind))}, sha256 {kind['sha256'][:12]}" for kind in kinds)
+    seen = "; ".join(names) or "none"
     return (
         f"* **BOLD**, means of parcels in percent signal change: {'detrended, ' if clean['detrend'] else ''}{band}, "
-        f"confounds regressed out: {', '.join(clean['confounds'] or []) or 'none'}; at least "
+        f"confounds regressed out: {markdown(', '.join(clean['confounds'] or [])) or 'none'}; at least "
         f"{preprocessing['min_seconds']['fmri']:g} s; windows of {preprocessing['window_seconds']['fmri']:g} s. "
         f"Parcellations seen in pretraining: {seen}. Any other in MNI space will do, with a warning."
     )
@@ -243,9 +246,10 @@ def site_table(used: Sequence[Recording], corpus: Corpus) -> str:
     for site in sorted({r.site for r in used}):
         of_site = [r for r in used if r.site == site]
         kind = "simulated" if any(r.simulated for r in of_site) else "recorded"
-        tasks = ", ".join(sorted({r.task for r in of_site if r.task})) or "not stated"
+        tasks = markdown(", ".join(sorted({r.task for r in of_site if r.task}))) or "not stated"
+        subjects, samples = len({r.subject for r in of_site}), len({r.key for r in of_site})
         rows.append(
-            f"| {site} | {kind} | {len({r.subject for r in of_site})} | {len({r.key for r in of_site})} | {tasks} "
+            f"| {markdown(site)} | {kind} | {subjects} | {samples} | {tasks} "
             f"| {_amount(of_site, 'eeg')} | {_amount(of_site, 'fmri')} | {_terms(sources.get(site, {}))} |"
         )
     head = "| site | kind | subjects | samples | tasks | EEG | BOLD | terms |\n|---|---|---|---|---|---|---|---|\n"
@@ -255,13 +259,13 @@ def site_table(used: Sequence[Recording], corpus: Corpus) -> str:
 def sources_of(corpus: Corpus) -> dict[str, dict[str, Any]]:
     """What each site's description says of its origin."""
     path = corpus.path / DESCRIPTION_NAME
-    sources = json.loads(path.read_text())["SourceDatasets"] if path.is_file() else []
+    sources = read_object(path)["SourceDatasets"] if path.is_file() else []
     return {source["Site"]: source for source in sources}
 
 
 def _terms(source: Mapping[str, Any]) -> str:
     stated = [source.get("License") or "not stated", source.get("DOI")]
-    return ", ".join(text.replace("|", "/") for text in stated if text)
+    return markdown(", ".join(text for text in stated if text))
 
 
 def _amount(recordings: Sequence[Recording], modality: Modality) -> str:
@@ -317,26 +321,42 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.4g}"
 
 
+def membership_text(evaluation: Mapping[str, Any] | None) -> str:
+    """How well an attack tells the people of the pretraining from others, where an evaluation has measured it."""
+    rows = [r for r in (evaluation or {}).get("membership", ()) if r["auroc"] is not None]
+    if not rows:
+        return "Whether one could tell from them that a person was among them was not examined."
+    said = "; ".join(
+        f"{r['model']}, {r['modality']} {r['auroc']['value']:.3f} ({r['auroc']['ci_low']:.3f} to "
+        f"{r['auroc']['ci_high']:.3f}; {r['seen']} seen, {r['unseen']} not)"
+        for r in rows
+    )
+    return (
+        "An attack told people seen in pretraining from others, by how alike their windows are to the encoder, with an "
+        f"AUROC (0.5: chance; 95 % interval over subjects) of: {said}."
+    )
+
+
 def results_text(evaluation: Mapping[str, Any] | None, corpus: Corpus) -> str:
     """The strict rows of an evaluation, and whose recordings they are of."""
     if evaluation is None:
         return "No evaluation came with this export."
     sites = evaluation["sites"]
-    names = ", ".join(f"{s} (simulated)" if v["simulated"] else s for s, v in sites.items())
+    names = markdown(", ".join(f"{s} (simulated)" if v["simulated"] else s for s, v in sites.items()))
+    known = evaluation["label"]
+    label = markdown(f"{known['name']} ({' against '.join(known['classes']) or 'a number'})")
     own = "the corpus of the pretraining" if evaluation["corpus_index_hash"] == corpus.index_hash else "another corpus"
     seen = evaluation["subjects_seen_in_pretraining"]
-    label = evaluation["label"]
-    measure = label.get("measure", "auroc")
+    measure = known.get("measure", "auroc")
     rows = [
-        f"| {r['recordings']} | {r['protocol']} | {r['features']}, {r['classifier']} | {r[measure]['value']:.3f} "
-        f"({r[measure]['ci_low']:.3f} to {r[measure]['ci_high']:.3f}) |"
+        f"| {r['recordings']} | {r['protocol']} | {markdown(r['features'])}, {markdown(r['classifier'])} "
+        f"| {r[measure]['value']:.3f} ({r[measure]['ci_low']:.3f} to {r[measure]['ci_high']:.3f}) |"
         for r in evaluation["classification"]
         if not r["transductive"] and r[measure] is not None
     ]
     shown = f"{measure.upper()} (95 % interval over subjects)"
     head = f"| recordings | tested on | method | {shown} |\n|---|---|---|---|\n"
     return (
-        f"`{label['name']}` ({' against '.join(label['classes']) or 'a number'}) of "
-        f"{evaluation['subjects']} subjects of {own}, {'unknown how many' if seen is None else seen} of them seen in "
-        f"pretraining; sites: {names}.\n\n{head}" + "\n".join(rows)
+        f"{label} of {evaluation['subjects']} subjects of {own}, {'unknown how many' if seen is None else seen} of "
+        f"them seen in pretraining; sites: {names}.\n\n{head}" + "\n".join(rows)
     )

@@ -232,6 +232,10 @@ def record(program: EncoderProgram, channels: int, samples: int) -> Recorded:
         shapes = {name: {0: rows, 1: some} for name in INPUTS}
         _reshape_freely(plain)
         exported = torch.export.export(_Batched(plain, channels), batch, dynamic_shapes=shapes, strict=False)
+    for part in exported.graph_module.modules():
+        if isinstance(part, torch.fx.GraphModule):
+            for node in part.graph.nodes:
+                node.meta.pop("stack_trace", None)  # names files of this machine, and would go into every format
     recorded = Recorded(exported, program, channels, samples)
     recorded.check(exported.module(), _BOUND, program.modality)
     return recorded

@@ -126,13 +126,9 @@ class SpatialEncoder(nn.Module):
     def _factor(self, channels: Channels) -> Tensor | None:
         """What the correlation of anchors is made from where that is the shorter way: on a CPU, without a gradient."""
         x_BCT = channels.centred_BCT
-        short = x_BCT.shape[1] < min(self.n_anchors, x_BCT.shape[2]) and self.form == "logarithm"
-        if (
-            not short
-            or self.by_products
-            or x_BCT.device.type != "cpu"
-            or (x_BCT.requires_grad and torch.is_grad_enabled())
-        ):
+        if self.form != "logarithm" or self.by_products or x_BCT.device.type != "cpu":
+            return None
+        if x_BCT.shape[1] >= min(self.n_anchors, x_BCT.shape[2]) or (x_BCT.requires_grad and torch.is_grad_enabled()):
             return None
         with torch.autocast("cpu", enabled=False):
             return channel_factor(x_BCT, _reciprocal(channels.std_BC), channels.valid_BT)

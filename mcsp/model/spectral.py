@@ -67,7 +67,8 @@ class SpectralEncoder(nn.Module):
             frame_seconds=frame,
             hop_seconds=frame / 2 if frame else None,
         )
-        audible_BF = (self.freqs_F() < signal.sfreq_B[:, None] / 2).to(signal.x_BCT.device)
+        rates_B = signal.sfreq_B.to(signal.x_BCT.device)  # of a batch on the host
+        audible_BF = self.freqs_F().to(rates_B.device) < rates_B[:, None] / 2
         power_BCF = power_BCF.clamp_min(LOWEST_LOG_POWER) * audible_BF[:, None]
         weights_BAC = self.anchors(signal) if weights_BAC is None else weights_BAC
         return Spectrum(torch.einsum("bac,bcf->baf", weights_BAC, power_BCF), audible_BF)

@@ -11,11 +11,12 @@ Nothing here unpickles.
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -68,6 +69,7 @@ def load_export(path: str | Path, kind: type[Model]) -> Model:
     _verify_sums(path, (CONFIG_FILE, WEIGHTS_FILE, PREPROCESSING_FILE))
     config = ModelConfig.parse(header.get("model", {}), str(path / CONFIG_FILE))
     try:
+        _require_fitting_header(config, path / WEIGHTS_FILE)
         weights = load_file(path / WEIGHTS_FILE)
     except SafetensorError as error:
         raise ValueError(f"{path / WEIGHTS_FILE}: not a safetensors file ({' '.join(str(error).split())})") from None
@@ -112,8 +114,27 @@ def load_weights(model: MCSP, weights: dict[str, Tensor], source: str) -> None:
     Raises:
         ValueError: names or shapes that differ, naming ``source`` and up to three of each kind.
     """
-    expected = {name: tuple(t.shape) for name, t in model.state_dict().items()}
-    found = {name: tuple(t.shape) for name, t in weights.items()}
+    _require_same(_shapes(model.state_dict()), _shapes(weights), source)
+    model.load_state_dict(weights)
+
+
+def _require_fitting_header(config: ModelConfig, file: Path) -> None:
+    """Compare what the weights' file says of itself with a model that has no memory, before either takes any."""
+    with torch.device("meta"):
+        expected = _shapes(MCSP(config).state_dict())
+    with safe_open(file, framework="pt") as weights:
+        found = {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118  no mapping
+        kinds = {weights.get_slice(name).get_dtype() for name in found}
+    _require_same(expected, found, str(file))
+    if unknown := kinds - {"F32", "BF16", "F16"}:
+        raise ValueError(f"{file}: expected weights in F32, BF16 or F16, found {listed(sorted(unknown))}")
+
+
+def _shapes(weights: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in weights.items()}
+
+
+def _require_same(expected: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]], source: str) -> None:
     missing = sorted(expected.keys() - found.keys())
     unknown = sorted(found.keys() - expected.keys())
     if missing or unknown:
@@ -126,7 +147,6 @@ def load_weights(model: MCSP, weights: dict[str, Tensor], source: str) -> None:
         raise ValueError(
             f"{source}: weights do not match the configuration: found shapes {listed(differing, 3) or 'none'}"
         )
-    model.load_state_dict(weights)
 
 
 def _verify_sums(path: Path, names: tuple[str, ...]) -> None:

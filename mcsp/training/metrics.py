@@ -25,6 +25,7 @@ from mcsp.training.trackers import Tracker
 from mcsp.wording import listed
 
 LINE_SECONDS = 10.0  # between progress lines where there is no terminal
+BAR = "{desc} {n_fmt}/{total_fmt} [{remaining} left{postfix}]"  # with brief(), below 80 columns
 
 
 def is_logged(config: PretrainConfig, step: int) -> bool:
@@ -51,8 +52,8 @@ class Metrics:
         self._path = run_dir / "metrics.jsonl"
         self._events = open_to_append(run_dir / "events.jsonl")
         self._bar = tqdm(
-            total=steps, initial=first_step, desc="pretrain", unit="step", dynamic_ncols=True,
-            disable=not sys.stderr.isatty(),
+            total=steps, initial=first_step, desc="pretrain", dynamic_ncols=True, disable=not sys.stderr.isatty(),
+            bar_format=BAR,
         )  # fmt: skip
         self._began, self._first, self._said = time.monotonic(), first_step, 0.0
         self._open(first_step)
@@ -109,12 +110,19 @@ class Metrics:
     def _progress(self, step: int, values: dict[str, float]) -> None:
         self._untrained = values if step == 1 else self._untrained
         shown = progress(values, self._untrained)
-        self._bar.set_postfix_str(shown, refresh=False)
+        self._bar.set_postfix_str(brief(values), refresh=False)
         now = time.monotonic()
         if self._bar.disable and (now - self._said > LINE_SECONDS or step == self.steps):
             self._said = now
             left = (self.steps - step) * (now - self._began) / max(1, step - self._first)
             print(f"step {step}/{self.steps}, {shown}, {_clock(left)} left", file=sys.stderr, flush=True)
+
+
+def brief(values: dict[str, float]) -> str:
+    """What a progress bar has room for: loss, retrieval, speed."""
+    found = _retrieval(values)
+    top1 = f"top-1 {found:.2f}, " if found is not None else ""
+    return f"loss {values['loss']:.4g}, {top1}{values['samples_per_second']:.0f} samples/s"
 
 
 def progress(values: dict[str, float], untrained: dict[str, float]) -> str:

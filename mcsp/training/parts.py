@@ -31,15 +31,19 @@ def seconds_of_parts(
     """
     found: list[dict[str, float]] = []
     for _ in range(steps + 1):
-        seconds = dict.fromkeys(PARTS, 0.0)
+        seconds, inside = dict.fromkeys(PARTS, 0.0), list[str]()
         begin = _now(batch, clock)
 
         @contextmanager
-        def part(name: str, seconds: dict[str, float] = seconds) -> Iterator[None]:
+        def part(name: str, seconds: dict[str, float] = seconds, inside: list[str] = inside) -> Iterator[None]:
             start = _now(batch, clock)
+            inside.append(name)
             with record_function(name):
                 yield
+            inside.pop()
             seconds[name] += _now(batch, clock) - start
+            if inside:  # a part within another one is not counted twice
+                seconds[inside[-1]] -= _now(batch, clock) - start
 
         module.part = part
         try:

@@ -29,7 +29,7 @@ from mcsp.losses.prediction import Target
 from mcsp.losses.shuffled import other_rows, place, places_Kn
 from mcsp.model.layers import Block, TokenEncoder
 from mcsp.model.mcsp import MCSP, Measured
-from mcsp.model.spatial import Connectivity, SpatialEncoder
+from mcsp.model.spatial import SpatialEncoder
 from mcsp.model.spectral import SpectralEncoder, Spectrum
 from mcsp.schema import VIEWS, Domain, Modality
 from mcsp.training.prediction import Prediction, PredictionHead, connectivity_of, spectrum_of
@@ -122,76 +122,68 @@ class Pretrainer(nn.Module):
 
         A window, or its half, is measured once: for the views that are made of it, and for the view that predicts it.
         """
-        found = [self._measure_rows(modality, rows) for rows in _in_cache(signal)]
-        views = {d: _joined([f[0][d][v] for v in VIEWS for f in found]) for d in self.model.config.domains}
+        # What has no time is drawn and measured of all rows at once: it is small, and each call costs. Ranks have other
+        # numbers of groups, so no module is called for one: ZeRO-3 gathers parameters in the order of these calls.
+        domains, config = self.model.config.domains, self.augmentation
+        with self.part("views"):
+            without_time = signal.replace(x_BCT=signal.x_BCT[..., :0])
+            moved = [spatial_view(without_time, v, config) for v in VIEWS] if "spatial" in domains else []
+        with self.part("measures"):
+            anchors = self.model.encoder(modality, domains[0]).anchors
+            weights = [anchors(of) for of in (without_time, *moved)]  # of windows and halves as they are, of views
+            found, first = [], 0
+            for rows in _in_cache(signal):
+                stop, channels = first + len(rows), rows.x_BCT.shape[1]
+                found.append(self._measure_rows(modality, rows, [w[first:stop, :, :channels] for w in weights]))
+                first = stop
+        views = {d: _joined([f[0][d][v] for v in VIEWS for f in found]) for d in domains}
+        if "spectral" in domains:
+            with self.part("views"):
+                views["spectral"] = self._spectral_views(modality, signal, views["spectral"])
         wanted = found[0][1]
         return views, {name: torch.cat([f[1][name][v] for v in VIEWS for f in found]) for name in wanted}
 
+    def _spectral_views(self, modality: Modality, signal: Signal, measured: Spectrum) -> Spectrum:
+        encoder = self.model.encoder(modality, "spectral")
+        assert isinstance(encoder, SpectralEncoder)
+        freqs_F = encoder.freqs_F().to(signal.x_BCT.device)
+        views = [
+            spectral_view(power_BAF, freqs_F, signal, v, modality, self.augmentation)
+            for v, power_BAF in enumerate(measured.power_BAF.chunk(len(VIEWS)))
+        ]
+        return measured._replace(power_BAF=torch.cat(views))
+
     def _measure_rows(
-        self, modality: Modality, signal: Signal
+        self, modality: Modality, signal: Signal, weights: Sequence[Tensor]
     ) -> tuple[dict[Domain, list[Any]], dict[Target, list[Tensor]]]:
-        config = self.augmentation
+        """Of each view what the encoders read, spectra not yet augmented; and what the view is to predict."""
+        config, model = self.augmentation, self.model
         with self.part("views"):
             halves = [half_of_view(signal, v) for v in VIEWS] if config.opposite_halves else []
-        with self.part("measures"):  # of the window, its halves and what changes them over time alone
-            weights_BAC = self.model.encoder(modality, self.model.config.domains[0]).anchors(signal)
         views: dict[Domain, list[Any]] = {}
         targets: dict[Target, list[Tensor]] = {}
         wanted = {term.target for term in self.predictions if term.modality == modality}
-        for domain in self.model.config.domains:
+        for domain in model.config.domains:
             seen = halves if domain in config.opposite_halves else [signal]  # both views see the same one
-            if domain == "spatial":
-                views[domain], connectivity = self._spatial(
-                    modality, seen, halves, "connectivity" in wanted, weights_BAC
-                )
-                targets |= connectivity
-            elif domain == "spectral":
-                views[domain], spectrum = self._spectral(modality, seen, halves, "spectrum" in wanted, weights_BAC)
-                targets |= spectrum
+            encoder = model.encoder(modality, domain)
+            if isinstance(encoder, SpatialEncoder):
+                channels = [encoder.channels(half) for half in seen]
+                views[domain] = [encoder.at_anchors(channels[v % len(seen)], weights[1 + v]) for v in VIEWS]
+                if "connectivity" in wanted:
+                    of_halves = channels if seen is halves else [encoder.channels(h, coherence=False) for h in halves]
+                    other = [connectivity_of(encoder, of_halves[1 - v], weights[0]) for v in VIEWS]
+                    targets["connectivity"] = other
+            elif isinstance(encoder, SpectralEncoder):
+                spectra = [encoder.measure(half, weights[0]) for half in seen]
+                views[domain] = [spectra[v % len(seen)] for v in VIEWS]
+                if "spectrum" in wanted:
+                    of_halves = spectra if seen is halves else [encoder.measure(half, weights[0]) for half in halves]
+                    targets["spectrum"] = [spectrum_of(of_halves[1 - v]) for v in VIEWS]
             else:
                 with self.part("views"):
                     drawn = [temporal_view(seen[v % len(seen)], v, config) for v in VIEWS]
-                with self.part("measures"):
-                    views[domain] = [self.model.encoder(modality, domain).measure(view, weights_BAC) for view in drawn]
+                views[domain] = [encoder.measure(view, weights[0]) for view in drawn]
         return views, targets
-
-    def _spatial(
-        self, modality: Modality, seen: list[Signal], halves: list[Signal], wanted: bool, weights_BAC: Tensor
-    ) -> tuple[list[Connectivity], dict[Target, list[Tensor]]]:
-        encoder = self.model.encoder(modality, "spatial")
-        assert isinstance(encoder, SpatialEncoder)
-        with self.part("measures"):
-            channels = [encoder.channels(signal) for signal in seen]
-        with self.part("views"):  # of which channels there are and where: time has no part in them
-            without_time = [signal.replace(x_BCT=signal.x_BCT[..., :0]) for signal in seen]
-            drawn = [spatial_view(without_time[v % len(seen)], v, self.augmentation) for v in VIEWS]
-        with self.part("measures"):
-            views = [encoder.at_anchors(channels[v % len(seen)], encoder.anchors(drawn[v])) for v in VIEWS]
-            if not wanted:
-                return views, {}
-            of_halves = channels if seen is halves else [encoder.channels(half, coherence=False) for half in halves]
-            other = [connectivity_of(encoder, of_halves[1 - v], weights_BAC) for v in VIEWS]
-        return views, {"connectivity": other}
-
-    def _spectral(
-        self, modality: Modality, seen: list[Signal], halves: list[Signal], wanted: bool, weights_BAC: Tensor
-    ) -> tuple[list[Spectrum], dict[Target, list[Tensor]]]:
-        encoder = self.model.encoder(modality, "spectral")
-        assert isinstance(encoder, SpectralEncoder)
-        with self.part("measures"):
-            spectra = [encoder.measure(signal, weights_BAC) for signal in seen]
-        with self.part("views"):
-            freqs_F = encoder.freqs_F().to(seen[0].x_BCT.device)
-            views = []
-            for v in VIEWS:
-                spectrum, signal = spectra[v % len(seen)], seen[v % len(seen)]
-                power_BAF = spectral_view(spectrum.power_BAF, freqs_F, signal, v, modality, self.augmentation)
-                views.append(spectrum._replace(power_BAF=power_BAF))
-        if not wanted:
-            return views, {}
-        with self.part("measures"):
-            of_halves = spectra if seen is halves else [encoder.measure(half, weights_BAC) for half in halves]
-            return views, {"spectrum": [spectrum_of(of_halves[1 - v]) for v in VIEWS]}
 
     def _prediction_errors(
         self, modality: Modality, domain: Domain, h_BD: Tensor, targets: dict[Target, Tensor]

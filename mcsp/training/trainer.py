@@ -284,6 +284,9 @@ class Trainer:
         for batch in batches:
             for stream, seconds in batch.read_seconds.items():
                 values[f"read_seconds/{stream}"] = values.get(f"read_seconds/{stream}", 0.0) + seconds
+            for modality, part in batch.real_share.items():
+                name = f"real_share/{modality}"
+                values[name] = values.get(name, 0.0) + part / len(batches)
         return {**values, "gradient_norm": norm, "learning_rate": rate, **details}
 
     def _memory_of_ranks(self) -> dict[str, float]:

@@ -1,7 +1,4 @@
-"""Tables on real people: README shows what the result files say, and nothing of a person is in them.
-
-Covers: benchmarks/abide.py, benchmarks/eegmat.py
-"""
+"""Tables on real people: README shows what the result files say, and nothing of a person is in them."""
 
 import importlib
 import json

@@ -23,8 +23,10 @@ from mcsp.data_sharding.bids.write import (
 )
 from mcsp.data_sharding.build.corpus import build_corpus, ray_session
 from mcsp.data_sharding.build.pseudonyms import KEY_VARIABLE
+from mcsp.data_sharding.store.index import INDEX_NAME
+from tests.conftest import folder_of
 
-KEY = sha256(b"a key for tests alone").hexdigest()
+KEY = sha256(b"a key for tests 0").hexdigest()
 CHANNELS = ["Fp1", "Fp2", "C3", "C4", "O1", "O2", "T3"]
 PARCELS = ["left", "right", "middle"]
 PLACES = [[-40.0, 0, 30], [40, 0, 30], [0, 20, 50]]
@@ -175,12 +177,14 @@ def config(bids_root: Path, tmp_path: Path) -> CorpusConfig:
 
 
 @pytest.fixture(scope="session")
-def built(bids_root: Path, ray_here: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished corpus of the three sites; not to be changed."""
-    out_dir = tmp_path_factory.mktemp("built") / "corpus"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(KEY_VARIABLE, KEY)
-        build_corpus(make_config(bids_root, out_dir))
+    out_dir = folder_of("built", tmp_path_factory) / "corpus"
+    if not (out_dir / INDEX_NAME).is_file():
+        request.getfixturevalue("ray_here")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv(KEY_VARIABLE, KEY)
+            build_corpus(make_config(request.getfixturevalue("bids_root"), out_dir))
     return out_dir
 
 

@@ -14,7 +14,10 @@ import pytest
 
 from mcsp.config import ModelConfig
 from mcsp.data_sharding.store.reader import Corpus
-from mcsp.encode.pretrained import PretrainedMCSP
+from mcsp.encode.classifier import MCSPClassifier
+from mcsp.encode.deployed import Head, write_classifier
+from mcsp.encode.pretrained import PretrainedMCSP, from_pretrained
+from mcsp.evaluate.deploy import heads_of
 from mcsp.evaluate.splits import k_fold, require_disjoint
 from mcsp.export import program
 from mcsp.export.export import preprocessing_of
@@ -34,12 +37,15 @@ def blocks() -> list[tuple[str, str]]:
 
 @pytest.fixture
 def folder(corpus_dir: Path, pretrained: PretrainedMCSP, tmp_path: Path) -> Path:
-    """``model/`` of a corpus, ``bids/`` and ``launchers/``."""
+    """``model/`` of a corpus, ``bids/``, and the command as an installation has it."""
     run = {"config": {"window_seconds": {"eeg": 10.0, "fmri": 30.0}, "hemodynamic_delay_seconds": 5.0}}
     preprocessing = preprocessing_of(run, Corpus(corpus_dir), pretrained.config.modalities)
     write_pretrained(pretrained, tmp_path / "model", preprocessing)
     (tmp_path / "bids").symlink_to(corpus_dir.parent / "bids")
-    (tmp_path / "launchers").symlink_to(ROOT / "launchers")
+    command = tmp_path / "bin" / "mcsp"
+    command.parent.mkdir()
+    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m mcsp "$@"\n')
+    command.chmod(0o755)
     return tmp_path
 
 
@@ -51,8 +57,21 @@ def write_small_program(folder: Path) -> None:
     (folder / "programs.json").write_text(json.dumps({"fmri": {"files": ["fmri.pt2"], **recorded.description()}}))
 
 
+def write_small_classifier(folder: Path, model: PretrainedMCSP) -> None:
+    """As finetune would, with a head of zeros."""
+    sizes = {m: sum(model.feature_widths(m).values()) for m in model.config.modalities}
+    facts = {
+        "windows_per_recording": 1, "window_seconds": 10.0, "measured_of": "windows", "threshold": 0.5,
+        "calibration": {"slope": 1.0, "bias": [0.0, 0.0]}, "distances": [0.0, 1.0], "channels": {"x": ["Cz"]},
+    }  # fmt: skip
+    arrays = heads_of(MCSPClassifier(model, 2, sizes, "head"))
+    heads = {m: Head({**a, "centre_F": a["mean_F"], "spread_F": a["scale_F"]}, facts) for m, a in arrays.items()}
+    task = {"kind": "classification", "label": "diagnosis", "classes": ["control", "case"]}
+    write_classifier(folder, model, heads, task, {}, "")
+
+
 def run(folder: Path, *command: str) -> str:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": f"{folder / 'bin'}:{os.environ['PATH']}"}
     done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -60,6 +79,7 @@ def run(folder: Path, *command: str) -> str:
 
 def test_the_python_of_the_guide_runs(folder: Path) -> None:
     write_small_program(folder / "model")
+    write_small_classifier(folder / "finetuned" / "classifier", from_pretrained(folder / "model"))
     code = "\n".join(code for language, code in blocks() if language == "python")
     printed = run(folder, sys.executable, "-c", code)
     assert "average of the 19 good channels" in printed and "notch at 50 Hz" in printed
@@ -68,6 +88,7 @@ def test_the_python_of_the_guide_runs(folder: Path) -> None:
     assert "torch.Size([4, 2])" in printed and "'encoder': 0" in printed
     assert "torch.Size([3, " in printed and "'temporal': " in printed
     assert (folder / "features").is_dir()
+    assert "case {'control': 0.5, 'case': 0.5}" in printed
 
 
 @pytest.mark.slow
@@ -77,6 +98,7 @@ def test_the_commands_of_the_guide_end_in_a_report(folder: Path) -> None:
     for file in ("corpus/report.html", "evaluation/report.html", "evaluation/results.json", "finetuned/results.json"):
         assert (folder / file).is_file(), file
     assert "pretrained" in printed and "trained (head):" in printed
+    assert "predictions.tsv: 32 of 32 recordings" in printed
     assert "OVERLAP NOT CHECKED" in printed  # the page makes a key of its own
 
 

@@ -1,16 +1,17 @@
 """The whole evaluation on a small corpus: numbers, report, determinism, and labels that cannot be used.
 
-Covers: mcsp/evaluate/comparison.py, mcsp/evaluate/diagnostics.py, mcsp/evaluate/units.py,
-mcsp/evaluate/report/figures.py, mcsp/evaluate/report/page.py, mcsp/evaluate/report/tables.py
+Covers: mcsp/evaluate/comparison.py, mcsp/evaluate/diagnostics.py, mcsp/evaluate/units.py, mcsp/evaluate/methods.py
 """
 
 import hashlib
 import json
 import re
+import sys
 from collections import Counter
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,15 +21,19 @@ from mcsp.config import EvaluateConfig, ModelConfig
 from mcsp.data_sharding.store.reader import Corpus
 from mcsp.data_sharding.store.table import Recordings
 from mcsp.encode.pretrained import from_pretrained
+from mcsp.evaluate.comparison import permuted
 from mcsp.evaluate.evaluate import evaluate, untrained_like, with_windows
 from mcsp.evaluate.methods import CLASSICAL
-from mcsp.evaluate.report.tables import summary_lines, terminal_table
+from mcsp.evaluate.readout.classifiers import SVM, on_grams
+from mcsp.evaluate.report.tables import MEASURES, terminal_table, verdict
 from mcsp.evaluate.retrieval.rows import CONTROLS, run_retrieval
+from mcsp.evaluate.splits import Folds
 from mcsp.evaluate.units import read_labels
 from mcsp.export.export import pretraining_subjects
 from mcsp.model.mcsp import MCSP
 from mcsp.model.weights import write_pretrained
 from mcsp.run_log import read_metrics
+from tests.security.published import assert_names_no_machine
 
 PREPROCESSING = {"window_seconds": {"eeg": 10.0, "fmri": 30.0}, "hemodynamic_delay_seconds": 5.0}
 
@@ -63,6 +68,11 @@ def config(corpus_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Evalua
 @pytest.fixture(scope="module")
 def results(config: EvaluateConfig) -> dict:
     return evaluate(config)
+
+
+def test_no_file_of_an_evaluation_names_the_machine(config: EvaluateConfig, results: dict) -> None:
+    assert results["config"]["model_dir"] == "model" and results["config"]["corpus_dir"] == "corpus"
+    assert_names_no_machine(config.out_dir, config.model_dir, config.corpus_dir)
 
 
 def test_every_method_is_scored_under_both_protocols_on_the_same_folds(results: dict) -> None:
@@ -146,21 +156,49 @@ def test_label_efficiency_uses_fewer_units_for_smaller_fractions(results: dict) 
     assert curve[0]["training_units"] < 0.5 * curve[1]["training_units"]
 
 
-def test_one_sentence_says_what_each_block_shows(results: dict) -> None:
-    lines = summary_lines(results["classification"])
-    assert len(lines) == 6
-    assert all("pretrained AUROC" in line and "untrained" in line for line in lines)
-    assert not any("site-centred" in line for line in lines)
+def test_the_verdict_counts_the_questions_by_their_paired_intervals(results: dict) -> None:
+    strict = [r for r in results["classification"] if not r["transductive"]]
+    main = {(r["protocol"], r["recordings"], r["features"]): r for r in strict if r["classifier"] == "linear SVM"}
+    values = [r["auroc"]["value"] for key, r in main.items() if key[2] == "pretrained"]
+    said = verdict(strict, MEASURES["auroc"])
+    assert said.count(".") == 3 and said.startswith(
+        f"The pretrained model has an AUROC of {min(values):.2f} to {max(values):.2f} in 6 questions; "
+    )
+    gains = [main[p, r, "untrained"]["pretrained_minus_this"]["auroc"] for p, r, f in main if f == "untrained"]
+    higher, lower = sum(g["ci_low"] > 0 for g in gains), sum(g["ci_high"] < 0 for g in gains)
+    counts = f"higher in {higher} of 6, lower in {lower}, and cannot be told apart in {6 - higher - lower}"
+    assert f"against the same model without pretraining it scores {counts}" in said
+    gain = {"value": 0.1, "ci_low": 0.01, "ci_high": 0.2}
+    better = [{**r, "pretrained_minus_this": {"auroc": gain}} for r in strict if r["features"] == "untrained"]
+    first = [r for r in strict if r["features"] == "pretrained"]
+    assert "higher in 6 of 6, lower in 0, and cannot be told apart in 0" in verdict(first + better, MEASURES["auroc"])
+    assert "classical" not in verdict(first + better, MEASURES["auroc"]) and verdict(better, MEASURES["auroc"]) == ""
 
 
 def test_shuffled_labels_score_one_half(results: dict) -> None:
     found = [r["permuted"] for r in results["classification"] if "permuted" in r]
     assert len(found) == 6
-    for permuted in found:
+    for row in found:
         # Below one half where sites are told apart: a site with more cases in training has fewer of them in the test.
-        assert permuted["draws"] == 20 and 0.3 < permuted["mean"] < 0.6
-        assert permuted["p"] in [k / 21 for k in range(1, 22)]
+        assert row["draws"] == 20 and 0.3 < row["mean"] < 0.6
+        assert row["p"] in [k / 21 for k in range(1, 22)]
     assert sum("shuffled labels" in line for line in terminal_table(results).splitlines()) == 6
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_shuffled_labels_of_a_site_that_is_only_tested_score_one_half(seed: int) -> None:
+    """Its labels are any order, whatever was learned: mean 1/2, and the standard deviation of Mann and Whitney."""
+    rng = np.random.default_rng(seed)
+    sites, subjects = ["a"] * 24 + ["b"] * 16, [str(i) for i in range(40)]
+    labelled = SimpleNamespace(subjects=subjects, sites=sites, y_N=np.arange(40) % 2)
+    x_NF = rng.normal(size=(40, 6)) + labelled.y_N[:, None]
+    method = SimpleNamespace(readout=lambda rows: on_grams(SVM, lambda train: x_NF @ x_NF.T))
+    folds = Folds("leave_site_out", (((np.arange(24), np.arange(24, 40)),),), "")
+    found = permuted(method, np.arange(40), labelled, folds, 200, 0.9)  # type: ignore[arg-type]
+    deviation = np.sqrt(17 / (12 * 8 * 8))
+    assert abs(found["mean"] - 0.5) < 4 * deviation / np.sqrt(200)
+    assert found["sd"] == pytest.approx(deviation, rel=4 / np.sqrt(2 * 200))
+    assert found["p"] < 0.05
 
 
 def test_simulated_sites_and_overlap_are_declared(results: dict) -> None:
@@ -189,10 +227,10 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         values = dict(attrs)
-        if tag == "img":
-            self.images.append(values["src"] or "")
+        if tag == "svg":
+            self.images.append(values["aria-label"] or "")
         self.elsewhere += [v for k in ("href", "src") if (v := values.get(k)) and not v.startswith("data:")]
-        if tag not in ("img", "meta", "br"):
+        if tag not in ("meta", "br"):
             self.open.append(tag)
 
     def handle_endtag(self, tag: str) -> None:
@@ -205,18 +243,37 @@ def test_the_report_is_one_well_formed_file_with_every_score(config: EvaluateCon
     page.feed(text)
     assert page.open == []
     assert page.elsewhere == []
-    assert len(page.images) == 4
-    assert all(image.startswith("data:image/png;base64,iVBOR") for image in page.images)
+    # A forest and a ROC curve for each of six questions, few labels of three kinds, the run's three panels, two maps.
+    assert len(page.images) == len(set(page.images)) == 6 + 6 + 3 + 3 + 2
+    assert text.index("AUROC of every method") < text.index("<table>")
     assert "What these numbers do not show: 32 subjects of 2 sites" in text
-    plain = re.sub("</?span[^>]*>", "", text)
+    plain = re.sub(r"</?span[^>]*>", "", text)
     for row in results["classification"]:
         assert f"{row['auroc']['value']:.3f} ({row['auroc']['ci_low']:.3f} to {row['auroc']['ci_high']:.3f})" in plain
     assert "All labelled recordings are simulated" in text
     assert "24 of the 32 subjects were in the pretraining data" in " ".join(text.split())
+
+
+def test_the_terminal_table_keeps_its_columns_apart(
+    results: dict, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     table = terminal_table(results)
-    assert "untrained" in table
+    lines = table.splitlines()
+    for row in results["classification"]:
+        name, score = f"  {row['features']}, {row['classifier']}", f"{row['auroc']['value']:.3f} ("
+        assert any(re.match(rf"{re.escape(name)} {{2,}}{re.escape(score)}", line) for line in lines), name
+    ends = {line.index(" (") for line in lines if line.startswith("  ")}
+    assert len(ends) == 1
     assert "warning: 24 of the 32 subjects were in the pretraining data." in table
     assert "simulated sites: simulated-a, simulated-b" in table
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    coloured = terminal_table(results)
+    assert "\x1b[1m  pretrained, linear SVM" in coloured and "\x1b[1m  untrained" not in coloured
+    assert re.sub("\x1b\\[[01]m", "", coloured) == table
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert terminal_table(results) == table
 
 
 def test_the_same_input_gives_the_same_files(config: EvaluateConfig, results: dict, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import mcsp
 from mcsp.batch import collate
 from mcsp.config import FinetuneConfig, ModelConfig
 from mcsp.data_sharding.store.reader import Corpus
@@ -17,9 +18,11 @@ from mcsp.encode.classifier import MCSPClassifier
 from mcsp.evaluate.finetune import Finetuning, finetune
 from mcsp.evaluate.splits import labelled_part
 from mcsp.evaluate.units import Labelled, read_labels
+from mcsp.explain.explain import load_finetuned
 from mcsp.model.mcsp import MCSP
 from mcsp.model.weights import write_pretrained
 from mcsp.schema import random_key
+from tests.security.published import assert_names_no_machine
 
 PREPROCESSING = {"window_seconds": {"eeg": 10.0, "fmri": 30.0}}
 
@@ -31,7 +34,7 @@ def config(corpus_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Finetu
     write_pretrained(MCSP(ModelConfig(domains=("spatial", "spectral"))), folder / "model", PREPROCESSING)
     return FinetuneConfig(
         model_dir=folder / "model", corpus_dir=corpus_dir, out_dir=folder / "out", folds=2, max_passes=2, patience=1,
-        windows_per_recording=1, batch_size=16,
+        windows_per_recording=1, batch_size=16, save_model=False,
     )  # fmt: skip
 
 
@@ -137,10 +140,11 @@ def test_size_small_is_fine_tuned_on_a_cpu(config: FinetuneConfig, tmp_path: Pat
 
 
 def test_the_result_is_complete_reproducible_and_beside_the_frozen_probe(
-    config: FinetuneConfig, tmp_path: Path
+    config: FinetuneConfig, corpus_dir: Path, tmp_path: Path
 ) -> None:
     results = finetune(config)
     assert json.loads((config.out_dir / "results.json").read_text()) == results
+    assert_names_no_machine(config.out_dir, config.out_dir.parent)
     assert [row["features"] for row in results["scores"]] == ["fine-tuned", "frozen"]
     gain = results["scores"][0]["finetuned_minus_frozen"]
     values = [row["auroc"]["value"] for row in results["scores"]]
@@ -149,4 +153,25 @@ def test_the_result_is_complete_reproducible_and_beside_the_frozen_probe(
     assert len(results["passes"]) == 2
     again = finetune(config.model_copy(update={"out_dir": tmp_path, "save_model": True}))
     assert again["scores"] == results["scores"]
-    assert (tmp_path / "classifier.safetensors").is_file()
+    check_folder(tmp_path / "classifier", results, corpus_dir)
+
+
+def check_folder(folder: Path, results: dict, corpus_dir: Path) -> None:
+    """The head in the folder scores features as the network, trained on all units, scores windows."""
+    loaded = mcsp.load_classifier(folder)
+    assert loaded.task == {"kind": "classification", "label": "diagnosis", "classes": results["classes"]}
+    assert set(loaded.heads) == {"eeg", "fmri"}
+    network = load_finetuned(folder.parent)
+    corpus = Corpus(corpus_dir)
+    unit = read_labels(corpus, "diagnosis").units[0]
+    for modality, head in loaded.heads.items():
+        assert head.facts["sites"] == {"simulated-a": 16, "simulated-b": 16} and head.facts["subjects"] == 32
+        assert head.facts["calibration"]["units"] == 32 and len(head.facts["distances"]) == 21
+        recording = unit.of(modality)[0]
+        signals = collate([[corpus.read_window(recording, 0, round(10 * recording.sfreq))]]).signals
+        with torch.no_grad():
+            logits_O = network(signals, 1)[0].double().numpy()
+            features_F = network.model.features(signals)[modality][0].double().numpy()
+        calibration = head.facts["calibration"]
+        expected_O = calibration["slope"] * logits_O + np.array(calibration["bias"])
+        np.testing.assert_allclose(head.scores(features_F), expected_O, atol=1e-4)

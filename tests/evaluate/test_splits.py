@@ -40,6 +40,16 @@ def test_sites_that_cannot_be_left_out() -> None:
         leave_site_out(keys, y_N, subjects, by_label)
 
 
+def test_two_sites_can_leave_each_other_out_and_one_without_which_a_class_is_missing_cannot() -> None:
+    keys, y_N, subjects, sites = people()
+    two = [site if site == "s0" else "s1" for site in sites]
+    (splits,) = leave_site_out(keys, y_N, subjects, two).by_seed
+    assert [{two[i] for i in test} for _, test in splits] == [{"s0"}, {"s1"}]
+    one_sided = ["s0" if y == 1 or site == "s0" else "s1" for y, site in zip(y_N, sites, strict=True)]
+    with pytest.raises(ValueError, match="found 1 of 2"):  # s1 has controls alone
+        leave_site_out(keys, y_N, subjects, one_sided)
+
+
 def test_a_subject_on_both_sides_is_refused() -> None:
     keys, _, subjects, _ = people(4, 2)
     with pytest.raises(ValueError, match="subject s0/000 is in the training and in the test part"):

@@ -10,15 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from launchers import explain as launcher
 from mcsp.batch import collate
-from mcsp.config import FinetuneConfig, ModelConfig
+from mcsp.config import ModelConfig
 from mcsp.data_sharding.demo.simulate import CASE_PAIR, SOURCE_POSITIONS_MM, electrode_positions_mm
 from mcsp.data_sharding.store.reader import Corpus
 from mcsp.encode.classifier import MCSPClassifier
+from mcsp.encode.deployed import Head, write_classifier
 from mcsp.encode.pretrained import from_pretrained
+from mcsp.evaluate.deploy import heads_of
 from mcsp.explain.attribution import (
     Attribution,
     FinetunedScore,
@@ -31,6 +32,7 @@ from mcsp.explain.explain import RANDOM_ENCODER, SHUFFLED_LABELS, load_finetuned
 from mcsp.explain.report import strongest
 from mcsp.model.mcsp import MCSP
 from mcsp.model.weights import write_pretrained
+from tests.security.published import assert_names_no_machine
 
 CHANGED = slice(2 * CASE_PAIR, 2 * CASE_PAIR + 2)
 
@@ -109,6 +111,7 @@ def test_the_parcels_with_the_largest_attribution_lie_near_the_planted_pair(expl
 def test_controls_differ_from_the_map_and_files_hold_what_was_returned(explained: tuple[Path, dict]) -> None:
     out, results = explained
     assert json.loads((out / "attribution.json").read_text()) == results
+    assert_names_no_machine(out, out.parent)
     pictures = {f"{m}{k}.png" for m in ("eeg", "fmri") for k in ("", "_patterns")}
     assert {p.name for p in out.iterdir()} == {"attribution.json", "report.html", *pictures}
     for found in results["modalities"].values():
@@ -135,13 +138,13 @@ def test_a_fine_tuned_model_is_loaded_and_explained_like_a_probe(corpus_dir: Pat
     classifier = MCSPClassifier(model, 2, sizes, "head").eval()
     for parameter in classifier.heads.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
-    state = {name: t.contiguous() for name, t in classifier.state_dict().items()}
-    with pytest.raises(ValueError, match=r"expected results\.json and classifier"):
-        load_finetuned(tmp_path, from_pretrained(tmp_path / "model"))
-    save_file(state, tmp_path / "classifier.safetensors")
-    config = FinetuneConfig(model_dir=tmp_path / "model", corpus_dir=corpus_dir, out_dir=tmp_path, depth="head")
-    (tmp_path / "results.json").write_text(json.dumps({"config": config.dump()}))
-    loaded = load_finetuned(tmp_path, from_pretrained(tmp_path / "model"))
+    with pytest.raises(ValueError, match="expected a classifier, a folder with"):
+        load_finetuned(tmp_path)
+    facts = {"calibration": {"slope": 1.0, "bias": [0.0, 0.0]}}
+    heads = {m: Head(arrays, facts) for m, arrays in heads_of(classifier).items()}
+    task = {"kind": "classification", "label": "diagnosis", "classes": ["control", "case"]}
+    write_classifier(tmp_path / "classifier", from_pretrained(tmp_path / "model"), heads, task, {}, "")
+    loaded = load_finetuned(tmp_path)
     corpus = Corpus(corpus_dir)
     recordings = [r for r in corpus.recordings if r.modality == "eeg" and r.site == "simulated-a"]
     a, b = (corpus.read_window(r, 0, 2000) for r in recordings[:2])

@@ -22,6 +22,7 @@ from mcsp.export.program import (
 from mcsp.model.matrix_log import log_by_eigenvectors, log_by_products
 from mcsp.model.mcsp import MCSP
 from mcsp.model.tangent import LEAST_SHRINKAGE
+from tests.security.published import assert_names_no_machine
 
 
 @pytest.mark.parametrize("anchors", [8, 48, 100, 128])
@@ -124,6 +125,7 @@ def test_the_smallest_program_goes_both_ways(tmp_path: Path) -> None:
     write_program(recorded, tmp_path / "encoder.pt2")
     write_onnx(recorded, tmp_path / "encoder.onnx")
     assert {path.name for path in tmp_path.iterdir()} == {"encoder.pt2", "encoder.onnx"}
+    assert_names_no_machine(tmp_path, tmp_path)
 
 
 @pytest.mark.slow

@@ -65,6 +65,22 @@ def test_kubernetes_job_is_consistent() -> None:
     assert "--config" in kubernetes()["ConfigMap"]["data"]["PRETRAIN_ARGUMENTS"]
 
 
+def test_the_pod_has_no_rights_that_it_does_not_need() -> None:
+    pod = kubernetes()["Job"]["spec"]["template"]["spec"]
+    assert pod["securityContext"]["runAsNonRoot"] is True and pod["securityContext"]["runAsUser"] > 0
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert pod["automountServiceAccountToken"] is False
+    assert container()["securityContext"] == {
+        "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]},
+    }  # fmt: skip
+    assert re.fullmatch(r"[^:@]+@sha256:[0-9a-f]{64}", container()["image"]), "an image by its digest"
+    # The root is read-only: what is written lies in a volume.
+    writable = [mount["mountPath"] for mount in container()["volumeMounts"] if not mount.get("readOnly")]
+    environment = {entry["name"]: entry["value"] for entry in container()["env"]}
+    assert {"/tmp", "/dev/shm"} <= set(writable) and "hostfile=$(mktemp)" in container()["args"][0]
+    assert all(any(environment[name].startswith(path) for path in writable) for name in ("RUN_DIR", "HOME"))
+
+
 def stand_ins(folder: Path) -> None:
     """What Slurm's commands do for one node: srun starts the task here, scontrol answers and notes the requeue."""
     srun = '#!/bin/bash\nwhile [[ $1 == --* ]]; do shift; done\nSLURM_NODEID=0 exec "$@"\n'

@@ -2,7 +2,9 @@
 
 import io
 import json
+import socket
 import tarfile
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,3 +32,17 @@ def published_bytes(out: Path) -> Iterator[tuple[str, bytes]]:
                 for scale in (1.0, scales[name], 1e-6 * scales[name], 1e6 * scales[name]):
                     for x in (stored_TC, stored_TC.T):
                         yield name, np.clip(np.rint(x * scale), 0, 255).astype("u1").tobytes()
+
+
+def assert_names_no_machine(folder: Path, *places: Path) -> None:
+    """No file of ``folder`` has the name of this host, or the path of this code or of one of ``places``, in it."""
+    host = socket.gethostname()
+    hidden = [str(place).encode() for place in (Path(__file__).parents[2], *places)]
+    hidden += [host.encode()] if len(host) > 8 else []  # a shorter one may be a part of any word or picture
+    for file in (path for path in folder.rglob("*") if path.is_file()):
+        content = file.read_bytes()
+        if zipfile.is_zipfile(file):
+            with zipfile.ZipFile(file) as archive:
+                content += b"".join(archive.read(name) for name in archive.namelist())
+        found = [text for text in hidden if text in content]
+        assert not found, (file, found)

@@ -80,6 +80,7 @@ def test_steps_that_are_looked_at_closely_have_norms_of_parts_and_memory(observe
         assert math.sqrt(sum(v * v for v in parts.values())) == pytest.approx(line["gradient_norm"], rel=1e-5)
         assert line["memory_gib/rank-0"] == pytest.approx(line["memory_gib"], rel=0.05)
         assert line["read_seconds/paired"] > 0
+        assert 0.5 < line["real_share/eeg"] <= 1.0 and 0.3 < line["real_share/fmri"] <= 1.0
 
 
 def test_a_trace_holds_the_steps_that_were_asked_for(observed) -> None:

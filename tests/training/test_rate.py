@@ -44,6 +44,7 @@ def test_warmup_stable_decay_falls_at_the_end() -> None:
         ({}, {"warmup_steps": 12}, 50, False),
         ({"schedule": "constant"}, {"schedule": "constant", "steps": 500}, 110, True),
         ({"schedule": "warmup-stable-decay"}, {"schedule": "warmup-stable-decay", "steps": 500}, 88, True),
+        ({"schedule": "warmup-stable-decay"}, {"schedule": "warmup-stable-decay", "steps": 500}, 89, True),
         ({"schedule": "warmup-stable-decay"}, {"schedule": "warmup-stable-decay", "steps": 500}, 90, False),
         ({"schedule": "constant"}, {"schedule": "warmup-stable-decay"}, 60, True),
         ({}, {"schedule": "constant"}, 60, False),

@@ -5,16 +5,19 @@ Covers: mcsp/training/clock.py, mcsp/commands/plot.py
 
 import json
 import time
+from pathlib import Path
 
 import pytest
 import torch
+from tqdm import tqdm
 
 from mcsp.commands.main import run
+from mcsp.commands.plot import draw
 from mcsp.config import ModelConfig, PretrainConfig
 from mcsp.run_log import read_events, read_metrics
 from mcsp.training import throughput
 from mcsp.training.clock import SPLIT
-from mcsp.training.metrics import Metrics, progress
+from mcsp.training.metrics import BAR, Metrics, brief, progress
 from mcsp.training.throughput import Throughput, goodput, window_flops
 
 
@@ -111,6 +114,52 @@ def test_metrics_forget_what_is_taken_again_and_events_do_not(tmp_path, capsys) 
     told = "loss 19.300, top-1 0.07, lr 1.0e-03, norm 3, 50 samples/s, data wait 5 %"
     assert progress(values(7), {}) == told
     assert progress(values(7), values(1)) == told.replace("0.07", "0.07 (0.01 untrained)")
+
+
+def test_the_progress_bar_fits_eighty_columns() -> None:
+    now = brief(values(7, loss=12345.678, samples_per_second=123456.0))
+    assert now == "loss 1.235e+04, top-1 0.07, 123456 samples/s"
+    bar = tqdm.format_meter(199_999, 200_000, 36e6, prefix="pretrain", bar_format=BAR, postfix=now)
+    assert len(bar) <= 88 and bar.startswith("pretrain 199999/200000 [")
+    usual = tqdm.format_meter(1200, 20_000, 3600, prefix="pretrain", bar_format=BAR, postfix=brief(values(7)))
+    assert usual == "pretrain 1200/20000 [15:40:00 left, loss 19.3, top-1 0.07, 50 samples/s]" and len(usual) < 80
+
+
+def drawn(folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], list[str]]:
+    """Names in the legends of a run's picture, and the other words in its panels."""
+    plt = pytest.importorskip("matplotlib.pyplot")
+    monkeypatch.setattr(plt, "close", lambda figure: None)
+    draw(folder, read_metrics(folder), read_events(folder), folder / "run.png")
+    axes = plt.gcf().axes
+    legends = [text.get_text() for panel in axes if panel.get_legend() for text in panel.get_legend().get_texts()]
+    notes = [text.get_text() for panel in axes for text in panel.texts]
+    monkeypatch.undo()
+    plt.close("all")
+    return legends, notes
+
+
+def test_every_kind_of_term_is_drawn_with_people_set_aside_and_chance(tmp_path, monkeypatch) -> None:
+    terms = {
+        "eeg/spatial": "two views", "eeg/spatial-temporal": "two domains", "fmri-eeg/spatial": "two modalities",
+        "distillation/fmri-eeg/spatial": "distillation", "convergence/fmri-eeg/spatial": "convergence",
+        "prediction/eeg/spatial-connectivity": "prediction", "something/new/here": "something",
+    }  # fmt: skip
+    measured = {"half_error/eeg/spatial": 0.7, "identification/eeg/spatial": 0.5, "site_h/eeg/spatial": 0.4}
+    metrics = Metrics(tmp_path, 0, 20)
+    metrics.event("start", 0, ranks=2)
+    for step in range(1, 21):
+        line = {f"loss/{name}": 1.0 for name in terms}
+        if step in (1, 20):
+            aside = {**{f"loss/{name}": 0.9 for name in terms}, "loss": 7.0, "people/eeg": 16.0, **measured}
+            line |= {f"validation/{name}": value for name, value in aside.items()}
+        metrics.write(step, values(step, **line))
+    metrics.close()
+    (tmp_path / "config.json").write_text(json.dumps({"batch": {"paired": 8, "eeg": 4, "fmri": 0}}))
+    legends, notes = drawn(tmp_path, monkeypatch)
+    for kind in terms.values():
+        assert f"{kind} (1)" in legends
+    assert legends.count("marks: people set aside") >= 2
+    assert {"chance among 8", "chance among 12", "chance, 16 people with eeg", "mean over people"} <= set(notes)
 
 
 def test_a_run_is_drawn_with_its_events(tmp_path, capsys) -> None:

@@ -1,56 +1,94 @@
 """Results as text: for the terminal, and the sentences of the report."""
 
+import sys
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from mcsp.evaluate.methods import UNTRAINED_LEARNED
-from mcsp.evaluate.report.figures import PROTOCOL_NAMES
+from mcsp.evaluate.methods import CLASSICAL, PRETRAINED, UNTRAINED
+from mcsp.wording import bold, columns, counted, printable
+
+PROTOCOL_NAMES = {"kfold": "new subjects", "leave_site_out": "subjects of a site left out"}
 
 
-def number(value: float | None) -> str:
-    """Three decimals; a dash for nothing."""
-    return "-" if value is None else f"{value:.3f}"
+@dataclass(frozen=True)
+class Measure:
+    """What the rows of a label are judged by: names of its values in results.json, and what guessing gives."""
+
+    name: str
+    title: str
+    chance: float
+    within: str  # the same inside a site
 
 
-def value(estimate: dict[str, float] | None) -> str:
-    """An estimate without its interval."""
-    return "-" if estimate is None else f"{estimate['value']:.3f}"
+MEASURES = {
+    "auroc": Measure("auroc", "AUROC", 0.5, "auroc_sites"),
+    "r2": Measure("r2", "R²", 0.0, "r_sites"),  # 0: no better than the mean of the training labels
+}
+
+
+def measure_of(results: dict[str, Any]) -> Measure:
+    """The one that the label's results lead with."""
+    return MEASURES[results["label"].get("measure", "auroc")]
+
+
+def main_rows(block: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Rows of a question by features, of the classifier that every feature set has: the pretrained one's first."""
+    main = next((row["classifier"] for row in block if row["features"] == PRETRAINED), None)
+    return {row["features"]: row for row in block if row["classifier"] == main}
 
 
 def interval(estimate: dict[str, float] | None, form: str = ".3f") -> str:
-    """An estimate with its interval, in format ``form``."""
+    """An estimate with its interval, in format ``form``; a dash for nothing."""
     if estimate is None:
         return "-"
     return f"{estimate['value']:{form}} ({estimate['ci_low']:{form}} to {estimate['ci_high']:{form}})"
 
 
+def questions(rows: Sequence[dict[str, Any]]) -> list[tuple[str, list[dict[str, Any]]]]:
+    """Rows of one protocol and one kind of recordings together, below what they ask; protocols first."""
+    blocks: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in sorted(rows, key=lambda row: list(PROTOCOL_NAMES).index(row["protocol"])):
+        blocks.setdefault((row["recordings"], row["protocol"]), []).append(row)
+    return [(f"{recordings}, {PROTOCOL_NAMES[p]}", block) for (recordings, p), block in blocks.items()]
+
+
 def terminal_table(results: dict[str, Any]) -> str:
-    """The scores as plain text."""
-    simulated = [s for s, v in results["sites"].items() if v["simulated"]]
-    measure = results["label"]["measure"]
-    head = f"{measure.upper()} (95 % interval)"
-    lines = [f"{'recordings':<11}{'tested on':<16}{'features':<32}{'classifier':<22}{head}"]
-    lines += [
-        f"{r['recordings']:<11}{r['protocol']:<16}{r['features']:<32}{r['classifier']:<22}{interval(r[measure])}"
-        + "  transductive" * r["transductive"]
-        for r in results["classification"]
-    ]
-    lines += [f"shuffled labels, {line}" for line in permutation_lines(results["classification"])]
+    """The scores as plain text, a block of lines per question; what matters is bold on a terminal."""
+
+    def strong(text: str) -> str:
+        return bold(text, sys.stdout)
+
+    rows, measure = results["classification"], measure_of(results)
+    cells = [(f"{r['features']}, {r['classifier']}", interval(r[measure.name])) for r in rows]
+    shown = dict(zip(map(id, rows), columns([("method", "score"), *cells])[1:], strict=True))
+    lines = []
+    for name, block in questions(rows):
+        lines += ["", strong(f"{name}: {measure.title} (95 % interval over subjects)")]
+        for row in block:
+            line = f"  {shown[id(row)]}{'  transductive' * row['transductive']}"
+            lines.append(strong(line) if row["features"] == PRETRAINED else line)
+    lines += ["", *(f"shuffled labels, {line}" for line in permutation_lines(rows))]
     if results["retrieval"]:
-        lines += ["", f"{'retrieval of':<14}{'candidates':<18}{'model':<36}{'top-1':>7}{'chance':>8}"]
-    for r in results["retrieval"]:
-        candidates = f"{r['candidates']} of {r['candidates_from']}"
-        lines.append(f"{r['subjects_of']:<14}{candidates:<18}{r['model']:<36}{r['top1']:>7.3f}{r['chance']:>8.3f}")
+        found = [
+            (r["subjects_of"], f"{r['candidates']} of {r['candidates_from']}", r["model"], f"{r['top1']:.3f}",
+             f"{r['chance']:.3f}")
+            for r in results["retrieval"]
+        ]  # fmt: skip
+        head, *body = columns([("retrieval of", "candidates", "model", "top-1", "chance"), *found], right=3)
+        lines += ["", strong(head), *body, ""]
     for row in results.get("membership", ()):
         said = f"{row['seen']} seen from {row['unseen']} unseen, {row['modality']}, {row['model']}"
         lines.append(f"membership, {said}: AUROC {interval(row['auroc'])}")
-    if simulated:
-        lines += ["", f"simulated sites: {', '.join(simulated)}"]
-    lines += ["", overlap_line(results)]
-    lines += [f"note: {note}" for note in results["notes"]]
+    simulated = [site for site, of_site in results["sites"].items() if of_site["simulated"]]
+    lines += ["", printable(f"simulated sites: {', '.join(simulated)}")] if simulated else []
+    lines += ["", strong(overlap_line(results)), *(f"note: {printable(note)}" for note in results["notes"])]
+    sentence = verdict([row for row in rows if not row["transductive"]], measure)
+    lines += ["", strong(sentence)] if sentence else []
     for label, more in results.get("more_labels", {}).items():
-        lines += ["", f"label {label}:", terminal_table(more)]
-    return "\n".join(lines)
+        lines += ["", strong(f"label {printable(label)}:"), terminal_table(more)]
+    return "\n".join(lines[1:])
 
 
 def permutation_lines(rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -68,39 +106,42 @@ def overlap_line(results: dict[str, Any]) -> str:
     return ("warning: " if results["subjects_seen_in_pretraining"] != 0 else "") + results["overlap"]
 
 
-def summary_lines(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """One sentence per block on what its numbers show and do not show."""
-    lines = []
-    for protocol, recordings in dict.fromkeys((row["protocol"], row["recordings"]) for row in rows):
-        block = [row for row in rows if (row["protocol"], row["recordings"]) == (protocol, recordings)]
-        if block[0]["features"] != "pretrained":
+def verdict(rows: Sequence[dict[str, Any]], measure: Measure) -> str:
+    """One sentence: how good the pretrained model is, and how often it beats the untrained one and classical features.
+
+    By the paired differences, whose intervals leave out zero or not. Empty where no question has a pretrained row.
+    """
+    best: list[float] = []
+    found: dict[str, Counter[str]] = {"the same model without pretraining": Counter(), "classical features": Counter()}
+    for _, block in questions(rows):
+        of = main_rows(block)
+        if PRETRAINED not in of or of[PRETRAINED][measure.name] is None:
             continue
-        verdicts: dict[str, list[str]] = {"above": [], "below": [], "not told apart from": []}
-        learned = ""
-        for row in (row for row in block[1:] if not row["transductive"]):
-            gain = row.get("pretrained_minus_this", {}).get("auroc")
-            if gain is None:
-                continue
-            certain = gain["ci_low"] > 0 or gain["ci_high"] < 0
-            word = ("above" if gain["value"] > 0 else "below") if certain else "not told apart from"
-            if row["features"] == UNTRAINED_LEARNED:
-                learned = f"; its learned part alone: {word} the untrained one ({gain['value']:+.3f})"
-            else:
-                verdicts[word].append(f"{row['features']} with {row['classifier']} ({gain['value']:+.3f})")
-        said = "".join(f"; {word} {', '.join(names)}" for word, names in verdicts.items() if names)
-        name = f"{recordings}, {PROTOCOL_NAMES[protocol]}"
-        lines.append(f"{name}: pretrained AUROC {interval(block[0]['auroc'])}{said}{learned}.")
-    return lines
+        best.append(of[PRETRAINED][measure.name]["value"])
+        for counts, other in zip(found.values(), (UNTRAINED, CLASSICAL[block[0]["recordings"]]), strict=True):
+            gain = of.get(other, {}).get("pretrained_minus_this", {}).get(measure.name)
+            if gain is not None:
+                counts["higher" if gain["ci_low"] > 0 else "lower" if gain["ci_high"] < 0 else "open"] += 1
+    if not best:
+        return ""
+    span = f"{best[0]:.2f}" if len(best) == 1 else f"{min(best):.2f} to {max(best):.2f}"
+    said = [
+        f"; against {name} it scores higher in {n['higher']} of {n.total()}, lower in {n['lower']}, and cannot be told "
+        f"apart in {n['open']}"
+        for name, n in found.items()
+        if n
+    ]
+    return f"The pretrained model has an {measure.title} of {span} in {counted(len(best), 'question')}{''.join(said)}."
 
 
 def limits(results: dict[str, Any]) -> str:
     """What the numbers do not show, in sentences."""
     sites, subjects = results["sites"], results["subjects"]
     said = [
-        f"{subjects} subjects of {len(sites)} {'site' if len(sites) == 1 else 'sites'} and one pretraining run: the "
+        f"{subjects} subjects of {counted(len(sites), 'site')} and one pretraining run: the "
         "intervals hold the spread over subjects, not that of another pretraining run or another choice of sites.",
-        "A score that tells classes apart here says nothing about single persons elsewhere, about why the classes "
-        "differ (age, medication and motion may), or about use in a clinic.",
+        "A score that is good here says nothing about single persons elsewhere, about why people differ (age, "
+        "medication and motion may), or about use in a clinic.",
     ]
     if len(sites) < 3:
         said.append("With fewer than three sites, a score on a site left out rests on one or two scanners.")
@@ -108,4 +149,4 @@ def limits(results: dict[str, Any]) -> str:
         said.append("Scores on simulated sites say nothing about brains.")
     if results["subjects_seen_in_pretraining"] is None:
         said.append("Whether pretraining has seen these subjects is not known.")
-    return "What these numbers do not show: " + " ".join(said)
+    return " ".join(said)

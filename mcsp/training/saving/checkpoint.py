@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from mcsp.outside import parse_json, read_bounded
 from mcsp.schema import SCHEMA_VERSION
 from mcsp.wording import sha256_file
 
@@ -132,7 +133,7 @@ def _manifest_digest(manifest: dict[str, Any]) -> str:
 def read_manifest(path: Path) -> dict[str, Any]:
     """The manifest of one checkpoint; ``ValueError`` naming the file that is missing, damaged or changed."""
     try:
-        manifest: dict[str, Any] = json.loads((path / MANIFEST).read_bytes())
+        manifest: dict[str, Any] = parse_json(read_bounded(path / MANIFEST))
     except OSError as error:
         raise ValueError(f"{path}: not a checkpoint, {MANIFEST} cannot be read ({error.strerror})") from None
     except ValueError as error:

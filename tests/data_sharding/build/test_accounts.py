@@ -55,7 +55,7 @@ def build_here(site: Path, out: Path | str, reader: ReadingProcess) -> tuple[Pla
         part.mkdir(parents=True, exist_ok=True)
     plan = make_plan(config, subject_key(config))
     for shard in plan.shards:
-        write_receipt(folder, shard.name, build_shard(shard, config, reader))
+        write_receipt(folder / BUILD_NAME, shard.name, build_shard(shard, config, reader))
     return plan, config, folder
 
 
@@ -66,10 +66,10 @@ def test_memory_and_disk_hold_the_same_corpus(
     found = []
     for out in (tmp_path / "corpus", f"memory://{tmp_path.name}/corpus"):
         plan, config, folder = build_here(site, out, reader)
-        assert duplicates(folder, plan) == {}
+        assert duplicates(folder / BUILD_NAME, plan) == {}
         (folder / SHARDS_NAME / "train-77777-000000000000.tar").write_bytes(b"of an older index")
         index = settle(plan, config, folder, "0" * 64, KEY.encode())
-        remove_stale(folder, index, plan)
+        remove_stale(folder, folder / BUILD_NAME, index, plan)
         assert read_index(folder) == index
         described = {name: (folder / name).read_bytes() for name in index["tables"].values()}
         shards = {name: (folder / SHARDS_NAME / name).read_bytes() for name in names(folder / SHARDS_NAME)}
@@ -101,7 +101,7 @@ def test_a_receipt_counts_only_for_what_it_was_written_for(
     monkeypatch.setenv("MCSP_SUBJECT_KEY", KEY)
     plan, _, folder = build_here(site, tmp_path / "corpus", reader)
     name, digest = plan.names[0], plan.digests[0]
-    header = read_header(folder, name)
+    header = read_header(folder / BUILD_NAME, name)
     assert header is not None and header.shard is not None
     assert is_current(header, folder, digest, {}, [1.0, 1.0], deep=True)
     assert not is_current(header, folder, "other", {}, [1.0, 1.0], deep=False)
@@ -113,4 +113,4 @@ def test_a_receipt_counts_only_for_what_it_was_written_for(
     tar.write_bytes(content)
     assert is_current(header, folder, digest, {}, [1.0, 1.0], deep=False)
     assert not is_current(header, folder, digest, {}, [1.0, 1.0], deep=True)
-    assert read_header(folder, "train-99999") is None
+    assert read_header(folder / BUILD_NAME, "train-99999") is None

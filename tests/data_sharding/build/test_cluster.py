@@ -241,7 +241,10 @@ def test_an_object_store_holds_the_same_bytes(
 
         store = s3fs.S3FileSystem(skip_instance_cache=True)
         store.mkdir("consortium")
-        config = CorpusConfig.parse({**small, "out_dir": "s3://consortium/corpus", "workers": workers}, "test")
+        config = CorpusConfig.parse(
+            {**small, "out_dir": "s3://consortium/corpus", "private_dir": tmp_path / "private", "workers": workers},
+            "test",
+        )
         index, was_there = build_corpus(config)
         assert not was_there
         assert build_corpus(config) == (index, True)

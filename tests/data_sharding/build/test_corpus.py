@@ -6,6 +6,7 @@ Covers: data_sharding/build/worker.py
 import fcntl
 import json
 import os
+import re
 import shutil
 import socket
 from pathlib import Path
@@ -49,7 +50,8 @@ def test_every_bad_recording_is_listed_with_its_reason_and_the_others_survive(
     expected = {("damaged", file): reason for file, reason in expected_reasons.items()}
     expected["images", "sub-03/func/sub-03_task-rest_space-MNI152NLin6Asym_desc-preproc_bold.nii.gz"] = "t_r-mismatch"
     assert rejected == expected
-    assert all(r.detail and "\n" not in r.detail for r in read_rejected(built))
+    assert all(r["original_detail"] for r in originals)
+    assert all(re.fullmatch(r"sub-[0-9a-f]{32}", r.file) for r in read_rejected(built))
     stored = {site: counts["recordings"] for site, counts in corpus.index["totals"]["sites"].items()}
     assert stored == {"paired": 8, "images": 2, "damaged": 1}
     assert sum(corpus.index["reasons"].values()) == len(expected)

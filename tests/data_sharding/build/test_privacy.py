@@ -19,6 +19,7 @@ from mcsp.data_sharding.build.privacy import (
 )
 from mcsp.data_sharding.store.index import SHARDS_NAME
 
+HASH = "0123456789abcdef" * 2
 PLANTED = {
     "date": [
         "2019-05-04", "04.05.2019", "4.5.19", "05/14/2019", "2019/05/04", "20190504T101112", "12-MAY-1987", "04May2019",
@@ -37,7 +38,7 @@ PLANTED = {
     "age": ["91.5 years", "aged 93", "93yo", "age 92,5", "90 Jahre", "102-year"],
 }  # fmt: skip
 HARMLESS = [
-    "sub-0123456789abcdef/eeg/sub-0123456789abcdef_task-rest_eeg.edf", "found 480000 samples, expected 1440000 bytes",
+    f"sub-{HASH}/eeg/sub-{HASH}_task-rest_eeg.edf", "found 480000 samples, expected 1440000 bytes",
     "0.1234567", "-1.5e-07", "17networks_LH_VisCent_ExStr_1", "EEG 001", "T7", "1.26.4", "50/60 Hz", "10-20", "uV/Hz",
     "2 of 10", "Schaefer2018 400 parcels, 7 networks", "MNI152NLin2009cAsym", "restEyesOpen", "a" * 64,
     "arXiv 2405.18765", "EEG12345", "123456 samples",
@@ -73,13 +74,13 @@ def test_participants_columns_are_judged_by_name_and_value() -> None:
         "hospital": 1234567.0, "age": 93.0, "Age": 91.5, "age_at_scan": "92,5 years", "birth_year": "1930s",
         "note": "seen 2019-05-04", "Jahr": 1931.0, "device_serial": "x",
     }  # fmt: skip
-    assert list(find_identifiers_in_participant("x", {"age": 89.5 - 0.5, "education_years": 16.0}, frozenset())) == []
+    assert list(find_identifiers_in_participant("x", {"age": 89.0, "education_years": 16.0}, frozenset())) == []
     for column, value in planted.items():
-        assert len(list(find_identifiers_in_participant("x", {column: value}, frozenset()))) == 1, column
+        assert list(find_identifiers_in_participant("x", {column: value}, frozenset())), column
 
 
 def test_hashes_survive_redaction_and_what_hides_in_them_does_not_matter() -> None:
-    text = "sub-0123456789abcdef/ses-1/sub-0123456789abcdef_acq-0123456_eeg.edf"
+    text = f"sub-{HASH}/ses-1/sub-{HASH}_acq-0123456_eeg.edf"
     assert redact(text) == text.replace("acq-0123456", "acq-[record number]")
 
 

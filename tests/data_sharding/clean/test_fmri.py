@@ -10,9 +10,11 @@ from mcsp.config import FmriConfig
 from mcsp.data_sharding.bids.find import RecordingRef, Site, find_recordings
 from mcsp.data_sharding.bids.reasons import RecordingError
 from mcsp.data_sharding.bids.write import write_json, write_parcellated_bold, write_parcellation, write_tsv
-from mcsp.data_sharding.clean.fmri import read_fmri, repetition_time
-from mcsp.data_sharding.clean.fmri_confounds import detrend
+from mcsp.data_sharding.clean import fmri
+from mcsp.data_sharding.clean.fmri import clean_bold, in_unit, plausible_t_r, read_fmri, repetition_time
+from mcsp.data_sharding.clean.fmri_confounds import Confounds, detrend
 from mcsp.data_sharding.clean.recording import CleanRecording
+from mcsp.data_sharding.parcels.parcellation import Parcels
 
 T_R = 1.35
 
@@ -143,3 +145,64 @@ def test_a_label_image_elsewhere_in_space_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RecordingError) as error:
         read(tmp_path)
     assert error.value.reason == "label-space-mismatch"
+
+
+def cleaned(percent_PT: np.ndarray, steady: int | None = None, min_seconds: float = 30.0, **changes: float):
+    """Percent in memory, of which so many volumes are steady."""
+    parcels = Parcels([str(i) for i in range(len(percent_PT))], [], np.zeros((len(percent_PT), 3)))
+    steady_T = None if steady is None else np.arange(percent_PT.shape[1]) < steady
+    config = FmriConfig(**changes)  # type: ignore[arg-type]
+    return clean_bold(percent_PT.T, parcels, 2.0, Confounds(steady_T=steady_T), config, min_seconds, True)
+
+
+def test_amplitudes_at_the_limits_are_those_of_percent(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert fmri._AMPLITUDE_PERCENT == (0.01, 20.0)
+    found = cleaned(fluctuation(3)).quality["amplitude"]
+    monkeypatch.setattr(fmri, "_AMPLITUDE_PERCENT", (found, found))
+    cleaned(fluctuation(3))
+    for limits in ((np.nextafter(found, 9.0), 20.0), (0.01, np.nextafter(found, 0.0))):
+        monkeypatch.setattr(fmri, "_AMPLITUDE_PERCENT", limits)
+        with pytest.raises(RecordingError, match="is it percent signal change") as error:
+            cleaned(fluctuation(3))
+        assert error.value.reason == "wrong-unit"
+
+
+def test_exactly_the_least_time_outside_of_motion_is_enough() -> None:
+    recording = cleaned(fluctuation(3), steady=15)
+    assert recording.valid_spans == [0, 15] and not recording.x_TC[15:].any()
+    assert recording.quality["artefact_fraction"] == 1 - 15 / 80
+    for steady, min_seconds in ((14, 30.0), (1, 1.0)):
+        with pytest.raises(RecordingError) as error:
+            cleaned(fluctuation(3), steady, min_seconds)
+        assert error.value.reason == "motion"
+
+
+def test_exactly_so_many_parcels_may_be_missing() -> None:
+    percent_PT = fluctuation(4)
+    percent_PT[:2] = 3.0
+    assert cleaned(percent_PT, max_bad_fraction=0.5).quality["bad_channels"] == 2
+    with pytest.raises(RecordingError, match="2 of 4 parcels have no signal") as error:
+        cleaned(percent_PT, max_bad_fraction=0.49)
+    assert error.value.reason == "parcels-missing"
+
+
+def test_a_mean_is_a_baseline_a_zero_or_neither() -> None:
+    """In standard deviations: at least 5 is a baseline, at most 0.5 is none, between them is no BOLD."""
+    assert (fmri._MIN_BASELINE, fmri._MAX_CENTRED) == (5.0, 0.5)
+    x_T = np.tile([1.0, -1.0], 40)
+    for mean, unit in ((5.0, "percent"), (0.5, "a.u."), (-0.5, "a.u.")):
+        assert in_unit(np.tile(x_T + mean, (3, 1)).T)[2] == unit
+    for mean in (4.999, 0.501, -0.501, -5.0):
+        with pytest.raises(RecordingError, match="median mean/deviation") as error:
+            in_unit(np.tile(x_T + mean, (3, 1)).T)
+        assert error.value.reason == "no-baseline"
+    mixed_TP = np.stack([x_T + mean for mean in (9.0, 9.0, 4.999)], 1)
+    assert in_unit(mixed_TP)[1].tolist() == [True, True, False]
+
+
+def test_t_r_at_the_bounds_is_plausible() -> None:
+    low, high = fmri._T_R_BOUNDS
+    assert plausible_t_r(low) == low and plausible_t_r(high) == high
+    for t_r in (np.nextafter(low, 0.0), np.nextafter(high, 99.0)):
+        with pytest.raises(RecordingError, match=rf"expected {low:g} to {high:g} s"):
+            plausible_t_r(float(t_r))

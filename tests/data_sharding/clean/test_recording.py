@@ -1,8 +1,10 @@
 """Spans and amplitudes of what was read."""
 
 import numpy as np
+import pytest
 
-from mcsp.data_sharding.clean.recording import robust_amplitude, spans_of, summarise
+from mcsp.data_sharding.bids.reasons import RecordingError
+from mcsp.data_sharding.clean.recording import require_good, robust_amplitude, spans_of, summarise
 
 
 def test_spans_are_the_stretches_that_are_true() -> None:
@@ -21,3 +23,18 @@ def test_amplitude_is_that_of_a_gaussian_and_ignores_spikes() -> None:
         "amplitude": amplitude_C[0],
         "artefact_fraction": 0.25,
     }
+    assert summarise(amplitude_C, good_C, 1 / 3)["artefact_fraction"] == 0.333333
+
+
+def test_the_median_of_an_even_number_is_between_both_and_nan_stays() -> None:
+    x_CT = np.array([[0.0, 1.0, 5.0, 9.0], [0.0, 1.0, np.nan, 9.0]])
+    np.testing.assert_allclose(robust_amplitude(x_CT), [1.4826 * 2.5, np.nan])
+
+
+def test_one_good_channel_is_enough() -> None:
+    yes, no = np.ones(2, dtype=bool), np.zeros(2, dtype=bool)
+    assert require_good(yes, np.array([True, False])).tolist() == [False, True]
+    for finite_C, flat_C, reason in ((no, no, "non-finite"), (yes, yes, "flat")):
+        with pytest.raises(RecordingError) as error:
+            require_good(finite_C, flat_C)
+        assert error.value.reason == reason

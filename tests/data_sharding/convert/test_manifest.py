@@ -29,6 +29,29 @@ def test_columns_by_any_of_their_names_and_the_rest_as_labels(tmp_path: Path) ->
     assert (second.subject, second.session, second.labels) == ("01x", "post", {"diagnosis": "case"})
 
 
+@pytest.mark.parametrize(
+    "header",
+    [
+        "path subject session site task run t_r",
+        "Filename participant_id session_id SITE_ID task_name Run TR",
+        "file SUB_ID ses Site TASK run_id RepetitionTime",
+        "FilePath Subject-ID Session site Task run repetition_time",
+    ],
+)
+def test_a_column_is_known_by_any_usual_spelling(tmp_path: Path, header: str) -> None:
+    table = "\t".join(header.split()) + "\tDiagnosis\na.tsv\t01\tpre\tnyu\trest\t2\t1.5\tcase\n"
+    (row,) = rows(tmp_path, table)
+    assert (row.subject, row.session, row.site, row.task, row.run) == ("01", "pre", "nyu", "rest", "2")
+    assert row.seconds_per_sample == 1.5 and row.labels == {"Diagnosis": "case"}
+
+
+def test_two_columns_that_say_one_thing_must_agree(tmp_path: Path) -> None:
+    assert rows(tmp_path, "path\tsub\tTR\tRepetitionTime\na.tsv\t1\t2.0\t2.0\n")[0].seconds_per_sample == 2.0
+    assert rows(tmp_path, "path\tsub\tTR\tt_r\na.tsv\t1\t\t2.0\n")[0].seconds_per_sample == 2.0
+    with pytest.raises(ValueError, match=r"row 1: TR '2' and t_r '2000' differ, expected one column of t_r"):
+        rows(tmp_path, "path\tsub\tTR\tt_r\na.tsv\t1\t2\t2000\n")
+
+
 def test_every_kind_of_file_and_its_rate(tmp_path: Path) -> None:
     table = "path,subject,task,run,sampling_rate,t_r,site\n"
     table += "c.edf,1,task-eyes_open,run-1,250,,\nd.nii.gz,1,,,0.5,,\ne.ptseries.nii,2,,,0.5,2,\n"

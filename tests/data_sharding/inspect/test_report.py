@@ -65,13 +65,13 @@ def test_the_page_tells_every_site_and_reason_and_needs_no_other_file(corpus: Co
     assert page.open == []
     said = " ".join(page.texts)
     for site, counts in corpus.index["totals"]["sites"].items():
-        row = re.search(rf"<tr>(?:(?!</tr>).)*>{site}<.*?</tr>", text)
+        row = re.search(rf"<tr>(?:(?!</tr>).)*>{site}<.*?</tr>", text, re.DOTALL)
         assert row is not None
-        numbers = re.findall(r"<td class=n>([\d,.]+)", row.group())
+        numbers = re.findall(r'<td class="n">([\d,.]+)', row.group())
         assert numbers[:4] == [str(counts[k]) for k in ("found", "recordings", "rejected", "subjects")]
         assert ("simulated" in row.group()) == counts["simulated"]
     for reason, n in corpus.index["reasons"].items():
-        assert re.search(rf"<b>{reason}</b>.*?<td class=n>{n}</td>", text), reason
+        assert re.search(rf'<b>{reason}</b>.*?<td class="n">{n}</td>', text, re.DOTALL), reason
     for expected in ("t_r 1.5 s", "200 Hz", corpus.index_hash, f"mne {corpus.index['software']['mne']}", '"eeg"'):
         assert expected in said, expected
     used = [value for _, attrs in page.tags for name, value in attrs.items() if name in ("src", "href")]

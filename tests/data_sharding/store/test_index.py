@@ -81,3 +81,11 @@ def test_people_who_come_again_count_once_and_their_sessions_apart() -> None:
 )
 def test_blocks_end_with_the_recording(n: int, bounds: list[int]) -> None:
     np.testing.assert_array_equal(block_bounds(n, 10), bounds)
+
+
+def test_tables_of_lines_are_text_that_people_read(tmp_path: Path) -> None:
+    entries = [Rejection("Züri", "sub-1_eeg.edf", "eeg", "flat", "µV"), Rejection("b", "c", "fmri", "motion", "d")]
+    index._write_lines(tmp_path / "lines", entries)
+    text = (tmp_path / "lines").read_text(encoding="utf-8")
+    assert "Züri" in text and "µV" in text and text.count("\n") == 2
+    assert list(index.read_entries(tmp_path / "lines", Rejection)) == entries

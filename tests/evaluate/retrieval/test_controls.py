@@ -81,7 +81,7 @@ def test_a_schedule_that_all_people_share_is_found_by_the_time_alone() -> None:
     assert score is not None and score["top1"] < 2 * score["chance"]
 
 
-def test_a_regression_never_saw_the_person_it_is_asked_about(cuts, similarity, corpus_dir: Path) -> None:
+def test_a_regression_never_saw_the_person_it_is_asked_about() -> None:
     """Their BOLD may be anything, without a change of what is expected for them."""
     x = np.random.default_rng(1).normal(size=(12, 5, 3))
     y, people = np.random.default_rng(2).normal(size=(12, 5, 4)), np.repeat(np.arange(4), 3)

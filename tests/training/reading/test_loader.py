@@ -5,6 +5,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from mcsp.config import BatchConfig
 from mcsp.data_sharding.store.index import SHARDS_NAME
 from mcsp.data_sharding.store.reader import Corpus
 from mcsp.run_log import read_metrics
+from mcsp.training.reading import loader
 from mcsp.training.reading.loader import BadWindows, StepDataset, batches
 from mcsp.training.reading.schedule import Schedule
 from tests.training.ranks import pretrain
@@ -112,6 +114,24 @@ def test_damage_is_replaced_alike_for_any_ranks_and_workers_and_after_a_resume(c
     assert [found for found, _ in gone] != [found for found, _ in whole]
     assert "cannot read the shard (No such file" in "".join(line for _, unreadable in gone for line in unreadable)
     assert global_batches(damaged, 3, 0, 1) == gone
+
+
+@pytest.mark.parametrize("workers", [0, 3])
+def test_shards_of_sixteen_steps_ahead_are_fetched_once(
+    corpus_dir: Path, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Corpus, "is_remote", True)
+    monkeypatch.setattr(loader, "get_worker_info", lambda: SimpleNamespace(num_workers=workers) if workers else None)
+    data, asked, fetched = dataset(corpus_dir, 1, 2, 3), [], []
+    draws = data.schedule.draws
+    monkeypatch.setattr(data.schedule, "draws", lambda *of: asked.append(of) or draws(*of))
+    monkeypatch.setattr(data.corpus, "fetch_ahead", lambda shards: fetched.append(list(shards)))
+    stride = max(1, workers)
+    for step in (0, stride, stride):  # the last once more, as after a resume
+        data._fetch_ahead(step)
+    steps = [stride * k for k in range(1, 18)]
+    assert asked == [(step, share, 6) for step in steps for share in (3, 4, 5)], "this rank's three of six shares"
+    assert fetched == [list(dict.fromkeys(c.recording.shard for d in draws(*of) for c in d.cuts)) for of in asked]
 
 
 def test_a_corpus_of_which_nothing_can_be_read_ends_the_run(corpus_dir: Path, tmp_path: Path) -> None:

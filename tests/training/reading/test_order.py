@@ -223,3 +223,10 @@ def test_a_stream_of_a_thousand_sites_needs_little() -> None:
     order = site_batches([1 + i % 50 for i in range(1000)], 64, 4)
     first, late = order(0), order(64 * 10**7)
     assert first != late and order.chunks_before(10**6)[0] > 0
+
+
+@pytest.mark.parametrize(("sizes", "total", "stride"), [((70, 29), 99, 61), ((70, 30), 100, 63), ((1, 1), 2, 1)])
+def test_what_is_rounded_moves_by_the_golden_ratio_of_the_sizes(sizes: tuple, total: int, stride: int) -> None:
+    """0.618 of the total, or the next number without a common divisor with it, so that every place is met."""
+    order = SiteBatches(np.repeat([0, 1], sizes), np.zeros(total, int), 1.0, key=5, quota=4, sites=2)
+    assert (order._total, order._stride) == (total, stride)

@@ -10,13 +10,14 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from mcsp.commands.plot import draw
 from mcsp.config import PretrainConfig
 from mcsp.data_sharding.store.reader import Corpus
 from mcsp.export.card import curve_rows
 from mcsp.run_log import read_events, read_metrics
-from mcsp.training.validation.validate import chunks_per_batch, collapsed, validation_schedule
+from mcsp.training.validation.validate import Validation, chunks_per_batch, collapsed, validation_schedule
 from tests.training.ranks import LAUNCHER, pretrain, run_ranks, start_ranks
 
 PROGRAM = Path(__file__).with_name("validation_program.py")
@@ -156,3 +157,13 @@ def test_collapse_is_all_domains_of_a_modality() -> None:
     assert collapsed(ranks) == (["eeg/spatial"], False)
     ranks["validation/rank_z/eeg/temporal"] = math.nan
     assert collapsed(ranks) == (["eeg/spatial", "eeg/temporal"], True)
+
+
+def test_people_are_those_with_a_window_that_is_fit_to_be_learned_from() -> None:
+    """Two chunks of three samples; the second person's first window is rubbish, the third person has no other."""
+    whole = {
+        "subject": torch.tensor([[11, 22, 33], [22, 44, 11]]),
+        "row eeg": torch.tensor([[0, 1, 2], [0, 1, 2]]),
+        "usable eeg": torch.tensor([[True, False, False], [True, True, True]]),
+    }
+    assert Validation._people(Validation.__new__(Validation), whole, "eeg") == [0, 3, 4]

@@ -1,0 +1,257 @@
+"""From labelled units to a classifier in one folder: calibration, threshold, distances of new subjects, card.
+
+Everything that says how good a head is comes from units that it was not trained on, fold by fold.
+
+Shape letters: N units, F features, O outputs (classes).
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.optimize import minimize
+from scipy.special import log_softmax, softmax
+
+from mcsp.config import LabelledConfig
+from mcsp.encode.classifier import MCSPClassifier
+from mcsp.encode.deployed import CLASSIFICATION, Head, distance_from, write_classifier
+from mcsp.evaluate.readout.classifiers import LOGISTIC, cross_validate, on_grams
+from mcsp.evaluate.readout.grams import fixed, gram
+from mcsp.evaluate.readout.probe import LinearProbe
+from mcsp.evaluate.splits import Folds, k_fold
+from mcsp.evaluate.units import Labelled
+from mcsp.model.weights import ExportedMCSP
+from mcsp.schema import Modality
+from mcsp.wording import listed
+
+FOLDER = "classifier"  # in the folder of the results
+PERCENTILES = np.arange(0, 101, 5)
+SHARED = 0.9  # of the recordings of a site have a good channel that counts as one of the site's; ours
+
+
+def deploy_probe(
+    config: Any,
+    model: ExportedMCSP,
+    labelled: Labelled,
+    parts: dict[Modality, dict[str, np.ndarray]],
+    facts: dict[str, Any],
+) -> list[str]:
+    """Write the logistic probe on frozen features, fitted on all units, into ``config.out_dir``.
+
+    Args:
+        config: an EvaluateConfig, with ``window_seconds``.
+        model: the encoder.
+        labelled: the units.
+        parts: blocks of features by modality and name, ``(N, F)``, NaN rows where a unit lacks the modality.
+        facts: more of what is worth keeping.
+
+    Returns:
+        Notes on what could not be made.
+    """
+    heads, notes = {}, []
+    for modality, named in parts.items():
+        x_NF = np.hstack([named[name] for name in model.feature_widths(modality)])
+        rows = np.flatnonzero(np.isfinite(x_NF).all(axis=1))
+        mine = labelled.part(rows)
+        try:
+            folds = k_fold([u.key for u in mine.units], mine.y_N, mine.groups, config.folds, 1)
+        except ValueError as error:
+            notes.append(f"No classifier of {modality}: {error}.")
+            continue
+        blocks = [named[name][rows] for name in model.feature_widths(modality)]
+        weight_OF, bias_O, score_NO = _one_against_rest(blocks, mine, folds)
+        zero_F, one_F = np.zeros(x_NF.shape[1]), np.ones(x_NF.shape[1])
+        arrays = {"weight_OF": weight_OF, "bias_O": bias_O, "mean_F": zero_F, "scale_F": one_F}
+        heads[modality] = head_of(config, modality, arrays, x_NF[rows], score_NO, mine, folds.by_seed[0], "recording")
+    if heads:
+        write_folder(config, model, labelled, heads, facts, "a logistic probe on frozen features")
+    return notes
+
+
+def head_of(
+    config: LabelledConfig,
+    modality: Modality,
+    arrays: dict[str, np.ndarray],
+    x_NF: np.ndarray,
+    score_NO: np.ndarray,
+    labelled: Labelled,
+    folds: Sequence[tuple[np.ndarray, np.ndarray]],
+    measured_of: str,
+) -> Head:
+    """A head with what is known of it from held-out units.
+
+    Args:
+        config: how windows were cut.
+        modality: of the features.
+        arrays: ``weight_OF``, ``bias_O``, ``mean_F``, ``scale_F``.
+        x_NF: features of the units.
+        score_NO: scores of each by a head of a fold that did not train on its subject; NaN where no fold tested it.
+        labelled: the same units.
+        folds: train and test rows of the same units.
+        measured_of: "recording" or "windows": what the measured part of the features is of.
+    """
+    tested = np.isfinite(score_NO).all(axis=1)
+    calibration = calibrate(score_NO[tested], labelled.y_N[tested])
+    p_NO = softmax(calibration["slope"] * score_NO[tested] + np.asarray(calibration["bias"]), axis=1)
+    distances = []
+    for train, test in folds:
+        known = spread_of(x_NF[train])
+        distances += [distance_from(known, x_F) for x_F in x_NF[test]]
+    assert config.window_seconds is not None
+    facts = {
+        "windows_per_recording": config.windows_per_recording,
+        "window_seconds": config.window_seconds[modality],
+        "measured_of": measured_of,
+        "calibration": {**calibration, "units": int(tested.sum()), "of": f"held-out units, {len(folds)} folds"},
+        "threshold": best_threshold(p_NO[:, 1], labelled.y_N[tested]) if p_NO.shape[1] == 2 else None,
+        "units": len(labelled.units),
+        "subjects": len(set(labelled.subjects)),
+        "sites": dict(sorted(Counter(labelled.sites).items())),
+        "channels": _channels_by_site(labelled, modality),
+        "distances": np.percentile(distances, PERCENTILES).tolist(),
+    }
+    return Head({**arrays, **spread_of(x_NF)}, facts)
+
+
+def write_folder(
+    config: Any, model: ExportedMCSP, labelled: Labelled, heads: dict[Modality, Head], facts: dict[str, Any], what: str
+) -> Path:
+    """Write encoder, heads and card; the folder."""
+    folder = Path(config.out_dir) / FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    task = {"kind": CLASSIFICATION, "label": config.label, "classes": labelled.classes}
+    write_classifier(folder, model, heads, task, facts, _card(config.label, labelled, heads, facts, what))
+    return folder
+
+
+def heads_of(classifier: MCSPClassifier) -> dict[Modality, dict[str, np.ndarray]]:
+    """The linear heads of a trained classifier, as arrays of a :class:`mcsp.encode.deployed.Head`."""
+    found: dict[Modality, dict[str, np.ndarray]] = {}
+    for modality in classifier.n_features:
+        linear = classifier.heads[modality]
+        tensors = {
+            "weight_OF": linear.weight,
+            "bias_O": linear.bias,
+            "mean_F": classifier.get_buffer(f"{modality}_mean"),
+            "scale_F": classifier.get_buffer(f"{modality}_scale"),
+        }
+        found[modality] = {name: t.detach().double().cpu().numpy() for name, t in tensors.items()}
+    return found
+
+
+def calibrate(score_NO: np.ndarray, y_N: np.ndarray) -> dict[str, Any]:
+    """Slope and bias that make logarithms of probabilities of scores, after Platt (1999), for any number of classes.
+
+    Labels are smoothed as he does it, so that scores which hold the classes wholly apart give no infinite slope.
+
+    Args:
+        score_NO: scores of units that the classifier was not trained on.
+        y_N: their classes, 0 to O - 1.
+
+    Returns:
+        ``slope`` and a ``bias`` per class: ``softmax(slope * score + bias)`` are the probabilities.
+    """
+    n_units, n_classes = score_NO.shape
+    count_O = np.bincount(y_N, minlength=n_classes)
+    sure_O = (count_O + 1) / (count_O + n_classes)
+    target_NO = np.repeat(((1 - sure_O[y_N]) / (n_classes - 1))[:, None], n_classes, axis=1)
+    target_NO[np.arange(n_units), y_N] = sure_O[y_N]
+    scale = float(score_NO.std()) or 1.0
+    x_NO = score_NO / scale
+
+    def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:
+        logit_NO = parameters[0] * x_NO + parameters[1:]
+        error_NO = (softmax(logit_NO, axis=1) - target_NO) / n_units
+        gradient = np.concatenate([[float((error_NO * x_NO).sum())], error_NO.sum(axis=0)])
+        return float(-(target_NO * log_softmax(logit_NO, axis=1)).sum() / n_units), gradient
+
+    # A slope below 0 would turn the ranking around, where the scores say nothing.
+    bounds = [(0.0, None), *[(None, None)] * n_classes]
+    found = minimize(loss, np.concatenate([[1.0], np.zeros(n_classes)]), jac=True, method="L-BFGS-B", bounds=bounds)
+    bias_O = found.x[1:] - found.x[1:].mean()
+    return {"slope": float(found.x[0]) / scale, "bias": bias_O.tolist()}
+
+
+def best_threshold(p_N: np.ndarray, y_N: np.ndarray) -> float:
+    """The probability of the second class from which on it is named, with the largest balanced accuracy.
+
+    Of several, the one next to the middle of its gap between two units, and of those the one next to 0.5.
+    """
+    levels = np.unique(p_N)
+    cuts = np.concatenate([[levels[0] / 2], (levels[1:] + levels[:-1]) / 2, [(levels[-1] + 1) / 2]])
+    accuracy = [((p_N[y_N == 1] >= t).mean() + (p_N[y_N == 0] < t).mean()) / 2 for t in cuts]
+    best = cuts[np.isclose(accuracy, max(accuracy))]
+    return float(best[np.abs(best - 0.5).argmin()])
+
+
+def spread_of(x_NF: np.ndarray) -> dict[str, np.ndarray]:
+    """Mean and standard deviation of every feature over units; 0 where it does not vary beyond rounding."""
+    centre_F, spread_F = x_NF.mean(axis=0), x_NF.std(axis=0)
+    return {"centre_F": centre_F, "spread_F": np.where(spread_F > 1e-9 * np.abs(centre_F).clip(1e-9), spread_F, 0.0)}
+
+
+def _channels_by_site(labelled: Labelled, modality: Modality) -> dict[str, list[str]]:
+    """Channels that nearly all recordings of a site have, and good."""
+    found = {}
+    for site in sorted(set(labelled.sites)):
+        units = [unit for unit, of in zip(labelled.units, labelled.sites, strict=True) if of == site]
+        recordings = [r for unit in units for r in unit.of(modality)]
+        counts = Counter(n for r in recordings for n, good in zip(r.channels, r.channel_good, strict=True) if good)
+        found[site] = [name for name, count in counts.items() if count >= SHARED * len(recordings)]
+    return found
+
+
+def _one_against_rest(
+    blocks: Sequence[np.ndarray], labelled: Labelled, folds: Folds
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Weights ``(O, F)``, bias ``(O,)`` fitted on all units, and scores ``(N, O)`` of held-out ones.
+
+    One logistic regression per class against the others; of two classes, one for both, halved.
+    """
+    readout = on_grams(LOGISTIC, fixed([gram(x_NF) for x_NF in blocks]))
+    n_classes = len(labelled.classes)
+    probe = LinearProbe([x_NF.shape[1] for x_NF in blocks]).fit(np.hstack(blocks), labelled.y_N)
+    positive = range(n_classes) if n_classes > 2 else [1]
+    score_NO = np.stack(
+        [cross_validate(readout, (labelled.y_N == c).astype(int), folds)[0, 0] for c in positive], axis=1
+    )
+    if n_classes == 2:
+        sign_O = np.array([-0.5, 0.5])
+        return sign_O[:, None] * probe.coef_, sign_O * probe.intercept_, sign_O * score_NO
+    return probe.coef_, probe.intercept_, score_NO
+
+
+def _card(label: str, labelled: Labelled, heads: dict[Modality, Head], facts: dict[str, Any], what: str) -> str:
+    lines = [
+        f"# {label}: {' or '.join(labelled.classes)}",
+        "",
+        f"A classifier of single recordings, {what}. Research use; not a medical device.",
+        "",
+        "```sh",
+        "mcsp predict THIS_FOLDER RECORDINGS... --out table.tsv",
+        "```",
+        "",
+        "| modality | units | subjects | sites | threshold |",
+        "|---|---|---|---|---|",
+    ]
+    for modality, head in heads.items():
+        f = head.facts
+        sites = listed(f"{name} ({count})" for name, count in f["sites"].items())
+        threshold = (
+            "largest probability" if f["threshold"] is None else f"{labelled.classes[1]} from {f['threshold']:.3f}"
+        )
+        lines.append(f"| {modality} | {f['units']} | {f['subjects']} | {sites} | {threshold} |")
+    return "\n".join(
+        [
+            *lines,
+            "",
+            "Probabilities are calibrated on held-out subjects of these sites, for the share of each class there;",
+            "elsewhere they may be off. `distance` says how far a recording lies from the training data,",
+            "and `flags` which channels it lacks.",
+            "",
+            str(facts.get("overlap", "")),
+            "",
+        ]
+    )

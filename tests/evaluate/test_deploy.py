@@ -1,0 +1,215 @@
+"""A classifier in a folder says of raw files what was said of the corpus; calibration and threshold as defined.
+
+Covers: mcsp/encode/deployed.py, mcsp/encode/files.py, mcsp/commands/recordings.py
+"""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import mne
+import numpy as np
+import pytest
+from scipy.special import expit, softmax
+
+import mcsp
+from mcsp.commands.main import run
+from mcsp.config import EvaluateConfig
+from mcsp.data_sharding.store.reader import Corpus
+from mcsp.encode.deployed import LoadedClassifier, chosen
+from mcsp.encode.files import find_files, modality_of
+from mcsp.encode.pretrained import PretrainedMCSP
+from mcsp.evaluate.deploy import best_threshold, calibrate, deploy_probe
+from mcsp.evaluate.features import learned_parts, measured_parts
+from mcsp.evaluate.units import Labelled, read_labels
+
+CUT = {"windows_per_recording": 2, "window_seconds": {"eeg": 10.0, "fmri": 30.0}}
+
+
+@pytest.fixture(scope="module")
+def labelled(corpus_dir: Path) -> Labelled:
+    return read_labels(Corpus(corpus_dir), "diagnosis")
+
+
+@pytest.fixture(scope="module")
+def parts(corpus_dir: Path, pretrained: PretrainedMCSP, labelled: Labelled) -> dict:
+    corpus, config = Corpus(corpus_dir), EvaluateConfig(
+        model_dir=Path("model"), corpus_dir=corpus_dir, out_dir=Path("out"), **CUT
+    )  # fmt: skip
+    learned = learned_parts(pretrained, corpus, labelled.units, config, "learned")
+    measured = measured_parts(pretrained, corpus, labelled.units, config)
+    return {m: {**learned[m], **measured[m]} for m in ("eeg", "fmri")}
+
+
+@pytest.fixture(scope="module")
+def folder(
+    corpus_dir: Path,
+    pretrained: PretrainedMCSP,
+    labelled: Labelled,
+    parts: dict,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    out = tmp_path_factory.mktemp("deployed")
+    config = EvaluateConfig(model_dir=Path("model"), corpus_dir=corpus_dir, out_dir=out, folds=4, **CUT)
+    assert deploy_probe(config, pretrained, labelled, parts, {"overlap": "None of them."}) == []
+    return out / "classifier"
+
+
+def files(corpus_dir: Path, pattern: str) -> list[Path]:
+    return sorted((corpus_dir.parent / "bids").glob(f"simulated-a/sub-*/{pattern}"))
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file, delimiter="\t"))
+
+
+def test_raw_files_are_scored_as_their_units_in_the_corpus(
+    folder: Path, corpus_dir: Path, labelled: Labelled, parts: dict, pretrained: PretrainedMCSP
+) -> None:
+    """A corpus hides who is who, so the scores of a site are compared as a whole."""
+    classifier = mcsp.load_classifier(folder)
+    assert classifier.classes == labelled.classes
+    for modality, pattern in (("eeg", "eeg/*_eeg.edf"), ("fmri", "func/*_timeseries.tsv")):
+        of_site = [i for i, site in enumerate(labelled.sites) if site == "simulated-a"]
+        x_NF = np.hstack([parts[modality][name] for name in pretrained.feature_widths(modality)])[of_site]
+        p_NO = softmax([classifier.heads[modality].scores(x_F) for x_F in x_NF], axis=1)
+        found = classifier.predict_all(files(corpus_dir, pattern))
+        assert [p.error for p in found] == [""] * 16
+        p_N = [p.probabilities[labelled.classes[1]] for p in found]
+        np.testing.assert_allclose(np.sort(p_N), np.sort(p_NO[:, 1]), atol=0.01)
+        threshold = classifier.heads[modality].facts["threshold"]
+        assert [p.label for p in found] == [labelled.classes[int(p >= threshold)] for p in p_N]
+        assert all(0 <= p.closer <= 100 and p.distance is not None for p in found if p.closer is not None)
+        assert not any("missing" in flag or "unlike" in flag for p in found[:1] for flag in p.flags)
+
+
+def test_a_recording_that_differs_from_the_training_is_flagged(folder: Path, corpus_dir: Path) -> None:
+    raw = mne.io.read_raw_edf(files(corpus_dir, "eeg/*_eeg.edf")[0], preload=True, verbose="ERROR")
+    classifier = mcsp.load_classifier(folder, line_hz=50.0)
+    usual = classifier.predict(raw)
+    montages = classifier.heads["eeg"].facts["channels"]
+    assert montages["simulated-a"] == raw.ch_names and not set(montages["simulated-b"]) & set(raw.ch_names)
+    few = classifier.predict(raw.copy().drop_channels(["Fp1", "O2"]))
+    assert f"2 of {len(raw.ch_names)} channels of simulated-a are missing: Fp1, O2" in few.flags
+    noise = raw.copy()
+    noise._data += 4e-5 * np.random.default_rng(0).standard_normal(noise._data.shape)  # white, unlike any brain
+    noisy = classifier.predict(noise)
+    assert usual.distance is not None and noisy.distance is not None and noisy.distance > 1.5 * usual.distance
+    assert noisy.closer == 100 and any(flag.startswith("unlike the training data") for flag in noisy.flags)
+
+
+def test_the_command_writes_a_row_for_every_recording_with_a_class_or_a_reason(
+    folder: Path, corpus_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good, bold = files(corpus_dir, "eeg/*_eeg.edf")[0], files(corpus_dir, "func/*_timeseries.tsv")[0]
+    (tmp_path / "cut.edf").write_bytes(good.read_bytes()[:200])
+    (tmp_path / "notes.docx").touch()
+    named = [good, bold, tmp_path / "cut.edf", tmp_path / "notes.docx", tmp_path / "none.edf"]
+    out = tmp_path / "table.tsv"
+    assert run(["predict", str(folder), *map(str, named), "--out", str(out)]) == 0
+    rows = table(out)
+    assert [row["recording"] for row in rows] == [str(path) for path in named]
+    classes = mcsp.load_classifier(folder).classes
+    for row, modality in zip(rows[:2], ("eeg", "fmri"), strict=True):
+        assert row["modality"] == modality and row["class"] in classes and row["error"] == "n/a"
+        assert float(row["probability"]) == pytest.approx(float(row[f"p({row['class']})"]))
+        assert sum(float(row[f"p({name})"]) for name in classes) == pytest.approx(1, abs=1e-5)
+    for row, part in zip(rows[2:], ("cut.edf", "expected a file of EEG or BOLD", "no such file"), strict=True):
+        assert part in row["error"] and row["class"] == row["distance"] == "n/a"
+    assert run(["predict", str(folder), str(tmp_path / "none.edf"), "--out", str(out)]) == 1
+    assert run(["predict", str(folder), str(good), "--out", str(tmp_path / "a" / "b.tsv")]) == 2
+    assert "expected a file in a folder that is there" in capsys.readouterr().err
+
+
+def test_features_go_into_a_table_or_arrays(export_dir: Path, corpus_dir: Path, tmp_path: Path) -> None:
+    named = [
+        *files(corpus_dir, "eeg/*_eeg.edf")[:2],
+        tmp_path / "none.edf",
+        *files(corpus_dir, "func/*_timeseries.tsv")[:1],
+    ]
+    words = ["encode", str(export_dir), *map(str, named), "--windows-per-recording", "1", "--out"]
+    assert run([*words, str(tmp_path / "features.npz")]) == 0
+    assert run([*words, str(tmp_path / "features.tsv")]) == 0
+    with np.load(tmp_path / "features.npz", allow_pickle=False) as found:
+        assert found["eeg_rows"].tolist() == [0, 1] and found["fmri_rows"].tolist() == [3]
+        expected = mcsp.from_pretrained(export_dir).encode_raw(named[1], windows_per_recording=1).features  # type: ignore[attr-defined]
+        np.testing.assert_allclose(found["eeg_features"][1], expected, rtol=1e-6)
+        rows = table(tmp_path / "features.tsv")
+        values = [float(rows[1][name]) for name in found["eeg_names"]]
+        np.testing.assert_allclose(values, found["eeg_features"][1], rtol=1e-12)
+        assert rows[0][str(found["fmri_names"][0])] == "n/a" and "no such file" in rows[2]["error"]
+
+
+def test_files_are_found_by_name_pattern_folder_and_dataset(corpus_dir: Path, tmp_path: Path) -> None:
+    site = corpus_dir.parent / "bids" / "simulated-a"
+    assert len(find_files([site])) == 32
+    (tmp_path / "b.edf").touch()
+    (tmp_path / "a.fif").touch()
+    (tmp_path / "notes.txt").touch()
+    assert [p.name for p in find_files([tmp_path])] == ["a.fif", "b.edf"]
+    assert [p.name for p in find_files([tmp_path / "*.edf", tmp_path / "c.bdf"])] == ["b.edf", "c.bdf"]
+    with pytest.raises(ValueError, match="expected recordings, found none"):
+        find_files([tmp_path / "*.set"])
+    assert (modality_of("x.EDF"), modality_of("x_bold.nii.gz")) == ("eeg", "fmri")
+    with pytest.raises(ValueError, match="say the modality"):
+        modality_of(np.zeros((4, 100)))
+
+
+def test_a_changed_head_encoder_or_version_is_refused(folder: Path, tmp_path: Path) -> None:
+    def changed(name: str, content: bytes) -> Path:
+        copy = tmp_path / name.replace("/", "-")
+        shutil.copytree(folder, copy)
+        (copy / name).write_bytes(content)
+        return copy
+
+    head = (folder / "head.safetensors").read_bytes()
+    facts = json.loads((folder / "classifier.json").read_text())
+    for name, content, message in (
+        ("head.safetensors", head[:-8] + b"\0" * 8, "expected the file of SHA256SUMS"),
+        ("encoder/SHA256SUMS", b"", "expected the encoder that the head was trained on"),
+        ("classifier.json", json.dumps({**facts, "format_version": 9}).encode(), "expected format_version 1, found 9"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            LoadedClassifier(changed(name, content))
+    with pytest.raises(ValueError, match=r"expected a classifier, a folder with classifier\.json"):
+        LoadedClassifier(tmp_path)
+    assert not [p for p in folder.rglob("*") if p.suffix in (".pkl", ".pickle", ".pt", ".joblib")]
+    assert "diagnosis" in (folder / "README.md").read_text()
+
+
+def test_calibration_finds_the_slope_and_shift_that_made_the_labels() -> None:
+    rng = np.random.default_rng(0)
+    score_N = rng.standard_normal(20_000)
+    y_N = (rng.random(20_000) < expit(2.5 * score_N - 1)).astype(int)
+    found = calibrate(np.stack([-score_N / 2, score_N / 2], axis=1), y_N)
+    assert found["slope"] == pytest.approx(2.5, abs=0.1)
+    assert found["bias"][1] - found["bias"][0] == pytest.approx(-1, abs=0.1)
+    # Scores that hold the classes apart, or say the contrary, give no certainty and no reversal.
+    apart = calibrate(np.array([[1.0, -1], [1, -1], [-1, 1], [-1, 1]]), np.array([0, 0, 1, 1]))
+    assert softmax(apart["slope"] * np.array([1.0, -1]) + apart["bias"])[0] == pytest.approx(0.75, abs=1e-3)
+    against = calibrate(np.stack([score_N, -score_N], axis=1), y_N)
+    assert against["slope"] == pytest.approx(0, abs=1e-6)
+    assert softmax(against["bias"])[1] == pytest.approx(y_N.mean(), abs=1e-3)
+    # Several classes, one of them rare.
+    logit_NO = rng.standard_normal((20_000, 3)) + np.array([0, 0, -2])
+    classes_N = (logit_NO + rng.gumbel(size=logit_NO.shape)).argmax(axis=1)
+    several = calibrate(logit_NO / 3 + 1, classes_N)
+    assert several["slope"] == pytest.approx(3, abs=0.15)
+    np.testing.assert_allclose(several["bias"], 0, atol=0.1)
+
+
+def test_the_threshold_has_the_largest_balanced_accuracy() -> None:
+    rng = np.random.default_rng(1)
+    for _ in range(20):
+        y_N = rng.permutation([0] * 9 + [1] * 5)
+        p_N = np.round(expit(rng.standard_normal(14) + y_N), 2)
+
+        def balanced(t: float, p_N: np.ndarray = p_N, y_N: np.ndarray = y_N) -> float:
+            return float((p_N[y_N == 1] >= t).mean() + (p_N[y_N == 0] < t).mean()) / 2
+
+        best = max(balanced(t) for t in np.linspace(0, 1.001, 2003))
+        assert balanced(best_threshold(p_N, y_N)) == pytest.approx(best)
+    assert best_threshold(np.array([0.1, 0.2, 0.7, 0.9]), np.array([0, 0, 1, 1])) == pytest.approx(0.45)
+    assert chosen({"no": 0.6, "yes": 0.4}, 0.35) == "yes" and chosen({"a": 0.3, "b": 0.3, "c": 0.4}, None) == "c"
