@@ -58,7 +58,7 @@ def deploy_probe(
         rows = np.flatnonzero(np.isfinite(x_NF).all(axis=1))
         mine = labelled.part(rows)
         try:
-            folds = k_fold([u.key for u in mine.units], mine.y_N, mine.subjects, config.folds, 1)
+            folds = k_fold([u.key for u in mine.units], mine.y_N, mine.groups, config.folds, 1)
         except ValueError as error:
             notes.append(f"No classifier of {modality}: {error}.")
             continue

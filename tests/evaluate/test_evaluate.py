@@ -325,26 +325,26 @@ def test_a_missing_label_column_is_named_with_those_there_are(config: EvaluateCo
         evaluate(config.model_copy(update={"label": "handedness"}))
 
 
-def test_labels_of_one_or_three_classes_are_refused_and_unknown_values_left_out(corpus_dir: Path) -> None:
+def test_labels_of_one_class_are_refused_and_unknown_values_left_out_and_counted(corpus_dir: Path) -> None:
     corpus = Corpus(corpus_dir)
     everyone = list(corpus.recordings)
     corpus.recordings = Recordings.of(r for r in everyone if "case" in r.participant)
-    with pytest.raises(ValueError, match=r"expected two classes, found 1: \['case'\]"):
+    with pytest.raises(ValueError, match=r"expected two classes or more, found 1: \['case'\]"):
         read_labels(corpus, "diagnosis")
     values = ["case", "control", "other", "n/a"]
     keys = sorted({r.key for r in everyone})
     of_key = {key: values[i % 4] for i, key in enumerate(keys)}
     of_all = [replace(r, participant=json.dumps({"diagnosis": of_key[r.key]})) for r in everyone]
     corpus.recordings = Recordings.of(of_all)
-    with pytest.raises(ValueError, match="expected two classes, found 3"):
-        read_labels(corpus, "diagnosis")
+    assert read_labels(corpus, "diagnosis").classes == ["control", "case", "other"]
     corpus.recordings = Recordings.of(r for r in of_all if of_key[r.key] != "other")
     labelled = read_labels(corpus, "diagnosis")
+    assert (labelled.missing, labelled.left_out) == (8, 0)
     assert [u.key for u in labelled.units] == [key for key in keys if of_key[key] in ("case", "control")]
     assert np.bincount(labelled.y_N).tolist() == [8, 8]
     corpus.recordings = Recordings.of(of_all)
     chosen = read_labels(corpus, "diagnosis", ("other", "case"))
-    assert chosen.classes == ["other", "case"]
+    assert chosen.classes == ["other", "case"] and (chosen.missing, chosen.left_out) == (8, 8)
     assert [of_key[u.key] for u in chosen.units] == [["other", "case"][y] for y in chosen.y_N]
 
 
