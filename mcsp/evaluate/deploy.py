@@ -24,7 +24,7 @@ from mcsp.evaluate.splits import Folds, k_fold
 from mcsp.evaluate.units import Labelled
 from mcsp.model.weights import ExportedMCSP
 from mcsp.schema import Modality
-from mcsp.wording import listed
+from mcsp.wording import listed, markdown
 
 FOLDER = "classifier"  # in the folder of the results
 PERCENTILES = np.arange(0, 101, 5)
@@ -58,7 +58,7 @@ def deploy_probe(
         rows = np.flatnonzero(np.isfinite(x_NF).all(axis=1))
         mine = labelled.part(rows)
         try:
-            folds = k_fold([u.key for u in mine.units], mine.y_N, mine.subjects, config.folds, 1)
+            folds = k_fold([u.key for u in mine.units], mine.y_N, mine.groups, config.folds, 1)
         except ValueError as error:
             notes.append(f"No classifier of {modality}: {error}.")
             continue
@@ -226,7 +226,7 @@ def _one_against_rest(
 
 def _card(label: str, labelled: Labelled, heads: dict[Modality, Head], facts: dict[str, Any], what: str) -> str:
     lines = [
-        f"# {label}: {' or '.join(labelled.classes)}",
+        f"# {markdown(label)}: {markdown(' or '.join(labelled.classes))}",
         "",
         f"A classifier of single recordings, {what}. Research use; not a medical device.",
         "",
@@ -239,10 +239,10 @@ def _card(label: str, labelled: Labelled, heads: dict[Modality, Head], facts: di
     ]
     for modality, head in heads.items():
         f = head.facts
-        sites = listed(f"{name} ({count})" for name, count in f["sites"].items())
-        threshold = (
-            "largest probability" if f["threshold"] is None else f"{labelled.classes[1]} from {f['threshold']:.3f}"
-        )
+        sites = listed(f"{markdown(name)} ({count})" for name, count in f["sites"].items())
+        threshold = "largest probability"
+        if f["threshold"] is not None:
+            threshold = f"{markdown(labelled.classes[1])} from {f['threshold']:.3f}"
         lines.append(f"| {modality} | {f['units']} | {f['subjects']} | {sites} | {threshold} |")
     return "\n".join(
         [
@@ -252,7 +252,7 @@ def _card(label: str, labelled: Labelled, heads: dict[Modality, Head], facts: di
             "elsewhere they may be off. `distance` says how far a recording lies from the training data,",
             "and `flags` which channels it lacks.",
             "",
-            str(facts.get("overlap", "")),
+            markdown(str(facts.get("overlap", ""))),
             "",
         ]
     )
