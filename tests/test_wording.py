@@ -9,7 +9,7 @@ from pathlib import Path
 import markdown
 import pytest
 
-from mcsp.wording import CYAN, columns, counted, listed, sha256_file, shortened, styled
+from mcsp.wording import CYAN, columns, counted, listed, printable, sha256_file, shortened, styled
 from mcsp.wording import markdown as plain
 
 
@@ -27,6 +27,17 @@ def test_a_list_says_how_many_it_leaves_out(names: list[str], most: int, text: s
 def test_the_default_and_other_separators() -> None:
     assert listed(range(8)) == "0, 1, 2, 3, 4, 5, 6, 7" and listed(range(9)).endswith("7 and 1 more")
     assert listed((i for i in "abc"), separator="; ") == "a; b; c"
+
+
+def test_counts_and_columns_are_aligned() -> None:
+    assert [counted(n, "site") for n in (0, 1, 2, 2000)] == ["0 sites", "1 site", "2 sites", "2,000 sites"]
+    rows = [["a", "1"], ["b\tb", "20"]]
+    assert columns(rows) == ["a    1", "b?b  20"] and columns(rows, right=1) == ["a     1", "b?b  20"]
+
+
+def test_what_comes_from_outside_is_one_line_without_effect() -> None:
+    assert printable("a\x1b[1mb\nc") == "a?[1mb?c"
+    assert [shortened("abcdef", most) for most in (4, 5, 6, 7)] == ["abc…", "abcd…", "abcdef", "abcdef"]
 
 
 def test_the_digest_is_that_of_the_whole_file(tmp_path: Path) -> None:

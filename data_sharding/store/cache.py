@@ -30,6 +30,8 @@ _THREADS = 2
 _FORGET_SECONDS = 60.0
 # A .crc.npy has four bytes for a block of some kilobytes, and a short header.
 _CRC_HEADER_BYTES = 4096
+# Ten million recordings take some 4 GB; a store that sends more would fill the disk.
+_MOST_TABLE_BYTES = 1 << 36
 
 
 class ShardCache:
@@ -82,8 +84,8 @@ class ShardCache:
             with open(os.dup(descriptor), "rb") as file:
                 found = hashlib.file_digest(file, "sha256").hexdigest()
             if found != described["sha256"]:
-                for file in (name, f"{name.removesuffix('.tar')}.crc.npy"):
-                    (self.folder / SHARDS_NAME / file).unlink(missing_ok=True)
+                for false in (name, f"{name.removesuffix('.tar')}.crc.npy"):
+                    (self.folder / SHARDS_NAME / false).unlink(missing_ok=True)
                 return False
             self._verified.add(identity)
         return True
@@ -95,7 +97,7 @@ class ShardCache:
             OSError: the store cannot be read, or gives something else.
         """
         for _ in range(2):
-            self._fetch(name, self.limit_bytes)
+            self._fetch(name, _MOST_TABLE_BYTES)
             found = sha256_file(self.folder / name)
             if found.startswith(Path(name).stem.rpartition("-")[2]):
                 return

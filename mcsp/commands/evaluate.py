@@ -45,7 +45,8 @@ def finetune(config: FinetuneConfig) -> int:
         f"encoder, of {trained['all']:,}"
     )
     for row in results["scores"]:
-        print(f"{row['features']:<12} AUROC {interval(row['auroc'])}, within sites {interval(row['auroc_sites'])}")
+        main, within = ("R2", "r_sites") if "r2" in row else ("AUROC", "auroc_sites")
+        print(f"{row['features']:<12} {main} {interval(row[main.lower()])}, within sites {interval(row[within])}")
     print(f"difference   {interval(results['scores'][0].get('finetuned_minus_frozen'), '+.3f')}")
     print(overlap_line(results))
     print(f"results: {config.out_dir / 'results.json'}")

@@ -12,6 +12,9 @@ from mcsp.schema import Modality
 WINDOWS_PER_RECORDING = 4
 
 
+LabelKind = Literal["classes", "number"]
+
+
 class LabelledConfig(Config):
     """What evaluation and fine-tuning share: an export, labelled recordings, and the windows cut from them."""
 
@@ -21,7 +24,15 @@ class LabelledConfig(Config):
         None, description="instead of corpus_dir: a BIDS dataset or a folder of some; a corpus is built in out_dir"
     )
     label: str = Field("diagnosis", description="a column that participants_columns let through, or task, session, run")
-    classes: tuple[str, str] | None = Field(None, description="two values to compare, negative first; null: both found")
+    label_kind: LabelKind | None = Field(
+        None, description="null: a number where all values are numbers and more than ten differ, else classes"
+    )
+    classes: tuple[str, ...] | None = Field(
+        None, min_length=2, description="values to tell apart, of two the negative first; null: all that are found"
+    )
+    group_column: str | None = Field(
+        None, description="a column whose values stay on one side of every fold, within their site: family, say"
+    )
     window_seconds: dict[Modality, float] | None = Field(None, description="null: as in pretraining")
     windows_per_recording: int = Field(
         WINDOWS_PER_RECORDING, ge=1, description="evenly spaced; features or logits are averaged over them"
@@ -39,7 +50,8 @@ class LabelledConfig(Config):
 class EvaluateConfig(LabelledConfig):
     """``mcsp evaluate``."""
 
-    out_dir: Path = Field(description="results.json and report.html go here")
+    out_dir: Path = Field(description="results.json and report.html go here, with more_labels in a folder for each")
+    more_labels: tuple[str, ...] = Field((), description="further labels of the same people, each evaluated by itself")
     covariates: list[str] | None = Field(
         None, description="columns that make a ruler of their own, beside the site; null: age, sex, mean_fd_mm if there"
     )

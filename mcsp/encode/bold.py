@@ -10,7 +10,7 @@ import numpy as np
 
 from mcsp.config import FmriConfig
 from mcsp.encode.bold_source import Source, name_of, of_array, of_file, of_image
-from mcsp.encode.parcellations import parcellation_name, parcellation_sha256
+from mcsp.encode.parcellations import PRETRAINING, atlas_of_pretraining, parcellation_name, parcellation_sha256
 from mcsp.encode.recording import (
     ChannelStatus,
     EncodedRecording,
@@ -55,8 +55,9 @@ def encode_bold(
             ``.1D``, ``.ptseries.nii``); or an array ``(T, P)`` as nilearn's maskers give it, best with its mean and not
             standardised. Values without a mean become arbitrary units, of which the model uses the shape alone.
         t_r: repetition time [s]; None: from the JSON sidecar. Checked against sidecar and header.
-        parcellation: label image (path or nibabel image), name of an atlas, or what a fetcher of nilearn returned; for
-            tables and arrays also a table, for arrays ``(P, 3)`` MNI positions [mm]. None: the dataset's own.
+        parcellation: label image (path or nibabel image), name of an atlas, what a fetcher of nilearn returned, or one
+            of its maskers of labels or spheres; for tables and arrays also a table, or ``"pretraining"``, the atlas
+            that came with the model; for arrays ``(P, 3)`` MNI positions [mm]. None: the dataset's own.
         parcel_table: ``*_dseg.tsv`` with index, name and, where known, x, y, z; None: the one beside the label image.
         percent: an array or table is in percent signal change already.
         require_known_parcellation: refuse a parcellation that was not in the pretraining data. Without, any will do,
@@ -81,6 +82,9 @@ def encode_bold(
     with naming(name):
         if t_r is not None:
             plausible_t_r(float(t_r))
+        if isinstance(parcellation, str) and parcellation.partition(":")[0] == PRETRAINING:
+            n_parcels = bold.shape[1] if isinstance(bold, np.ndarray) and bold.ndim == 2 else None
+            parcellation = atlas_of_pretraining(model.preprocessing.get("parcellations", []), parcellation, n_parcels)
         if isinstance(bold, str | Path):
             source = of_file(Path(bold), t_r, parcellation, parcel_table, space, percent, config)
         elif hasattr(bold, "dataobj") and hasattr(bold, "affine"):

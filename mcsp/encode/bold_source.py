@@ -114,16 +114,27 @@ def of_image(
 
 
 def _atlas(parcellation: Any, parcel_table: str | Path | None, space: str | None) -> "Atlas | None":
-    """The atlas that the user means: a name, a label image or table, an image in memory, what nilearn fetched.
+    """The atlas that the user means: a name, a label image or table, an image in memory, a Bunch or masker of nilearn.
 
     ``space`` is that of an atlas which does not say its own.
     """
-    from mcsp.data_sharding.parcels.atlases import atlas_of_bunch, atlas_of_file, atlas_of_image, is_named, named_atlas
+    from mcsp.data_sharding.parcels.atlases import (
+        Atlas,
+        atlas_of_bunch,
+        atlas_of_file,
+        atlas_of_image,
+        is_named,
+        named_atlas,
+    )
     from mcsp.data_sharding.parcels.parcellation import parcel_table as read_table
     from mcsp.data_sharding.parcels.spaces import space_of_atlas
 
     if parcellation is None:
         return None if parcel_table is None else atlas_of_file(_table_path(parcel_table))
+    if isinstance(parcellation, Atlas):
+        return parcellation
+    if hasattr(parcellation, "labels_img"):  # a masker of nilearn
+        parcellation = parcellation.labels_img
     rows = read_table(_table_path(parcel_table)) if parcel_table is not None else []
     if isinstance(parcellation, str) and is_named(parcellation):
         return named_atlas(parcellation)
@@ -161,6 +172,10 @@ def of_array(
     """Check an array ``(T, P)`` against the parcellation of its columns."""
     from mcsp.data_sharding.clean.fmri_confounds import Confounds
 
+    if x_TP.dtype == object:
+        raise ValueError(
+            "BOLD: expected a path, an image or an array of one run, as func[0] of a Bunch; found another object"
+        )
     if x_TP.ndim != 2 or x_TP.dtype.kind not in "fiu":
         raise ValueError(f"BOLD array: expected numbers of shape (volumes, parcels), found {x_TP.dtype} {x_TP.shape}")
     if t_r is None:
@@ -180,6 +195,7 @@ def of_array(
 
 def _parcels(parcellation: Any, parcel_table: str | Path | None) -> "Parcels":
     """Parcels of an array's columns."""
+    from mcsp.data_sharding.parcels.atlases import Atlas
     from mcsp.data_sharding.parcels.parcellation import Parcels
     from mcsp.data_sharding.parcels.parcellation import parcel_table as read_table
 
@@ -187,8 +203,10 @@ def _parcels(parcellation: Any, parcel_table: str | Path | None) -> "Parcels":
         raise ValueError(
             "BOLD array: expected a parcellation: a label image, an atlas's name, (P, 3) MNI positions, or a *_dseg.tsv"
         )
-    is_atlas = isinstance(parcellation, str | Path | Mapping) or hasattr(parcellation, "dataobj")
-    if parcellation is None or is_atlas:
+    if hasattr(parcellation, "seeds"):  # a masker of nilearn's spheres
+        parcellation = parcellation.seeds
+    is_atlas = isinstance(parcellation, str | Path | Mapping | Atlas) or hasattr(parcellation, "dataobj")
+    if parcellation is None or is_atlas or hasattr(parcellation, "labels_img"):
         atlas = _atlas(parcellation, parcel_table, None)
         assert atlas is not None
         return atlas.parcels

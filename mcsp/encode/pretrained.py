@@ -5,12 +5,14 @@ nilearn are imported when a recording is encoded.
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+from mcsp.encode.hub import download, is_repository
 from mcsp.model.weights import ExportedMCSP, load_export
 
 if TYPE_CHECKING:
     from mcsp.encode.recording import EncodedRecording
+    from mcsp.encode.trials import EncodedTrials
 
 
 class PretrainedMCSP(ExportedMCSP):
@@ -28,6 +30,20 @@ class PretrainedMCSP(ExportedMCSP):
         from mcsp.encode.recording import Options
 
         return encode_raw(self, raw, line_hz, measured_positions, Options(**options))
+
+    def encode_epochs(
+        self,
+        trials: Any,
+        line_hz: float | None = None,
+        measured_positions: bool = False,
+        on_error: Literal["raise", "nan"] = "raise",
+        **options: Any,
+    ) -> "EncodedTrials":
+        """Features of the trials of an ``mne.Epochs``, one row each; see :func:`mcsp.encode.trials.encode_epochs`."""
+        from mcsp.encode.recording import Options
+        from mcsp.encode.trials import encode_epochs
+
+        return encode_epochs(self, trials, line_hz, measured_positions, Options(**options), on_error)
 
     def encode_bold(
         self,
@@ -52,14 +68,23 @@ class PretrainedMCSP(ExportedMCSP):
         return encode_bold(self, bold, t_r, parcellation, parcel_table, percent, checked, Options(**options), space)
 
 
-def from_pretrained(path: str | Path) -> PretrainedMCSP:
+def from_pretrained(
+    path: str | Path, revision: str | None = None, cache_dir: str | Path | None = None
+) -> PretrainedMCSP:
     """Load an export in evaluation mode, in float32 on the CPU, with ``.preprocessing`` filled.
 
     Args:
-        path: a folder that ``launchers/export.py`` or :func:`write_pretrained` wrote.
+        path: a folder that ``launchers/export.py`` or :func:`write_pretrained` wrote; else a repository of the Hugging
+            Face Hub, "owner/name", which is downloaded once (extra ``hub``).
+        revision: branch, tag or commit of a repository; name a commit where a result must not change.
+        cache_dir: where downloads are kept; None: the Hub's own cache.
 
     Raises:
-        ValueError: not an export, another format version, a missing, damaged or changed file, or weights whose names or
-            shapes are not those of the configuration.
+        ValueError: no such folder or repository, not an export, another format version, a missing, damaged or changed
+            file, or weights whose names or shapes are not those of the configuration.
     """
+    if is_repository(path):
+        path = download(str(path), revision, cache_dir)
+    elif revision is not None:
+        raise ValueError(f"{path}: a folder has no revision, found {revision!r}")
     return load_export(path, PretrainedMCSP)

@@ -1,4 +1,4 @@
-"""A pretrained encoder as a plain PyTorch classifier of windows with fixed channels, as braindecode's models are used.
+"""A pretrained encoder as a plain PyTorch classifier of windows with fixed channels; mcsp.adapters has braindecode's.
 
 Shape letters: B windows, C channels, T time samples, F features, O outputs.
 """
@@ -78,6 +78,13 @@ class WindowClassifier(nn.Module):
         with torch.no_grad():
             features_BF = self.classifier.model.features({self.modality: self._signal(x_BCT)})[self.modality]
         self.classifier.standardise_by({self.modality: features_BF}, {self.modality: self.blocks})
+
+    def features(self, x_BCT: Tensor) -> Tensor:
+        """What the head is given ``(B, F)``: standardised features; zeros for a window without anything valid."""
+        signal, known = self._signal(x_BCT), self.classifier.get_buffer
+        x_BF = self.classifier.model.features({self.modality: signal})[self.modality]
+        unit_BF = (x_BF - known(f"{self.modality}_mean")) * known(f"{self.modality}_scale")
+        return torch.where(signal.row_valid_B[:, None], unit_BF, 0.0)
 
     def forward(self, x_BCT: Tensor) -> Tensor:
         """Logits ``(B, O)`` of windows ``(B, C, T)``.

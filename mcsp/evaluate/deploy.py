@@ -50,13 +50,15 @@ def deploy_probe(
     Returns:
         Notes on what could not be made.
     """
+    if len(labelled.classes) < 2:
+        return [f"No classifier is written: {config.label} has no classes."]
     heads, notes = {}, []
     for modality, named in parts.items():
         x_NF = np.hstack([named[name] for name in model.feature_widths(modality)])
         rows = np.flatnonzero(np.isfinite(x_NF).all(axis=1))
         mine = labelled.part(rows)
         try:
-            folds = k_fold([u.key for u in mine.units], mine.y_N, mine.subjects, config.folds, 1)
+            folds = k_fold([u.key for u in mine.units], mine.y_N, mine.groups, config.folds, 1)
         except ValueError as error:
             notes.append(f"No classifier of {modality}: {error}.")
             continue
@@ -130,10 +132,9 @@ def heads_of(classifier: MCSPClassifier) -> dict[Modality, dict[str, np.ndarray]
     """The linear heads of a trained classifier, as arrays of a :class:`mcsp.encode.deployed.Head`."""
     found: dict[Modality, dict[str, np.ndarray]] = {}
     for modality in classifier.n_features:
-        linear = classifier.heads[modality]
         tensors = {
-            "weight_OF": linear.weight,
-            "bias_O": linear.bias,
+            "weight_OF": classifier.get_parameter(f"heads.{modality}.weight"),
+            "bias_O": classifier.get_parameter(f"heads.{modality}.bias"),
             "mean_F": classifier.get_buffer(f"{modality}_mean"),
             "scale_F": classifier.get_buffer(f"{modality}_scale"),
         }

@@ -4,7 +4,6 @@ Shape letters: N units, P parts of the labels, S seeds.
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,32 +14,29 @@ from tqdm import tqdm
 from mcsp.config import EvaluateConfig
 from mcsp.evaluate import scores
 from mcsp.evaluate.comparison import make_folds
-from mcsp.evaluate.methods import COVARIATES, MAIN, PRETRAINED, TANGENT, Described, Method, complete_rows, methods
+from mcsp.evaluate.methods import COVARIATES, PRETRAINED, TANGENT, Described, Method, complete_rows, main_of, methods
 from mcsp.evaluate.readout.classifiers import cross_validate
+from mcsp.evaluate.readout.task import BINARY, Task
 from mcsp.evaluate.splits import Folds, labelled_part
 from mcsp.evaluate.units import Labelled
 from mcsp.schema import MODALITIES
 
 
-def _shown(described: Described, recordings: str) -> list[Method]:
+def _shown(described: Described, recordings: str, task: Task) -> list[Method]:
     """One row of each feature set; tangent space is left out, because it takes minutes and no sample is smaller."""
-    found = [m for m in methods(described, recordings) if m.classifier == MAIN.name]
+    found = [m for m in methods(described, recordings, task) if m.classifier == main_of(task).name]
     return [m for m in found if m.features not in (COVARIATES, TANGENT)]
 
 
-def _groups(labelled: Labelled, rows: np.ndarray) -> np.ndarray:
-    return np.unique(np.asarray([labelled.subjects[i] for i in rows]), return_inverse=True)[1]
-
-
 def label_efficiency(described: Described, labelled: Labelled, config: EvaluateConfig) -> list[dict[str, Any]]:
-    """AUROC where only a fraction of the training subjects has labels, mean over draws of who has one.
+    """AUROC, or R2, where only a fraction of the training subjects has labels, mean over draws of who has one.
 
     On sites left out where there are some, else on new subjects. What needs no labels is fitted on all training people.
     Each row has the paired difference to the pretrained encoder with the same labels, with its interval over people.
     """
     out: list[dict[str, Any]] = []
     for recordings in ("eeg", "fmri", "both"):
-        compared = _shown(described, recordings)
+        compared = _shown(described, recordings, labelled.task)
         if not compared or not config.label_fractions:
             continue
         rows = complete_rows(compared)
@@ -58,31 +54,33 @@ def _curves(
     folds: Folds,
     config: EvaluateConfig,
 ) -> list[dict[str, Any]]:
-    y_N, groups_N = labelled.y_N[rows], _groups(labelled, rows)
+    task, y_N, groups_N = labelled.task, labelled.y_N[rows], labelled.part(rows).group_index()
     weight_RN = scores.subject_weights(groups_N)
     sites = [labelled.sites[i] for i in rows]
+    main, within = task.measures[task.main], f"{task.within[0]}_sites"
     fractions = sorted(config.label_fractions)
     # Folds of sites are the same for every seed, so that draws of labels are all there is to repeat.
     draws = config.seeds if len(folds.by_seed) == 1 else 1
     parts = [_part(y_N, groups_N, fraction, draw) for fraction in fractions for draw in range(draws)]
     score_of = {
-        m.features: cross_validate(m.readout(rows), y_N, folds, parts).reshape(len(fractions), -1, len(rows))
+        m.features: cross_validate(m.readout(rows), y_N, folds, parts)
         for m in tqdm(compared, desc=f"{recordings}, few labels", unit="method", leave=False)
     }
+    score_of = {name: x.reshape(len(fractions), -1, *x.shape[2:]) for name, x in score_of.items()}
     out: list[dict[str, Any]] = []
     for f, fraction in enumerate(fractions):
         used = [len(parts[f * draws](train, 0)) for train, _ in folds.by_seed[0]]
         for features, score_FSN in score_of.items():
-            per_draw = [float(scores.pooled(score_N[None], y_N, weight_RN[:1])[0]) for score_N in score_FSN[f]]
-            within = scores.by_site(score_FSN[f], y_N, sites, weight_RN[:1])
+            per_draw = [float(main(score_N[None], y_N, weight_RN[:1])[0]) for score_N in score_FSN[f]]
+            of_site = task.by_site(score_FSN[f], y_N, sites, weight_RN[:1])
             row: dict[str, Any] = {
                 "recordings": recordings, "protocol": folds.protocol, "features": features, "fraction": fraction,
-                "training_units": float(np.mean(used)), "draws": len(per_draw), "auroc": float(np.mean(per_draw)),
+                "training_units": float(np.mean(used)), "draws": len(per_draw), task.main: float(np.mean(per_draw)),
                 "sd": float(np.std(per_draw)),
-                "auroc_sites": float(np.mean([value_R[0] for value_R in within.values()])) if within else None,
+                within: float(np.mean([value_R[0] for value_R in of_site.values()])) if of_site else None,
             }  # fmt: skip
             if PRETRAINED in score_of and features != PRETRAINED:
-                measure = partial(scores.pooled, y_N=y_N, weight_RN=weight_RN)
+                measure = task.compared(y_N, sites, weight_RN)[task.main]
                 row["pretrained_minus_this"] = scores.difference(score_of[PRETRAINED][f], score_FSN[f], measure)
             out.append(row)
     return out
@@ -100,12 +98,12 @@ def site_decoding(described: Described, labelled: Labelled, config: EvaluateConf
     """
     out: list[dict[str, Any]] = []
     for recordings in MODALITIES:
-        for m in _shown(described, recordings):
+        for m in _shown(described, recordings, BINARY):
             rows, sites = _of_large_sites(labelled, complete_rows([m]), config.folds)
             if len(sites) < 2:
                 continue
             site_N = np.array([labelled.sites[i] for i in rows])
-            auroc = _site_auroc(m, site_N, _groups(labelled, rows), rows, config.folds)
+            auroc = _site_auroc(m, site_N, labelled.part(rows).group_index(), rows, config.folds)
             out.append({"recordings": recordings, "features": m.features, "auroc": auroc, "sites": sites})
     return out
 

@@ -2,6 +2,8 @@
 
 import json
 import platform
+import re
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -46,28 +48,60 @@ def untrained_like(model: MCSP) -> MCSP:
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """Evaluate an export; write ``results.json``, ``splits.json`` and ``report.html`` into ``config.out_dir``.
 
+    Of every further label the same, into a folder of its name there.
+
     Returns:
-        The content of ``results.json``. The same export, corpus and configuration give the same numbers.
+        The content of ``results.json``, with that of further labels under ``more_labels``. The same export, corpus and
+        configuration give the same numbers.
 
     Raises:
         ValueError: an unusable export or corpus, or labels from which no folds can be made; one line.
     """
     model = from_pretrained(config.model_dir)
-    corpus = open_corpus(config, config.out_dir, model, [config.label, *(config.covariates or USUAL_COVARIATES)])
+    labels = [config.label, *config.more_labels]
+    columns = [*labels, *(config.covariates or USUAL_COVARIATES), *filter(None, [config.group_column])]
+    corpus = open_corpus(config, config.out_dir, model, columns)
     config = with_windows(config, model)
-    labelled = read_labels(corpus, config.label, config.classes, config.window_seconds)
-    keys = [unit.key for unit in labelled.units]
-    k_fold(keys, labelled.y_N, labelled.subjects, config.folds, 1)  # what fails does so before the slow part
-    covariate_table(corpus, labelled, config.covariates, config.label)  # as is this
+    runs = {config.label: config.model_copy(update={"more_labels": ()})}
+    for label in config.more_labels:
+        own = {"label": label, "out_dir": config.out_dir / re.sub(r"[^\w.-]", "_", label)}
+        own |= {"more_labels": (), "classes": None, "label_kind": None, "run_dir": None}
+        runs[label] = config.model_copy(update=own)
+    if len(runs) < len(labels):
+        raise ValueError(f"more_labels: expected other labels than {config.label!r}, each once, found {labels[1:]}")
+    # What fails does so before the slow part.
+    every = {label: checked_labels(corpus, run) for label, run in runs.items()}
     if config.run_dir is not None and not read_metrics(config.run_dir):
         raise ValueError(f"{config.run_dir}: expected a pretraining run with metrics.jsonl, found none")
     model = model.to("cuda" if torch.cuda.is_available() else "cpu")
+    found = {label: evaluate_label(model, corpus, every[label], run) for label, run in runs.items()}
+    results = found.pop(config.label)
+    if found:
+        results = {**results, "config": config.published(), "more_labels": found}
+        _write(config.out_dir / "results.json", results)
+    return results
+
+
+def checked_labels(corpus: Corpus, config: EvaluateConfig) -> Labelled:
+    """The labelled units of one label; ``ValueError`` where no folds can be made of them, or a covariate is wrong."""
+    labelled = read_labels(
+        corpus, config.label, config.classes, config.window_seconds, config.label_kind, config.group_column
+    )
+    k_fold([unit.key for unit in labelled.units], labelled.y_N, labelled.groups, config.folds, 1)
+    covariate_table(corpus, labelled, config.covariates, config.label)
+    return labelled
+
+
+def evaluate_label(model: PretrainedMCSP, corpus: Corpus, labelled: Labelled, config: EvaluateConfig) -> dict[str, Any]:
+    """One label: the content of its ``results.json``, written beside ``splits.json`` and ``report.html``."""
     untrained = untrained_like(model)
     overlap = find_overlap(model.preprocessing, config.model_dir, corpus, labelled.subjects)
     at_anchors = measured_parts(model, corpus, labelled.units, config)
     described = describe({PRETRAINED: model, UNTRAINED: untrained}, corpus, labelled, config, at_anchors)
     rows, splits, notes = comparison.compare(described, labelled, config, overlap.seen)
-    if config.save_model:
+    if config.save_model and labelled.task.kind == "number":
+        notes.append("No classifier was saved: the label is a number.")
+    elif config.save_model:
         named = {
             m: {name: block.x_NF for name, block in parts.items()} | at_anchors.get(m, {})
             for m, parts in described.encoders[PRETRAINED].learned.items()
@@ -80,7 +114,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         "config": config.published(),
         "corpus_index_hash": corpus.index_hash,
         "model": {"parameters": sum(p.numel() for p in model.parameters()), "config": model.config.dump()},
-        "label": {"name": config.label, "classes": labelled.classes, "units": np.bincount(labelled.y_N).tolist()},
+        "label": labelled.described(config.label),
         "sites": {
             s: {"simulated": simulated, "units": labelled.sites.count(s)}
             for s, simulated in sorted(labelled.simulated.items())
@@ -100,16 +134,20 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         "site_decoding": diagnostics.site_decoding(described, labelled, config),
         "membership": membership({PRETRAINED: model, UNTRAINED: untrained}, corpus, labelled, overlap.seen, config),
         "retrieval": retrieval,
-        "notes": notes + more_notes,
+        "notes": [*labelled.notes, *notes, *more_notes],
     }
     config.out_dir.mkdir(parents=True, exist_ok=True)
-    (config.out_dir / "results.json").write_text(json.dumps(results, indent=2, allow_nan=False) + "\n")
+    _write(config.out_dir / "results.json", results)
     (config.out_dir / "splits.json").write_text(json.dumps(splits, indent=1) + "\n")
     learned = {
         m: np.hstack([b.x_NF for b in parts.values()]) for m, parts in described.encoders[PRETRAINED].learned.items()
     }
     write_report(config.out_dir / "report.html", results, learned, labelled, config.run_dir)
     return results
+
+
+def _write(path: Path, results: dict[str, Any]) -> None:
+    path.write_text(json.dumps(results, indent=2, allow_nan=False) + "\n")
 
 
 def describe(

@@ -1,11 +1,13 @@
 """Fine-tuning of an export on a labelled corpus, in subject-disjoint folds beside the frozen probe.
 
+Classes are fitted by cross-entropy, each class weighed alike; a number by the squared error of its standard score.
+
 Shape letters: N units, O outputs.
 """
 
 import copy
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,12 +26,15 @@ from mcsp.evaluate.deploy import head_of, heads_of, write_folder
 from mcsp.evaluate.evaluate import versions, with_windows
 from mcsp.evaluate.features import unit_features
 from mcsp.evaluate.overlap import find_overlap
-from mcsp.evaluate.readout.classifiers import LOGISTIC, cross_validate, on_grams
+from mcsp.evaluate.readout.classifiers import LOGISTIC, RIDGE, cross_validate, on_grams, with_mean
 from mcsp.evaluate.readout.grams import fixed, gram
 from mcsp.evaluate.splits import Folds, k_fold, labelled_part, leave_site_out
 from mcsp.evaluate.units import Labelled, Unit, read_labels
 from mcsp.schema import Modality, Purpose, Window, random_key, unit_interval
 from mcsp.windows import longest_window, random_start, window_starts
+
+# The loss of outputs (B, O) of the units of given indices.
+Loss = Callable[[torch.Tensor, np.ndarray], torch.Tensor]
 
 
 class Finetuning:
@@ -38,9 +43,13 @@ class Finetuning:
     def __init__(self, config: FinetuneConfig) -> None:
         """Open the export and the corpus and encode every unit once; ``ValueError`` where something does not fit."""
         self.model = from_pretrained(config.model_dir)
-        self.corpus = open_corpus(config, config.out_dir, self.model, [config.label])
+        columns = [config.label, *filter(None, [config.group_column])]
+        self.corpus = open_corpus(config, config.out_dir, self.model, columns)
         self.config = config = with_windows(config, self.model)
-        self.labelled: Labelled = read_labels(self.corpus, config.label, config.classes, config.window_seconds)
+        self.labelled: Labelled = read_labels(
+            self.corpus, config.label, config.classes, config.window_seconds, config.label_kind, config.group_column
+        )
+        self.task = self.labelled.task
         assert config.window_seconds is not None
         self.window_seconds = config.window_seconds
         self.folds = self._folds()
@@ -50,13 +59,13 @@ class Finetuning:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     def _folds(self) -> Folds:
-        keys, y_N, subjects = [u.key for u in self.labelled.units], self.labelled.y_N, self.labelled.subjects
+        keys, y_N, groups = [u.key for u in self.labelled.units], self.labelled.y_N, self.labelled.groups
         if self.config.protocol == "kfold":
-            return k_fold(keys, y_N, subjects, self.config.folds, 1)
-        return leave_site_out(keys, y_N, subjects, self.labelled.sites)
+            return k_fold(keys, y_N, groups, self.config.folds, 1)
+        return leave_site_out(keys, y_N, groups, self.labelled.sites)
 
     def train(self, rows: np.ndarray, fold: int) -> tuple[MCSPClassifier, list[dict[str, float]]]:
-        """A classifier trained on the units ``rows``, and the losses of every pass.
+        """A classifier trained on the units ``rows``, and the losses of every pass; of a number it gives that number.
 
         A part of the subjects is held back; the weights of the pass with the least loss on them are kept.
         """
@@ -64,12 +73,14 @@ class Finetuning:
         key = random_key(self.config.seed, fold)
         held = labelled_part(rows, y_N, groups_N, self.config.inner_fraction, key & 0xFFFFFFFF)
         fitted = np.setdiff1d(rows, held)
-        if len(set(y_N[fitted])) < 2:
-            raise ValueError(
-                f"fold {fold}: expected two classes beside the inner split, found {len(fitted)} units of one"
-            )
+        classes = len(set(y_N[fitted].tolist()))
+        if classes < max(2, len(self.task.classes)):
+            expected = {0: "numbers that differ", 2: "two classes"}.get(len(self.task.classes), "every class")
+            units = f"{len(fitted)} units of {'one' if classes == 1 else classes}"
+            raise ValueError(f"fold {fold}: expected {expected} beside the inner split, found {units}")
         sizes = {m: x_NF.shape[1] for m, x_NF in self.frozen.items()}
-        classifier = MCSPClassifier(copy.deepcopy(self.model), 2, sizes, self.config.depth).to(self.device)
+        outputs = max(1, len(self.task.classes))
+        classifier = MCSPClassifier(copy.deepcopy(self.model), outputs, sizes, self.config.depth).to(self.device)
         classifier.check_protocol()
         fit_features = {m: torch.tensor(x_NF[fitted], dtype=torch.float32) for m, x_NF in self.frozen.items()}
         for modality, x_NF in fit_features.items():
@@ -77,20 +88,41 @@ class Finetuning:
                 raise ValueError(f"fold {fold}: expected units with {modality} to train on, found none")
         classifier.standardise_by(fit_features, self.blocks)
         optimizer = self._optimizer(classifier)
-        weight_O = torch.tensor(len(fitted) / (2 * np.bincount(y_N[fitted], minlength=2)), dtype=torch.float32)
+        loss_of = self._loss(fitted)
         history: list[dict[str, float]] = []
         best, kept = float("inf"), copy.deepcopy(classifier.state_dict())
         for pass_ in range(self.config.max_passes):
-            train_loss = self._one_pass(classifier, optimizer, fitted, random_key(key, pass_), weight_O)
-            logits_NO = self.logits(classifier, held)
-            loss = float(F.cross_entropy(logits_NO, torch.tensor(y_N[held]), weight_O))
+            train_loss = self._one_pass(classifier, optimizer, fitted, random_key(key, pass_), loss_of)
+            loss = float(loss_of(self.logits(classifier, held), held))
             history.append({"pass": pass_ + 1, "loss": train_loss, "inner_loss": loss})
             if loss < best:
                 best, kept = loss, copy.deepcopy(classifier.state_dict())
             elif pass_ + 1 - int(np.argmin([h["inner_loss"] for h in history])) > self.config.patience:
                 break
         classifier.load_state_dict(kept)
+        if self.task.kind == "number":
+            _in_units_of_label(classifier, float(y_N[fitted].mean()), float(y_N[fitted].std()))
         return classifier, history
+
+    def _loss(self, fitted: np.ndarray) -> Loss:
+        """The loss of outputs ``(B, O)`` of units, with what it needs measured on the units ``fitted``."""
+        y_N = self.labelled.y_N
+        if self.task.kind == "number":
+            standard_N = torch.tensor((y_N - y_N[fitted].mean()) / y_N[fitted].std(), dtype=torch.float32)
+            return lambda out_BO, rows: F.mse_loss(out_BO[:, 0], standard_N[rows].to(out_BO.device))
+        count_O = np.bincount(y_N[fitted], minlength=len(self.task.classes))
+        weight_O = torch.tensor(len(fitted) / (len(count_O) * count_O), dtype=torch.float32)
+        class_N = torch.tensor(y_N)
+        return lambda out_BO, rows: F.cross_entropy(out_BO, class_N[rows].to(out_BO.device), weight_O.to(out_BO.device))
+
+    def scores(self, classifier: MCSPClassifier, rows: np.ndarray, train: np.ndarray) -> np.ndarray:
+        """Scores of units as :mod:`mcsp.evaluate.readout.task` says, of a classifier trained on the units ``train``."""
+        out_NO = self.logits(classifier, rows)
+        if self.task.kind == "number":
+            return with_mean(out_NO[:, 0].double().numpy(), self.labelled.y_N[train])
+        if self.task.kind == "classes":
+            return out_NO.softmax(dim=1).numpy()
+        return (out_NO[:, 1] - out_NO[:, 0]).numpy()
 
     def _optimizer(self, classifier: MCSPClassifier) -> torch.optim.Optimizer:
         groups = []
@@ -110,7 +142,7 @@ class Finetuning:
         optimizer: torch.optim.Optimizer,
         rows: np.ndarray,
         key: int,
-        weight_O: torch.Tensor,
+        loss_of: Loss,
     ) -> float:
         classifier.train()
         order = rows[np.random.default_rng(key).permutation(len(rows))]
@@ -119,8 +151,7 @@ class Finetuning:
             chosen = order[first : first + self.config.batch_size]
             windows = [self._cut(self.labelled.units[i], random_key(key, int(i))) for i in chosen]
             signals = collate(windows).to(self.device).signals
-            y = torch.tensor(self.labelled.y_N[chosen], device=self.device)
-            loss = F.cross_entropy(classifier(signals, len(chosen)), y, weight_O.to(self.device))
+            loss = loss_of(classifier(signals, len(chosen)), chosen)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_([p for p in classifier.parameters() if p.grad is not None], 1.0)
@@ -213,33 +244,34 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         ValueError: an unusable export or corpus, or labels from which no folds can be made; one line.
     """
     run = Finetuning(config)
-    y_N, sites = run.labelled.y_N, run.labelled.sites
-    groups_N = run.labelled.group_index()
-    score_SN = np.full((1, len(y_N)), np.nan)
+    y_N, sites, task = run.labelled.y_N, run.labelled.sites, run.task
+    columns = {"binary": (), "classes": (len(task.classes),), "number": (2,)}[task.kind]
+    score_SN = np.full((1, len(y_N), *columns), np.nan)
+    save = config.save_model and task.kind != "number"
     histories = []
     trained: dict[str, int] = {}
     for fold, (train, test) in enumerate(tqdm(run.folds.by_seed[0], desc=f"fine-tuning, {config.depth}", unit="fold")):
         classifier, history = run.train(train, fold)
-        logits_NO = run.logits(classifier, test)
-        score_SN[0, test] = (logits_NO[:, 1] - logits_NO[:, 0]).numpy()
-        if config.save_model:
+        score_SN[0, test] = run.scores(classifier, test, train)
+        if save:
             run.remember(classifier, test)
         histories.append(history)
         trained = classifier.trainable()
-    weight_RN = scores.subject_weights(groups_N)
+    weight_RN = scores.subject_weights(run.labelled.group_index())
     overlap = find_overlap(run.model.preprocessing, config.model_dir, run.corpus, run.labelled.subjects)
     unseen_N = scores.unseen_weights(run.labelled.subjects, overlap.seen)
-    rows = [{"features": "fine-tuned", **scores.all_scores(score_SN, y_N, sites, weight_RN, unseen_N, True)}]
+    rows = [{"features": "fine-tuned", **task.all_scores(score_SN, y_N, sites, weight_RN, unseen_N, True)}]
     frozen = _frozen_scores(run)
     if frozen is not None:
-        gain = scores.difference(score_SN, frozen, lambda s: scores.pooled(s, y_N, weight_RN))
-        rows.append({"features": "frozen", **scores.all_scores(frozen, y_N, sites, weight_RN, unseen_N, True)})
+        gain = scores.difference(score_SN, frozen, task.compared(y_N, sites, weight_RN)[task.main])
+        rows.append({"features": "frozen", **task.all_scores(frozen, y_N, sites, weight_RN, unseen_N, True)})
         rows[0]["finetuned_minus_frozen"] = gain
     results = {
         "versions": versions(),
         "config": config.published(),
         "corpus_index_hash": run.corpus.index_hash,
         "classes": run.labelled.classes,
+        "label": run.labelled.described(config.label),
         "units": len(y_N),
         "subjects": len(set(run.labelled.subjects)),
         "subjects_seen_in_pretraining": overlap.count,
@@ -248,18 +280,33 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         "parameters": trained,
         "scores": rows,
         "passes": histories,
+        "notes": [
+            *run.labelled.notes,
+            *(["No classifier was saved: the label is a number."] if save != config.save_model else []),
+        ],
     }
     config.out_dir.mkdir(parents=True, exist_ok=True)
     (config.out_dir / "results.json").write_text(json.dumps(results, indent=2, allow_nan=False) + "\n")
-    if config.save_model:
+    if save:
         classifier, _ = run.train(np.arange(len(y_N)), len(run.folds.by_seed[0]))
         run.write(classifier, {"overlap": overlap.text, "corpus_index_hash": run.corpus.index_hash})
     return results
 
 
+@torch.no_grad()
+def _in_units_of_label(classifier: MCSPClassifier, mean: float, sd: float) -> None:
+    """Heads that gave standard scores give the number itself."""
+    for head in classifier.heads.values():
+        assert isinstance(head, torch.nn.Linear)
+        head.weight.mul_(sd)
+        head.bias.mul_(sd).add_(mean)
+
+
 def _frozen_scores(run: Finetuning) -> np.ndarray | None:
-    """The logistic probe on the frozen features in the same folds; None where a unit lacks a modality."""
+    """The logistic probe, or ridge, on the frozen features in the same folds; None where a unit lacks a modality."""
     parts = [x for m, x_NF in run.frozen.items() for x in split_parts(x_NF, run.model.feature_widths(m)).values()]
     if not all(np.isfinite(x_NF).all() for x_NF in parts):
         return None
-    return cross_validate(on_grams(LOGISTIC, fixed([gram(x_NF) for x_NF in parts])), run.labelled.y_N, run.folds)[0]
+    probe = RIDGE if run.task.kind == "number" else LOGISTIC
+    readout = on_grams(probe, fixed([gram(x_NF) for x_NF in parts]), run.task)
+    return cross_validate(readout, run.labelled.y_N, run.folds)[0]

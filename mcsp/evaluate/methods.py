@@ -14,7 +14,8 @@ import numpy as np
 
 from mcsp.evaluate.baselines import Measured
 from mcsp.evaluate.readout import grams
-from mcsp.evaluate.readout.classifiers import LOGISTIC, SVM, Classifier, Readout, discriminant, on_grams
+from mcsp.evaluate.readout.classifiers import LOGISTIC, RIDGE, SVM, Classifier, Readout, discriminant, on_grams
+from mcsp.evaluate.readout.task import BINARY, Task
 from mcsp.schema import MODALITIES, Modality
 
 PRETRAINED, UNTRAINED = "pretrained", "untrained"
@@ -26,7 +27,7 @@ ROOT_AND_POWER = "root of connectivity + relative band power"
 SHUFFLED = "root of connectivity, denoised, pairs shuffled"  # within sites: what a person's own two halves are worth
 # The ruler of each kind of recordings that the others are compared with, and that site corrections are shown for.
 CLASSICAL: dict[str, str] = {"eeg": RELATIVE_POWER, "fmri": ROOT, "both": ROOT_AND_POWER}
-MAIN = SVM  # the classifier that every feature set has
+MAIN = SVM  # the classifier that every feature set has; of a number it is the ridge
 
 # How blocks are weighed. Chosen on development people (522 of ABIDE, 12 of eegmat), whose scores flatter the choice;
 # benchmarks/studies/read_out_ablation.py has the comparison.
@@ -167,7 +168,7 @@ class Method:
         readout: for units of given indices, which are all finite.
         finite_N: which units have the features.
         n_features: their number.
-        probabilities: whether the logistic function of a score is meant as a probability.
+        probabilities: whether the logistic function of a score of two classes is meant as a probability.
         transductive: whether unlabelled units of the tested site have a part in the features.
     """
 
@@ -190,7 +191,12 @@ def modalities_of(recordings: str) -> tuple[Modality, ...]:
     return MODALITIES if recordings == "both" else (recordings,)  # type: ignore[return-value]
 
 
-def methods(described: Described, recordings: str) -> list[Method]:
+def main_of(task: Task) -> Classifier:
+    """What is fitted on every feature set."""
+    return RIDGE if task.kind == "number" else MAIN
+
+
+def methods(described: Described, recordings: str, task: Task = BINARY) -> list[Method]:
     """What is compared on ``recordings`` ("eeg", "fmri" or "both"); empty where no unit has them.
 
     The untrained encoder has the pretrained one's read-out, so their difference is what pretraining learned. Measured
@@ -199,31 +205,32 @@ def methods(described: Described, recordings: str) -> list[Method]:
     sets = described.blocks(recordings)
     if not sets:
         return []
+    main, second = main_of(task), () if task.kind == "number" else (LOGISTIC,)
     both = [PRETRAINED, UNTRAINED, CONNECTIVITY, ROOT, BAND_POWER, RELATIVE_POWER, ROOT_AND_POWER]
     found: list[Method] = []
     for name, (blocks, weights) in sets.items():
-        kinds = (MAIN, LOGISTIC) if name in both else (MAIN,)
-        found += [_on_blocks(name, kind, blocks, weights) for kind in kinds]
-        if name in (BAND_POWER, RELATIVE_POWER):
-            found.append(_discriminant(name, blocks[0]))
+        kinds = (main, *second) if name in both else (main,)
+        found += [_on_blocks(name, kind, blocks, weights, task) for kind in kinds]
+        if name in (BAND_POWER, RELATIVE_POWER) and task.kind != "number":
+            found.append(_discriminant(name, blocks[0], task))
     if recordings != "both" and recordings in described.rulers:
         modality = modalities_of(recordings)[0]
         if modality in described.halves:
-            found += [_denoised(described.halves[modality], shuffled) for shuffled in (False, True)]
-        found.append(_tangent(described.rulers[modality].covariance_NCC))
+            found += [_denoised(described.halves[modality], shuffled, task) for shuffled in (False, True)]
+        found.append(_tangent(described.rulers[modality].covariance_NCC, task))
     if described.covariates_NF.shape[1]:
         # Each a block of its own: their units have nothing in common.
         columns = [Block(column_N[:, None]) for column_N in described.covariates_NF.T]
-        found.append(_on_blocks(COVARIATES, LOGISTIC, columns, [1.0] * len(columns)))
+        found.append(_on_blocks(COVARIATES, (main, *second)[-1], columns, [1.0] * len(columns), task))
     return found
 
 
-def corrected(described: Described, recordings: str, corrections: Sequence[str]) -> list[Method]:
+def corrected(described: Described, recordings: str, corrections: Sequence[str], task: Task = BINARY) -> list[Method]:
     """The pretrained and the classical features again, without what tells their site; see mcsp.evaluate.readout.
 
     Without the denoiser: it takes the sites' means out by itself.
     """
-    sets, sites = described.blocks(recordings), np.asarray(described.sites)
+    sets, sites, main = described.blocks(recordings), np.asarray(described.sites), main_of(task)
     found: list[Method] = []
     for name in (PRETRAINED, CLASSICAL[recordings]):
         if name not in sets or len(set(described.sites)) < 2:
@@ -235,16 +242,16 @@ def corrected(described: Described, recordings: str, corrections: Sequence[str])
 
             def harmonized(rows: np.ndarray, tables: list[np.ndarray] = tables, weights: list[float] = weights) -> Any:
                 of = grams.harmonized([x_NF[rows] for x_NF in tables], sites[rows].tolist(), weights)
-                return on_grams(MAIN, of)
+                return on_grams(main, of, task)
 
-            found.append(Method(name, f"ComBat + {MAIN.name}", harmonized, *common, MAIN.probabilities))
+            found.append(Method(name, f"ComBat + {main.name}", harmonized, *common, main.probabilities))
         if "centred" in corrections:
 
             def centred(rows: np.ndarray, blocks: list[Block] = blocks, weights: list[float] = weights) -> Any:
                 own = [grams.without_site_means(b.gram_NN[np.ix_(rows, rows)], sites[rows].tolist()) for b in blocks]
-                return on_grams(MAIN, grams.fixed(own, weights))
+                return on_grams(main, grams.fixed(own, weights), task)
 
-            found.append(Method(f"{name}, site-centred", MAIN.name, centred, *common, MAIN.probabilities, True))
+            found.append(Method(f"{name}, site-centred", main.name, centred, *common, main.probabilities, True))
     return found
 
 
@@ -254,37 +261,42 @@ def _facts(blocks: Sequence[Block]) -> tuple[np.ndarray, int]:
     return finite_N, sum(b.x_NF.shape[1] for b in blocks)
 
 
-def _on_blocks(features: str, classifier: Classifier, blocks: Sequence[Block], weights: Sequence[float]) -> Method:
+def _on_blocks(
+    features: str, classifier: Classifier, blocks: Sequence[Block], weights: Sequence[float], task: Task
+) -> Method:
     def readout(rows: np.ndarray) -> Readout:
         plain = [(b.gram_NN[np.ix_(rows, rows)], w) for b, w in pairs if not isinstance(b, Halves)]
         parts = [(b.gram_of(rows), w) for b, w in pairs if isinstance(b, Halves)]
         if plain:  # together, which is faster than one by one
             parts.append((grams.fixed([g for g, _ in plain], [w for _, w in plain]), sum(w for _, w in plain)))
-        return on_grams(classifier, grams.weighed(parts))
+        return on_grams(classifier, grams.weighed(parts), task)
 
     pairs = [(b, w / sum(weights)) for b, w in zip(blocks, weights, strict=True)]
     return Method(features, classifier.name, readout, *_facts(blocks), classifier.probabilities)
 
 
-def _discriminant(features: str, block: Block) -> Method:
-    return Method(features, "LDA", lambda rows: discriminant(block.x_NF[rows]), *_facts([block]), True)
+def _discriminant(features: str, block: Block, task: Task) -> Method:
+    return Method(features, "LDA", lambda rows: discriminant(block.x_NF[rows], task), *_facts([block]), True)
 
 
-def _denoised(halves: Halves, shuffled: bool) -> Method:
+def _denoised(halves: Halves, shuffled: bool, task: Task) -> Method:
+    main = main_of(task)
+
     def readout(rows: np.ndarray) -> Readout:
-        return on_grams(MAIN, halves.gram_of(rows, shuffled))
+        return on_grams(main, halves.gram_of(rows, shuffled), task)
 
-    return Method(SHUFFLED if shuffled else DENOISED, MAIN.name, readout, *_facts([halves]), MAIN.probabilities)
+    return Method(SHUFFLED if shuffled else DENOISED, main.name, readout, *_facts([halves]), main.probabilities)
 
 
-def _tangent(x_NCC: np.ndarray) -> Method:
+def _tangent(x_NCC: np.ndarray, task: Task) -> Method:
+    main = main_of(task)
     finite_N: np.ndarray = np.isfinite(x_NCC).all(axis=(1, 2))
     n_features = x_NCC.shape[1] * (x_NCC.shape[1] + 1) // 2
 
     def readout(rows: np.ndarray) -> Readout:
-        return on_grams(MAIN, grams.tangent(x_NCC[rows]))
+        return on_grams(main, grams.tangent(x_NCC[rows]), task)
 
-    return Method(TANGENT, MAIN.name, readout, finite_N, n_features, MAIN.probabilities)
+    return Method(TANGENT, main.name, readout, finite_N, n_features, main.probabilities)
 
 
 def complete_rows(compared: Sequence[Method]) -> np.ndarray:

@@ -38,19 +38,23 @@ def auroc(score_N: np.ndarray, y_N: np.ndarray, weight_RN: np.ndarray) -> np.nda
 
 def pooled(score_SN: np.ndarray, y_N: np.ndarray, weight_RN: np.ndarray) -> np.ndarray:
     """AUROC over the units of all test parts together, mean over seeds, ``(R,)``."""
-    return _nanmean([auroc(score_N, y_N, weight_RN) for score_N in score_SN])
+    return mean_of_known([auroc(score_N, y_N, weight_RN) for score_N in score_SN])
 
 
 def by_site(
-    score_SN: np.ndarray, y_N: np.ndarray, sites: Sequence[str], weight_RN: np.ndarray
+    score_SN: np.ndarray,
+    y_N: np.ndarray,
+    sites: Sequence[str],
+    weight_RN: np.ndarray,
+    measure: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray] = pooled,
 ) -> dict[str, np.ndarray]:
-    """AUROC within each site that has both classes, mean over seeds, ``(R,)`` each."""
+    """AUROC, or another ``measure``, within each site whose labels differ, mean over seeds, ``(R,)`` each."""
     site_N = np.asarray(sites)
     found = {}
     for site in sorted(set(sites)):
         of_site = site_N == site
-        if len(set(y_N[of_site])) == 2 and np.isfinite(score_SN[:, of_site]).any():
-            found[site] = pooled(score_SN[:, of_site], y_N[of_site], weight_RN[:, of_site])
+        if len(set(y_N[of_site])) > 1 and np.isfinite(score_SN[:, of_site]).any():
+            found[site] = measure(score_SN[:, of_site], y_N[of_site], weight_RN[:, of_site])
     return found
 
 
@@ -59,11 +63,11 @@ def centred(score_SN: np.ndarray, sites: Sequence[str]) -> np.ndarray:
     out, site_N = score_SN.copy(), np.asarray(sites)
     for site in set(sites):
         of_site = site_N == site
-        out[:, of_site] -= _nanmean(list(out[:, of_site].T))[:, None]
+        out[:, of_site] -= mean_of_known(list(out[:, of_site].T))[:, None]
     return out
 
 
-def _nanmean(rows: Sequence[np.ndarray]) -> np.ndarray:
+def mean_of_known(rows: Sequence[np.ndarray]) -> np.ndarray:
     """Mean over ``rows`` without the NaN; NaN where nothing is left."""
     stacked = np.stack(rows)
     count = np.isfinite(stacked).sum(0)
@@ -125,7 +129,7 @@ def all_scores(
     return {
         "auroc": estimate(pooled(score_SN, y_N, weight_RN)),
         "auroc_sd_over_seeds": float(np.std(per_seed)) if len(per_seed) > 1 else None,
-        "auroc_sites": estimate(_nanmean(list(per_site.values()))) if per_site else None,
+        "auroc_sites": estimate(mean_of_known(list(per_site.values()))) if per_site else None,
         "auroc_centred": estimate(pooled(centred(score_SN, sites), y_N, weight_RN)) if per_site else None,
         "auroc_unseen": estimate(unseen_R),
         "per_site": {site: estimate(value_R) for site, value_R in per_site.items()},

@@ -1,4 +1,4 @@
-"""Who trains and who tests: folds grouped by subject, or one site left out at a time."""
+"""Who trains and who tests: folds grouped by subject or family, or one site left out at a time."""
 
 import hashlib
 import json
@@ -21,53 +21,73 @@ class Folds:
     sha256: str  # of the test keys of every fold, so that two results can be told to be comparable
 
 
-def k_fold(keys: Sequence[str], y_N: np.ndarray, subjects: Sequence[str], folds: int, seeds: int) -> Folds:
-    """Stratified folds with every subject on one side only, repeated with seeds 0, 1, ...
+def strata(y_N: np.ndarray, most: int = 5) -> np.ndarray:
+    """What folds keep in balance, int64 ``(N,)``: classes as they are, numbers by rank in so many parts of one size."""
+    if y_N.dtype.kind != "f":
+        return y_N
+    return np.argsort(np.argsort(y_N, kind="stable"), kind="stable") * max(most, 1) // len(y_N)
+
+
+def k_fold(keys: Sequence[str], y_N: np.ndarray, groups: Sequence[str], folds: int, seeds: int) -> Folds:
+    """Stratified folds with every group on one side only, repeated with seeds 0, 1, ...
 
     Args:
         keys: unit keys, for the digest.
-        y_N: labels 0 or 1.
-        subjects: subject of each unit.
+        y_N: classes 0, 1, ... as integers, or numbers as floats.
+        groups: subject of each unit, or what else stays together, a family say.
         folds: per seed.
         seeds: repetitions.
 
     Raises:
-        ValueError: labels other than 0 and 1, one class only, or fewer subjects in a class than folds.
+        ValueError: negative or infinite labels, one class only, or fewer subjects than folds, in a class or at all.
     """
-    unknown = set(np.unique(y_N).tolist()) - {0, 1}
-    if unknown:
-        raise ValueError(f"expected labels 0 and 1, found {sorted(unknown, key=str)[:5]}")
-    count = {c: len({s for s, y in zip(subjects, y_N, strict=True) if y == c}) for c in (0, 1)}
-    if min(count.values()) == 0:
+    _require_labels(y_N)
+    subjects = np.asarray(groups)
+    balanced_N = strata(y_N, min(5, len(set(groups)) // folds))
+    count = [len(set(subjects[balanced_N == c])) for c in np.unique(balanced_N)]
+    if y_N.dtype.kind == "f":
+        if len(set(y_N.tolist())) < 2:
+            raise ValueError(f"expected numbers that differ, found {y_N[0]:g} in all of {len(y_N)} units")
+        if len(set(groups)) < 2 * folds:
+            raise ValueError(f"folds={folds}: expected at least {2 * folds} subjects, found {len(set(groups))}")
+    elif len(count) < 2:
         raise ValueError(f"expected labels of two classes, found one class in {len(y_N)} units")
-    if min(count.values()) < folds:
-        raise ValueError(
-            f"folds={folds}: expected at least that many subjects in each class, found {count[0]} and {count[1]}"
-        )
+    elif min(count) < folds:
+        found = " and ".join(map(str, count)) if len(count) == 2 else str(count)
+        raise ValueError(f"folds={folds}: expected at least that many subjects in each class, found {found}")
     by_seed = []
     for seed in range(seeds):
         splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-        by_seed.append(tuple(splitter.split(np.zeros((len(y_N), 1)), y_N, groups=np.asarray(subjects))))
-    return _checked("kfold", tuple(by_seed), keys, subjects)
+        by_seed.append(tuple(splitter.split(np.zeros((len(y_N), 1)), balanced_N, groups=subjects)))
+    return _checked("kfold", tuple(by_seed), keys, groups)
 
 
-def leave_site_out(keys: Sequence[str], y_N: np.ndarray, subjects: Sequence[str], sites: Sequence[str]) -> Folds:
+def _require_labels(y_N: np.ndarray) -> None:
+    wrong = y_N[~np.isfinite(y_N)] if y_N.dtype.kind == "f" else y_N[y_N < 0] if y_N.dtype.kind in "iub" else y_N
+    if len(wrong):
+        expected = "finite numbers, or classes 0, 1, ... as integers"
+        raise ValueError(f"expected labels that are {expected}, found {sorted(set(wrong.tolist()), key=str)[:5]}")
+
+
+def leave_site_out(keys: Sequence[str], y_N: np.ndarray, groups: Sequence[str], sites: Sequence[str]) -> Folds:
     """One fold per site: trained on all others, tested on this one. Nothing is drawn, so there is one seed.
 
-    A site whose absence leaves a single class to train on is not tested.
+    A site whose absence leaves a class, or all but one number, without anyone to train on is not tested.
 
     Raises:
         ValueError: fewer than two sites can be tested.
     """
     site_N = np.asarray(sites)
+    classes = set(y_N.tolist())
     folds = []
     for site in sorted(set(sites)):
         train, test = np.flatnonzero(site_N != site), np.flatnonzero(site_N == site)
-        if len(set(y_N[train])) == 2:
+        known = set(y_N[train].tolist())
+        if len(known) > 1 and (y_N.dtype.kind == "f" or known == classes):
             folds.append((train, test))
     if len(folds) < 2:
         raise ValueError(f"expected at least two sites that can be left out, found {len(folds)} of {len(set(sites))}")
-    return _checked("leave_site_out", (tuple(folds),), keys, subjects)
+    return _checked("leave_site_out", (tuple(folds),), keys, groups)
 
 
 def described_folds(folds: Folds, keys: Sequence[str]) -> dict[str, Any]:
@@ -95,23 +115,15 @@ def _checked(protocol: Protocol, by_seed: tuple, keys: Sequence[str], subjects: 
     return Folds(protocol, by_seed, hashlib.sha256(described.encode()).hexdigest())
 
 
-def inner_folds(y_N: np.ndarray, groups_N: np.ndarray, folds: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Folds inside a training part, grouped by subject, for the choice of hyper-parameters; empty where too few."""
-    folds = min(folds, *(len(set(groups_N[y_N == c])) for c in (0, 1)))
-    if folds < 2:
-        return []
-    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=0)
-    return [(a, b) for a, b in splitter.split(np.zeros((len(y_N), 1)), y_N, groups_N) if len(set(y_N[a])) == 2]
-
-
 def labelled_part(rows: np.ndarray, y_N: np.ndarray, groups_N: np.ndarray, fraction: float, seed: int) -> np.ndarray:
-    """The rows of a random ``fraction`` of their subjects, at least two of each class; for label-efficiency curves.
+    """The rows of a random ``fraction`` of their subjects, at least two of each class, for label-efficiency curves.
 
-    Smaller fractions of one seed are parts of larger ones.
+    Of numbers at least two of each fifth. Smaller fractions of one seed are parts of larger ones.
     """
     chosen: list[np.ndarray] = []
-    for c in (0, 1):
-        subjects = np.unique(groups_N[rows[y_N[rows] == c]])
+    balanced_N = strata(y_N)
+    for c in np.unique(balanced_N):
+        subjects = np.unique(groups_N[rows[balanced_N[rows] == c]])
         order = np.random.default_rng([seed, c]).permutation(len(subjects))
         count = min(len(subjects), max(2, round(fraction * len(subjects))))
         chosen.append(subjects[order[:count]])

@@ -1,12 +1,16 @@
-"""What is classified: one unit per labelled subject-session, or per session and task where the task is the label."""
+"""Who is labelled, and how: one unit per subject-session, or per session and task where the task is the label."""
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
+from mcsp.config.evaluate import LabelKind
 from mcsp.data_sharding.store.reader import Corpus
+from mcsp.evaluate.readout.task import Task
 from mcsp.schema import Modality, Recording
 from mcsp.windows import longest_window, no_window, start_ranges
 
@@ -14,8 +18,12 @@ _log = logging.getLogger(__name__)
 
 # BIDS entities that a corpus keeps of every recording, and so can be labels.
 ENTITIES = ("task", "session", "run")
-# Where exactly one class is called like this, the other one is the positive class of sensitivity and specificity.
+# Where exactly one class is called like this, it comes first: of two, the other one is the positive class.
 _NEGATIVE_NAMES = {"control", "controls", "healthy", "hc", "nc", "td", "no", "false", "negative", "0", "0.0", "rest"}
+
+MISSING = ("", "n/a", "nan")
+# Numbers of so few different values are taken as codes of classes where nothing else is said; ours.
+MOST_CODES = 10
 
 
 @dataclass(frozen=True)
@@ -35,11 +43,25 @@ class Labelled:
     """The units that have a label; all lists have one entry per unit."""
 
     units: list[Unit]
-    y_N: np.ndarray  # 0 or 1, index into classes
-    classes: list[str]  # the second is the positive one
+    y_N: np.ndarray  # int64 index into classes, or float64 numbers
+    classes: list[str]  # of two the second is the positive one; empty where the label is a number
     subjects: list[str]  # "site/subject"
     sites: list[str]
     simulated: dict[str, bool]  # per site
+    families: list[str] | None = None  # who stays on one side of every fold; None: the subject
+    missing: int = 0  # units without a label
+    left_out: int = 0  # units of other classes than those asked for
+    notes: tuple[str, ...] = ()
+
+    @property
+    def task(self) -> Task:
+        """What the label asks for."""
+        return Task(tuple(self.classes))
+
+    @property
+    def groups(self) -> list[str]:
+        """Who stays together, in folds and in the draws of the intervals: the subject, or the value of a column."""
+        return self.subjects if self.families is None else self.families
 
     def part(self, rows: np.ndarray) -> "Labelled":
         """Some of the units, by their indices."""
@@ -49,11 +71,24 @@ class Labelled:
             y_N=self.y_N[rows],
             subjects=[self.subjects[i] for i in rows],
             sites=[self.sites[i] for i in rows],
+            families=None if self.families is None else [self.families[i] for i in rows],
         )
 
     def group_index(self) -> np.ndarray:
-        """Subjects as integers, int64 ``(N,)``."""
-        return np.unique(np.asarray(self.subjects), return_inverse=True)[1]
+        """Groups as integers, int64 ``(N,)``."""
+        return np.unique(np.asarray(self.groups), return_inverse=True)[1]
+
+    def described(self, name: str) -> dict[str, Any]:
+        """What the results say of the label, as JSON types."""
+        task, y_N = self.task, self.y_N
+        found: dict[str, Any] = {"name": name, "kind": task.kind, "measure": task.main, "classes": self.classes}
+        if task.kind == "number":
+            quantiles = np.quantile(y_N, [0, 0.5, 1]).tolist()
+            found |= {"units": [len(y_N)], "mean": float(y_N.mean()), "sd": float(y_N.std())}
+            found |= dict(zip(("least", "median", "largest"), quantiles, strict=True))
+        else:
+            found["units"] = np.bincount(y_N, minlength=len(self.classes)).tolist()
+        return {**found, "missing": self.missing, "left_out": self.left_out}
 
 
 def read_labels(
@@ -61,53 +96,125 @@ def read_labels(
     label: str,
     classes: Sequence[str] | None = None,
     window_seconds: Mapping[Modality, float] | None = None,
+    kind: LabelKind | None = None,
+    group_column: str | None = None,
 ) -> Labelled:
-    """Units of any split that have a value of ``label``, sorted by key.
+    """Group the recordings of a corpus into labelled units; those without a label are left out and counted.
 
     Args:
-        corpus: a finished corpus.
-        label: a column of participants.tsv that the corpus holds, else one of :data:`ENTITIES`.
-        classes: two values to compare, negative first; others are left out. None: there must be exactly two.
+        corpus: to read.
+        label: a column that was let through by ``participants_columns``, or "task", "session" or "run", which make one
+            unit per subject-session and value.
+        classes: the values to tell apart, of two the positive one last; None: all that there are, of which one that is
+            called control, healthy or the like is the first, else in the order of their names.
         window_seconds: recordings without a window of enough valid time are left out, and named in the log. None: all
             are kept.
+        kind: whether values are classes or numbers; None: numbers where all are, and more than ten differ.
+        group_column: a column whose values stay together, within their site: families, say. Who has none stands alone.
 
     Raises:
-        ValueError: no unit has the label, or its values are not two.
+        ValueError: no unit has the label, its values are one or no numbers, or a subject is in two groups.
     """
     samples = {key: _with_window(rs, window_seconds) for key, rs in corpus.samples().items()}
     samples = {key: recordings for key, recordings in samples.items() if recordings}
     columns = {column for recordings in samples.values() for column in corpus.participant(recordings[0])}
-    if label not in columns and label not in ENTITIES:
-        raise ValueError(
-            f"{corpus.path}: no sample has the label {label!r}; found the columns {sorted(columns)} and the entities "
-            f"{list(ENTITIES)}. Name the column in participants_columns when the corpus is built"
-        )
+    _require_column(corpus, label, columns, ENTITIES)
     found: list[tuple[str, Unit]] = []
+    missing = 0
     for key, recordings in samples.items():
         by_value: dict[str, list[Recording]] = {}
         for recording in recordings:
             value = corpus.participant(recording).get(label) if label in columns else getattr(recording, label)
-            by_value.setdefault("" if value is None else str(value), []).append(recording)
+            by_value.setdefault("" if value is None else str(value).strip(), []).append(recording)
         for value, of_value in sorted(by_value.items()):
-            if value.lower() not in ("", "n/a", "nan"):
+            if value.lower() in MISSING:
+                missing += 1
+            else:
                 found.append((value, Unit(key if len(by_value) == 1 else f"{key}/{value}", tuple(of_value))))
-    values = sorted({value for value, _ in found})
-    chosen = _in_order(values) if classes is None else list(classes)
-    if len(set(chosen)) != 2 or not set(chosen) <= set(values):
-        raise ValueError(
-            f"{corpus.path}: label {label!r}: expected two classes{f' {chosen}' if classes else ''}, "
-            f"found {len(values)}: {values[:10]}"
-        )
-    kept = [(value, unit) for value, unit in found if value in chosen]
+    y_all, chosen, note = _values([value for value, _ in found], classes, kind, f"{corpus.path}: label {label!r}")
+    kept = [(y, unit) for y, (_, unit) in zip(y_all, found, strict=True) if y is not None]
     first = [unit.recordings[0] for _, unit in kept]
+    subjects = [f"{r.site}/{r.subject}" for r in first]
+    families = None
+    if group_column is not None:
+        _require_column(corpus, group_column, columns)
+        families = _families(subjects, [corpus.participant(r).get(group_column) for r in first], group_column)
     return Labelled(
         units=[unit for _, unit in kept],
-        y_N=np.array([chosen.index(value) for value, _ in kept]),
+        y_N=np.array([y for y, _ in kept]),
         classes=chosen,
-        subjects=[f"{r.site}/{r.subject}" for r in first],
+        subjects=subjects,
         sites=[r.site for r in first],
         simulated={r.site: r.simulated for r in first},
+        families=families,
+        missing=missing,
+        left_out=len(found) - len(kept),
+        notes=(note,) if note else (),
     )
+
+
+def _require_column(corpus: Corpus, name: str, columns: set[str], entities: Sequence[str] = ()) -> None:
+    if name in columns or name in entities:
+        return
+    what = f"label {name!r}" if entities else f"group_column {name!r}"
+    beside = f" and the entities {list(entities)}" if entities else ""
+    raise ValueError(
+        f"{corpus.path}: no sample has the {what}; found the columns {sorted(columns)}{beside}. "
+        "Name the column in participants_columns when the corpus is built"
+    )
+
+
+def _values(
+    values: Sequence[str], classes: Sequence[str] | None, kind: LabelKind | None, source: str
+) -> tuple[Sequence[float | int | None], list[str], str]:
+    """A number, a class or None of every value; the classes; and a note where their kind was found, not given."""
+    different = sorted(set(values))
+    numbers = [_number(value) for value in values]
+    numeric = None not in numbers and len(different) > 2
+    if numeric:
+        different.sort(key=float)
+    many = numeric and len(different) > MOST_CODES
+    note = ""
+    if numeric and kind is None and classes is None:
+        taken, other = ("a number", "classes") if many else ("classes", "number")
+        note = (
+            f"The label holds {len(different)} different numbers and is taken as {taken}; else set label_kind={other}."
+        )
+    if kind == "number" or (many and kind is None and classes is None):
+        wrong = [value for value, number in zip(values, numbers, strict=True) if number is None]
+        if wrong or classes is not None or len(different) < 3:
+            found = wrong[:5] if wrong else f"classes={list(classes)}" if classes is not None else different
+            raise ValueError(f"{source}: expected three different numbers or more, found {found}")
+        return [float(number) for number in numbers if number is not None], [], note
+    chosen = _in_order(different) if classes is None else list(classes)
+    if len(set(chosen)) < max(2, len(chosen)) or not set(chosen) <= set(different):
+        asked = f" {chosen}" if classes else ""
+        raise ValueError(f"{source}: expected two classes or more{asked}, found {len(different)}: {different[:10]}")
+    return [chosen.index(value) if value in chosen else None for value in values], chosen, note
+
+
+def _number(text: str) -> float | None:
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def _families(subjects: Sequence[str], values: Sequence[Any], column: str) -> list[str]:
+    """ "site/column=value", or the subject where it has no value."""
+    found: list[str] = []
+    of_subject: dict[str, str] = {}
+    for subject, value in zip(subjects, values, strict=True):
+        known = "" if value is None else str(value).strip()
+        site = subject.partition("/")[0]
+        found.append(subject if known.lower() in MISSING else f"{site}/{column}={known}")
+        if of_subject.setdefault(subject, found[-1]) != found[-1]:
+            raise ValueError(
+                f"group_column {column!r}: expected one value of subject {subject}, found "
+                f"{of_subject[subject]} and {found[-1]}"
+            )
+    return found
 
 
 def _with_window(recordings: list[Recording], window_seconds: Mapping[Modality, float] | None) -> list[Recording]:

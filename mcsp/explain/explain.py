@@ -64,9 +64,14 @@ class Explanation:
     def __init__(self, config: ExplainConfig) -> None:
         """Open everything; ``ValueError`` where something does not fit."""
         self.model: PretrainedMCSP = from_pretrained(config.model_dir)
-        self.corpus = open_corpus(config, config.out_dir, self.model, [config.label])
+        columns = [config.label, *filter(None, [config.group_column])]
+        self.corpus = open_corpus(config, config.out_dir, self.model, columns)
         self.config = config = with_windows(config, self.model)
-        self.labelled: Labelled = read_labels(self.corpus, config.label, config.classes, config.window_seconds)
+        self.labelled: Labelled = read_labels(
+            self.corpus, config.label, config.classes, config.window_seconds, config.label_kind, config.group_column
+        )
+        if self.labelled.task.kind != "binary":
+            raise ValueError(f"label {config.label!r}: expected two classes to explain, found {self.labelled.classes}")
         self.classifier = None if config.finetuned_dir is None else load_finetuned(config.finetuned_dir)
         self.features = unit_features(self.model, self.corpus, self.labelled.units, config)
 
@@ -74,8 +79,8 @@ class Explanation:
         """Maps per site, controls and their correlation, as JSON types; None where no pair can be made."""
         rows = np.flatnonzero(np.isfinite(self.features[modality]).all(axis=1))
         y_N, groups_N = self.labelled.y_N[rows], self.labelled.group_index()[rows]
-        keys, subjects = ([values[i] for i in rows] for values in (self._keys(), self.labelled.subjects))
-        folds = k_fold(keys, y_N, subjects, self.config.folds, 1).by_seed[0]
+        keys, groups = ([values[i] for i in rows] for values in (self._keys(), self.labelled.groups))
+        folds = k_fold(keys, y_N, groups, self.config.folds, 1).by_seed[0]
         pairs = self._pairs(modality, [rows[test] for _, test in folds])
         if not pairs:
             return None

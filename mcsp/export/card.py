@@ -7,6 +7,7 @@ from typing import Any
 from mcsp.data_sharding.bids.description import DESCRIPTION_NAME
 from mcsp.data_sharding.store.reader import Corpus
 from mcsp.encode.parcellations import parcellation_name
+from mcsp.export.hub import front_matter
 from mcsp.model.mcsp import MCSP
 from mcsp.outside import read_object
 from mcsp.schema import Modality, Recording
@@ -14,12 +15,7 @@ from mcsp.version import __version__
 from mcsp.wording import markdown
 
 _CARD = """\
----
-license: other
-library_name: mcsp
-tags: [fmri, eeg, self-supervised]
----
-# MCSP, size {size}
+{front}# MCSP, size {size}
 
 An encoder of {modalities} recordings, pretrained without labels: a recording goes in, features come out, and a small
 classifier can be trained on them with few labelled subjects. {parameters:,} parameters; domains {domains}.
@@ -154,6 +150,7 @@ def model_card(
     batch = ", ".join(f"{n} {name}" for name, n in run["batch"].items())
     windows = ", ".join(f"{run['window_seconds'][m]:g} s of {m}" for m in model.config.modalities)
     return _CARD.format(
+        front=front_matter(model.config.size, model.config.modalities, evaluation),
         version=__version__,
         size=model.config.size,
         parameters=sum(p.numel() for p in model.parameters()),
@@ -346,16 +343,19 @@ def results_text(evaluation: Mapping[str, Any] | None, corpus: Corpus) -> str:
         return "No evaluation came with this export."
     sites = evaluation["sites"]
     names = markdown(", ".join(f"{s} (simulated)" if v["simulated"] else s for s, v in sites.items()))
-    label = markdown(f"{evaluation['label']['name']} ({' against '.join(evaluation['label']['classes'])})")
+    known = evaluation["label"]
+    label = markdown(f"{known['name']} ({' against '.join(known['classes']) or 'a number'})")
     own = "the corpus of the pretraining" if evaluation["corpus_index_hash"] == corpus.index_hash else "another corpus"
     seen = evaluation["subjects_seen_in_pretraining"]
+    measure = known.get("measure", "auroc")
     rows = [
         f"| {r['recordings']} | {r['protocol']} | {markdown(r['features'])}, {markdown(r['classifier'])} "
-        f"| {r['auroc']['value']:.3f} ({r['auroc']['ci_low']:.3f} to {r['auroc']['ci_high']:.3f}) |"
+        f"| {r[measure]['value']:.3f} ({r[measure]['ci_low']:.3f} to {r[measure]['ci_high']:.3f}) |"
         for r in evaluation["classification"]
-        if not r["transductive"] and r["auroc"] is not None
+        if not r["transductive"] and r[measure] is not None
     ]
-    head = "| recordings | tested on | method | AUROC (95 % interval over subjects) |\n|---|---|---|---|\n"
+    shown = f"{measure.upper()} (95 % interval over subjects)"
+    head = f"| recordings | tested on | method | {shown} |\n|---|---|---|---|\n"
     return (
         f"{label} of {evaluation['subjects']} subjects of {own}, {'unknown how many' if seen is None else seen} of "
         f"them seen in pretraining; sites: {names}.\n\n{head}" + "\n".join(rows)

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -174,6 +174,7 @@ def preprocessing_of(manifest: Mapping[str, Any], corpus: Corpus, modalities: tu
             "position_frame": "MNI, mm",
         },
     }
+    sites = {r.site for r in corpus.recordings}
     return {
         "units": {m: " or ".join(_units(corpus, m)) for m in modalities},
         "scaling": "none: the model takes values in these units (stored value * scale of the recording)",
@@ -185,11 +186,22 @@ def preprocessing_of(manifest: Mapping[str, Any], corpus: Corpus, modalities: tu
         "hemodynamic_delay_seconds": run["hemodynamic_delay_seconds"],
         "cleaning": {m: cleaning[m] for m in modalities},
         "min_seconds": {m: config["min_seconds"][m] for m in modalities},
-        "parcellations": parcellations_of(corpus.recordings) if "fmri" in modalities else [],
+        "parcellations": parcellations_of(corpus.recordings, _atlases(config, sites)) if "fmri" in modalities else [],
         "corpus_index_hash": corpus.index_hash,
         KEY_FINGERPRINT: corpus.index.get(KEY_FINGERPRINT),
         "software": {**corpus.index.get("software", {}), "torch": str(torch.__version__)},
     }
+
+
+def _atlases(config: Mapping[str, Any], sites: Iterable[str]) -> dict[str, str]:
+    """What the parcels of each site are from, as the corpus was told: the name of an atlas, or of a file."""
+    found = {}
+    for site in sites:
+        own = config["sites"].get(site, {})
+        told = {**config["fmri"], **own.get("fmri", {})}
+        image = own.get("label_image") or told["label_image"]
+        found[site] = told["atlas"] or (Path(image).name if image else "")
+    return found
 
 
 def _units(corpus: Corpus, modality: Modality) -> list[str]:

@@ -1,51 +1,62 @@
-"""Exports on the Hugging Face Hub, with its usual names; needs the extra ``hub``.
+"""Exports to the Hugging Face Hub; ``mcsp.from_pretrained`` loads them from there. Needs the extra ``hub``.
 
-A repository holds the files of an export and nothing else. What comes down is checked against its SHA256SUMS, and
-nothing is unpickled.
+A repository holds the files of an export and nothing else. Its card begins with what the Hub reads.
 """
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from mcsp.encode.pretrained import PretrainedMCSP
-from mcsp.encode.pretrained import from_pretrained as from_folder
-from mcsp.model.weights import CONFIG_FILE, PREPROCESSING_FILE, SUMS_FILE, WEIGHTS_FILE
+import yaml
 
-_LOADED = [CONFIG_FILE, WEIGHTS_FILE, PREPROCESSING_FILE, SUMS_FILE, "pretraining_subjects.txt", "README.md"]
+from mcsp.encode.pretrained import from_pretrained
+from mcsp.schema import Modality
+
+# Of the Hub's own names of metrics.
+_METRICS = {
+    "auroc": "roc_auc",
+    "balanced_accuracy": "balanced_accuracy",
+    "r2": "r_squared",
+    "r": "pearsonr",
+    "mae": "mae",
+}
 
 
-def from_pretrained(
-    path_or_repo_id: str | Path, revision: str | None = None, cache_dir: Path | None = None
-) -> PretrainedMCSP:
-    """Load an export from a folder, else from a repository of the Hub, as :func:`mcsp.from_pretrained` does.
+def front_matter(size: str, modalities: Sequence[Modality], evaluation: Mapping[str, Any] | None) -> str:
+    """The lines between ``---`` above a model card, from which the Hub takes licence, task and scores.
 
     Args:
-        path_or_repo_id: a folder that exists, or "owner/name".
-        revision: branch, tag or commit of the repository; name a commit where a result must not change.
-        cache_dir: where downloads are kept; None: the Hub's own cache.
-
-    Raises:
-        ValueError: neither a folder nor a name of a repository, a repository that cannot be reached, and as
-            ``mcsp.from_pretrained``.
-        ModuleNotFoundError: the extra ``hub`` is not installed and there is no such folder.
+        size: of the model.
+        modalities: that it encodes.
+        evaluation: content of results.json; its strict rows of the pretrained encoder become the model-index.
     """
-    if Path(path_or_repo_id).is_dir():
-        return from_folder(path_or_repo_id)
-    owner, slash, name = str(path_or_repo_id).partition("/")
-    if not (owner and slash and name) or "/" in name:
-        raise ValueError(f"{path_or_repo_id}: expected a folder or a repository owner/name, found neither")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    name = str(path_or_repo_id)
-    try:
-        folder = snapshot_download(name, revision=revision, cache_dir=cache_dir, allow_patterns=_LOADED)
-    except (HfHubHTTPError, LocalEntryNotFoundError) as error:  # no such repository or revision, no access, no network
-        raise ValueError(f"{name}: no such folder, and not to be had from the Hub ({_first_line(error)})") from None
-    return from_folder(folder)
+    known: dict[str, Any] = {
+        "license": "other",
+        "license_name": "terms-of-the-weights",
+        "license_link": "README.md",
+        "library_name": "mcsp",
+        "pipeline_tag": "feature-extraction",
+        "tags": [*modalities, "self-supervised"],
+    }
+    results = [] if evaluation is None else _results(evaluation)
+    if results:
+        known["model-index"] = [{"name": f"MCSP {size}", "results": results}]
+    return f"---\n{yaml.safe_dump(known, sort_keys=False, allow_unicode=True)}---\n"
 
 
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+def _results(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
+    sites = [f"{site} (simulated)" if v["simulated"] else site for site, v in evaluation["sites"].items()]
+    dataset = {"name": ", ".join(sites), "type": f"mcsp-corpus-{evaluation['corpus_index_hash'][:12]}"}
+    found = []
+    for row in evaluation["classification"]:
+        if row["features"] != "pretrained" or row["transductive"]:
+            continue
+        estimates = {name: row.get(name) for name in _METRICS}
+        values = {name: v["value"] if isinstance(v, Mapping) else v for name, v in estimates.items()}
+        metrics = [{"type": _METRICS[n], "name": n, "value": round(v, 4)} for n, v in values.items() if v is not None]
+        asked = f"{evaluation['label']['name']} from {row['recordings']}, {row['protocol']}, {row['classifier']}"
+        found.append({"task": {"type": "feature-extraction", "name": asked}, "dataset": dataset, "metrics": metrics})
+    return found
 
 
 def push_to_hub(folder: str | Path, repo_id: str, private: bool = True, revision: str | None = None) -> str:
@@ -59,7 +70,7 @@ def push_to_hub(folder: str | Path, repo_id: str, private: bool = True, revision
     """
     from huggingface_hub import HfApi
 
-    from_folder(folder)
+    from_pretrained(folder)
     api = HfApi()
     api.create_repo(repo_id, private=private, exist_ok=True)
     done = api.upload_folder(

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 from nilearn import datasets
-from nilearn.maskers import NiftiLabelsMasker
+from nilearn.maskers import NiftiLabelsMasker, NiftiSpheresMasker
+from sklearn.utils import Bunch
 
 from mcsp.batch import collate
 from mcsp.data_sharding.bids.reasons import RecordingError
@@ -267,3 +268,35 @@ def test_an_image_and_an_atlas_of_different_spaces_are_refused(
         with pytest.raises(RecordingError) as error:
             pretrained.encode_bold(bold, T_R, atlas)
         assert error.value.reason == "label-space-mismatch"
+
+
+def test_the_atlas_of_the_pretraining_comes_with_the_model(of_corpus: PretrainedMCSP, corpus_dir: Path) -> None:
+    for known in of_corpus.preprocessing["parcellations"]:
+        values_TP = 1000 + np.random.default_rng(0).standard_normal((VOLUMES + 10, known["parcels"])).cumsum(axis=0)
+        by_name = of_corpus.encode_bold(values_TP, T_R, "pretraining", require_known_parcellation=True)
+        by_place = of_corpus.encode_bold(values_TP, T_R, np.array(known["positions_mm"]))
+        np.testing.assert_array_equal(by_name.features, by_place.features)
+        assert f"as in pretraining ({known['sites'][0]})" in str(by_name.report)
+        path = next((corpus_dir.parent / "bids" / known["sites"][0]).glob("sub-*/func/*_timeseries.tsv"))
+        name = f"pretraining:{known['sha256'][:12]}"
+        named = of_corpus.encode_bold(path, parcellation=name, require_known_parcellation=True)
+        np.testing.assert_array_equal(named.features, of_corpus.encode_bold(path).features)
+        with pytest.raises(ValueError, match=r"expected one in the export, found 2; it has pretraining:\w{12} \("):
+            of_corpus.encode_bold(path, parcellation="pretraining")
+    with pytest.raises(ValueError, match="expected one of 7 parcels in the export, found 0"):
+        of_corpus.encode_bold(np.ones((VOLUMES, 7)), T_R, "pretraining")
+    with pytest.raises(ValueError, match="label image"):
+        of_corpus.encode_bold(images()[0], T_R, name, space=known["space"])
+
+
+def test_maskers_of_nilearn_say_where_their_columns_are(pretrained: PretrainedMCSP) -> None:
+    image, labels = images()
+    masker = NiftiLabelsMasker(labels, standardize=None, resampling_target=None).fit()
+    values_TP = masker.transform(image)
+    expected = pretrained.encode_bold(values_TP, T_R, labels)
+    np.testing.assert_array_equal(pretrained.encode_bold(values_TP, T_R, masker).features, expected.features)
+    spheres = NiftiSpheresMasker(positions_mm().tolist(), radius=20)
+    by_place = pretrained.encode_bold(bold_TP(), T_R, positions_mm())
+    np.testing.assert_array_equal(pretrained.encode_bold(bold_TP(), T_R, spheres).features, by_place.features)
+    with pytest.raises(ValueError, match=r"as func\[0\] of a Bunch; found another object"):
+        pretrained.encode_bold(Bunch(func=["run.nii.gz"]), T_R, labels)

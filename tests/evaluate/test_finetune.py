@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -111,8 +112,8 @@ def test_units_may_lack_a_modality_where_they_train_and_where_they_are_tested(
 ) -> None:
     """A third of the units has EEG alone, a third BOLD alone."""
 
-    def some(corpus: Corpus, label: str, classes: list[str] | None, seconds: dict[str, float]) -> Labelled:
-        whole = read_labels(corpus, label, classes, seconds)
+    def some(*arguments: Any) -> Labelled:
+        whole = read_labels(*arguments)
         kept = [unit.of("eeg") if i % 3 == 0 else unit.of("fmri") if i % 3 == 1 else unit.recordings
                 for i, unit in enumerate(whole.units)]  # fmt: skip
         units = [replace(unit, recordings=tuple(r)) for unit, r in zip(whole.units, kept, strict=True)]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mcsp.evaluate.splits import _checked, inner_folds, k_fold, labelled_part, leave_site_out, require_disjoint
+from mcsp.evaluate.splits import _checked, k_fold, labelled_part, leave_site_out, require_disjoint
 
 
 def people(n: int = 40, sessions: int = 2) -> tuple[list[str], np.ndarray, list[str], list[str]]:
@@ -50,11 +50,6 @@ def test_two_sites_can_leave_each_other_out_and_one_without_which_a_class_is_mis
         leave_site_out(keys, y_N, subjects, one_sided)
 
 
-def test_two_subjects_of_each_class_make_two_inner_folds() -> None:
-    y_N, groups_N = np.array([0, 0, 1, 1]), np.arange(4)
-    assert [sorted(y_N[test]) for _, test in inner_folds(y_N, groups_N, 5)] == [[0, 1], [0, 1]]
-
-
 def test_a_subject_on_both_sides_is_refused() -> None:
     keys, _, subjects, _ = people(4, 2)
     with pytest.raises(ValueError, match="subject s0/000 is in the training and in the test part"):
@@ -67,17 +62,6 @@ def test_the_digest_names_the_folds() -> None:
     assert same[0] == same[1]
     assert k_fold(keys, y_N, subjects, 4, 2).sha256 != same[0]
     assert k_fold([k + "x" for k in keys], y_N, subjects, 5, 2).sha256 != same[0]
-
-
-def test_inner_folds_keep_subjects_together_and_have_both_classes_to_train_on() -> None:
-    _, y_N, subjects, _ = people(9, 3)
-    groups_N = np.unique(subjects, return_inverse=True)[1]
-    folds = inner_folds(y_N, groups_N, 3)
-    assert len(folds) == 3
-    for train, test in folds:
-        assert not set(groups_N[train]) & set(groups_N[test])
-        assert len(set(y_N[train])) == 2
-    assert inner_folds(y_N[:6], groups_N[:6], 3) == []  # one subject of each class
 
 
 def test_a_part_of_the_labels_is_a_part_of_the_subjects_with_both_classes() -> None:
@@ -113,6 +97,50 @@ def test_folds_of_another_splitter_are_checked_too() -> None:
         require_disjoint(list(KFold(6).split(np.zeros(6))), subjects)
 
 
-def test_labels_that_are_no_classes() -> None:
-    with pytest.raises(ValueError, match=r"expected labels 0 and 1, found \[2\]"):
-        k_fold(["a", "b"], np.array([1, 2]), ["a", "b"], 2, 1)
+@pytest.mark.parametrize(
+    ("y", "message"),
+    [
+        ([-1, 2], r"classes 0, 1, ... as integers, found \[-1\]"),
+        (["a", "b"], r"classes 0, 1, ... as integers, found \['a', 'b'\]"),
+        ([1.0, np.inf], r"expected labels that are finite numbers, .* found \[inf\]"),
+        ([2.5, 2.5], "expected numbers that differ, found 2.5 in all of 2 units"),
+        ([1.0, 2.0], "folds=2: expected at least 4 subjects, found 2"),
+    ],
+)
+def test_labels_that_are_neither_classes_nor_numbers(y: list, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        k_fold(["a", "b"], np.array(y), ["a", "b"], 2, 1)
+
+
+def test_three_classes_and_numbers_are_balanced_over_folds_and_families_stay_together() -> None:
+    keys, _, subjects, _ = people(60, 2)
+    number = np.array([int(s[-3:]) for s in subjects])
+    families = [f"family {n // 2}" for n in number]
+    for y_N in (number % 3, number * 1.5):
+        for train, test in k_fold(keys, y_N, families, 3, 1).by_seed[0]:
+            assert not {families[i] for i in train} & {families[i] for i in test}
+            assert {n % 2 for n in number[test]} == {0, 1}  # a family is two subjects
+            if y_N.dtype.kind == "f":
+                assert abs(np.median(y_N[test]) - np.median(y_N)) < 10  # of 0 to 90
+            else:
+                assert np.ptp(np.bincount(y_N[test])) <= 4
+    with pytest.raises(
+        ValueError, match=r"folds=8: expected at least that many subjects in each class, found \[7, 7, 6\]"
+    ):
+        k_fold(keys[:40], (number % 3)[:40], subjects[:40], 8, 1)
+
+
+def test_a_site_with_a_class_of_its_own_is_not_left_out_and_numbers_need_two_that_differ() -> None:
+    keys = list("abcdefghi")
+    sites = [f"site-{i // 3}" for i in range(9)]
+    (splits,) = leave_site_out(keys, np.array([0, 1, 1, 0, 1, 0, 0, 1, 2]), keys, sites).by_seed
+    assert [sites[test[0]] for _, test in splits] == ["site-0", "site-1"]
+    (splits,) = leave_site_out(keys, np.array([1.0] * 6 + [2.0, 3.0, 1.0]), keys, sites).by_seed
+    assert [sites[test[0]] for _, test in splits] == ["site-0", "site-1"]
+
+
+def test_a_part_of_numbers_has_some_of_each_fifth() -> None:
+    y_N, groups_N = np.linspace(20, 80, 50), np.arange(50)
+    part = labelled_part(np.arange(50), y_N, groups_N, 0.1, seed=1)
+    assert np.bincount((y_N[part] - 20).astype(int) // 12).tolist()[:5] == [2] * 5
+    assert set(part) <= set(labelled_part(np.arange(50), y_N, groups_N, 0.5, seed=1))

@@ -1,6 +1,8 @@
-"""Linear classifiers on Gram matrices, and linear discriminants on short features; all fitted on training units alone.
+"""Linear read-outs on Gram matrices, and linear discriminants on short features; all fitted on training units alone.
 
-Shape letters: N units, M training units, F features, S seeds.
+Several classes are fitted one against the rest; a number by a ridge.
+
+Shape letters: N units, T tested units, M training units, F features, S seeds, K classes.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,18 +12,22 @@ import numpy as np
 import sklearn
 from joblib import Parallel, delayed
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LogisticRegression, RidgeCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 from threadpoolctl import threadpool_limits
 
 from mcsp.evaluate.readout.grams import GramOf, combined, gram, scales
+from mcsp.evaluate.readout.task import BINARY, Task
 from mcsp.evaluate.splits import Folds
 
 # Inverse strengths of the penalty for Gram matrices of mean diagonal 1, fixed. The logistic loss is flatter than the
 # hinge near the boundary, and needs more: chosen on the development people of ABIDE from 0.01 to 100.
 SVM_C, LOGISTIC_C = 1.0, 10.0
+# Penalties of the ridge, of which the leave-one-out error on the training part chooses: how much of a number can be
+# predicted differs too much between labels for one penalty.
+RIDGE_PENALTIES = tuple(10.0**k for k in range(-3, 4))
 _LEAST_EIGENVALUE = 1e-10  # relative to the largest; double precision does not tell smaller ones from rounding
 
 
@@ -35,7 +41,7 @@ class Linear:
 
 @dataclass(frozen=True)
 class Classifier:
-    """How labels 0 and 1 and the Gram matrix ``(M, M)`` of the training units give a :class:`Linear`."""
+    """How the Gram matrix ``(M, M)`` of the training units and labels, 0 and 1 or numbers, give a :class:`Linear`."""
 
     name: str
     fit: Callable[[np.ndarray, np.ndarray], Linear]
@@ -50,13 +56,27 @@ def _fit_svm(gram_MM: np.ndarray, y_M: np.ndarray) -> Linear:
 
 
 def _fit_logistic(gram_MM: np.ndarray, y_M: np.ndarray) -> Linear:
+    x_MR, root_R, vector_MR = _features(gram_MM)
+    if not len(root_R):  # features that do not vary
+        return Linear(np.zeros(len(y_M)), float(np.log((y_M == 1).sum() / (y_M == 0).sum())))
+    model = LogisticRegression(C=LOGISTIC_C, tol=1e-6, max_iter=2000).fit(x_MR, y_M)
+    return Linear(vector_MR @ (model.coef_[0] / root_R), float(model.intercept_[0]))
+
+
+def _fit_ridge(gram_MM: np.ndarray, y_M: np.ndarray) -> Linear:
+    x_MR, root_R, vector_MR = _features(gram_MM)
+    if not len(root_R):
+        return Linear(np.zeros(len(y_M)), float(y_M.mean()))
+    model = RidgeCV(RIDGE_PENALTIES).fit(x_MR, y_M)
+    return Linear(vector_MR @ (model.coef_ / root_R), float(model.intercept_))
+
+
+def _features(gram_MM: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Features ``(M, R)`` of which the matrix is the Gram matrix, roots of its R eigenvalues, and its eigenvectors."""
     value_R, vector_MR = np.linalg.eigh(gram_MM)
     kept = value_R > _LEAST_EIGENVALUE * max(value_R[-1], 1e-300)
     root_R, vector_MR = np.sqrt(value_R[kept]), vector_MR[:, kept]
-    if not kept.any():  # features that do not vary
-        return Linear(np.zeros(len(y_M)), float(np.log((y_M == 1).sum() / (y_M == 0).sum())))
-    model = LogisticRegression(C=LOGISTIC_C, tol=1e-6, max_iter=2000).fit(vector_MR * root_R, y_M)
-    return Linear(vector_MR @ (model.coef_[0] / root_R), float(model.intercept_[0]))
+    return vector_MR * root_R, root_R, vector_MR
 
 
 def _all(train: np.ndarray, seed: int) -> np.ndarray:
@@ -65,6 +85,7 @@ def _all(train: np.ndarray, seed: int) -> np.ndarray:
 
 SVM = Classifier("linear SVM", _fit_svm, False)
 LOGISTIC = Classifier("logistic", _fit_logistic, True)
+RIDGE = Classifier("ridge", _fit_ridge, False)
 
 
 # Scores of the test units (first) from the labelled training units (second) and the labels of all units (third).
@@ -73,29 +94,53 @@ Scorer = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 Readout = Callable[[np.ndarray], Scorer]
 
 
-def on_grams(classifier: Classifier, gram_of: GramOf) -> Readout:
-    """A classifier of Gram matrices."""
+def on_grams(classifier: Classifier, gram_of: GramOf, task: Task = BINARY) -> Readout:
+    """A classifier, or a ridge, on Gram matrices; scores have the shape that :mod:`mcsp.evaluate.readout.task` says."""
 
     def fitted(train: np.ndarray) -> Scorer:
         gram_NN = gram_of(train)
 
         def score(test: np.ndarray, labelled: np.ndarray, y_N: np.ndarray) -> np.ndarray:
-            linear = classifier.fit(gram_NN[np.ix_(labelled, labelled)], y_N[labelled])
-            score_N: np.ndarray = gram_NN[np.ix_(test, labelled)] @ linear.dual_M + linear.bias
-            return score_N
+            gram_MM, gram_TM, y_M = gram_NN[np.ix_(labelled, labelled)], gram_NN[np.ix_(test, labelled)], y_N[labelled]
+
+            def of(y_M: np.ndarray) -> np.ndarray:
+                linear = classifier.fit(gram_MM, y_M)
+                score_T: np.ndarray = gram_TM @ linear.dual_M + linear.bias
+                return score_T
+
+            if task.kind == "classes":
+                return one_against_rest(of, y_M, len(task.classes), len(test))
+            return with_mean(of(y_M), y_M) if task.kind == "number" else of(y_M)
 
         return score
 
     return fitted
 
 
-def discriminant(x_NF: np.ndarray) -> Readout:
+def one_against_rest(
+    of: Callable[[np.ndarray], np.ndarray], y_M: np.ndarray, n_classes: int, n_tested: int
+) -> np.ndarray:
+    """Scores ``(T, K)`` by ``of`` labels 0 and 1; a class that the training part lacks is never called."""
+    least = np.full(n_tested, -1e9)  # finite: the unit has been scored
+    return np.stack([of((y_M == k).astype(int)) if (y_M == k).any() else least for k in range(n_classes)], axis=1)
+
+
+def with_mean(predicted_T: np.ndarray, y_M: np.ndarray) -> np.ndarray:
+    """Predictions beside the mean of the training labels, ``(T, 2)``."""
+    return np.stack([predicted_T, np.full(len(predicted_T), y_M.mean())], axis=1)
+
+
+def discriminant(x_NF: np.ndarray, task: Task = BINARY) -> Readout:
     """Linear discriminant analysis with the covariance shrunk as Ledoit and Wolf (2004) say; for short features."""
 
     def score(test: np.ndarray, labelled: np.ndarray, y_N: np.ndarray) -> np.ndarray:
-        model = make_pipeline(StandardScaler(), LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto"))
-        score_N: np.ndarray = model.fit(x_NF[labelled], y_N[labelled]).decision_function(x_NF[test])
-        return score_N
+        def of(y_M: np.ndarray) -> np.ndarray:
+            model = make_pipeline(StandardScaler(), LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto"))
+            score_T: np.ndarray = model.fit(x_NF[labelled], y_M).decision_function(x_NF[test])
+            return score_T
+
+        y_M = y_N[labelled]
+        return one_against_rest(of, y_M, len(task.classes), len(test)) if task.kind == "classes" else of(y_M)
 
     return lambda train: score
 
@@ -103,14 +148,16 @@ def discriminant(x_NF: np.ndarray) -> Readout:
 def cross_validate(
     readout: Readout, y_N: np.ndarray, folds: Folds, parts: Sequence[Callable[[np.ndarray, int], np.ndarray]] = (_all,)
 ) -> np.ndarray:
-    """Scores of every unit by a classifier that never saw its subject, ``(P, S, N)``; NaN where no fold tests a unit.
+    """Scores of every unit by a read-out that never saw its subject; NaN where no fold tests a unit.
+
+    ``(P, S, N)``, with a last axis where the task's scores have one.
 
     What is fitted without labels is fitted on the whole training part once, whatever part of it has labels. Folds run
     on all cores, in threads; no result depends on how many there are.
 
     Args:
         readout: what is fitted on each training part.
-        y_N: labels 0 or 1.
+        y_N: classes 0, 1, ..., or numbers.
         folds: from :mod:`mcsp.evaluate.splits`, for the same units.
         parts: P rules which of a training part (rows, seed) have labels.
     """
@@ -124,7 +171,7 @@ def cross_validate(
     jobs = [(train, test, seed) for seed, splits in enumerate(folds.by_seed) for train, test in splits]
     with threadpool_limits(limits=1):
         found = Parallel(n_jobs=-1, prefer="threads")(delayed(one)(*job) for job in jobs)
-    score_PSN = np.full((len(parts), len(folds.by_seed), len(y_N)), np.nan)
+    score_PSN = np.full((len(parts), len(folds.by_seed), len(y_N), *found[0][0].shape[1:]), np.nan)
     for (_, test, seed), scores in zip(jobs, found, strict=True):
         for p, score_T in enumerate(scores):
             score_PSN[p, seed, test] = score_T

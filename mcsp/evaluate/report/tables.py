@@ -89,7 +89,10 @@ def terminal_table(results: dict[str, Any]) -> str:
         *(f"note: {printable(note)}" for note in results["notes"]),
     ]
     sentence = verdict([row for row in rows if not row["transductive"]], measure)
-    return "\n".join([*lines[1:], *(["", strong(sentence)] if sentence else [])])
+    lines += ["", strong(sentence)] if sentence else []
+    for label, more in results.get("more_labels", {}).items():
+        lines += ["", strong(f"label {printable(label)}:"), terminal_table(more)]
+    return "\n".join(lines[1:])
 
 
 def permutation_lines(rows: Sequence[dict[str, Any]]) -> list[str]:
