@@ -15,6 +15,7 @@ import markdown
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from mcsp.config import ModelConfig
 from mcsp.data_sharding.bids.description import DESCRIPTION_NAME
@@ -179,9 +180,11 @@ def test_the_card_of_a_classifier() -> None:
 
 def test_the_model_card(corpus: Corpus, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    attacked, harmless = (
-        Structure(markdown.markdown(card, extensions=["tables", "fenced_code"])) for card in cards(corpus, tmp_path)
-    )
+    parts = [card.removeprefix("---\n").split("\n---\n", 1) for card in cards(corpus, tmp_path)]
+    fronts, bodies = zip(*parts, strict=True)
+    first, second = map(yaml.safe_load, fronts)
+    assert first.keys() == second.keys(), "what the Hub reads above the card stays data"
+    attacked, harmless = (Structure(markdown.markdown(body, extensions=["tables", "fenced_code"])) for body in bodies)
     assert attacked.tags == harmless.tags
     assert attacked.targets == harmless.targets == []
     said = " ".join(attacked.texts)
