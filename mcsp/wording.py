@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, TextIO
 
 _MARKUP = {ord(c): f"\\{c}" for c in r"\`*_{}[]()#|~!$"} | {ord(c): html.escape(c) for c in "<>&"}
-_BOLD, _PLAIN = "\x1b[1m", "\x1b[0m"
+BOLD, CYAN, YELLOW = "1", "1;36", "1;33"  # codes of a terminal
 
 
 def listed(names: Iterable[Any], most: int = 8, separator: str = ", ") -> str:
@@ -48,10 +48,10 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else "?" for c in text)
 
 
-def bold(text: str, stream: TextIO) -> str:
-    """``text``, bold where ``stream`` is a terminal that shows it; see https://no-color.org."""
+def styled(text: str, stream: TextIO, style: str = BOLD) -> str:
+    """``text``, bold or in colour where ``stream`` is a terminal that shows it; see https://no-color.org."""
     plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" or not stream.isatty()
-    return text if plain else f"{_BOLD}{text}{_PLAIN}"
+    return text if plain else f"\x1b[{style}m{text}\x1b[0m"
 
 
 def markdown(text: str) -> str:

@@ -66,7 +66,11 @@ TARGETS: dict[str, tuple[str, ...]] = {
     "data_sharding/convert/manifest.py": ("tests/data_sharding/convert/test_manifest.py",),
 }  # fmt: skip
 # Survivors that no test can or should notice: the change, and why.
-REASONS: dict[str, str] = {}
+REASONS: dict[str, str] = {
+    "kernels/contrastive/problem.py: +        wrong = valid & ~((norms - 1).abs() < 1e-2)  # also where not finite": (
+        "the same: no float near 1 is 0.01 away from it to the last bit"
+    ),
+}
 # Mistakes that people make. Left out: bit operations (in annotations nothing would change) and unlikely exchanges.
 ORDER, EQUAL = ("Lt", "LtE", "Gt", "GtE"), ("Eq", "NotEq")
 OPERATORS = {f"ReplaceComparisonOperator_{a}_{b}" for kind in (ORDER, EQUAL) for a in kind for b in kind if a != b}
@@ -264,7 +268,7 @@ def report(rows: Sequence[dict[str, Any]], hashes: Mapping[str, str], seed: int,
         "sample": rows,
     }
     out.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-    for path, of_file in by_file.items():
+    for path, of_file in ((path, of_file) for path, of_file in by_file.items() if of_file):
         print(f"{of_file[KILLED]:4d} killed, {of_file[SURVIVED]} survived  {path}")
     print(f"{total[KILLED]:4d} of {total[KILLED] + total[SURVIVED]} killed, {total[NOT_TRIED]} not tried: {out}")
 

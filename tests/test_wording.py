@@ -1,11 +1,16 @@
-"""Lists and digests in messages."""
+"""Lists, tables, names from outside and digests in messages."""
 
 import hashlib
+import html
+import io
+import re
 from pathlib import Path
 
+import markdown
 import pytest
 
-from mcsp.wording import listed, sha256_file
+from mcsp.wording import CYAN, columns, counted, listed, printable, sha256_file, shortened, styled
+from mcsp.wording import markdown as plain
 
 
 @pytest.mark.parametrize(
@@ -24,7 +29,53 @@ def test_the_default_and_other_separators() -> None:
     assert listed((i for i in "abc"), separator="; ") == "a; b; c"
 
 
+def test_counts_and_columns_are_aligned() -> None:
+    assert [counted(n, "site") for n in (0, 1, 2, 2000)] == ["0 sites", "1 site", "2 sites", "2,000 sites"]
+    rows = [["a", "1"], ["b\tb", "20"]]
+    assert columns(rows) == ["a    1", "b?b  20"] and columns(rows, right=1) == ["a     1", "b?b  20"]
+
+
+def test_what_comes_from_outside_is_one_line_without_effect() -> None:
+    assert printable("a\x1b[1mb\nc") == "a?[1mb?c"
+    assert [shortened("abcdef", most) for most in (4, 5, 6, 7)] == ["abc…", "abcd…", "abcdef", "abcdef"]
+
+
 def test_the_digest_is_that_of_the_whole_file(tmp_path: Path) -> None:
     content = bytes(range(256)) * 9000
     (tmp_path / "x").write_bytes(content)
     assert sha256_file(tmp_path / "x") == hashlib.sha256(content).hexdigest()
+
+
+def test_columns_stay_apart_and_nothing_moves_the_cursor() -> None:
+    rows = [("site", "n"), ("a-long-name", "7"), ("b\x1b[2J\n", "12345")]
+    assert columns(rows) == ["site         n", "a-long-name  7", "b?[2J?       12345"]
+    assert columns(rows, right=1) == ["site             n", "a-long-name      7", "b?[2J?       12345"]
+
+
+def test_counts_and_long_names() -> None:
+    assert [counted(n, "site") for n in (0, 1, 2000)] == ["0 sites", "1 site", "2,000 sites"]
+    assert (shortened("abcd", 4), shortened("abcde", 4)) == ("abcd", "abc…")
+
+
+@pytest.mark.parametrize(("terminal", "variables", "shown"), [
+    (True, {}, "\x1b[1mx\x1b[0m"), (False, {}, "x"), (True, {"NO_COLOR": "1"}, "x"),
+    (True, {"NO_COLOR": ""}, "\x1b[1mx\x1b[0m"), (True, {"TERM": "dumb"}, "x"),
+])  # fmt: skip
+def test_bold_is_for_terminals_that_want_it(
+    terminal: bool, variables: dict[str, str], shown: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    stream = io.StringIO()
+    monkeypatch.setattr(stream, "isatty", lambda: terminal)
+    assert styled("x", stream) == shown
+    assert styled("x", stream, CYAN) == shown.replace("1m", "1;36m")
+
+
+def test_markdown_of_somebody_else_is_words() -> None:
+    attack = "[a](b) ![c](d)\n\n# e\n<b> | `f` *g* _h_ & \\ x"
+    page = markdown.markdown(f"| x | y |\n|---|---|\n| {plain(attack)} | z |\n", extensions=["tables"])
+    assert page.count("<td>") == 2 and not re.search("<(a|img|h1|b|code|em|strong)\\b", page)
+    assert html.unescape(re.findall("<td>(.*)</td>", page)[0]) == " ".join(attack.split())

@@ -24,7 +24,7 @@ from mcsp.provenance import made_by
 ROOT = Path(__file__).resolve().parents[2]
 RESULT = ROOT / "benchmarks" / "results" / "command_times.json"
 BEFORE = "cf44571"
-REPEATS = 5
+REPEATS = 3
 LAUNCHERS = {verb: verb for verb in ("pretrain", "evaluate", "finetune", "export")} | {
     "build": "build_corpus", "lint": "lint_corpus", "report": "corpus_report", "plot": "plot_run",
     "write-bids": "write_bids",

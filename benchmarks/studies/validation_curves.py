@@ -64,6 +64,7 @@ def train(name: str, corpus_dir: Path, work: Path) -> Path:
     run_dir, end = work / f"{name}-run", work / f"{name}-run" / "exit.json"
     if end.is_file() and json.loads(end.read_text())["reason"] == "finished":
         return run_dir
+    (work / f"{name}-made-by.json").write_text(json.dumps(made_by(("torch", "deepspeed", "numpy", "mne"))))
     command = [sys.executable, "launchers/pretrain.py", *RUNS[name], f"corpus_dir={corpus_dir}", f"run_dir={run_dir}"]
     subprocess.run(command, cwd=ROOT, check=True)
     return run_dir
@@ -151,24 +152,22 @@ def main() -> None:
     parser.add_argument("--positions", type=Path, help="centres of the parcels")
     parser.add_argument("--eegmat", type=Path, help="folder of the EDF files")
     parser.add_argument("--work", type=Path, required=True, help="where corpora and runs go")
-    parser.add_argument("--only", choices=tuple(RUNS), help="make one of the two runs; no result is written")
+    parser.add_argument("--only", choices=tuple(RUNS), help="make one of the two runs; the other stays as it is in OUT")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--picture", type=Path, default=PICTURE)
     arguments = parser.parse_args()
     os.environ.setdefault("MCSP_SUBJECT_KEY", KEY)
-    origin = made_by(("torch", "deepspeed", "numpy", "mne"))
     writers: dict[str, Callable[[Path], None]] = {
         "abide": lambda bids: abide.write_sites(arguments.abide, arguments.positions, bids),
         "eegmat": lambda bids: eegmat.write_site(arguments.eegmat, bids),
     }
-    found = {}
+    found: dict[str, dict[str, Any]] = json.loads(arguments.out.read_text())["runs"] if arguments.only else {}
     for name in [arguments.only] if arguments.only else list(RUNS):
         built = corpus(name, writers[name], arguments.work)
-        found[name] = summary(built, train(name, built, arguments.work))
-    if arguments.only:
-        return
-    content = {"what": __doc__, "made_by": origin, "runs": found}
-    arguments.out.write_text(json.dumps(content) + "\n")
+        run_dir = train(name, built, arguments.work)
+        origin = json.loads((arguments.work / f"{name}-made-by.json").read_text())
+        found[name] = {"made_by": origin, **summary(built, run_dir)}
+    arguments.out.write_text(json.dumps({"what": __doc__, "runs": found}) + "\n")
     draw(found, arguments.picture)
     print(f"results: {arguments.out}\npicture: {arguments.picture}")
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from mcsp.data_sharding.store.files import Location, size, write_atomic
 from mcsp.data_sharding.store.index import INDEX_NAME
+from mcsp.wording import columns
 
 STATUS_FILE = ".build/status.json"
 # A build writes its status when a shard is done, which may take minutes.
@@ -191,12 +192,7 @@ def status_lines(out: Location, status: dict[str, Any] | None, now: datetime) ->
         done = f"{counts['done']} ({percent} %)"
         values = (str(counts["found"]), done, str(counts["quarantined"]), f"{counts['hours']:.2f}", rate, left)
         rows.append((name, *values))
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = [
-        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]).rstrip()
-        for row in rows
-    ]
-    return [*lines, f"{out}: {_verdict(status, now)}"]
+    return [*columns(rows, right=1), f"{out}: {_verdict(status, now)}"]
 
 
 def _verdict(status: dict[str, Any], now: datetime) -> str:

@@ -30,6 +30,8 @@ _THREADS = 2
 _FORGET_SECONDS = 60.0
 # A .crc.npy has four bytes for a block of some kilobytes, and a short header.
 _CRC_HEADER_BYTES = 4096
+# Ten million recordings take some 4 GB; a store that sends more would fill the disk.
+_MOST_TABLE_BYTES = 1 << 36
 
 
 class ShardCache:
@@ -95,7 +97,7 @@ class ShardCache:
             OSError: the store cannot be read, or gives something else.
         """
         for _ in range(2):
-            self._fetch(name, self.limit_bytes)
+            self._fetch(name, _MOST_TABLE_BYTES)
             found = sha256_file(self.folder / name)
             if found.startswith(Path(name).stem.rpartition("-")[2]):
                 return

@@ -227,9 +227,14 @@ class Corpus:
                 if not self._cache or attempt + 1 == _OPEN_ATTEMPTS:
                     raise
                 continue
-            if not self._cache or self._cache.is_sound(name, descriptor):
+            sound = False
+            try:
+                sound = not self._cache or self._cache.is_sound(name, descriptor)
+            finally:
+                if not sound:  # something else lay in the cache under its name, or the disk fails
+                    os.close(descriptor)
+            if sound:
                 return descriptor
-            os.close(descriptor)  # something else lay in the cache under its name
         raise ValueError(f"changed {_OPEN_ATTEMPTS} times after it was fetched; who else writes into {self.path}?")
 
     def fetch_ahead(self, shards: Iterable[str]) -> None:

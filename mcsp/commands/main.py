@@ -58,6 +58,8 @@ HELP = {
     "demo": "Everything once, on small data: sites, corpus, pretraining, export, evaluation.",
     "demo-sites": "Write the demo's BIDS datasets, or a simulated consortium.",
 }
+# Clients of object stores, whose errors are of no class that all share.
+_STORES = ("botocore", "aiobotocore", "aiohttp", "google", "gcsfs", "adlfs", "azure")
 # ``--model.size nano`` and ``--sites.berlin.path=DIR`` are keys of a section: the schema judges them, as key=value.
 _SECTION = re.compile(r"--([A-Za-z_][\w-]*\.[\w.-]+)(?:=(.*))?", re.DOTALL)
 
@@ -98,9 +100,17 @@ def run(argv: Sequence[str] | None = None, app: App | None = None) -> int:
         app = app or application(words[0] if words else "")
         found = app(words, print_error=False, exit_on_error=False)
     except (CycloptsError, ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return _refused(str(error))
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] not in _STORES:
+            raise
+        return _refused(f"{error}; expected an object store that answers, and credentials of it (for S3 AWS_*)")
     return found if isinstance(found, int) else 0
+
+
+def _refused(text: str) -> int:
+    print(f"error: {' '.join(text.split())}", file=sys.stderr)
+    return 2
 
 
 def run_alone(command: Callable[..., int], name: str) -> int:

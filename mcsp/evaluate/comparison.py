@@ -130,21 +130,25 @@ def permuted(
     count: int,
     observed: dict[str, float] | None,
 ) -> dict[str, float]:
-    """AUROC of shuffled labels, with the folds of the first seed: it has to be about 0.5; R2 of numbers, about 0.
+    """AUROC of shuffled labels, with folds as those of the first seed: it has to be about 0.5; R2 of numbers, about 0.
 
     Labels are shuffled among the subjects of a site, which keeps what a site says about the label; labels that differ
-    within subjects (tasks, say) are shuffled within them.
+    within subjects (tasks, say) are shuffled within them. Stratified folds are made for each draw: in those of the
+    labels the classes of a draw are out of balance, and where a test part has more cases, fewer are left to train on.
 
     Returns:
         ``mean``, ``sd`` and number of ``draws``, and ``p``, how often they do as well as the labels: (1 + hits) /
         (1 + draws).
     """
-    groups_N = np.unique(np.asarray([labelled.subjects[i] for i in rows]), return_inverse=True)[1]
+    subjects = [labelled.subjects[i] for i in rows]
+    groups_N = np.unique(np.asarray(subjects), return_inverse=True)[1]
     site_N = np.unique(np.asarray([labelled.sites[i] for i in rows]), return_inverse=True)[1]
     one_seed = Folds(folds.protocol, folds.by_seed[:1], folds.sha256)
     readout, measure, found = method.readout(rows), labelled.task.measures[labelled.task.main], []
     for draw in tqdm(range(count), desc="permutations", leave=False):
         y_N = shuffled(labelled.y_N[rows], groups_N, site_N, np.random.default_rng([scores.BOOTSTRAP_SEED, draw]))
+        if folds.protocol == "kfold":
+            one_seed = k_fold(subjects, y_N, subjects, len(folds.by_seed[0]), 1)
         score_SN = cross_validate(readout, y_N, one_seed)[0]
         found.append(float(measure(score_SN, y_N, np.ones((1, len(rows))))[0]))
     hits = sum(value >= observed["value"] for value in found) if observed is not None else count

@@ -24,7 +24,7 @@ from mcsp.evaluate.splits import Folds, k_fold
 from mcsp.evaluate.units import Labelled
 from mcsp.model.weights import ExportedMCSP
 from mcsp.schema import Modality
-from mcsp.wording import listed
+from mcsp.wording import listed, markdown
 
 FOLDER = "classifier"  # in the folder of the results
 PERCENTILES = np.arange(0, 101, 5)
@@ -50,6 +50,8 @@ def deploy_probe(
     Returns:
         Notes on what could not be made.
     """
+    if len(labelled.classes) < 2:
+        return [f"No classifier is written: {config.label} has no classes."]
     heads, notes = {}, []
     for modality, named in parts.items():
         x_NF = np.hstack([named[name] for name in model.feature_widths(modality)])
@@ -130,10 +132,9 @@ def heads_of(classifier: MCSPClassifier) -> dict[Modality, dict[str, np.ndarray]
     """The linear heads of a trained classifier, as arrays of a :class:`mcsp.encode.deployed.Head`."""
     found: dict[Modality, dict[str, np.ndarray]] = {}
     for modality in classifier.n_features:
-        linear = classifier.heads[modality]
         tensors = {
-            "weight_OF": linear.weight,
-            "bias_O": linear.bias,
+            "weight_OF": classifier.get_parameter(f"heads.{modality}.weight"),
+            "bias_O": classifier.get_parameter(f"heads.{modality}.bias"),
             "mean_F": classifier.get_buffer(f"{modality}_mean"),
             "scale_F": classifier.get_buffer(f"{modality}_scale"),
         }
@@ -225,7 +226,7 @@ def _one_against_rest(
 
 def _card(label: str, labelled: Labelled, heads: dict[Modality, Head], facts: dict[str, Any], what: str) -> str:
     lines = [
-        f"# {label}: {' or '.join(labelled.classes)}",
+        f"# {markdown(label)}: {markdown(' or '.join(labelled.classes))}",
         "",
         f"A classifier of single recordings, {what}. Research use; not a medical device.",
         "",
@@ -238,10 +239,10 @@ def _card(label: str, labelled: Labelled, heads: dict[Modality, Head], facts: di
     ]
     for modality, head in heads.items():
         f = head.facts
-        sites = listed(f"{name} ({count})" for name, count in f["sites"].items())
-        threshold = (
-            "largest probability" if f["threshold"] is None else f"{labelled.classes[1]} from {f['threshold']:.3f}"
-        )
+        sites = listed(f"{markdown(name)} ({count})" for name, count in f["sites"].items())
+        threshold = "largest probability"
+        if f["threshold"] is not None:
+            threshold = f"{markdown(labelled.classes[1])} from {f['threshold']:.3f}"
         lines.append(f"| {modality} | {f['units']} | {f['subjects']} | {sites} | {threshold} |")
     return "\n".join(
         [
@@ -251,7 +252,7 @@ def _card(label: str, labelled: Labelled, heads: dict[Modality, Head], facts: di
             "elsewhere they may be off. `distance` says how far a recording lies from the training data,",
             "and `flags` which channels it lacks.",
             "",
-            str(facts.get("overlap", "")),
+            markdown(str(facts.get("overlap", ""))),
             "",
         ]
     )

@@ -96,6 +96,19 @@ def test_a_folder_that_is_not_what_a_key_says_is_refused_at_once(refused: Refuse
     }
 
 
+def test_an_object_store_without_credentials_is_one_line(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("s3fs")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE", "AWS_SESSION_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "nowhere")
+    monkeypatch.setenv("AWS_CONFIG_FILE", "nowhere")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")  # where nobody answers
+    for verb in ("status", "lint"):
+        error = refused(verb, "s3://bucket/no-credentials")
+        assert "redentials" in error and "AWS_*" in error
+
+
 def shown(capsys: pytest.CaptureFixture[str], *words: str) -> dict:
     assert run([*words, "--print-config"]) == 0
     found: dict = yaml.safe_load(capsys.readouterr().out)

@@ -27,7 +27,7 @@ from mcsp.evaluate.methods import CLASSICAL
 from mcsp.evaluate.readout.classifiers import SVM, on_grams
 from mcsp.evaluate.report.tables import MEASURES, terminal_table, verdict
 from mcsp.evaluate.retrieval.rows import CONTROLS, run_retrieval
-from mcsp.evaluate.splits import Folds
+from mcsp.evaluate.splits import Folds, k_fold
 from mcsp.evaluate.units import read_labels
 from mcsp.export.export import pretraining_subjects
 from mcsp.model.mcsp import MCSP
@@ -179,8 +179,7 @@ def test_shuffled_labels_score_one_half(results: dict) -> None:
     found = [r["permuted"] for r in results["classification"] if "permuted" in r]
     assert len(found) == 6
     for row in found:
-        # Below one half where sites are told apart: a site with more cases in training has fewer of them in the test.
-        assert row["draws"] == 20 and 0.3 < row["mean"] < 0.6
+        assert row["draws"] == 20 and abs(row["mean"] - 0.5) < 4 * row["sd"] / np.sqrt(20)
         assert row["p"] in [k / 21 for k in range(1, 22)]
     assert sum("shuffled labels" in line for line in terminal_table(results).splitlines()) == 6
 
@@ -199,6 +198,19 @@ def test_shuffled_labels_of_a_site_that_is_only_tested_score_one_half(seed: int)
     assert abs(found["mean"] - 0.5) < 4 * deviation / np.sqrt(200)
     assert found["sd"] == pytest.approx(deviation, rel=4 / np.sqrt(2 * 200))
     assert found["p"] < 0.05
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_shuffled_labels_score_one_half_in_folds_too(seed: int) -> None:
+    """Many features of few people: folds that were stratified for other labels would give 0.4."""
+    rng = np.random.default_rng(seed)
+    subjects = [str(i) for i in range(32)]
+    labelled = SimpleNamespace(subjects=subjects, sites=["a"] * 16 + ["b"] * 16, y_N=np.arange(32) % 2)
+    x_NF = rng.normal(size=(32, 200))
+    method = SimpleNamespace(readout=lambda rows: on_grams(SVM, lambda train: x_NF @ x_NF.T))
+    folds = k_fold(subjects, labelled.y_N, subjects, 3, 1)
+    found = permuted(method, np.arange(32), labelled, folds, 100, 0.5)  # type: ignore[arg-type]
+    assert abs(found["mean"] - 0.5) < 4 * found["sd"] / np.sqrt(100)
 
 
 def test_simulated_sites_and_overlap_are_declared(results: dict) -> None:
@@ -270,8 +282,9 @@ def test_the_terminal_table_keeps_its_columns_apart(
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.delenv("NO_COLOR", raising=False)
     coloured = terminal_table(results)
-    assert "\x1b[1m  pretrained, linear SVM" in coloured and "\x1b[1m  untrained" not in coloured
-    assert re.sub("\x1b\\[[01]m", "", coloured) == table
+    assert "\x1b[1;36m  pretrained, linear SVM" in coloured and "m  untrained" not in coloured
+    assert "\x1b[1;33mwarning: 24 of the 32" in coloured
+    assert re.sub("\x1b\\[[0-9;]*m", "", coloured) == table
     monkeypatch.setenv("NO_COLOR", "1")
     assert terminal_table(results) == table
 

@@ -25,7 +25,10 @@ ROOT = Path(__file__).parents[2]
 def published_keys() -> dict[str, str]:
     """Every key that a file of this repository would build a corpus under, by where it stands."""
     found = {}
-    files = [ROOT / "Makefile", *(f for room in ("benchmarks", "examples", "docs") for f in (ROOT / room).rglob("*"))]
+    files = [
+        ROOT / "Makefile",
+        *(f for room in ("benchmarks", "examples", "docs", "mcsp") for f in (ROOT / room).rglob("*")),
+    ]
     for file in files:
         if file.suffix in (".py", ".md", "") and file.is_file():
             text = file.read_text()
@@ -39,7 +42,9 @@ def test_public_keys_are_refused_unless_the_configuration_allows_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keys = published_keys()
-    assert {"Makefile", "benchmarks/abide.py", "benchmarks/corpus_scale.py"} <= {where.split(":")[0] for where in keys}
+    assert {"mcsp/commands/demo.py", "benchmarks/abide.py", "benchmarks/corpus_scale.py"} <= {
+        where.split(":")[0] for where in keys
+    }
     config = CorpusConfig(bids_root=tmp_path, out_dir=tmp_path / "out")
     for key in [*keys.values(), "0" * 64, "8f0a" * 16, bytes(range(14)).hex().ljust(64, "7")]:
         monkeypatch.setenv(KEY_VARIABLE, key)

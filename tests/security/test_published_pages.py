@@ -21,6 +21,8 @@ from mcsp.data_sharding.inspect.report import make_page
 from mcsp.data_sharding.inspect.survey import survey
 from mcsp.data_sharding.store.index import Rejection
 from mcsp.data_sharding.store.reader import Corpus
+from mcsp.encode.deployed import Head
+from mcsp.evaluate.deploy import _card
 from mcsp.evaluate.report.page import write_report
 from mcsp.explain.report import write_attribution_report
 from mcsp.export.card import model_card
@@ -162,6 +164,18 @@ def cards(corpus: Corpus) -> Iterator[str]:
         yield model_card(
             model, manifest, [], described(corpus, text), preprocessing, 4, evaluation(text), None, None, text, text
         )
+
+
+def test_the_card_of_a_classifier() -> None:
+    """By its own function: fitting a classifier changes nothing of the words."""
+    pages = []
+    for text in (ATTACK, HARMLESS):
+        facts = {"units": 8, "subjects": 8, "sites": {f"{text}{k}": 4 for k in range(2)}, "threshold": 0.5}
+        labelled = SimpleNamespace(classes=[f"{text}a", f"{text}b"])
+        card = _card(text, labelled, {"eeg": Head({}, facts)}, {"overlap": text}, "made in a test")  # type: ignore[arg-type]
+        pages.append(Structure(markdown.markdown(card, extensions=["tables", "fenced_code"])))
+    assert pages[0].tags == pages[1].tags and pages[0].targets == []
+    assert "<script>alert(1)</script>" in " ".join(pages[0].texts)
 
 
 def test_the_model_card(corpus: Corpus) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mcsp.evaluate.methods import CLASSICAL, PRETRAINED, UNTRAINED
-from mcsp.wording import bold, columns, counted, printable
+from mcsp.wording import BOLD, CYAN, YELLOW, columns, counted, printable, styled
 
 PROTOCOL_NAMES = {"kfold": "new subjects", "leave_site_out": "subjects of a site left out"}
 
@@ -55,10 +55,10 @@ def questions(rows: Sequence[dict[str, Any]]) -> list[tuple[str, list[dict[str, 
 
 
 def terminal_table(results: dict[str, Any]) -> str:
-    """The scores as plain text, a block of lines per question; what matters is bold on a terminal."""
+    """The scores as plain text, a block of lines per question; on a terminal what matters is bold or in colour."""
 
-    def strong(text: str) -> str:
-        return bold(text, sys.stdout)
+    def strong(text: str, style: str = BOLD) -> str:
+        return styled(text, sys.stdout, style)
 
     rows, measure = results["classification"], measure_of(results)
     cells = [(f"{r['features']}, {r['classifier']}", interval(r[measure.name])) for r in rows]
@@ -68,7 +68,7 @@ def terminal_table(results: dict[str, Any]) -> str:
         lines += ["", strong(f"{name}: {measure.title} (95 % interval over subjects)")]
         for row in block:
             line = f"  {shown[id(row)]}{'  transductive' * row['transductive']}"
-            lines.append(strong(line) if row["features"] == PRETRAINED else line)
+            lines.append(strong(line, CYAN) if row["features"] == PRETRAINED else line)
     lines += ["", *(f"shuffled labels, {line}" for line in permutation_lines(rows))]
     if results["retrieval"]:
         found = [
@@ -83,7 +83,11 @@ def terminal_table(results: dict[str, Any]) -> str:
         lines.append(f"membership, {said}: AUROC {interval(row['auroc'])}")
     simulated = [site for site, of_site in results["sites"].items() if of_site["simulated"]]
     lines += ["", printable(f"simulated sites: {', '.join(simulated)}")] if simulated else []
-    lines += ["", strong(overlap_line(results)), *(f"note: {printable(note)}" for note in results["notes"])]
+    lines += [
+        "",
+        strong(overlap_line(results), YELLOW if results["subjects_seen_in_pretraining"] != 0 else BOLD),
+        *(f"note: {printable(note)}" for note in results["notes"]),
+    ]
     sentence = verdict([row for row in rows if not row["transductive"]], measure)
     lines += ["", strong(sentence)] if sentence else []
     for label, more in results.get("more_labels", {}).items():

@@ -81,6 +81,8 @@ def test_a_flipped_bit_is_caught_in_its_block_alone(copied: Path) -> None:
     for start, n in ((4321, 1), (3999, 2), (4399, 9)):
         with pytest.raises(ValueError, match=rf"{r.shard}: damaged, block 10 of .*\(key {r.key}\)"):
             corpus.read_window(r, start, n)
+        with pytest.raises(ValueError, match="damaged, block 10"):
+            corpus.read_stored(r, start, n)
     assert isinstance(corpus.read_window(r, 4321, 1, verify=False), Window)
 
 
