@@ -59,9 +59,11 @@ class Task:
         self, y_N: np.ndarray, sites: Sequence[str], weight_RN: np.ndarray
     ) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
         """Measures of scores alone, for paired differences: all of :attr:`measures`, and the mean over sites."""
-        found: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-            name: lambda score, of=measure: of(score, y_N, weight_RN) for name, measure in self.measures.items()
-        }
+
+        def bound(measure: Measure) -> Callable[[np.ndarray], np.ndarray]:
+            return lambda score: measure(score, y_N, weight_RN)
+
+        found = {name: bound(measure) for name, measure in self.measures.items()}
         found[f"{self.within[0]}_sites"] = lambda score: self.site_mean(score, y_N, weight_RN, sites)
         return found
 
