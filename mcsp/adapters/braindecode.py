@@ -22,7 +22,7 @@ from mcsp.encode.window_classifier import WindowClassifier
 _MICROVOLTS = {"uV": 1.0, "V": 1e6}
 
 
-class MCSPWindows(EEGModuleMixin, nn.Module):  # type: ignore[misc]
+class MCSPWindows(EEGModuleMixin, nn.Module):
     """``x_BCT -> logits_BO`` with braindecode's signature: a pretrained encoder, then ``final_layer``.
 
     Windows must be cleaned as ``model.preprocessing`` of the export says; any rate, length and montage will do. A head
@@ -70,10 +70,10 @@ class MCSPWindows(EEGModuleMixin, nn.Module):  # type: ignore[misc]
         if unit not in _MICROVOLTS:
             raise ValueError(f"unit: expected one of {list(_MICROVOLTS)}, found {unit!r}")
         self.unit = unit
+        given: Any = self  # what is not given follows from the rest, as braindecode's properties say
+        places_C3 = positions_mm(chs_info)
         model = from_pretrained(model_dir)
-        self.windows = WindowClassifier(
-            model, self.n_outputs, self.sfreq, positions_mm=positions_mm(chs_info), depth=depth
-        )
+        self.windows = WindowClassifier(model, given.n_outputs, given.sfreq, positions_mm=places_C3, depth=depth)
         self.final_layer = self.windows.classifier.heads.pop("eeg")
 
     def forward(self, x: Tensor) -> Tensor:
@@ -91,10 +91,11 @@ class MCSPWindows(EEGModuleMixin, nn.Module):  # type: ignore[misc]
         self.final_layer = nn.Linear(sum(self.windows.blocks), n_outputs, device=like.device)
         for parameter in self.final_layer.parameters():
             nn.init.zeros_(parameter)
-        self._set_n_outputs(n_outputs)
+        braindecodes: Any = self
+        braindecodes._set_n_outputs(n_outputs)
 
 
-class StandardiseFeatures(Callback):  # type: ignore[misc]
+class StandardiseFeatures(Callback):
     """For ``EEGClassifier(callbacks=[...])``: measures the features' mean and scale on training windows at the start.
 
     Args:
