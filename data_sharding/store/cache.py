@@ -84,8 +84,8 @@ class ShardCache:
             with open(os.dup(descriptor), "rb") as file:
                 found = hashlib.file_digest(file, "sha256").hexdigest()
             if found != described["sha256"]:
-                for file in (name, f"{name.removesuffix('.tar')}.crc.npy"):
-                    (self.folder / SHARDS_NAME / file).unlink(missing_ok=True)
+                for false in (name, f"{name.removesuffix('.tar')}.crc.npy"):
+                    (self.folder / SHARDS_NAME / false).unlink(missing_ok=True)
                 return False
             self._verified.add(identity)
         return True

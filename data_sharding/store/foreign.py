@@ -74,7 +74,7 @@ def _of(values: Any, name: str) -> Any:
 
 def _items(values: Any, kind: type) -> Iterable[Any]:
     """The items of a list or the names of an object; one that is not such has an item that no form fits."""
-    return values if isinstance(values, kind) else [None]
+    return iter(values) if isinstance(values, kind) and isinstance(values, (list, dict)) else [None]
 
 
 def require_sound_table(batch: pa.RecordBatch, file: str) -> None:

@@ -5,7 +5,7 @@ Shape letters: B windows, C channels, T time samples, F features, O outputs.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -70,10 +70,9 @@ class MCSPWindows(EEGModuleMixin, nn.Module):
         if unit not in _MICROVOLTS:
             raise ValueError(f"unit: expected one of {list(_MICROVOLTS)}, found {unit!r}")
         self.unit = unit
-        given: Any = self  # what is not given follows from the rest, as braindecode's properties say
-        places_C3 = positions_mm(chs_info)
         model = from_pretrained(model_dir)
-        self.windows = WindowClassifier(model, given.n_outputs, given.sfreq, positions_mm=places_C3, depth=depth)
+        outputs, rate = cast("int", self.n_outputs), cast("float", self.sfreq)  # properties of the mixin
+        self.windows = WindowClassifier(model, outputs, rate, positions_mm=positions_mm(chs_info), depth=depth)
         self.final_layer = self.windows.classifier.heads.pop("eeg")
 
     def forward(self, x: Tensor) -> Tensor:
@@ -91,8 +90,7 @@ class MCSPWindows(EEGModuleMixin, nn.Module):
         self.final_layer = nn.Linear(sum(self.windows.blocks), n_outputs, device=like.device)
         for parameter in self.final_layer.parameters():
             nn.init.zeros_(parameter)
-        braindecodes: Any = self
-        braindecodes._set_n_outputs(n_outputs)
+        EEGModuleMixin._set_n_outputs(self, n_outputs)
 
 
 class StandardiseFeatures(Callback):

@@ -177,8 +177,8 @@ class Pretrainer(nn.Module):
                 spectra = [encoder.measure(half, weights[0]) for half in seen]
                 views[domain] = [spectra[v % len(seen)] for v in VIEWS]
                 if "spectrum" in wanted:
-                    of_halves = spectra if seen is halves else [encoder.measure(half, weights[0]) for half in halves]
-                    targets["spectrum"] = [spectrum_of(of_halves[1 - v]) for v in VIEWS]
+                    measured = spectra if seen is halves else [encoder.measure(half, weights[0]) for half in halves]
+                    targets["spectrum"] = [spectrum_of(measured[1 - v]) for v in VIEWS]
             else:
                 with self.part("views"):
                     drawn = [temporal_view(seen[v % len(seen)], v, config) for v in VIEWS]

@@ -270,8 +270,8 @@ class Trainer:
         details: dict[str, float] = {}
         in_detail = is_evaluated(self.config, self.step + 1)
         norm, found = self._update(share, told, rate, embedded, batches, metrics, details if in_detail else None)
-        (*totals, stopping, left, bad, read), scales = found[: len(summed)], found[len(summed) :]
-        self.bad_windows.add(round(bad), round(read), distributed.gather_objects(left_out) if left else [])
+        (*totals, stopping, left, bad, n_read), scales = found[: len(summed)], found[len(summed) :]
+        self.bad_windows.add(round(bad), round(n_read), distributed.gather_objects(left_out) if left else [])
         self.stopping = stopping > 0
         self.step += 1
         temperatures = {

@@ -18,6 +18,10 @@ from mcsp.evaluate import scores
 Measure = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 
+def _of_scores(measure: Measure, y_N: np.ndarray, weight_RN: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    return lambda score: measure(score, y_N, weight_RN)
+
+
 @dataclass(frozen=True)
 class Task:
     """Two classes, the second of which is the positive one; several classes; or, without any, a number."""
@@ -59,11 +63,9 @@ class Task:
         self, y_N: np.ndarray, sites: Sequence[str], weight_RN: np.ndarray
     ) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
         """Measures of scores alone, for paired differences: all of :attr:`measures`, and the mean over sites."""
-
-        def bound(measure: Measure) -> Callable[[np.ndarray], np.ndarray]:
-            return lambda score: measure(score, y_N, weight_RN)
-
-        found = {name: bound(measure) for name, measure in self.measures.items()}
+        found: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+            name: _of_scores(measure, y_N, weight_RN) for name, measure in self.measures.items()
+        }
         found[f"{self.within[0]}_sites"] = lambda score: self.site_mean(score, y_N, weight_RN, sites)
         return found
 

@@ -77,7 +77,12 @@ def draw_forest(rows: Sequence[dict[str, Any]], measure: Measure, limits: tuple[
             found["value"], place, marker, ms=5, color=colour, mew=1.3, mfc=colour if told_apart else "none",
             zorder=3,
         )  # fmt: skip
-        text = {"transform": axes.get_yaxis_transform(), "fontsize": 7.5, "va": "center", "weight": strong}
+        text: dict[str, Any] = {
+            "transform": axes.get_yaxis_transform(),
+            "fontsize": 7.5,
+            "va": "center",
+            "weight": strong,
+        }
         name = shortened(f"{row['features']}, {row['classifier']}", 60)
         axes.text(0.0, place - 0.44, name, ha="left", **text)
         axes.text(1.0, place - 0.44, f"{found['value']:.2f}", ha="right", **text)
@@ -121,7 +126,7 @@ def draw_label_efficiency(points: Sequence[dict[str, Any]], measure: Measure) ->
         of = [(p["training_units"], p[measure.name], p["sd"]) for p in points if p["features"] == name]
         n, mean, sd = np.array(of).T
         colour, marker = _FAMILIES.get(name.split(",")[0]) or next(others)
-        style = {
+        style: dict[str, Any] = {
             "color": colour,
             "marker": marker,
             "ms": 4,
@@ -149,13 +154,14 @@ def draw_embedding(x_NF: np.ndarray, y_N: np.ndarray, sites: Sequence[str], clas
     place_N2 = PCA(2, svd_solver="full").fit_transform(StandardScaler().fit_transform(x_NF[rows]))
     site_N, names = np.array(sites)[rows], sorted(set(sites))
     for k, site in enumerate(names):
-        style = {"marker": MARKERS[k % len(MARKERS)], "s": 22, "alpha": 0.75, "lw": 0}
+        style: dict[str, Any] = {"marker": MARKERS[k % len(MARKERS)], "s": 22, "alpha": 0.75, "lw": 0}
         for y in range(len(classes)):
             chosen = (site_N == site) & (y_N[rows] == y)
-            axes.scatter(*place_N2[chosen].T, c=COLOURS[y % len(COLOURS)], **style)
+            axes.scatter(place_N2[chosen, 0], place_N2[chosen, 1], color=COLOURS[y % len(COLOURS)], **style)
         if not classes:
-            value_N, span = y_N[rows][site_N == site], {"vmin": y_N.min(), "vmax": y_N.max()}
-            shades = axes.scatter(*place_N2[site_N == site].T, c=value_N, cmap="cividis", **span, **style)
+            here, limits = site_N == site, {"vmin": y_N.min(), "vmax": y_N.max()}
+            values: dict[str, Any] = {"c": y_N[rows][here], "cmap": "cividis", **limits, **style}
+            shades = axes.scatter(place_N2[here, 0], place_N2[here, 1], **values)
     if not classes:
         figure.colorbar(shades, ax=axes, shrink=0.7, label="label")
     axes.set(xlabel="component 1", ylabel="component 2")
