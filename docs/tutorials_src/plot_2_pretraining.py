@@ -22,6 +22,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 
+from mcsp.commands.main import run
 from mcsp.run_log import read_metrics
 
 WORK = Path("tutorial_output")
@@ -32,15 +33,16 @@ SETTINGS = [
 ]  # fmt: skip
 
 
-def mcsp(*words: str) -> None:
-    """Run ``mcsp ...`` as a terminal does, and show the last lines of what it prints."""
-    done = subprocess.run([sys.executable, "-m", "mcsp", *words], capture_output=True, text=True, check=False)
+def pretrain(*words: str) -> None:
+    """Run ``mcsp pretrain --ranks 2 ...`` as a terminal does, and show the last lines of what it prints."""
+    command = [sys.executable, "-m", "mcsp", "pretrain", "--ranks", "2", *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     print(*done.stdout.splitlines()[-4:], sep="\n")
 
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-mcsp("pretrain", "--ranks", "2", *SETTINGS, "steps=6")
+pretrain(*SETTINGS, "steps=6")
 
 # %%
 # Watch
@@ -57,10 +59,10 @@ for name in ("step", "loss", "samples_per_second", "data_wait_fraction"):
 # --------
 # The same command continues from the last checkpoint, here with more steps. The number of ranks may differ, because
 # what a step reads depends on the corpus, the seed and the step alone (:doc:`/loading`). A run that was killed, or
-# stopped with SIGTERM or a file ``STOP`` in its folder, continues in the same way.
+# stopped with SIGTERM or a file ``STOP`` in its folder, continues in the same way. ``mcsp plot`` draws the run.
 
-mcsp("pretrain", "--ranks", "2", *SETTINGS, "steps=10")
-mcsp("plot", f"{WORK}/run", "--out", f"{WORK}/run.png")
+pretrain(*SETTINGS, "steps=10")
+assert run(["plot", f"{WORK}/run", "--out", f"{WORK}/run.png"]) == 0
 figure = plt.figure(figsize=(8, 6))
 figure.add_axes((0, 0, 1, 1)).imshow(plt.imread(WORK / "run.png"))
 plt.axis("off")
@@ -72,7 +74,7 @@ plt.show()
 # An export is a folder with ``model.safetensors``, the settings, the constants of the cleaning and a model card. It
 # loads without DeepSpeed, and nothing in it is unpickled.
 
-mcsp("export", f"{WORK}/run", f"{WORK}/model")
+assert run(["export", f"{WORK}/run", f"{WORK}/model"]) == 0
 print(*sorted(path.name for path in (WORK / "model").iterdir()), sep="\n")
 
 # %%
