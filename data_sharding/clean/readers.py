@@ -15,8 +15,9 @@ def read_recording(ref: RecordingRef, config: CorpusConfig) -> CleanRecording:
     min_seconds = config.min_seconds.get(ref.modality, 0.0)
     with reading(ref.site.root, ref.path.name):
         # First, for nothing outside is opened, not even to look whether it is there; a link to nowhere is told as such.
-        require_inside(ref.site, ref.inputs() if ref.path.exists() else ())
+        require_inside(ref.site, [ref.path] if ref.path.exists() else ())
         require_content(ref.path)
+        require_inside(ref.site, ref.inputs())
         if ref.modality == "eeg":
             clean = read_eeg(ref, config.eeg_of(ref.site.name), min_seconds)
         else:
