@@ -51,5 +51,11 @@ napoleon_numpy_docstring = False
 
 html_theme = "pydata_sphinx_theme"
 html_title = "MCSP"
-html_theme_options = {"show_prev_next": False, "navigation_with_keys": False, "secondary_sidebar_items": ["page-toc"]}
+html_theme_options = {
+    "show_prev_next": False,
+    "navigation_with_keys": False,
+    "secondary_sidebar_items": ["page-toc"],
+    "header_links_before_dropdown": 4,
+}
+html_sidebars = {path.stem: [] for path in (ROOT / "docs").glob("*.md")}  # they have no pages below them
 html_show_sourcelink = False

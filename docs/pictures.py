@@ -49,7 +49,7 @@ def draw(drawing: Drawing, ink: str, out: Path) -> None:
     """Write an SVG without background; the same list gives the same bytes with the same Matplotlib."""
     boxes, arrows = drawing
     right, top = max(b.x + b.width for b in boxes) + 0.5, max(b.y + b.height for b in boxes) + 0.5
-    left, bottom = min(b.x for b in boxes) - 0.5, min(b.y for b in boxes) - 0.5
+    left, bottom = min(b.x for b in boxes) - 0.5, min(b.y for b in boxes) - 1.5
     figure = Figure(figsize=(INCHES * (right - left), INCHES * (top - bottom)), facecolor="none")
     axes = figure.add_axes((0, 0, 1, 1), xlim=(left, right), ylim=(bottom, top))
     axes.set_axis_off()

@@ -34,11 +34,11 @@ SETTINGS = [
 
 
 def pretrain(*words: str) -> None:
-    """Run ``mcsp pretrain --ranks 2 ...`` as a terminal does, and show the last lines of what it prints."""
+    """Run ``mcsp pretrain --ranks 2 ...`` as a terminal does, and show what it prints."""
     command = [sys.executable, "-m", "mcsp", "pretrain", "--ranks", "2", *words]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    print(*done.stdout.splitlines()[-4:], sep="\n")
+    print(done.stdout)
 
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -63,8 +63,9 @@ for name in ("step", "loss", "samples_per_second", "data_wait_fraction"):
 
 pretrain(*SETTINGS, "steps=10")
 assert run(["plot", f"{WORK}/run", "--out", f"{WORK}/run.png"]) == 0
-figure = plt.figure(figsize=(8, 6))
-figure.add_axes((0, 0, 1, 1)).imshow(plt.imread(WORK / "run.png"))
+image = plt.imread(WORK / "run.png")
+figure = plt.figure(figsize=(8, 8 * image.shape[0] / image.shape[1]), dpi=160)
+figure.add_axes((0, 0, 1, 1)).imshow(image)
 plt.axis("off")
 plt.show()
 
