@@ -102,7 +102,8 @@ def overview() -> Drawing:
         ("Weights\nsafetensors\nmodel card", GREEN),
         ("Your recordings\nfeatures\npredictions", PINK),
     ]
-    boxes = [Box(19 * i, 0, 13, 7, text, colour) for i, (text, colour) in enumerate(texts)]
+    places = [(0, 10.5), (19, 10.5), (38, 10.5), (38, 0), (19, 0)]
+    boxes = [Box(x, y, 13, 7, text, colour) for (x, y), (text, colour) in zip(places, texts, strict=True)]
     verbs = ("build", "pretrain", "export", "encode")
     return boxes, [Arrow(i, i + 1, verb) for i, verb in enumerate(verbs)]
 

@@ -5,7 +5,7 @@
 You are the data engineer of a consortium. Each site sends a BIDS dataset. This tutorial turns two of them into one
 corpus, looks at what was kept and what was refused, and checks the corpus before it goes to those who train.
 
-It takes half a minute of processor time. You need ``pip install 'mcsp-pretraining[corpus]'`` and matplotlib.
+It takes ten seconds of processor time. You need ``pip install 'mcsp-pretraining[corpus]'`` and matplotlib.
 """
 
 # %%
@@ -34,7 +34,9 @@ def mcsp(line: str) -> None:
     assert run(shlex.split(line)) == 0
 
 
-mcsp(f"demo-sites {WORK}/bids --only simulated-a simulated-b --subjects 12 --seconds 100")
+mcsp(
+    f"demo-sites {WORK}/bids --only simulated-a simulated-b --subjects 12 --seconds 100"
+)
 broken = next((WORK / "bids" / "simulated-b").glob("sub-003/eeg/*_eeg.edf"))
 broken.write_bytes(broken.read_bytes()[: broken.stat().st_size // 2])
 
@@ -47,8 +49,9 @@ broken.write_bytes(broken.read_bytes()[: broken.stat().st_size // 2])
 
 os.environ["MCSP_SUBJECT_KEY"] = secrets.token_hex(32)
 mcsp(
-    f"build bids_root={WORK}/bids out_dir={WORK}/corpus 'participants_columns=[diagnosis]' workers=1 "
-    "samples_per_shard=12 'split_fractions=[0.7, 0.15, 0.15]'"
+    f"build bids_root={WORK}/bids out_dir={WORK}/corpus workers=1 "
+    "'participants_columns=[diagnosis]' samples_per_shard=12 "
+    "'split_fractions=[0.7, 0.15, 0.15]'"
 )
 
 # %%
@@ -56,7 +59,8 @@ mcsp(
 # the corpus; :doc:`/reasons` has the remedy of each. If you repair the file and type the same command again, the build
 # makes only the shard that changes.
 
-print(*sorted((WORK / "corpus").glob("rejected-*.jsonl"))[0].read_text().splitlines(), sep="\n")
+(rejected,) = (WORK / "corpus").glob("rejected-*.jsonl")
+print(rejected.read_text())
 
 # %%
 # Look
@@ -67,13 +71,25 @@ print(*sorted((WORK / "corpus").glob("rejected-*.jsonl"))[0].read_text().splitli
 corpus = Corpus(WORK / "corpus")
 key, recordings = next(iter(corpus.samples("train").items()))
 figure, panels = plt.subplots(2, 1, figsize=(7, 5), layout="constrained")
-for recording, colour, panel in zip(recordings, COLOURS[:2], panels, strict=True):
+for recording, colour, panel in zip(
+    recordings, COLOURS[:2], panels, strict=True
+):
     seconds = 10 if recording.modality == "eeg" else 80
-    window = corpus.read_window(recording, start=0, n_samples=int(seconds * recording.sfreq))
+    window = corpus.read_window(
+        recording, start=0, n_samples=int(seconds * recording.sfreq)
+    )
     time = np.arange(len(window.x_TC)) / recording.sfreq
     step = 6 * np.nanstd(window.x_TC)
-    panel.plot(time, window.x_TC[:, :8] + step * np.arange(8), color=colour, linewidth=0.8)
-    panel.set(title=f"{recording.modality}, 8 of {window.x_TC.shape[1]} channels", xlabel="time [s]")
+    panel.plot(
+        time,
+        window.x_TC[:, :8] + step * np.arange(8),
+        color=colour,
+        linewidth=0.8,
+    )
+    panel.set(
+        title=f"{recording.modality}, 8 of {window.x_TC.shape[1]} channels",
+        xlabel="time [s]",
+    )
     panel.set(ylabel=f"[{recording.unit}], shifted", yticks=[])
 plt.show()
 

@@ -27,10 +27,16 @@ from mcsp.run_log import read_metrics
 
 WORK = Path("tutorial_output")
 SETTINGS = [
-    f"corpus_dir={WORK}/corpus", f"run_dir={WORK}/run", "schedule_steps=10", "batch={paired: 8, eeg: 0, fmri: 0}",
-    "window_seconds={eeg: 10, fmri: 40}", "warmup_steps=2", "checkpoint_every=5", "validate_every=5",
+    f"corpus_dir={WORK}/corpus",
+    f"run_dir={WORK}/run",
+    "schedule_steps=10",
+    "batch={paired: 8, eeg: 0, fmri: 0}",
+    "window_seconds={eeg: 10, fmri: 40}",
+    "warmup_steps=2",
+    "checkpoint_every=5",
+    "validate_every=5",
     "validation_batches=1",
-]  # fmt: skip
+]
 
 
 def pretrain(*words: str) -> None:
