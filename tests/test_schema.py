@@ -44,6 +44,16 @@ def test_words_and_their_order() -> None:
     assert units_of("eeg") == ("uV",) and units_of("fmri") == ("percent", "a.u.")
 
 
+def test_the_number_of_every_purpose_is_written_out() -> None:
+    """Another number draws another run from the same seed."""
+    assert {name: int(purpose) for name, purpose in Purpose.__members__.items()} == dict(
+        ORDER=0, SAMPLE=1, TURN=2, CUT=3, FIRST_WINDOW=0, SECOND_WINDOW=1, SLOT=0, MEMBER=1, VISIT=2, SITE=3,
+        OFFSET=4, SITES=5, STEPS=6, DROP_MODALITY=1, WHICH_MODALITY=2, WHICH_RECORDING=3, START=4, LATE_VIEW=106,
+        VIEW=1000, DROPPED_FRACTION=101, DROPPED_CHANNELS=102, POSITION=103, MASKED_LENGTH=201, MASKED_PLACE=202,
+        AMPLITUDE=203, NOISE=204, BAND_WIDTH=301, BAND_PLACE=302, BAND_KEPT=303, TILT=304,
+    )  # fmt: skip
+
+
 def test_purposes_that_meet_under_one_key_differ() -> None:
     """Equal numbers are allowed for keys that are never folded with the same parts."""
     of_order = (Purpose.SLOT, Purpose.MEMBER, Purpose.VISIT, Purpose.SITE, Purpose.OFFSET, Purpose.SITES, Purpose.STEPS)
@@ -54,3 +64,9 @@ def test_purposes_that_meet_under_one_key_differ() -> None:
         Purpose.BAND_KEPT, Purpose.TILT,
     )  # fmt: skip
     assert len({int(p) for p in of_view}) == len(of_view)
+    for together in (
+        (Purpose.FIRST_WINDOW, Purpose.SECOND_WINDOW),
+        (Purpose.ORDER, Purpose.SAMPLE, Purpose.TURN),
+        (Purpose.DROP_MODALITY, Purpose.WHICH_MODALITY, Purpose.WHICH_RECORDING, Purpose.START),
+    ):
+        assert len({int(p) for p in together}) == len(together)

@@ -5,7 +5,7 @@ leads out of the corpus or of the cache.
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -72,9 +72,9 @@ def _of(values: Any, name: str) -> Any:
     return values.get(name) if isinstance(values, dict) else None
 
 
-def _items(values: Any, kind: type) -> Iterable[Any]:
+def _items(values: Any, kind: type[Collection[Any]]) -> list[Any]:
     """The items of a list or the names of an object; one that is not such has an item that no form fits."""
-    return iter(values) if isinstance(values, kind) and isinstance(values, (list, dict)) else [None]
+    return list(values) if isinstance(values, kind) else [None]
 
 
 def require_sound_table(batch: pa.RecordBatch, file: str) -> None:

@@ -75,11 +75,11 @@ def require_place(place: Path | str | None, kind: str) -> None:
 def options_of(model: type[Config]) -> list[inspect.Parameter]:
     """One option per key, those of a section in a group of their own; its value arrives as the text that was typed."""
     found = []
-    for key, field, section in _keys(model):
-        kind, choices = _kind(field)
+    for key, field, section in keys_of(model):
+        kind, choices = kind_of(field)
         parameter = Parameter(
             name=f"--{key}",
-            help=f"{field.description} [{_default(field)}]",
+            help=f"{field.description} [{default_of(field)}]",
             group=Group(section or "Settings", sort_key=2 if section else 1),
             metavar=kind,
             choices=choices,
@@ -110,17 +110,17 @@ def _text(annotation: Any, tokens: Sequence[Any]) -> str:
     return text
 
 
-def _keys(model: type[BaseModel], section: str = "") -> Iterator[tuple[str, FieldInfo, str]]:
+def keys_of(model: type[BaseModel], section: str = "") -> Iterator[tuple[str, FieldInfo, str]]:
     """Key, field and section of everything that can be set; the keys of a mapping with known ones stand beside it."""
     for name, field in model.model_fields.items():
         annotation = field.annotation
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            yield from _keys(annotation, f"{section}{name}.")
+            yield from keys_of(annotation, f"{section}{name}.")
         else:
             yield f"{section}{name}", field, section.rstrip(".")
 
 
-def _kind(field: FieldInfo) -> tuple[str, tuple[str, ...] | None]:
+def kind_of(field: FieldInfo) -> tuple[str, tuple[str, ...] | None]:
     """What the help calls a value, and the choices that the shell completes."""
     parts = [part for part in _alternatives(field.annotation) if part is not type(None)]
     if len(parts) == 1 and get_origin(parts[0]) is Literal:
@@ -141,7 +141,7 @@ def _alternatives(annotation: Any) -> list[Any]:
     return [annotation]
 
 
-def _default(field: FieldInfo) -> str:
+def default_of(field: FieldInfo) -> str:
     """The default as it may be typed on the command line."""
     if field.is_required():
         return "required"

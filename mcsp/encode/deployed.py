@@ -250,8 +250,9 @@ def _read_facts(folder: Path) -> dict[str, Any]:
 def _read_heads(folder: Path, facts: dict[str, Any]) -> dict[Modality, Head]:
     path = folder / HEAD_FILE
     digests = dict(line.split(maxsplit=1)[::-1] for line in (folder / SUMS_FILE).read_text().splitlines())
-    if not path.is_file() or digests.get(HEAD_FILE) != sha256_file(path):
-        raise ValueError(f"{path}: expected the file of {SUMS_FILE}, found another or none")
+    for name in (JSON_FILE, HEAD_FILE):
+        if not (folder / name).is_file() or digests.get(name) != sha256_file(folder / name):
+            raise ValueError(f"{folder / name}: expected the file of {SUMS_FILE}, found another or none")
     try:
         arrays = load_file(path)
     except SafetensorError as error:

@@ -6,7 +6,6 @@ import math
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
-from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -223,8 +222,9 @@ class Trainer:
                 z_parts, valid_parts, scale_parts, error_parts = parts
             z_MnK, valid_Mn = torch.cat(z_parts, 1).requires_grad_(), torch.cat(valid_parts, 1)
             scale_P, error_Qn = scale_parts[0].clone().requires_grad_(), torch.cat(error_parts, 1).requires_grad_()
-        of_batch = subjects_of_blocks if self.config.objective.shuffled_pairs else attrgetter("subject_N")
-        subject_n, site_n = torch.cat([of_batch(b) for b in batches]), torch.cat([b.site_N for b in batches])
+        shuffled = self.config.objective.shuffled_pairs is not None
+        subject_n = torch.cat([subjects_of_blocks(b) if shuffled else b.subject_N for b in batches])
+        site_n = torch.cat([b.site_N for b in batches])
         return Embedded(z_MnK, valid_Mn, scale_P, error_Qn, subject_n, site_n)
 
     def loss(self, embedded: Embedded, retrieval: bool = True) -> tuple[Tensor, dict[str, Tensor]]:

@@ -11,14 +11,17 @@ import torch
 from mcsp.encode.pretrained import PretrainedMCSP
 from mcsp.encode.window_classifier import WindowClassifier
 
-pytest.importorskip("braindecode", exc_type=(ImportError, OSError), reason="the extra ecosystem is not installed")
+pytest.importorskip(
+    "braindecode.models", exc_type=(ImportError, OSError), reason="the extra ecosystem is not installed"
+)
 
 from braindecode import EEGClassifier
-from braindecode.datasets import create_from_X_y
+from braindecode.datasets import BaseConcatDataset, RawDataset, create_from_X_y
 from braindecode.models.base import EEGModuleMixin
 
 from mcsp.adapters.braindecode import MCSPWindows, StandardiseFeatures, positions_mm
 
+pytestmark = pytest.mark.filterwarnings("default")  # braindecode's own
 CHANNELS = ["Fp1", "Fp2", "C3", "C4", "O1", "O2"]
 SFREQ, SECONDS = 200.0, 2.0
 INFO = mne.create_info(CHANNELS, SFREQ, "eeg")
@@ -40,7 +43,7 @@ def signature() -> dict:
 def test_it_learns_in_braindecodes_classifier_on_a_windows_dataset(export_dir: Path) -> None:
     x_NCT, y_N = windows()
     dataset = create_from_X_y(
-        x_NCT, y_N, on_last_window="drop", sfreq=SFREQ, ch_names=CHANNELS, window_size_samples=400,
+        x_NCT, y_N, drop_last_window=False, sfreq=SFREQ, ch_names=CHANNELS, window_size_samples=400,
         window_stride_samples=400,
     )  # fmt: skip
     net = EEGClassifier(
@@ -109,3 +112,12 @@ def test_what_is_not_said_is_asked_for(export_dir: Path, changed: dict, message:
         MCSPWindows(**{**signature(), **changed}, model_dir=export_dir)
     with pytest.raises(ValueError, match="mean absolute value"):
         MCSPWindows(**signature(), model_dir=export_dir)(torch.tensor(windows(4)[0]) * 1e-6)
+
+
+def test_a_recording_of_its_datasets_goes_through_encode_raw(pretrained: PretrainedMCSP) -> None:
+    """EEGDash's datasets are of this class."""
+    noise = 1e-5 * np.random.default_rng(0).standard_normal((len(CHANNELS), 4000))
+    dataset = BaseConcatDataset([RawDataset(mne.io.RawArray(noise, INFO, verbose="ERROR"), {"subject": "1"})])
+    found = pretrained.encode_raw(dataset.datasets[0].raw, line_hz=50, windows_per_recording=2)
+    expected = pretrained.encode_raw(mne.io.RawArray(noise, INFO, verbose="ERROR"), line_hz=50, windows_per_recording=2)
+    np.testing.assert_array_equal(found.features, expected.features)

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-pytest.importorskip("moabb", reason="the extra ecosystem is not installed")
+pytest.importorskip("moabb.evaluations", reason="the extra ecosystem is not installed")
 
 from moabb.datasets.fake import FakeDataset
 from moabb.evaluations import WithinSessionEvaluation
@@ -14,6 +14,7 @@ from moabb.pipelines.utils import parse_pipelines_from_directory
 
 from mcsp.adapters.moabb import TrialFeatures
 
+pytestmark = pytest.mark.filterwarnings("default")  # MOABB's own
 PIPELINES = Path(__file__).resolve().parents[2] / "configs" / "moabb"
 
 

@@ -159,7 +159,7 @@ def test_files_are_found_by_name_pattern_folder_and_dataset(corpus_dir: Path, tm
 
 def test_a_changed_head_encoder_or_version_is_refused(folder: Path, tmp_path: Path) -> None:
     def changed(name: str, content: bytes) -> Path:
-        copy = tmp_path / name.replace("/", "-")
+        copy = tmp_path / f"{len(list(tmp_path.iterdir()))}"
         shutil.copytree(folder, copy)
         (copy / name).write_bytes(content)
         return copy
@@ -170,6 +170,7 @@ def test_a_changed_head_encoder_or_version_is_refused(folder: Path, tmp_path: Pa
         ("head.safetensors", head[:-8] + b"\0" * 8, "expected the file of SHA256SUMS"),
         ("encoder/SHA256SUMS", b"", "expected the encoder that the head was trained on"),
         ("classifier.json", json.dumps({**facts, "format_version": 9}).encode(), "expected format_version 1, found 9"),
+        ("classifier.json", json.dumps({**facts, "more": 1}).encode(), "expected the file of SHA256SUMS"),
     ):
         with pytest.raises(ValueError, match=message):
             LoadedClassifier(changed(name, content))

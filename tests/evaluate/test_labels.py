@@ -106,7 +106,9 @@ def test_age_and_stage_are_evaluated_in_one_call(
     for row in stage["classification"]:
         assert np.sum(row["confusion"]) == pytest.approx(31) and set(row["per_class"]) == {"healthy", "mild", "severe"}
     table = terminal_table(results)
-    assert "R2" in table and "stage" in table
+    assert "R²" in table and "label stage:" in table
+    for folder in (tmp_path, tmp_path / "stage"):
+        assert (folder / "report.html").stat().st_size > 10_000
 
 
 def test_age_and_stage_are_fine_tuned(corpus: Corpus, corpus_dir: Path, export_dir: Path, tmp_path: Path) -> None:

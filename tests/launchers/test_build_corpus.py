@@ -99,7 +99,10 @@ def test_bad_input_gives_one_line_and_status_2(tmp_path: Path) -> None:
     write_site(tmp_path / "bids" / "clinic")
     root, out = f"bids_root={tmp_path / 'bids'}", f"out_dir={tmp_path / 'out'}"
     missing = f"bids_root={tmp_path / 'nowhere'}"
-    assert_one_line(call("build_corpus.py", missing, out), "nowhere: no such folder")
+    assert_one_line(
+        call("build_corpus.py", missing, out),
+        "nowhere: expected a BIDS dataset or a folder of some, found no such folder",
+    )
     assert_one_line(call("build_corpus.py", root, out, key=None), "MCSP_SUBJECT_KEY", "openssl rand -hex 32")
     assert_one_line(
         call("build_corpus.py", root, out, "samples_per_shards=3"), "samples_per_shards", "known keys", "seed"
@@ -107,6 +110,8 @@ def test_bad_input_gives_one_line_and_status_2(tmp_path: Path) -> None:
     assert_one_line(
         call("build_corpus.py", root, f"out_dir={ROOT / 'launchers'}"), "not empty and no build of a corpus"
     )
-    assert_one_line(call("lint_corpus.py", tmp_path / "nowhere"), "index.json: cannot read the index")
+    assert_one_line(
+        call("lint_corpus.py", tmp_path / "nowhere"), "nowhere: expected a finished corpus, found no such folder"
+    )
     assert not (tmp_path / "out").exists()
     assert_one_line(call("build_corpus.py", root, out, "--address", "127.0.0.1:1"), "Ray at 127.0.0.1:1: cannot")

@@ -178,7 +178,7 @@ def test_a_missing_package_is_named_with_its_command(tmp_path: Path, monkeypatch
     [
         (("--subjects", "1"), "--subjects: expected at least 2, found 1"),
         (("--seconds", "3"), "--seconds: expected at least 20, found 3"),
-        (("--only", "mars"), "invalid choice: 'mars'"),
+        (("--only", "mars"), 'Invalid value "mars" for --only'),
         (("--only", "nitime"), "exists and is not a demo site"),
     ],
 )

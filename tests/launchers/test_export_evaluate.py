@@ -216,7 +216,7 @@ def test_evaluate_prints_the_table_and_the_paths(export: Path, run_dir: Path, co
 
 def test_a_run_without_a_checkpoint(refuse: Callable[..., str], tmp_path: Path) -> None:
     error = refuse("export.py", tmp_path, tmp_path / "model")
-    assert f"{tmp_path}: expected a pretraining run with a checkpoint, found none" in error
+    assert f"{tmp_path}: expected a pretraining run, found none (metrics.jsonl is missing)" in error
     assert not (tmp_path / "model").exists()
 
 
@@ -245,10 +245,10 @@ def test_another_corpus_than_the_checkpoints(
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ("model_dir=nowhere", "nowhere: expected an exported model, a folder with config.json"),
-        ("corpus_dir=nowhere", "nowhere/index.json: cannot read the index"),
+        ("model_dir=nowhere", "nowhere: expected an exported model, found no such folder"),
+        ("corpus_dir=nowhere", "nowhere: expected a finished corpus, found no such folder"),
         ("label=handedness", "no sample has the label 'handedness'"),
-        ("fold=3", "unknown key 'fold'; known keys: batch_size, bids_root, classes, corpus_dir"),
+        ("fold=3", "unknown key 'fold'; did you mean 'folds'? known keys: batch_size, bids_root, classes, corpus_dir"),
     ],
 )
 def test_evaluate_refuses_bad_input(

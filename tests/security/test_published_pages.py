@@ -15,8 +15,10 @@ import markdown
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from mcsp.config import ModelConfig
+from mcsp.data_sharding.bids.description import DESCRIPTION_NAME
 from mcsp.data_sharding.inspect.report import make_page
 from mcsp.data_sharding.inspect.survey import survey
 from mcsp.data_sharding.store.index import Rejection
@@ -138,16 +140,15 @@ def test_the_explanation(tmp_path: Path) -> None:
     check(*(re.sub(r"base64,[^\"]*", "base64,", page) for page in pages))
 
 
-def described(corpus: Corpus, text: str) -> Corpus:
+def described(corpus: Corpus, text: str, folder: Path) -> Corpus:
     """A corpus that says ``text`` wherever its makers may."""
     rows = [replace(r, site=text, task=text) for r in corpus.recordings]
     source = {"Site": text, "License": text, "DOI": text}
-    folder = SimpleNamespace(is_file=lambda: True, read_text=lambda: json.dumps({"SourceDatasets": [source]}))
-    path = type("Folder", (), {"__truediv__": lambda *_: folder})()
-    return SimpleNamespace(recordings=rows, path=path, index_hash=text)  # type: ignore[return-value]
+    (folder / DESCRIPTION_NAME).write_text(json.dumps({"SourceDatasets": [source]}))
+    return SimpleNamespace(recordings=rows, path=folder, index_hash=text)  # type: ignore[return-value]
 
 
-def cards(corpus: Corpus) -> Iterator[str]:
+def cards(corpus: Corpus, folder: Path) -> Iterator[str]:
     model = MCSP(ModelConfig())
     cleaning = {
         "eeg": {"highpass_hz": 1.0, "lowpass_hz": 45.0, "sfreq": 200.0},
@@ -161,9 +162,8 @@ def cards(corpus: Corpus) -> Iterator[str]:
         }  # fmt: skip
         run = {"batch": {"paired": 4}, "window_seconds": seconds, "seed": 0, "learning_rate": 1e-3}
         manifest = {"config": run, "step": 2, "zero_stage": 1}
-        yield model_card(
-            model, manifest, [], described(corpus, text), preprocessing, 4, evaluation(text), None, None, text, text
-        )
+        named = described(corpus, text, folder)
+        yield model_card(model, manifest, [], named, preprocessing, 4, evaluation(text), None, None, text, text)
 
 
 def test_the_card_of_a_classifier() -> None:
@@ -178,11 +178,13 @@ def test_the_card_of_a_classifier() -> None:
     assert "<script>alert(1)</script>" in " ".join(pages[0].texts)
 
 
-def test_the_model_card(corpus: Corpus) -> None:
+def test_the_model_card(corpus: Corpus, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    attacked, harmless = (
-        Structure(markdown.markdown(card, extensions=["tables", "fenced_code"])) for card in cards(corpus)
-    )
+    parts = [card.removeprefix("---\n").split("\n---\n", 1) for card in cards(corpus, tmp_path)]
+    fronts, bodies = zip(*parts, strict=True)
+    first, second = map(yaml.safe_load, fronts)
+    assert first.keys() == second.keys(), "what the Hub reads above the card stays data"
+    attacked, harmless = (Structure(markdown.markdown(body, extensions=["tables", "fenced_code"])) for body in bodies)
     assert attacked.tags == harmless.tags
     assert attacked.targets == harmless.targets == []
     said = " ".join(attacked.texts)

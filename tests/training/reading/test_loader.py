@@ -130,7 +130,7 @@ def test_shards_of_sixteen_steps_ahead_are_fetched_once(
     for step in (0, stride, stride):  # the last once more, as after a resume
         data._fetch_ahead(step)
     steps = [stride * k for k in range(1, 18)]
-    assert asked == [(step, share, 6) for step in steps for share in (3, 4, 5)], "this rank's three of six shares"
+    assert asked == [(step, 1, 2, i, 3) for step in steps for i in range(3)], "this rank's three micro-batches"
     assert fetched == [list(dict.fromkeys(c.recording.shard for d in draws(*of) for c in d.cuts)) for of in asked]
 
 
