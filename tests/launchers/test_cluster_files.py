@@ -102,6 +102,7 @@ def stop_after(run_dir: Path, process: subprocess.Popen, number: int, step: int)
         return process.wait(timeout=90)
     finally:
         process.kill()
+        process.communicate()
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,16 @@
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.training.ranks import deepspeed, last_step
+from tests.training.ranks import close_ranks, deepspeed, last_step
+
+
+@pytest.fixture(autouse=True)
+def no_rank_left() -> Iterator[None]:
+    """A test that kills ranks leaves their pipes open."""
+    yield
+    close_ranks()
 
 
 @pytest.fixture(scope="session")

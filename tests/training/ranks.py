@@ -30,9 +30,22 @@ def free_port() -> int:
     return port
 
 
+STARTED: list[subprocess.Popen[str]] = []  # by the test that runs; it is left with none
+
+
+def close_ranks() -> None:
+    """End what a test has started and left, and close the pipes."""
+    for process in STARTED:
+        process.kill()
+        process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
+    STARTED.clear()
+
+
 def start_ranks(world: int, script: Path, *arguments: str) -> list[subprocess.Popen[str]]:
     port = free_port()
-    return [
+    started = [
         subprocess.Popen(
             [sys.executable, str(script), *arguments],
             env=environment(rank, world, port),
@@ -43,6 +56,8 @@ def start_ranks(world: int, script: Path, *arguments: str) -> list[subprocess.Po
         )
         for rank in range(world)
     ]
+    STARTED.extend(started)
+    return started
 
 
 def run_ranks(world: int, script: Path, *arguments: str, seconds: float = 240) -> None:

@@ -67,7 +67,7 @@ def test_a_second_run_is_told_who_holds_the_folder_and_takes_it_when_that_has_di
             Lock(tmp_path)
     finally:
         holder.kill()
-        holder.wait()
+        holder.communicate()
     lock = Lock(tmp_path)
     assert json.loads((tmp_path / LOCK).read_text())["pid"] == os.getpid()
     lock.release()
@@ -131,3 +131,4 @@ def test_a_run_that_counted_as_dead_ends_when_another_has_taken_over(tmp_path) -
         assert holder.stderr is not None and f"taken over by process {os.getpid()} on node7" in holder.stderr.read()
     finally:
         holder.kill()
+        holder.communicate()
