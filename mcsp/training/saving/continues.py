@@ -102,15 +102,18 @@ def in_words(path: Path, manifest: dict[str, Any], facts: dict[str, Any]) -> lis
 
 
 def table() -> str:
-    """Markdown: every setting of a run, and whether it may change on resume."""
+    """Markdown: which settings of a run may change when it continues."""
     kinds = {
         **dict.fromkeys(FREE, ("freely", "")),
         **dict.fromkeys(FROM_NOW_ON, ("yes", "steps from there on follow it; logged as an event")),
         **dict.fromkeys(AHEAD, ("ahead", "where the learning rate of the steps taken stays as it was")),
         **{name: ("no", why) for name, why in REFUSED.items()},
     }
-    rows = [f"| `{name}` | {kinds[name][0]} | {kinds[name][1]} |" for name in PretrainConfig.model_fields]
-    return "| setting | may change | what follows, or what to do instead |\n|---|---|---|\n" + "\n".join(rows)
+    names: dict[tuple[str, str], list[str]] = {}
+    for name in PretrainConfig.model_fields:
+        names.setdefault(kinds[name], []).append(f"`{name}`")
+    rows = [f"| {may} | {', '.join(names[may, why])} | {why} |" for may, why in names]
+    return "| may change | settings | what follows, or what to do instead |\n|---|---|---|\n" + "\n".join(rows)
 
 
 if __name__ == "__main__":
