@@ -14,7 +14,9 @@ It takes ten seconds of processor time. You need ``pip install 'mcsp-pretraining
 # Your folder is a BIDS dataset with a column ``diagnosis`` in ``participants.tsv``. Here we simulate one: sixteen
 # subjects, a montage of ten electrodes that the pretraining never saw, one minute each.
 
+import hashlib
 import json
+import os
 import shlex
 from dataclasses import replace
 from pathlib import Path
@@ -35,6 +37,8 @@ from mcsp.page import COLOURS
 
 WORK = Path("tutorial_output")
 OURS = WORK / "our-lab"
+KEY = hashlib.sha256(b"the tutorials' key, which is no secret").hexdigest()
+os.environ["MCSP_SUBJECT_KEY"] = KEY
 ELECTRODES = ("Fz", "F3", "F4", "C3", "Cz", "C4", "P3", "Pz", "P4", "Oz")
 site = replace(
     SIMULATED_A,
