@@ -5,7 +5,7 @@
 You are the data engineer of a consortium. Each site sends a BIDS dataset. This tutorial turns two of them into one
 corpus, looks at what was kept and what was refused, and checks the corpus before it goes to those who train.
 
-It takes ten seconds of processor time. You need ``pip install 'mcsp-pretraining[corpus]'`` and matplotlib.
+You need ``pip install 'mcsp-pretraining[corpus]'`` and matplotlib.
 """
 
 # %%

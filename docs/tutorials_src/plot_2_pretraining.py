@@ -5,15 +5,14 @@
 You are the training engineer. This tutorial pretrains the smallest model on the corpus of the first tutorial, with two
 processes on one machine. It stops, continues, draws the run, and exports the weights.
 
-It takes half a minute of processor time. You need ``pip install 'mcsp-pretraining[train]'``. A graphics card is used
-where there is one.
+You need ``pip install 'mcsp-pretraining[train]'``.
 """
 
 # %%
 # Start
 # -----
 # ``--ranks 2`` starts DeepSpeed on this machine. A batch of eight subjects and ten steps show how it works. They teach
-# the model nothing.
+# the model nothing. Here both ranks are on processors; on GPUs leave ``DS_ACCELERATOR`` out.
 
 import os
 import subprocess
@@ -47,7 +46,7 @@ def pretrain(*words: str) -> None:
     print(done.stdout)
 
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.update(DS_ACCELERATOR="cpu", OMP_NUM_THREADS="1")
 pretrain(*SETTINGS, "steps=6")
 
 # %%

@@ -5,7 +5,7 @@
 You have labelled EEG of one laboratory and weights that somebody pretrained. This tutorial encodes the recordings,
 compares the features with simpler ones, and classifies one more recording.
 
-It takes ten seconds of processor time. You need ``pip install 'mcsp-pretraining[corpus,evaluate]'``.
+You need ``pip install 'mcsp-pretraining[corpus,evaluate]'``.
 """
 
 # %%

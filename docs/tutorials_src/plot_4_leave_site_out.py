@@ -5,13 +5,13 @@
 Does a classifier hold at a scanner that it has never seen? This tutorial takes parcel series in the layout in which
 nilearn fetches ABIDE, builds a corpus of them, and tests each site with a classifier of the other sites.
 
-It takes fifteen seconds of processor time. You need ``pip install 'mcsp-pretraining[corpus,evaluate]'``.
+You need ``pip install 'mcsp-pretraining[corpus,evaluate]'``.
 """
 
 # %%
 # The series
 # ----------
-# The true data come with one call of nilearn, about 0.1 GB for 200 parcels. Their terms are CC BY-NC-SA 3.0.
+# The true data come with one call of nilearn. Their terms are CC BY-NC-SA 3.0.
 #
 # .. code-block:: python
 #

@@ -5,7 +5,7 @@
 You want to change the method or to read another file. This tutorial shows which files to touch. It tries each change
 outside of them first, on real objects of the package.
 
-It takes a few seconds. You need ``pip install 'mcsp-pretraining[corpus,train]'``.
+You need ``pip install 'mcsp-pretraining[corpus,train]'``.
 """
 
 # %%
