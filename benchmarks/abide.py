@@ -148,7 +148,7 @@ CONTROL, SHUFFLED = ["objective.shuffled_pairs=within_site"], "pairs shuffled wi
 
 
 def table(content: dict[str, Any]) -> str:
-    """The README's table: AUROC of people left out, mean over pretraining runs, and with few labels; changes below."""
+    """The table of docs/results.md: AUROC of people left out, mean over runs, and with few labels; changes below."""
     runs = content["runs"]["default"]
     names = [(r["features"], r["classifier"]) for r in runs[0]["classification"] if not r["transductive"]]
     fractions = sorted({p["fraction"] for p in runs[0]["label_efficiency"]})[:-1]

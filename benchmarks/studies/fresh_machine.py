@@ -1,7 +1,7 @@
 """What someone with a fresh machine sees: a clone, an empty home, `make demo`, `make test`; times and exit codes.
 
 python benchmarks/studies/fresh_machine.py [--out FILE]     writes benchmarks/results/fresh_machine.json
-python benchmarks/studies/fresh_machine.py --table          prints that file as the README shows it
+python benchmarks/studies/fresh_machine.py --table          prints that file as a table
 
 Only committed files are measured. pip's settings on the machine (a mirror, a proxy) stay as they are; its cache does
 not, since it lies in the home folder.

@@ -162,7 +162,7 @@ def describe(
     What is measured at the recordings' own channels, where all share them, stands in for the same at anchors: it is
     finer.
 
-    ``at_anchors`` are those of :func:`mcsp.evaluate.features.measured_parts`, where they are known already.
+    ``at_anchors`` are those of ``mcsp.evaluate.features.measured_parts``, where they are known already.
     """
     units = labelled.units
     rulers = measure(corpus, units)

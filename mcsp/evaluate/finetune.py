@@ -116,7 +116,7 @@ class Finetuning:
         return lambda out_BO, rows: F.cross_entropy(out_BO, class_N[rows].to(out_BO.device), weight_O.to(out_BO.device))
 
     def scores(self, classifier: MCSPClassifier, rows: np.ndarray, train: np.ndarray) -> np.ndarray:
-        """Scores of units as :mod:`mcsp.evaluate.readout.task` says, of a classifier trained on the units ``train``."""
+        """Scores of units as ``mcsp.evaluate.readout.task`` says, of a classifier trained on the units ``train``."""
         out_NO = self.logits(classifier, rows)
         if self.task.kind == "number":
             return with_mean(out_NO[:, 0].double().numpy(), self.labelled.y_N[train])

@@ -1,4 +1,4 @@
-"""Tables on real people: README shows what the result files say, and nothing of a person is in them."""
+"""Tables on real people: the pages show what the result files say, and nothing of a person is in them."""
 
 import importlib
 import json
@@ -24,10 +24,19 @@ def test_there_is_a_result_of_each() -> None:
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_the_readme_shows_the_result_file(abide: ModuleType, file: Path) -> None:
+def test_the_page_of_results_shows_the_result_file(abide: ModuleType, file: Path) -> None:
     table = abide.table(json.loads(file.read_text()))
     assert len(table.splitlines()) > 8
-    assert table in (ROOT / "README.md").read_text()
+    assert table in (ROOT / "docs/results.md").read_text()
+
+
+def test_the_readme_shows_rows_of_the_result_file_and_the_unwelcome_ones_too(abide: ModuleType) -> None:
+    table = abide.table(json.loads((ROOT / "benchmarks/results/abide_522.json").read_text())).splitlines()
+    readme = (ROOT / "README.md").read_text()
+    shown = readme.partition("abide.py --table` -->")[2].partition("<!-- end -->")[0].strip().splitlines()
+    assert shown[:2] == table[:2] and set(shown) <= set(table)
+    names = [row.split("|")[1].strip() for row in shown[2:]]
+    assert {"pretrained", "untrained", "connectivity", "root of connectivity", "tangent space"} <= set(names)
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)

@@ -187,9 +187,16 @@ def _measured(model: MCSP, modality: Modality, target: Target, half: Signal) -> 
 
 
 def collapsed(values: dict[str, float]) -> tuple[list[str], bool]:
-    """Modalities and domains in which all embeddings are alike, and whether some modality has no other domain."""
+    """Modalities and domains in which all embeddings are alike, and whether some modality has no other domain.
+
+    A rank is at most the number of people, so of few people nothing is said.
+    """
     start = f"{PREFIX}rank_z/"
-    alike = {name.removeprefix(start): not rank > COLLAPSED_RANK for name, rank in values.items() if start in name}
+    alike = {
+        name.removeprefix(start): not rank > COLLAPSED_RANK
+        for name, rank in values.items()
+        if start in name and values.get(f"{PREFIX}people/{name.split('/')[2]}", _LEAST_PEOPLE) >= _LEAST_PEOPLE
+    }
     modalities = {name.split("/")[0] for name in alike}
     whole = any(all(bad for name, bad in alike.items() if name.startswith(m)) for m in modalities)
     return [name for name, bad in alike.items() if bad], whole

@@ -159,6 +159,13 @@ def test_collapse_is_all_domains_of_a_modality() -> None:
     assert collapsed(ranks) == (["eeg/spatial", "eeg/temporal"], True)
 
 
+@pytest.mark.parametrize(("people", "judged"), [(1, False), (3, False), (4, True)])
+def test_a_validation_split_of_few_people_is_no_collapse(people: int, judged: bool) -> None:
+    """The rank of one row is 1 whatever the model does."""
+    ranks = {"validation/rank_z/eeg/spatial": 1.0, "validation/people/eeg": float(people)}
+    assert collapsed(ranks)[1] == judged
+
+
 def test_people_are_those_with_a_window_that_is_fit_to_be_learned_from() -> None:
     """Two chunks of three samples; the second person's first window is rubbish, the third person has no other."""
     whole = {
