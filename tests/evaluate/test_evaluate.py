@@ -25,6 +25,7 @@ from mcsp.evaluate.comparison import permuted
 from mcsp.evaluate.evaluate import evaluate, untrained_like, with_windows
 from mcsp.evaluate.methods import CLASSICAL
 from mcsp.evaluate.readout.classifiers import SVM, on_grams
+from mcsp.evaluate.readout.task import Task
 from mcsp.evaluate.report.tables import MEASURES, terminal_table, verdict
 from mcsp.evaluate.retrieval.rows import CONTROLS, run_retrieval
 from mcsp.evaluate.splits import Folds, k_fold
@@ -189,11 +190,11 @@ def test_shuffled_labels_of_a_site_that_is_only_tested_score_one_half(seed: int)
     """Its labels are any order, whatever was learned: mean 1/2, and the standard deviation of Mann and Whitney."""
     rng = np.random.default_rng(seed)
     sites, subjects = ["a"] * 24 + ["b"] * 16, [str(i) for i in range(40)]
-    labelled = SimpleNamespace(subjects=subjects, sites=sites, y_N=np.arange(40) % 2)
+    labelled = SimpleNamespace(subjects=subjects, sites=sites, y_N=np.arange(40) % 2, task=Task(("control", "case")))
     x_NF = rng.normal(size=(40, 6)) + labelled.y_N[:, None]
     method = SimpleNamespace(readout=lambda rows: on_grams(SVM, lambda train: x_NF @ x_NF.T))
     folds = Folds("leave_site_out", (((np.arange(24), np.arange(24, 40)),),), "")
-    found = permuted(method, np.arange(40), labelled, folds, 200, 0.9)  # type: ignore[arg-type]
+    found = permuted(method, np.arange(40), labelled, folds, 200, {"value": 0.9})  # type: ignore[arg-type]
     deviation = np.sqrt(17 / (12 * 8 * 8))
     assert abs(found["mean"] - 0.5) < 4 * deviation / np.sqrt(200)
     assert found["sd"] == pytest.approx(deviation, rel=4 / np.sqrt(2 * 200))
@@ -206,10 +207,11 @@ def test_shuffled_labels_score_one_half_in_folds_too(seed: int) -> None:
     rng = np.random.default_rng(seed)
     subjects = [str(i) for i in range(32)]
     labelled = SimpleNamespace(subjects=subjects, sites=["a"] * 16 + ["b"] * 16, y_N=np.arange(32) % 2)
+    labelled.task = Task(("control", "case"))
     x_NF = rng.normal(size=(32, 200))
     method = SimpleNamespace(readout=lambda rows: on_grams(SVM, lambda train: x_NF @ x_NF.T))
     folds = k_fold(subjects, labelled.y_N, subjects, 3, 1)
-    found = permuted(method, np.arange(32), labelled, folds, 100, 0.5)  # type: ignore[arg-type]
+    found = permuted(method, np.arange(32), labelled, folds, 100, {"value": 0.5})  # type: ignore[arg-type]
     assert abs(found["mean"] - 0.5) < 4 * found["sd"] / np.sqrt(100)
 
 

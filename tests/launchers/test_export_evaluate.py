@@ -123,7 +123,7 @@ def test_the_card_answers_a_user_and_a_data_protection_officer(export: Path, cor
         assert {name for name in widths if f"{name} " in measured} == set(widths) & set(SKIPS)
     for fact in (
         "in microvolts", "0.5 to 75 Hz, 200 Hz, average reference", "percent signal change", "no band-pass",
-        "Parcellations seen in pretraining: ", "60 parcels (Lattice60_01_L to ", "parcels, TR ", " CC0 |",
+        "Parcellations seen in pretraining: ", r"60 parcels (Lattice60\_01\_L to ", "parcels, TR ", " CC0 |",
         "19 channels", "**Contact:** not given", "Under another key no hash can match",
         "keyed hashes of the pretraining subjects", "Not a medical device",
     ):  # fmt: skip
@@ -264,7 +264,7 @@ def test_evaluate_refuses_bad_input(
     [
         ("model_dir=nowhere", "nowhere: expected an exported model"),
         ("label=handedness", "no sample has the label 'handedness'"),
-        ("classes=[case, patient]", "expected two classes ['case', 'patient'], found 2: ['case', 'control']"),
+        ("classes=[case, patient]", "expected two classes or more ['case', 'patient'], found 2: ['case', 'control']"),
         ("folds=40", "folds=40: expected at least that many subjects in each class, found 16 and 16"),
         ("depth=half", "depth: Input should be 'head', 'last_layers' or 'full' (found 'half')"),
     ],

@@ -30,6 +30,7 @@ from mcsp.data_sharding.store.index import INDEX_NAME, SHARDS_NAME, block_bounds
 from mcsp.data_sharding.store.reader import Corpus, crc_name
 from mcsp.schema import Recording
 from tests.data_sharding.store.test_table import recording
+from tests.object_store import object_store
 
 ROOT = Path(__file__).parents[2]
 OTHER_UID = 12345
@@ -83,22 +84,7 @@ def state(folder: Path) -> dict[str, tuple[int, int]]:
 @pytest.fixture(scope="module")
 def bucket() -> Iterator[Callable[[Path], str]]:
     """Puts a folder into a local server that speaks S3, and gives its address there."""
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    variables = {
-        "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-    }  # fmt: skip
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in variables.items():
-            patch.setenv(name, value)
-        import s3fs
-
-        store = s3fs.S3FileSystem(skip_instance_cache=True)
-        store.mkdir("foreign")
+    with object_store("foreign") as store:
         numbers = itertools.count()
 
         def put(folder: Path) -> str:
@@ -107,7 +93,6 @@ def bucket() -> Iterator[Callable[[Path], str]]:
             return f"s3://{place}"
 
         yield put
-        server.stop()
 
 
 def test_a_sound_corpus_in_an_object_store_is_read(bucket: Callable[[Path], str], tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from mcsp.data_sharding.build.corpus import build_corpus, ray_session
 from mcsp.data_sharding.build.receipts import private_place
 from mcsp.data_sharding.clean.read import ReadingProcess
 from tests.data_sharding.conftest import CHANNELS, DESCRIPTION, KEY, eeg_uv
+from tests.object_store import object_store
 
 NAME = b"annakarenina"
 SIDECAR = {"SamplingFrequency": 250, "PowerLineFrequency": 50}
@@ -68,22 +69,8 @@ def test_what_libraries_print_about_a_recording_goes_nowhere(site: Path, tmp_pat
 def test_an_object_store_has_no_name_in_it_and_needs_a_place_for_them(
     site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    try:
-        for name, value in {
-            "MCSP_SUBJECT_KEY": KEY, "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test",
-            "AWS_DEFAULT_REGION": "us-east-1",
-            "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        }.items():  # fmt: skip
-            monkeypatch.setenv(name, value)
-        import s3fs
-
-        store = s3fs.S3FileSystem(skip_instance_cache=True)
-        store.mkdir("published")
+    monkeypatch.setenv("MCSP_SUBJECT_KEY", KEY)
+    with object_store("published") as store:
         values = {"bids_root": site, "out_dir": "s3://published/corpus", "max_quarantined": 1.0, "workers": 1}
         with pytest.raises(ValueError, match=r"^s3://published/corpus: .*; set private_dir to a place") as error:
             build_corpus(CorpusConfig(**values))
@@ -99,8 +86,6 @@ def test_an_object_store_has_no_name_in_it_and_needs_a_place_for_them(
         other = config.model_copy(update={"out_dir": "s3://published/other", "seed": 1})
         with pytest.raises(ValueError, match=r"private: holds a corpus of another configuration"):
             build_corpus(other)
-    finally:
-        server.stop()
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from mcsp.data_sharding.build.corpus import build_corpus
 from mcsp.data_sharding.build.receipts import BUILD_NAME
 from mcsp.data_sharding.inspect.lint import lint_corpus
 from tests.data_sharding.conftest import KEY
+from tests.object_store import object_store
 
 pytestmark = [pytest.mark.slow, pytest.mark.multirank]
 ROOT = Path(__file__).resolve().parents[3]
@@ -221,26 +222,11 @@ def test_an_object_store_holds_the_same_bytes(
     small: dict,
     expected: dict,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     workers: int,
 ) -> None:
     """A local server that speaks S3; what lies in it is downloaded and compared."""
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    try:
-        host, port = server.get_host_and_port()
-        for name, value in {
-            "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1",
-            "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        }.items():  # fmt: skip
-            monkeypatch.setenv(name, value)
-        import s3fs
-
-        store = s3fs.S3FileSystem(skip_instance_cache=True)
-        store.mkdir("consortium")
+    with object_store("consortium") as store:
         config = CorpusConfig.parse(
             {**small, "out_dir": "s3://consortium/corpus", "private_dir": tmp_path / "private", "workers": workers},
             "test",
@@ -251,7 +237,5 @@ def test_an_object_store_holds_the_same_bytes(
         assert [lint(["s3://consortium/corpus", *options]) for options in ([], ["--privacy"])] == [0, 0]
         assert watch(["s3://consortium/corpus"]) == 0
         store.get("consortium/corpus", str(tmp_path / "copy"), recursive=True)
-    finally:
-        server.stop()
     assert files(tmp_path / "copy") == expected
     assert "complete, " in capsys.readouterr().out

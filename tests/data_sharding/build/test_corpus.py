@@ -63,6 +63,7 @@ def test_nothing_of_the_inputs_identity_is_in_the_corpus(built: Path, bids_root:
         assert secret not in text
 
 
+@pytest.mark.filterwarnings("ignore:Exception ignored in.*FileIO:pytest.PytestUnraisableExceptionWarning")
 def test_stock_webdataset_reads_the_same_arrays(built: Path) -> None:
     corpus = Corpus(built)
     seen = 0

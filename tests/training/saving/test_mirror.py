@@ -11,29 +11,14 @@ from mcsp.training.saving import checkpoint, mirror
 from mcsp.training.saving.mirror import Mirror, restore
 from mcsp.training.saving.saver import Saver
 from mcsp.training.saving.state import copy_state
+from tests.object_store import object_store
 from tests.training.saving.test_checkpoint import CONFIG, FACTS, fragments, holds
 
 
 @pytest.fixture(scope="module")
 def bucket() -> Iterator[str]:
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    try:
-        host, port = server.get_host_and_port()
-        with pytest.MonkeyPatch.context() as patch:
-            for name, value in {
-                "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1",
-                "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-            }.items():  # fmt: skip
-                patch.setenv(name, value)
-            import s3fs
-
-            s3fs.S3FileSystem(skip_instance_cache=True).mkdir("runs")
-            yield "s3://runs"
-    finally:
-        server.stop()
+    with object_store("runs"):
+        yield "s3://runs"
 
 
 @pytest.fixture(params=["object store", "folder"])
