@@ -1,5 +1,6 @@
 """The pipeline file in MOABB's own evaluation on its fake dataset."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,8 @@ PIPELINES = Path(__file__).resolve().parents[2] / "configs" / "moabb"
 
 
 def test_the_pipeline_file_runs_in_moabbs_evaluation(export_dir: Path, tmp_path: Path) -> None:
-    (found,) = parse_pipelines_from_directory(str(PIPELINES))
+    shutil.copytree(PIPELINES, tmp_path / "pipelines")  # MOABB puts a lock beside each file
+    (found,) = parse_pipelines_from_directory(str(tmp_path / "pipelines"))
     pipeline = found["pipeline"].set_params(trialfeatures__model_dir=str(export_dir), trialfeatures__line_hz=50.0)
     dataset = FakeDataset(
         event_list=("left_hand", "right_hand"), n_sessions=1, n_runs=1, n_subjects=1, n_events=20, duration=70,
