@@ -9,9 +9,15 @@ import pytest
 
 @contextmanager
 def object_store(bucket: str) -> Iterator[Any]:
-    """A file system of s3fs at a new server that has ``bucket``. File systems of an earlier server are forgotten."""
+    """A file system of s3fs at a new server that has ``bucket``. File systems of an earlier server are forgotten.
+
+    A session of Ray that is open is closed: its workers would not see the address.
+    """
+    import ray
     import s3fs
     from moto.server import ThreadedMotoServer
+
+    ray.shutdown()
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()

@@ -61,7 +61,10 @@ def test_the_wheel_holds_files_alone_with_configs_and_the_type_marker(wheel: Pat
 
 def test_demo_encode_finetune_and_predict_from_the_wheel_in_an_empty_folder(binaries: Path, tmp_path: Path) -> None:
     where = subprocess.run(
-        [binaries / "python", "-c", "import mcsp; print(mcsp.__file__)"], capture_output=True, text=True, cwd=tmp_path
+        [binaries / "python", "-I", "-c", "import mcsp; print(mcsp.__file__)"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
     )
     assert where.stdout.startswith(str(binaries.parent)), where.stdout + where.stderr
     assert "demo" in call(binaries, tmp_path, "--help")

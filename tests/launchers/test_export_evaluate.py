@@ -123,7 +123,7 @@ def test_the_card_answers_a_user_and_a_data_protection_officer(export: Path, cor
         assert {name for name in widths if f"{name} " in measured} == set(widths) & set(SKIPS)
     for fact in (
         "in microvolts", "0.5 to 75 Hz, 200 Hz, average reference", "percent signal change", "no band-pass",
-        "Parcellations seen in pretraining: ", r"60 parcels (Lattice60\_01\_L to ", "parcels, TR ", " CC0 |",
+        "Parcellations seen in pretraining: ", r"60 parcels \(Lattice60\_01\_L to ", "parcels, TR ", " CC0 |",
         "19 channels", "**Contact:** not given", "Under another key no hash can match",
         "keyed hashes of the pretraining subjects", "Not a medical device",
     ):  # fmt: skip

@@ -140,7 +140,7 @@ def test_bad_input_gets_one_line(pretrain_overrides, tmp_path) -> None:
     def refuse(*overrides: str, message: str) -> None:
         one_line(pretrain(*pretrain_overrides, *overrides, expect=2), message)
 
-    refuse("stepz=5", message="unknown key 'stepz'; known keys: activation_checkpointing, augmentation, batch, ")
+    refuse("stepz=5", message="unknown key 'stepz'; did you mean 'steps'? known keys: activation_checkpointing, ")
     refuse("corpus_dir=/nowhere", message="/nowhere")
     refuse("batch={paired: 4, eeg: 2, fmri: 0}", message="batch.eeg=2, but the training split has no such sample")
     refuse("window_seconds={eeg: 10, fmri: 3000}", message="shorten window_seconds")
