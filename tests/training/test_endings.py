@@ -116,7 +116,7 @@ def test_a_stopped_rank_is_named_and_the_launcher_ends(finished_run, tmp_path) -
     assert f"silent (stopped, dead or cut off): rank 1 ({told['host']}, process {stopped}, last in " in told["detail"]
     assert "waiting: rank 0" in told["detail"]
     stacks = (run_dir / "stacks" / "rank-00000.txt").read_text()
-    assert told["detail"] in stacks and "train_step" in stacks and "most recent call first" in stacks
+    assert told["detail"] in stacks and "/mcsp/training/run.py" in stacks and "most recent call first" in stacks
 
 
 @pytest.mark.slow

@@ -85,8 +85,9 @@ def test_ten_steps_of_every_combination_equal_plain_torch(pretrain_overrides, tm
         assert len(results[name]) == 10
         for (step, found), key in product(enumerate(results[name]), BOUNDS):
             # Without clipping gradients are larger, and AdamW's epsilon hides less of their rounding noise.
-            # Their loss after eight steps is 1.0e-6 from float64 in the plain process itself, so two may be 2e-6 apart.
-            factor = {"weights": 10, "total": 2}.get(key, 1) if name.endswith("clip0") else 1
+            # The plain process itself is 1.0e-6 from float64 in their loss after eight steps, and 1.1e-5 in the norm of
+            # the second step, so two processes may be twice that apart.
+            factor = {"weights": 10, "total": 2, "norm": 2}.get(key, 1) if name.endswith("clip0") else 1
             allowed = BOUNDS[key][step % 2] * factor
             worst[key] = max(worst.get(key, 0.0), found[key] / allowed)
             if not found[key] < allowed:
