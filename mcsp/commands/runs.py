@@ -1,12 +1,12 @@
 """``mcsp plot`` and ``mcsp export``: what becomes of a pretraining run."""
 
-import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
 from mcsp.commands.settings import require_place
+from mcsp.outside import read_object
 from mcsp.run_log import read_events, read_metrics
 
 
@@ -74,7 +74,7 @@ def export(
         kind = "one that keep_best kept" if best else "a checkpoint"
         raise ValueError(f"{run_dir}: expected a pretraining run with {kind}, found none")
     check_out_dir(out_dir)
-    manifest = json.loads((checkpoint / "manifest.json").read_text())
+    manifest = read_object(checkpoint / "manifest.json")
     read = Corpus(corpus or manifest["config"]["corpus_dir"])
     from mcsp.training.saving.state import EMA, consolidate_weights
 
@@ -97,5 +97,4 @@ def read_evaluation(folder: Path) -> dict[str, Any]:
     path = folder / "results.json"
     if not path.is_file():
         raise ValueError(f"{path}: expected the results of mcsp evaluate, found none")
-    found: dict[str, Any] = json.loads(path.read_text())
-    return found
+    return read_object(path)

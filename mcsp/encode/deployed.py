@@ -26,6 +26,7 @@ from mcsp.encode.extractor import FeatureExtractor
 from mcsp.encode.files import modality_of
 from mcsp.encode.recording import EncodedRecording
 from mcsp.model.weights import SUMS_FILE, ExportedMCSP, write_pretrained, write_sums
+from mcsp.outside import read_object
 from mcsp.schema import Modality
 from mcsp.version import __version__
 from mcsp.wording import listed, sha256_file
@@ -233,7 +234,7 @@ def _read_facts(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"{folder}: expected a classifier, a folder with {JSON_FILE}; found none")
     try:
-        facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        facts = read_object(path)
         version, kind = facts["format_version"], facts["task"]["kind"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: not the description of a classifier ({type(error).__name__}: {error})") from None

@@ -1,6 +1,5 @@
 """One step of pretraining (embeddings, objective, gradients, update), and the state that a checkpoint keeps."""
 
-import json
 import logging
 import math
 import sys
@@ -18,6 +17,7 @@ from mcsp.config import PretrainConfig
 from mcsp.data_sharding.store.reader import Corpus
 from mcsp.losses.objective import objective
 from mcsp.losses.shuffled import subjects_of_blocks
+from mcsp.outside import read_object
 from mcsp.training import engine
 from mcsp.training.clock import Clock
 from mcsp.training.health import Health, clean
@@ -161,7 +161,7 @@ class Trainer:
         return found
 
     def _resume(self, path: Path) -> None:
-        manifest = json.loads((path / checkpoint.MANIFEST).read_text())
+        manifest = read_object(path / checkpoint.MANIFEST)
         self.changed = changes(path, manifest, self.facts)
         self.engine.load(path)
         self.step, self.useful_seconds = manifest["step"], manifest["useful_seconds"]
@@ -198,7 +198,7 @@ class Trainer:
         path: Path | None = found[0]
         if path is None:
             raise RunEnded("no way back", f"{many}, and there is no checkpoint from before", EXIT_DATA)
-        manifest = json.loads((path / checkpoint.MANIFEST).read_text())
+        manifest = read_object(path / checkpoint.MANIFEST)
         steps = self.step - manifest["step"]
         self.engine.load(path)
         if self.rank == 0:

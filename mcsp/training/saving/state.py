@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from mcsp.outside import read_object
 from mcsp.training.saving.zero_fragments import KINDS, Fragment
 
 STATE_DIR, RANGES = "state", "ranges.json"
@@ -89,7 +90,7 @@ class State:
             self._read_headers()
 
     def _read_ranges(self) -> None:
-        found = json.loads((self.folder / RANGES).read_text())
+        found = read_object(self.folder / RANGES)
         self.steps, names = found["steps"], list(found["shapes"])
         self.shapes = {name: tuple(shape) for name, shape in found["shapes"].items()}
         for file, ranges in found["files"].items():
