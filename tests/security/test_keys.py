@@ -31,7 +31,7 @@ def published_keys() -> dict[str, str]:
     ]
     for file in files:
         if file.suffix in (".py", ".md", "") and file.is_file():
-            text = file.read_text()
+            text = file.read_text(errors="replace")  # a built site has files that are no text
             made = [eval(code) for code in re.findall(r'b"[^"]+"\.hex\(\)\.ljust\(64, "0"\)', text)]
             for key in [*made, *re.findall(r"KEY.*\b([0-9a-f]{64})\b", text)]:
                 found[f"{file.relative_to(ROOT)}: {key[:8]}"] = key

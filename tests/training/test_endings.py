@@ -221,6 +221,7 @@ def test_the_record_has_the_status_that_the_process_ends_with(pretrain_overrides
 ABORTS = """
 import atexit, os, signal, sys
 atexit.register(os.abort)  # as what is left of torch's threads did, now and then
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts jobs in the background without it
 from launchers.pretrain import main
 if sys.argv.pop(1) == "interrupted":
     import mcsp.training.run as run
