@@ -97,9 +97,7 @@ def contenders(rows: int, frame: int, hop: int, bins: Tensor, device: str) -> di
         spectrum = torch.view_as_real(torch.fft.rfft((frames - frames.mean(-1, keepdim=True)) * window))
         return torch.log10(spectrum.square().sum(-1).mean(2)[..., 1 : len(bins) + 1] * scale * edge)
 
-    turns = torch.outer(torch.arange(frame, dtype=torch.float64), bins.double()) / frame
-    angle = 2 * torch.pi * (turns - turns.floor())
-    basis = (torch.cat([angle.cos(), angle.sin()], 1) * torch.hann_window(frame).double()[:, None]).float().to(device)
+    basis = windowed_waves(frame, bins).to(device)
 
     def product(x: Tensor) -> Tensor:
         frames = x.unfold(-1, frame, hop)
@@ -117,6 +115,13 @@ def contenders(rows: int, frame: int, hop: int, bins: Tensor, device: str) -> di
         calls[NO_GRADIENT] = scipy_welch
     nnaudio = nnaudio_power(frame, hop, bins_there, scale * edge, window.device)
     return calls | ({"nnAudio": nnaudio} if nnaudio else {})
+
+
+def windowed_waves(frame: int, bins: Tensor) -> Tensor:
+    """Cosines and sines of the bins under a Hann window, ``(frame, 2 F)``; a product is a Fourier transform."""
+    turns = torch.outer(torch.arange(frame, dtype=torch.float64), bins.double()) / frame
+    angle = 2 * torch.pi * (turns - turns.floor())
+    return (torch.cat([angle.cos(), angle.sin()], 1) * torch.hann_window(frame).double()[:, None]).float()
 
 
 def nnaudio_power(frame: int, hop: int, bins: Tensor, scale_F: Tensor, device: torch.device) -> Contender | None:

@@ -15,8 +15,7 @@ import numpy as np
 import pyarrow as pa
 import webdataset
 
-from mcsp.data_sharding.store.index import INDEX_NAME, SHARDS_NAME, block_bounds, index_hash
-from mcsp.data_sharding.store.reader import crc_name
+from mcsp.data_sharding.store.index import INDEX_NAME, SHARDS_NAME, block_bounds, crc_name, index_hash
 from mcsp.data_sharding.store.table import RECORDINGS_NAME
 from mcsp.data_sharding.store.table_write import encode_table, make_batch
 from mcsp.schema import BLOCK_SAMPLES, SCHEMA_VERSION, Recording

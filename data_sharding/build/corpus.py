@@ -33,9 +33,9 @@ from mcsp.data_sharding.build.receipts import (
     sealed_plan,
     write_sealed,
 )
+from mcsp.data_sharding.build.samples import SiteTime
 from mcsp.data_sharding.build.seal import settle
 from mcsp.data_sharding.build.shards import Receipt, reading_limits
-from mcsp.data_sharding.build.site_time import SiteTime
 from mcsp.data_sharding.build.worker import build_or_keep, fingerprint_here
 from mcsp.data_sharding.clean.read import ONE_THREAD
 from mcsp.data_sharding.store.files import Location, location, size, write_atomic

@@ -17,8 +17,6 @@ _KEY = re.compile(r"[0-9a-fA-F]{64}")
 _LEAST_DIFFERENT = 16
 # 128 bits: subjects are told apart, however many there are.
 _HASH_DIGITS = 32
-# Labels with this many digits in a row may be dates or hospital numbers.
-_NUMBER = re.compile(r"\d{6,}")
 _LETTERS = str.maketrans("0123456789", "ghijklmnop")
 
 
@@ -100,11 +98,6 @@ def session_label(key: bytes, site: str, subject: str, session: str) -> str:
     if not may_be_date(session):
         return session
     return keyed_hash(key, "session", site, subject, session)[:_HASH_DIGITS].translate(_LETTERS)
-
-
-def without_dates(label: str) -> str:
-    """A task or run label as stored: empty where six digits in a row may be a date."""
-    return "" if _NUMBER.search(label) else label
 
 
 def key_fingerprint(key: bytes) -> str:

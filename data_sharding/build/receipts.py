@@ -32,8 +32,7 @@ from mcsp.data_sharding.store.files import (
     size,
     write_atomic,
 )
-from mcsp.data_sharding.store.index import SHARDS_NAME
-from mcsp.data_sharding.store.reader import crc_name
+from mcsp.data_sharding.store.index import SHARDS_NAME, crc_name
 from mcsp.schema import Recording
 from mcsp.wording import sha256_file
 

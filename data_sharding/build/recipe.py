@@ -16,7 +16,7 @@ _PACKAGES = ("mne", "nibabel", "nilearn", "numpy", "pandas", "pyarrow", "scipy")
 _ROOMS = ("bids", "parcels", "clean")
 _FILES = (
     "build/layout.py", "build/plan.py", "build/privacy.py", "build/pseudonyms.py", "build/samples.py",
-    "build/shards.py", "store/encoding.py",
+    "build/shards.py",
 )  # fmt: skip
 # Settings that name subjects, sessions and files as the site calls them.
 _OF_PEOPLE = ("subjects", "sessions", "exclude")

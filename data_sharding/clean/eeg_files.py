@@ -14,8 +14,7 @@ from pathlib import Path
 import mne
 import numpy as np
 
-from mcsp.data_sharding.bids.find import RecordingRef
-from mcsp.data_sharding.bids.outside import require_inside
+from mcsp.data_sharding.bids.find import RecordingRef, require_inside
 from mcsp.data_sharding.bids.reasons import RecordingError, reading
 from mcsp.data_sharding.bids.tables import number_in, read_columns, require_content
 from mcsp.data_sharding.clean.eeg_channels import EegChannels, eeg_channels
@@ -28,8 +27,8 @@ from mcsp.data_sharding.clean.eeg_headers import (
     check_fif,
     check_mat,
     read_edf_header,
+    require_own_values,
 )
-from mcsp.data_sharding.clean.hdf5 import require_own_values
 
 _READERS = {
     ".edf": mne.io.read_raw_edf,

@@ -114,7 +114,7 @@ class ReadingProcess:
         raise RecordingError("native-crash", f"the reading process was {ended}")
 
     def fingerprint(self) -> str:
-        """What the recipe makes of a fixed recording here (:mod:`mcsp.data_sharding.clean.fingerprint`)."""
+        """What the recipe makes of a fixed recording here (:func:`mcsp.data_sharding.clean.child.fingerprint`)."""
         answer, ended = self._ask(None, 600.0)
         if not isinstance(answer, str):
             raise ValueError(f"cannot compute the numeric fingerprint: {answer or ended}")

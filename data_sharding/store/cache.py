@@ -20,7 +20,7 @@ from filelock import FileLock
 from platformdirs import user_cache_path
 
 from mcsp.data_sharding.store.files import Location
-from mcsp.data_sharding.store.index import SHARDS_NAME
+from mcsp.data_sharding.store.index import SHARDS_NAME, crc_name
 from mcsp.wording import sha256_file
 
 _PIECE_BYTES = 8 << 20
@@ -73,7 +73,7 @@ class ShardCache:
                 f"{name}: has {described['bytes']} bytes, more than the {self.limit_bytes} bytes of cache_gb"
             )
         most = described["bytes"] + _CRC_HEADER_BYTES
-        self._fetch(f"{SHARDS_NAME}/{name.removesuffix('.tar')}.crc.npy", most)
+        self._fetch(f"{SHARDS_NAME}/{crc_name(name)}", most)
         self._fetch(f"{SHARDS_NAME}/{name}", described["bytes"], described)
 
     def is_sound(self, name: str, descriptor: int) -> bool:
@@ -84,7 +84,7 @@ class ShardCache:
             with open(os.dup(descriptor), "rb") as file:
                 found = hashlib.file_digest(file, "sha256").hexdigest()
             if found != described["sha256"]:
-                for false in (name, f"{name.removesuffix('.tar')}.crc.npy"):
+                for false in (name, crc_name(name)):
                     (self.folder / SHARDS_NAME / false).unlink(missing_ok=True)
                 return False
             self._verified.add(identity)

@@ -251,3 +251,8 @@ def read_index(path: Location) -> dict[str, Any]:
 def block_bounds(n_samples: int, block_samples: int) -> np.ndarray:
     """First time sample of each CRC block and the end, int64 ``(blocks + 1,)``."""
     return np.append(np.arange(0, n_samples, block_samples, dtype=np.int64), n_samples)
+
+
+def crc_name(shard: str) -> str:
+    """File name of the block checksums of a shard: ``train-00000.tar`` -> ``train-00000.crc.npy``."""
+    return shard.removesuffix(".tar") + ".crc.npy"

@@ -110,8 +110,7 @@ def objective(
     Raises:
         ValueError: shapes that do not fit.
     """
-    if error_Qn.shape != (len(predictions), z_MnK.shape[1]):
-        expected = (len(predictions), z_MnK.shape[1])
+    if error_Qn.shape != (expected := (len(predictions), z_MnK.shape[1])):
         raise ValueError(f"error_Qn: expected {expected}, predictions and rows, found {tuple(error_Qn.shape)}")
     columns = gather_columns(z_MnK, valid_Mn, subject_n, site_n)
     offset = rank() * z_MnK.shape[1]
@@ -120,14 +119,13 @@ def objective(
     parts = {term.name: (term.weight, value) for term, value in zip(terms, contrast_P, strict=True)}
     crossing = [term for term in terms if term.cross_modal]
     cross_pairs = [(term.a, term.b) for term in crossing]
-    if crossing and config.alpha * config.beta > 0:
+    weight_kd, weight_cos = config.alpha * config.beta, config.alpha * config.gamma
+    if crossing and weight_kd > 0:
         shares = distillation(z_MnK, cross_pairs, valid_Mn, subject_n, site_n, columns, offset, config)
-        weight = config.alpha * config.beta
-        parts |= {f"distillation/{term.name}": (weight, share) for term, share in zip(crossing, shares, strict=True)}
-    if crossing and config.alpha * config.gamma > 0:
+        parts |= {f"distillation/{term.name}": (weight_kd, share) for term, share in zip(crossing, shares, strict=True)}
+    if crossing and weight_cos > 0:
         shares = convergence(z_MnK, cross_pairs, valid_Mn, columns)
-        weight = config.alpha * config.gamma
-        parts |= {f"convergence/{term.name}": (weight, share) for term, share in zip(crossing, shares, strict=True)}
+        parts |= {f"convergence/{term.name}": (weight_cos, share) for term, share in zip(crossing, shares, strict=True)}
     shares = prediction_loss(error_Qn, predictions, valid_Mn, columns)
     parts |= {term.name: (term.weight, share) for term, share in zip(predictions, shares, strict=True)}
     loss = torch.stack([weight * value for weight, value in parts.values()]).sum() + 0.0 * error_Qn.sum()

@@ -393,10 +393,3 @@ class Engine:
                 (name, start): state.read(EMA, name, start, weight.numel()).to(weight.device)
                 for name, start, weight in owned
             }
-
-    def gradients(self) -> dict[str, Tensor]:
-        """Whole fp32 gradients by parameter name, between backward and step; every rank calls it."""
-        read: Callable[[nn.Parameter], Tensor | None] = deepspeed.utils.safe_get_full_grad
-        return {
-            name: g.detach().clone() for name, p in self._engine.module.named_parameters() if (g := read(p)) is not None
-        }

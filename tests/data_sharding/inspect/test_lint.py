@@ -20,6 +20,7 @@ from mcsp.data_sharding.inspect.lint import lint_corpus
 from mcsp.data_sharding.store.files import location, scratch_folder
 from mcsp.data_sharding.store.index import (
     SHARDS_NAME,
+    crc_name,
     index_hash,
     make_index,
     read_index,
@@ -27,7 +28,7 @@ from mcsp.data_sharding.store.index import (
     read_repairs,
     write_index,
 )
-from mcsp.data_sharding.store.reader import Corpus, crc_name
+from mcsp.data_sharding.store.reader import Corpus
 from mcsp.schema import Recording
 from mcsp.wording import sha256_file
 
