@@ -1,7 +1,7 @@
 """Configuration: files and overrides end in the values that were meant, and mistakes in one clear line.
 
-Covers: mcsp/config/base.py, mcsp/config/corpus.py, mcsp/config/evaluate.py, mcsp/config/explain.py,
-mcsp/config/finetune.py, mcsp/config/model.py, mcsp/config/pretrain.py
+Covers: mcsp/config/base.py, mcsp/config/corpus.py, mcsp/config/evaluate.py,
+mcsp/config/model.py, mcsp/config/pretrain.py
 """
 
 import json

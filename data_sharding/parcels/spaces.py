@@ -47,8 +47,7 @@ def space_of_atlas(path: Path) -> str:
 
 def same_space(one: str, other: str) -> bool:
     """Whether two names mean the same space. Generations of MNI152 are different spaces."""
-    a, b = (_SAME.get(name.lower(), name.lower()) for name in (one, other))
-    return a == b
+    return _SAME.get(one.lower(), one.lower()) == _SAME.get(other.lower(), other.lower())
 
 
 def require_standard(space: str, file: str) -> None:

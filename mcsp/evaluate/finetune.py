@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from mcsp.batch import collate
-from mcsp.config.finetune import FinetuneConfig
+from mcsp.config import FinetuneConfig
 from mcsp.encode.classifier import MCSPClassifier
 from mcsp.encode.pretrained import PretrainedMCSP, from_pretrained
 from mcsp.encode.windows import split_parts
