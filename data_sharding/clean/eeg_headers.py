@@ -25,7 +25,6 @@ _FIELDS = {
     "filter": 80, "samples": 8, "reserved": 32,
 }  # fmt: skip
 
-
 # A header of a thousand channels has some 50 kB.
 _MOST_HEADER_BYTES = 1 << 24
 # Tags of FIF: the first one of a file, and those that may be its last (directory, end of a block, none).

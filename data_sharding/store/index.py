@@ -169,7 +169,7 @@ def make_index(
     write_table(files[RECORDINGS_NAME], counted(recordings))
     _write_lines(files[REJECTED_NAME], counted_rejections())
     _write_lines(files[REPAIRS_NAME], repairs)
-    tables = {name.partition(".")[0]: _hashed_name(file) for name, file in files.items()}
+    tables = {name.partition(".")[0]: f"{f.stem}-{sha256_file(f)[:12]}{f.suffix}" for name, f in files.items()}
     index = {
         "schema_version": SCHEMA_VERSION,
         "index_hash": index_hash(described["shards"]),
@@ -188,10 +188,6 @@ def write_index(path: Location, index: dict[str, Any], tables: dict[str, Path]) 
     for name, file in tables.items():
         publish(file, path / name)
     write_atomic(path / INDEX_NAME, (json.dumps(index, indent=1, sort_keys=True, allow_nan=False) + "\n").encode())
-
-
-def _hashed_name(file: Path) -> str:
-    return f"{file.stem}-{sha256_file(file)[:12]}{file.suffix}"
 
 
 def _write_lines(file: Path, entries: Iterable[Rejection | Repair]) -> None:
