@@ -32,11 +32,8 @@ def space_of_name(path: Path) -> str:
     """The space that a file's name (``space-``, ``tpl-``), or TemplateFlow's folder around it, says; else empty."""
     entities = parse_name(path.name)[0]
     folder = path.parent.name
-    return (
-        entities.get("space")
-        or entities.get("template")
-        or (folder.removeprefix("tpl-").partition("_")[0] if folder.startswith("tpl-") else "")
-    )
+    template = folder.removeprefix("tpl-").partition("_")[0] if folder.startswith("tpl-") else ""
+    return entities.get("space") or entities.get("template") or template
 
 
 def space_of_atlas(path: Path) -> str:

@@ -7,20 +7,7 @@ from mcsp.config.model import AugmentationConfig, ModelConfig, ObjectiveConfig
 from mcsp.config.pretrain import BatchConfig, HealthConfig, PretrainConfig
 
 __all__ = [
-    "AugmentationConfig",
-    "BatchConfig",
-    "Config",
-    "CorpusConfig",
-    "EegConfig",
-    "EvaluateConfig",
-    "ExplainConfig",
-    "FinetuneConfig",
-    "FmriConfig",
-    "HealthConfig",
-    "LabelledConfig",
-    "ModelConfig",
-    "ObjectiveConfig",
-    "PretrainConfig",
-    "SiteConfig",
-    "find_config",
-]
+    "AugmentationConfig", "BatchConfig", "Config", "CorpusConfig", "EegConfig", "EvaluateConfig", "ExplainConfig",
+    "FinetuneConfig", "FmriConfig", "HealthConfig", "LabelledConfig", "ModelConfig", "ObjectiveConfig",
+    "PretrainConfig", "SiteConfig", "find_config",
+]  # fmt: skip

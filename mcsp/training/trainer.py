@@ -264,7 +264,7 @@ class Trainer:
         counts = [float(bool(self.asked())), left_out.total(), self.bad_windows.tell(list(batches)), read]
         told = torch.stack([share, *terms.values(), *share.detach().new_tensor(counts)])
         # One collective for everything that all ranks must know; it is read when the gradient's norm is.
-        summed = distributed.sum_over_ranks(told)
+        summed = distributed.over_ranks(told, "sum")
         told = torch.cat([summed, embedded.scale_P.detach().to(summed.dtype)])
         rate = learning_rate(self.config, self.step - self.health.skipped_steps)
         details: dict[str, float] = {}

@@ -131,7 +131,7 @@ def deepspeed_steps(config: PretrainConfig, plain: list[Found]) -> Iterator[Foun
         batches = trainer.dataset[step]
         embedded = trainer.embed(batches)
         share, terms = trainer.loss(embedded)
-        total = distributed.sum_over_ranks(totals(share, terms))
+        total = distributed.over_ranks(totals(share, terms), "sum")
         trainer.backward(share, embedded, batches)
         gradients = whole_gradients(trainer) if steps == 1 else {}  # slow: gathered one by one
         norm, _ = trainer.engine.step(RATE)
