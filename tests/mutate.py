@@ -69,7 +69,7 @@ TARGETS: dict[str, tuple[str, ...]] = {
 REASONS: dict[str, str] = {
     "kernels/contrastive/problem.py: +        wrong = valid & ~((norms - 1).abs() < 1e-2)  # also where not finite": (
         "the same: no float near 1 is 0.01 away from it to the last bit"
-    ),
+    )
 }
 # Mistakes that people make. Left out: bit operations (in annotations nothing would change) and unlikely exchanges.
 ORDER, EQUAL = ("Lt", "LtE", "Gt", "GtE"), ("Eq", "NotEq")

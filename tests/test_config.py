@@ -15,15 +15,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from benchmarks.ablation.settings import AblateConfig
-from mcsp.config import (
-    Config,
-    CorpusConfig,
-    EvaluateConfig,
-    ExplainConfig,
-    FinetuneConfig,
-    ModelConfig,
-    PretrainConfig,
-)
+from mcsp.config import Config, CorpusConfig, EvaluateConfig, ExplainConfig, FinetuneConfig, ModelConfig, PretrainConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 MODELS: dict[str, type[Config]] = {"corpus": CorpusConfig, "pretrain": PretrainConfig, "evaluate": EvaluateConfig}

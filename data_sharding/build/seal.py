@@ -25,13 +25,7 @@ from mcsp.data_sharding.build.pseudonyms import key_fingerprint, subject_hash
 from mcsp.data_sharding.build.receipts import BUILD_NAME, headers, private_place, read_rows
 from mcsp.data_sharding.build.recipe import public_config, software_versions
 from mcsp.data_sharding.store.files import Location, new_file, scratch_folder, write_atomic
-from mcsp.data_sharding.store.index import (
-    Rejection,
-    Repair,
-    make_index,
-    read_entries,
-    write_index,
-)
+from mcsp.data_sharding.store.index import Rejection, Repair, make_index, read_entries, write_index
 from mcsp.data_sharding.store.table import Recordings
 from mcsp.schema import KEY_FINGERPRINT, Recording
 from mcsp.wording import listed
@@ -150,12 +144,7 @@ class TooManyQuarantinedError(ValueError):
 
 
 def settle(
-    plan: Plan,
-    config: CorpusConfig,
-    out: Location,
-    fingerprint: str,
-    key: bytes,
-    find_in_shards: FindInShards,
+    plan: Plan, config: CorpusConfig, out: Location, fingerprint: str, key: bytes, find_in_shards: FindInShards
 ) -> dict[str, Any]:
     """Check that nothing is lost and not too much is bad, then seal the corpus; the content of ``index.json``.
 

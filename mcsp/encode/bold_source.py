@@ -189,11 +189,7 @@ def _table_path(table: str | Path) -> Path:
 
 
 def _of_array(
-    x_TP: np.ndarray,
-    t_r: float | None,
-    parcellation: Any,
-    parcel_table: str | Path | None,
-    percent: bool,
+    x_TP: np.ndarray, t_r: float | None, parcellation: Any, parcel_table: str | Path | None, percent: bool
 ) -> Source:
     """Check an array ``(T, P)`` against the parcellation of its columns."""
     from mcsp.data_sharding.clean.fmri_confounds import Confounds

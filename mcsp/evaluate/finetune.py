@@ -137,12 +137,7 @@ class Finetuning:
         return torch.optim.AdamW([group for group in groups if group["params"]])
 
     def _one_pass(
-        self,
-        classifier: MCSPClassifier,
-        optimizer: torch.optim.Optimizer,
-        rows: np.ndarray,
-        key: int,
-        loss_of: Loss,
+        self, classifier: MCSPClassifier, optimizer: torch.optim.Optimizer, rows: np.ndarray, key: int, loss_of: Loss
     ) -> float:
         classifier.train()
         order = rows[np.random.default_rng(key).permutation(len(rows))]

@@ -270,14 +270,8 @@ def test_retrieval_counts_rows_whose_partner_is_nearest() -> None:
         ({"columns": Columns(torch.zeros(2, 4, 8))}, r"columns.z_MND: expected shape \(3, 4, 8\), found \(2, 4, 8\)"),
         ({"columns": Columns(torch.zeros(3, 4, 8))}, "columns.z_MND: expected torch.float64 on cpu like z_MnD, found"),
         ({"weight_P": torch.ones(2)}, r"weight_P: expected shape \(3,\), found \(2,\)"),
-        (
-            {"z_MnD": torch.ones(3, 4, 8), "check": True},
-            "expected finite rows of norm 1, found norm 2.828 in",
-        ),
-        (
-            {"z_MnD": torch.ones(3, 4, 8) / torch.zeros(()), "check": True},
-            "rows of norm 1, found norm inf in row",
-        ),
+        ({"z_MnD": torch.ones(3, 4, 8), "check": True}, "expected finite rows of norm 1, found norm 2.828 in"),
+        ({"z_MnD": torch.ones(3, 4, 8) / torch.zeros(()), "check": True}, "rows of norm 1, found norm inf in row"),
         (
             {"columns": Columns(torch.zeros(3, 4, 8, dtype=torch.float64))},
             "columns.subject_N: expected exactly where subject_n is given",

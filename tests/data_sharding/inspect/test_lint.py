@@ -172,10 +172,7 @@ def test_a_subject_in_two_splits_is_caught(copied: Path) -> None:
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [
-        ({"index_hash": "0" * 64}, "index_hash does not follow"),
-        ({"reasons": {}}, "reasons is {}"),
-    ],
+    [({"index_hash": "0" * 64}, "index_hash does not follow"), ({"reasons": {}}, "reasons is {}")],
 )
 def test_an_index_that_is_not_so_is_caught(copied: Path, change: dict[str, Any], message: str) -> None:
     (copied / "index.json").write_text(json.dumps({**read_index(copied), **change}))
