@@ -340,7 +340,7 @@ def reasons_page() -> str:
         "",
         "Each recording that was found and not stored has one of these reasons, and a message like the example. A",
         "build lists original names in `.build/rejected.tsv`. Published lists have the reason, a hash of the subject",
-        "and measurements. `encode_raw`, `encode_bold` and `FeatureExtractor` raise a `RecordingError`, a `ValueError`.",
+        "and measurements. `encode_raw`, `encode_bold` and `FeatureExtractor` raise them as `RecordingError`.",
         "",
         "| reason | meaning | example | what to do |",
         "|---|---|---|---|",
