@@ -322,7 +322,7 @@ def reading(root: Path, file: str = "") -> Iterator[None]:
 
 
 def measurements(reason: str, detail: str) -> str:
-    """What of a line may leave the house: numbers with their units, and nothing of names, cells or other texts.
+    """The part of a message that may be published: numbers with units, without names, cells or other text.
 
     Example: ``measurements("too-short", "sub-1_eeg.edf: 5.0 s, expected at least 10 s") -> "5.0 s, 10 s"``.
     """

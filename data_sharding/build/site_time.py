@@ -1,4 +1,4 @@
-"""How much time the files of a site that never end have cost a build: one site must not stop all others."""
+"""Time that a build spends on files of a site that do not end, and its limit."""
 
 import time
 import uuid

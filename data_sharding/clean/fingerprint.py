@@ -1,4 +1,4 @@
-"""What the recipe makes of one fixed recording of each modality, as a hash: equal on machines that compute alike."""
+"""Hash of one fixed recording of each modality after cleaning: equal on machines with equal numerics."""
 
 import hashlib
 import tempfile
