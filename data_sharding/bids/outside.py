@@ -1,4 +1,4 @@
-"""Refuse files outside of a dataset, to which a link or a name in a header may lead.
+"""Files of a dataset lie inside of it: a link, or a name in a header, must not bring in other people's data.
 
 Where data lie decides under whose consent they are used. A link into the dataset's own annex stays inside; folders
 outside are read where ``trusted_link_targets`` names them.

@@ -1,4 +1,4 @@
-"""Time that a build spends on files of a site that do not end, and its limit."""
+"""How much time the files of a site that never end have cost a build: one site must not stop all others."""
 
 import time
 import uuid

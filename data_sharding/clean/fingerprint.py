@@ -1,4 +1,4 @@
-"""Hash of one fixed recording of each modality after cleaning: equal on machines with equal numerics."""
+"""What the recipe makes of one fixed recording of each modality, as a hash: equal on machines that compute alike."""
 
 import hashlib
 import tempfile

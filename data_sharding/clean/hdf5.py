@@ -1,4 +1,4 @@
-"""Refuse HDF5 files (MATLAB 7.3) that take values from other files.
+"""HDF5 files (MATLAB 7.3) of strangers: one that takes its values from other files is not read.
 
 HDF5 can store a dataset in any file of the machine (external storage), map it from others (virtual datasets), and link
 into other files (external links); what lies there would be published as if it were the recording

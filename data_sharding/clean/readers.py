@@ -1,4 +1,4 @@
-"""Read and clean one recording of either modality. Importing this takes seconds (MNE, nilearn)."""
+"""Read and clean one recording of either modality, or say why not. Importing this takes seconds (MNE, nilearn)."""
 
 from mcsp.config import CorpusConfig
 from mcsp.data_sharding.bids.find import RecordingRef

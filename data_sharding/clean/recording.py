@@ -1,4 +1,4 @@
-"""Result of reading one recording: a clean array in physical units, valid spans, quality.
+"""What reading one recording gives: a clean array in physical units, where it is valid, and how good it is.
 
 Shape letters: T time samples, C channels.
 """

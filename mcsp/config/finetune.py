@@ -21,9 +21,9 @@ class FinetuneConfig(LabelledConfig):
     patience: int = Field(5, ge=1, description="passes without a better loss on the inner split before it stops")
     inner_fraction: float = Field(0.2, gt=0, lt=0.5, description="of the training subjects, for early stopping")
     learning_rate: float = Field(1e-3, gt=0, description="of the head")
-    encoder_learning_rate: float = Field(1e-4, gt=0, description="of all other trained parameters")
+    encoder_learning_rate: float = Field(1e-4, gt=0, description="of whatever else is trained")
     weight_decay: float = Field(0.05, ge=0, description="on matrices")
     modality_dropout: float = Field(
-        0.2, ge=0, lt=1, description="how often a unit of both modalities is trained with one only"
+        0.2, ge=0, lt=1, description="how often a unit of both modalities is shown with one, so that one suffices"
     )
     save_model: bool = Field(True, description="train once more on all units and write classifier/, for mcsp predict")
