@@ -252,7 +252,7 @@ PREPARED: dict[str, Callable[[Path, pytest.FixtureRequest], dict[str, Any]]] = {
     "docs/ecosystem.md": an_export_and_trials,
 }
 CHECKED: dict[str, Callable[[dict[str, Any]], bool]] = {
-    "docs/corpus-format.md": lambda names: names["window"].dtype == "float32" and len(list(names["shard"])) > 1,
+    "docs/corpus-format.md": lambda names: names["window"].x_TC.dtype == "float32" and len(list(names["shard"])) > 1,
     "docs/ecosystem.md": lambda names: hasattr(names["net"].module_, "final_layer"),
 }
 
