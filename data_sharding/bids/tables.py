@@ -1,4 +1,4 @@
-"""Sidecars and tables of a BIDS dataset, read within limits; a fault is told with the file, the row and the cell."""
+"""Sidecars and tables of a BIDS dataset, read within limits; errors name file, row and cell."""
 
 import csv
 import io

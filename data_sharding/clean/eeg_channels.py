@@ -1,4 +1,4 @@
-"""Which channels of a file are EEG, what they are called, and where they are.
+"""Types, names and positions of the channels of an EEG file.
 
 Positions are millimetres in the head frame of MNE: x to the right ear, y to the nasion, z up, the origin between the
 ears. Shape letter: C channels.

@@ -1,4 +1,4 @@
-"""What the headers of EEG files say, against the files themselves: sizes, rates, and gaps between records.
+"""Compare headers of EEG files with the files: sizes, rates, and gaps between records.
 
 EDF and BDF: https://www.edfplus.info/specs/edf.html. The readers let pass, or only warn about, what is refused here.
 """

@@ -1,4 +1,4 @@
-"""Parcellations: the fixed list of parcels, their names, places and space, and the files that hold them.
+"""Parcellations: list of parcels with names, positions and space, and their files.
 
 Shape letters: T volumes, P parcels.
 """

@@ -1,4 +1,4 @@
-"""In which standard space an image or an atlas lies. It has to be said; it is never taken for granted.
+"""Standard space of an image or an atlas. It must be stated; it is never assumed.
 
 The model places parcels by their millimetres in MNI space, so an image that was not brought there has no place in it.
 """

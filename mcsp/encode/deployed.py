@@ -1,4 +1,4 @@
-"""A classifier in one folder, encoder and all: ``mcsp.load_classifier(folder).predict(recording)``.
+"""A classifier in one folder, with its encoder: ``mcsp.load_classifier(folder).predict(recording)``.
 
 The folder holds::
 

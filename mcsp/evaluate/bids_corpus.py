@@ -1,4 +1,4 @@
-"""The recordings to be classified: those of a corpus, or of BIDS folders, from which a corpus is built on the way."""
+"""The recordings to classify: a corpus, or one that is built here from BIDS folders."""
 
 import os
 import secrets

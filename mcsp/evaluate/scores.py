@@ -1,4 +1,4 @@
-"""How good scores are, and how sure that is: everything is bootstrapped over subjects.
+"""Scores and their intervals, bootstrapped over subjects.
 
 Shape letters: S seeds, N units, R bootstrap draws, G subjects, P and Q units of either class, K sites.
 """

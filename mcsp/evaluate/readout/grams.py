@@ -1,4 +1,4 @@
-"""Gram matrices: what a linear classifier has to know of features, computed once for all units and shared by all folds.
+"""Gram matrices of features, computed once for all units and shared by all folds.
 
 A block of features, however long, is one matrix of inner products. A feature set is a weighted sum of its blocks' Gram
 matrices, each centred at the mean of the training units and divided by their mean squared distance from it, so that no

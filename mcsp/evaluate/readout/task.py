@@ -1,4 +1,4 @@
-"""What a label asks for, two classes, several or a number, and how well it was predicted.
+"""Kinds of labels (two classes, several, a number) and their scores.
 
 Scores of two classes are ``(S, N)``; of K classes ``(S, N, K)``, each against the rest; of a number ``(S, N, 2)``: the
 prediction, and what the mean of the training labels would have said.
