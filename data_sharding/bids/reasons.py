@@ -30,6 +30,12 @@ REASONS = {
         "fetch the content (`datalad get`, `git lfs pull`); copy what the header names (`.eeg`, "
         "`.vmrk`, `.fdt`), or repair the name in the header after a renaming",
     ),
+    "other-data": Reason(
+        "the header of a recording names the samples of another one",
+        "sub-1_task-rest_run-2_eeg.vhdr: the header names sub-1_task-rest_run-1_eeg.eeg, and "
+        "sub-1_task-rest_run-2_eeg.eeg lies beside it, expected its own samples",
+        "find out which file holds the recording, and write its name into the header (`DataFile`, `EEG.datfile`)",
+    ),
     "outside-dataset": Reason(
         "the recording, or a file that it needs, lies outside of its dataset, through a link or a name in a header",
         "sub-2_task-rest_eeg.edf: lies outside of its dataset, through a link or a name in a header; expected it below "
@@ -85,7 +91,7 @@ REASONS = {
     ),
     # EEG
     "sfreq-mismatch": Reason(
-        "SamplingFrequency of the sidecar and the file's header differ by more than 1 %",
+        "SamplingFrequency of the sidecar and the file's header differ by more than 1 %, or it is that of no EEG",
         "sub-1_task-rest_eeg.edf: sidecar says 500 Hz, the file's header 250 Hz",
         "correct `SamplingFrequency` after asking the site",
     ),
@@ -179,8 +185,8 @@ REASONS = {
     ),
     "no-label-image": Reason(
         "a 4-D image without a parcellation",
-        "sub-1_task-rest_bold.nii.gz: no *_dseg.nii.gz at the dataset's root and no label_image or atlas in the "
-        "settings",
+        "sub-1_task-rest_bold.nii.gz: no *_dseg.nii.gz of its space at the dataset's root and no label_image or "
+        "atlas in the settings",
         "set `label_image` of the site, or put a `*_dseg.nii.gz` at the dataset's root",
     ),
     "bad-label-image": Reason(
