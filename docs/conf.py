@@ -27,7 +27,7 @@ source_suffix = {".md": "markdown", ".rst": "restructuredtext"}
 exclude_patterns = ["_build", "_templates", "tutorials_src"]
 templates_path = ["_templates"]
 myst_heading_anchors = 4
-myst_enable_extensions = ["colon_fence", "dollarmath"]
+myst_enable_extensions = ["attrs_inline", "colon_fence", "dollarmath"]
 
 # Types of arguments link where these pages document them; other packages' names have no page here.
 nitpick_ignore_regex = [("py:class", ".*"), ("py:.*", r"(?!mcsp\.).*")]

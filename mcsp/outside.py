@@ -1,4 +1,4 @@
-"""JSON and texts that others wrote, read within limits of size and depth: the one place of these limits."""
+"""Read JSON and text of others within limits of size and depth."""
 
 import json
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""What one recording, one sample and one corpus are: the facts that every part of MCSP agrees on.
+"""Definition of a recording, a sample and a corpus, for all parts of MCSP.
 
 The corpus (see ``docs/corpus-format.md``) is a folder::
 

@@ -1,4 +1,4 @@
-"""How lists, tables and digests are put into words: one wording for the whole project."""
+"""Wording of lists, tables and digests in messages."""
 
 import hashlib
 import html

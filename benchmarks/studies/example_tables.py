@@ -1,4 +1,4 @@
-"""The results of benchmarks/studies/example_tasks.py as Markdown, as docs/results.md and docs/evidence.md show them."""
+"""The results of benchmarks/studies/example_tasks.py as Markdown tables; docs/evidence.md shows some of their rows."""
 
 from collections.abc import Iterable, Sequence
 from statistics import mean, stdev

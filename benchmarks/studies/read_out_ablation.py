@@ -1,4 +1,4 @@
-"""What an export's features lose to the root of connectivity, one change at a time, and what each block says alone.
+"""Scores of the read-out with one change at a time from the root of connectivity, and of each block alone.
 
 python benchmarks/studies/read_out_ablation.py --corpus DIR --model DIR --label COLUMN [--out FILE]
 

@@ -1,4 +1,4 @@
-"""How the cleaning's thresholds behave on real recordings: what is called bad in them, and what is put into them.
+"""Thresholds of the cleaning on real recordings: what is marked bad, also of planted faults.
 
     .venv/bin/python benchmarks/studies/real_cleaning.py                  # to benchmarks/results/real_cleaning.json
 

@@ -1,4 +1,4 @@
-"""What lies elsewhere about a derivative: tables of its atlas, sidecars of sibling images, the clock of the raw run.
+"""Files elsewhere about a derivative: tables of its atlas, sidecars of sibling images, the clock of the raw run.
 
 Pipelines write less beside a file than BIDS allows: xcp_d leaves the repetition time in the image's sidecar and its
 atlases in a folder of their own, and nobody repeats ``*_scans.tsv``. Nothing of a recording is read here.

@@ -130,7 +130,7 @@ def ray_session(
     if address and not allow_open_cluster and os.environ.get("RAY_AUTH_MODE") != "token":
         raise ValueError(
             f"Ray at {address}: found RAY_AUTH_MODE unset, expected a cluster with authentication (RAY_AUTH_MODE=token "
-            "on every node and here): whoever reaches an open cluster runs programs as you; set it, or "
+            "on every node and here): everybody who reaches an open cluster can run programs as you; set it, or "
             "allow_open_cluster=true"
         )
 

@@ -1,4 +1,4 @@
-"""Look through everything that a corpus publishes for what may identify a person."""
+"""Search all that a corpus publishes for personal data."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence

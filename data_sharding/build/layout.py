@@ -1,4 +1,4 @@
-"""Which sample goes into which shard: a plan that keeps a million recordings on the disk and not in memory."""
+"""Assign samples to shards; the plan of a million recordings stays on disk."""
 
 import bisect
 import hashlib

@@ -1,4 +1,4 @@
-"""Look for what may identify a person in everything of a corpus that is text.
+"""Search text of a corpus for personal data.
 
 Only forms are found: a name that no table lists, or what a free text tells of somebody, has none. Every pattern takes
 time that grows with the length of a text and not with its square: repetitions have bounds, or begin where no other can.

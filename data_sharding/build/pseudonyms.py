@@ -49,7 +49,7 @@ def subject_key(config: CorpusConfig | None = None) -> bytes:
     is_public = is_text or len(set(raw)) < _LEAST_DIFFERENT
     if is_public and not (config is not None and config.allow_public_key):
         raise ValueError(
-            f"{source} is text or a pattern, as the public keys of the demo and the benchmarks are: whoever knows it "
+            f"{source} is text or a pattern, as the public keys of the demo and the benchmarks: everybody who knows it "
             f"finds the subjects of its hashes; make a secret one with: {make}; or, for data without people to "
             "protect, set allow_public_key=true"
         )

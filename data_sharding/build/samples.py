@@ -1,4 +1,4 @@
-"""Read all recordings of one subject-session and put them on one clock, or say why not."""
+"""Read all recordings of one subject-session onto one clock; reject bad ones with a reason."""
 
 import json
 import math
@@ -93,7 +93,7 @@ def read_sample(
         sample: what to read.
         process: reads it.
         excluded: ``<site>/<file>`` of recordings that are stored under another name -> the line that says where.
-        done: is told of every recording, with its length in seconds, or None where it is rejected.
+        done: called for every recording with its length in seconds, or None where it is rejected.
         site_time: what the site has lost to files that never end.
     """
     readings: list[tuple[RecordingRef, Reading]] = []

@@ -1,4 +1,4 @@
-"""The end of a build: nothing is lost, not too much is bad, nobody is named; then the index makes it a corpus."""
+"""End of a build: check counts, rejected share and personal data, then write the index."""
 
 import json
 import re

@@ -73,7 +73,7 @@ def build_shard(
         config: how.
         process: reads the recordings.
         excluded: recordings whose content is stored elsewhere, ``<site>/<file>`` -> where.
-        done: is told of every recording, with its length in seconds, or None where it is rejected.
+        done: called for every recording with its length in seconds, or None where it is rejected.
 
     Raises:
         OSError: the disk is full or failing.

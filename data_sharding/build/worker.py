@@ -1,4 +1,4 @@
-"""What a worker of a build does: keep a shard that is there, or build it, after it has shown that it computes alike."""
+"""A worker of a build: check its numerics, then keep or build a shard."""
 
 import socket
 import time

@@ -21,7 +21,7 @@ from nilearn.datasets import get_data_dirs
 
 from mcsp.config import CorpusConfig
 from mcsp.data_sharding.bids.derivatives import inputs_of, raw_roots
-from mcsp.data_sharding.bids.find import RecordingRef, Site, find_recordings, require_inside
+from mcsp.data_sharding.bids.find import RecordingRef, Site, find_recordings, is_read, require_inside
 from mcsp.data_sharding.bids.pairing import acquisition_time
 from mcsp.data_sharding.bids.reasons import RecordingError, reading
 from mcsp.data_sharding.bids.remote import local_copy
@@ -44,6 +44,10 @@ _OF_THE_SYSTEM = (
 _CHANNELS = ["Fp1", "Fp2", "C3", "C4", "O1", "O2", "Cz", "Pz"]
 _PARCELS = ["left", "right", "middle"]
 _EEG_SIDECAR = {"SamplingFrequency": 250, "PowerLineFrequency": 50}
+_EXPECTED = {
+    "eeg": "expected .edf, .bdf, .vhdr, .set or .fif: MNE-BIDS converts it",
+    "fmri": "expected *_bold.nii.gz, *_timeseries.tsv, .csv, .npy or .1D with seg-, or *.ptseries.nii",
+}
 
 
 def serve(descriptor: int, memory: int, parent: int) -> None:
@@ -111,6 +115,8 @@ def read_recording(ref: RecordingRef, config: CorpusConfig) -> CleanRecording:
     with reading(ref.site.root, ref.path.name):
         # First, for nothing outside is opened, not even to look whether it is there; a link to nowhere is told as such.
         require_inside(ref.site, [ref.path] if ref.path.exists() else ())
+        if not is_read(ref.path.name):
+            raise RecordingError("unreadable", f"{ref.path.name}: a format that is not read, {_EXPECTED[ref.modality]}")
         require_content(ref.path)
         require_inside(ref.site, ref.inputs())
         if ref.modality == "eeg":

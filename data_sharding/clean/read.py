@@ -1,4 +1,4 @@
-"""Read recordings in a process of their own, so that a crash, a hang or a flood of memory costs one file alone.
+"""Read each recording in a separate process, so that a crash, a hang or too much memory affects one file only.
 
 One such process serves many recordings, one after the other; it is replaced when it dies or is too slow. What goes to
 and fro between the two are messages of ``multiprocessing.connection``.

@@ -1,4 +1,4 @@
-"""A manifest: a table with a row per recording, which says of files in any layout what BIDS would say by names."""
+"""A manifest: a table with a row per recording, for files that are not BIDS."""
 
 import csv
 import re

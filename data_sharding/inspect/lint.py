@@ -1,4 +1,4 @@
-"""Re-read a whole corpus and list everything in it that is not as its index says."""
+"""Re-read a whole corpus and list each difference to its index."""
 
 import itertools
 import math

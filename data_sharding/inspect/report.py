@@ -1,4 +1,4 @@
-"""What a corpus holds and lost: text for a terminal, and ``report.html``, one file that needs nothing else."""
+"""Report of a corpus: text for a terminal, and ``report.html`` in one file."""
 
 import json
 from collections import Counter
@@ -121,7 +121,7 @@ def _rates(group: Group) -> str:
 
 
 def _quarantined(index: dict[str, Any], rejected: Iterable[Rejection]) -> list[dict[str, Any]]:
-    """What is told of each reason, the commonest first."""
+    """Facts of each reason, the most frequent first."""
     sites: dict[str, Counter[str]] = {}
     examples: dict[str, list[Rejection]] = {}
     for row in rejected:

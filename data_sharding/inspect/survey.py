@@ -1,4 +1,4 @@
-"""What a corpus holds, per site and modality: distributions from its table, spectra and traces from a few windows.
+"""Content of a corpus per site and modality: distributions from its table, spectra and traces from a few windows.
 
 Whole columns of the table are read, never whole rows, and at most :data:`SAMPLED` recordings of each site and modality
 are opened, so that a million recordings take seconds and little memory.

@@ -1,4 +1,4 @@
-"""Atlases: of a file, of an image in memory, or by the name under which nilearn fetches them.
+"""Atlases: from a file, an image in memory, or nilearn by name.
 
 Names and positions are computed once per process; a corpus and an export store them with their space. What nilearn has
 not fetched yet it downloads into its data folder (``NILEARN_DATA``). Shape letters: P parcels.

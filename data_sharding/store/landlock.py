@@ -1,4 +1,4 @@
-"""Landlock of Linux: a thread limits itself, and all that it starts, to some folders; nothing undoes it.
+"""Landlock of Linux: limit a thread and its children to some folders, irreversibly.
 
 By the kernel's system calls (https://docs.kernel.org/userspace-api/landlock.html), since Linux 5.13.
 """

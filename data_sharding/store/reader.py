@@ -90,7 +90,7 @@ class Corpus:
         recordings = Recordings.open(self.path / name)
         expected = self.index["totals"]["all"]["recordings"]
         if len(recordings) != expected:
-            raise ValueError(f"{place / INDEX_NAME}: speaks of {expected} recordings, the table has {len(recordings)}")
+            raise ValueError(f"{place / INDEX_NAME}: lists {expected} recordings, the table has {len(recordings)}")
         return recordings
 
     @property

@@ -1,4 +1,4 @@
-"""The table of recordings: one row per recording, read where it lies on the disk.
+"""The table of recordings: one row per recording, mapped from disk.
 
 It is an uncompressed Arrow IPC file with one record batch. A reader maps it into memory and looks at every offset and
 name once; a row is made when it is asked for, and the processes of a machine share the pages. What repeats from row to

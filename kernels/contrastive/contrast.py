@@ -1,4 +1,4 @@
-"""The contrast over all pairs from blocks of similarities that are made, used and forgotten: O(N D) memory.
+"""The contrast over all pairs, computed in blocks of similarities: O(N D) memory.
 
 Library products make the similarities of a block, again in the backward pass; one function reads a block for the sums
 of its rows and columns, another turns it into the gradient of its logits. Sums are relative to running maxima, so no

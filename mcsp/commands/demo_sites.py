@@ -1,4 +1,4 @@
-"""``mcsp demo-sites``: BIDS datasets to try things on, one folder per site."""
+"""``mcsp demo-sites``: BIDS datasets for trials of this package, one folder per site."""
 
 from collections.abc import Callable
 from dataclasses import replace

@@ -32,7 +32,7 @@ VERBS: dict[str, dict[str, tuple[str, str]]] = {
         "encode": ("recordings:encode", "Recordings become a table of features."),
         "evaluate": ("evaluate:evaluate", "Compare an export with its baselines on labelled recordings."),
         "finetune": ("evaluate:finetune", "Fine-tune an export and test it on new subjects or sites."),
-        "predict": ("recordings:predict", "Recordings become a table of classes and probabilities."),
+        "predict": ("recordings:predict", "Recordings become a table of classes and probabilities, or of numbers."),
         "explain": ("evaluate:explain", "Which channels and bands a classifier's score rests on."),
     },
     "Trying it out": {

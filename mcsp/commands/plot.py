@@ -1,4 +1,4 @@
-"""Draw a pretraining run: losses, what holds for people set aside, where time goes, speed, memory, what went wrong."""
+"""Draw a pretraining run: losses, validation, parts of a step, speed, memory and faults."""
 
 import json
 from pathlib import Path
@@ -162,7 +162,7 @@ def _split(panel: Any, step: np.ndarray, columns: dict[str, np.ndarray]) -> None
 MEASURES = {
     "half_error": ("error across halves", 1.0, "mean over people"),
     "identification": ("identification across halves", None, ""),
-    "site_h": ("site told from h; dotted: from the input", None, ""),
+    "site_h": ("site predicted from h; dotted: from the input", None, ""),
 }
 
 

@@ -33,9 +33,9 @@ def pretrain(config: PretrainConfig, *, check: bool = False, ranks: int | None =
     docs/training.md explains how to run it for weeks.
 
     Args:
-        check: say what a run would need, and end without a trace
-        ranks: start so many on this host, through DeepSpeed's launcher
-        verbose: also what that launcher says
+        check: print what a run would need; run_dir stays untouched
+        ranks: number of processes on this host, started by DeepSpeed's launcher
+        verbose: also show the lines of that launcher
     """
     if ranks is not None:
         return _start(ranks, config, check, verbose)

@@ -1,4 +1,4 @@
-"""``mcsp plot`` and ``mcsp export``: what becomes of a pretraining run."""
+"""``mcsp plot`` and ``mcsp export``: a picture and the weights of a pretraining run."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,7 +11,7 @@ from mcsp.run_log import read_events, read_metrics
 
 
 def plot(run_dir: Path, /, *, out: Path | None = None) -> int:
-    """Draw a pretraining run: losses, what holds for people set aside, where the time goes; what went wrong.
+    """Draw a pretraining run: losses, validation, time, faults.
 
     Args:
         run_dir: folder of a pretraining run, finished or not

@@ -99,7 +99,7 @@ def _of_file() -> list[inspect.Parameter]:
     kind = inspect.Parameter
     pairs = Annotated[str, Parameter(name="KEY=VALUE", help="values of keys, also as section.key=value")]
     file = Annotated[Path | None, Parameter(help="YAML file with values that differ from the defaults")]
-    shown = Annotated[bool, Parameter(help="show what file and options come to, and end")]
+    shown = Annotated[bool, Parameter(help="print the resolved settings, and end")]
     return [
         kind("key_value", kind.VAR_POSITIONAL, annotation=pairs),
         kind("config", kind.KEYWORD_ONLY, default=None, annotation=file),

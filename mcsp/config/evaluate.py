@@ -23,12 +23,12 @@ class LabelledConfig(Config):
     bids_root: Path | None = Field(
         None, description="instead of corpus_dir: a BIDS dataset or a folder of some; a corpus is built in out_dir"
     )
-    label: str = Field("diagnosis", description="a column that participants_columns let through, or task, session, run")
+    label: str = Field("diagnosis", description="a column of participants_columns, or task, session, run")
     label_kind: LabelKind | None = Field(
         None, description="null: a number where all values are numbers and more than ten differ, else classes"
     )
     classes: tuple[str, ...] | None = Field(
-        None, min_length=2, description="values to tell apart, of two the negative first; null: all that are found"
+        None, min_length=2, description="classes to separate, of two the negative first; null: all values found"
     )
     group_column: str | None = Field(
         None, description="a column whose values stay on one side of every fold, within their site: family, say"
@@ -53,10 +53,12 @@ class EvaluateConfig(LabelledConfig):
     out_dir: Path = Field(description="results.json and report.html go here, with more_labels in a folder for each")
     more_labels: tuple[str, ...] = Field((), description="further labels of the same people, each evaluated by itself")
     covariates: list[str] | None = Field(
-        None, description="columns that make a ruler of their own, beside the site; null: age, sex, mean_fd_mm if there"
+        None, description="columns of the covariates baseline, beside the site; null: age, sex, mean_fd_mm where known"
     )
     protocols: tuple[Literal["kfold", "leave_site_out"], ...] = Field(
-        ("kfold", "leave_site_out"), min_length=1, description="who is tested: new subjects, subjects of new sites"
+        ("kfold", "leave_site_out"),
+        min_length=1,
+        description="test subjects: new subjects (kfold), subjects of new sites (leave_site_out)",
     )
     run_dir: Path | None = Field(None, description="draws the loss curves of this run into the report")
     seeds: int = Field(5, ge=1, description="repetitions of the folds")

@@ -1,4 +1,4 @@
-"""One run of BOLD as a user has it, an image, a table or an array, brought to time series of parcels.
+"""Turn one run of BOLD (image, table or array) into time series of parcels.
 
 Shape letters: T volumes, P parcels.
 """

@@ -1,4 +1,4 @@
-"""Two questions beside the comparison: how many labels a method needs, and how much of the site its features carry.
+"""Label efficiency of a method, and how well its features predict the site.
 
 Shape letters: N units, P parts of the labels, S seeds.
 """
@@ -91,7 +91,7 @@ def _part(y_N: np.ndarray, groups_N: np.ndarray, fraction: float, draw: int) -> 
 
 
 def site_decoding(described: Described, labelled: Labelled, config: EvaluateConfig) -> list[dict[str, Any]]:
-    """How well the site can be told from the same features: AUROC of one site against the rest, mean over sites.
+    """How well the features predict the site: AUROC of one site against the rest, mean over sites.
 
     In folds of subjects that all sites share. Sites with fewer subjects than folds are left out; empty where fewer than
     two remain. Lower is better: features that tell the site apart let a classifier use it.

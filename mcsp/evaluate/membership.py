@@ -1,4 +1,4 @@
-"""Can the weights tell who was in the pretraining data? How alike a person's windows are to the encoder, seen or not.
+"""Membership attack: do features show who was in the pretraining data?
 
 The contrast pulls the windows of a training person together. If it does so for them alone, a person's own similarity
 says whether the person was among them. What tells the two groups apart anyway (other sites, say) shows in the untrained

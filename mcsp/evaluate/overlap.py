@@ -1,4 +1,4 @@
-"""Whether the people of an evaluation were in the pretraining data: by keyed hashes, or loudly not at all.
+"""Were the subjects of an evaluation in the pretraining data? Keyed hashes are compared, or a warning is shown.
 
 A subject's hash depends on the key, the site's name and the label. Under another key every hash differs, and an empty
 intersection means nothing; so corpora and exports hold a fingerprint of the key, and only equal ones are compared.

@@ -1,4 +1,4 @@
-"""Who is labelled, and how: one unit per subject-session, or per session and task where the task is the label."""
+"""Labelled units: one per subject-session, or per session and task where the task is the label."""
 
 import logging
 import math

@@ -1,4 +1,4 @@
-"""What a classifier's score rests on: integrated gradients per channel and frequency band, from controls to cases.
+"""Integrated gradients of a classifier's score per channel and frequency band, from controls to cases.
 
 Integrated gradients (Sundararajan et al., ICML 2017, through captum) need a starting point. Silence is a bad one: a
 spectrum's logarithm has no value there, and connectivity does not change with volume at all. So the path leads from a

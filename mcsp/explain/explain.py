@@ -1,4 +1,4 @@
-"""Which channels and bands hold the classes apart, for a probe or a fine-tuned model: numbers, controls, pictures.
+"""Which channels and bands separate the classes, for a probe or a fine-tuned model: numbers, controls, pictures.
 
 A probe is explained on subjects that it was not fitted on, fold by fold. Two controls (Adebayo et al., NeurIPS 2018)
 say whether a map comes from what was learned: the same probe on random weights, and a probe of shuffled labels.
@@ -181,7 +181,7 @@ class Explanation:
         return score_N
 
     def _patterns(self, modality: Modality, rows: np.ndarray, held_out: dict[str, np.ndarray]) -> dict[str, Any]:
-        """What goes along with the score among units of the same channels, for the classifier and its controls."""
+        """What correlates with the score among units of the same channels, for the classifier and its controls."""
         alike: dict[tuple[str, ...], list[int]] = {}
         for n, i in enumerate(rows.tolist()):
             alike.setdefault(tuple(self._first(i, modality).channels), []).append(n)

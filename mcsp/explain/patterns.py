@@ -1,4 +1,4 @@
-"""Which measured quantities go along with a classifier's score: band power per electrode, edges between parcels.
+"""Correlation of measured quantities with a classifier's score: band power per electrode, edges between parcels.
 
 The weights of a linear read-out do not say where a signal is: a weight may be there to cancel noise. The forward
 pattern does (Haufe et al., NeuroImage 2014): for one score, the covariance of each quantity with it. Here it is their

@@ -1,4 +1,4 @@
-"""Who takes whose place where views of different people are paired: a control of what pretraining learns of a person.
+"""Exchange of views between people of a site: the control of shuffled pairs.
 
 Samples of one site (and of the same modalities) form blocks of four. Every domain and view of a sample comes from
 another member of its block, so that no contrasted pair and no prediction is of one person, while all that a site and

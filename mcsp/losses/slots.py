@@ -1,4 +1,4 @@
-"""What is stacked: one embedding per modality, domain and view."""
+"""Order of the stacked embeddings: one per modality, domain and view."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

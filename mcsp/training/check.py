@@ -1,4 +1,4 @@
-"""What a run will need, from a few steps of it that leave no trace in ``run_dir``: ``pretrain.py --check``."""
+"""Memory, time and disk that a run needs, measured on a few steps: ``mcsp pretrain --check``."""
 
 import statistics
 import tempfile

@@ -1,4 +1,4 @@
-"""DeepSpeed, and every detail of it that the project depends on. No other file imports it.
+"""The only file that imports DeepSpeed, with every detail of it that the project depends on.
 
 Facts about DeepSpeed 0.19 that are worked around here, each with a test in ``tests/training/test_engine.py``:
 the CPU accelerator compiles a shared-memory extension at start; gradients are averaged over ranks, so shares of a loss

@@ -1,4 +1,4 @@
-"""What a run leaves to look at: ``metrics.jsonl``, ``events.jsonl``, TensorBoard files, and progress on stderr.
+"""Output of a run: ``metrics.jsonl``, ``events.jsonl``, TensorBoard files, and progress on stderr.
 
 Only rank 0 makes one. ``metrics.jsonl`` has one line per logged step, and always one of the first, whose losses and
 retrieval accuracies are those of the untrained model (they precede its update). A step with an evaluation has a line as

@@ -1,4 +1,4 @@
-"""Where a step goes: seconds of its parts, which the profiler shows under the same names."""
+"""Seconds of the parts of a step; the profiler shows the same names."""
 
 import time
 from collections.abc import Callable, Iterator

@@ -104,8 +104,8 @@ def test_the_commands_of_the_guide_end_in_a_report(folder: Path) -> None:
 
 def test_the_guide_has_no_other_blocks() -> None:
     found = [language for language, _ in blocks()]
-    assert found.count("") == 1 and set(found) == {"", "python", "sh"}
-    assert all("pip install" in code for language, code in blocks() if not language)
+    assert found.count("bash") == 1 and set(found) == {"bash", "python", "sh"}
+    assert all("pip install" in code for language, code in blocks() if language == "bash")
 
 
 def test_every_mistake_of_the_guide_gives_the_line_that_the_guide_quotes(pretrained: PretrainedMCSP) -> None:

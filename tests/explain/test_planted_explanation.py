@@ -161,7 +161,7 @@ def test_both_pictures_of_each_modality_are_in_the_report(explained: dict, folde
     names = {"attribution.json", "report.html", *(f"{m}{k}.png" for m in ("eeg", "fmri") for k in ("", "_patterns"))}
     assert {p.name for p in out.iterdir()} == names
     text = (out / "report.html").read_text()
-    assert text.count("What goes along with the score") == 2
+    assert text.count("What correlates with the score") == 2
     assert (text.count("<img"), text.count("<svg")) == (4, 2)  # maps, and sums by band
 
 

@@ -130,8 +130,8 @@ def verdict(rows: Sequence[dict[str, Any]], measure: Measure) -> str:
         return ""
     span = f"{best[0]:.2f}" if len(best) == 1 else f"{min(best):.2f} to {max(best):.2f}"
     said = [
-        f"; against {name} it scores higher in {n['higher']} of {n.total()}, lower in {n['lower']}, and cannot be told "
-        f"apart in {n['open']}"
+        f"; against {name} it scores higher in {n['higher']} of {n.total()}, lower in {n['lower']}, without a clear "
+        f"difference in {n['open']}"
         for name, n in found.items()
         if n
     ]

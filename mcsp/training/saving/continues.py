@@ -83,7 +83,7 @@ def changes(path: Path, manifest: dict[str, Any], facts: dict[str, Any]) -> dict
 
 
 def in_words(path: Path, manifest: dict[str, Any], facts: dict[str, Any]) -> list[str]:
-    """What a start that continues from a checkpoint should be told: from where, and what every change does."""
+    """Lines that a continued run prints: its checkpoint, and the effect of each changed setting."""
     old, new = manifest["config"], facts["config"]
     said = [f"continues from {path.name}: {manifest['step']} of {new['steps']} steps are taken"]
     for k in sorted(new):

@@ -1,4 +1,4 @@
-"""Copies of finished checkpoints in another place (an object store, say), and the way back to a machine without any.
+"""Copy finished checkpoints to another place (such as an object store), and fetch them back.
 
 ``mirror_dir/checkpoints/step-00000100/`` holds what ``run_dir`` holds under that name. Such a store cannot rename, so
 ``manifest.json`` comes last: without it the others are not a checkpoint, and damaged ones differ from its digests.

@@ -1,4 +1,4 @@
-"""Evaluations in the run, of people that are set aside: fixed windows and views, the same on any number of ranks.
+"""Evaluate validation subjects during a run: fixed windows and views, the same on any number of ranks.
 
 What is read is the first steps of a schedule of the validation split, so a function of (index hash, seed). Samples are
 encoded in chunks whose size depends on the batch alone, which ranks share; one rank then compares all of them as one
