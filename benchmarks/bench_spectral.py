@@ -62,6 +62,7 @@ def contenders(rows: int, frame: int, hop: int, bins: Tensor, device: str) -> di
     scale = 2 / (SFREQ * window.double().square().sum().item())
     bins_there = bins.to(device)
     edge = torch.where(bins_there * 2 == frame, 0.5, 1.0)
+    basis = windowed_waves(frame, bins).to(device)
 
     def ours(x: Tensor, impl: Any, precision: Any = "fp32") -> Tensor:
         seconds = {"frame_seconds": frame / SFREQ, "hop_seconds": hop / SFREQ} if hop < x.shape[-1] else {}
@@ -96,8 +97,6 @@ def contenders(rows: int, frame: int, hop: int, bins: Tensor, device: str) -> di
         frames = x.unfold(-1, frame, hop)
         spectrum = torch.view_as_real(torch.fft.rfft((frames - frames.mean(-1, keepdim=True)) * window))
         return torch.log10(spectrum.square().sum(-1).mean(2)[..., 1 : len(bins) + 1] * scale * edge)
-
-    basis = windowed_waves(frame, bins).to(device)
 
     def product(x: Tensor) -> Tensor:
         frames = x.unfold(-1, frame, hop)

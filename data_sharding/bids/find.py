@@ -7,7 +7,7 @@ Names follow BIDS 1.10 (https://bids-specification.readthedocs.io), those of der
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -383,30 +383,6 @@ def _companions(
         for _, name, suffix in sorted(matching):
             found.setdefault(suffix, []).append(folder / name)
     return {suffix: tuple(files) for suffix, files in found.items()}
-
-
-def require_inside(site: Site, files: Iterable[Path]) -> None:
-    """Raise :class:`RecordingError` (outside-dataset) for a file whose real place is outside of its site's folder.
-
-    Where data lie decides under whose consent they are used. A link into the dataset's own annex stays inside; folders
-    outside are read where ``trusted_link_targets`` names them.
-
-    Args:
-        site: with ``trusted`` None nothing is refused: somebody has named the file by hand.
-        files: as the dataset, or a header in it, names them.
-    """
-    if site.trusted is None:
-        return
-    allowed = [folder.resolve() for folder in (site.root, *site.trusted)]
-    if site.label_image is not None:  # the configuration names it
-        allowed.append(site.label_image.parent.resolve())
-    for file in files:
-        if not any(file.resolve().is_relative_to(folder) for folder in allowed):
-            raise RecordingError(
-                "outside-dataset",
-                f"{file.name}: lies outside of its dataset, through a link or a name in a header; expected it below "
-                "the dataset's folder, or its folder under trusted_link_targets",
-            )
 
 
 def read_sidecar(ref: RecordingRef) -> dict[str, Any]:

@@ -21,11 +21,11 @@ from nilearn.datasets import get_data_dirs
 
 from mcsp.config import CorpusConfig
 from mcsp.data_sharding.bids.derivatives import inputs_of, raw_roots
-from mcsp.data_sharding.bids.find import RecordingRef, Site, find_recordings, is_read, require_inside
+from mcsp.data_sharding.bids.find import RecordingRef, Site, find_recordings, is_read
 from mcsp.data_sharding.bids.pairing import acquisition_time
 from mcsp.data_sharding.bids.reasons import RecordingError, reading
 from mcsp.data_sharding.bids.remote import local_copy
-from mcsp.data_sharding.bids.tables import require_content
+from mcsp.data_sharding.bids.tables import require_content, require_inside
 from mcsp.data_sharding.bids.write import write_eeg, write_json, write_parcellated_bold, write_parcellation
 from mcsp.data_sharding.clean.eeg import read_eeg
 from mcsp.data_sharding.clean.fmri import read_fmri
