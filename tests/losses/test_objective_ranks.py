@@ -1,6 +1,6 @@
 """Two and four gloo ranks against one process: the loss, every term, feature and temperature gradients.
 
-Covers: mcsp/distributed.py, mcsp/losses/contrastive.py
+Covers: mcsp/distributed.py
 """
 
 from pathlib import Path
