@@ -114,8 +114,7 @@ def objective(
     columns = gather_columns(z_MnK, valid_Mn, subject_n, site_n)
     of_rows: dict[str, Any] = {"valid_Mn": valid_Mn, "subject_n": subject_n, "columns": columns}
     of_rows["row_offset"] = rank() * z_MnK.shape[1]
-    precision = products(config, z_MnK.device)
-    among: dict[str, Any] = {**of_rows, "site_n": site_n, "negatives": config.negatives, "precision": precision}
+    among = of_rows | {"site_n": site_n, "negatives": config.negatives, "precision": products(config, z_MnK.device)}
     pairs = [(term.a, term.b) for term in terms]
     contrast_P = contrastive_loss(z_MnK, pairs, scale_P, **among)
     parts = {term.name: (term.weight, value) for term, value in zip(terms, contrast_P, strict=True)}

@@ -98,6 +98,7 @@ def test_a_death_is_confirmed_by_a_second_one(
     done = threading.Event()
 
     def kill() -> None:
+        """End whoever reads from the pipe."""
         while not done.wait(0.1):
             try:  # succeeds once somebody waits to read
                 writer = os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
