@@ -107,16 +107,10 @@ def clean_eeg(
         found = f"{valid_T.sum() / config.sfreq:.1f} s outside of artefacts"
         raise RecordingError("artefacts", f"{ref.path.name}: {found}, expected at least {min_seconds:g} s")
     clean = CleanRecording(
-        x_TC=x_TC,
-        sfreq=config.sfreq,
-        unit=UNITS["eeg"],
-        channels=opened.channels.channels,
-        positions_C3=opened.channels.positions_C3,
-        channel_good_C=good_C,
-        valid_spans=spans_of(valid_T),
-        quality=summarise(amplitude_C, good_C, 1 - valid_T.mean()),
-        repairs=tuple(repairs),
-    )
+        x_TC=x_TC, sfreq=config.sfreq, unit=UNITS["eeg"], channels=opened.channels.channels,
+        positions_C3=opened.channels.positions_C3, channel_good_C=good_C, valid_spans=spans_of(valid_T),
+        quality=summarise(amplitude_C, good_C, 1 - valid_T.mean()), repairs=tuple(repairs),
+    )  # fmt: skip
     top_hz = min(config.lowpass_hz, sfreq / 2, config.sfreq / 2)
     notches_hz = [float(hz) for hz in line_harmonics(line_hz, sfreq, config)]
     reasons = [next((reason for reason, bad_C in bad.items() if bad_C[c]), "") for c in range(len(names))]

@@ -117,16 +117,10 @@ def clean_bold(
         kept_TP, x_TP = x_TP, np.zeros((n_volumes, x_TP.shape[1]))
         x_TP[steady_T] = kept_TP
     return CleanRecording(
-        x_TC=np.ascontiguousarray(x_TP, dtype=np.float32),
-        sfreq=1 / t_r,
-        unit=unit,
-        channels=parcels.names,
-        positions_C3=parcels.positions_P3,
-        channel_good_C=good_P,
-        valid_spans=spans_of(steady_T),
-        quality={**quality, **confounds.quality},
-        space=parcels.space,
-    )
+        x_TC=np.ascontiguousarray(x_TP, dtype=np.float32), sfreq=1 / t_r, unit=unit, channels=parcels.names,
+        positions_C3=parcels.positions_P3, channel_good_C=good_P, valid_spans=spans_of(steady_T),
+        quality={**quality, **confounds.quality}, space=parcels.space,
+    )  # fmt: skip
 
 
 def repetition_time(sidecar: dict[str, object], ref: RecordingRef | None = None) -> float:

@@ -60,13 +60,9 @@ def application(called: str = "") -> App:
 
 def _app(name: str, text: str | None = None) -> App:
     return App(
-        name=name,
-        help=text,
-        version=__version__,
-        help_format="plaintext",
-        default_parameter=Parameter(negative=()),
+        name=name, help=text, version=__version__, help_format="plaintext", default_parameter=Parameter(negative=()),
         result_action="return_value",
-    )
+    )  # fmt: skip
 
 
 def run(argv: Sequence[str] | None = None, app: App | None = None) -> int:

@@ -104,15 +104,11 @@ def attribute_pair(score: Score, positive: Window, negative: Window, modality: M
     # Masked again: a filter reaches into masked time.
     parts_BKCT = parts_BKCT * mask_1CT[:, None]
     rest = Signal(
-        x_BCT=both.x_BCT[:1],
-        sfreq_B=both.sfreq_B[:1],
-        channel_valid_BC=channel_valid_1C,
-        time_valid_BT=time_valid_1T,
+        x_BCT=both.x_BCT[:1], sfreq_B=both.sfreq_B[:1], channel_valid_BC=channel_valid_1C, time_valid_BT=time_valid_1T,
         position_BC3=both.position_BC3[:1],
-        position_valid_BC=both.position_valid_BC.all(0, keepdim=True) & channel_valid_1C,
-        sample_B=both.sample_B[:1],
+        position_valid_BC=both.position_valid_BC.all(0, keepdim=True) & channel_valid_1C, sample_B=both.sample_B[:1],
         key_B=both.key_B[:1],
-    )
+    )  # fmt: skip
 
     def scored(x_BKCT: Tensor) -> Tensor:
         return score(_repeated(rest, len(x_BKCT)).replace(x_BCT=x_BKCT.sum(1)))

@@ -52,15 +52,11 @@ class EncoderProgram(nn.Module):
         """Features ``(B, F)``."""
         rows, _, n_samples = x_BCT.shape
         signal = Signal(
-            x_BCT=x_BCT * channel_valid_BC[:, :, None],
-            sfreq_B=torch.full((rows,), self.sfreq),
-            channel_valid_BC=channel_valid_BC,
-            time_valid_BT=torch.ones(rows, n_samples, dtype=torch.bool),
-            position_BC3=position_BC3,
-            position_valid_BC=channel_valid_BC & (position_BC3 != 0).any(-1),
-            sample_B=torch.arange(rows),
-            key_B=torch.zeros(rows, dtype=torch.int64),
-        )
+            x_BCT=x_BCT * channel_valid_BC[:, :, None], sfreq_B=torch.full((rows,), self.sfreq),
+            channel_valid_BC=channel_valid_BC, time_valid_BT=torch.ones(rows, n_samples, dtype=torch.bool),
+            position_BC3=position_BC3, position_valid_BC=channel_valid_BC & (position_BC3 != 0).any(-1),
+            sample_B=torch.arange(rows), key_B=torch.zeros(rows, dtype=torch.int64),
+        )  # fmt: skip
         return self.model.features({self.modality: signal})[self.modality]
 
 

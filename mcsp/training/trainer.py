@@ -71,17 +71,11 @@ def schedule_of(
 ) -> Schedule:
     """What the steps of a run read from a split; ``quota`` where it is not that of the run."""
     schedule = Schedule(
-        corpus.recordings,
-        index_hash=corpus.index_hash,
-        seed=config.seed,
-        quota=quota or config.batch,
-        window_seconds=config.window_seconds,
-        delay_seconds=config.hemodynamic_delay_seconds,
-        site_temperature=config.site_temperature,
-        shuffle_shards=config.shuffle_shards,
-        sites_per_batch=config.sites_per_batch,
-        split=split,
-    )
+        corpus.recordings, index_hash=corpus.index_hash, seed=config.seed, quota=quota or config.batch,
+        window_seconds=config.window_seconds, delay_seconds=config.hemodynamic_delay_seconds,
+        site_temperature=config.site_temperature, shuffle_shards=config.shuffle_shards,
+        sites_per_batch=config.sites_per_batch, split=split,
+    )  # fmt: skip
     if schedule.left_out and split == "train" and distributed.rank() == 0:
         _log.warning("recordings without a window of enough valid time, left out, by site: %s", schedule.left_out)
     return schedule
