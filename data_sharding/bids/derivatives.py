@@ -91,14 +91,12 @@ def sidecars_of_run(ref: RecordingRef) -> list[Path]:
         for depth in range(len(parts), -1, -1):
             folder = root.joinpath(*parts[:depth])
             names = sorted(os.listdir(folder)) if folder.is_dir() and folder != ref.path.parent else []
-            found += [folder / name for name in names if name.endswith("_bold.json") and _applies(name, ref)]
+            # BIDS's rule of inheritance: a sidecar says of every file that has all of its entities.
+            for name in names:
+                if name.endswith("_bold.json") and all(ref.entities.get(k) == v for k, v in _run(name).items()):
+                    found.append(folder / name)
             found += [folder / "bold.json"] if "bold.json" in names else []
     return list(dict.fromkeys(found))
-
-
-def _applies(name: str, ref: RecordingRef) -> bool:
-    """BIDS's rule of inheritance: a sidecar says of every file that has all of its entities."""
-    return all(ref.entities.get(k) == v for k, v in _run(name).items())
 
 
 def repetition_time_of_run(ref: RecordingRef) -> float | None:

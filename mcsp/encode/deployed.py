@@ -254,9 +254,7 @@ def _read_facts(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: expected format_version {FORMAT_VERSION}, found {version} of a {kind}")
     sums = folder / ENCODER / SUMS_FILE
     if not sums.is_file() or sha256_file(sums) != facts["encoder"]["sha256"]:
-        raise ValueError(
-            f"{folder / ENCODER}: expected the encoder that the head was trained on, found another or none"
-        )
+        raise ValueError(f"{sums.parent}: expected the encoder that the head was trained on, found another or none")
     return facts
 
 
@@ -278,18 +276,13 @@ def _read_heads(folder: Path, facts: dict[str, Any]) -> dict[Modality, Head]:
 
 
 def _name(recording: Any) -> str:
-    if isinstance(recording, str | Path):
-        return str(recording)
-    return type(recording).__name__
+    return str(recording) if isinstance(recording, str | Path) else type(recording).__name__
 
 
 def _unlike(distance: float, percentiles: list[float]) -> list[str]:
     limit = float(np.interp(UNUSUAL, np.linspace(0, 100, len(percentiles)), percentiles))
-    if distance <= limit:
-        return []
-    return [
-        f"unlike the training data: distance {distance:.2f}, {UNUSUAL} % of new subjects there are below {limit:.2f}"
-    ]
+    found = f"distance {distance:.2f}, {UNUSUAL} % of new subjects there are below {limit:.2f}"
+    return [f"unlike the training data: {found}"] if distance > limit else []
 
 
 def skill_in_words(skill: dict[str, Any]) -> str:

@@ -18,13 +18,7 @@ from torch.profiler import record_function
 from mcsp.augmentations.views import half_of_view, spatial_view, spectral_view, temporal_view
 from mcsp.batch import Batch, Signal
 from mcsp.config import AugmentationConfig, ModelConfig, ObjectiveConfig
-from mcsp.losses import (
-    initial_log_scale,
-    pair_terms,
-    prediction_error,
-    prediction_terms,
-    slots,
-)
+from mcsp.losses import initial_log_scale, pair_terms, prediction_error, prediction_terms, slots
 from mcsp.losses.prediction import Target
 from mcsp.losses.shuffled import other_rows, place, places_Kn
 from mcsp.model.layers import Block, TokenEncoder
@@ -194,10 +188,7 @@ class Pretrainer(nn.Module):
             if (term.modality, term.domain) == (modality, domain) and term.target in targets:
                 prediction: Prediction = self.heads[_key(term.name)](h_BD)
                 found[term.name] = prediction_error(
-                    prediction.predicted_BE,
-                    targets[term.target],
-                    prediction.mean_predicted_E,
-                    prediction.mean_target_E,
+                    prediction.predicted_BE, targets[term.target], prediction.mean_predicted_E, prediction.mean_target_E
                 )
         return found
 

@@ -16,10 +16,10 @@ from mcsp.config import CorpusConfig, EegConfig
 from mcsp.data_sharding.bids.find import Site, find_recordings, ref_of_file
 from mcsp.data_sharding.bids.reasons import RecordingError
 from mcsp.data_sharding.bids.write import write_json, write_tsv
+from mcsp.data_sharding.clean.child import read_recording
 from mcsp.data_sharding.clean.eeg import read_eeg
 from mcsp.data_sharding.clean.eeg_channels import standard_positions_mm
 from mcsp.data_sharding.clean.eeg_files import open_eeg, valid_times
-from mcsp.data_sharding.clean.readers import read_recording
 from mcsp.data_sharding.clean.recording import CleanRecording
 
 CHANNELS = ["Fp1", "Fp2", "C3", "C4", "O1", "O2"]
