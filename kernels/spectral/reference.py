@@ -84,10 +84,10 @@ def log_power(
         if block.whole and frames_valid_bP.shape[1] == 1:
             parts.append(torch.log10(density_bCPF[:, :, 0] + (eps * level_bCP + FLAT_POWER)))
         else:
-            density_bCPF = density_bCPF + eps * level_bCP[..., None]
             share_bP = frames_valid_bP.to(level_bCP)
-            share_bP = share_bP / share_bP.sum(1, keepdim=True).clamp(min=1)
-            parts.append(torch.log10((density_bCPF * share_bP[:, None, :, None]).sum(2) + FLAT_POWER))
+            share_b1P1 = (share_bP / share_bP.sum(1, keepdim=True).clamp(min=1))[:, None, :, None]
+            floor_bC1 = eps * (level_bCP[..., None] * share_b1P1).sum(2) + FLAT_POWER
+            parts.append(torch.log10((density_bCPF * share_b1P1).sum(2) + floor_bC1))
         order += block.rows
     return in_order(parts, order)
 
