@@ -170,7 +170,7 @@ def imaginary_coherence(
         keep = found.frames_valid_bP[:, None, :, None]
         power = (found.density() * keep).sum(2, keepdim=True)
         level = (found.level_bCP[..., None] * keep).sum(2, keepdim=True)
-        gain = keep * torch.rsqrt(power + eps * level + FLAT_POWER) * found.scale_bCPF
+        gain = keep * found.scale_bCPF * torch.rsqrt(power + eps * level + FLAT_POWER)
         sizes = [len(band) for band in bins]
         bands = []
         re, im = (found.re_bCPF * gain).split(sizes, -1), (found.im_bCPF * gain).split(sizes, -1)
