@@ -30,6 +30,12 @@ REASONS = {
         "fetch the content (`datalad get`, `git lfs pull`); copy the files that the header names (`.eeg`, "
         "`.vmrk`, `.fdt`)",
     ),
+    "other-data": Reason(
+        "the header of a recording names the samples of another one",
+        "sub-1_task-rest_run-2_eeg.vhdr: the header names sub-1_task-rest_run-1_eeg.eeg, and "
+        "sub-1_task-rest_run-2_eeg.eeg lies beside it, expected its own samples",
+        "find out which file holds the recording, and write its name into the header (`DataFile`, `EEG.datfile`)",
+    ),
     "outside-dataset": Reason(
         "a link or a header leads out of the dataset",
         "sub-2_task-rest_eeg.edf: lies outside of its dataset, through a link or a name in a header; expected it below "
@@ -84,7 +90,7 @@ REASONS = {
     ),
     # EEG
     "sfreq-mismatch": Reason(
-        "the rates of sidecar and header differ by more than 1 %",
+        "the rates of sidecar and header differ by more than 1 %, or the rate is that of no EEG",
         "sub-1_task-rest_eeg.edf: sidecar says 500 Hz, the file's header 250 Hz",
         "ask the site; correct `SamplingFrequency`",
     ),
@@ -178,8 +184,8 @@ REASONS = {
     ),
     "no-label-image": Reason(
         "a 4-D image without a parcellation",
-        "sub-1_task-rest_bold.nii.gz: no *_dseg.nii.gz at the dataset's root and no label_image or atlas in the "
-        "settings",
+        "sub-1_task-rest_bold.nii.gz: no *_dseg.nii.gz of its space at the dataset's root and no label_image or "
+        "atlas in the settings",
         "set `label_image` of the site, or put a `*_dseg.nii.gz` at the dataset's root",
     ),
     "bad-label-image": Reason(

@@ -106,9 +106,13 @@ def _table(file: Path, text: str) -> tuple[list[str], list[dict[str, str]]]:
         header = list(reader.fieldnames or [])
         if twice := [name for i, name in enumerate(header) if name in header[:i]]:
             raise RecordingError("bad-table", f"{file.name}: column {twice[0]!r} twice, expected each name once")
-        return header, [
-            {k: v for k, v in row.items() if k is not None and v not in (None, "", "n/a")} for row in reader
-        ]
+        rows = []
+        for number, row in enumerate(reader, 1):
+            if any(row.pop(None, ())):  # a tab in a text: what follows it stands in other columns
+                found = f"row {number} has more cells than the header"
+                raise RecordingError("bad-table", f"{file.name}: {found}, expected {len(header)}")
+            rows.append({k: v for k, v in row.items() if v not in (None, "", "n/a")})
+        return header, rows
     except csv.Error as error:
         raise RecordingError("bad-table", f"{file.name}: cannot read the table ({error})") from None
 

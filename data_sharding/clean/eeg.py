@@ -25,6 +25,11 @@ from mcsp.data_sharding.clean.eeg_quality import (
 from mcsp.data_sharding.clean.recording import CleanRecording, robust_amplitude, spans_of, summarise
 from mcsp.schema import UNITS
 
+# Rates [Hz] outside of which "sfreq" is something else: a period, or a rate in kHz. Ours.
+_SFREQ_BOUNDS = (30.0, 200_000.0)
+# Frequencies [Hz] of power lines, which are 50 and 60; a notch elsewhere and at its multiples takes the EEG out. Ours.
+_LINE_BOUNDS = (45.0, 65.0)
+
 
 def read_eeg(ref: RecordingRef, config: EegConfig, min_seconds: float) -> CleanRecording:
     """Read one EEG file and clean it; memory is that of the result and of one block of the file.
@@ -72,12 +77,15 @@ def clean_eeg(
     """
     raw, names, repairs = opened.raw, opened.channels.names, list(opened.repairs)
     sfreq = float(raw.info["sfreq"])
+    if not _SFREQ_BOUNDS[0] <= sfreq <= _SFREQ_BOUNDS[1]:
+        expected = f"expected {_SFREQ_BOUNDS[0]:g} to {_SFREQ_BOUNDS[1]:g} Hz"
+        raise RecordingError("sfreq-mismatch", f"{ref.path.name}: sampling frequency {sfreq:g} Hz, {expected}")
     if raw.n_times < min_seconds * sfreq:
         raise RecordingError(
             "too-short", f"{ref.path.name}: {raw.n_times / sfreq:.1f} s, expected at least {min_seconds:g} s"
         )
     stream = _Stream(raw, names, config.gain, opened.header_factors)
-    line_hz = positive_number(sidecar.get("PowerLineFrequency")) or config.line_hz
+    line_hz = _line_hz(sidecar.get("PowerLineFrequency", "n/a"), repairs) or config.line_hz
     kernels = kernels_of(sfreq, config, line_hz)
     x_TC = filter_resample(stream.read, raw.n_times, len(names), (sfreq, config.sfreq), kernels)
     factor_C = np.array([opened.table_factors.get(name, 1.0) for name in names])
@@ -115,6 +123,16 @@ def clean_eeg(
     sources, others = opened.channels.position_from, opened.channels.others
     details = EegDetails(sfreq, names, sources, reasons, others, notches_hz, (config.highpass_hz, top_hz))
     return clean, details
+
+
+def _line_hz(stated: object, repairs: list[str]) -> float | None:
+    """``PowerLineFrequency`` [Hz] where it is that of a power line."""
+    line_hz = positive_number(str(stated).lower().removesuffix("hz"))
+    if line_hz is not None and _LINE_BOUNDS[0] <= line_hz <= _LINE_BOUNDS[1]:
+        return line_hz
+    if stated not in ("n/a", None):
+        repairs.append(f"PowerLineFrequency is {stated!r}, which no power line has: not used, expected 50 or 60")
+    return None
 
 
 def _judge(

@@ -39,6 +39,7 @@ class EdfHeader:
     units: list[str]
     samples: list[int]  # per record
     width: int  # bytes of a sample
+    unscaled: list[bool]  # the physical or the digital range is empty, so that nothing says what a step is
 
     @property
     def signals(self) -> list[int]:
@@ -68,17 +69,38 @@ def _text(cell: bytes) -> str:
 
 
 def _seconds(path: Path, text: str) -> float:
+    found = f"{path.name}: the header says {text.strip()!r} seconds per record"
     try:
-        return float(text)
+        seconds = float(text)
     except ValueError:
-        found = f"the header says {text.strip()!r} seconds per record"
-        raise RecordingError("unreadable", f"{path.name}: {found}, expected a number with a decimal point") from None
+        raise RecordingError("unreadable", f"{found}, expected a number with a decimal point") from None
+    if not seconds > 0:  # MNE would take it for a second
+        raise RecordingError("unreadable", f"{found}, expected more: nothing says the sampling frequency")
+    return seconds
+
+
+def _is_empty(low: str, high: str) -> bool:
+    try:
+        return float(low.replace(",", ".")) == float(high.replace(",", "."))
+    except ValueError:  # the reader says so
+        return False
+
+
+def _check_kind(path: Path, start: bytes) -> None:
+    """BDF begins with a byte of 255 and EDF with a zero as text; one read as the other would be noise."""
+    is_bdf = start[:8] == b"\xffBIOSEMI"
+    if (is_bdf or start.startswith(b"0  ")) and is_bdf != (path.suffix.lower() == ".bdf"):
+        kind = "BDF" if is_bdf else "EDF"
+        raise RecordingError(
+            "unreadable", f"{path.name}: {kind} by its first bytes, expected the suffix .{kind.lower()}"
+        )
 
 
 def read_edf_header(path: Path) -> EdfHeader:
     """Read a header; raise :class:`RecordingError` where it has no numbers where EDF has them."""
     with open(path, "rb") as file:
         fixed = file.read(256)
+        _check_kind(path, fixed)
         try:
             n_bytes, n_records, n_signals = (int(_text(fixed[a:b])) for a, b in ((184, 192), (236, 244), (252, 256)))
             record_seconds = _seconds(path, _text(fixed[244:252]))
@@ -97,10 +119,17 @@ def read_edf_header(path: Path) -> EdfHeader:
             raise RecordingError(
                 "unreadable", f"{path.name}: {found}, no numbers where an EDF header has them"
             ) from None
+    if n_bytes != 256 * (1 + n_signals):
+        expected = f"expected {256 * (1 + n_signals)} of {n_signals} signals"
+        raise RecordingError("unreadable", f"{path.name}: the header says that it has {n_bytes} bytes, {expected}")
     if sum(samples) <= 0:
         raise RecordingError("unreadable", f"{path.name}: header says {sum(samples)} samples per record, expected some")
     kind, width = fixed[192:197].decode("latin-1"), 3 if path.suffix.lower() == ".bdf" else 2
-    return EdfHeader(kind, n_bytes, n_records, record_seconds, fields["label"], fields["unit"], samples, width)
+    ranges = ("physical_min", "physical_max"), ("digital_min", "digital_max")
+    unscaled = [any(_is_empty(fields[a][i], fields[b][i]) for a, b in ranges) for i in range(n_signals)]
+    return EdfHeader(
+        kind, n_bytes, n_records, record_seconds, fields["label"], fields["unit"], samples, width, unscaled
+    )
 
 
 def check_edf(path: Path, header: EdfHeader) -> None:
@@ -155,6 +184,10 @@ def check_brainvision(path: Path) -> None:
     if not data.is_file():
         raise RecordingError("missing-file", f"{path.name} needs {data.name}, which is absent")
     require_content(data)
+    require_own_data(path, data)
+    if marker := values.get("markerfile"):  # without it, bad spans and jumps would pass for sound
+        require_content(path.with_name(marker.replace("$b", path.stem)))
+    _check_resolutions(path, values)
     if (kind := values.get("segmentationtype", "")).upper() == "MARKERBASED":
         raise RecordingError(
             "not-continuous", f"{path.name}: pieces around markers ({kind}), expected one continuous recording"
@@ -170,6 +203,23 @@ def check_brainvision(path: Path) -> None:
         raise RecordingError(
             reason, f"{data.name}: holds {size // sample} samples, its header says {values['datapoints']}"
         )
+
+
+def require_own_data(path: Path, data: Path) -> None:
+    """Raise :class:`RecordingError` where a header names the samples of another recording of its folder."""
+    own, header_of_data = path.with_suffix(data.suffix), data.with_suffix(path.suffix)
+    if data.stem != path.stem and (own.is_file() or header_of_data.is_file()):
+        found = f"the header names {data.name}, " + (f"and {own.name} lies beside it" if own.is_file() else "which is "
+        f"that of {header_of_data.name}")  # fmt: skip
+        raise RecordingError("other-data", f"{path.name}: {found}, expected its own samples")
+
+
+def _check_resolutions(path: Path, values: dict[str, str]) -> None:
+    for key, value in values.items():
+        cells = value.split(",")
+        if re.fullmatch(r"ch\d+", key) and len(cells) > 2 and re.fullmatch(r"0+", cells[2].strip()):
+            found = f"{key.capitalize()} has a resolution of {','.join(cells[2:4])!r}"
+            raise RecordingError("unreadable", f"{path.name}: {found}, expected a number with a decimal point")
 
 
 def brainvision_values(path: Path) -> dict[str, str]:
@@ -197,12 +247,13 @@ def check_mat(path: Path) -> None:
         raise RecordingError("truncated", f"{path.name}: holds {size} bytes, its header says {place}")
 
 
-def check_eeglab_data(files: Sequence[Path], n_channels: int, n_times: int) -> None:
-    """Compare the size of an EEGLAB data file, where there is one, with what its header says."""
+def check_eeglab_data(path: Path, files: Sequence[Path], n_channels: int, n_times: int) -> None:
+    """Compare name and size of an EEGLAB data file, where there is one, with what its header says."""
     for data in files:
         if data.suffix.lower() != ".fdt":
             continue
         require_content(data)
+        require_own_data(path, data)
         size, expected = data.stat().st_size, 4 * n_channels * n_times
         if size != expected:
             says = f"its header says {expected} ({n_channels} channels of {n_times} samples)"

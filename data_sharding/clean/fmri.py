@@ -20,6 +20,8 @@ from mcsp.schema import SCALE_FREE, UNITS
 
 # t_r outside these bounds [s] is no seconds at all: the fastest sequences need some 0.2 s, the slowest about 10 s.
 _T_R_BOUNDS = (0.05, 20.0)
+# What may be rounding where it is written twice.
+_T_R_TOLERANCE = 0.01
 # Mean over standard deviation (temporal SNR) below which a mean is no baseline. BOLD of a parcel has 30 to 400;
 # at 5 the ordinary fluctuation would be 20 % of the signal, which no blood flow explains. Ours.
 _MIN_BASELINE = 5.0
@@ -92,6 +94,9 @@ def clean_bold(
         percent: whether the values are percent already.
     """
     steady_T = np.ones(len(x_TP), dtype=bool) if confounds.steady_T is None else confounds.steady_T
+    # Zeros or NaN in every parcel: a volume that was censored or lost.
+    if (empty_T := ~np.nan_to_num(x_TP).any(axis=1)).any() and not empty_T.all():
+        steady_T = steady_T & ~empty_T
     if steady_T.sum() * t_r < min_seconds or steady_T.sum() < 2:
         found = f"{steady_T.sum() * t_r:.1f} s outside of motion"
         raise RecordingError("motion", f"{found}, expected at least {min_seconds:g} s")
@@ -136,19 +141,28 @@ def _divided(x_TP: np.ndarray, quality: dict[str, float]) -> tuple[np.ndarray, d
 def repetition_time(sidecar: dict[str, object], ref: RecordingRef | None = None) -> float:
     """t_r [s] of a sidecar: RepetitionTime, else 1 / SamplingFrequency, else RepetitionTime of an image of the run.
 
+    What is there of them has to agree.
+
     Raises:
         RecordingError: ``missing-t_r``, ``t_r-mismatch``.
     """
+    stated: dict[str, float] = {}
     for key in ("RepetitionTime", "SamplingFrequency"):
         value = sidecar.get(key)
         if isinstance(value, int | float) and not isinstance(value, bool) and value > 0:
-            return plausible_t_r(
-                float(value) if key == "RepetitionTime" else 1 / float(value), f"{key} of the sidecar gives t_r"
-            )
+            t_r = float(value) if key == "RepetitionTime" else 1 / float(value)
+            stated[f"{key} of the sidecar"] = plausible_t_r(t_r, f"{key} of the sidecar gives t_r")
     if ref is not None and (of_run := repetition_time_of_run(ref)) is not None:
-        return plausible_t_r(of_run, "RepetitionTime of an image of the run gives t_r")
-    detail = "no RepetitionTime in the JSON sidecar or in that of an image of the run, expected seconds"
-    raise RecordingError("missing-t_r", detail)
+        what = "RepetitionTime of an image of the run"
+        stated[what] = plausible_t_r(of_run, f"{what} gives t_r")
+    if not stated:
+        found = f", found {sidecar['RepetitionTime']!r}" if "RepetitionTime" in sidecar else ""
+        detail = f"no RepetitionTime in the JSON sidecar or in that of an image of the run{found}, expected seconds"
+        raise RecordingError("missing-t_r", detail)
+    if max(stated.values()) > (1 + _T_R_TOLERANCE) * min(stated.values()):
+        told = " and ".join(f"{t_r:g} s by {what}" for what, t_r in stated.items())
+        raise RecordingError("t_r-mismatch", f"t_r is {told}, expected one")
+    return next(iter(stated.values()))
 
 
 def plausible_t_r(t_r: float, what: str = "t_r") -> float:

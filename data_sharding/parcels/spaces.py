@@ -14,6 +14,8 @@ from mcsp.data_sharding.bids.reasons import RecordingError
 
 # Names of one space. FSL's MNI152 is the sixth generation (Evans et al. 2012, NeuroImage 62); C-PAC writes ASym.
 _SAME = {"mni152": "mni152nlin6asym", "fslmni152": "mni152nlin6asym", "mni152nlin6": "mni152nlin6asym"}
+# What names say that leave the space open.
+_UNSAID = ("", "template")
 # Spaces of atlases whose files do not name one, by the beginning of the file's name as nilearn stores it. The spaces
 # are those that nilearn states (``Bunch.template``); Craddock's is FSL's MNI152, as C-PAC lays it over its images.
 _OF_FILES = {
@@ -39,6 +41,12 @@ def space_of_name(path: Path) -> str:
     )
 
 
+def space_of_image(path: Path, setting: str | None) -> str:
+    """The space of an image by its name; where that says none, or ``template`` as C-PAC does, by the settings."""
+    named = space_of_name(path)
+    return setting if setting and named in _UNSAID else named
+
+
 def space_of_atlas(path: Path) -> str:
     """The space of a label image by its name, or as one of the atlases that nilearn fetches; else empty."""
     known = (space for pattern, space in _OF_FILES.items() if re.match(pattern, path.name))
@@ -56,8 +64,8 @@ def require_standard(space: str, file: str) -> None:
     if space.lower().startswith("mni"):
         return
     found = f"space-{space}" if space else "a name without space-, as raw images have"
-    detail = f"{file}: {found}, expected an image in an MNI space; where it is, say which (image_space, or space=)"
-    raise RecordingError("label-space-mismatch", detail)
+    more = "; where it is, say which (image_space, or space=)" if space in _UNSAID else ""
+    raise RecordingError("label-space-mismatch", f"{file}: {found}, expected an image in an MNI space{more}")
 
 
 def require_same(image_space: str, image: str, atlas_space: str, atlas: str) -> None:

@@ -107,29 +107,33 @@ def _by_pair(value_J: Tensor, pairs: int) -> Tensor:
     return value_J.unflatten(0, (pairs, -1)).sum(1)
 
 
-def _partners(problem: Problem, plan: Plan) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Some pairs and all rows of both of their embeddings, (g, n, D), as their competitors are multiplied."""
-    for some in groups(problem, len(problem.a), plan):
-        sides = (operands(problem.z_MnD, side[some], slice(None)) for side in (problem.a, problem.b))
-        a_gnD, b_gnD = (rounded(x, plan.precision).double() for x in sides)
-        yield some, a_gnD, b_gnD
+def _partners(problem: Problem, plan: Plan) -> Iterator[tuple[slice, slice, Tensor, Tensor]]:
+    """Some pairs and rows of both of their embeddings, (g, r, D), as their competitors are multiplied; in float64."""
+    for some, rows in groups(problem, plan):
+        sides = (operands(problem.z_MnD, side[some], rows) for side in (problem.a, problem.b))
+        a_grD, b_grD = (rounded(x, plan.precision).double() for x in sides)
+        yield some, rows, a_grD, b_grD
 
 
 def _positives(problem: Problem, scale_P: Tensor, plan: Plan) -> Tensor:
     """Logits of rows with their own partners, (P, n), in float64: they cancel against those of the competitors."""
-    cosines = [(a_gnD * b_gnD).sum(-1) for _, a_gnD, b_gnD in _partners(problem, plan)]
-    return scale_P.double()[:, None] * torch.cat(cosines)
+    logit_Pn = scale_P.new_empty((len(problem.a), problem.z_MnD.shape[1]), dtype=torch.float64)
+    for some, rows, a_grD, b_grD in _partners(problem, plan):
+        logit_Pn[some, rows] = (a_grD * b_grD).sum(-1)
+    return logit_Pn.mul_(scale_P[:, None])
 
 
 def _add_positives(
     problem: Problem, pull_Pn: Tensor, scale_P: Tensor, rows_MnD: Tensor, grad_scale_P: Tensor, plan: Plan
 ) -> None:
     """The pull of the positives, never rounded through a block."""
-    for some, a_gnD, b_gnD in _partners(problem, plan):
-        grad_scale_P[some].add_((pull_Pn[some] * (a_gnD * b_gnD).sum(-1)).sum(1))
-        pull_gn1 = (scale_P[some, None] * pull_Pn[some])[..., None]
-        add_to(rows_MnD, problem.a[some], pull_gn1 * b_gnD)
-        add_to(rows_MnD, problem.b[some], pull_gn1 * a_gnD)
+    for some, rows, a_grD, b_grD in _partners(problem, plan):
+        pull_gr1 = pull_Pn[some, rows, None]
+        to_a_grD = pull_gr1 * b_grD
+        grad_scale_P[some].add_((to_a_grD * a_grD).sum((1, 2)))
+        scale_g11 = scale_P[some, None, None]
+        add_to(rows_MnD[:, rows], problem.a[some], to_a_grD.mul_(scale_g11))
+        add_to(rows_MnD[:, rows], problem.b[some], (pull_gr1 * a_grD).mul_(scale_g11))
 
 
 def _sums(problem: Problem, jobs: list[Job], scale_J: Tensor, plan: Plan) -> list[tuple[Tensor, Tensor]]:

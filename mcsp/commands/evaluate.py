@@ -10,7 +10,7 @@ _PLACES = ("model_dir", "corpus_dir", "bids_root")
 
 def _tell_classifier(out_dir: Path) -> None:
     if (out_dir / "classifier").is_dir():
-        print(f"classify: mcsp predict {out_dir / 'classifier'} RECORDINGS... --out table.tsv")
+        print(f"predict: mcsp predict {out_dir / 'classifier'} RECORDINGS... --out table.tsv")
 
 
 @takes(EvaluateConfig, (*_PLACES, "run_dir"))

@@ -53,7 +53,7 @@ HELP = {
     "encode": "Recordings become a table of features.",
     "evaluate": "Compare an export with its baselines on labelled recordings.",
     "finetune": "Fine-tune an export and test it on new subjects or sites.",
-    "predict": "Recordings become a table of classes and probabilities.",
+    "predict": "Recordings become a table of classes and probabilities, or of numbers.",
     "explain": "Which channels and bands a classifier's score rests on.",
     "demo": "Everything once, on small data: sites, corpus, pretraining, export, evaluation.",
     "demo-sites": "Write the demo's BIDS datasets, or a simulated consortium.",

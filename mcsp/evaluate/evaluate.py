@@ -99,9 +99,7 @@ def evaluate_label(model: PretrainedMCSP, corpus: Corpus, labelled: Labelled, co
     at_anchors = measured_parts(model, corpus, labelled.units, config)
     described = describe({PRETRAINED: model, UNTRAINED: untrained}, corpus, labelled, config, at_anchors)
     rows, splits, notes = comparison.compare(described, labelled, config, overlap.seen)
-    if config.save_model and labelled.task.kind == "number":
-        notes.append("No classifier was saved: the label is a number.")
-    elif config.save_model:
+    if config.save_model:
         named = {
             m: {name: block.x_NF for name, block in parts.items()} | at_anchors.get(m, {})
             for m, parts in described.encoders[PRETRAINED].learned.items()

@@ -247,13 +247,12 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     y_N, sites, task = run.labelled.y_N, run.labelled.sites, run.task
     columns = {"binary": (), "classes": (len(task.classes),), "number": (2,)}[task.kind]
     score_SN = np.full((1, len(y_N), *columns), np.nan)
-    save = config.save_model and task.kind != "number"
     histories = []
     trained: dict[str, int] = {}
     for fold, (train, test) in enumerate(tqdm(run.folds.by_seed[0], desc=f"fine-tuning, {config.depth}", unit="fold")):
         classifier, history = run.train(train, fold)
         score_SN[0, test] = run.scores(classifier, test, train)
-        if save:
+        if config.save_model:
             run.remember(classifier, test)
         histories.append(history)
         trained = classifier.trainable()
@@ -280,14 +279,11 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         "parameters": trained,
         "scores": rows,
         "passes": histories,
-        "notes": [
-            *run.labelled.notes,
-            *(["No classifier was saved: the label is a number."] if save != config.save_model else []),
-        ],
+        "notes": list(run.labelled.notes),
     }
     config.out_dir.mkdir(parents=True, exist_ok=True)
     (config.out_dir / "results.json").write_text(json.dumps(results, indent=2, allow_nan=False) + "\n")
-    if save:
+    if config.save_model:
         classifier, _ = run.train(np.arange(len(y_N)), len(run.folds.by_seed[0]))
         run.write(classifier, {"overlap": overlap.text, "corpus_index_hash": run.corpus.index_hash})
     return results

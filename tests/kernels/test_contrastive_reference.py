@@ -265,6 +265,10 @@ def test_retrieval_counts_rows_whose_partner_is_nearest() -> None:
         ({"valid_Mn": torch.ones(3, 5, dtype=torch.bool)}, r"valid_Mn: expected shape \(3, 4\), found \(3, 5\)"),
         ({"subject_n": torch.zeros(5, dtype=torch.int64)}, r"subject_n: expected shape \(4,\), found \(5,\)"),
         ({"negatives": "within_site", "site_n": None}, "negatives='within_site': expected site_n"),
+        (
+            {"negatives": "within_site", "columns": Columns(torch.zeros(3, 4, 8).double(), None, torch.arange(4))},
+            r"expected site_n \(and columns.site_N\), found None",
+        ),
         ({"negatives": "none"}, "negatives: expected 'all' or 'within_site', found 'none'"),
         ({"row_offset": 1}, "row_offset: expected 0 to 0"),
         ({"columns": Columns(torch.zeros(2, 4, 8))}, r"columns.z_MND: expected shape \(3, 4, 8\), found \(2, 4, 8\)"),
@@ -272,7 +276,7 @@ def test_retrieval_counts_rows_whose_partner_is_nearest() -> None:
         ({"weight_P": torch.ones(2)}, r"weight_P: expected shape \(3,\), found \(2,\)"),
         (
             {"z_MnD": torch.ones(3, 4, 8), "check": True},
-            "expected finite rows of norm 1, found norm 2.828 in",
+            "expected finite rows of norm 1, found norm 2.828 in row 1 of embedding 0",
         ),
         (
             {"z_MnD": torch.ones(3, 4, 8) / torch.zeros(()), "check": True},

@@ -28,6 +28,13 @@ def rates(rows: int, sfreq: float) -> torch.Tensor:
     return torch.full((rows,), sfreq, dtype=torch.float64)
 
 
+def test_two_frames_are_scipys_welch() -> None:
+    x = signal(1, 2, 300)
+    freqs, density = welch(x.numpy(), fs=200.0, window="hann", nperseg=200, noverlap=100, detrend="constant")
+    ours = log_power(x, rates(1, 200.0), freqs, frame_seconds=1.0, hop_seconds=0.5, eps=0.0)
+    np.testing.assert_allclose(ours.numpy(), np.log10(density), atol=1e-9)
+
+
 @pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.parametrize("sfreq", [200.0, 1 / 0.72])
 def test_one_frame_is_scipys_periodogram(length: int, sfreq: float) -> None:

@@ -178,14 +178,16 @@ def cross_validate(
     return score_PSN
 
 
-def linear_weights(blocks: Sequence[np.ndarray], y_M: np.ndarray) -> tuple[np.ndarray, float]:
-    """Weights ``(F,)`` and bias of logistic regression on blocks ``(M, F_b)`` that stand side by side.
+def linear_weights(
+    blocks: Sequence[np.ndarray], y_M: np.ndarray, classifier: Classifier = LOGISTIC
+) -> tuple[np.ndarray, float]:
+    """Weights ``(F,)`` and bias of a classifier, or ridge, on blocks ``(M, F_b)`` that stand side by side.
 
-    The same classifier as on the Gram matrices of the blocks, written out for features.
+    The same as on the Gram matrices of the blocks, written out for features.
     """
     everyone = np.arange(len(y_M))
     grams = [gram(x_MF) for x_MF in blocks]
-    fitted = LOGISTIC.fit(combined(grams, everyone), y_M)
+    fitted = classifier.fit(combined(grams, everyone), y_M)
     means = [x_MF.mean(axis=0) for x_MF in blocks]
     weights = [
         scale * (fitted.dual_M @ (x_MF - mean_F))

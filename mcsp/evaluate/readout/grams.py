@@ -81,11 +81,11 @@ def without_site_means(gram_NN: np.ndarray, sites: Sequence[str]) -> np.ndarray:
 
 def harmonized(blocks: Sequence[np.ndarray], sites: Sequence[str], weights: Sequence[float] | None = None) -> GramOf:
     """Blocks of features after ComBat, which is fitted on the training units of each fold."""
-    site_N1 = np.unique(np.asarray(sites), return_inverse=True)[1][:, None]
+    site_N = np.asarray(sites)
 
     def of(train: np.ndarray) -> np.ndarray:
-        with_site = [np.hstack([x_NF, site_N1]) for x_NF in blocks]
-        return combined([gram(Combat().fit(x[train]).transform(x)) for x in with_site], train, weights)
+        after = [Combat().fit(x_NF[train], sites=site_N[train]).transform(x_NF, site_N) for x_NF in blocks]
+        return combined([gram(x_NF) for x_NF in after], train, weights)
 
     return of
 

@@ -181,8 +181,9 @@ def test_exactly_so_many_parcels_may_be_missing() -> None:
     percent_PT = fluctuation(4)
     percent_PT[:2] = 3.0
     assert cleaned(percent_PT, max_bad_fraction=0.5).quality["bad_channels"] == 2
-    with pytest.raises(RecordingError, match="2 of 4 parcels have no signal") as error:
-        cleaned(percent_PT, max_bad_fraction=0.49)
+    percent_PT[2] = 3.0
+    with pytest.raises(RecordingError, match="3 of 4 parcels have no signal") as error:
+        cleaned(percent_PT, max_bad_fraction=0.74)
     assert error.value.reason == "parcels-missing"
 
 

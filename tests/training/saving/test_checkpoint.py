@@ -128,6 +128,7 @@ def test_every_field_of_a_manifest_is_under_its_digest(tmp_path) -> None:
     file = path / checkpoint.MANIFEST
     sound = json.loads(file.read_text())
     assert {"schema_version", "format", "config", "files", "index_hash", "world_size"} <= set(sound)
+    assert (sound["schema_version"], sound["format"]) == (2, 2), "older checkpoints cannot be read any more"
     changed = [{**sound, name: [value, "another"]} for name, value in sound.items()]
     changed += [{k: v for k, v in sound.items() if k != name} for name in sound]
     changed += [{**sound, "more": 1}, {**sound, "config": {**sound["config"], "seed": 1}}]
