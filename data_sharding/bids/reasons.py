@@ -348,14 +348,11 @@ def reasons_page() -> str:
         "build lists original names in `.build/rejected.tsv`. Published lists have the reason, a hash of the subject",
         "and measurements. `encode_raw`, `encode_bold` and `FeatureExtractor` raise them as `RecordingError`.",
         "",
-        "| reason | meaning | example | what to do |",
-        "|---|---|---|---|",
+        "| reason | example of a message | what to do |",
+        "|---|---|---|",
     ]
-    cells = {
-        name: (r.meaning, f"`{_BEGINS_WITH_FILE.sub('', r.example, count=1).strip()}`", r.remedy)
-        for name, r in REASONS.items()
-    }
-    lines += [f"| {name} | {' | '.join(row)} |" for name, row in cells.items()]
+    messages = {name: _BEGINS_WITH_FILE.sub("", r.example, count=1).strip() for name, r in REASONS.items()}
+    lines += [f"| {name} | `{messages[name]}` | {r.remedy} |" for name, r in REASONS.items()]
     return "\n".join(lines) + "\n"
 
 

@@ -4,6 +4,7 @@ It imports every reader, which takes seconds; those who wait for its answers do 
 """
 
 import ctypes
+import gc
 import hashlib
 import os
 import resource
@@ -64,6 +65,7 @@ def serve(descriptor: int, memory: int, parent: int) -> None:
         with suppress(ValueError):  # told with the recording that needs it
             named_atlas(str(name))  # may have to be downloaded, which a thread with limits cannot
     programs = _programs() if landlock_version() else None
+    gc.freeze()  # what the readers consist of is never looked through again
     connection.send(READY)
     # What libraries print names files; it would stand in the logs of every worker.
     nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -135,9 +137,11 @@ def _limit_to_recording(ref: RecordingRef, programs: list[Path]) -> None:
     A link is read where it leads, if that is in the dataset. Files of its annex have no names that tell whose they are.
     """
     roots = [ref.site.root, *raw_roots(ref)]
-    trusted = [*roots, *(ref.site.trusted or ())]
-    own = [path.resolve() for path in (ref.path.parent, *inputs_of(ref))]
-    own = [path for path in own if any(path.is_relative_to(folder.resolve()) for folder in trusted)]
+    trusted = [root.resolve() for root in (*roots, *(ref.site.trusted or ()))]
+    folder = ref.path.parent
+    elsewhere = [path for path in inputs_of(ref) if path.parent != folder or path.is_symlink()]
+    own = [path.resolve() for path in (folder, *elsewhere)]
+    own = [path for path in own if any(path.is_relative_to(root) for root in trusted)]
     own += [ref.site.root / ".git" / "annex" / "objects", *(ref.site.trusted or ())]
     if ref.site.label_image is not None:
         own.append(ref.site.label_image.parent)

@@ -91,7 +91,7 @@ def clean_bold(
     """
     steady_T = np.ones(len(x_TP), dtype=bool) if confounds.steady_T is None else confounds.steady_T
     # Zeros or NaN in every parcel: a volume that was censored or lost.
-    if (empty_T := ~np.nan_to_num(x_TP).any(axis=1)).any() and not empty_T.all():
+    if (empty_T := ~(np.abs(x_TP) > 0).any(axis=1)).any() and not empty_T.all():
         steady_T = steady_T & ~empty_T
     if steady_T.sum() * t_r < min_seconds or steady_T.sum() < 2:
         found = f"{steady_T.sum() * t_r:.1f} s outside of motion"
@@ -173,7 +173,7 @@ def in_unit(x_TP: np.ndarray, already_percent: bool = False) -> tuple[np.ndarray
         RecordingError: non-finite or flat, or with a mean that is neither a baseline nor zero (``no-baseline``).
     """
     finite_P = np.isfinite(x_TP).all(axis=0)
-    x_TP = np.where(finite_P, x_TP, 0.0)
+    x_TP = x_TP if finite_P.all() else np.where(finite_P, x_TP, 0.0)
     mean_P, spread_P = x_TP.mean(axis=0), x_TP.std(axis=0)
     good_P = require_good(finite_P, np.ptp(x_TP, axis=0) == 0)
     if already_percent:

@@ -29,8 +29,8 @@ _AXES = (("x", "x_mm", "R"), ("y", "y_mm", "A"), ("z", "z_mm", "S"))
 # How far from the origin [mm] the farthest parcel can lie. Ours.
 _REACH_MM = (10.0, 150.0)
 # How far [mm] half of the places of a table may lie from those of its label image; other orders, orientations and
-# spaces are 50 and more. Ours.
-_MAX_DISTANCE_MM = 30.0
+# units are 60 and more. Ours.
+_MAX_DISTANCE_MM = 40.0
 # Of so many parcels some lie on either side of the origin. Ours.
 _MANY = 8
 _BACKGROUND = ("background", "unknown", "???")

@@ -83,7 +83,7 @@ def test_a_link_leads_to_a_file_and_its_heading() -> None:
             target = (ROOT / path).parent / link["page"] if link["page"] else ROOT / path
             if target.suffix in (".md", ""):
                 found += [] if target.is_dir() else [f"{path}: {fault}" for fault in faults_of(link, target)]
-            elif not target.exists():
+            elif not target.exists() and "drawn" not in target.parts:  # pictures that the build draws
                 found.append(f"{path}: {link.group()}: no such file")
     assert not found
 
@@ -123,11 +123,19 @@ def spelled_out(name: str) -> list[str]:
 
 
 def test_files_that_pages_name_exist() -> None:
-    names = [(path, word.rstrip(".,;:")) for path, code in INLINE for word in code.split() if word.startswith(TOP)]
+    tutorials = [
+        (path, code)
+        for path, text in TEXTS.items()
+        if "tutorials_src" in path.parts
+        for code in re.findall(r"``([^`]+)``", text)
+    ]
+    codes = [*INLINE, *tutorials]
+    names = [(path, word.rstrip(".,;:")) for path, code in codes for word in code.split() if word.startswith(TOP)]
     names = [(path, name) for path, name in names if "/" in name and not re.search(r"[<>*=$\"()]|://", name)]
     files = [(path, file) for path, name in names for file in spelled_out(name.partition("::")[0])]
     assert len(files) > 50
-    assert not [(str(path), name) for path, name in files if not (ROOT / name).exists() and "settings.md" not in name]
+    to_come = {"docs/settings.md", "mcsp/losses/covariance.py"}  # made by the build; made by the reader of a tutorial
+    assert not [(str(path), name) for path, name in files if not (ROOT / name).exists() and name not in to_come]
 
 
 def settings() -> set[str]:
