@@ -37,14 +37,12 @@ TARGETS: dict[str, tuple[str, ...]] = {
     "mcsp/schema.py": ("tests/test_schema.py", "tests/test_batch.py", "tests/data_sharding/store/test_index.py"),
     "mcsp/wording.py": ("tests/test_wording.py",),
     "mcsp/training/health.py": ("tests/training/test_health.py",),
-    "mcsp/training/reading/cuts.py": ("tests/training/reading/test_cuts.py",),
     "mcsp/training/reading/loader.py": ("tests/training/reading/test_loader.py", "-k", "not test_a_run"),
     "mcsp/training/reading/order.py": ("tests/training/reading/test_order.py",),
     "mcsp/training/rate.py": ("tests/training/test_rate.py",),
     "mcsp/training/saving/checkpoint.py": ("tests/training/saving/test_checkpoint.py", "-k", "not at_any_point"),
     "mcsp/evaluate/scores.py": ("tests/evaluate/test_scores.py", "tests/evaluate/test_roc_ties.py"),
     "mcsp/evaluate/splits.py": ("tests/evaluate/test_splits.py",),
-    "mcsp/model/matrix_log.py": ("tests/model/test_tangent.py",),
     "kernels/contrastive/blocks.py": ("tests/kernels/test_contrastive_blocks.py",
                                       "tests/kernels/test_contrastive_cases.py"),
     "kernels/contrastive/reference.py": ("tests/kernels/test_contrastive_reference.py",),
@@ -53,9 +51,8 @@ TARGETS: dict[str, tuple[str, ...]] = {
     "kernels/spectral/reference.py": ("tests/kernels/test_spectral_bands.py",
                                       "tests/kernels/test_spectral_reference.py",
                                       "tests/kernels/test_spectral_errors.py"),
-    "data_sharding/clean/eeg_filter.py": ("tests/data_sharding/clean/test_eeg_filter.py",),
+    "data_sharding/clean/eeg.py": ("tests/data_sharding/clean/test_eeg_filter.py",),
     "data_sharding/clean/eeg_quality.py": ("tests/data_sharding/clean/test_eeg_quality.py",),
-    "data_sharding/clean/fmri.py": ("tests/data_sharding/clean/test_fmri.py",),
     "data_sharding/clean/recording.py": ("tests/data_sharding/clean/test_recording.py",
                                          "tests/data_sharding/clean/test_eeg_quality.py"),
     "data_sharding/build/privacy.py": (
@@ -70,11 +67,11 @@ TARGETS: dict[str, tuple[str, ...]] = {
     "data_sharding/bids/select.py": ("tests/data_sharding/bids/test_select.py",),
     "data_sharding/parcels/series.py": ("tests/data_sharding/parcels/test_series.py",),
     "data_sharding/parcels/parcellation.py": ("tests/data_sharding/parcels/test_parcellation.py",),
-    "data_sharding/parcels/spaces.py": ("tests/data_sharding/parcels/test_spaces.py",),
+    "data_sharding/parcels/atlases.py": ("tests/data_sharding/parcels/test_spaces.py",),
     "data_sharding/clean/eeg_headers.py": ("tests/data_sharding/clean/test_eeg_headers.py",),
     "data_sharding/clean/eeg_channels.py": ("tests/data_sharding/clean/test_eeg_channels.py",),
-    "data_sharding/clean/fmri_confounds.py": ("tests/data_sharding/clean/test_fmri.py",
-                                              "tests/data_sharding/clean/test_fmri_files.py"),
+    "data_sharding/clean/fmri.py": ("tests/data_sharding/clean/test_fmri.py",
+                                    "tests/data_sharding/clean/test_fmri_files.py"),
     "data_sharding/clean/fmri_files.py": ("tests/data_sharding/clean/test_fmri_files.py",),
     "data_sharding/build/shards.py": ("tests/data_sharding/build/test_shards.py",),
     "data_sharding/store/table.py": ("tests/data_sharding/store/test_table.py",),
@@ -86,7 +83,8 @@ TARGETS: dict[str, tuple[str, ...]] = {
     "mcsp/model/tangent.py": ("tests/model/test_tangent.py",),
     "mcsp/model/spatial.py": ("tests/model/test_encoders.py", "tests/model/test_skips.py"),
     "mcsp/model/temporal.py": ("tests/model/test_encoders.py",),
-    "mcsp/training/reading/schedule.py": ("tests/training/reading/test_schedule.py",),
+    "mcsp/training/reading/schedule.py": ("tests/training/reading/test_schedule.py",
+                                          "tests/training/reading/test_cuts.py"),
     "mcsp/training/validation/measures.py": ("tests/training/validation/test_measures.py",),
     "mcsp/evaluate/measured.py": ("tests/evaluate/test_measured.py",),
     "mcsp/evaluate/readout/grams.py": ("tests/evaluate/readout/test_grams.py",),
@@ -104,9 +102,8 @@ REASONS: dict[str, str] = {
         "the same: a problem has both or neither"
     ),
     "kernels/contrastive/blocks.py: +    room = max(1, plan.workspace_bytes // ( 9 * width))": "a little less memory",
-    "kernels/contrastive/blocks.py: +    group = max( 2, room // (n * total)) if (height, width) == (n, total) else 1": (
-        "two products at a time, of which each alone is larger than the memory for blocks"
-    ),
+    "kernels/contrastive/blocks.py: +    group = max( 2, room // (n * total)) if (height, width) == (n, total) "
+    "else 1": "two products at a time, of which each alone is larger than the memory for blocks",
     'mcsp/training/saving/checkpoint.py: +            print(f"warning: damaged checkpoint passed over: {error}", '
     "file=sys.stderr, flush=False)": "the same: stderr is not buffered by blocks",
     "mcsp/evaluate/scores.py: +        p_N = 1 / (1 + np.exp(-np.clip(score_N, - 501, 500)))": (

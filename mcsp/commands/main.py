@@ -37,7 +37,7 @@ VERBS: dict[str, dict[str, tuple[str, str]]] = {
     },
     "Trying it out": {
         "demo": ("demo:demo", "Everything once, on small data: sites, corpus, pretraining, export, evaluation."),
-        "demo-sites": ("demo_sites:demo_sites", "Write the demo's BIDS datasets, or a simulated consortium."),
+        "demo-sites": ("demo:demo_sites", "Write the demo's BIDS datasets, or a simulated consortium."),
     },
 }
 # Clients of object stores, whose errors are of no class that all share.

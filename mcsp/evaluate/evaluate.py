@@ -19,9 +19,8 @@ from mcsp.evaluate.baselines import USUAL_COVARIATES, covariate_table, measure
 from mcsp.evaluate.bids_corpus import open_corpus
 from mcsp.evaluate.deploy import deploy_probe
 from mcsp.evaluate.features import learned_parts, measured_parts
-from mcsp.evaluate.membership import membership
 from mcsp.evaluate.methods import PRETRAINED, UNTRAINED, Block, Described, Encoded
-from mcsp.evaluate.overlap import find_overlap
+from mcsp.evaluate.overlap import find_overlap, membership
 from mcsp.evaluate.report.page import write_report
 from mcsp.evaluate.retrieval.pairs import RETRIEVAL_SEED
 from mcsp.evaluate.retrieval.rows import run_retrieval

@@ -5,7 +5,7 @@ of time in Python and a graph holds what Python decided. Batches of any size and
 recorded for go in; positions, values and which channels count are inputs.
 
 One row is recorded, then mapped over a batch by ``torch.vmap``. The matrix logarithm is made of products
-(:mod:`mcsp.model.matrix_log`), for eigenvectors are no operator of ONNX.
+(:mod:`mcsp.model.tangent`), for eigenvectors are no operator of ONNX.
 
 Shape letters: B rows, C channels, T time samples, F features.
 """

@@ -28,10 +28,9 @@ from mcsp.training.rate import learning_rate
 from mcsp.training.reading.loader import BadWindows, StepDataset
 from mcsp.training.reading.schedule import Schedule
 from mcsp.training.saving import checkpoint
-from mcsp.training.saving.continues import changes, in_words
+from mcsp.training.saving.continues import changes, in_words, start_from
 from mcsp.training.saving.mirror import Mirror, restore
 from mcsp.training.saving.saver import Saver
-from mcsp.training.saving.start_weights import start_from
 from mcsp.training.stopping import EXIT_DATA, RunEnded
 from mcsp.training.throughput import peak_memory_gib
 
