@@ -104,9 +104,8 @@ REASONS: dict[str, str] = {
         "the same: a problem has both or neither"
     ),
     "kernels/contrastive/blocks.py: +    room = max(1, plan.workspace_bytes // ( 9 * width))": "a little less memory",
-    "kernels/contrastive/blocks.py: +    group = max( 2, room // (n * total)) if (height, width) == (n, total) else 1": (
-        "two products at a time, of which each alone is larger than the memory for blocks"
-    ),
+    "kernels/contrastive/blocks.py: +    group = max( 2, room // (n * total)) if (height, width) == (n, total) "
+    "else 1": "two products at a time, of which each alone is larger than the memory for blocks",
     'mcsp/training/saving/checkpoint.py: +            print(f"warning: damaged checkpoint passed over: {error}", '
     "file=sys.stderr, flush=False)": "the same: stderr is not buffered by blocks",
     "mcsp/evaluate/scores.py: +        p_N = 1 / (1 + np.exp(-np.clip(score_N, - 501, 500)))": (
