@@ -118,7 +118,7 @@ def image_parcels(
     if 0 in rows and max(present) not in rows:
         detail = f"its table counts from 0 and has no {max(present)}, expected the values of the voxels"
         raise RecordingError("parcels-mismatch", f"{file_name}: {detail} in the column index")
-    apart = [np.linalg.norm(np.array(rows[label][1]) - centres[label]) for label in present if label in rows]
+    apart = [float(np.linalg.norm(np.array(rows[label][1]) - centres[label])) for label in present if label in rows]
     if (distance := float(np.median([d for d in apart if np.isfinite(d)] or [0.0]))) > _MAX_DISTANCE_MM:
         detail = f"the places of its table lie {distance:.0f} mm from those of its labels, expected at most"
         raise RecordingError("parcels-mismatch", f"{file_name}: {detail} {_MAX_DISTANCE_MM:g} mm")

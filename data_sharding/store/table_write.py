@@ -81,7 +81,7 @@ class _Values:
             self._content.append(array.buffers()[1])
         else:
             stops = np.frombuffer(array.buffers()[1], self._offset_type)[1 : len(array) + 1]
-            self._offsets.append(stops + self._offset_type(self._end))
+            self._offsets.append(stops + np.array(self._end, dtype=self._offset_type))
             size = int(stops[-1]) if len(stops) else 0
             self._end += size
             if self._inner is not None:

@@ -5,6 +5,7 @@ import secrets
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from mcsp.config import Config, CorpusConfig, EegConfig, FmriConfig, LabelledConfig
 from mcsp.data_sharding.store.reader import Corpus
@@ -54,9 +55,8 @@ def open_corpus(config: LabelledConfig, out_dir: Path, model: PretrainedMCSP, co
     known = model.preprocessing.get("cleaning", {})
     kinds: dict[Modality, type[Config]] = {"eeg": EegConfig, "fmri": FmriConfig}
     cleaning = {m: cleaning_of(model, m, kind).dump() for m, kind in kinds.items() if m in known}
-    values = {
-        **({"sites": {root.name: {"path": root}}} if one else {"bids_root": root}),
-        **cleaning,
+    values: dict[str, Any] = {"sites": {root.name: {"path": root}}} if one else {"bids_root": root}
+    values |= cleaning | {
         "out_dir": out_dir / "corpus",
         "participants_columns": [c for c in dict.fromkeys(columns) if c in present and c not in ENTITIES],
         "split_fractions": (0.0, 0.0, 1.0),

@@ -150,7 +150,7 @@ class Pretrainer(nn.Module):
     def _measure_rows(
         self, modality: Modality, signal: Signal, weights: Sequence[Tensor]
     ) -> tuple[dict[Domain, Measured], dict[Target, Tensor]]:
-        """What the encoders read, spectra not yet augmented, and what is to be predicted: all rows of a view together."""
+        """What encoders read, spectra not yet augmented, and what is to be predicted: all rows of a view together."""
         config, model = self.augmentation, self.model
         with self.part("views"):
             halves = _both([half_of_view(signal, v) for v in VIEWS]) if config.opposite_halves else signal
@@ -163,7 +163,8 @@ class Pretrainer(nn.Module):
             seen, seen_BAC = (halves, plain_BAC) if apart else (signal, weights[0])
             if isinstance(encoder, SpatialEncoder):
                 channels = encoder.channels(seen)
-                views[domain] = encoder.at_anchors(channels if apart else _twice(channels), torch.cat(weights[1:]))
+                twice = channels if apart else _twice(channels)
+                views[domain] = encoder.at_anchors(twice, torch.cat(list(weights[1:])))
                 if "connectivity" in wanted:
                     channels = channels if apart else encoder.channels(halves, coherence=False)
                     targets["connectivity"] = _other_half(connectivity_of(encoder, channels, plain_BAC))
