@@ -25,8 +25,8 @@ VERBS: dict[str, dict[str, tuple[str, str]]] = {
     },
     "Pretraining": {
         "pretrain": ("pretrain:pretrain", "Pretrain on a corpus."),
-        "plot": ("runs:plot", "Draw a pretraining run."),
-        "export": ("runs:export", "A checkpoint becomes weights that load anywhere."),
+        "plot": ("plot:plot", "Draw a pretraining run."),
+        "export": ("pretrain:export", "A checkpoint becomes weights that load anywhere."),
     },
     "Use of an export": {
         "encode": ("recordings:encode", "Recordings become a table of features."),
