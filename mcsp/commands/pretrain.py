@@ -1,4 +1,4 @@
-"""``mcsp pretrain``: pretrain on a corpus, in one process or under the deepspeed launcher. ``mcsp export``: its weights."""
+"""``mcsp pretrain``, in one process or under the deepspeed launcher, and ``mcsp export``: the weights of a run."""
 
 import faulthandler
 import json
