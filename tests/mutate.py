@@ -60,7 +60,7 @@ TARGETS: dict[str, tuple[str, ...]] = {
     ),
     "data_sharding/store/index.py": ("tests/data_sharding/store/test_index.py",),
     "data_sharding/store/reader.py": ("tests/data_sharding/store/test_reader.py",),
-    "data_sharding/bids/pairing.py": ("tests/data_sharding/bids/test_pairing.py",),
+    "data_sharding/bids/derivatives.py": ("tests/data_sharding/bids/test_pairing.py",),
     "data_sharding/convert/manifest.py": ("tests/data_sharding/convert/test_manifest.py",),
     "data_sharding/bids/tables.py": ("tests/data_sharding/bids/test_tables.py",),
     "data_sharding/bids/participants.py": ("tests/data_sharding/bids/test_participants.py",),

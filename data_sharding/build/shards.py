@@ -27,8 +27,8 @@ from mcsp.data_sharding.clean.read import ReadingProcess
 from mcsp.data_sharding.clean.recording import STORED_DTYPE, encode
 from mcsp.data_sharding.store.files import Location, location, publish, scratch_file, write_atomic
 from mcsp.data_sharding.store.index import SHARDS_NAME, Rejection, Repair, block_bounds, crc_name
+from mcsp.outside import sha256_file
 from mcsp.schema import BLOCK_SAMPLES, SCHEMA_VERSION, Recording
-from mcsp.wording import sha256_file
 
 # Digits of a shard's SHA-256 in its name.
 _HASH_DIGITS = 12
