@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mcsp.augmentations.random import uniform
+from mcsp.augmentations.views import uniform
 from mcsp.batch import Signal
 from mcsp.commands.main import run
 from mcsp.data_sharding.demo.simulate import (

@@ -1,12 +1,12 @@
 """Two views of a batch: what each augmentation does, alike for any ranks, and to valid samples alone.
 
-Covers: mcsp/augmentations/random.py, mcsp/augmentations/views.py
+Covers: mcsp/augmentations/views.py, mcsp/augmentations/views.py
 """
 
 import pytest
 import torch
 
-from mcsp.augmentations import random as counter
+from mcsp.augmentations import views as counter
 from mcsp.augmentations.views import (
     add_noise,
     drop_channels,
