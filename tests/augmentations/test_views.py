@@ -1,7 +1,4 @@
-"""Two views of a batch: what each augmentation does, alike for any ranks, and to valid samples alone.
-
-Covers: mcsp/augmentations/views.py, mcsp/augmentations/views.py
-"""
+"""Two views of a batch: what each augmentation does, alike for any ranks, and to valid samples alone."""
 
 import pytest
 import torch

@@ -1,7 +1,4 @@
-"""Logarithm and root of a correlation: their definition, their gradient, and products over time in float32.
-
-Covers: mcsp/model/tangent.py
-"""
+"""Logarithm and root of a correlation: their definition, their gradient, and products over time in float32."""
 
 import pytest
 import torch

@@ -1,6 +1,6 @@
 """The plan: splits, keys and shards as a pure function of the inputs.
 
-Covers: data_sharding/build/layout.py, data_sharding/build/plan.py, data_sharding/build/pseudonyms.py
+Covers: data_sharding/build/layout.py, data_sharding/build/pseudonyms.py
 """
 
 import json

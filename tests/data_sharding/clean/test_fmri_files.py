@@ -1,7 +1,7 @@
 """BOLD in every format, confounds of fMRIPrep and damaged files, written by nibabel, pandas and numpy.
 
 Covers: data_sharding/bids/derivatives.py, data_sharding/clean/fmri.py, data_sharding/parcels/atlases.py,
-data_sharding/parcels/parcellation.py, data_sharding/parcels/series.py, data_sharding/parcels/atlases.py
+data_sharding/parcels/parcellation.py, data_sharding/parcels/series.py
 """
 
 import importlib.util
