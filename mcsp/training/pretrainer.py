@@ -18,8 +18,9 @@ from torch.profiler import record_function
 from mcsp.augmentations.views import half_of_view, spatial_view, spectral_view, temporal_view
 from mcsp.batch import Batch, Signal
 from mcsp.config import AugmentationConfig, ModelConfig, ObjectiveConfig
-from mcsp.losses import initial_log_scale, pair_terms, prediction_error, prediction_terms, slots
-from mcsp.losses.prediction import Target
+from mcsp.losses.contrastive import slots
+from mcsp.losses.objective import initial_log_scale, pair_terms
+from mcsp.losses.prediction import Target, prediction_error, prediction_terms
 from mcsp.losses.shuffled import other_rows, place, places_Kn
 from mcsp.model.layers import Block, TokenEncoder
 from mcsp.model.mcsp import MCSP, Measured

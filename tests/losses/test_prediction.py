@@ -10,7 +10,8 @@ import torch
 from mcsp.augmentations.views import half_of_view
 from mcsp.batch import Batch, Signal
 from mcsp.config import AugmentationConfig, ModelConfig, ObjectiveConfig
-from mcsp.losses import objective, prediction_error
+from mcsp.losses.objective import objective
+from mcsp.losses.prediction import prediction_error
 from mcsp.model.mcsp import MCSP
 from mcsp.schema import DOMAINS
 from mcsp.training.prediction import MEAN_SCALE, PredictionHead, connectivity_target, spectrum_target

@@ -11,7 +11,7 @@ from torch.nn.functional import pad
 from mcsp.augmentations.views import half_of_view, spatial_view
 from mcsp.batch import Batch, Signal, collate
 from mcsp.config import AugmentationConfig, ModelConfig, ObjectiveConfig
-from mcsp.losses import objective
+from mcsp.losses.objective import objective
 from mcsp.model.layers import Block
 from mcsp.schema import DOMAINS, MODALITIES, Domain, Modality, Window
 from mcsp.training.prediction import connectivity_target, spectrum_target
