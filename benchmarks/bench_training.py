@@ -192,8 +192,8 @@ def mfu(corpus: Path, folder: Path, steps: int) -> list[dict[str, Any]]:
 def parts(corpus: Path, folder: Path, steps: int) -> dict[str, Any]:
     """Median seconds of each part of a step, by modality."""
     from mcsp.data_sharding.store.reader import Corpus
+    from mcsp.training.check import seconds_of_parts, table
     from mcsp.training.engine import keep_freed_memory, parameter_groups
-    from mcsp.training.parts import seconds_of_parts, table
     from mcsp.training.pretrainer import Pretrainer
     from mcsp.training.reading.loader import StepDataset
     from mcsp.training.trainer import schedule_of

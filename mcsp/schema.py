@@ -177,7 +177,7 @@ class Purpose(IntEnum):
 # ---------------------------------------------------------------------------------------------------------
 # Counter-based randomness. Every random draw of a run is a function of integers (seed, step, position,
 # purpose), never of a generator's state, so nothing has to be saved to resume and no draw depends on the
-# number of ranks or workers. mcsp.augmentations.random has the same function for tensors.
+# number of ranks or workers. mcsp.augmentations.views has the same function for tensors.
 
 _MASK = (1 << 64) - 1
 

@@ -1,6 +1,5 @@
 """Wording of lists, tables and digests in messages."""
 
-import hashlib
 import html
 import os
 from collections.abc import Iterable, Sequence
@@ -59,9 +58,3 @@ def markdown(text: str) -> str:
     ``markdown("[a](b) <i>") -> r"\\[a\\]\\(b\\) &lt;i&gt;"``
     """
     return printable(" ".join(text.split())).translate(_MARKUP)
-
-
-def sha256_file(path: Any) -> str:
-    """SHA-256 of a file as hexadecimal digits; ``path`` is local or any other that opens as ``pathlib.Path`` does."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

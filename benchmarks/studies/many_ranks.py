@@ -30,8 +30,7 @@ from mcsp.kernels.contrastive import Columns, contrastive_loss, retrieval_accura
 from mcsp.losses import slots
 from mcsp.losses.objective import pair_terms
 from mcsp.training.saving.saver import Saver
-from mcsp.training.saving.state import State, copy_state, write_ranges, write_state
-from mcsp.training.saving.zero_fragments import KINDS, Fragment
+from mcsp.training.saving.state import KINDS, Fragment, State, copy_state, write_ranges, write_state
 
 RESULT = Path(__file__).parents[1] / "results" / "many_ranks_cpu.json"
 RANKS, ROWS, WIDTH, REPEATS = 1024, 16, 128, 5

@@ -25,8 +25,8 @@ from mcsp.data_sharding.build.layout import Plan
 from mcsp.data_sharding.build.shards import Receipt
 from mcsp.data_sharding.store.files import Location, is_local, location, names, private_folder, size, write_atomic
 from mcsp.data_sharding.store.index import SHARDS_NAME, crc_name
+from mcsp.outside import sha256_file
 from mcsp.schema import Recording
-from mcsp.wording import sha256_file
 
 BUILD_NAME = ".build"
 _RECIPE_NAME, _SEALED_NAME, _LOCK_NAME, _RECEIPTS_NAME = "recipe.json", "sealed.json", "lock", "receipts"

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from mcsp.config import CorpusConfig
+from mcsp.data_sharding.bids.derivatives import marked_times
 from mcsp.data_sharding.bids.find import RecordingRef
-from mcsp.data_sharding.bids.pairing import marked_times
 from mcsp.data_sharding.bids.reasons import RecordingError
 from mcsp.data_sharding.bids.tables import printable
 from mcsp.data_sharding.build.layout import PlannedSample

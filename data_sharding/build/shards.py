@@ -27,8 +27,8 @@ from mcsp.data_sharding.clean.read import ReadingProcess
 from mcsp.data_sharding.clean.recording import STORED_DTYPE, encode
 from mcsp.data_sharding.store.files import Location, location, publish, scratch_file, write_atomic
 from mcsp.data_sharding.store.index import SHARDS_NAME, Rejection, Repair, block_bounds, crc_name
+from mcsp.outside import sha256_file
 from mcsp.schema import BLOCK_SAMPLES, SCHEMA_VERSION, Recording
-from mcsp.wording import sha256_file
 
 # Digits of a shard's SHA-256 in its name.
 _HASH_DIGITS = 12
@@ -104,16 +104,10 @@ def build_shard(
         if recordings:
             shard, recordings = _publish(planned.name, temporary, folder, recordings, crcs)
     return Receipt(
-        digest=planned.digest,
-        excluded=dict(excluded or {}),
-        limits=_limits_of(rejected, config),
-        shard=shard,
-        sites=_count_sites(planned, recordings, rejected),
-        contents=contents,
-        rejected=[vars(r) for r in rejected],
-        repairs=[vars(r) for r in repairs],
-        rows=[vars(r) for r in recordings],
-    )
+        digest=planned.digest, excluded=dict(excluded or {}), limits=_limits_of(rejected, config), shard=shard,
+        sites=_count_sites(planned, recordings, rejected), contents=contents, rejected=[vars(r) for r in rejected],
+        repairs=[vars(r) for r in repairs], rows=[vars(r) for r in recordings],
+    )  # fmt: skip
 
 
 def _limits_of(rejected: list[Rejection], config: CorpusConfig) -> list[float] | None:
@@ -191,35 +185,16 @@ def _row(sample: PlannedSample, survivor: SampleRecording, member: str, scale: f
     ref, clean = survivor.ref, survivor.clean
     n_samples, n_channels = clean.x_TC.shape
     return Recording(
-        key=sample.key,
-        shard="",
-        member=member,
-        modality=ref.modality,
-        site=sample.site.name,
-        subject=sample.subject,
-        session=sample.session,
-        task=without_dates(ref.entities.get("task", "")),
-        run=without_dates(ref.entities.get("run", "")),
-        split=sample.split,
-        sfreq=clean.sfreq,
-        unit=clean.unit,
-        scale=scale,
-        n_samples=n_samples,
-        n_channels=n_channels,
-        dtype=STORED_DTYPE.name,
-        byte_offset=-1,
-        crc_offset=crc_offset,
-        block_samples=BLOCK_SAMPLES[ref.modality],
-        simulated=sample.site.simulated,
-        onset_seconds=survivor.onset_seconds,
-        channels=clean.channels,
+        key=sample.key, shard="", member=member, modality=ref.modality, site=sample.site.name, subject=sample.subject,
+        session=sample.session, task=without_dates(ref.entities.get("task", "")),
+        run=without_dates(ref.entities.get("run", "")), split=sample.split, sfreq=clean.sfreq, unit=clean.unit,
+        scale=scale, n_samples=n_samples, n_channels=n_channels, dtype=STORED_DTYPE.name, byte_offset=-1,
+        crc_offset=crc_offset, block_samples=BLOCK_SAMPLES[ref.modality], simulated=sample.site.simulated,
+        onset_seconds=survivor.onset_seconds, channels=clean.channels,
         positions_mm=_rounded(np.ascontiguousarray(clean.positions_C3).tobytes(), str(clean.positions_C3.dtype)),
-        channel_good=[bool(good) for good in clean.channel_good_C],
-        valid_spans=clean.valid_spans,
-        participant=sample.participant,
-        quality=json.dumps(clean.quality, sort_keys=True),
-        space=clean.space,
-    )
+        channel_good=[bool(good) for good in clean.channel_good_C], valid_spans=clean.valid_spans,
+        participant=sample.participant, quality=json.dumps(clean.quality, sort_keys=True), space=clean.space,
+    )  # fmt: skip
 
 
 def _metadata(sample: PlannedSample, rows: list[Recording]) -> bytes:

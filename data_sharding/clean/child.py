@@ -21,9 +21,8 @@ import numpy as np
 from nilearn.datasets import get_data_dirs
 
 from mcsp.config import CorpusConfig
-from mcsp.data_sharding.bids.derivatives import inputs_of, raw_roots
+from mcsp.data_sharding.bids.derivatives import acquisition_time, inputs_of, raw_roots
 from mcsp.data_sharding.bids.find import RecordingRef, Site, find_recordings, is_read
-from mcsp.data_sharding.bids.pairing import acquisition_time
 from mcsp.data_sharding.bids.reasons import RecordingError, reading
 from mcsp.data_sharding.bids.remote import local_copy
 from mcsp.data_sharding.bids.tables import require_content, require_inside

@@ -19,7 +19,18 @@ from mcsp.config import FmriConfig
 from mcsp.data_sharding.bids.derivatives import atlas_files
 from mcsp.data_sharding.bids.find import RecordingRef, parse_name
 from mcsp.data_sharding.bids.reasons import RecordingError
-from mcsp.data_sharding.parcels.atlases import Atlas, atlas_of_file, named_atlas
+from mcsp.data_sharding.parcels.atlases import (
+    Atlas,
+    atlas_of_file,
+    named_atlas,
+    require_orientation,
+    require_same,
+    require_standard,
+    same_space,
+    space_of_atlas,
+    space_of_image,
+    space_of_name,
+)
 from mcsp.data_sharding.parcels.parcellation import (
     ParcelRow,
     Parcels,
@@ -30,15 +41,6 @@ from mcsp.data_sharding.parcels.parcellation import (
     table_beside,
 )
 from mcsp.data_sharding.parcels.series import check_twice, read_series
-from mcsp.data_sharding.parcels.spaces import (
-    require_orientation,
-    require_same,
-    require_standard,
-    same_space,
-    space_of_atlas,
-    space_of_image,
-    space_of_name,
-)
 
 # Header and sidecar may differ by rounding only.
 _T_R_TOLERANCE = 0.01

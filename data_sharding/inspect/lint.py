@@ -32,9 +32,8 @@ from mcsp.data_sharding.store.index import (
 from mcsp.data_sharding.store.index import index_hash as hash_of
 from mcsp.data_sharding.store.reader import Corpus
 from mcsp.data_sharding.store.table import RECORDINGS_NAME, Recordings
-from mcsp.outside import MOST_BYTES, parse_json, read_bounded
+from mcsp.outside import MOST_BYTES, parse_json, read_bounded, sha256_file
 from mcsp.schema import BLOCK_SAMPLES, MODALITIES, SPLITS, Recording, units_of
-from mcsp.wording import sha256_file
 
 # What a hostile file can make the readers of tars, arrays and JSON raise; lint tells it and goes on.
 _TOLD = (OSError, ValueError, LookupError, TypeError, ArithmeticError, EOFError, RecursionError, MemoryError)

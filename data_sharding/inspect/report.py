@@ -228,10 +228,6 @@ def _traces(window: Window) -> Markup:
         f"{MODALITY_NAMES[recording.modality]}: from {window.start / recording.sfreq:.0f} s of {recording.subject[:6]}…"
     )
     return charts.traces(
-        x_TC,
-        len(x_TC) / recording.sfreq,
-        [recording.channels[c] for c in shown],
-        [recording.channel_good[c] for c in shown],
-        _UNIT_NAMES[recording.unit],
-        title,
-    )
+        x_TC, len(x_TC) / recording.sfreq, [recording.channels[c] for c in shown],
+        [recording.channel_good[c] for c in shown], _UNIT_NAMES[recording.unit], title,
+    )  # fmt: skip

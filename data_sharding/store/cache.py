@@ -21,7 +21,7 @@ from platformdirs import user_cache_path
 
 from mcsp.data_sharding.store.files import Location
 from mcsp.data_sharding.store.index import SHARDS_NAME, crc_name
-from mcsp.wording import sha256_file
+from mcsp.outside import sha256_file
 
 _PIECE_BYTES = 8 << 20
 _ATTEMPTS = 3

@@ -20,9 +20,8 @@ from mcsp.data_sharding.store.files import Location, publish, write_atomic
 from mcsp.data_sharding.store.foreign import require_sound_index
 from mcsp.data_sharding.store.table import RECORDINGS_NAME
 from mcsp.data_sharding.store.table_write import write_table
-from mcsp.outside import bounded_lines, parse_json, read_bounded
+from mcsp.outside import bounded_lines, parse_json, read_bounded, sha256_file
 from mcsp.schema import MODALITIES, SCHEMA_VERSION, SPLITS, Recording, text_key
-from mcsp.wording import sha256_file
 
 INDEX_NAME = "index.json"
 REJECTED_NAME = "rejected.jsonl"

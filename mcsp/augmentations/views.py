@@ -4,17 +4,162 @@ The abstract of the method asks for augmentation that belongs to the domain. Wha
 other places (spatial), other stretches, amplitudes and noise (temporal), other bands and slopes (spectral). All are
 functions of what they change, of strengths and of keys alone.
 
-Shape letters: B rows, C channels, A anchors, F frequencies.
+A draw is a function of (key of the row, purpose, element index) alone, so a view does not depend on the device, on
+padding, on which rank holds the row, or on what was drawn before. The integer function is SplitMix64, the same as
+:func:`mcsp.schema.mix64`.
+
+Shape letters: B rows, C channels, T time samples, A anchors, F frequencies.
 """
 
+import functools
+import math
+
+import numpy as np
 import torch
 from torch import Tensor
 
-from mcsp.augmentations.random import mix64, normal, uniform
-from mcsp.augmentations.temporal import add_noise, mask_time, scale_amplitude, time_half
 from mcsp.batch import Signal
 from mcsp.config import AugmentationConfig
 from mcsp.schema import DOMAINS, HIGHEST_HZ, Domain, Modality, Purpose
+
+# Of SplitMix64; as numpy's integers, because making these from Python's takes half the time of a small draw.
+_ADDED, _SHIFTS = np.uint64(0x9E3779B97F4A7C15), tuple(np.uint64(bits) for bits in (30, 27, 31))
+_FACTORS = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+_DROPPED = np.uint64(40)  # the 24 bits that a float32 holds are left
+
+
+def _signed(value: int) -> int:
+    """The int64 with the same bits as an unsigned 64-bit integer (torch has no wrapping uint64 arithmetic)."""
+    return value - (1 << 64) if value >= 1 << 63 else value
+
+
+def _shift_right(x: Tensor, bits: int) -> Tensor:
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def mix64(x: Tensor) -> Tensor:
+    """SplitMix64 finaliser on int64 tensors, bit for bit :func:`mcsp.schema.mix64`."""
+    if x.device.type == "cpu":  # draws are small and many, and numpy, which has unsigned integers, takes a third
+        return torch.from_numpy(_mixed(x.numpy().view(np.uint64)).view(np.int64))
+    x = x + _signed(int(_ADDED))
+    x = (x ^ _shift_right(x, int(_SHIFTS[0]))) * _signed(int(_FACTORS[0]))
+    x = (x ^ _shift_right(x, int(_SHIFTS[1]))) * _signed(int(_FACTORS[1]))
+    return x ^ _shift_right(x, int(_SHIFTS[2]))
+
+
+def _mixed(x: np.ndarray) -> np.ndarray:
+    x = x + _ADDED
+    x ^= x >> _SHIFTS[0]
+    x *= _FACTORS[0]
+    x ^= x >> _SHIFTS[1]
+    x *= _FACTORS[1]
+    x ^= x >> _SHIFTS[2]
+    return x
+
+
+def uniform(key_B: Tensor, purpose: int, *shape: int) -> Tensor:
+    """Floats in [0, 1), float32 ``(B, *shape)``. Element (b, i, j ...) depends on key, purpose, i, j ... only."""
+    if key_B.device.type == "cpu":
+        mixed = _mixed(key_B.numpy().view(np.uint64) ^ np.uint64(purpose))
+        for size in shape:
+            mixed = _mixed(mixed[..., None] ^ np.arange(size, dtype=np.uint64))
+        return torch.from_numpy((_mixed(mixed) >> _DROPPED).astype(np.float32) * np.float32(2.0**-24))
+    bits = mix64(key_B ^ purpose)
+    for size in shape:
+        bits = mix64(bits[..., None] ^ torch.arange(size, device=key_B.device))
+    return _shift_right(mix64(bits), int(_DROPPED)).float() * 2.0**-24
+
+
+def normal(key_B: Tensor, purpose: int, *shape: int) -> Tensor:
+    """Standard normal numbers, float32 ``(B, *shape)`` (Box and Muller, 1958)."""
+    u, v = uniform(key_B, 2 * purpose + 1, *shape), uniform(key_B, 2 * purpose + 2, *shape)
+    return torch.sqrt(-2 * torch.log(1 - u)) * torch.cos(2 * math.pi * v)
+
+
+@functools.cache
+def _noise_table(device: torch.device) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(1 << 20, generator=generator).to(device)
+
+
+def white_noise(key_B: Tensor, purpose: int, channels: int, samples: int) -> Tensor:
+    """Standard normal noise ``(B, C, T)``: each channel reads a fixed table of 2^20 numbers from a random place.
+
+    One hash per channel instead of one per value: hashing every sample of an EEG batch costs more than the model's
+    first layer. Places are multiples of 8 in the first half of the table, whatever the length, and rows are copied as a
+    whole.
+
+    Raises:
+        ValueError: windows longer than half the table.
+    """
+    table = _noise_table(key_B.device)
+    most = len(table) // 2
+    if samples > most:
+        raise ValueError(f"white_noise: expected at most {most} time samples, found {samples}")
+    places_NT = table[: most + samples - 8].unfold(0, samples, 8)
+    start_BC = (uniform(key_B, purpose, channels) * len(places_NT)).long()
+    return places_NT.index_select(0, start_BC.flatten()).view(*start_BC.shape, samples)
+
+
+def time_half(signal: Signal, late_B: Tensor) -> Signal:
+    """Cut each row to one half of its valid extent: the late one where ``late_B``, else the early one.
+
+    The result is half as long.
+    """
+    samples = signal.x_BCT.shape[-1]
+    first_B = signal.time_valid_BT.int().argmax(1)
+    stop_B = samples - signal.time_valid_BT.flip(1).int().argmax(1)
+    length_B = ((stop_B - first_B) // 2).clamp_min(1)
+    start_B = torch.where(late_B, stop_B - length_B, first_B)
+    if late_B.device.type == "cpu":
+        return _cut(signal, start_B.tolist(), length_B.tolist())
+    step_L = torch.arange(max(1, samples // 2), device=late_B.device)
+    inside_BL = step_L < length_B[:, None]
+    index_BL = (start_B[:, None] + step_L).clamp_max(samples - 1)
+    valid_BL = signal.time_valid_BT.gather(1, index_BL) & inside_BL
+    x_BCL = signal.x_BCT.gather(2, index_BL[:, None].expand(-1, signal.x_BCT.shape[1], -1))
+    return signal.replace(x_BCT=x_BCL * valid_BL[:, None], time_valid_BT=valid_BL)
+
+
+def _cut(signal: Signal, starts: list[int], lengths: list[int]) -> Signal:
+    """The same where places are known without waiting for a device: rows are copied as a whole, without an index."""
+    rows, channels, samples = signal.x_BCT.shape
+    x_BCL = signal.x_BCT.new_zeros(rows, channels, max(1, samples // 2))
+    valid_BL = signal.time_valid_BT.new_zeros(rows, x_BCL.shape[-1])
+    for b, (start, length) in enumerate(zip(starts, lengths, strict=True)):
+        x_BCL[b, :, :length] = signal.x_BCT[b, :, start : start + length]
+        valid_BL[b, :length] = signal.time_valid_BT[b, start : start + length]
+    return signal.replace(x_BCT=x_BCL, time_valid_BT=valid_BL)
+
+
+def mask_time(signal: Signal, largest_fraction: float, key_B: Tensor) -> Signal:
+    """Mark one span, up to ``largest_fraction`` of each row's valid samples, as not valid."""
+    samples = signal.x_BCT.shape[-1]
+    length_B = signal.time_valid_BT.sum(1)
+    span_B = (uniform(key_B, Purpose.MASKED_LENGTH) * largest_fraction * length_B).long()
+    start_B = (uniform(key_B, Purpose.MASKED_PLACE) * (length_B - span_B + 1)).long()
+    time_T = torch.arange(samples, device=key_B.device)
+    hidden_BT = (time_T >= start_B[:, None]) & (time_T < (start_B + span_B)[:, None])
+    valid_BT = signal.time_valid_BT & ~hidden_BT
+    # A product with truth values takes six times as long as one with numbers.
+    return signal.replace(x_BCT=signal.x_BCT * valid_BT[:, None].to(signal.x_BCT), time_valid_BT=valid_BT)
+
+
+def scale_amplitude(signal: Signal, sd_log: float, key_B: Tensor) -> Signal:
+    """Multiply each row by a log-normal gain: impedance and scanner gain vary."""
+    return signal.replace(x_BCT=signal.x_BCT * torch.exp(normal(key_B, Purpose.AMPLITUDE) * sd_log)[:, None, None])
+
+
+def add_noise(signal: Signal, relative_sd: float, key_B: Tensor) -> Signal:
+    """Add white noise relative to each channel's standard deviation over valid time."""
+    count_B1 = signal.time_valid_BT.sum(1, keepdim=True).clamp_min(1)
+    # Invalid values are zero: sums over the whole row need no mask, and each pass over a row counts.
+    mean_BC = signal.x_BCT.sum(-1) / count_B1
+    square_BC = torch.linalg.vector_norm(signal.x_BCT, dim=-1).square() / count_B1
+    sd_BC = (square_BC - mean_BC.square()).clamp_min(0).sqrt() * relative_sd * signal.channel_valid_BC
+    noise_BCT = white_noise(key_B, Purpose.NOISE, *signal.x_BCT.shape[1:]).to(signal.x_BCT.dtype)
+    noisy_BCT = torch.addcmul(signal.x_BCT, noise_BCT, sd_BC[..., None])
+    return signal.replace(x_BCT=noisy_BCT.mul_(signal.time_valid_BT[:, None].to(noisy_BCT)))
 
 
 def half_of_view(signal: Signal, index: int) -> Signal:

@@ -75,8 +75,7 @@ def lint(corpus_dir: str, /, *, workers: int = 1, privacy: bool = False, names: 
     if workers < 1 or (names and not privacy):
         raise ValueError("--workers must be 1 or more, and --names goes with --privacy")
     require_place(corpus_dir, "corpus_dir")
-    from mcsp.data_sharding.build.identifiers import find_identifiers_in_corpus
-    from mcsp.data_sharding.build.privacy import name_words
+    from mcsp.data_sharding.build.privacy import find_identifiers_in_corpus, name_words
     from mcsp.data_sharding.inspect.lint import lint_corpus
     from mcsp.data_sharding.store.files import location
     from mcsp.data_sharding.store.index import read_index

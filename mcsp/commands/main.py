@@ -25,8 +25,8 @@ VERBS: dict[str, dict[str, tuple[str, str]]] = {
     },
     "Pretraining": {
         "pretrain": ("pretrain:pretrain", "Pretrain on a corpus."),
-        "plot": ("runs:plot", "Draw a pretraining run."),
-        "export": ("runs:export", "A checkpoint becomes weights that load anywhere."),
+        "plot": ("plot:plot", "Draw a pretraining run."),
+        "export": ("pretrain:export", "A checkpoint becomes weights that load anywhere."),
     },
     "Use of an export": {
         "encode": ("recordings:encode", "Recordings become a table of features."),
@@ -37,7 +37,7 @@ VERBS: dict[str, dict[str, tuple[str, str]]] = {
     },
     "Trying it out": {
         "demo": ("demo:demo", "Everything once, on small data: sites, corpus, pretraining, export, evaluation."),
-        "demo-sites": ("demo_sites:demo_sites", "Write the demo's BIDS datasets, or a simulated consortium."),
+        "demo-sites": ("demo:demo_sites", "Write the demo's BIDS datasets, or a simulated consortium."),
     },
 }
 # Clients of object stores, whose errors are of no class that all share.
@@ -60,13 +60,9 @@ def application(called: str = "") -> App:
 
 def _app(name: str, text: str | None = None) -> App:
     return App(
-        name=name,
-        help=text,
-        version=__version__,
-        help_format="plaintext",
-        default_parameter=Parameter(negative=()),
+        name=name, help=text, version=__version__, help_format="plaintext", default_parameter=Parameter(negative=()),
         result_action="return_value",
-    )
+    )  # fmt: skip
 
 
 def run(argv: Sequence[str] | None = None, app: App | None = None) -> int:

@@ -80,15 +80,10 @@ def options_of(model: type[Config]) -> list[inspect.Parameter]:
     for key, field, section in keys_of(model):
         kind, choices = kind_of(field)
         parameter = Parameter(
-            name=f"--{key}",
-            help=f"{field.description} [{default_of(field)}]",
-            group=Group(section or "Settings", sort_key=2 if section else 1),
-            metavar=kind,
-            choices=choices,
-            converter=_text,
-            n_tokens=1,
-            show_default=False,
-        )
+            name=f"--{key}", help=f"{field.description} [{default_of(field)}]",
+            group=Group(section or "Settings", sort_key=2 if section else 1), metavar=kind, choices=choices,
+            converter=_text, n_tokens=1, show_default=False,
+        )  # fmt: skip
         annotation = Annotated[Path | None, parameter] if kind == "PATH" else Annotated[str | None, parameter]
         name = key.replace(".", "__")
         found.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation))

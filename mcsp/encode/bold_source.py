@@ -14,7 +14,7 @@ from mcsp.config import FmriConfig
 from mcsp.encode.parcellations import PRETRAINING, atlas_of_pretraining
 
 if TYPE_CHECKING:
-    from mcsp.data_sharding.clean.fmri_confounds import Confounds
+    from mcsp.data_sharding.clean.fmri import Confounds
     from mcsp.data_sharding.parcels.atlases import Atlas
     from mcsp.data_sharding.parcels.parcellation import Parcels
 
@@ -76,8 +76,7 @@ def _of_file(
     """Read a file with the companions of its BIDS dataset; a table of another format (``.csv``, ``.npy``) by itself."""
     from mcsp.data_sharding.bids.find import read_sidecar, ref_of_file
     from mcsp.data_sharding.bids.reasons import RecordingError, reading
-    from mcsp.data_sharding.clean.fmri import in_percent, repetition_time
-    from mcsp.data_sharding.clean.fmri_confounds import with_confounds
+    from mcsp.data_sharding.clean.fmri import in_percent, repetition_time, with_confounds
     from mcsp.data_sharding.clean.fmri_files import is_image, read_time_series
     from mcsp.data_sharding.parcels.series import EXTENSIONS
 
@@ -115,9 +114,9 @@ def _of_image(
 ) -> Source:
     """Average an image in memory over a label image; its confounds are not known."""
     from mcsp.data_sharding.bids.reasons import RecordingError, reading
-    from mcsp.data_sharding.clean.fmri_confounds import Confounds
+    from mcsp.data_sharding.clean.fmri import Confounds
     from mcsp.data_sharding.clean.fmri_files import Named, average_parcels
-    from mcsp.data_sharding.parcels.spaces import require_same, require_standard, space_of_name
+    from mcsp.data_sharding.parcels.atlases import require_same, require_standard, space_of_name
 
     name = name_of(image)
     if t_r is None:
@@ -151,9 +150,9 @@ def _atlas(parcellation: Any, parcel_table: str | Path | None, space: str | None
         atlas_of_image,
         is_named,
         named_atlas,
+        space_of_atlas,
     )
     from mcsp.data_sharding.parcels.parcellation import parcel_table as read_table
-    from mcsp.data_sharding.parcels.spaces import space_of_atlas
 
     if parcellation is None:
         return None if parcel_table is None else atlas_of_file(_table_path(parcel_table))
@@ -192,7 +191,7 @@ def _of_array(
     x_TP: np.ndarray, t_r: float | None, parcellation: Any, parcel_table: str | Path | None, percent: bool
 ) -> Source:
     """Check an array ``(T, P)`` against the parcellation of its columns."""
-    from mcsp.data_sharding.clean.fmri_confounds import Confounds
+    from mcsp.data_sharding.clean.fmri import Confounds
 
     if x_TP.dtype == object:
         raise ValueError(

@@ -26,10 +26,10 @@ from mcsp.encode.extractor import FeatureExtractor
 from mcsp.encode.files import modality_of
 from mcsp.encode.recording import EncodedRecording
 from mcsp.model.weights import SUMS_FILE, ExportedMCSP, write_pretrained, write_sums
-from mcsp.outside import read_object
+from mcsp.outside import read_object, sha256_file
 from mcsp.schema import Modality
 from mcsp.version import __version__
-from mcsp.wording import listed, sha256_file
+from mcsp.wording import listed
 
 FORMAT_VERSION = 2
 JSON_FILE, HEAD_FILE, ENCODER, CARD = "classifier.json", "head.safetensors", "encoder", "README.md"

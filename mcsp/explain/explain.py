@@ -32,15 +32,18 @@ from mcsp.evaluate.splits import k_fold
 from mcsp.evaluate.units import Labelled, Unit, read_labels
 from mcsp.explain.attribution import (
     BANDS_HZ,
+    FEWEST_UNITS,
     OTHER_BAND,
     Attribution,
     FinetunedScore,
     LinearProbe,
     Score,
+    agreement,
     attribute_pair,
     mean_attribution,
+    measured,
+    pattern,
 )
-from mcsp.explain.patterns import FEWEST_UNITS, agreement, measured, pattern
 from mcsp.explain.report import write_attribution_report
 from mcsp.model.mcsp import MCSP
 from mcsp.schema import Modality, Recording, Window

@@ -15,8 +15,7 @@ from matplotlib.figure import Figure
 from nilearn import plotting
 
 from mcsp.evaluate.report.figures import STYLE, raster, vector
-from mcsp.explain.attribution import OTHER_BAND
-from mcsp.explain.patterns import as_matrix
+from mcsp.explain.attribution import OTHER_BAND, as_matrix
 from mcsp.page import COLOURS, GREY, render
 from mcsp.wording import shortened
 

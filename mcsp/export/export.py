@@ -234,15 +234,11 @@ def fixed_signals(modalities: tuple[Modality, ...]) -> dict[Modality, Signal]:
         time_valid[1, t // 2 :] = False
         x_BCT = 10 * torch.randn(2, c, t, generator=generator)
         signals[modality] = Signal(
-            x_BCT=x_BCT * channel_valid[..., None] * time_valid[:, None],
-            sfreq_B=torch.full((2,), sfreq),
-            channel_valid_BC=channel_valid,
-            time_valid_BT=time_valid,
+            x_BCT=x_BCT * channel_valid[..., None] * time_valid[:, None], sfreq_B=torch.full((2,), sfreq),
+            channel_valid_BC=channel_valid, time_valid_BT=time_valid,
             position_BC3=60 * torch.randn(2, c, 3, generator=generator) * channel_valid[..., None],
-            position_valid_BC=channel_valid,
-            sample_B=torch.arange(2),
-            key_B=torch.zeros(2, dtype=torch.int64),
-        )
+            position_valid_BC=channel_valid, sample_B=torch.arange(2), key_B=torch.zeros(2, dtype=torch.int64),
+        )  # fmt: skip
     return signals
 
 

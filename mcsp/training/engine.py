@@ -34,7 +34,7 @@ from mcsp import distributed  # noqa: E402
 from mcsp.batch import Batch  # noqa: E402
 from mcsp.config import PretrainConfig, find_config  # noqa: E402
 from mcsp.schema import text_key  # noqa: E402
-from mcsp.training.saving import zero_fragments  # noqa: E402
+from mcsp.training.saving import state as fragments  # noqa: E402
 from mcsp.training.saving.state import EMA, Copied, State, copy_state  # noqa: E402
 from mcsp.wording import listed  # noqa: E402
 
@@ -210,7 +210,7 @@ class Engine:
         if self.zero_stage:
             self._watch_norm()
         else:
-            zero_fragments.undo_first_step(self._engine)
+            fragments.undo_first_step(self._engine)
 
     def __call__(self, batch: Batch) -> Any:
         """Forward pass of the module.
@@ -306,8 +306,8 @@ class Engine:
 
         At first it moves faster, as in TensorFlow's ExponentialMovingAverage: the weights of the start are random.
         """
-        weights = {(f.name, f.start): f.values["weight"] for f in zero_fragments.owned(self._engine)}
-        steps = zero_fragments.applied_steps(self._engine)
+        weights = {(f.name, f.start): f.values["weight"] for f in fragments.owned(self._engine)}
+        steps = fragments.applied_steps(self._engine)
         decay = min(self.ema_decay, (1 + steps) / (10 + steps))
         if not self._ema:
             self._ema = {key: weight.detach().clone() for key, weight in weights.items()}
@@ -367,10 +367,10 @@ class Engine:
 
         At stage 0 every rank has everything, and only the first copies it.
         """
-        mine = [] if self.zero_stage == 0 and distributed.rank() else list(zero_fragments.owned(self._engine))
+        mine = [] if self.zero_stage == 0 and distributed.rank() else list(fragments.owned(self._engine))
         if self._ema:
             mine = [replace(f, values={**f.values, EMA: self._ema[f.name, f.start]}) for f in mine]
-        return copy_state(mine, zero_fragments.applied_steps(self._engine))
+        return copy_state(mine, fragments.applied_steps(self._engine))
 
     def load(self, folder: Path) -> None:
         """Read what any number of ranks at any ZeRO stage wrote; every rank calls it.
@@ -381,11 +381,11 @@ class Engine:
         state, own = State(folder), {name for name, _ in self._engine.module.named_parameters()}
         if unknown := sorted(state.shapes.keys() - own):
             raise ValueError(f"{state.folder}: expected the parameters of this model, found {unknown[:3]} beside them")
-        state.into(zero_fragments.owned(self._engine))
-        zero_fragments.refresh(self._engine, state.steps)
+        state.into(fragments.owned(self._engine))
+        fragments.refresh(self._engine, state.steps)
         self._ema = {}
         if self.ema_decay and state.has(EMA):
-            owned = [(f.name, f.start, f.values["weight"]) for f in zero_fragments.owned(self._engine)]
+            owned = [(f.name, f.start, f.values["weight"]) for f in fragments.owned(self._engine)]
             self._ema = {
                 (name, start): state.read(EMA, name, start, weight.numel()).to(weight.device)
                 for name, start, weight in owned

@@ -64,15 +64,10 @@ def _some_window(shape: tuple[int, int], hz: float) -> Signal:
     x_BCT = torch.randn(1, *shape)
     valid_BC = torch.ones(1, shape[0], dtype=torch.bool)
     return Signal(
-        x_BCT=x_BCT,
-        sfreq_B=torch.tensor([float(hz)]),
-        channel_valid_BC=valid_BC,
-        time_valid_BT=torch.ones(1, shape[1], dtype=torch.bool),
-        position_BC3=torch.randn(1, shape[0], 3) * 50,
-        position_valid_BC=valid_BC,
-        sample_B=torch.zeros(1, dtype=torch.int64),
-        key_B=torch.zeros(1, dtype=torch.int64),
-    )
+        x_BCT=x_BCT, sfreq_B=torch.tensor([float(hz)]), channel_valid_BC=valid_BC,
+        time_valid_BT=torch.ones(1, shape[1], dtype=torch.bool), position_BC3=torch.randn(1, shape[0], 3) * 50,
+        position_valid_BC=valid_BC, sample_B=torch.zeros(1, dtype=torch.int64), key_B=torch.zeros(1, dtype=torch.int64),
+    )  # fmt: skip
 
 
 class Throughput:

@@ -28,10 +28,9 @@ from mcsp.training.rate import learning_rate
 from mcsp.training.reading.loader import BadWindows, StepDataset
 from mcsp.training.reading.schedule import Schedule
 from mcsp.training.saving import checkpoint
-from mcsp.training.saving.continues import changes, in_words
+from mcsp.training.saving.continues import changes, in_words, start_from
 from mcsp.training.saving.mirror import Mirror, restore
 from mcsp.training.saving.saver import Saver
-from mcsp.training.saving.start_weights import start_from
 from mcsp.training.stopping import EXIT_DATA, RunEnded
 from mcsp.training.throughput import peak_memory_gib
 
@@ -71,17 +70,11 @@ def schedule_of(
 ) -> Schedule:
     """What the steps of a run read from a split; ``quota`` where it is not that of the run."""
     schedule = Schedule(
-        corpus.recordings,
-        index_hash=corpus.index_hash,
-        seed=config.seed,
-        quota=quota or config.batch,
-        window_seconds=config.window_seconds,
-        delay_seconds=config.hemodynamic_delay_seconds,
-        site_temperature=config.site_temperature,
-        shuffle_shards=config.shuffle_shards,
-        sites_per_batch=config.sites_per_batch,
-        split=split,
-    )
+        corpus.recordings, index_hash=corpus.index_hash, seed=config.seed, quota=quota or config.batch,
+        window_seconds=config.window_seconds, delay_seconds=config.hemodynamic_delay_seconds,
+        site_temperature=config.site_temperature, shuffle_shards=config.shuffle_shards,
+        sites_per_batch=config.sites_per_batch, split=split,
+    )  # fmt: skip
     if schedule.left_out and split == "train" and distributed.rank() == 0:
         _log.warning("recordings without a window of enough valid time, left out, by site: %s", schedule.left_out)
     return schedule

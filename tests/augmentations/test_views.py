@@ -1,21 +1,20 @@
-"""Two views of a batch: what each augmentation does, alike for any ranks, and to valid samples alone.
-
-Covers: mcsp/augmentations/random.py, mcsp/augmentations/temporal.py
-"""
+"""Two views of a batch: what each augmentation does, alike for any ranks, and to valid samples alone."""
 
 import pytest
 import torch
 
-from mcsp.augmentations import random as counter
-from mcsp.augmentations.temporal import add_noise, mask_time, time_half
+from mcsp.augmentations import views as counter
 from mcsp.augmentations.views import (
+    add_noise,
     drop_channels,
     half_of_view,
     jitter_positions,
     log_gain,
+    mask_time,
     spatial_view,
     spectral_view,
     temporal_view,
+    time_half,
 )
 from mcsp.batch import Signal
 from mcsp.config import AugmentationConfig

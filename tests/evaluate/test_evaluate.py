@@ -1,6 +1,6 @@
 """The whole evaluation on a small corpus: numbers, report, determinism, and labels that cannot be used.
 
-Covers: mcsp/evaluate/comparison.py, mcsp/evaluate/diagnostics.py, mcsp/evaluate/units.py, mcsp/evaluate/methods.py
+Covers: mcsp/evaluate/comparison.py, mcsp/evaluate/units.py, mcsp/evaluate/methods.py
 """
 
 import hashlib

@@ -20,9 +20,8 @@ from mcsp.encode.classifier import MCSPClassifier
 from mcsp.encode.deployed import Head, write_classifier
 from mcsp.encode.pretrained import from_pretrained
 from mcsp.evaluate.deploy import heads_of
-from mcsp.explain.attribution import BANDS_HZ, OTHER_BAND, FinetunedScore, attribute_pair, split_bands
+from mcsp.explain.attribution import BANDS_HZ, OTHER_BAND, FinetunedScore, agreement, attribute_pair, split_bands
 from mcsp.explain.explain import RANDOM_ENCODER, SHUFFLED_LABELS, load_finetuned, with_random_encoder
-from mcsp.explain.patterns import agreement
 from mcsp.explain.report import strongest
 from mcsp.model.mcsp import MCSP
 from mcsp.model.weights import write_pretrained

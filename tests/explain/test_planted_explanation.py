@@ -2,7 +2,7 @@
 
 Shape letters: C channels, K bands, Q edges.
 
-Covers: mcsp/explain/patterns.py
+Covers: mcsp/explain/attribution.py
 """
 
 import importlib
@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from mcsp.config import ExplainConfig, ModelConfig
+from mcsp.explain.attribution import as_matrix, pattern
 from mcsp.explain.explain import RANDOM_ENCODER, SHUFFLED_LABELS
-from mcsp.explain.patterns import as_matrix, pattern
 from mcsp.model.mcsp import MCSP
 from mcsp.model.weights import write_pretrained
 from tests.explain.planted_corpus import (

@@ -1,19 +1,19 @@
-"""Logarithm and root of a correlation: their definition, their gradient, and products over time in float32.
-
-Covers: mcsp/model/matrix_log.py
-"""
+"""Logarithm and root of a correlation: their definition, their gradient, and products over time in float32."""
 
 import pytest
 import torch
 
 from mcsp.config import ModelConfig
-from mcsp.model.matrix_log import log_by_eigenvectors, log_by_products, root_by_eigenvectors, root_by_products
 from mcsp.model.mcsp import MCSP
 from mcsp.model.tangent import (
     LEAST_SHRINKAGE,
     channel_factor,
+    log_by_eigenvectors,
+    log_by_products,
     log_correlation,
     log_correlation_of_mixture,
+    root_by_eigenvectors,
+    root_by_products,
     root_correlation,
 )
 from tests.model.test_encoders import make_signal

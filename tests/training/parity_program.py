@@ -20,7 +20,7 @@ from mcsp.training import engine
 from mcsp.training.pretrainer import Pretrainer
 from mcsp.training.reading.loader import StepDataset
 from mcsp.training.saving import checkpoint
-from mcsp.training.saving import zero_fragments as fragments
+from mcsp.training.saving import state as fragments
 from mcsp.training.saving.state import consolidate_weights
 from mcsp.training.trainer import Trainer, schedule_of
 

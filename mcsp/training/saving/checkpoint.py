@@ -15,9 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mcsp.outside import parse_json, read_bounded
+from mcsp.outside import parse_json, read_bounded, sha256_file
 from mcsp.schema import SCHEMA_VERSION
-from mcsp.wording import sha256_file
 
 PREFIX, _ASIDE, _DAMAGED = "step-", "incomplete-", "damaged-"
 MANIFEST = "manifest.json"

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mcsp import distributed
-from mcsp.augmentations.temporal import time_half
+from mcsp.augmentations.views import time_half
 from mcsp.batch import Batch
 from mcsp.config import BatchConfig, PretrainConfig
 from mcsp.data_sharding.store.reader import Corpus

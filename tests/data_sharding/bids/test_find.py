@@ -3,12 +3,12 @@
 from pathlib import Path
 
 import pytest
-from mcsp.data_sharding.clean.readers import read_recording
 
 from mcsp.config import CorpusConfig
 from mcsp.data_sharding.bids.find import Site, find_recordings, find_sites, is_read, parse_name, read_sidecar
 from mcsp.data_sharding.bids.reasons import RecordingError
 from mcsp.data_sharding.bids.write import write_json
+from mcsp.data_sharding.clean.child import read_recording
 
 
 def touch(root: Path, *names: str) -> Site:

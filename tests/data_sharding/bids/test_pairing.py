@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
+from mcsp.data_sharding.bids.derivatives import acquisition_time, marked_times
 from mcsp.data_sharding.bids.find import Site, find_recordings
-from mcsp.data_sharding.bids.pairing import acquisition_time, marked_times
 from mcsp.data_sharding.bids.write import write_tsv
 
 MARKER = "R128"

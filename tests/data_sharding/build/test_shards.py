@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mcsp.config import CorpusConfig
+from mcsp.data_sharding.bids.derivatives import acquisition_time
 from mcsp.data_sharding.bids.find import RecordingRef, Site
-from mcsp.data_sharding.bids.pairing import acquisition_time
 from mcsp.data_sharding.bids.write import write_eeg, write_json, write_participants, write_tsv
 from mcsp.data_sharding.build.plan import make_plan
 from mcsp.data_sharding.build.samples import onset_seconds

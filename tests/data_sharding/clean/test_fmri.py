@@ -11,8 +11,15 @@ from mcsp.data_sharding.bids.find import RecordingRef, Site, find_recordings
 from mcsp.data_sharding.bids.reasons import RecordingError
 from mcsp.data_sharding.bids.write import write_json, write_parcellated_bold, write_parcellation, write_tsv
 from mcsp.data_sharding.clean import fmri
-from mcsp.data_sharding.clean.fmri import clean_bold, in_unit, plausible_t_r, read_fmri, repetition_time
-from mcsp.data_sharding.clean.fmri_confounds import Confounds, detrend
+from mcsp.data_sharding.clean.fmri import (
+    Confounds,
+    clean_bold,
+    detrend,
+    in_unit,
+    plausible_t_r,
+    read_fmri,
+    repetition_time,
+)
 from mcsp.data_sharding.clean.recording import CleanRecording
 from mcsp.data_sharding.parcels.parcellation import Parcels
 

@@ -1,7 +1,7 @@
 """BOLD in every format, confounds of fMRIPrep and damaged files, written by nibabel, pandas and numpy.
 
-Covers: data_sharding/bids/derivatives.py, data_sharding/clean/fmri_confounds.py, data_sharding/parcels/atlases.py,
-data_sharding/parcels/parcellation.py, data_sharding/parcels/series.py, data_sharding/parcels/spaces.py
+Covers: data_sharding/bids/derivatives.py, data_sharding/clean/fmri.py, data_sharding/parcels/atlases.py,
+data_sharding/parcels/parcellation.py, data_sharding/parcels/series.py
 """
 
 import importlib.util
@@ -21,8 +21,7 @@ from mcsp.config import FmriConfig
 from mcsp.data_sharding.bids.find import RecordingRef, Site, find_recordings
 from mcsp.data_sharding.bids.reasons import RecordingError
 from mcsp.data_sharding.bids.write import write_json, write_parcellated_bold, write_tsv
-from mcsp.data_sharding.clean.fmri import read_fmri
-from mcsp.data_sharding.clean.fmri_confounds import detrend
+from mcsp.data_sharding.clean.fmri import detrend, read_fmri
 from mcsp.data_sharding.clean.recording import CleanRecording
 
 T_R, VOLUMES = 2.0, 60

@@ -29,8 +29,8 @@ from mcsp.data_sharding.store.index import (
     write_index,
 )
 from mcsp.data_sharding.store.reader import Corpus
+from mcsp.outside import sha256_file
 from mcsp.schema import Recording
-from mcsp.wording import sha256_file
 
 
 def test_a_fresh_corpus_is_sound(built: Path) -> None:

@@ -3,7 +3,7 @@ from collections import Counter
 from dataclasses import replace
 
 from mcsp.schema import Recording, random_key
-from mcsp.training.reading.cuts import Cut, _instant, cut_one, cut_pair, pairings
+from mcsp.training.reading.schedule import Cut, _instant, cut_one, cut_pair, pairings
 from tests.training.reading.test_schedule import recording
 
 SECONDS = {"eeg": 30.0, "fmri": 40.0}

@@ -21,8 +21,16 @@ from mcsp.config import PretrainConfig
 from mcsp.training.saving import checkpoint
 from mcsp.training.saving.continues import AHEAD, FREE, FROM_NOW_ON, REFUSED, changes, in_words, table
 from mcsp.training.saving.saver import Saver
-from mcsp.training.saving.state import Copied, State, consolidate_weights, copy_state, write_ranges, write_state
-from mcsp.training.saving.zero_fragments import KINDS, Fragment
+from mcsp.training.saving.state import (
+    KINDS,
+    Copied,
+    Fragment,
+    State,
+    consolidate_weights,
+    copy_state,
+    write_ranges,
+    write_state,
+)
 from mcsp.training.stopping import EXIT_DISK, RunEnded
 from tests.training.disks import small_disk
 

@@ -1,6 +1,6 @@
 """Saves that are killed or find no space, and runs that start from another's weights.
 
-Covers: mcsp/training/saving/start_weights.py
+Covers: mcsp/training/saving/continues.py
 """
 
 import json
