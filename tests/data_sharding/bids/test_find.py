@@ -145,6 +145,9 @@ def test_a_format_that_is_not_read_is_told_where_a_run_has_no_other(tmp_path: Pa
         "sub-6/func/sub-6_task-rest_space-MNI152NLin6Asym_desc-preproc_bold.nii.gz",
         "sub-7/func/sub-7_task-rest_bold_space-MNI152NLin2009cAsym_preproc.nii.gz",
         "sub-8/func/sub-8_task-rest_seg-A_timeseries.tsv.gz",
+        # Versions of a run, and what is no BOLD.
+        *(f"sub-6/func/sub-6_task-rest_hemi-{side}_space-fsaverage5_bold.func.gii" for side in "LR"),
+        "sub-7/anat/sub-7_T1w_space-MNI152NLin2009cAsym_preproc.nii.gz",
     )  # fmt: skip
     refs = {Path(ref.file).name: ref for ref in find_recordings(site)}
     read = ["sub-5_task-rest_eeg.vhdr", "sub-6_task-rest_space-MNI152NLin6Asym_desc-preproc_bold.nii.gz"]
