@@ -46,7 +46,7 @@ _VERSION = {
 # Folder of a modality's raw files.
 FOLDERS: dict[Modality, str] = {"eeg": "eeg", "fmri": "func"}
 # Entities that files beside a recording may have although the recording has not.
-_FREE = {"space", "segmentation", "atlas", "resolution", "template"}
+_FREE = {"", "space", "segmentation", "atlas", "resolution", "template"}
 _SKIPPED_FOLDERS = {"sourcedata", "code", "stimuli"}
 _DESCRIPTION = "dataset_description.json"
 # Companions of a remote recording that a local one finds in its folder.
@@ -121,9 +121,12 @@ class RecordingRef:
 
 @lru_cache(maxsize=1 << 16)
 def parse_name(name: str) -> tuple[dict[str, str], str]:
-    """Entities and suffix: ``sub-1_task-rest_eeg.edf`` -> ``({"subject": "1", "task": "rest"}, "eeg.edf")``."""
+    """Entities and suffix: ``sub-1_task-rest_eeg.edf`` -> ``({"subject": "1", "task": "rest"}, "eeg.edf")``.
+
+    What stands between without a dash is the entity ``""``: sub-1_A and sub-1_B are two people, or two recordings.
+    """
     *pairs, suffix = name.split("_")
-    keys = ((k.lower(), v) for k, dash, v in (pair.partition("-") for pair in pairs) if dash)
+    keys = ((k.lower() if dash else "", v if dash else k) for k, dash, v in (pair.partition("-") for pair in pairs))
     return {_LONG.get(k, k): v for k, v in keys}, suffix
 
 
