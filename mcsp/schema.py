@@ -85,9 +85,7 @@ class Recording:
     simulated: bool
     onset_seconds: float  # start on the clock shared by the sample's recordings; NaN if there is none
     channels: list[str] = field(default_factory=list)  # names, length C
-    positions_mm: list[float] = field(
-        default_factory=list
-    )  # x,y,z of each channel (head or MNI), length 3C, NaN if unknown
+    positions_mm: list[float] = field(default_factory=list)  # x, y, z of each channel, length 3C, NaN if unknown
     channel_good: list[bool] = field(default_factory=list)  # length C
     valid_spans: list[int] = field(default_factory=list)  # start, stop, start, stop ... in samples
     participant: str = "{}"  # JSON object of the allowed participants.tsv columns

@@ -28,14 +28,13 @@ def columns(rows: Sequence[Sequence[str]], right: int | None = None) -> list[str
     """
     rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    aligned = (
-        [
-            cell.ljust(width) if right is None or k < right else cell.rjust(width)
-            for k, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        for row in rows
-    )
-    return ["  ".join(cells).rstrip() for cells in aligned]
+    lines = []
+    for row in rows:
+        cells = enumerate(zip(row, widths, strict=True))
+        lines.append(
+            "  ".join(c.ljust(w) if right is None or k < right else c.rjust(w) for k, (c, w) in cells).rstrip()
+        )
+    return lines
 
 
 def shortened(name: str, most: int) -> str:

@@ -15,10 +15,7 @@ COLUMNS: dict[str, tuple[tuple[tuple[str, str], ...], tuple[str, ...]]] = {
     "untrained": ((("untrained", "logistic"),), ("untrained, all features",)),
     "connectivity": ((("connectivity", "linear SVM"),), ("connectivity",)),
     # The second name is that of results before features were measured on whole recordings.
-    "tangent space": (
-        (("tangent space", "linear SVM"), ("covariance", "tangent space + logistic")),
-        ("covariance",),
-    ),
+    "tangent space": ((("tangent space", "linear SVM"), ("covariance", "tangent space + logistic")), ("covariance",)),
     "band power": ((("band power", "logistic"),), ("band power",)),
     "channel means": ((), ("channel means",)),
 }

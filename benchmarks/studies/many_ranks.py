@@ -27,8 +27,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mcsp.config import ModelConfig, ObjectiveConfig
 from mcsp.kernels.contrastive import Columns, contrastive_loss, retrieval_accuracy
+from mcsp.losses import slots
 from mcsp.losses.objective import pair_terms
-from mcsp.losses.slots import slots
 from mcsp.training.saving.saver import Saver
 from mcsp.training.saving.state import State, copy_state, write_ranges, write_state
 from mcsp.training.saving.zero_fragments import KINDS, Fragment

@@ -79,6 +79,7 @@ def chosen_c(x_NF: np.ndarray, sites: Sequence[str]) -> Readout:
     gram_NN, site_N = gram(x_NF), np.asarray(sites)
 
     def fitted(train: np.ndarray) -> Any:
+        """A penalty chosen within the training part."""
         k = combined([gram_NN], train)
 
         def score(test: np.ndarray, labelled: np.ndarray, y_N: np.ndarray) -> np.ndarray:

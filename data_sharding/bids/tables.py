@@ -4,13 +4,16 @@ import csv
 import io
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mcsp.data_sharding.bids.reasons import RecordingError
 from mcsp.data_sharding.store.files import Location
 from mcsp.outside import MOST_BYTES, parse_json
+
+if TYPE_CHECKING:
+    from mcsp.data_sharding.bids.find import Site
 
 # What stands in a file whose content was not fetched.
 _POINTERS = {b"/annex/objects/": "git-annex", b"version https://git-lfs.github.com/spec": "Git LFS"}
@@ -37,6 +40,30 @@ def require_content(file: Location) -> None:
         if start.startswith(pointer):
             raise RecordingError(
                 "missing-file", f"{file.name}: a pointer of {system}, expected the content of the file"
+            )
+
+
+def require_inside(site: "Site", files: Iterable[Path]) -> None:
+    """Raise :class:`RecordingError` (outside-dataset) for a file whose real place is outside of its site's folder.
+
+    Where data lie decides under whose consent they are used. A link into the dataset's own annex stays inside; folders
+    outside are read where ``trusted_link_targets`` names them.
+
+    Args:
+        site: with ``trusted`` None nothing is refused: somebody has named the file by hand.
+        files: as the dataset, or a header in it, names them.
+    """
+    if site.trusted is None:
+        return
+    allowed = [folder.resolve() for folder in (site.root, *site.trusted)]
+    if site.label_image is not None:  # the configuration names it
+        allowed.append(site.label_image.parent.resolve())
+    for file in files:
+        if not any(file.resolve().is_relative_to(folder) for folder in allowed):
+            raise RecordingError(
+                "outside-dataset",
+                f"{file.name}: lies outside of its dataset, through a link or a name in a header; expected it below "
+                "the dataset's folder, or its folder under trusted_link_targets",
             )
 
 

@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from itertools import chain
 from multiprocessing import get_context
 from typing import Any
 
@@ -52,10 +53,7 @@ def find_identifiers_in_corpus(path: Location, names: frozenset[str] = frozenset
     corpus = Corpus(str(path))
     findings = [*find_identifiers_in_index(corpus.index, read_json(path / DESCRIPTION_NAME), names)]
     findings += find_identifiers_in_table(corpus.recordings, names)
-    findings += [
-        *find_identifiers_in_lists(read_rejected(path), names),
-        *find_identifiers_in_lists(read_repairs(path), names),
-    ]
+    findings += find_identifiers_in_lists(chain(read_rejected(path), read_repairs(path)), names)
     shards = [path / SHARDS_NAME / shard["name"] for shard in corpus.index["shards"]]
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         scan = map if workers == 1 else pool.map

@@ -165,6 +165,11 @@ def may_be_date(label: str) -> bool:
     return _DATE_LABEL.search(label) is not None
 
 
+def without_dates(label: str) -> str:
+    """A task or run label as stored: empty where six digits in a row may be a date or a hospital's number."""
+    return "" if re.search(r"\d{6,}", label) else label
+
+
 def find_identifiers_in_shard(path: Location, names: frozenset[str] = frozenset()) -> list[str]:
     """Findings in a shard: the headers and padding of its tar, its JSON members, the headers of its arrays."""
     where = f"shards/{path.name}"

@@ -23,17 +23,8 @@ import numpy as np
 from mcsp.config import CorpusConfig
 from mcsp.data_sharding.build.layout import Plan
 from mcsp.data_sharding.build.shards import Receipt
-from mcsp.data_sharding.store.files import (
-    Location,
-    is_local,
-    location,
-    names,
-    private_folder,
-    size,
-    write_atomic,
-)
-from mcsp.data_sharding.store.index import SHARDS_NAME
-from mcsp.data_sharding.store.reader import crc_name
+from mcsp.data_sharding.store.files import Location, is_local, location, names, private_folder, size, write_atomic
+from mcsp.data_sharding.store.index import SHARDS_NAME, crc_name
 from mcsp.schema import Recording
 from mcsp.wording import sha256_file
 

@@ -16,25 +16,18 @@ _PACKAGES = ("mne", "nibabel", "nilearn", "numpy", "pandas", "pyarrow", "scipy")
 _ROOMS = ("bids", "parcels", "clean")
 _FILES = (
     "build/layout.py", "build/plan.py", "build/privacy.py", "build/pseudonyms.py", "build/samples.py",
-    "build/shards.py", "store/encoding.py",
+    "build/shards.py",
 )  # fmt: skip
 # Settings that name subjects, sessions and files as the site calls them.
 _OF_PEOPLE = ("subjects", "sessions", "exclude")
+_OF_MACHINE = (
+    "bids_root", "out_dir", "private_dir", "workers", "subject_key_file", "trusted_link_targets", "allow_open_cluster",
+)  # fmt: skip
 
 
 def public_config(config: CorpusConfig) -> dict[str, Any]:
     """The resolved configuration without folders and the number of workers, and without labels of people."""
-    values = config.dump()
-    for name in (
-        "bids_root",
-        "out_dir",
-        "private_dir",
-        "workers",
-        "subject_key_file",
-        "trusted_link_targets",
-        "allow_open_cluster",
-    ):
-        del values[name]
+    values = {name: value for name, value in config.dump().items() if name not in _OF_MACHINE}
     for section in (values["fmri"], *values["sites"].values()):
         section["label_image"] = Path(section["label_image"]).name if section["label_image"] else None
         section.pop("path", None)

@@ -3,20 +3,22 @@
 import json
 import math
 import re
+import time
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+from mcsp.config import CorpusConfig
 from mcsp.data_sharding.bids.find import RecordingRef
 from mcsp.data_sharding.bids.pairing import marked_times
 from mcsp.data_sharding.bids.reasons import RecordingError
 from mcsp.data_sharding.bids.tables import printable
 from mcsp.data_sharding.build.layout import PlannedSample
-from mcsp.data_sharding.build.privacy import find_identifiers, find_identifiers_in_participant
-from mcsp.data_sharding.build.pseudonyms import without_dates
-from mcsp.data_sharding.build.site_time import USED_UP, SiteTime
+from mcsp.data_sharding.build.privacy import find_identifiers, find_identifiers_in_participant, without_dates
 from mcsp.data_sharding.clean.read import Reading, ReadingProcess
 from mcsp.data_sharding.clean.recording import CleanRecording
+from mcsp.data_sharding.store.files import Location, names, private_folder, write_atomic
 from mcsp.data_sharding.store.index import Rejection
 from mcsp.schema import Modality
 from mcsp.wording import listed
@@ -25,6 +27,48 @@ _SHOWN = 3
 _LABELLED = ("subject", "session", "task", "acquisition", "run", "direction")
 _LABEL = re.compile(r"[A-Za-z0-9]+")
 _NAME_LENGTH = 64
+_FOLDER = "timeouts"
+USED_UP = "the time of the site is used up"  # how the line of such a recording begins
+# Between two looks at what the other workers have lost: a listing of an object store takes some 20 ms.
+_LOOK_SECONDS = 5.0
+
+
+class SiteTime:
+    """How much time the files of each site that never end have cost a build: one site must not stop all others.
+
+    A mark for each loss lies beside the shards, where all workers see it.
+    """
+
+    def __init__(self, build: Location, config: CorpusConfig) -> None:
+        """``build`` is the folder of the build's own files."""
+        self._folder = build / _FOLDER
+        self._config = config
+        self._known: dict[str, tuple[float, int]] = {}  # site -> when looked at, marks
+
+    def lose(self, site: str) -> None:
+        """A recording of the site was not read within its time."""
+        folder = self._folder / site
+        private_folder(self._folder)
+        private_folder(folder)
+        write_atomic(folder / uuid.uuid4().hex, b"", private=True)
+        self._known.pop(site, None)
+
+    def require(self, site: str) -> None:
+        """Raise :class:`RecordingError` (``timeout``) where the site has used up its time."""
+        looked, marks = self._known.get(site, (-_LOOK_SECONDS, 0))
+        if time.monotonic() - looked >= _LOOK_SECONDS:
+            marks = len(names(self._folder / site))
+            self._known[site] = (time.monotonic(), marks)
+        lost, limit = marks * self._config.read_timeout_seconds, self._config.site_timeout_seconds
+        if lost > 0 and lost >= limit:
+            cost = f"files of this site that never end have cost {lost:g} s"
+            raise RecordingError("timeout", f"{USED_UP}: {cost}, expected less than site_timeout_seconds = {limit:g}")
+
+    def forget(self) -> None:
+        """Begin anew: the losses of an earlier run of this build may have been mended."""
+        for site in names(self._folder):
+            for mark in names(self._folder / site):
+                (self._folder / site / mark).unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)

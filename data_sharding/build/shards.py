@@ -21,14 +21,12 @@ import numpy as np
 from mcsp.config import CorpusConfig
 from mcsp.data_sharding.bids.find import RecordingRef
 from mcsp.data_sharding.build.layout import PlannedSample, PlannedShard
-from mcsp.data_sharding.build.pseudonyms import without_dates
-from mcsp.data_sharding.build.samples import SampleRecording, read_sample
-from mcsp.data_sharding.build.site_time import USED_UP, SiteTime
+from mcsp.data_sharding.build.privacy import without_dates
+from mcsp.data_sharding.build.samples import USED_UP, SampleRecording, SiteTime, read_sample
 from mcsp.data_sharding.clean.read import ReadingProcess
-from mcsp.data_sharding.store.encoding import STORED_DTYPE, encode
+from mcsp.data_sharding.clean.recording import STORED_DTYPE, encode
 from mcsp.data_sharding.store.files import Location, location, publish, scratch_file, write_atomic
-from mcsp.data_sharding.store.index import SHARDS_NAME, Rejection, Repair, block_bounds
-from mcsp.data_sharding.store.reader import crc_name
+from mcsp.data_sharding.store.index import SHARDS_NAME, Rejection, Repair, block_bounds, crc_name
 from mcsp.schema import BLOCK_SAMPLES, SCHEMA_VERSION, Recording
 from mcsp.wording import sha256_file
 

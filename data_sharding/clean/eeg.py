@@ -43,7 +43,7 @@ def read_eeg(ref: RecordingRef, config: EegConfig, min_seconds: float) -> CleanR
 
     Raises:
         RecordingError: with the reason.
-        Exception: whatever MNE raises on a damaged file; ``readers.read_recording`` catches it.
+        Exception: whatever MNE raises on a damaged file; ``child.read_recording`` catches it.
     """
     with naming(ref.path.name):
         sidecar = read_sidecar(ref)

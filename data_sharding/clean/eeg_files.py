@@ -15,9 +15,8 @@ import mne
 import numpy as np
 
 from mcsp.data_sharding.bids.find import RecordingRef, parse_name
-from mcsp.data_sharding.bids.outside import require_inside
 from mcsp.data_sharding.bids.reasons import RecordingError, reading
-from mcsp.data_sharding.bids.tables import number_in, read_columns, require_content
+from mcsp.data_sharding.bids.tables import number_in, read_columns, require_content, require_inside
 from mcsp.data_sharding.clean.eeg_channels import EegChannels, eeg_channels
 from mcsp.data_sharding.clean.eeg_headers import (
     EdfHeader,
@@ -28,8 +27,8 @@ from mcsp.data_sharding.clean.eeg_headers import (
     check_fif,
     check_mat,
     read_edf_header,
+    require_own_values,
 )
-from mcsp.data_sharding.clean.hdf5 import require_own_values
 from mcsp.wording import listed
 
 _READERS = {
@@ -45,6 +44,8 @@ _VOLTS = {
     "v": 1.0, "volt": 1.0, "volts": 1.0, "mv": 1e-3, "millivolt": 1e-3, "millivolts": 1e-3, "uv": 1e-6, "\u00b5v": 1e-6,
     "\u03bcv": 1e-6, "microv": 1e-6, "microvolt": 1e-6, "microvolts": 1e-6, "nv": 1e-9, "nanovolts": 1e-9,
 }  # fmt: skip
+# Those that MNE's reader of EDF knows; it takes all others for volts.
+_KNOWN_TO_MNE = {"uV", "\u00b5V", "\u03bcV", "mV", "V"}
 # What RecordingDuration and the file may differ by: a record of EDF is a second as a rule. Ours.
 _DURATION_SECONDS, _DURATION_FRACTION = 2.0, 0.01
 # The filter smears a jump; this much before and after one is left out. Ours.
@@ -110,17 +111,9 @@ def open_eeg(ref: RecordingRef, sidecar: dict[str, object], own_positions_first:
     volts = {name: _VOLTS.get(units.get(name, "").lower()) for name in channels.names}
     stated = {name: _VOLTS.get(unit.lower()) for name, unit in channels.units.items()}
     without = [] if suffix == ".fif" else [name for name in channels.names if volts[name] is None]
-    return OpenEeg(
-        raw,
-        channels,
-        repairs,
-        {
-            name: v
-            for name, v in volts.items()
-            if v is not None and header is not None and not _known_to_mne(units[name])
-        },
-        {name: v / assumed for name in without if (v := stated.get(name)) is not None},
-    )
+    factors = {n: v for n, v in volts.items() if v is not None and header is not None and units[n] not in _KNOWN_TO_MNE}
+    of_table = {name: v / assumed for name in without if (v := stated.get(name)) is not None}
+    return OpenEeg(raw, channels, repairs, factors, of_table)
 
 
 def open_raw(raw: mne.io.BaseRaw, ref: RecordingRef, own_positions_first: bool = False) -> OpenEeg:
@@ -288,11 +281,6 @@ def _brainvision_units(path: Path) -> dict[str, str]:
     """Unit of each channel by the file's own header, "" where it says none."""
     rows = [value.split(",") for key, value in brainvision_values(path).items() if re.fullmatch(r"ch\d+", key)]
     return {row[0].replace(r"\1", ","): row[3] if len(row) > 3 else "" for row in rows if len(row) > 2}
-
-
-def _known_to_mne(unit: str) -> bool:
-    """Whether MNE's reader of EDF knows a unit; it takes all others for volts."""
-    return unit in ("uV", "\u00b5V", "\u03bcV", "mV", "V")
 
 
 def positive_number(value: object) -> float | None:

@@ -47,19 +47,15 @@ def read_fmri(ref: RecordingRef, config: FmriConfig, min_seconds: float) -> Clea
 
     Raises:
         RecordingError: with the reason.
-        Exception: whatever pandas and nibabel raise on a damaged file; see ``reading.read_recording``.
+        Exception: whatever pandas and nibabel raise on a damaged file; ``child.read_recording`` catches it.
     """
     with naming(ref.path.name):
-        return _read_fmri(ref, config, min_seconds)
-
-
-def _read_fmri(ref: RecordingRef, config: FmriConfig, min_seconds: float) -> CleanRecording:
-    sidecar = read_sidecar(ref)
-    t_r = repetition_time(sidecar, ref)
-    x_TP, parcels = read_time_series(ref, t_r, config)
-    x_TP, confounds = with_confounds(ref, x_TP, config)
-    require_length(len(x_TP), t_r, min_seconds)
-    return clean_bold(x_TP, parcels, t_r, confounds, config, min_seconds, in_percent(sidecar))
+        sidecar = read_sidecar(ref)
+        t_r = repetition_time(sidecar, ref)
+        x_TP, parcels = read_time_series(ref, t_r, config)
+        x_TP, confounds = with_confounds(ref, x_TP, config)
+        require_length(len(x_TP), t_r, min_seconds)
+        return clean_bold(x_TP, parcels, t_r, confounds, config, min_seconds, in_percent(sidecar))
 
 
 def in_percent(sidecar: dict[str, object]) -> bool:
@@ -95,7 +91,7 @@ def clean_bold(
     """
     steady_T = np.ones(len(x_TP), dtype=bool) if confounds.steady_T is None else confounds.steady_T
     # Zeros or NaN in every parcel: a volume that was censored or lost.
-    if (empty_T := ~np.nan_to_num(x_TP).any(axis=1)).any() and not empty_T.all():
+    if (empty_T := ~(np.abs(x_TP) > 0).any(axis=1)).any() and not empty_T.all():
         steady_T = steady_T & ~empty_T
     if steady_T.sum() * t_r < min_seconds or steady_T.sum() < 2:
         found = f"{steady_T.sum() * t_r:.1f} s outside of motion"
@@ -108,8 +104,11 @@ def clean_bold(
     x_TP = np.where(good_P, regress(x_TP, confounds.regressors_TK, steady_T, config, t_r), 0.0)
     quality = summarise(robust_amplitude(x_TP.T), good_P, 1 - steady_T.mean())
     amplitude = quality["amplitude"]
-    if unit == SCALE_FREE:
-        x_TP, quality = _divided(x_TP, quality)
+    if unit == SCALE_FREE:  # the divisor goes into the quality in place of an amplitude
+        if not amplitude > 0:
+            raise RecordingError("flat", "more than half of the volumes of the median parcel have one value")
+        x_TP = x_TP / amplitude
+        quality = {**{k: v for k, v in quality.items() if k != "amplitude"}, "robust_scale": amplitude}
     elif not _AMPLITUDE_PERCENT[0] <= amplitude <= _AMPLITUDE_PERCENT[1]:
         low, high = _AMPLITUDE_PERCENT
         detail = f"median amplitude of the parcels is {amplitude:.3g} percent, expected {low:g} to {high:g}"
@@ -128,14 +127,6 @@ def clean_bold(
         quality={**quality, **confounds.quality},
         space=parcels.space,
     )
-
-
-def _divided(x_TP: np.ndarray, quality: dict[str, float]) -> tuple[np.ndarray, dict[str, float]]:
-    """Values over the recording's robust amplitude, which goes into the quality in place of an amplitude."""
-    scale = quality["amplitude"]
-    if not scale > 0:
-        raise RecordingError("flat", "more than half of the volumes of the median parcel have one value")
-    return x_TP / scale, {**{k: v for k, v in quality.items() if k != "amplitude"}, "robust_scale": scale}
 
 
 def repetition_time(sidecar: dict[str, object], ref: RecordingRef | None = None) -> float:
@@ -188,7 +179,7 @@ def in_unit(x_TP: np.ndarray, already_percent: bool = False) -> tuple[np.ndarray
         RecordingError: non-finite or flat, or with a mean that is neither a baseline nor zero (``no-baseline``).
     """
     finite_P = np.isfinite(x_TP).all(axis=0)
-    x_TP = np.where(finite_P, x_TP, 0.0)
+    x_TP = x_TP if finite_P.all() else np.where(finite_P, x_TP, 0.0)
     mean_P, spread_P = x_TP.mean(axis=0), x_TP.std(axis=0)
     good_P = require_good(finite_P, np.ptp(x_TP, axis=0) == 0)
     if already_percent:

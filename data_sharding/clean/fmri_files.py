@@ -4,6 +4,7 @@ Shape letters: T volumes, P parcels, V voxels.
 """
 
 import gzip
+import math
 import zlib
 from collections.abc import Iterator
 from dataclasses import replace
@@ -113,7 +114,7 @@ def _rows_of_dataset(ref: RecordingRef) -> tuple[list[ParcelRow], str]:
     elsewhere = atlas_files(ref, segmentation) if segmentation else []
     tables = [*_of_segmentation(ref, "dseg.tsv"), *(f for f in elsewhere if f.name.endswith(".tsv"))]
     rows = parcel_table(tables[0]) if tables else []
-    if rows and np.isfinite([row[2] for row in rows]).all(axis=1).any():
+    if any(math.isfinite(sum(row[2])) for row in rows):
         return rows, space_of_name(tables[0])
     images = [*_of_segmentation(ref, "dseg.nii.gz"), *(f for f in elsewhere if not f.name.endswith(".tsv"))]
     images = [file for file in images if not segmentation or segmentation_of(parse_name(file.name)[0]) == segmentation]

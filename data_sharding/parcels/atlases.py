@@ -45,32 +45,6 @@ class Atlas:
         return list(zip(self.parcels.names, labels, places, strict=True))
 
 
-def _schaefer(found: re.Match[str]) -> Any:
-    from nilearn import datasets
-
-    return datasets.fetch_atlas_schaefer_2018(int(found[1]), int(found[2] or 7), 2)
-
-
-def _harvard_oxford(found: re.Match[str]) -> Any:
-    from nilearn import datasets
-
-    # A parcel of both hemispheres would have its centre between them.
-    split = found[0].startswith("HarvardOxford-cort-")
-    return datasets.fetch_atlas_harvard_oxford(found[1], symmetric_split=split)
-
-
-def _juelich(found: re.Match[str]) -> Any:
-    from nilearn import datasets
-
-    return datasets.fetch_atlas_juelich(found[1], symmetric_split=True)
-
-
-def _aal(found: re.Match[str]) -> Any:
-    from nilearn import datasets
-
-    return datasets.fetch_atlas_aal(version=found[1] or "SPM12")
-
-
 def _craddock(found: re.Match[str]) -> Any:
     """One of the series of parcellations: the first with as many parcels as the name says (CC400 has 392)."""
     from nilearn import datasets
@@ -87,41 +61,25 @@ def _craddock(found: re.Match[str]) -> Any:
     return {"maps": chosen, "labels": names, "template": "MNI152NLin6Asym"}
 
 
-def _basc(found: re.Match[str]) -> Any:
-    from nilearn import datasets
+def _fetch(kind: str, found: re.Match[str]) -> Any:
+    """What nilearn's fetcher gives for a name of a kind (:data:`mcsp.config.corpus.ATLASES`)."""
+    from nilearn import datasets  # takes seconds
 
-    return datasets.fetch_atlas_basc_multiscale_2015(resolution=int(found[1]), version="sym")
-
-
-def _power(_: re.Match[str]) -> Any:
-    from nilearn import datasets
-
-    return {**datasets.fetch_coords_power_2011(), "template": "MNI152"}
-
-
-def _dosenbach(_: re.Match[str]) -> Any:
-    from nilearn import datasets
-
-    return {**datasets.fetch_coords_dosenbach_2010(), "template": "MNI152"}
-
-
-def _seitzman(_: re.Match[str]) -> Any:
-    from nilearn import datasets
-
-    return {**datasets.fetch_coords_seitzman_2018(), "template": "MNI152"}
-
-
-_FETCH: dict[str, Callable[[re.Match[str]], Any]] = {
-    "schaefer": _schaefer,
-    "harvard_oxford": _harvard_oxford,
-    "juelich": _juelich,
-    "aal": _aal,
-    "craddock": _craddock,
-    "basc": _basc,
-    "power": _power,
-    "dosenbach": _dosenbach,
-    "seitzman": _seitzman,
-}
+    fetchers: dict[str, Callable[[], Any]] = {
+        "schaefer": lambda: datasets.fetch_atlas_schaefer_2018(int(found[1]), int(found[2] or 7), 2),
+        # A parcel of both hemispheres would have its centre between them.
+        "harvard_oxford": lambda: datasets.fetch_atlas_harvard_oxford(
+            found[1], symmetric_split=found[0].startswith("HarvardOxford-cort-")
+        ),
+        "juelich": lambda: datasets.fetch_atlas_juelich(found[1], symmetric_split=True),
+        "aal": lambda: datasets.fetch_atlas_aal(version=found[1] or "SPM12"),
+        "craddock": lambda: _craddock(found),
+        "basc": lambda: datasets.fetch_atlas_basc_multiscale_2015(resolution=int(found[1]), version="sym"),
+        "power": lambda: {**datasets.fetch_coords_power_2011(), "template": "MNI152"},
+        "dosenbach": lambda: {**datasets.fetch_coords_dosenbach_2010(), "template": "MNI152"},
+        "seitzman": lambda: {**datasets.fetch_coords_seitzman_2018(), "template": "MNI152"},
+    }
+    return fetchers[kind]()
 
 
 def is_named(name: str) -> bool:
@@ -141,7 +99,7 @@ def named_atlas(name: str) -> Atlas:
     if match is None:
         raise ValueError(f"atlas {name!r}: expected a file or a name like {ATLAS_NAMES}")
     try:
-        bunch = _FETCH[kind](match)
+        bunch = _fetch(kind, match)
     except OSError as error:  # nilearn's words for a missing network
         detail = " ".join(str(error).split())[:200]
         raise ValueError(f"atlas {name}: not in nilearn's data folder and cannot be downloaded ({detail})") from None
@@ -200,16 +158,12 @@ def atlas_of_file(path: Path, rows: list[ParcelRow] | None = None, space: str = 
         of_table = parcel_table(path)
         positions_P3 = np.array([row[2] for row in of_table], dtype=np.float64).reshape(-1, 3)
         labels = [row[1] if row[1] is not None else i for i, row in enumerate(of_table, 1)]
-        return Atlas(
-            path.name, Parcels([row[0] for row in of_table], labels, positions_P3, space or space_of_name(path))
-        )
+        names = [row[0] for row in of_table]
+        return Atlas(path.name, Parcels(names, labels, positions_P3, space or space_of_name(path)))
     if not path.name.endswith((".nii", ".nii.gz")):
-        raise RecordingError(
-            "bad-label-image", f"{path.name}: expected a label image (.nii, .nii.gz) or a table (.tsv)"
-        )
+        detail = f"{path.name}: expected a label image (.nii, .nii.gz) or a table (.tsv)"
+        raise RecordingError("bad-label-image", detail)
     require_orientation(nibabel.load(path), path.name)
     voxels, affine, present, centres_L3 = label_voxels(path)
-    rows = rows or table_beside(path)
-    return Atlas(
-        path.name, image_parcels(present, centres_L3, path.name, rows, space or space_of_atlas(path)), voxels, affine
-    )
+    parcels = image_parcels(present, centres_L3, path.name, rows or table_beside(path), space or space_of_atlas(path))
+    return Atlas(path.name, parcels, voxels, affine)

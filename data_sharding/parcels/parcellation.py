@@ -29,8 +29,8 @@ _AXES = (("x", "x_mm", "R"), ("y", "y_mm", "A"), ("z", "z_mm", "S"))
 # How far from the origin [mm] the farthest parcel can lie. Ours.
 _REACH_MM = (10.0, 150.0)
 # How far [mm] half of the places of a table may lie from those of its label image; other orders, orientations and
-# spaces are 50 and more. Ours.
-_MAX_DISTANCE_MM = 30.0
+# units are 60 and more. Ours.
+_MAX_DISTANCE_MM = 40.0
 # Of so many parcels some lie on either side of the origin. Ours.
 _MANY = 8
 _BACKGROUND = ("background", "unknown", "???")
@@ -81,13 +81,11 @@ def _label_voxels(path: Path, changed: int, size: int) -> tuple[np.ndarray, np.n
     return voxels_of(nibabel.load(path), path.name)
 
 
-def voxels_of(
-    image: Any, file_name: str, volume: int | None = None
-) -> tuple[np.ndarray, np.ndarray, list[int], np.ndarray]:
-    """As :func:`label_voxels`, of an image in memory; ``volume`` chooses one of a series of label images."""
+def voxels_of(image: Any, file_name: str) -> tuple[np.ndarray, np.ndarray, list[int], np.ndarray]:
+    """As :func:`label_voxels`, of an image in memory."""
     voxels = np.asarray(image.dataobj)
-    if voxels.ndim == 4 and (volume is not None or voxels.shape[3] == 1):
-        voxels = voxels[..., volume or 0]
+    if voxels.ndim == 4 and voxels.shape[3] == 1:
+        voxels = voxels[..., 0]
     present = [int(label) for label in np.unique(voxels) if label != 0 and np.isfinite(label)]
     if voxels.ndim != 3 or not present or not np.array_equal(voxels, np.round(voxels)):
         raise RecordingError("bad-label-image", f"{file_name}: expected integer labels in three dimensions")
@@ -120,7 +118,7 @@ def image_parcels(
     if 0 in rows and max(present) not in rows:
         detail = f"its table counts from 0 and has no {max(present)}, expected the values of the voxels"
         raise RecordingError("parcels-mismatch", f"{file_name}: {detail} in the column index")
-    apart = [np.linalg.norm(np.array(rows[label][1]) - centres[label]) for label in present if label in rows]
+    apart = [float(np.linalg.norm(np.array(rows[label][1]) - centres[label])) for label in present if label in rows]
     if (distance := float(np.median([d for d in apart if np.isfinite(d)] or [0.0]))) > _MAX_DISTANCE_MM:
         detail = f"the places of its table lie {distance:.0f} mm from those of its labels, expected at most"
         raise RecordingError("parcels-mismatch", f"{file_name}: {detail} {_MAX_DISTANCE_MM:g} mm")
@@ -203,13 +201,10 @@ def place_columns(
         names = names or [f"parcel-{i}" for i in range(1, n + 1)]
         return values_TP, Parcels(names, [], np.full((n, 3), np.nan), space)
     if n != len(rows) and len(values_TP) == len(rows):
-        detail = (
-            f"{len(values_TP)} rows and {n} columns for {n and len(rows)} parcels, expected a column for each parcel"
-        )
+        detail = f"{len(values_TP)} rows and {n} columns for {len(rows)} parcels, expected a column for each parcel"
         raise RecordingError("bad-table", f"{file}: {detail}: the table is turned round")
     known = [name for name, _, _ in rows]
-    names = _by_label(names, rows) if names is not None else None
-    if names is None:
+    if (names := _by_label(names, rows) if names is not None else None) is None:
         if n != len(rows):
             raise RecordingError("parcels-mismatch", f"{file}: {n} columns, expected the table's {len(rows)} parcels")
         labels = [index for _, index, _ in rows if index is not None]

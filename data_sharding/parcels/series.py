@@ -95,7 +95,7 @@ def _after_comments(lines: list[str]) -> tuple[list[str], int, list[str]]:
     names = re.split(r"[\s,]+", lines[first - 1].replace("#", " ").strip()) if first else []
     width = len(re.split(r"[\s,]+", rows[0])) if rows else 0
     if len(names) != width or width < 2:
-        return [], first, [*lines[:first], *rows]
+        names = []
     return names, first, [*lines[:first], *rows]
 
 

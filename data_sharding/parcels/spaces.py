@@ -34,11 +34,8 @@ def space_of_name(path: Path) -> str:
     """The space that a file's name (``space-``, ``tpl-``), or TemplateFlow's folder around it, says; else empty."""
     entities = parse_name(path.name)[0]
     folder = path.parent.name
-    return (
-        entities.get("space")
-        or entities.get("template")
-        or (folder.removeprefix("tpl-").partition("_")[0] if folder.startswith("tpl-") else "")
-    )
+    template = folder.removeprefix("tpl-").partition("_")[0] if folder.startswith("tpl-") else ""
+    return entities.get("space") or entities.get("template") or template
 
 
 def space_of_image(path: Path, setting: str | None) -> str:
@@ -55,8 +52,7 @@ def space_of_atlas(path: Path) -> str:
 
 def same_space(one: str, other: str) -> bool:
     """Whether two names mean the same space. Generations of MNI152 are different spaces."""
-    a, b = (_SAME.get(name.lower(), name.lower()) for name in (one, other))
-    return a == b
+    return _SAME.get(one.lower(), one.lower()) == _SAME.get(other.lower(), other.lower())
 
 
 def require_standard(space: str, file: str) -> None:

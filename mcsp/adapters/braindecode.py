@@ -13,7 +13,7 @@ from braindecode.models.base import EEGModuleMixin
 from skorch.callbacks import Callback
 from torch import Tensor, nn
 
-from mcsp.config.finetune import Depth
+from mcsp.config.evaluate import Depth
 from mcsp.data_sharding.clean.eeg_channels import normalise_channels, standard_positions_mm
 from mcsp.encode.pretrained import from_pretrained
 from mcsp.encode.recording import MIN_CHANNELS

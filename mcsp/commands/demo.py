@@ -51,18 +51,12 @@ def demo(
     scored = ["--config", "evaluate/demo.yaml", f"model_dir={model}", f"corpus_dir={corpus}", f"out_dir={evaluation}"]
     scored += [f"run_dir={run}", "label=diagnosis", *options.get("evaluate", [])]
     built = ["--config", "corpus/demo.yaml", f"bids_root={bids}", f"out_dir={corpus}"]
+    pretrained = [*starter(verbose), *ranks, "--module", "mcsp", "pretrain", *trained]
     stages = {
         "sites: recordings as BIDS": [*mcsp, "demo-sites", bids, *options.get("sites", []), *_sites()],
         "corpus: BIDS to shards, on a local Ray": [*mcsp, "build", *built],
         "lint: read the corpus back and compare": [*mcsp, "lint", corpus],
-        f"pretraining: DeepSpeed, {' '.join(ranks)}": [
-            *starter(verbose),
-            *ranks,
-            "--module",
-            "mcsp",
-            "pretrain",
-            *trained,
-        ],
+        f"pretraining: DeepSpeed, {' '.join(ranks)}": pretrained,
         "export: checkpoint to safetensors": [*mcsp, "export", run, model],
         "evaluation: probes and retrieval on frozen features": [*mcsp, "evaluate", *scored],
     }

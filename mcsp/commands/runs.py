@@ -68,6 +68,7 @@ def export(
     from mcsp.data_sharding.store.reader import Corpus
     from mcsp.export.export import check_out_dir, write_export
     from mcsp.training.saving.checkpoint import latest_checkpoint
+    from mcsp.training.saving.state import EMA, consolidate_weights
 
     checkpoint = latest_checkpoint(run_dir, folder="best") if best else latest_checkpoint(run_dir)
     if checkpoint is None:
@@ -76,17 +77,12 @@ def export(
     check_out_dir(out_dir)
     manifest = read_object(checkpoint / "manifest.json")
     read = Corpus(corpus or manifest["config"]["corpus_dir"])
-    from mcsp.training.saving.state import EMA, consolidate_weights
-
     print(f"export: step {manifest['step']} of {run_dir}")
     metrics = [line for line in read_metrics(run_dir) if line["step"] <= manifest["step"]]
     stored = {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
     scored = read_evaluation(evaluation) if evaluation else None
     weights = consolidate_weights(checkpoint, EMA if ema else "weight")
-    write_export(
-        weights, manifest, metrics, read, out_dir, stored, modalities, scored,
-        formats, contact, terms,
-    )  # fmt: skip
+    write_export(weights, manifest, metrics, read, out_dir, stored, modalities, scored, formats, contact, terms)
     rounded = "" if dtype == "fp32" else f", its weights rounded to {dtype}"
     print(f"model: {out_dir}  (reloaded; outputs bit-identical to those of the checkpoint{rounded})")
     return 0

@@ -36,9 +36,11 @@ def takes(model: type[Config], places: Sequence[str] = ()) -> Callable[[Callable
     """
 
     def decorated(command: Callable[..., int]) -> Callable[..., int]:
+        """The command with the keys in its signature, as the parser sees them."""
         own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
 
         def with_settings(*pairs: str, **options: Any) -> int:
+            """Load the settings, then run the command or show them."""
             config, print_config = options.pop("config", None), options.pop("print_config", False)
             extras = {p.name: options.pop(p.name) for p in own if p.name in options}
             twice = [key for key in options if any(pair.startswith(f"{key}=") for pair in pairs)]

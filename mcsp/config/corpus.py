@@ -59,8 +59,7 @@ class FmriConfig(Config):
     )
     image_space: str | None = Field(None, description="standard space of images whose names have no space-")
     atlas: str | None = Field(
-        None,
-        description="atlas of tables and images by name, as nilearn fetches it: Schaefer2018_400Parcels_7Networks",
+        None, description="atlas of tables and images by name, as nilearn fetches it: Schaefer2018_400Parcels_7Networks"
     )
     parcellation: str | None = Field(None, description="seg- of the time series to read; null: the first by name")
     detrend: bool = Field(True, description="take a straight line out of each parcel's series")
@@ -162,12 +161,10 @@ class CorpusConfig(Selection):
         description="file with the key of the subject hashes, 64 hexadecimal digits; null: variable MCSP_SUBJECT_KEY",
     )
     allow_public_key: bool = Field(
-        False,
-        description="use a key that others know, for demo data: whoever knows it finds whose a hash is",
+        False, description="use a key that others know, for demo data: whoever knows it finds whose a hash is"
     )
     trusted_link_targets: list[Path] = Field(
-        [],
-        description="folders outside of the datasets that links and headers may lead to; all others are refused",
+        [], description="folders outside of the datasets that links and headers may lead to; all others are refused"
     )
     on_error: Literal["raise", "warn", "quarantine"] = Field(
         "quarantine", description="a bad recording ends the build, is listed with a warning, or is listed"
@@ -177,9 +174,7 @@ class CorpusConfig(Selection):
     )
     read_timeout_seconds: float = Field(900.0, gt=0, description="longest time to read and clean one recording")
     site_timeout_seconds: float = Field(
-        14_400.0,
-        gt=0,
-        description="time that files which never end may cost one site; then the rest of it is not read",
+        14_400.0, gt=0, description="time that files which never end may cost one site; then the rest of it is not read"
     )
     read_memory_gb: float = Field(16.0, gt=0, description="address space for reading one recording [10^9 bytes]")
     allow_open_cluster: bool = Field(

@@ -65,8 +65,7 @@ class ObjectiveConfig(Config):
         "all", description="what a row is contrasted with: all other subjects, or those of its own site"
     )
     shuffled_pairs: Literal["within_site"] | None = Field(
-        None,
-        description="a control, never for weights that are used: views of different people of one site are paired",
+        None, description="a control, never for weights that are used: views of different people of one site are paired"
     )
     precision: Literal["auto", "fp32", "tf32", "bf16"] = Field(
         "auto", description="of products of embeddings in the loss; auto: bf16 under bf16 autocast, else fp32"

@@ -3,7 +3,7 @@
 Shape letters: T volumes, P parcels.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mcsp.config import FmriConfig
+from mcsp.encode.parcellations import PRETRAINING, atlas_of_pretraining
 
 if TYPE_CHECKING:
     from mcsp.data_sharding.clean.fmri_confounds import Confounds
@@ -38,7 +39,32 @@ def name_of(bold: Any) -> str:
     return Path(file).name if file else f"BOLD {type(bold).__name__}"
 
 
-def of_file(
+def source_of(
+    bold: Any,
+    t_r: float | None,
+    parcellation: Any,
+    parcel_table: str | Path | None,
+    space: str | None,
+    percent: bool,
+    config: FmriConfig,
+    pretraining: Sequence[Mapping[str, Any]],
+) -> Source:
+    """Time series of whatever :func:`mcsp.encode.bold.encode_bold` takes; ``pretraining``: parcellations seen there."""
+    from mcsp.data_sharding.clean.fmri import plausible_t_r
+
+    if t_r is not None:
+        plausible_t_r(float(t_r))
+    if isinstance(parcellation, str) and parcellation.partition(":")[0] == PRETRAINING:
+        n_parcels = bold.shape[1] if isinstance(bold, np.ndarray) and bold.ndim == 2 else None
+        parcellation = atlas_of_pretraining(pretraining, parcellation, n_parcels)
+    if isinstance(bold, str | Path):
+        return _of_file(Path(bold), t_r, parcellation, parcel_table, space, percent, config)
+    if hasattr(bold, "dataobj") and hasattr(bold, "affine"):
+        return _of_image(bold, t_r, parcellation, parcel_table, space, config)
+    return _of_array(np.asarray(bold), t_r, parcellation, parcel_table, percent)
+
+
+def _of_file(
     path: Path,
     t_r: float | None,
     parcellation: Any,
@@ -79,7 +105,7 @@ def of_file(
     return Source(path.name, x_TP, parcels, t_r, confounds, percent or in_percent(sidecar))
 
 
-def of_image(
+def _of_image(
     image: Any,
     t_r: float | None,
     parcellation: Any,
@@ -162,12 +188,8 @@ def _table_path(table: str | Path) -> Path:
     return Path(table)
 
 
-def of_array(
-    x_TP: np.ndarray,
-    t_r: float | None,
-    parcellation: Any,
-    parcel_table: str | Path | None,
-    percent: bool,
+def _of_array(
+    x_TP: np.ndarray, t_r: float | None, parcellation: Any, parcel_table: str | Path | None, percent: bool
 ) -> Source:
     """Check an array ``(T, P)`` against the parcellation of its columns."""
     from mcsp.data_sharding.clean.fmri_confounds import Confounds

@@ -14,7 +14,7 @@ Nothing here unpickles. Shape letters: F features, O outputs.
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -173,18 +173,18 @@ class LoadedClassifier:
         closer = float(np.interp(distance, percentiles, np.linspace(0, 100, len(percentiles))))
         flags = [*_unlike(distance, percentiles), *_channels(head.facts["channels"], encoded), *encoded.report.warnings]
         flags += _chance(head.facts["skill"])
-        shared = {"distance": distance, "closer": closer}
+        found = Prediction(name, modality, distance=distance, closer=closer)
         if self.task["kind"] == REGRESSION:
             value, half = float(score_O[0]), head.facts["interval"]["half_width"]
             least, largest = head.facts["range"]
             if not least <= value <= largest:
                 flags.append(f"outside of the training labels, which are {least:g} to {largest:g}")
             interval = (value - half, value + half)
-            return Prediction(name, modality, value=value, interval=interval, flags=tuple(flags), **shared)
+            return replace(found, value=value, interval=interval, flags=tuple(flags))
         p_O = np.exp(score_O - score_O.max())
         probabilities = dict(zip(self.classes, (p_O / p_O.sum()).tolist(), strict=True))
         label = chosen(probabilities, head.facts["threshold"])
-        return Prediction(name, modality, label, probabilities, flags=tuple(flags), **shared)
+        return replace(found, label=label, probabilities=probabilities, flags=tuple(flags))
 
 
 def chosen(probabilities: dict[str, float], threshold: float | None) -> str:
@@ -254,9 +254,7 @@ def _read_facts(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: expected format_version {FORMAT_VERSION}, found {version} of a {kind}")
     sums = folder / ENCODER / SUMS_FILE
     if not sums.is_file() or sha256_file(sums) != facts["encoder"]["sha256"]:
-        raise ValueError(
-            f"{folder / ENCODER}: expected the encoder that the head was trained on, found another or none"
-        )
+        raise ValueError(f"{sums.parent}: expected the encoder that the head was trained on, found another or none")
     return facts
 
 
@@ -278,18 +276,13 @@ def _read_heads(folder: Path, facts: dict[str, Any]) -> dict[Modality, Head]:
 
 
 def _name(recording: Any) -> str:
-    if isinstance(recording, str | Path):
-        return str(recording)
-    return type(recording).__name__
+    return str(recording) if isinstance(recording, str | Path) else type(recording).__name__
 
 
 def _unlike(distance: float, percentiles: list[float]) -> list[str]:
     limit = float(np.interp(UNUSUAL, np.linspace(0, 100, len(percentiles)), percentiles))
-    if distance <= limit:
-        return []
-    return [
-        f"unlike the training data: distance {distance:.2f}, {UNUSUAL} % of new subjects there are below {limit:.2f}"
-    ]
+    found = f"distance {distance:.2f}, {UNUSUAL} % of new subjects there are below {limit:.2f}"
+    return [f"unlike the training data: {found}"] if distance > limit else []
 
 
 def skill_in_words(skill: dict[str, Any]) -> str:

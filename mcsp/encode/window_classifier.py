@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mcsp.batch import Signal
-from mcsp.config.finetune import Depth
+from mcsp.config.evaluate import Depth
 from mcsp.encode.classifier import MCSPClassifier
 from mcsp.encode.recording import require_packages
 from mcsp.model.mcsp import MCSP

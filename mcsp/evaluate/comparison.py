@@ -123,12 +123,7 @@ def _pretrained_for(method: Method, compared: Sequence[Method], task: Task) -> M
 
 
 def permuted(
-    method: Method,
-    rows: np.ndarray,
-    labelled: Labelled,
-    folds: Folds,
-    count: int,
-    observed: dict[str, float] | None,
+    method: Method, rows: np.ndarray, labelled: Labelled, folds: Folds, count: int, observed: dict[str, float] | None
 ) -> dict[str, float]:
     """AUROC of shuffled labels, with folds as those of the first seed: it has to be about 0.5; R2 of numbers, about 0.
 

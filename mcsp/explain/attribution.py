@@ -15,7 +15,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from captum.attr import IntegratedGradients
-from scipy.stats import spearmanr
 from torch import Tensor, nn
 
 from mcsp.batch import Signal, collate
@@ -25,12 +24,8 @@ from mcsp.schema import Modality, Window
 
 BANDS_HZ: Mapping[Modality, Mapping[str, tuple[float, float]]] = {"eeg": EEG_BANDS_HZ, "fmri": BOLD_BANDS_HZ}
 OTHER_BAND = "other"
+_ROWS_AT_ONCE = 16  # points of the line that go through the model together
 Score = Callable[[Signal], Tensor]  # (B,), higher for the positive class
-
-
-def band_names(modality: Modality) -> list[str]:
-    """Names of the K bands."""
-    return [*BANDS_HZ[modality], OTHER_BAND]
 
 
 def split_bands(x_BCT: Tensor, sfreq: float, modality: Modality) -> Tensor:
@@ -81,9 +76,7 @@ class Attribution:
     difference: float  # score of the positive window minus that of the negative one
 
 
-def attribute_pair(
-    score: Score, positive: Window, negative: Window, modality: Modality, steps: int, rows_at_once: int = 16
-) -> Attribution:
+def attribute_pair(score: Score, positive: Window, negative: Window, modality: Modality, steps: int) -> Attribution:
     """Integrated gradients along the straight line from the negative to the positive window.
 
     Both see the channels and time samples that are valid in both.
@@ -93,7 +86,6 @@ def attribute_pair(
         positive, negative: windows with the same channels, rate and length.
         modality: of both.
         steps: points of Gauss-Legendre quadrature on the line.
-        rows_at_once: points that go through the model together.
 
     Raises:
         ValueError: windows that differ in channels, rate or length.
@@ -126,7 +118,7 @@ def attribute_pair(
         return score(_repeated(rest, len(x_BKCT)).replace(x_BCT=x_BKCT.sum(1)))
 
     found = IntegratedGradients(scored).attribute(
-        parts_BKCT[:1], baselines=parts_BKCT[1:], n_steps=steps, internal_batch_size=rows_at_once
+        parts_BKCT[:1], baselines=parts_BKCT[1:], n_steps=steps, internal_batch_size=_ROWS_AT_ONCE
     )
     with torch.no_grad():
         high, low = scored(parts_BKCT).tolist()
@@ -149,9 +141,3 @@ def _repeated(signal: Signal, rows: int) -> Signal:
 def mean_attribution(found: Sequence[Attribution]) -> Attribution:
     """The mean over pairs of the same channels."""
     return Attribution(np.mean([a.value_CK for a in found], axis=0), float(np.mean([a.difference for a in found])))
-
-
-def rank_correlation(a: Sequence[Attribution], b: Sequence[Attribution]) -> float | None:
-    """Spearman's correlation of all channels and bands of maps and their controls; None where a map is constant."""
-    x, y = (np.concatenate([m.value_CK.ravel() for m in maps]) for maps in (a, b))
-    return float(spearmanr(x, y).statistic) if np.ptp(x) > 0 and np.ptp(y) > 0 else None

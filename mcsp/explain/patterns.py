@@ -60,7 +60,7 @@ def _without_site_mean(v_N: np.ndarray, site_N: np.ndarray) -> np.ndarray:
 
 
 def agreement(a_Q: np.ndarray, b_Q: np.ndarray) -> float | None:
-    """Spearman's correlation of two patterns; None where one is constant."""
+    """Spearman's correlation of two patterns or maps; None where one is constant."""
     return float(spearmanr(a_Q, b_Q).statistic) if np.ptp(a_Q) > 0 and np.ptp(b_Q) > 0 else None
 
 

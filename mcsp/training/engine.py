@@ -185,10 +185,6 @@ def group_of(name: str) -> str:
     return "temperatures" if parts[0] == "log_scale_P" else "heads"
 
 
-def _any_norm(norm: float, told: list[float]) -> bool:
-    return True
-
-
 class Engine:
     """One module trained by DeepSpeed with AdamW; weight decay on matrices only."""
 
@@ -208,7 +204,7 @@ class Engine:
         self._steps = 0
         self._norm, self._refused = 0.0, False
         self._told, self._numbers = torch.zeros(0), list[float]()
-        self._allowed: Callable[[float, list[float]], bool] = _any_norm
+        self._allowed: Callable[[float, list[float]], bool] | None = None  # None: any
         self.ema_decay = config.ema_decay
         self._ema: dict[tuple[str, int], Tensor] = {}  # of the ranges that this rank owns
         if self.zero_stage:
@@ -295,7 +291,7 @@ class Engine:
         """
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate
-        self._allowed, self._steps = allowed or _any_norm, self._steps + 1
+        self._allowed, self._steps = allowed, self._steps + 1
         self._told = torch.zeros(0, device=device()) if told is None else told.detach()
         if self.zero_stage == 0 and self._refuses(self._stage0_norm()):
             self._engine.optimizer.zero_grad()
@@ -339,7 +335,8 @@ class Engine:
         with distributed.around_collectives():
             torch.distributed.broadcast(found, src=0)
         self._norm, *self._numbers = found.tolist()  # the one wait for the device in a step
-        self._refused = not (math.isfinite(self._norm) and self._allowed(self._norm, self._numbers))
+        allowed = self._allowed is None or self._allowed(self._norm, self._numbers)
+        self._refused = not (math.isfinite(self._norm) and allowed)
         return self._refused
 
     def _watch_norm(self) -> None:
@@ -393,10 +390,3 @@ class Engine:
                 (name, start): state.read(EMA, name, start, weight.numel()).to(weight.device)
                 for name, start, weight in owned
             }
-
-    def gradients(self) -> dict[str, Tensor]:
-        """Whole fp32 gradients by parameter name, between backward and step; every rank calls it."""
-        read: Callable[[nn.Parameter], Tensor | None] = deepspeed.utils.safe_get_full_grad
-        return {
-            name: g.detach().clone() for name, p in self._engine.module.named_parameters() if (g := read(p)) is not None
-        }

@@ -21,18 +21,9 @@ from mcsp.schema import VIEWS, Modality
 # Dense bf16 TFLOP/s with fp32 accumulation, without sparsity, from NVIDIA's data sheets of each product (the sheets
 # of H100, H200, L40S, L4 and B200 print the figure with sparsity, twice this). The first name that fits counts.
 PEAK_BF16_TFLOPS: dict[str, float] = {
-    "H100 PCIe": 756.0,
-    "H100 NVL": 835.0,
-    "H100": 989.4,
-    "H200": 989.4,
-    "GH200": 989.4,
-    "B200": 2250.0,
-    "A100": 312.0,
-    "A10": 125.0,
-    "L40S": 362.1,
-    "L4": 121.0,
-    "RTX A6000": 154.8,
-}
+    "H100 PCIe": 756.0, "H100 NVL": 835.0, "H100": 989.4, "H200": 989.4, "GH200": 989.4, "B200": 2250.0, "A100": 312.0,
+    "A10": 125.0, "L40S": 362.1, "L4": 121.0, "RTX A6000": 154.8,
+}  # fmt: skip
 
 
 def peak_tflops(device: torch.device) -> float | None:

@@ -242,6 +242,9 @@ def test_retrieval_counts_rows_whose_partner_is_nearest() -> None:
     same_subject = everything | {"subject_n": torch.tensor([0, 1, 2, 2])}  # the swapped rows are no rivals now
     assert retrieval_accuracy(near, [(0, 1)], **everything).tolist() == [0.5]
     assert retrieval_accuracy(near, [(0, 1)], **same_subject).tolist() == [1.0]
+    uneven = torch.tensor([[[0.3, 0.1, 0.95], [0.4, 0.9, 0.17]], [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]])
+    # Both find their partner among the second ones; of these, the first is nearer to another.
+    assert retrieval_accuracy(uneven, [(0, 1)]).tolist() == retrieval_accuracy(uneven, [(1, 0)]).tolist() == [0.75]
     one_invalid = everything | {"valid_Mn": torch.tensor([[True] * 4, [True, True, True, False]])}
     assert retrieval_accuracy(z, [(0, 1)], **one_invalid).item() == pytest.approx(2 / 3)
     columns = Columns(z, everything["valid_Mn"], everything["subject_n"])

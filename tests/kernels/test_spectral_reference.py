@@ -212,12 +212,7 @@ def test_frames_are_marked_where_a_sample_is_missing() -> None:
     valid = torch.ones(2, 500, dtype=torch.bool)
     valid[0, 210] = False
     value, mask = log_power_frames(
-        x,
-        torch.tensor([100.0, 50.0]),
-        [10.0],
-        frame_seconds=1.0,
-        hop_seconds=1.0,
-        time_valid_BT=valid,
+        x, torch.tensor([100.0, 50.0]), [10.0], frame_seconds=1.0, hop_seconds=1.0, time_valid_BT=valid
     )
     assert value.shape == (2, 3, 10, 1)
     assert mask[0].tolist() == [True, True, False, True, True] + [False] * 5

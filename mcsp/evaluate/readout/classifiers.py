@@ -79,10 +79,6 @@ def _features(gram_MM: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return vector_MR * root_R, root_R, vector_MR
 
 
-def _all(train: np.ndarray, seed: int) -> np.ndarray:
-    return train
-
-
 SVM = Classifier("linear SVM", _fit_svm, False)
 LOGISTIC = Classifier("logistic", _fit_logistic, True)
 RIDGE = Classifier("ridge", _fit_ridge, False)
@@ -98,9 +94,11 @@ def on_grams(classifier: Classifier, gram_of: GramOf, task: Task = BINARY) -> Re
     """A classifier, or a ridge, on Gram matrices; scores have the shape that :mod:`mcsp.evaluate.readout.task` says."""
 
     def fitted(train: np.ndarray) -> Scorer:
+        """How to score from a training part."""
         gram_NN = gram_of(train)
 
         def score(test: np.ndarray, labelled: np.ndarray, y_N: np.ndarray) -> np.ndarray:
+            """Scores of ``test`` from what of the part is labelled."""
             gram_MM, gram_TM, y_M = gram_NN[np.ix_(labelled, labelled)], gram_NN[np.ix_(test, labelled)], y_N[labelled]
 
             def of(y_M: np.ndarray) -> np.ndarray:
@@ -146,7 +144,10 @@ def discriminant(x_NF: np.ndarray, task: Task = BINARY) -> Readout:
 
 
 def cross_validate(
-    readout: Readout, y_N: np.ndarray, folds: Folds, parts: Sequence[Callable[[np.ndarray, int], np.ndarray]] = (_all,)
+    readout: Readout,
+    y_N: np.ndarray,
+    folds: Folds,
+    parts: Sequence[Callable[[np.ndarray, int], np.ndarray]] = (lambda train, seed: train,),
 ) -> np.ndarray:
     """Scores of every unit by a read-out that never saw its subject; NaN where no fold tests a unit.
 

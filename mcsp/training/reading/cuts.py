@@ -62,17 +62,13 @@ def cut_pair(
     if not instants:
         first_key, second_key = (random_key(key, p) for p in (Purpose.FIRST_WINDOW, Purpose.SECOND_WINDOW))
         return cut_one(eeg, window_seconds, first_key), cut_one(fmri, window_seconds, second_key)
-    delay: dict[Modality, float] = {"eeg": 0.0, "fmri": delay_seconds}
     instant = _instant(instants, unit_interval(random_key(key, Purpose.FIRST_WINDOW)))
-    first, second = (
-        Cut(
-            r,
-            window_start(r, instant + delay[r.modality], window_seconds[r.modality]),
-            window_samples(r, window_seconds[r.modality]),
-        )
-        for r in (eeg, fmri)
-    )
-    return first, second
+
+    def at(r: Recording, clock_seconds: float) -> Cut:
+        seconds = window_seconds[r.modality]
+        return Cut(r, window_start(r, clock_seconds, seconds), window_samples(r, seconds))
+
+    return at(eeg, instant), at(fmri, instant + delay_seconds)
 
 
 def _instant(ranges: Sequence[tuple[float, float]], draw: float) -> float:

@@ -105,26 +105,16 @@ class Schedule:
         stream_N = self._stream_of_samples(starts)
         self.streams: list[Stream] = []
         for name in STREAMS:
-            numbers = np.flatnonzero(stream_N == STREAMS.index(name))
-            n = getattr(quota, name)
-            if n and (len(numbers) or split == "train"):
-                if not len(numbers):
-                    have = {name: int((stream_N == i).sum()) for i, name in enumerate(STREAMS)}
-                    raise ValueError(
-                        f"batch.{name}={n}, but the training split has no such sample with recordings of at least "
-                        f"{window_seconds} s, half of it valid; found {have}. Set batch.{name}=0 or shorten "
-                        "window_seconds"
-                    )
+            numbers, n = np.flatnonzero(stream_N == STREAMS.index(name)), getattr(quota, name)
+            if n and not len(numbers) and split == "train":
+                have = {name: int((stream_N == i).sum()) for i, name in enumerate(STREAMS)}
+                raise ValueError(
+                    f"batch.{name}={n}, but the training split has no such sample with recordings of at least "
+                    f"{window_seconds} s, half of it valid; found {have}. Set batch.{name}=0 or shorten window_seconds"
+                )
+            if n and len(numbers):
                 rows_N2 = np.stack([starts[numbers], starts[numbers + 1]], axis=1).astype(np.int32)
-                order_key = random_key(self.key, Purpose.ORDER, STREAMS.index(name))
-                site_N, group_N = self._cells(rows_N2[:, 0], shuffle_shards)
-                order: Order | SiteBatches
-                if sites_per_batch:
-                    if n % sites_per_batch:
-                        raise ValueError(f"sites_per_batch={sites_per_batch}: expected a divisor of batch.{name}={n}")
-                    order = SiteBatches(site_N, group_N, site_temperature, order_key, n, sites_per_batch)
-                else:
-                    order = Order(site_N, group_N, site_temperature, order_key, n)
+                order = self._order(name, n, rows_N2[:, 0], site_temperature, shuffle_shards, sites_per_batch)
                 self.streams.append(Stream(name, n, rows_N2, order, self._shape_numbers(rows_N2)))
         if not self.streams and split == "train":
             raise ValueError("batch: expected a quota above 0 for paired, eeg or fmri, found none")
@@ -178,6 +168,18 @@ class Schedule:
         site_rank, shard_rank = (np.argsort(np.argsort(np.array(names))) for names in (site_names, shard_names))
         group_N = shard_rank[shards[first_rows_N]] // shuffle_shards if shuffle_shards else np.zeros_like(first_rows_N)
         return site_rank[sites[first_rows_N]], group_N
+
+    def _order(
+        self, name: str, n: int, first_rows_N: np.ndarray, temperature: float, shuffle_shards: int, sites: int
+    ) -> Order | SiteBatches:
+        """In which order a stream's samples are read, ``n`` a step, from so many ``sites`` (0: all, mixed)."""
+        key = random_key(self.key, Purpose.ORDER, STREAMS.index(name))
+        site_N, group_N = self._cells(first_rows_N, shuffle_shards)
+        if not sites:
+            return Order(site_N, group_N, temperature, key, n)
+        if n % sites:
+            raise ValueError(f"sites_per_batch={sites}: expected a divisor of batch.{name}={n}")
+        return SiteBatches(site_N, group_N, temperature, key, n, sites)
 
     def _shape_numbers(self, rows_N2: np.ndarray) -> np.ndarray:
         """Number of each sample's shape: channels and time samples of a window, the most of its recordings."""

@@ -57,14 +57,8 @@ def _ranges(engine: Any) -> Iterator[tuple[Any, torch.Size, Tensor, int, int, in
             start = distributed.rank() * padded
             length = min(padded, parameter.ds_numel - start)  # the last ranks hold padding
             if length > 0:
-                yield (
-                    parameter,
-                    parameter.ds_shape,
-                    optimizer.fp32_partitioned_groups_flat[group],
-                    offset,
-                    start,
-                    length,
-                )
+                whole = optimizer.fp32_partitioned_groups_flat[group]
+                yield parameter, parameter.ds_shape, whole, offset, start, length
 
 
 def _masters(engine: Any) -> list[tuple[Any, Tensor]]:

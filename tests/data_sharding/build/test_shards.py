@@ -1,6 +1,6 @@
 """Encoding of values, and the clock of simultaneous recordings.
 
-Covers: data_sharding/build/samples.py, data_sharding/store/encoding.py
+Covers: data_sharding/build/samples.py
 """
 
 import tarfile
@@ -20,7 +20,7 @@ from mcsp.data_sharding.build.plan import make_plan
 from mcsp.data_sharding.build.samples import onset_seconds
 from mcsp.data_sharding.build.shards import add_members, build_shard
 from mcsp.data_sharding.clean.read import ReadingProcess
-from mcsp.data_sharding.store.encoding import encode
+from mcsp.data_sharding.clean.recording import encode
 from mcsp.data_sharding.store.index import SHARDS_NAME
 from mcsp.schema import Modality
 from tests.data_sharding.conftest import CHANNELS, DESCRIPTION, eeg_uv

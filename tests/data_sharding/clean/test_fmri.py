@@ -207,3 +207,15 @@ def test_t_r_at_the_bounds_is_plausible() -> None:
     for t_r in (np.nextafter(low, 0.0), np.nextafter(high, 99.0)):
         with pytest.raises(RecordingError, match=rf"expected {low:g} to {high:g} s"):
             plausible_t_r(float(t_r))
+
+
+def test_a_repetition_time_that_is_said_twice_must_agree(tmp_path: Path) -> None:
+    assert repetition_time({"RepetitionTime": 2.0, "SamplingFrequency": 0.5}) == 2.0
+    with pytest.raises(RecordingError, match="2 s by RepetitionTime of the sidecar and 1 s by SamplingFrequency"):
+        repetition_time({"RepetitionTime": 2.0, "SamplingFrequency": 1.0})
+    with pytest.raises(RecordingError, match="found 'n/a', expected seconds"):
+        repetition_time({"RepetitionTime": "n/a"})
+    write_parcellated_bold(tmp_path, "1", "S", ["a", "b"], 1000 + fluctuation(2), {"RepetitionTime": T_R})
+    write_json(tmp_path / "sub-1/func/sub-1_task-rest_bold.json", {"RepetitionTime": 0.8})
+    with pytest.raises(RecordingError, match=r"0\.8 s by RepetitionTime of an image of the run, expected one"):
+        read(tmp_path)
