@@ -143,7 +143,7 @@ def limits(results: dict[str, Any]) -> str:
     sites, subjects = results["sites"], results["subjects"]
     said = [
         f"{subjects} subjects of {counted(len(sites), 'site')} and one pretraining run: the "
-        "intervals hold the spread over subjects, not that of another pretraining run or another choice of sites.",
+        "intervals include the spread over subjects, not that of another pretraining run or another choice of sites.",
         "A score that is good here says nothing about single persons elsewhere, about why people differ (age, "
         "medication and motion may), or about use in a clinic.",
     ]
