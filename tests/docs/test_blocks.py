@@ -79,7 +79,23 @@ def commands(text: str) -> list[list[str]]:
     return found
 
 
+def commented(text: str) -> list[str]:
+    """Command lines in comments and docstrings, with what they may leave out and without what they explain."""
+    lines = re.findall(r"^[#: ]*?(?:[\w ]+: +)?((?:mcsp|python|deepspeed) [\w-][^\n]+)", text, re.MULTILINE)
+    lines = [re.split(r"  +", line)[0].replace("[", "").replace("]", "") for line in lines if "=[" not in line]
+    left_out = ("...", "--config FILE", "python -m mcsp.")
+    return [line for line in lines if not any(part in line for part in left_out)]
+
+
+SOURCES = [
+    path
+    for folder, kind in (("configs", "*.yaml"), ("mcsp/commands", "*.py"), ("benchmarks", "*.py"), ("examples", "*.py"))
+    for path in sorted((ROOT / folder).rglob(kind))
+]
 COMMANDS = [(block.page, words) for block in of("sh", "bash") for words in commands(block.text)]
+COMMANDS += [
+    (str(path.relative_to(ROOT)), shlex.split(line)) for path in SOURCES for line in commented(path.read_text())
+]
 
 
 def parsed(words: list[str]) -> str:
