@@ -167,7 +167,8 @@ def script(words: list[str]) -> str:
     if launched := re.search(r'launcher\("([\w-]+)"\)', source):
         return verb([launched[1], *words[1:]])
     for option in (word for word in words[1:] if word.startswith("--")):
-        assert f'"{option}"' in source, f"{words[0]} has no option {option}"
+        named = option.replace("--no-", "--")  # argparse makes --no-x of a switch --x
+        assert f'"{option}"' in source or f'"{named}"' in source, f"{words[0]} has no option {option}"
     assert all((ROOT / w).is_file() for w in words[1:] if w.startswith("benchmarks/"))
     return "options"
 
