@@ -148,7 +148,7 @@ def limits(results: dict[str, Any]) -> str:
         "medication and motion may), or about use in a clinic.",
     ]
     if len(sites) < 3:
-        said.append("With fewer than three sites, a score on a site left out rests on one or two scanners.")
+        said.append("With fewer than three sites, a score on a site left out comes from one or two scanners.")
     if any(site["simulated"] for site in sites.values()):
         said.append("Scores on simulated sites say nothing about brains.")
     if results["subjects_seen_in_pretraining"] is None:
