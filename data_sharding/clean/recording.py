@@ -1,5 +1,4 @@
-"""What reading one recording gives: a clean array in physical units, where it is valid, how good it is, how it is
-stored.
+"""Result of reading one recording: a clean array in physical units, valid spans, quality, stored form.
 
 Shape letters: T time samples, C channels.
 """
