@@ -29,7 +29,8 @@ _TABLES = ("timeseries.tsv", "timeseries.csv", "timeseries.npy", "timeseries.txt
 _UNREAD_EEG = re.compile(
     r"eeg\.(eeg|cnt|gdf|mff|mefd|nwb|mat|xdf|csv|h5|hdf5|np[yz]|dat|raw|asc|lay|bin|(edf|bdf|set|fif|vhdr)\.gz)"
 )
-_UNREAD_BOLD = re.compile(r"bold(\+\w+)?\.(dtseries\.nii|func\.gii|img|mgz|mgh|head|mat|nrrd)|preproc\.nii(\.gz)?")
+_UNREAD_BOLD = re.compile(r"bold(\+\w+)?\.(dtseries\.nii|func\.gii|img|mgz|mgh|head|mat|nrrd)")
+_UNREAD_OLD = re.compile(r"\w.*_bold_(\w.*_)?preproc\.nii(\.gz)?")  # fMRIPrep's before 1.2
 _UNREAD_TABLE = re.compile(r"timeseries\.(dtseries\.nii|mat|h5|hdf5|npz|pkl|parquet|feather|(tsv|csv)\.gz)")
 # Folders that are recordings.
 _FOLDER_FORMATS = (".mff", ".mefd")
@@ -40,12 +41,12 @@ _LONG = {
 # Entities that tell apart versions of one run, not runs.
 _VERSION = {
     "space", "description", "segmentation", "atlas", "statistic", "resolution", "density", "echo", "part", "cohort",
-    "split", "proc", "rec",
+    "split", "proc", "rec", "hemi",
 }  # fmt: skip
 # Folder of a modality's raw files.
 FOLDERS: dict[Modality, str] = {"eeg": "eeg", "fmri": "func"}
 # Entities that files beside a recording may have although the recording has not.
-_FREE = {"space", "segmentation", "atlas", "resolution", "template"}
+_FREE = {"", "space", "segmentation", "atlas", "resolution", "template"}
 _SKIPPED_FOLDERS = {"sourcedata", "code", "stimuli"}
 _DESCRIPTION = "dataset_description.json"
 # Companions of a remote recording that a local one finds in its folder.
@@ -120,9 +121,12 @@ class RecordingRef:
 
 @lru_cache(maxsize=1 << 16)
 def parse_name(name: str) -> tuple[dict[str, str], str]:
-    """Entities and suffix: ``sub-1_task-rest_eeg.edf`` -> ``({"subject": "1", "task": "rest"}, "eeg.edf")``."""
+    """Entities and suffix: ``sub-1_task-rest_eeg.edf`` -> ``({"subject": "1", "task": "rest"}, "eeg.edf")``.
+
+    What stands between without a dash is the entity ``""``: sub-1_A and sub-1_B are two people, or two recordings.
+    """
     *pairs, suffix = name.split("_")
-    keys = ((k.lower(), v) for k, dash, v in (pair.partition("-") for pair in pairs) if dash)
+    keys = ((k.lower() if dash else "", v if dash else k) for k, dash, v in (pair.partition("-") for pair in pairs))
     return {_LONG.get(k, k): v for k, v in keys}, suffix
 
 
@@ -236,8 +240,8 @@ def find_recordings(site: Site, parcellation: str | None = None, notes: list[str
     for folder, names in listing.items():
         inside = folder.relative_to(site.root)
         for name in names:
-            named, suffix = parse_name(name)
-            modality = _modality(named, suffix)
+            _, suffix = parse_name(name)
+            modality = _modality(name)
             if modality is None:
                 continue
             relative, entities = (inside / name).as_posix(), entities_of(folder / name, site.root)
@@ -248,7 +252,8 @@ def find_recordings(site: Site, parcellation: str | None = None, notes: list[str
                 of_run |= {k: v for k, v in entities.items() if k == "split"}
             run = (modality, *sorted(of_run.items()))
             of = pipelines_of(relative)
-            candidate = (_preference(entities, suffix, of, site, parcellation, spaces), folder / name, modality)
+            preference = _preference(entities, suffix, of, site, parcellation, spaces)
+            candidate = ((not is_read(name), *preference), folder / name, modality)
             best[run] = min(best.get(run, candidate), candidate)
             pipelines.setdefault(run, set()).add(of[-1] if of else "")
     notes += _several_pipelines(site, best, pipelines)
@@ -280,8 +285,8 @@ def _several_pipelines(
     ]
 
 
-def _modality(entities: Mapping[str, str], suffix: str) -> Modality | None:
-    suffix = suffix.lower()
+def _modality(name: str) -> Modality | None:
+    entities, suffix = parse_name(name.lower())
     if suffix in {"eeg" + extension for extension in EEG_EXTENSIONS} or _UNREAD_EEG.fullmatch(suffix):
         return "eeg"
     if entities.get("part", "mag") != "mag":  # phases are no BOLD
@@ -291,13 +296,15 @@ def _modality(entities: Mapping[str, str], suffix: str) -> Modality | None:
     # Without a parcellation the table is fMRIPrep's confounds.
     parcellated = "segmentation" in entities or "atlas" in entities
     is_table = suffix in _TABLES or _UNREAD_TABLE.fullmatch(suffix)
-    return "fmri" if _UNREAD_BOLD.fullmatch(suffix) or (is_table and parcellated) else None
+    is_unread = _UNREAD_BOLD.fullmatch(suffix) or _UNREAD_OLD.fullmatch(name.lower())
+    return "fmri" if is_unread or (is_table and parcellated) else None
 
 
 def is_read(name: str) -> bool:
     """Whether the format of a recording, by its name, is one that is read."""
     suffix = parse_name(name)[1].lower()
-    return not any(pattern.fullmatch(suffix) for pattern in (_UNREAD_EEG, _UNREAD_BOLD, _UNREAD_TABLE))
+    unread = any(pattern.fullmatch(suffix) for pattern in (_UNREAD_EEG, _UNREAD_BOLD, _UNREAD_TABLE))
+    return not unread and not _UNREAD_OLD.fullmatch(name.lower())
 
 
 def _spaces_of_labels(site: Site, listing: Mapping[Path, Sequence[str]]) -> set[str]:
@@ -318,10 +325,9 @@ def _preference(
     """The least of a run's versions is taken; a named pipeline comes first, of equals the raw one."""
     named = site.selection.derivatives in pipelines
     if suffix.lower().startswith("eeg"):
-        return (not is_read(suffix), not named, bool(pipelines), "description" in entities, suffix)
+        return (not named, bool(pipelines), "description" in entities, suffix)
     segmentation = entities.get("segmentation", entities.get("atlas"))
     return (
-        not is_read(suffix),
         not named,
         suffix not in (*_TABLES, *_PARCELLATED),
         parcellation is not None and segmentation != parcellation,

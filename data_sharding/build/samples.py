@@ -104,7 +104,7 @@ def read_sample(
                 raise RecordingError("duplicate", twin)
             if sample.site.fault is not None:
                 raise RecordingError(*sample.site.fault)
-            _require_labels(ref)
+            require_labels(ref)
             if site_time is not None:
                 site_time.require(sample.site.name)
             found = process.read(ref)
@@ -130,8 +130,13 @@ def read_sample(
     return [SampleRecording(ref, r.clean, onset) for (ref, r), onset in zip(readings, onsets, strict=True)], rejected
 
 
-def _require_labels(ref: RecordingRef) -> None:
-    """Raise :class:`RecordingError` for a label that BIDS does not allow: it may hold anything, a name for example."""
+def require_labels(ref: RecordingRef) -> None:
+    """Raise :class:`RecordingError` for a name that BIDS does not allow: it may hold anything, a person's for example.
+
+    A name with something else between its entities is read by nobody as it was meant.
+    """
+    if (odd := ref.entities.get("")) is not None and printable(odd) == odd:
+        raise RecordingError("bad-name", f"{ref.path.name}: {odd!r} between its entities, expected each as key-label")
     for entity in _LABELLED:
         label = ref.entities.get(entity, "1")
         if not _LABEL.fullmatch(label) and printable(label) == label:  # what is no UTF-8 is told when it is read

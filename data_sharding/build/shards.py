@@ -88,7 +88,7 @@ def build_shard(
     crcs: list[int] = []
     shard = None
     with scratch_file(folder) as temporary:
-        with tarfile.open(temporary, "w") as tar:
+        with tarfile.open(temporary, "w", copybufsize=1 << 20) as tar:
             for sample in planned.samples:
                 survivors, failures = read_sample(sample, process, excluded, done, site_time)
                 rows, members = _encode_sample(sample, survivors, crcs)
@@ -241,8 +241,9 @@ def _locate(tar: Path, rows: list[Recording], crcs: list[int]) -> list[Recording
     """Read a tar back: find each array's byte offset and compare its blocks with the checksums made in memory."""
     located = []
     with tarfile.open(tar, "r:") as archive, open(tar, "rb") as file:
+        start = {member.name: member.offset_data for member in archive}
         for row in rows:
-            file.seek(archive.getmember(row.member).offset_data)
+            file.seek(start[row.member])
             prefix = file.read(np.lib.format.MAGIC_LEN + 2)
             shape, dtype = _array_header(prefix, file.read(int.from_bytes(prefix[-2:], "little")))
             offset = file.tell()

@@ -81,7 +81,8 @@ def normalise_channels(names: list[str]) -> list[str]:
     biosemi, shared = biosemi_names(names), shared_reference(names)
     for name in names:
         normal = name if name in biosemi else normalise_channel(name.removesuffix(shared))
-        channels.append(name if normal in channels else normal)
+        own = name if name not in channels else f"{name}-2"  # T7 beside T3, which has taken its name
+        channels.append(own if normal in channels else normal)
     return channels
 
 

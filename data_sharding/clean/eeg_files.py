@@ -254,7 +254,7 @@ def valid_times(raw: mne.io.BaseRaw, ref: RecordingRef, sfreq: float, n_samples:
         if onset > n_samples / sfreq:
             beyond += 1
         elif np.isfinite(onset) and np.isfinite(duration):
-            spans.append((onset, duration, row.get("trial_type", "")))
+            spans.append((onset, duration, row.get("trial_type", row.get("value", ""))))
     if beyond and table is not None:
         repairs.append(
             f"{table.name}: {beyond} events begin after the end at {n_samples / sfreq:.1f} s and are ignored"

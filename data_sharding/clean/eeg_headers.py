@@ -240,7 +240,7 @@ def check_mat(path: Path) -> None:
     size = path.stat().st_size
     with open(path, "rb") as file:
         header = file.read(128)
-        if header[126:128] not in (b"IM", b"MI"):  # MATLAB 7.3, or no such file: its reader says so
+        if header[124:128] not in (b"\x00\x01IM", b"\x01\x00MI"):  # MATLAB 7.3, or no such file: its reader says so
             return
         byte_order, place = "<" if header[126:128] == b"IM" else ">", 128
         while place < size:

@@ -1,5 +1,4 @@
-"""What reading one recording gives: a clean array in physical units, where it is valid, how good it is, how it is
-stored.
+"""Result of reading one recording: a clean array in physical units, valid spans, quality, stored form.
 
 Shape letters: T time samples, C channels.
 """
@@ -88,6 +87,7 @@ def encode(x_TC: np.ndarray, good_C: np.ndarray) -> tuple[np.ndarray, float]:
     The scale is a power of two, so that scaling rounds nothing; it is set by the good channels, and what bad ones
     have beyond the range of float16 is clipped.
     """
-    peak = float(np.abs(x_TC[:, good_C]).max(initial=0.0))
+    good_TC = x_TC if good_C.all() else x_TC[:, good_C]
+    peak = max(float(good_TC.max(initial=0.0)), -float(good_TC.min(initial=0.0)))
     scale = 2.0 ** math.ceil(math.log2(peak / _TARGET_PEAK)) if peak > 0 else 1.0
     return np.clip(x_TC / np.float32(scale), -_FP16_MAX, _FP16_MAX).astype(STORED_DTYPE), scale

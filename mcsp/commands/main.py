@@ -17,26 +17,26 @@ from mcsp.version import __version__
 # Group of the help -> verb -> where it is in mcsp.commands, and a line about it; in the order of the help.
 VERBS: dict[str, dict[str, tuple[str, str]]] = {
     "Corpus": {
-        "write-bids": ("corpus:write_bids", "A table of files becomes BIDS derivatives."),
-        "build": ("corpus:build", "BIDS datasets become a corpus."),
-        "status": ("corpus:status", "How far a build is."),
-        "lint": ("corpus:lint", "Re-read a corpus: is all as its index says?"),
-        "report": ("corpus:report", "Write report.html of a corpus anew."),
+        "write-bids": ("corpus:write_bids", "Write BIDS derivatives from a table of files."),
+        "build": ("corpus:build", "Build a corpus from BIDS datasets."),
+        "status": ("corpus:status", "Progress of a build."),
+        "lint": ("corpus:lint", "Re-read a corpus and compare it with its index."),
+        "report": ("corpus:report", "Write report.html of a corpus again."),
     },
     "Pretraining": {
         "pretrain": ("pretrain:pretrain", "Pretrain on a corpus."),
         "plot": ("plot:plot", "Draw a pretraining run."),
-        "export": ("pretrain:export", "A checkpoint becomes weights that load anywhere."),
+        "export": ("pretrain:export", "Export a checkpoint: weights that load without DeepSpeed."),
     },
     "Use of an export": {
-        "encode": ("recordings:encode", "Recordings become a table of features."),
+        "encode": ("recordings:encode", "Encode recordings: a table of features."),
         "evaluate": ("evaluate:evaluate", "Compare an export with its baselines on labelled recordings."),
         "finetune": ("evaluate:finetune", "Fine-tune an export and test it on new subjects or sites."),
-        "predict": ("recordings:predict", "Recordings become a table of classes and probabilities, or of numbers."),
-        "explain": ("evaluate:explain", "Which channels and bands a classifier's score rests on."),
+        "predict": ("recordings:predict", "Classify recordings: a table of classes and probabilities, or of numbers."),
+        "explain": ("evaluate:explain", "Show the channels and bands that a classifier uses."),
     },
     "Trying it out": {
-        "demo": ("demo:demo", "Everything once, on small data: sites, corpus, pretraining, export, evaluation."),
+        "demo": ("demo:demo", "Run all stages on small data: sites, corpus, pretraining, export, evaluation."),
         "demo-sites": ("demo:demo_sites", "Write the demo's BIDS datasets, or a simulated consortium."),
     },
 }

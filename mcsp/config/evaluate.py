@@ -86,10 +86,10 @@ class FinetuneConfig(LabelledConfig):
     patience: int = Field(5, ge=1, description="passes without a better loss on the inner split before it stops")
     inner_fraction: float = Field(0.2, gt=0, lt=0.5, description="of the training subjects, for early stopping")
     learning_rate: float = Field(1e-3, gt=0, description="of the head")
-    encoder_learning_rate: float = Field(1e-4, gt=0, description="of whatever else is trained")
+    encoder_learning_rate: float = Field(1e-4, gt=0, description="of all other trained parameters")
     weight_decay: float = Field(0.05, ge=0, description="on matrices")
     modality_dropout: float = Field(
-        0.2, ge=0, lt=1, description="how often a unit of both modalities is shown with one, so that one suffices"
+        0.2, ge=0, lt=1, description="how often a unit of both modalities is trained with one only"
     )
     save_model: bool = Field(True, description="train once more on all units and write classifier/, for mcsp predict")
 
@@ -102,7 +102,7 @@ class ExplainConfig(LabelledConfig):
         None, description="explain the classifier that finetune or evaluate wrote here; null: a probe, per fold"
     )
     windows_per_recording: int = Field(2, ge=1, description="evenly spaced; attributions are averaged over them")
-    pairs: int = Field(64, ge=1, description="at most so many pairs of a case and a control per modality")
+    pairs: int = Field(64, ge=1, description="largest number of pairs of a case and a control per modality")
     steps: int = Field(16, ge=2, description="points on the line from one window to the other")
     seed: int = Field(0, description="of the pairs and of the controls")
-    controls: bool = Field(True, description="maps of a randomised encoder and of shuffled labels beside")
+    controls: bool = Field(True, description="also maps of a randomised encoder and of shuffled labels")

@@ -147,7 +147,7 @@ def _report(
         "parcels": f"{sum(f.used for f in statuses)} used; {len(bad)} without signal, {len(unplaced)} without position",
         "no signal": listed(bad),
         "no position": listed(unplaced),
-        "unit": "arbitrary: the series has no mean, so its amplitude says nothing"
+        "unit": "arbitrary: the series has no mean, so its amplitude has no meaning"
         if clean.unit == SCALE_FREE
         else "percent signal change" + (" already" if source.percent else " of each parcel's mean"),
         "cleaned": f"{'detrended, ' if config.detrend else ''}{band}, "

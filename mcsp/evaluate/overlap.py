@@ -78,8 +78,8 @@ def find_overlap(preprocessing: Mapping[str, Any], model_dir: Path, corpus: Corp
     new_sites = sorted({s.partition("/")[0] for s in own} - {s.partition("/")[0] for s in listed})
     if new_sites:
         text += (
-            f" A hash holds the site's name, and pretraining had no site called {', '.join(new_sites)}: people of "
-            "theirs who were also recorded elsewhere cannot be recognised."
+            f" Hashes depend on the site's name, and pretraining had no site called {', '.join(new_sites)}: its people "
+            "are not recognised where they were also recorded at another site."
         )
     return Overlap(seen, text)
 

@@ -1,4 +1,4 @@
-"""The model card of an export, filled from the run and the corpus, for those who use it and those who answer for it."""
+"""The model card of an export, filled from the run and the corpus."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -84,7 +84,7 @@ in the batch.
 
 * **In this folder:** weights, constants, names of sites, sums per site, and keyed hashes of the pretraining subjects.
   **Not in it:** recordings, names of people, dates, ages, diagnoses, texts of headers, or paths of a machine.
-* The hashes are pseudonyms: whoever holds the key can tell whether a known person of a site was in the data; without
+* The hashes are pseudonyms: with the key one can find out whether a known person of a site was in the data; without
   it they say nothing. The key is in no file here.
 * The weights are computed from recordings of people. How much of a single recording could be recovered from them was
   not examined. {membership} Pass them on as the terms above allow.
@@ -147,7 +147,7 @@ def model_card(
         domains=", ".join(model.config.domains),
         step=manifest["step"],
         hours=sum(r.seconds for r in used) / 3600,
-        contact=markdown(contact or "") or "not given. Ask whoever gave you this folder.",
+        contact=markdown(contact or "") or "not given. Ask the person who gave you this folder.",
         terms=markdown(terms or "")
         or "not given. They do not follow from the licence of the code; ask before you use or pass them on.",
         use="\n".join(_USE[m] for m in model.config.modalities),
@@ -323,15 +323,15 @@ def membership_text(evaluation: Mapping[str, Any] | None) -> str:
     """How well an attack tells the people of the pretraining from others, where an evaluation has measured it."""
     rows = [r for r in (evaluation or {}).get("membership", ()) if r["auroc"] is not None]
     if not rows:
-        return "Whether one could tell from them that a person was among them was not examined."
+        return "It was not examined whether the weights show that a person was in the pretraining data."
     said = "; ".join(
         f"{r['model']}, {r['modality']} {r['auroc']['value']:.3f} ({r['auroc']['ci_low']:.3f} to "
         f"{r['auroc']['ci_high']:.3f}; {r['seen']} seen, {r['unseen']} not)"
         for r in rows
     )
     return (
-        "An attack told people seen in pretraining from others, by how alike their windows are to the encoder, with an "
-        f"AUROC (0.5: chance; 95 % interval over subjects) of: {said}."
+        "An attack on membership (similarity of a person's windows) separated people of the pretraining data from "
+        f"others with an AUROC (0.5: chance; 95 % interval over subjects) of: {said}."
     )
 
 

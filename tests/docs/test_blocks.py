@@ -79,7 +79,23 @@ def commands(text: str) -> list[list[str]]:
     return found
 
 
+def commented(text: str) -> list[str]:
+    """Command lines in comments and docstrings, with what they may leave out and without what they explain."""
+    lines = re.findall(r"^[#: ]*?(?:[\w ]+: +)?((?:mcsp|python|deepspeed) [\w-][^\n]+)", text, re.MULTILINE)
+    lines = [re.split(r"  +", line)[0].replace("[", "").replace("]", "") for line in lines if "=[" not in line]
+    left_out = ("...", "--config FILE", "python -m mcsp.")
+    return [line for line in lines if not any(part in line for part in left_out)]
+
+
+SOURCES = [
+    path
+    for folder, kind in (("configs", "*.yaml"), ("mcsp/commands", "*.py"), ("benchmarks", "*.py"), ("examples", "*.py"))
+    for path in sorted((ROOT / folder).rglob(kind))
+]
 COMMANDS = [(block.page, words) for block in of("sh", "bash") for words in commands(block.text)]
+COMMANDS += [
+    (str(path.relative_to(ROOT)), shlex.split(line)) for path in SOURCES for line in commented(path.read_text())
+]
 
 
 def parsed(words: list[str]) -> str:
@@ -151,7 +167,8 @@ def script(words: list[str]) -> str:
     if launched := re.search(r'launcher\("([\w-]+)"\)', source):
         return verb([launched[1], *words[1:]])
     for option in (word for word in words[1:] if word.startswith("--")):
-        assert f'"{option}"' in source, f"{words[0]} has no option {option}"
+        named = option.replace("--no-", "--")  # argparse makes --no-x of a switch --x
+        assert f'"{option}"' in source or f'"{named}"' in source, f"{words[0]} has no option {option}"
     assert all((ROOT / w).is_file() for w in words[1:] if w.startswith("benchmarks/"))
     return "options"
 

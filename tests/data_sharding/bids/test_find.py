@@ -8,6 +8,7 @@ from mcsp.config import CorpusConfig
 from mcsp.data_sharding.bids.find import Site, find_recordings, find_sites, is_read, parse_name, read_sidecar
 from mcsp.data_sharding.bids.reasons import RecordingError
 from mcsp.data_sharding.bids.write import write_json
+from mcsp.data_sharding.build.samples import require_labels
 from mcsp.data_sharding.clean.child import read_recording
 
 
@@ -145,6 +146,9 @@ def test_a_format_that_is_not_read_is_told_where_a_run_has_no_other(tmp_path: Pa
         "sub-6/func/sub-6_task-rest_space-MNI152NLin6Asym_desc-preproc_bold.nii.gz",
         "sub-7/func/sub-7_task-rest_bold_space-MNI152NLin2009cAsym_preproc.nii.gz",
         "sub-8/func/sub-8_task-rest_seg-A_timeseries.tsv.gz",
+        # Versions of a run, and what is no BOLD.
+        *(f"sub-6/func/sub-6_task-rest_hemi-{side}_space-fsaverage5_bold.func.gii" for side in "LR"),
+        "sub-7/anat/sub-7_T1w_space-MNI152NLin2009cAsym_preproc.nii.gz",
     )  # fmt: skip
     refs = {Path(ref.file).name: ref for ref in find_recordings(site)}
     read = ["sub-5_task-rest_eeg.vhdr", "sub-6_task-rest_space-MNI152NLin6Asym_desc-preproc_bold.nii.gz"]
@@ -180,3 +184,13 @@ def test_parts_echoes_and_spaces_of_one_run(tmp_path: Path) -> None:
     ]
     (tmp_path / "space-MNI152NLin6Asym_seg-A_dseg.nii.gz").unlink()
     assert found(site)[0] == f"{stem}_space-MNI152NLin2009cAsym_desc-preproc_bold.nii.gz"
+
+
+def test_what_is_no_entity_tells_recordings_apart_and_is_refused(tmp_path: Path) -> None:
+    """Else the one of two people whose name comes first would stand for both."""
+    site = touch(tmp_path, *(f"sub-01_{who}/eeg/sub-01_{who}_task-rest_eeg.edf" for who in "AB"))
+    refs = find_recordings(site)
+    assert [Path(ref.file).name for ref in refs] == [f"sub-01_{who}_task-rest_eeg.edf" for who in "AB"]
+    with pytest.raises(RecordingError, match="'A' between its entities, expected each as key-label") as error:
+        require_labels(refs[0])
+    assert error.value.reason == "bad-name"

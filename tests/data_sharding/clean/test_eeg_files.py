@@ -5,6 +5,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import edfio
+import h5py
 import mne
 import mne_bids
 import numpy as np
@@ -343,3 +344,43 @@ def test_trials_averages_and_later_parts_of_fif(tmp_path: Path) -> None:
         )
     raw.save(tmp_path / "x_split-02_eeg.fif", verbose="error")
     assert refusal(tmp_path / "x_split-02_eeg.fif")[0] == "missing-file"
+
+
+def write_matlab_73(path: Path, x_CT: np.ndarray) -> Path:
+    """EEGLAB's structure as MATLAB writes it in version 7.3: HDF5 behind a header of its own."""
+    with h5py.File(path, "w", userblock_size=512) as file:
+
+        def put(group: h5py.Group, name: str, values: np.ndarray, kind: str) -> h5py.Dataset:
+            made = group.create_dataset(name, data=values)
+            made.attrs["MATLAB_class"] = np.bytes_(kind)
+            return made
+
+        def put_text(group: h5py.Group, name: str, text: str) -> h5py.Dataset:
+            return put(group, name, np.array([[ord(c)] for c in text], dtype=np.uint16), "char")
+
+        header, labels = file.create_group("EEG"), file.create_group("#refs#")
+        numbers = {"nbchan": len(x_CT), "trials": 1, "pnts": x_CT.shape[1], "srate": SFREQ, "xmin": 0, "xmax": 1}
+        for name, value in numbers.items():
+            put(header, name, np.array([[float(value)]]), "double")
+        put(header, "data", x_CT.T.astype("f4"), "single")
+        put_text(header, "setname", "x"), put_text(header, "ref", "common")
+        for name in ("event", "epoch", "icawinv", "icasphere", "icaweights", "icaact"):
+            put(header, name, np.zeros(2, np.uint64), "double").attrs["MATLAB_empty"] = np.uint8(1)
+        places = header.create_group("chanlocs")
+        for group in (header, places):
+            group.attrs["MATLAB_class"] = np.bytes_("struct")
+        names = places.create_dataset("labels", (len(CHANNELS), 1), dtype=h5py.ref_dtype)
+        for i, channel in enumerate(CHANNELS):
+            names[i, 0] = put_text(labels, f"label{i}", channel).ref
+    content = bytearray(path.read_bytes())
+    content[:128] = b"MATLAB 7.3 MAT-file, Platform: GLNXA64".ljust(124) + b"\x00\x02IM"
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_file_of_eeglab_in_matlabs_newer_format_is_read(tmp_path: Path) -> None:
+    expected = read(write_file(tmp_path / "y_eeg", ".set", signal_uv(SFREQ)))
+    found = read(write_matlab_73(tmp_path / "x_eeg.set", signal_uv(SFREQ)))
+    assert found.channels == CHANNELS
+    np.testing.assert_allclose(found.x_TC, expected.x_TC, atol=1e-3)

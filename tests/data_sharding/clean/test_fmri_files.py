@@ -63,7 +63,7 @@ def folder(root: Path) -> Path:
 
 
 def write_dseg(root: Path, names: list[str] = NAMES) -> None:
-    rows = [(i, name, 8 * i, -8 * i, 16 * i) for i, name in enumerate(names, 1)]
+    rows = [(i, name, 8 * i, -8 * i, 16) for i, name in enumerate(names, 1)]
     write_tsv(root / "seg-S_dseg.tsv", ("index", "name", "x", "y", "z"), rows)
 
 
@@ -134,7 +134,7 @@ def test_a_parcellated_format_gives_the_values_that_were_written(
     write_dseg(tmp_path)
     recording = read(tmp_path)
     assert recording.channels == NAMES and recording.sfreq == 1 / T_R
-    np.testing.assert_array_equal(recording.positions_C3[1], [16, -16, 32])
+    np.testing.assert_array_equal(recording.positions_C3[1], [16, -16, 16])
     np.testing.assert_allclose(recording.x_TC, expected_TP(bold_PT()), atol=1e-4)
 
 
