@@ -1,4 +1,4 @@
-"""``mcsp pretrain``, in one process or under the deepspeed launcher, and ``mcsp export``: the weights of a run."""
+"""``mcsp pretrain``, in one process or under the deepspeed launcher; of its runs ``mcsp plot`` and ``mcsp export``."""
 
 import faulthandler
 import json
@@ -16,7 +16,7 @@ from cyclopts import Parameter
 from mcsp.commands.settings import require_place, takes
 from mcsp.config import PretrainConfig
 from mcsp.outside import read_object
-from mcsp.run_log import read_metrics
+from mcsp.run_log import read_events, read_metrics
 
 
 @takes(PretrainConfig, ("corpus_dir",))
@@ -109,6 +109,24 @@ def _start(ranks: int, config: PretrainConfig, check: bool, verbose: bool) -> in
     settings = [f"{key}={json.dumps(value)}" for key, value in config.dump().items()]
     command = [*starter(verbose), "--num_accelerators", str(ranks), "--module", "mcsp", "pretrain", *settings]
     return subprocess.run([*command, *(["--check"] if check else [])], env=environment, check=False).returncode
+
+
+def plot(run_dir: Path, /, *, out: Path | None = None) -> int:
+    """Draw a pretraining run: losses, validation, time, faults.
+
+    Args:
+        run_dir: folder of a pretraining run, finished or not
+        out: PNG to write; RUN_DIR/run.png where omitted
+    """
+    out = out or run_dir / "run.png"
+    lines = read_metrics(run_dir)
+    if not lines:
+        raise ValueError(f"{run_dir}: expected a pretraining run with metrics.jsonl, found no line of one")
+    from mcsp.commands.plot import draw
+
+    draw(run_dir, lines, read_events(run_dir), out)
+    print(f"plot: {out}")
+    return 0
 
 
 def export(
