@@ -64,6 +64,16 @@ class Signal:
         return replace(self, **changes)
 
 
+def as_one(signals: Sequence[Signal]) -> Signal:
+    """The rows of signals of one shape, one signal after the other."""
+    return Signal(**{f.name: torch.cat([getattr(signal, f.name) for signal in signals]) for f in fields(Signal)})
+
+
+def rows_of(signal: Signal, rows: Tensor | slice) -> Signal:
+    """Some rows of a signal."""
+    return Signal(**{f.name: getattr(signal, f.name)[rows] for f in fields(Signal)})
+
+
 def _signal(x_BCT: Tensor, small: dict[str, np.ndarray]) -> Signal:
     return Signal(x_BCT, **{name: torch.from_numpy(array) for name, array in small.items()})
 

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-
 # Of SplitMix64; as numpy's integers, because making these from Python's takes half the time of a small draw.
 _ADDED, _SHIFTS = np.uint64(0x9E3779B97F4A7C15), tuple(np.uint64(bits) for bits in (30, 27, 31))
 _FACTORS = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
