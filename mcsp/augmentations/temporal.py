@@ -7,39 +7,43 @@ import torch
 from torch import Tensor
 
 from mcsp.augmentations.random import normal, uniform, white_noise
-from mcsp.batch import Signal
+from mcsp.batch import Signal, as_one
 from mcsp.schema import Purpose
 
 
-def time_half(signal: Signal, late_B: Tensor) -> Signal:
-    """Cut each row to one half of its valid extent: the late one where ``late_B``, else the early one.
-
-    The result is half as long.
+def halves(signal: Signal, late_B: Tensor) -> Signal:
+    """Both halves of each row's valid extent, (2 B, ...) of half the length: first of all rows the late half where
+    ``late_B``, else the early one; then the other.
     """
     samples = signal.x_BCT.shape[-1]
     first_B = signal.time_valid_BT.int().argmax(1)
     stop_B = samples - signal.time_valid_BT.flip(1).int().argmax(1)
     length_B = ((stop_B - first_B) // 2).clamp_min(1)
-    start_B = torch.where(late_B, stop_B - length_B, first_B)
-    if late_B.device.type == "cpu":
-        return _cut(signal, start_B.tolist(), length_B.tolist())
-    step_L = torch.arange(max(1, samples // 2), device=late_B.device)
-    inside_BL = step_L < length_B[:, None]
-    index_BL = (start_B[:, None] + step_L).clamp_max(samples - 1)
-    valid_BL = signal.time_valid_BT.gather(1, index_BL) & inside_BL
-    x_BCL = signal.x_BCT.gather(2, index_BL[:, None].expand(-1, signal.x_BCT.shape[1], -1))
-    return signal.replace(x_BCT=x_BCL * valid_BL[:, None], time_valid_BT=valid_BL)
+    start_2B = torch.cat([torch.where(late, stop_B - length_B, first_B) for late in (late_B, ~late_B)])
+    cut = _by_rows if late_B.device.type == "cpu" else _by_index
+    x_2BCL, valid_2BL = cut(signal, start_2B, length_B.repeat(2), max(1, samples // 2))
+    return as_one([signal, signal], x_BCT=x_2BCL, time_valid_BT=valid_2BL)
 
 
-def _cut(signal: Signal, starts: list[int], lengths: list[int]) -> Signal:
-    """The same where places are known without waiting for a device: rows are copied as a whole, without an index."""
-    rows, channels, samples = signal.x_BCT.shape
-    x_BCL = signal.x_BCT.new_zeros(rows, channels, max(1, samples // 2))
-    valid_BL = signal.time_valid_BT.new_zeros(rows, x_BCL.shape[-1])
-    for b, (start, length) in enumerate(zip(starts, lengths, strict=True)):
-        x_BCL[b, :, :length] = signal.x_BCT[b, :, start : start + length]
-        valid_BL[b, :length] = signal.time_valid_BT[b, start : start + length]
-    return signal.replace(x_BCT=x_BCL, time_valid_BT=valid_BL)
+def _by_rows(signal: Signal, start_2B: Tensor, length_2B: Tensor, longest: int) -> tuple[Tensor, Tensor]:
+    """Windows and valid time of the cuts, where reading their places waits for nothing: each row is one copy."""
+    rows, channels, _ = signal.x_BCT.shape
+    x_2BCL = signal.x_BCT.new_zeros(2 * rows, channels, longest)
+    valid_2BL = signal.time_valid_BT.new_zeros(2 * rows, longest)
+    for b, (start, length) in enumerate(zip(start_2B.tolist(), length_2B.tolist(), strict=True)):
+        x_2BCL[b, :, :length] = signal.x_BCT[b % rows, :, start : start + length]
+        valid_2BL[b, :length] = signal.time_valid_BT[b % rows, start : start + length]
+    return x_2BCL, valid_2BL
+
+
+def _by_index(signal: Signal, start_2B: Tensor, length_2B: Tensor, longest: int) -> tuple[Tensor, Tensor]:
+    """The same without reading the places."""
+    step_L = torch.arange(longest, device=start_2B.device)
+    index_2BL = (start_2B[:, None] + step_L).clamp_max(signal.x_BCT.shape[-1] - 1)
+    valid_2BL = signal.time_valid_BT.repeat(2, 1).gather(1, index_2BL) & (step_L < length_2B[:, None])
+    channels = signal.x_BCT.shape[1]
+    of_halves = [signal.x_BCT.gather(2, i_BL[:, None].expand(-1, channels, -1)) for i_BL in index_2BL.chunk(2)]
+    return torch.cat(of_halves) * valid_2BL[:, None], valid_2BL
 
 
 def mask_time(signal: Signal, largest_fraction: float, key_B: Tensor) -> Signal:

@@ -9,18 +9,18 @@ from torch import Tensor
 from mcsp.augmentations.random import mix64, uniform
 from mcsp.augmentations.spatial import drop_channels, jitter_positions
 from mcsp.augmentations.spectral import log_gain
-from mcsp.augmentations.temporal import add_noise, mask_time, scale_amplitude, time_half
+from mcsp.augmentations.temporal import add_noise, halves, mask_time, scale_amplitude
 from mcsp.batch import Signal
 from mcsp.config import AugmentationConfig
 from mcsp.schema import DOMAINS, HIGHEST_HZ, Domain, Modality, Purpose
 
 
-def half_of_view(signal: Signal, index: int) -> Signal:
-    """The half of the window that view ``index`` sees where views are opposite halves; not augmented.
+def halves_of_views(signal: Signal) -> Signal:
+    """The halves that the views see where they are opposite halves, all rows of one view, then of the other.
 
-    Which view is the early one is drawn per sample, and is the same for all its domains and modalities.
+    Not augmented. Which view is the early one is drawn per sample, and is the same for all its domains and modalities.
     """
-    return time_half(signal, (uniform(signal.key_B, Purpose.LATE_VIEW) < 0.5) ^ bool(index))
+    return halves(signal, uniform(signal.key_B, Purpose.LATE_VIEW) < 0.5)
 
 
 # What is off costs nothing: a strength of zero leaves its function out.

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import record_function
 
-from mcsp.augmentations.views import half_of_view, spatial_view, spectral_view, temporal_view
+from mcsp.augmentations.views import halves_of_views, spatial_view, spectral_view, temporal_view
 from mcsp.batch import Batch, Signal, as_one, rows_of
 from mcsp.config import AugmentationConfig, ModelConfig, ObjectiveConfig
 from mcsp.losses import (
@@ -160,7 +160,7 @@ class Pretrainer(nn.Module):
         """
         config, model = self.augmentation, self.model
         with self.part("views"):
-            halves = as_one([half_of_view(signal, v) for v in VIEWS]) if config.opposite_halves else signal
+            halves = halves_of_views(signal) if config.opposite_halves else signal
         views: dict[Domain, Measured] = {}
         targets: dict[Target, Tensor] = {}
         wanted = {term.target for term in self.predictions if term.modality == modality}

@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from mcsp.augmentations import random as counter
+from mcsp.augmentations import temporal
 from mcsp.augmentations.spatial import drop_channels, jitter_positions
 from mcsp.augmentations.spectral import log_gain
-from mcsp.augmentations.temporal import add_noise, mask_time, time_half
-from mcsp.augmentations.views import half_of_view, spatial_view, spectral_view, temporal_view
-from mcsp.batch import Signal
+from mcsp.augmentations.temporal import add_noise, halves, mask_time
+from mcsp.augmentations.views import halves_of_views, spatial_view, spectral_view, temporal_view
+from mcsp.batch import Signal, rows_of
 from mcsp.config import AugmentationConfig
 from mcsp.schema import MODALITIES, Modality, mix64
 
@@ -31,8 +32,8 @@ def make_signal(rows: int = 6, channels: int = 8, samples: int = 1000, sfreq: fl
     )
 
 
-def rows_of(signal: Signal, index: list[int]) -> Signal:
-    return Signal(**{name: getattr(signal, name)[index] for name in signal.__dataclass_fields__})
+def half_of_view(signal: Signal, view: int) -> Signal:
+    return rows_of(halves_of_views(signal), slice(view * len(signal), (view + 1) * len(signal)))
 
 
 def padded(signal: Signal, channels: int) -> Signal:
@@ -63,12 +64,12 @@ def test_draws_look_uniform_and_normal() -> None:
 
 
 @pytest.mark.parametrize("view", [spatial_view, temporal_view])
-@pytest.mark.parametrize("halves", [False, True])
-def test_a_view_depends_on_its_row_alone(view, halves) -> None:
+@pytest.mark.parametrize("opposite", [False, True])
+def test_a_view_depends_on_its_row_alone(view, opposite) -> None:
     config = AugmentationConfig()
 
     def drawn(signal: Signal, index: int) -> Signal:
-        return view(half_of_view(signal, index) if halves else signal, index, config)
+        return view(half_of_view(signal, index) if opposite else signal, index, config)
 
     signal = make_signal()
     whole, part, wide = drawn(signal, 0), drawn(rows_of(signal, [4, 1]), 0), drawn(padded(signal, 3), 0)
@@ -100,7 +101,8 @@ def test_time_halves_lie_at_both_ends_of_the_valid_extent() -> None:
     valid[::2, 600:], valid[:, :100], valid[3] = False, False, False
     ramp = (torch.arange(1000.0) + 1).expand(30, 8, 1000)
     signal = signal.replace(x_BCT=ramp * valid[:, None], time_valid_BT=valid)
-    early, late = (time_half(signal, torch.full((30,), w)) for w in (False, True))
+    both = halves(signal, torch.zeros(30, dtype=torch.bool))
+    early, late = rows_of(both, slice(30)), rows_of(both, slice(30, 60))
     for row in range(30):
         if row == 3:
             assert not early.time_valid_BT[3].any() and not late.time_valid_BT[3].any()
@@ -110,6 +112,18 @@ def test_time_halves_lie_at_both_ends_of_the_valid_extent() -> None:
         kept = [half.x_BCT[row, 0][half.time_valid_BT[row]].tolist() for half in (early, late)]
         assert kept[0] == [float(t + 1) for t in range(100, 100 + length)]
         assert kept[1] == [float(t + 1) for t in range(stop - length, stop)]
+
+
+def test_halves_cut_by_index_are_those_cut_row_by_row() -> None:
+    """The first way is a GPU's, the second a CPU's."""
+    signal = make_signal(rows=6)
+    valid = torch.rand(6, 1000, generator=torch.Generator().manual_seed(0)) < 0.9
+    valid[1, :300], valid[2, 501:], valid[3] = False, False, False
+    signal = signal.replace(x_BCT=signal.x_BCT * valid[:, None], time_valid_BT=valid)
+    start, length = torch.tensor([0, 300, 250, 0, 500, 1] * 2), torch.tensor([500, 350, 250, 500, 500, 499] * 2)
+    by_index, by_rows = (cut(signal, start, length, 500) for cut in (temporal._by_index, temporal._by_rows))
+    assert all(torch.equal(a, b) for a, b in zip(by_index, by_rows, strict=True))
+    assert not by_rows[1][1, 350:].any() and by_rows[1].any(1).tolist() == ([True] * 3 + [False] + [True] * 2) * 2
 
 
 def test_halves_of_both_views_are_opposite_and_drawn() -> None:

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from mcsp import distributed
-from mcsp.augmentations.temporal import time_half
-from mcsp.batch import Batch, Signal, as_one, rows_of
+from mcsp.augmentations.temporal import halves
+from mcsp.batch import Batch, Signal, rows_of
 from mcsp.config import BatchConfig, PretrainConfig
 from mcsp.data_sharding.store.reader import Corpus
 from mcsp.losses.prediction import TARGETS
@@ -129,10 +129,10 @@ class Validation:
         """Embeddings of both halves of windows and what is measured in each, ``(rows, 2, ...)``; z of the early one."""
         model, rows = self.trainer.module.model, len(signal)
         late_B = torch.zeros(rows, dtype=torch.bool, device=signal.x_BCT.device)
-        halves = as_one([time_half(signal, late_B), time_half(signal, ~late_B)])
+        both = halves(signal, late_B)
         found = {}
         for domain in model.config.domains:
-            measured = model.encoder(modality, domain).measure(halves)
+            measured = model.encoder(modality, domain).measure(both)
             h_BD = model.encode_measured(modality, domain, measured)
             found[f"h {modality}/{domain}"] = h_BD.float().unflatten(0, (2, rows)).transpose(0, 1)
             found[f"z {modality}/{domain}"] = model.project(modality, domain, h_BD[:rows])
