@@ -46,22 +46,22 @@ def _by_index(signal: Signal, start_2B: Tensor, length_2B: Tensor, longest: int)
     return torch.cat(of_halves) * valid_2BL[:, None], valid_2BL
 
 
-def mask_time(signal: Signal, largest_fraction: float, key_B: Tensor) -> Signal:
-    """Mark one span, up to ``largest_fraction`` of each row's valid samples, as not valid."""
-    samples = signal.x_BCT.shape[-1]
-    length_B = signal.time_valid_BT.sum(1)
-    span_B = (uniform(key_B, Purpose.MASKED_LENGTH) * largest_fraction * length_B).long()
-    start_B = (uniform(key_B, Purpose.MASKED_PLACE) * (length_B - span_B + 1)).long()
-    time_T = torch.arange(samples, device=key_B.device)
-    hidden_BT = (time_T >= start_B[:, None]) & (time_T < (start_B + span_B)[:, None])
-    valid_BT = signal.time_valid_BT & ~hidden_BT
-    # A product with truth values takes six times as long as one with numbers.
-    return signal.replace(x_BCT=signal.x_BCT * valid_BT[:, None].to(signal.x_BCT), time_valid_BT=valid_BT)
-
-
-def scale_amplitude(signal: Signal, sd_log: float, key_B: Tensor) -> Signal:
-    """Multiply each row by a log-normal gain: impedance and scanner gain vary."""
-    return signal.replace(x_BCT=signal.x_BCT * torch.exp(normal(key_B, Purpose.AMPLITUDE) * sd_log)[:, None, None])
+def mask_and_scale(signal: Signal, largest_fraction: float, sd_log: float, key_B: Tensor) -> Signal:
+    """Mark one span, up to ``largest_fraction`` of each row's valid samples, as not valid, and multiply each row by a
+    log-normal gain: impedance and scanner gain vary. One pass over the rows for both.
+    """
+    valid_BT = signal.time_valid_BT
+    if largest_fraction:
+        length_B = valid_BT.sum(1)
+        span_B = (uniform(key_B, Purpose.MASKED_LENGTH) * largest_fraction * length_B).long()
+        start_B = (uniform(key_B, Purpose.MASKED_PLACE) * (length_B - span_B + 1)).long()
+        time_T = torch.arange(valid_BT.shape[1], device=key_B.device)
+        valid_BT = valid_BT & ~((time_T >= start_B[:, None]) & (time_T < (start_B + span_B)[:, None]))
+    # As numbers: a product with truth values takes six times as long.
+    weight_BT = valid_BT.to(signal.x_BCT)
+    if sd_log:
+        weight_BT = weight_BT * torch.exp(normal(key_B, Purpose.AMPLITUDE) * sd_log)[:, None]
+    return signal.replace(x_BCT=signal.x_BCT * weight_BT[:, None], time_valid_BT=valid_BT)
 
 
 def add_noise(signal: Signal, relative_sd: float, key_B: Tensor) -> Signal:

@@ -9,7 +9,7 @@ from torch import Tensor
 from mcsp.augmentations.random import mix64, uniform
 from mcsp.augmentations.spatial import drop_channels, jitter_positions
 from mcsp.augmentations.spectral import log_gain
-from mcsp.augmentations.temporal import add_noise, halves, mask_time, scale_amplitude
+from mcsp.augmentations.temporal import add_noise, halves, mask_and_scale
 from mcsp.batch import Signal
 from mcsp.config import AugmentationConfig
 from mcsp.schema import DOMAINS, HIGHEST_HZ, Domain, Modality, Purpose
@@ -39,10 +39,8 @@ def spatial_view(signal: Signal, index: int, config: AugmentationConfig) -> Sign
 def temporal_view(signal: Signal, index: int, config: AugmentationConfig) -> Signal:
     """The same for the temporal domain: another stretch, amplitude and noise."""
     key_B = _key_B(signal, "temporal", index)
-    if config.time_mask:
-        signal = mask_time(signal, config.time_mask, key_B)
-    if config.amplitude_jitter:
-        signal = scale_amplitude(signal, config.amplitude_jitter, key_B)
+    if config.time_mask or config.amplitude_jitter:
+        signal = mask_and_scale(signal, config.time_mask, config.amplitude_jitter, key_B)
     return add_noise(signal, config.noise, key_B) if config.noise else signal
 
 

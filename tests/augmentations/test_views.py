@@ -11,7 +11,7 @@ from mcsp.augmentations import random as counter
 from mcsp.augmentations import temporal
 from mcsp.augmentations.spatial import drop_channels, jitter_positions
 from mcsp.augmentations.spectral import log_gain
-from mcsp.augmentations.temporal import add_noise, halves, mask_time
+from mcsp.augmentations.temporal import add_noise, halves, mask_and_scale
 from mcsp.augmentations.views import halves_of_views, spatial_view, spectral_view, temporal_view
 from mcsp.batch import Signal, rows_of
 from mcsp.config import AugmentationConfig
@@ -154,7 +154,7 @@ def test_position_jitter_has_the_stated_width_and_leaves_unknown_positions() -> 
 
 def test_time_mask_hides_one_span_of_valid_time() -> None:
     signal = make_signal(rows=100)
-    masked = mask_time(signal, 0.4, signal.key_B)
+    masked = mask_and_scale(signal, 0.4, 0.0, signal.key_B)
     hidden = ~masked.time_valid_BT
     assert 0.15 < float(hidden.float().mean()) < 0.25 and float(hidden.float().mean(1).max()) <= 0.4
     assert (hidden.int().diff(dim=1).abs().sum(1) <= 2).all()
