@@ -82,9 +82,7 @@ def overhead(corpus: Path, folder: Path, steps: int, samples: int, stage: int) -
     trainer = Trainer(config, clock)
     Watchdog(config.run_dir, 0, 1, config.watchdog_seconds, clock).start()
     bare = Pretrainer(trainer.config.model, config.objective, config.augmentation).to(trainer.device)
-    matrices = [p for p in bare.parameters() if p.ndim >= 2]
-    others = [p for p in bare.parameters() if p.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    groups = engine.parameter_groups(bare, config.weight_decay)
     optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98))
     seconds: dict[str, list[float]] = {"bare": [], "ours": []}
 
@@ -194,8 +192,8 @@ def mfu(corpus: Path, folder: Path, steps: int) -> list[dict[str, Any]]:
 def parts(corpus: Path, folder: Path, steps: int) -> dict[str, Any]:
     """Median seconds of each part of a step, by modality."""
     from mcsp.data_sharding.store.reader import Corpus
+    from mcsp.training.check import seconds_of_parts, table
     from mcsp.training.engine import keep_freed_memory, parameter_groups
-    from mcsp.training.parts import seconds_of_parts, table
     from mcsp.training.pretrainer import Pretrainer
     from mcsp.training.reading.loader import StepDataset
     from mcsp.training.trainer import schedule_of

@@ -75,20 +75,15 @@ def encode(
     return _told(out, len(rows), sum(row.features is not None for row in rows))
 
 
-def predict(
-    classifier_dir: Path,
-    /,
-    *recordings: Path,
-    out: Path,
-    about: Stated = About(),
-) -> int:
-    """Classify recordings with what ``mcsp finetune`` or ``mcsp evaluate`` wrote: one row per recording.
+def predict(classifier_dir: Path, /, *recordings: Path, out: Path, about: Stated = About()) -> int:
+    """Predict from recordings with what ``mcsp finetune`` or ``mcsp evaluate`` wrote: one row per recording.
 
-    Columns: recording, modality, class, its calibrated probability, p(<class>) of
-    every class, distance from the training data (1 is typical of them), closer
-    (percent of held-out training units that were closer), flags (quality, missing
-    channels, unlike the training data), error (why there is no class). The status
-    is 1 where no recording could be used.
+    Columns: recording, modality; class, its calibrated probability, p(<class>) of
+    every class, or of a number value, low and high (of its interval); distance from
+    the training data (1 is typical of them), closer (percent of held-out training
+    units that were closer), flags (quality, missing channels, unlike the training
+    data, chance), error (why there is nothing else). The status is 1 where no
+    recording could be used.
 
     mcsp predict OUT_DIR/classifier RECORDINGS... --out table.tsv
 
@@ -113,7 +108,10 @@ def predict(
 
 
 def _in_words(row: dict[str, Any]) -> str:
-    said = f"{row['value']:g}" if row["value"] is not None else f"{row['class']}, probability {row['probability']:.2f}"
+    if row["class"]:
+        said = f"{row['class']}, probability {row['probability']:.2f}"
+    else:
+        said = f"{row['value']:.4g} ({row['low']:.4g} to {row['high']:.4g})"
     return f"{said}; {row['flags']}" if row["flags"] else said
 
 

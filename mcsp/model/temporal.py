@@ -17,15 +17,7 @@ from torch import Tensor, nn
 from mcsp.batch import Signal
 from mcsp.config import ModelConfig
 from mcsp.kernels.spectral import log_power_frames
-from mcsp.model.layers import (
-    LOWEST_LOG_POWER,
-    SIZES,
-    AnchorWeights,
-    TokenEncoder,
-    sinusoids,
-    standardise,
-    to_grid,
-)
+from mcsp.model.layers import LOWEST_LOG_POWER, SIZES, AnchorWeights, TokenEncoder, sinusoids, standardise, to_grid
 from mcsp.schema import HIGHEST_HZ, Modality
 
 TIME_BINS = 12  # the read-out sees this many equal parts of the window, whatever its length

@@ -17,13 +17,7 @@ from torch.profiler import record_function
 from mcsp.augmentations.views import halves_of_views, spatial_view, spectral_view, temporal_view
 from mcsp.batch import Batch, Signal, as_one, rows_of
 from mcsp.config import AugmentationConfig, ModelConfig, ObjectiveConfig
-from mcsp.losses import (
-    initial_log_scale,
-    pair_terms,
-    prediction_error,
-    prediction_terms,
-    slots,
-)
+from mcsp.losses import initial_log_scale, pair_terms, prediction_error, prediction_terms, slots
 from mcsp.losses.prediction import Target
 from mcsp.losses.shuffled import other_rows, place, places_Kn
 from mcsp.model.layers import Block, TokenEncoder
@@ -155,9 +149,7 @@ class Pretrainer(nn.Module):
     def _measure_rows(
         self, modality: Modality, signal: Signal, weights: Sequence[Tensor]
     ) -> tuple[dict[Domain, Measured], dict[Target, Tensor]]:
-        """What the encoders read, spectra not yet augmented, and what is to be predicted: the rows of one view, then of
-        the other.
-        """
+        """What encoders read, spectra not yet augmented, and what is to be predicted: all rows of a view together."""
         config, model = self.augmentation, self.model
         with self.part("views"):
             halves = halves_of_views(signal) if config.opposite_halves else signal
@@ -170,7 +162,8 @@ class Pretrainer(nn.Module):
             seen, seen_BAC = (halves, plain_BAC) if apart else (signal, weights[0])
             if isinstance(encoder, SpatialEncoder):
                 channels = encoder.channels(seen)
-                views[domain] = encoder.at_anchors(channels if apart else _twice(channels), torch.cat(weights[1:]))
+                twice = channels if apart else _twice(channels)
+                views[domain] = encoder.at_anchors(twice, torch.cat(list(weights[1:])))
                 if "connectivity" in wanted:
                     channels = channels if apart else encoder.channels(halves, coherence=False)
                     targets["connectivity"] = _other_half(connectivity_of(encoder, channels, plain_BAC))
@@ -196,10 +189,7 @@ class Pretrainer(nn.Module):
             if (term.modality, term.domain) == (modality, domain) and term.target in targets:
                 prediction: Prediction = self.heads[_key(term.name)](h_BD)
                 found[term.name] = prediction_error(
-                    prediction.predicted_BE,
-                    targets[term.target],
-                    prediction.mean_predicted_E,
-                    prediction.mean_target_E,
+                    prediction.predicted_BE, targets[term.target], prediction.mean_predicted_E, prediction.mean_target_E
                 )
         return found
 

@@ -1,18 +1,21 @@
-"""Two views of a batch: what each augmentation does, alike for any ranks, and to valid samples alone.
-
-Covers: mcsp/augmentations/random.py, mcsp/augmentations/spatial.py, mcsp/augmentations/spectral.py,
-mcsp/augmentations/temporal.py
-"""
+"""Two views of a batch: what each augmentation does, alike for any ranks, and to valid samples alone."""
 
 import pytest
 import torch
 
-from mcsp.augmentations import random as counter
-from mcsp.augmentations import temporal
-from mcsp.augmentations.spatial import drop_channels, jitter_positions
-from mcsp.augmentations.spectral import log_gain
-from mcsp.augmentations.temporal import add_noise, halves, mask_and_scale
-from mcsp.augmentations.views import halves_of_views, spatial_view, spectral_view, temporal_view
+from mcsp.augmentations import views
+from mcsp.augmentations.views import (
+    add_noise,
+    drop_channels,
+    halves,
+    halves_of_views,
+    jitter_positions,
+    log_gain,
+    mask_and_scale,
+    spatial_view,
+    spectral_view,
+    temporal_view,
+)
 from mcsp.batch import Signal, rows_of
 from mcsp.config import AugmentationConfig
 from mcsp.schema import MODALITIES, Modality, mix64
@@ -49,13 +52,13 @@ def padded(signal: Signal, channels: int) -> Signal:
 
 def test_tensor_hash_is_the_integer_hash() -> None:
     values = [0, 1, 2**31, 2**62 + 12345, 987654321987654321]
-    got = counter.mix64(torch.tensor(values)).tolist()
+    got = views.mix64(torch.tensor(values)).tolist()
     assert [g % 2**64 for g in got] == [mix64(v) for v in values]
 
 
 def test_draws_look_uniform_and_normal() -> None:
     keys = torch.arange(2000)
-    u, n = counter.uniform(keys, 5, 50), counter.normal(keys, 6, 50)
+    u, n = views.uniform(keys, 5, 50), views.normal(keys, 6, 50)
     assert u.min() >= 0 and u.max() < 1
     assert abs(float(u.mean()) - 0.5) < 0.005 and abs(float(u.std()) - 12**-0.5) < 0.003
     assert abs(float(n.mean())) < 0.02 and abs(float(n.std()) - 1) < 0.01
@@ -121,7 +124,7 @@ def test_halves_cut_by_index_are_those_cut_row_by_row() -> None:
     valid[1, :300], valid[2, 501:], valid[3] = False, False, False
     signal = signal.replace(x_BCT=signal.x_BCT * valid[:, None], time_valid_BT=valid)
     start, length = torch.tensor([0, 300, 250, 0, 500, 1] * 2), torch.tensor([500, 350, 250, 500, 500, 499] * 2)
-    by_index, by_rows = (cut(signal, start, length, 500) for cut in (temporal._by_index, temporal._by_rows))
+    by_index, by_rows = (cut(signal, start, length, 500) for cut in (views._by_index, views._by_rows))
     assert all(torch.equal(a, b) for a, b in zip(by_index, by_rows, strict=True))
     assert not by_rows[1][1, 350:].any() and by_rows[1].any(1).tolist() == ([True] * 3 + [False] + [True] * 2) * 2
 
@@ -198,10 +201,10 @@ def test_a_tilt_is_a_straight_line_over_log_frequency_with_the_stated_width() ->
 
 
 def test_noise_is_white_standard_normal_and_differs_between_channels() -> None:
-    noise = counter.white_noise(torch.arange(40), 5, 16, 3000)
+    noise = views.white_noise(torch.arange(40), 5, 16, 3000)
     assert abs(float(noise.mean())) < 0.01 and abs(float(noise.std()) - 1) < 0.01
     correlation = torch.corrcoef(noise[:3].flatten(0, 1)) - torch.eye(48)
     assert float(correlation.abs().max()) < 0.1
     assert float((noise[..., 1:] * noise[..., :-1]).mean().abs()) < 0.01
     with pytest.raises(ValueError, match="at most 524288 time samples, found 524289"):
-        counter.white_noise(torch.arange(1), 5, 1, (1 << 19) + 1)
+        views.white_noise(torch.arange(1), 5, 1, (1 << 19) + 1)

@@ -20,7 +20,7 @@ from mcsp.data_sharding.store.reader import Corpus
 from mcsp.encode.deployed import LoadedClassifier, chosen
 from mcsp.encode.files import find_files, modality_of
 from mcsp.encode.pretrained import PretrainedMCSP
-from mcsp.evaluate.deploy import best_threshold, calibrate, deploy_probe
+from mcsp.evaluate.deploy import best_threshold, calibrate, calibrate_number, deploy_probe, interval_of
 from mcsp.evaluate.features import learned_parts, measured_parts
 from mcsp.evaluate.units import Labelled, read_labels
 
@@ -169,7 +169,7 @@ def test_a_changed_head_encoder_or_version_is_refused(folder: Path, tmp_path: Pa
     for name, content, message in (
         ("head.safetensors", head[:-8] + b"\0" * 8, "expected the file of SHA256SUMS"),
         ("encoder/SHA256SUMS", b"", "expected the encoder that the head was trained on"),
-        ("classifier.json", json.dumps({**facts, "format_version": 9}).encode(), "expected format_version 1, found 9"),
+        ("classifier.json", json.dumps({**facts, "format_version": 9}).encode(), "expected format_version 2, found 9"),
         ("classifier.json", json.dumps({**facts, "more": 1}).encode(), "expected the file of SHA256SUMS"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -199,6 +199,28 @@ def test_calibration_finds_the_slope_and_shift_that_made_the_labels() -> None:
     several = calibrate(logit_NO / 3 + 1, classes_N)
     assert several["slope"] == pytest.approx(3, abs=0.15)
     np.testing.assert_allclose(several["bias"], 0, atol=0.1)
+
+
+def test_a_number_is_calibrated_and_its_interval_holds_nine_of_ten_new_ones() -> None:
+    rng = np.random.default_rng(0)
+    score_N = rng.normal(50, 10, 4000)
+    y_N = 2 * score_N - 30 + rng.standard_t(4, 4000)
+    held, error_N = calibrate_number(score_N[:60], y_N[:60])
+    assert held["slope"] == pytest.approx(2, abs=0.05) and held["bias"][0] == pytest.approx(-30, abs=3)
+    others = np.arange(60) != 7
+    again, _ = calibrate_number(score_N[:60][others], y_N[:60][others])
+    assert error_N[7] == pytest.approx(y_N[7] - again["slope"] * score_N[7] - again["bias"][0])
+    inside = []
+    for first in range(0, 4000, 100):  # of 60 units the interval, of 40 others whether it holds them
+        known, new = slice(first, first + 60), slice(first + 60, first + 100)
+        line, error_N = calibrate_number(score_N[known], y_N[known])
+        half = interval_of(error_N)["half_width"]
+        inside.append(np.abs(y_N[new] - line["slope"] * score_N[new] - line["bias"][0]) <= half)
+    assert np.mean(inside) == pytest.approx(0.9, abs=0.02)
+    for useless_N in (-score_N, np.full(4000, 3.0)):
+        flat, error_N = calibrate_number(useless_N, y_N)
+        assert flat["slope"] == 0 and flat["bias"] == [pytest.approx(y_N.mean())]
+        assert error_N.std() == pytest.approx(y_N.std(), rel=1e-3)
 
 
 def test_the_threshold_has_the_largest_balanced_accuracy() -> None:

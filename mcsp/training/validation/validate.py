@@ -1,4 +1,4 @@
-"""Evaluations in the run, of people that are set aside: fixed windows and views, the same on any number of ranks.
+"""Evaluate validation subjects during a run: fixed windows and views, the same on any number of ranks.
 
 What is read is the first steps of a schedule of the validation split, so a function of (index hash, seed). Samples are
 encoded in chunks whose size depends on the batch alone, which ranks share; one rank then compares all of them as one
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mcsp import distributed
-from mcsp.augmentations.temporal import halves
+from mcsp.augmentations.views import halves
 from mcsp.batch import Batch, Signal, rows_of
 from mcsp.config import BatchConfig, PretrainConfig
 from mcsp.data_sharding.store.reader import Corpus
@@ -25,7 +25,7 @@ from mcsp.training.metrics import values_of_pairs
 from mcsp.training.prediction import target_of
 from mcsp.training.reading.loader import StepDataset
 from mcsp.training.reading.schedule import STREAMS, Schedule
-from mcsp.training.trainer import Embedded, Trainer
+from mcsp.training.trainer import Embedded, Trainer, schedule_of
 from mcsp.training.validation.measures import effective_rank, half_error, identification, site_accuracy
 
 _MOST_OF_STREAM = 512  # samples per validation batch
@@ -41,18 +41,8 @@ def validation_schedule(config: PretrainConfig, corpus: Corpus) -> Schedule | No
     A stream without a sample in the split is left out, and one has at most 512 samples per batch.
     """
     largest = _MOST_OF_STREAM // (config.sites_per_batch or 1) * (config.sites_per_batch or 1)
-    schedule = Schedule(
-        corpus.recordings,
-        index_hash=corpus.index_hash,
-        seed=config.seed,
-        quota=BatchConfig(**{name: min(getattr(config.batch, name), largest) for name in STREAMS}),
-        window_seconds=config.window_seconds,
-        delay_seconds=config.hemodynamic_delay_seconds,
-        site_temperature=config.site_temperature,
-        shuffle_shards=config.shuffle_shards,
-        sites_per_batch=config.sites_per_batch,
-        split="validation",
-    )
+    quota = BatchConfig(**{name: min(getattr(config.batch, name), largest) for name in STREAMS})
+    schedule = schedule_of(config, corpus, quota, "validation")
     return schedule if schedule.streams else None
 
 
