@@ -1,4 +1,4 @@
-"""Ranks on one host are started and stopped by the command itself, and DeepSpeed's launcher keeps quiet unless asked."""
+"""Ranks on one host are started and stopped by the command itself, and DeepSpeed's launcher is quiet unless asked."""
 
 import json
 import os
