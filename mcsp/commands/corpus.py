@@ -98,7 +98,7 @@ def lint(corpus_dir: str, /, *, workers: int = 1, privacy: bool = False, names: 
 
 
 def report(corpus_dir: str, /) -> int:
-    """Write report.html of a finished corpus anew; the build writes it too.
+    """Write report.html of a finished corpus anew, and README.md, its card; the build writes them too.
 
     Args:
         corpus_dir: a corpus, a folder or a URL like s3://...

@@ -1,11 +1,13 @@
 """Metrics to Weights & Biases or MLflow as well, where their package is installed; rank 0 alone talks to them.
 
 Where their servers are, and who is asking, they read from their own environment variables (``WANDB_*``, ``MLFLOW_*``).
+MLflow without one keeps a database in the run's folder.
 A continued run goes on in the record that it began.
 """
 
 import importlib
 import importlib.util
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -42,6 +44,11 @@ def _wandb(run_dir: Path, config: dict[str, Any]) -> Tracker:
 
 def _mlflow(run_dir: Path, config: dict[str, Any]) -> Tracker:
     mlflow = importlib.import_module("mlflow")
+    if "MLFLOW_TRACKING_URI" not in os.environ:  # its own default is the folder where the command was typed
+        place = run_dir.absolute()
+        mlflow.set_tracking_uri(f"sqlite:///{place / 'mlflow.db'}")
+        if mlflow.get_experiment_by_name("mcsp") is None:
+            mlflow.create_experiment("mcsp", artifact_location=(place / "mlflow").as_uri())
     mlflow.set_experiment("mcsp")
     known = run_dir / "mlflow-id"
     if known.is_file():

@@ -96,6 +96,22 @@ def test_a_folder_that_is_not_what_a_key_says_is_refused_at_once(refused: Refuse
     }
 
 
+def test_what_an_extra_would_bring_is_one_line(
+    refused: Refused, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name, file in (("model", "config.json"), ("corpus", "index.json")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / file).touch()
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    monkeypatch.setitem(sys.modules, "mcsp.evaluate.evaluate", None)
+    monkeypatch.delitem(sys.modules, "mcsp.encode.extractor", raising=False)
+    monkeypatch.delitem(sys.modules, "mcsp.encode.files", raising=False)
+    told = refused("encode", str(tmp_path / "model"), "a.edf", "--out", str(tmp_path / "a.tsv"))
+    assert "sklearn" in told and told.endswith("pip install 'mcsp-pretraining[lab]'\n")
+    with pytest.raises(ModuleNotFoundError):  # a part of this package is a fault of it
+        run(["evaluate", *(f"{n}_dir={tmp_path / n}" for n in ("model", "corpus")), "out_dir=out"])
+
+
 def test_an_object_store_without_credentials_is_one_line(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("s3fs")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE", "AWS_SESSION_TOKEN"):
