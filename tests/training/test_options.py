@@ -96,6 +96,7 @@ def test_a_tracker_without_its_package_is_refused_before_the_first_step() -> Non
         check_installed(["not_installed"])
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of its database's package
 def test_mlflow_gets_every_line_and_goes_on_in_its_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mlflow: Any = pytest.importorskip("mlflow")
     pytest.importorskip("sqlalchemy")  # the smallest package of MLflow has no database
