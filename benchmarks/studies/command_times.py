@@ -1,4 +1,4 @@
-"""How long help and a mistake take: the command `mcsp` beside the launchers that there were before it.
+"""Seconds of help and of a typing error: `mcsp` against earlier launchers.
 
 python benchmarks/studies/command_times.py            measures, writes benchmarks/results/command_times.json, prints
 python benchmarks/studies/command_times.py --table    prints the table from the result file

@@ -1,4 +1,4 @@
-"""What an export's features lose to the root of connectivity, one change at a time, and what each block says alone.
+"""Scores of the read-out with one change at a time from the root of connectivity, and of each block alone.
 
 python benchmarks/studies/read_out_ablation.py --corpus DIR --model DIR --label COLUMN [--out FILE]
 
@@ -79,6 +79,7 @@ def chosen_c(x_NF: np.ndarray, sites: Sequence[str]) -> Readout:
     gram_NN, site_N = gram(x_NF), np.asarray(sites)
 
     def fitted(train: np.ndarray) -> Any:
+        """A penalty chosen within the training part."""
         k = combined([gram_NN], train)
 
         def score(test: np.ndarray, labelled: np.ndarray, y_N: np.ndarray) -> np.ndarray:

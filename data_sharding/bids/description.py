@@ -77,8 +77,3 @@ def dataset_description(
         ],
         "SourceDatasets": [source_dataset(site, root) for site, root in sorted(sources.items())],
     }
-
-
-def encode_description(content: Mapping[str, Any]) -> bytes:
-    """The bytes of the file."""
-    return (json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()

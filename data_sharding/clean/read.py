@@ -1,4 +1,4 @@
-"""Read recordings in a process of their own, so that a crash, a hang or a flood of memory costs one file alone.
+"""Read each recording in a separate process, so that a crash, a hang or too much memory affects one file only.
 
 One such process serves many recordings, one after the other; it is replaced when it dies or is too slow. What goes to
 and fro between the two are messages of ``multiprocessing.connection``.
@@ -31,24 +31,10 @@ READY = "ready"
 _ATTEMPTS = 2
 # All that the reading process gets of the environment: a hostile file may make it read its own.
 _ALLOWED = (
-    "PATH",
-    "HOME",
-    "LANG",
-    "LC_ALL",
-    "LC_CTYPE",
-    "TMPDIR",
-    "TZ",
-    "LD_LIBRARY_PATH",
-    "MNE_DATA",
-    "NILEARN_DATA",
-    "NILEARN_SHARED_DATA",
-    "COVERAGE_FILE",
-)
+    "PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "TMPDIR", "TZ", "LD_LIBRARY_PATH", "MNE_DATA", "NILEARN_DATA",
+    "NILEARN_SHARED_DATA", "COVERAGE_FILE",
+)  # fmt: skip
 ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
-
-
-def _environment() -> dict[str, str]:
-    return {name: os.environ[name] for name in _ALLOWED if name in os.environ}
 
 
 @dataclass(frozen=True)
@@ -114,7 +100,7 @@ class ReadingProcess:
         raise RecordingError("native-crash", f"the reading process was {ended}")
 
     def fingerprint(self) -> str:
-        """What the recipe makes of a fixed recording here (:mod:`mcsp.data_sharding.clean.fingerprint`)."""
+        """What the recipe makes of a fixed recording here (:func:`mcsp.data_sharding.clean.child.fingerprint`)."""
         answer, ended = self._ask(None, 600.0)
         if not isinstance(answer, str):
             raise ValueError(f"cannot compute the numeric fingerprint: {answer or ended}")
@@ -147,10 +133,11 @@ class ReadingProcess:
             self._memory = os.memfd_create("mcsp-recording")
             # What is importable here must be there: a checkout on sys.path, or Ray's copy of a working directory.
             paths = [str(ROOT), *filter(None, sys.path)]
+            environment = {name: os.environ[name] for name in _ALLOWED if name in os.environ} | ONE_THREAD
             arguments = [str(number) for number in (theirs.fileno(), self._memory, os.getpid())]
             self.process = subprocess.Popen(
                 [sys.executable, "-m", _CHILD, *arguments],
-                env={**_environment(), **ONE_THREAD, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))},
+                env={**environment, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))},
                 pass_fds=[theirs.fileno(), self._memory],
                 stdin=subprocess.DEVNULL,
             )

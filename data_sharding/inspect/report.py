@@ -1,4 +1,4 @@
-"""What a corpus holds and lost: text for a terminal, ``report.html``, one file that needs nothing else, and a card."""
+"""Report of a corpus: text for a terminal, ``report.html`` in one file, and a dataset card."""
 
 import json
 from collections import Counter
@@ -12,7 +12,7 @@ from mcsp.data_sharding.bids.description import read_sources
 from mcsp.data_sharding.bids.reasons import REASONS
 from mcsp.data_sharding.inspect import charts
 from mcsp.data_sharding.inspect.card import CARD_NAME, dataset_card
-from mcsp.data_sharding.inspect.survey import FREQUENCIES, QUANTITIES, Group, Quantity, example_channels, survey
+from mcsp.data_sharding.inspect.survey import EXAMPLE_CHANNELS, FREQUENCIES, QUANTITIES, Group, Quantity, survey
 from mcsp.data_sharding.store.files import Location, write_atomic
 from mcsp.data_sharding.store.index import Rejection, read_rejected
 from mcsp.data_sharding.store.reader import Corpus
@@ -123,20 +123,16 @@ def _holds(group: Group) -> str:
 
 def _rates(group: Group) -> str:
     """Sampling rates as the modality's people say them; the common ones first."""
-
-    def text(sfreq: float) -> str:
-        return f"t_r {1 / sfreq:.4g} s" if group.modality == "fmri" else f"{sfreq:.4g} Hz"
-
     counts: Counter[str] = Counter()
     for sfreq, n in group.sfreq.items():
-        counts[text(sfreq)] += n
+        counts[f"t_r {1 / sfreq:.4g} s" if group.modality == "fmri" else f"{sfreq:.4g} Hz"] += n
     if len(counts) == 1:
         return next(iter(counts))
     return listed((f"{name} ({n})" for name, n in counts.most_common()), 3)
 
 
 def _quarantined(index: dict[str, Any], rejected: Iterable[Rejection]) -> list[dict[str, Any]]:
-    """What is told of each reason, the commonest first."""
+    """Facts of each reason, the most frequent first."""
     sites: dict[str, Counter[str]] = {}
     examples: dict[str, list[Rejection]] = {}
     for row in rejected:
@@ -236,16 +232,13 @@ def _spectrum(group: Group, limits: tuple[float, float]) -> list[Markup]:
 
 def _traces(window: Window) -> Markup:
     recording = window.recording
-    shown = example_channels(recording)
+    # Evenly spread over the recording's.
+    shown = np.linspace(0, recording.n_channels - 1, min(recording.n_channels, EXAMPLE_CHANNELS)).round().astype(int)
     x_TC = window.x_TC[:, shown] - np.median(window.x_TC[:, shown], axis=0)
     title = (
         f"{MODALITY_NAMES[recording.modality]}: from {window.start / recording.sfreq:.0f} s of {recording.subject[:6]}…"
     )
     return charts.traces(
-        x_TC,
-        len(x_TC) / recording.sfreq,
-        [recording.channels[c] for c in shown],
-        [recording.channel_good[c] for c in shown],
-        _UNIT_NAMES[recording.unit],
-        title,
-    )
+        x_TC, len(x_TC) / recording.sfreq, [recording.channels[c] for c in shown],
+        [recording.channel_good[c] for c in shown], _UNIT_NAMES[recording.unit], title,
+    )  # fmt: skip

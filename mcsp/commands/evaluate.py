@@ -56,7 +56,7 @@ def finetune(config: FinetuneConfig) -> int:
 
 @takes(ExplainConfig, (*_PLACES, "finetuned_dir"))
 def explain(config: ExplainConfig) -> int:
-    """Show which channels and frequency bands a classifier's score rests on, with controls and pictures.
+    """Show the channels and frequency bands that a classifier uses, with controls and pictures.
 
     mcsp explain model_dir=DIR corpus_dir=DIR out_dir=DIR label=diagnosis [finetuned_dir=DIR]
     """

@@ -78,13 +78,7 @@ def encode(
     return _told(out, len(rows), sum(row.features is not None for row in rows))
 
 
-def predict(
-    classifier_dir: Path,
-    /,
-    *recordings: Path,
-    out: Path,
-    about: Stated = About(),
-) -> int:
+def predict(classifier_dir: Path, /, *recordings: Path, out: Path, about: Stated = About()) -> int:
     """Predict from recordings with what ``mcsp finetune`` or ``mcsp evaluate`` wrote: one row per recording.
 
     Columns: recording, modality; class, its calibrated probability, p(<class>) of

@@ -1,4 +1,4 @@
-"""Configuration: pydantic models are the schema, YAML the values, ``key.sub=value`` what takes precedence over a file.
+"""Configuration: pydantic models are the schema, YAML files hold values, ``key.sub=value`` overrides them.
 
 A YAML file holds only what differs from the defaults below. Unknown keys are refused with the list of known ones.
 Numbers without a source beside them are choices of ours. The command line is :mod:`mcsp.commands.settings`.

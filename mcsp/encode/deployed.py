@@ -1,4 +1,4 @@
-"""A classifier in one folder, encoder and all: ``mcsp.load_classifier(folder).predict(recording)``.
+"""A classifier in one folder, with its encoder: ``mcsp.load_classifier(folder).predict(recording)``.
 
 The folder holds::
 
@@ -14,7 +14,7 @@ Nothing here unpickles. Shape letters: F features, O outputs.
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,10 @@ from mcsp.encode.extractor import FeatureExtractor
 from mcsp.encode.files import modality_of, reason_of
 from mcsp.encode.recording import EncodedRecording
 from mcsp.model.weights import SUMS_FILE, ExportedMCSP, write_pretrained, write_sums
-from mcsp.outside import read_object
+from mcsp.outside import read_object, sha256_file
 from mcsp.schema import Modality
 from mcsp.version import __version__
-from mcsp.wording import listed, sha256_file
+from mcsp.wording import listed
 
 FORMAT_VERSION = 2
 JSON_FILE, HEAD_FILE, ENCODER, CARD = "classifier.json", "head.safetensors", "encoder", "README.md"
@@ -179,18 +179,18 @@ class LoadedClassifier:
         flags += _chance(head.facts["skill"])
         if head.facts["simulated"]:
             flags.append(f"trained on simulated recordings: {listed(head.facts['simulated'])}")
-        shared = {"distance": distance, "closer": closer}
+        found = Prediction(name, modality, distance=distance, closer=closer)
         if self.task["kind"] == REGRESSION:
             value, half = float(score_O[0]), head.facts["interval"]["half_width"]
             least, largest = head.facts["range"]
             if not least <= value <= largest:
                 flags.append(f"outside of the training labels, which are {least:g} to {largest:g}")
             interval = (value - half, value + half)
-            return Prediction(name, modality, value=value, interval=interval, flags=tuple(flags), **shared)
+            return replace(found, value=value, interval=interval, flags=tuple(flags))
         p_O = np.exp(score_O - score_O.max())
         probabilities = dict(zip(self.classes, (p_O / p_O.sum()).tolist(), strict=True))
         label = chosen(probabilities, head.facts["threshold"])
-        return Prediction(name, modality, label, probabilities, flags=tuple(flags), **shared)
+        return replace(found, label=label, probabilities=probabilities, flags=tuple(flags))
 
 
 def chosen(probabilities: dict[str, float], threshold: float | None) -> str:
@@ -263,9 +263,7 @@ def _read_facts(folder: Path) -> dict[str, Any]:
         )
     sums = folder / ENCODER / SUMS_FILE
     if not sums.is_file() or sha256_file(sums) != facts["encoder"]["sha256"]:
-        raise ValueError(
-            f"{folder / ENCODER}: expected the encoder that the head was trained on, found another or none"
-        )
+        raise ValueError(f"{sums.parent}: expected the encoder that the head was trained on, found another or none")
     return facts
 
 
@@ -287,18 +285,13 @@ def _read_heads(folder: Path, facts: dict[str, Any]) -> dict[Modality, Head]:
 
 
 def _name(recording: Any) -> str:
-    if isinstance(recording, str | Path):
-        return str(recording)
-    return type(recording).__name__
+    return str(recording) if isinstance(recording, str | Path) else type(recording).__name__
 
 
 def _unlike(distance: float, percentiles: list[float]) -> list[str]:
     limit = float(np.interp(UNUSUAL, np.linspace(0, 100, len(percentiles)), percentiles))
-    if distance <= limit:
-        return []
-    return [
-        f"unlike the training data: distance {distance:.2f}, {UNUSUAL} % of new subjects there are below {limit:.2f}"
-    ]
+    found = f"distance {distance:.2f}, {UNUSUAL} % of new subjects there are below {limit:.2f}"
+    return [f"unlike the training data: {found}"] if distance > limit else []
 
 
 def skill_in_words(skill: dict[str, Any]) -> str:

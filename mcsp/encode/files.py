@@ -1,4 +1,4 @@
-"""Files of recordings as a user names them: which there are, of which modality, and a table with one row for each."""
+"""Find the recordings that a user names, and their modality; write a table with one row for each."""
 
 import csv
 import glob

@@ -1,4 +1,4 @@
-"""One recording in, features and a report out: what encoding EEG and BOLD have in common.
+"""Encode one recording of either modality: features and a report.
 
 Shape letters: T time samples, C channels, W windows, F features.
 """

@@ -18,9 +18,16 @@ from mcsp.config import LabelledConfig
 from mcsp.encode.classifier import MCSPClassifier
 from mcsp.encode.deployed import CLASSIFICATION, REGRESSION, Head, distance_from, skill_in_words, write_classifier
 from mcsp.evaluate import scores
-from mcsp.evaluate.readout.classifiers import LOGISTIC, RIDGE, cross_validate, linear_weights, on_grams, with_mean
+from mcsp.evaluate.readout.classifiers import (
+    LOGISTIC,
+    RIDGE,
+    LinearProbe,
+    cross_validate,
+    linear_weights,
+    on_grams,
+    with_mean,
+)
 from mcsp.evaluate.readout.grams import fixed, gram
-from mcsp.evaluate.readout.probe import LinearProbe
 from mcsp.evaluate.splits import Folds, k_fold
 from mcsp.evaluate.units import Labelled
 from mcsp.model.weights import ExportedMCSP

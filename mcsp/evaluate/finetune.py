@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from mcsp.batch import collate
-from mcsp.config.finetune import FinetuneConfig
+from mcsp.config import FinetuneConfig
 from mcsp.encode.classifier import MCSPClassifier
 from mcsp.encode.pretrained import PretrainedMCSP, from_pretrained
 from mcsp.encode.windows import split_parts
@@ -137,12 +137,7 @@ class Finetuning:
         return torch.optim.AdamW([group for group in groups if group["params"]])
 
     def _one_pass(
-        self,
-        classifier: MCSPClassifier,
-        optimizer: torch.optim.Optimizer,
-        rows: np.ndarray,
-        key: int,
-        loss_of: Loss,
+        self, classifier: MCSPClassifier, optimizer: torch.optim.Optimizer, rows: np.ndarray, key: int, loss_of: Loss
     ) -> float:
         classifier.train()
         order = rows[np.random.default_rng(key).permutation(len(rows))]

@@ -1,17 +1,21 @@
-"""Two views of a batch: what each augmentation does, alike for any ranks, and to valid samples alone.
-
-Covers: mcsp/augmentations/random.py, mcsp/augmentations/spatial.py, mcsp/augmentations/spectral.py,
-mcsp/augmentations/temporal.py
-"""
+"""Two views of a batch: what each augmentation does, alike for any ranks, and to valid samples alone."""
 
 import pytest
 import torch
 
-from mcsp.augmentations import random as counter
-from mcsp.augmentations.spatial import drop_channels, jitter_positions
-from mcsp.augmentations.spectral import log_gain
-from mcsp.augmentations.temporal import add_noise, mask_time, time_half
-from mcsp.augmentations.views import half_of_view, spatial_view, spectral_view, temporal_view
+from mcsp.augmentations import views as counter
+from mcsp.augmentations.views import (
+    add_noise,
+    drop_channels,
+    half_of_view,
+    jitter_positions,
+    log_gain,
+    mask_time,
+    spatial_view,
+    spectral_view,
+    temporal_view,
+    time_half,
+)
 from mcsp.batch import Signal
 from mcsp.config import AugmentationConfig
 from mcsp.schema import MODALITIES, Modality, mix64

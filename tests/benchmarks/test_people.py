@@ -48,6 +48,7 @@ def test_a_result_file_names_no_person(file: Path) -> None:
 
 def test_a_table_has_means_over_runs_and_few_labels_of_the_main_classifier(abide: ModuleType) -> None:
     def run(auroc: float) -> dict:
+        """What one run says."""
         scores = {
             "auroc": {"value": auroc, "ci_low": auroc - 0.1, "ci_high": auroc + 0.1},
             "auroc_sites": {"value": 0.6},

@@ -8,8 +8,8 @@ import torch
 
 from mcsp.config import EvaluateConfig, ModelConfig
 from mcsp.data_sharding.store.reader import Corpus
-from mcsp.evaluate import membership as room
-from mcsp.evaluate.membership import membership, own_similarity
+from mcsp.evaluate import overlap as room
+from mcsp.evaluate.overlap import membership, own_similarity
 from mcsp.evaluate.units import read_labels
 from mcsp.model.mcsp import MCSP
 

@@ -1,7 +1,4 @@
-"""The Hub: what is pushed to an interface like the Hub's comes back by its name and revision, with no other network.
-
-Covers: mcsp/encode/hub.py
-"""
+"""The Hub: what is pushed to an interface like the Hub's comes back by its name and revision, with no other network."""
 
 import os
 import shutil
@@ -15,7 +12,7 @@ import torch
 
 import mcsp
 from mcsp.config import ModelConfig
-from mcsp.encode.hub import is_repository
+from mcsp.encode.pretrained import is_repository
 from mcsp.export.hub import front_matter, push_to_hub
 from mcsp.model.mcsp import MCSP
 from mcsp.model.weights import write_pretrained

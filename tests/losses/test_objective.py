@@ -1,6 +1,6 @@
 """The objective on one process against a second formulation of the design's formula.
 
-Covers: mcsp/losses/cross_modal.py, mcsp/losses/slots.py
+Covers: mcsp/losses/contrastive.py
 """
 
 import pytest

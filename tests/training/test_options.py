@@ -1,6 +1,6 @@
 """What a run keeps and tells beside its weights: a moving average, a trace, norms of parts, memory; and trackers.
 
-Covers: mcsp/training/trackers.py
+Covers: mcsp/training/metrics.py
 """
 
 import gzip
@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from mcsp.run_log import read_metrics
+from mcsp.training.metrics import check_installed, trackers
 from mcsp.training.saving.state import EMA, consolidate_weights
-from mcsp.training.trackers import check_installed, trackers
 from tests.training.ranks import pretrain, same
 
 DECAY = 0.5

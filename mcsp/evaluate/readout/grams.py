@@ -1,4 +1,4 @@
-"""Gram matrices: what a linear classifier has to know of features, computed once for all units and shared by all folds.
+"""Gram matrices of features, computed once for all units and shared by all folds.
 
 A block of features, however long, is one matrix of inner products. A feature set is a weighted sum of its blocks' Gram
 matrices, each centred at the mean of the training units and divided by their mean squared distance from it, so that no
@@ -65,12 +65,7 @@ def fixed(grams: Sequence[np.ndarray], weights: Sequence[float] | None = None) -
 
 def weighed(parts: Sequence[tuple[GramOf, float]]) -> GramOf:
     """The weighted sum of what each gives, which has mean diagonal 1 where the weights sum to 1."""
-
-    def of(train: np.ndarray) -> np.ndarray:
-        total_NN: np.ndarray = np.sum([weight * part(train) for part, weight in parts], axis=0)
-        return total_NN
-
-    return of
+    return lambda train: np.sum([weight * part(train) for part, weight in parts], axis=0)
 
 
 def without_site_means(gram_NN: np.ndarray, sites: Sequence[str]) -> np.ndarray:
@@ -97,11 +92,7 @@ def tangent(x_NCC: np.ndarray) -> GramOf:
     as nilearn's ConnectivityMeasure has it, whose mean is always the Riemannian one.
     """
     metric = {"mean": "riemann" if x_NCC.shape[1] <= RIEMANNIAN_MEAN_CHANNELS else "euclid", "map": "riemann"}
-
-    def of(train: np.ndarray) -> np.ndarray:
-        return combined([gram(TangentSpace(metric=metric).fit(x_NCC[train]).transform(x_NCC))], train)
-
-    return of
+    return lambda train: combined([gram(TangentSpace(metric=metric).fit(x_NCC[train]).transform(x_NCC))], train)
 
 
 def denoised(gram_3N3N: np.ndarray, sites: Sequence[str], shuffled: bool = False) -> GramOf:
@@ -119,6 +110,7 @@ def denoised(gram_3N3N: np.ndarray, sites: Sequence[str], shuffled: bool = False
     site_N, n_units = np.asarray(sites), len(sites)
 
     def of(train: np.ndarray) -> np.ndarray:
+        """The ridge of one training part, on all units."""
         second = _others(train, site_N) if shuffled else train
         chosen = np.concatenate([n_units + train, 2 * n_units + second])
         site_A = np.concatenate([site_N[train], site_N[train]])

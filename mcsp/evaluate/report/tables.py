@@ -149,8 +149,8 @@ def verdict(rows: Sequence[dict[str, Any]], measure: Measure) -> str:
         return ""
     span = f"{best[0]:.2f}" if len(best) == 1 else f"{min(best):.2f} to {max(best):.2f}"
     said = [
-        f"; against {name} it scores higher in {n['higher']} of {n.total()}, lower in {n['lower']}, and cannot be told "
-        f"apart in {n['open']}"
+        f"; against {name} it scores higher in {n['higher']} of {n.total()}, lower in {n['lower']}, without a clear "
+        f"difference in {n['open']}"
         for name, n in found.items()
         if n
     ]
@@ -162,12 +162,12 @@ def limits(results: dict[str, Any]) -> str:
     sites, subjects = results["sites"], results["subjects"]
     said = [
         f"{subjects} subjects of {counted(len(sites), 'site')} and one pretraining run: the "
-        "intervals hold the spread over subjects, not that of another pretraining run or another choice of sites.",
+        "intervals include the spread over subjects, not that of another pretraining run or another choice of sites.",
         "A score that is good here says nothing about single persons elsewhere, about why people differ (age, "
         "medication and motion may), or about use in a clinic.",
     ]
     if len(sites) < 3:
-        said.append("With fewer than three sites, a score on a site left out rests on one or two scanners.")
+        said.append("With fewer than three sites, a score on a site left out comes from one or two scanners.")
     if any(site["simulated"] for site in sites.values()):
         said.append("Scores on simulated sites say nothing about brains.")
     if results["subjects_seen_in_pretraining"] is None:

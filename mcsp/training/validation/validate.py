@@ -1,4 +1,4 @@
-"""Evaluations in the run, of people that are set aside: fixed windows and views, the same on any number of ranks.
+"""Evaluate validation subjects during a run: fixed windows and views, the same on any number of ranks.
 
 What is read is the first steps of a schedule of the validation split, so a function of (index hash, seed). Samples are
 encoded in chunks whose size depends on the batch alone, which ranks share; one rank then compares all of them as one
@@ -15,18 +15,17 @@ import torch
 from torch import Tensor
 
 from mcsp import distributed
-from mcsp.augmentations.temporal import time_half
-from mcsp.batch import Batch, Signal
+from mcsp.augmentations.views import time_half
+from mcsp.batch import Batch
 from mcsp.config import BatchConfig, PretrainConfig
 from mcsp.data_sharding.store.reader import Corpus
 from mcsp.losses.prediction import MEASURED_IN, TARGETS, Target
-from mcsp.model.mcsp import MCSP
 from mcsp.schema import Modality
 from mcsp.training.metrics import values_of_pairs
 from mcsp.training.prediction import connectivity_target, spectrum_target
 from mcsp.training.reading.loader import StepDataset
 from mcsp.training.reading.schedule import STREAMS, Schedule
-from mcsp.training.trainer import Embedded, Trainer
+from mcsp.training.trainer import Embedded, Trainer, schedule_of
 from mcsp.training.validation.measures import effective_rank, half_error, identification, site_accuracy
 
 _MOST_OF_STREAM = 512  # samples per validation batch
@@ -42,18 +41,8 @@ def validation_schedule(config: PretrainConfig, corpus: Corpus) -> Schedule | No
     A stream without a sample in the split is left out, and one has at most 512 samples per batch.
     """
     largest = _MOST_OF_STREAM // (config.sites_per_batch or 1) * (config.sites_per_batch or 1)
-    schedule = Schedule(
-        corpus.recordings,
-        index_hash=corpus.index_hash,
-        seed=config.seed,
-        quota=BatchConfig(**{name: min(getattr(config.batch, name), largest) for name in STREAMS}),
-        window_seconds=config.window_seconds,
-        delay_seconds=config.hemodynamic_delay_seconds,
-        site_temperature=config.site_temperature,
-        shuffle_shards=config.shuffle_shards,
-        sites_per_batch=config.sites_per_batch,
-        split="validation",
-    )
+    quota = BatchConfig(**{name: min(getattr(config.batch, name), largest) for name in STREAMS})
+    schedule = schedule_of(config, corpus, quota, "validation")
     return schedule if schedule.streams else None
 
 
@@ -113,7 +102,8 @@ class Validation:
             targets: tuple[Target, ...] = ("connectivity", "spectrum")
             for target in targets:
                 if MEASURED_IN[target] in model.config.domains:
-                    y = [_measured(model, modality, target, half) for half in halves]
+                    measure = connectivity_target if target == "connectivity" else spectrum_target
+                    y = [measure(model, modality, half) for half in halves]
                     found[f"{target} {modality}"] = torch.stack(y, dim=1).float()
         return found
 
@@ -180,10 +170,6 @@ def _of_domain(h_2ND: Tensor, z_NK: Tensor, targets: list[Tensor], site_N: Tenso
         if accuracy is not None:
             found[name] = accuracy
     return found
-
-
-def _measured(model: MCSP, modality: Modality, target: Target, half: Signal) -> Tensor:
-    return (connectivity_target if target == "connectivity" else spectrum_target)(model, modality, half)
 
 
 def collapsed(values: dict[str, float]) -> tuple[list[str], bool]:
