@@ -30,6 +30,7 @@ from mcsp.config import PretrainConfig
 from mcsp.run_log import iter_metrics, keep_steps, open_to_append
 from mcsp.wording import listed
 
+_SERVER = "MLFLOW_TRACKING_URI"
 LINE_SECONDS = 10.0  # between progress lines where there is no terminal
 BAR = "{desc} {n_fmt}/{total_fmt} [{remaining} left{postfix}]"  # with brief(), below 80 columns
 
@@ -169,6 +170,8 @@ def check_installed(names: Sequence[str]) -> None:
     for name in names:
         if importlib.util.find_spec(name) is None:
             raise ValueError(f"trackers: expected the package {name}, found none; pip install {name}, or take it out")
+        if name == "mlflow" and _SERVER not in os.environ and importlib.util.find_spec("sqlalchemy") is None:
+            raise ValueError(f"trackers: mlflow has no database, expected {_SERVER} or sqlalchemy: pip install mlflow")
 
 
 def trackers(names: Sequence[str], run_dir: Path, config: dict[str, Any]) -> list[Tracker]:
@@ -188,7 +191,7 @@ def _wandb(run_dir: Path, config: dict[str, Any]) -> Tracker:
 
 def _mlflow(run_dir: Path, config: dict[str, Any]) -> Tracker:
     mlflow = importlib.import_module("mlflow")
-    if "MLFLOW_TRACKING_URI" not in os.environ:  # its own default is the folder where the command was typed
+    if _SERVER not in os.environ:  # its own default is the folder where the command was typed
         place = run_dir.absolute()
         mlflow.set_tracking_uri(f"sqlite:///{place / 'mlflow.db'}")
         if mlflow.get_experiment_by_name("mcsp") is None:

@@ -71,6 +71,7 @@ print(sorted(set(sys.modules) & set({HEAVY})))
         (["pretrain", "--steps", "3", "steps=4"], ["steps", "expected one of them"]),
         (["finetune", "--depth", "headd"], ["headd", "last_layers"]),
         (["pretrain", "--address", "auto"], ["--address"]),
+        (["build", "bids_root=s3://b/x", "out_dir=o"], ["bids_root", "of this machine", "sites.NAME.path=s3://b/x"]),
         (["lint", "corpus", "--names", "file"], ["--privacy"]),
         (["demo-sites", "out", "--subjects", "1"], ["--subjects: expected at least 2, found 1"]),
     ],

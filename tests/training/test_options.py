@@ -96,6 +96,16 @@ def test_a_tracker_without_its_package_is_refused_before_the_first_step() -> Non
         check_installed(["not_installed"])
 
 
+def test_mlflow_without_a_database_or_a_server_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    present = {"mlflow": "a spec", "sqlalchemy": None}
+    monkeypatch.setattr("importlib.util.find_spec", present.get)
+    with pytest.raises(ValueError, match="expected MLFLOW_TRACKING_URI or sqlalchemy: pip install mlflow"):
+        check_installed(["mlflow"])
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
+    check_installed(["mlflow"])
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of its database's package
 def test_mlflow_gets_every_line_and_goes_on_in_its_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mlflow: Any = pytest.importorskip("mlflow")
