@@ -1,4 +1,4 @@
-"""Report of a corpus: text for a terminal, and ``report.html`` in one file."""
+"""Report of a corpus: text for a terminal, ``report.html`` in one file, and a dataset card."""
 
 import json
 from collections import Counter
@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from mcsp.data_sharding.bids.description import read_sources
 from mcsp.data_sharding.bids.reasons import REASONS
 from mcsp.data_sharding.inspect import charts
+from mcsp.data_sharding.inspect.card import CARD_NAME, dataset_card
 from mcsp.data_sharding.inspect.survey import EXAMPLE_CHANNELS, FREQUENCIES, QUANTITIES, Group, Quantity, survey
 from mcsp.data_sharding.store.files import Location, write_atomic
 from mcsp.data_sharding.store.index import Rejection, read_rejected
@@ -40,7 +42,10 @@ def index_table(index: dict[str, Any]) -> str:
 
 
 def write_report(path: Location) -> Location:
-    """Write ``report.html`` into the finished corpus in ``path``, which may be remote; return the file.
+    """Write ``report.html`` and ``README.md`` into the finished corpus in ``path``, which may be remote.
+
+    Returns:
+        the report.
 
     Raises:
         ValueError: there is no finished corpus.
@@ -48,7 +53,9 @@ def write_report(path: Location) -> Location:
     """
     corpus = Corpus(str(path))
     file = path / REPORT_NAME
-    write_atomic(file, make_page(corpus.index, survey(corpus, path), read_rejected(path)).encode())
+    groups = survey(corpus, path)
+    write_atomic(file, make_page(corpus.index, groups, read_rejected(path)).encode())
+    write_atomic(path / CARD_NAME, dataset_card(corpus.index, _held(groups), read_sources(path)).encode())
     corpus.close()
     return file
 
@@ -56,9 +63,6 @@ def write_report(path: Location) -> Location:
 def make_page(index: dict[str, Any], groups: Sequence[Group], rejected: Iterable[Rejection]) -> str:
     """The page for the index of a corpus and its survey: the same text every time, under 5 MB at 50 sites."""
     sites = sorted({group.site for group in groups})
-    holds: dict[tuple[str, Modality], list[str]] = {}
-    for group in groups:
-        holds.setdefault((group.site, group.modality), []).append(_holds(group))
     return render(
         "corpus.html.jinja",
         title="Corpus report",
@@ -68,7 +72,7 @@ def make_page(index: dict[str, Any], groups: Sequence[Group], rejected: Iterable
         look=_worth_a_look(index, groups),
         modalities={m: MODALITY_NAMES[m] for m in ORDER},
         places={site: f"site-{k}" for k, site in enumerate(sites)},  # of which the page's links speak
-        holds=holds,
+        holds=_held(groups),
         quarantined=_quarantined(index, rejected),
         side_by_side=side_by_side(groups),
         site_charts=site_charts(groups),
@@ -100,6 +104,13 @@ def _worth_a_look(index: dict[str, Any], groups: Sequence[Group]) -> list[str]:
                 lines.append(f"{group.site}: {MODALITY_NAMES[modality]} with {_rates(group)}")
             lines += [f"{group.site}: cannot be read: {text}" for text in group.unreadable]
     return lines
+
+
+def _held(groups: Sequence[Group]) -> dict[tuple[str, str], list[str]]:
+    holds: dict[tuple[str, str], list[str]] = {}
+    for group in groups:
+        holds.setdefault((group.site, group.modality), []).append(_holds(group))
+    return holds
 
 
 def _holds(group: Group) -> str:

@@ -97,7 +97,7 @@ def lint(corpus_dir: str, /, *, workers: int = 1, privacy: bool = False, names: 
 
 
 def report(corpus_dir: str, /) -> int:
-    """Write report.html of a finished corpus again; the build writes it too.
+    """Write report.html of a finished corpus again, and README.md, its card; the build writes both too.
 
     Args:
         corpus_dir: a corpus, a folder or a URL like s3://...

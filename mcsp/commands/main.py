@@ -40,6 +40,13 @@ VERBS: dict[str, dict[str, tuple[str, str]]] = {
         "demo-sites": ("demo:demo_sites", "Write the demo's BIDS datasets, or a simulated consortium."),
     },
 }
+# Of pyproject.toml, by verb; the others need "corpus".
+EXTRAS = {
+    **dict.fromkeys(("encode", "predict"), "lab"),
+    **dict.fromkeys(("evaluate", "finetune", "explain"), "lab,evaluate"),
+    **dict.fromkeys(("pretrain", "plot", "export"), "train"),
+    "demo": "corpus,train,evaluate",
+}
 # Clients of object stores, whose errors are of no class that all share.
 _STORES = ("botocore", "aiobotocore", "aiohttp", "google", "gcsfs", "adlfs", "azure")
 # ``--model.size nano`` and ``--sites.berlin.path=DIR`` are keys of a section: the schema judges them, as key=value.
@@ -72,12 +79,19 @@ def run(argv: Sequence[str] | None = None, app: App | None = None) -> int:
         argv: verb and arguments; None: those of the process.
         app: another application than ``mcsp``.
     """
+    words: list[str] = []
     try:
         words = _words(sys.argv[1:] if argv is None else argv)
         app = app or application(words[0] if words else "")
         found = app(words, print_error=False, exit_on_error=False)
     except (CycloptsError, ValueError, OSError) as error:
         return _refused(str(error))
+    except ModuleNotFoundError as error:
+        if (error.name or "mcsp").startswith("mcsp"):
+            raise
+        extra = EXTRAS.get(words[0] if words else "", "corpus")
+        remedy = f"; expected what an extra brings: pip install 'mcsp-pretraining[{extra}]'"
+        return _refused(f"{error}{'' if 'pip install' in str(error) else remedy}")
     except Exception as error:
         if type(error).__module__.partition(".")[0] not in _STORES:
             raise

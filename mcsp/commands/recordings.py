@@ -1,6 +1,7 @@
 """``mcsp encode`` and ``mcsp predict``: tables with one row per recording."""
 
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -67,8 +68,10 @@ def encode(
     from mcsp.encode.files import encode_files, find_files, write_features
 
     cut = {"windows_per_recording": windows_per_recording or WINDOWS_PER_RECORDING, "window_seconds": window_seconds}
-    rows = []
-    for row in encode_files(find_files(recordings), model_dir, {**cut, **asdict(about)}):
+    rows, files = [], find_files(recordings)
+    with out.open("ab"):  # what cannot be written is told before the work
+        pass
+    for row in encode_files(files, model_dir, {**cut, **asdict(about)}):
         rows.append(row)
         print(f"{row.recording}: {row.error or 'encoded'}", file=sys.stderr)
     write_features(rows, out)
@@ -98,13 +101,18 @@ def predict(classifier_dir: Path, /, *recordings: Path, out: Path, about: Stated
     from mcsp.encode.files import find_files, write_table
 
     classifier = LoadedClassifier(classifier_dir, **asdict(about))
-    rows: list[dict[str, Any]] = []
-    for file in find_files(recordings):
-        (found,) = classifier.predict_all([file])
-        rows.append(found.row())
-        print(f"{file}: {found.error or _in_words(rows[-1])}", file=sys.stderr)
-    write_table(out, classifier.columns, rows)
-    return _told(out, len(rows), sum(not row["error"] for row in rows))
+    files, good = find_files(recordings), 0
+
+    def rows() -> Iterator[dict[str, Any]]:
+        nonlocal good
+        for file in files:
+            row = classifier.predict_or_tell(file).row()
+            good += not row["error"]
+            print(f"{file}: {row['error'] or _in_words(row)}", file=sys.stderr)
+            yield row
+
+    write_table(out, classifier.columns, rows())
+    return _told(out, len(files), good)
 
 
 def _in_words(row: dict[str, Any]) -> str:

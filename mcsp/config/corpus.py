@@ -211,6 +211,13 @@ class CorpusConfig(Selection):
     def _percent(cls, value: object) -> object:
         return float(value[:-1]) / 100 if isinstance(value, str) and value.endswith("%") else value
 
+    @field_validator("bids_root", mode="before")
+    @classmethod
+    def _local(cls, place: object) -> object:
+        if "://" in str(place):
+            raise ValueError(f"expected a folder of this machine, found {place}; or sites.NAME.path={place}")
+        return place
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         for name in self.sites:

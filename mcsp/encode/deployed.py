@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from mcsp.encode.extractor import FeatureExtractor
-from mcsp.encode.files import modality_of
+from mcsp.encode.files import modality_of, reason_of
 from mcsp.encode.recording import EncodedRecording
 from mcsp.model.weights import SUMS_FILE, ExportedMCSP, write_pretrained, write_sums
 from mcsp.outside import read_object, sha256_file
@@ -46,9 +46,10 @@ class Head:
             ``centre_F``, ``spread_F``: mean and standard deviation over the training units.
         facts: JSON types: ``windows_per_recording``, ``window_seconds``, ``measured_of`` ("recording" or "windows"),
             ``calibration`` {slope, bias} of the scores, ``skill`` {measure, chance, estimate} on held-out units,
-            ``sites`` {site: units}, ``channels`` {site: names}, ``distances`` (0th, 5th, ... 100th percentile of
-            held-out units). Of classes ``threshold`` on the second of two (null: the largest probability). Of a number
-            ``interval`` {coverage, half_width} of held-out errors, and ``range`` of the labels.
+            ``sites`` {site: units}, ``simulated`` those of them that are no people, ``channels`` {site: names},
+            ``distances`` (0th, 5th, ... 100th percentile of held-out units). Of classes ``threshold`` on the second of
+            two (null: the largest probability). Of a number ``interval`` {coverage, half_width} of held-out errors, and
+            ``range`` of the labels.
     """
 
     arrays: dict[str, np.ndarray]
@@ -140,13 +141,16 @@ class LoadedClassifier:
 
     def predict_all(self, recordings: Iterable[Any]) -> list[Prediction]:
         """One prediction per recording, in order; one that cannot be used has its reason in ``error``."""
-        found = []
-        for recording in recordings:
-            try:
-                found.append(self.predict(recording))
-            except (ValueError, OSError, MemoryError) as error:  # a recording costs itself alone
-                found.append(Prediction(_name(recording), error=" ".join(str(error).split())))
-        return found
+        return [self.predict_or_tell(recording) for recording in recordings]
+
+    def predict_or_tell(self, recording: Any) -> Prediction:
+        """As :meth:`predict`; where the recording cannot be used, ``error`` says why."""
+        name, modality = _name(recording), ""
+        try:
+            modality = modality_of(recording)
+            return self.predict(recording, modality)
+        except (ValueError, OSError, MemoryError) as error:  # a recording costs itself alone
+            return Prediction(name, modality, error=reason_of(error, name))
 
     @property
     def columns(self) -> list[str]:
@@ -173,6 +177,8 @@ class LoadedClassifier:
         closer = float(np.interp(distance, percentiles, np.linspace(0, 100, len(percentiles))))
         flags = [*_unlike(distance, percentiles), *_channels(head.facts["channels"], encoded), *encoded.report.warnings]
         flags += _chance(head.facts["skill"])
+        if head.facts["simulated"]:
+            flags.append(f"trained on simulated recordings: {listed(head.facts['simulated'])}")
         found = Prediction(name, modality, distance=distance, closer=closer)
         if self.task["kind"] == REGRESSION:
             value, half = float(score_O[0]), head.facts["interval"]["half_width"]
@@ -251,7 +257,10 @@ def _read_facts(folder: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: not the description of a classifier ({type(error).__name__}: {error})") from None
     if version != FORMAT_VERSION or kind not in (CLASSIFICATION, REGRESSION):
-        raise ValueError(f"{path}: expected format_version {FORMAT_VERSION}, found {version} of a {kind}")
+        raise ValueError(
+            f"{path}: expected format_version {FORMAT_VERSION}, found {version} of a {kind}; write it again with mcsp "
+            "evaluate or mcsp finetune"
+        )
     sums = folder / ENCODER / SUMS_FILE
     if not sums.is_file() or sha256_file(sums) != facts["encoder"]["sha256"]:
         raise ValueError(f"{sums.parent}: expected the encoder that the head was trained on, found another or none")

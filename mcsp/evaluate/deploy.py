@@ -118,6 +118,7 @@ def head_of(
         "units": len(labelled.units),
         "subjects": len(set(labelled.subjects)),
         "sites": dict(sorted(Counter(labelled.sites).items())),
+        "simulated": [site for site in sorted(set(labelled.sites)) if labelled.simulated[site]],
         "channels": _channels_by_site(labelled, modality),
         "distances": np.percentile(distances, PERCENTILES).tolist(),
     }
@@ -277,7 +278,7 @@ def _probe(blocks: Sequence[np.ndarray], labelled: Labelled, folds: Folds) -> tu
 
 
 def _card(label: str, labelled: Labelled, heads: dict[Modality, Head], facts: dict[str, Any], what: str) -> str:
-    number = labelled.task.kind == "number"
+    number = not labelled.classes
     says = "a number" if number else markdown(" or ".join(labelled.classes))
     lines = [
         f"# {markdown(label)}: {says}",
@@ -293,7 +294,8 @@ def _card(label: str, labelled: Labelled, heads: dict[Modality, Head], facts: di
     ]
     for modality, head in heads.items():
         f = head.facts
-        sites = listed(f"{markdown(name)} ({count})" for name, count in f["sites"].items())
+        kinds = {name: ", simulated" for name in f["simulated"]}
+        sites = listed(f"{markdown(name)} ({count}{kinds.get(name, '')})" for name, count in f["sites"].items())
         rule = "largest probability"
         if number:
             rule = f"{f['interval']['coverage']:.0%} within {f['interval']['half_width']:.3g}"

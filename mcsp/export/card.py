@@ -4,12 +4,11 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mcsp.data_sharding.bids.description import DESCRIPTION_NAME
+from mcsp.data_sharding.bids.description import read_sources, terms_of
 from mcsp.data_sharding.store.reader import Corpus
 from mcsp.encode.parcellations import parcellation_name
 from mcsp.export.hub import front_matter
 from mcsp.model.mcsp import MCSP
-from mcsp.outside import read_object
 from mcsp.schema import Modality, Recording
 from mcsp.version import __version__
 from mcsp.wording import markdown
@@ -250,27 +249,19 @@ def _program_line(program: Mapping[str, Any]) -> str:
 
 def site_table(used: Sequence[Recording], corpus: Corpus) -> str:
     """A row per site of the recordings ``used``."""
-    sources = sources_of(corpus)
+    sources = read_sources(corpus.path)
     rows = []
     for site in sorted({r.site for r in used}):
-        of_site, source = [r for r in used if r.site == site], sources.get(site, {})
-        terms = markdown(", ".join(filter(None, [source.get("License") or "not stated", source.get("DOI")])))
+        of_site = [r for r in used if r.site == site]
         kind = "simulated" if any(r.simulated for r in of_site) else "recorded"
         tasks = markdown(", ".join(sorted({r.task for r in of_site if r.task}))) or "not stated"
         subjects, samples = len({r.subject for r in of_site}), len({r.key for r in of_site})
         rows.append(
             f"| {markdown(site)} | {kind} | {subjects} | {samples} | {tasks} "
-            f"| {_amount(of_site, 'eeg')} | {_amount(of_site, 'fmri')} | {terms} |"
+            f"| {_amount(of_site, 'eeg')} | {_amount(of_site, 'fmri')} | {terms_of(sources.get(site, {}))} |"
         )
     head = "| site | kind | subjects | samples | tasks | EEG | BOLD | terms |\n|---|---|---|---|---|---|---|---|\n"
     return head + "\n".join(rows)
-
-
-def sources_of(corpus: Corpus) -> dict[str, dict[str, Any]]:
-    """What each site's description says of its origin."""
-    path = corpus.path / DESCRIPTION_NAME
-    sources = read_object(path)["SourceDatasets"] if path.is_file() else []
-    return {source["Site"]: source for source in sources}
 
 
 def _amount(recordings: Sequence[Recording], modality: Modality) -> str:

@@ -7,14 +7,15 @@ as it counts: steps that are taken again after a crash or a rollback appear once
 to: starts, skipped steps, rollbacks, ends, with the time.
 
 Metrics go to Weights & Biases or MLflow as well, where their package is installed. Where their servers are, and who is
-asking, they read from their own environment variables (``WANDB_*``, ``MLFLOW_*``). A continued run goes on in the
-record that it began.
+asking, they read from their own environment variables (``WANDB_*``, ``MLFLOW_*``); MLflow without them keeps a database
+in the run's folder. A continued run goes on in the record that it began.
 """
 
 import importlib
 import importlib.util
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -29,6 +30,7 @@ from mcsp.config import PretrainConfig
 from mcsp.run_log import iter_metrics, keep_steps, open_to_append
 from mcsp.wording import listed
 
+_SERVER = "MLFLOW_TRACKING_URI"
 LINE_SECONDS = 10.0  # between progress lines where there is no terminal
 BAR = "{desc} {n_fmt}/{total_fmt} [{remaining} left{postfix}]"  # with brief(), below 80 columns
 
@@ -168,6 +170,8 @@ def check_installed(names: Sequence[str]) -> None:
     for name in names:
         if importlib.util.find_spec(name) is None:
             raise ValueError(f"trackers: expected the package {name}, found none; pip install {name}, or take it out")
+        if name == "mlflow" and _SERVER not in os.environ and importlib.util.find_spec("sqlalchemy") is None:
+            raise ValueError(f"trackers: mlflow has no database, expected {_SERVER} or sqlalchemy: pip install mlflow")
 
 
 def trackers(names: Sequence[str], run_dir: Path, config: dict[str, Any]) -> list[Tracker]:
@@ -187,6 +191,11 @@ def _wandb(run_dir: Path, config: dict[str, Any]) -> Tracker:
 
 def _mlflow(run_dir: Path, config: dict[str, Any]) -> Tracker:
     mlflow = importlib.import_module("mlflow")
+    if _SERVER not in os.environ:  # its own default is the folder where the command was typed
+        place = run_dir.absolute()
+        mlflow.set_tracking_uri(f"sqlite:///{place / 'mlflow.db'}")
+        if mlflow.get_experiment_by_name("mcsp") is None:
+            mlflow.create_experiment("mcsp", artifact_location=(place / "mlflow").as_uri())
     mlflow.set_experiment("mcsp")
     known = run_dir / "mlflow-id"
     if known.is_file():

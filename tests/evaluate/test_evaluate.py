@@ -272,12 +272,12 @@ def test_the_terminal_table_keeps_its_columns_apart(
     results: dict, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     table = terminal_table(results)
-    lines = table.splitlines()
+    lines, said = table.splitlines(), " ".join(table.split())
     for row in results["classification"]:
-        name, score = f"  {row['features']}, {row['classifier']}", f"{row['auroc']['value']:.3f} ("
-        assert any(re.match(rf"{re.escape(name)} {{2,}}{re.escape(score)}", line) for line in lines), name
-    ends = {line.index(" (") for line in lines if line.startswith("  ")}
-    assert len(ends) == 1
+        name = f"{row['features']}, {row['classifier']}{' *' * row['transductive']}"
+        assert f"{name} {row['auroc']['value']:.3f} (" in said, name
+    ends = {line.index(" (") for line in lines if re.match(r"  .*  \d\.\d{3} \(", line)}
+    assert len(ends) == 1 and max(map(len, lines)) <= 80
     assert "warning: 24 of the 32 subjects were in the pretraining data." in table
     assert "simulated sites: simulated-a, simulated-b" in table
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
