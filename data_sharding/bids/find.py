@@ -9,7 +9,7 @@ import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +32,7 @@ _UNREAD_EEG = re.compile(
 _UNREAD_BOLD = re.compile(r"bold(\+\w+)?\.(dtseries\.nii|func\.gii|img|mgz|mgh|head|mat|nrrd)")
 _UNREAD_OLD = re.compile(r"\w.*_bold_(\w.*_)?preproc\.nii(\.gz)?")  # fMRIPrep's before 1.2
 _UNREAD_TABLE = re.compile(r"timeseries\.(dtseries\.nii|mat|h5|hdf5|npz|pkl|parquet|feather|(tsv|csv)\.gz)")
-# Folders that are recordings.
-_FOLDER_FORMATS = (".mff", ".mefd")
+_FOLDER_FORMATS = (".mff", ".mefd")  # folders that are recordings
 _LONG = {
     "sub": "subject", "ses": "session", "acq": "acquisition", "dir": "direction", "desc": "description",
     "seg": "segmentation", "stat": "statistic", "res": "resolution", "den": "density", "tpl": "template",
@@ -80,7 +79,7 @@ class RecordingRef:
     entities: dict[str, str]  # long form as in mne-bids: subject, session, task, acquisition, run, space ...
     companions: dict[str, tuple[Path, ...]]  # "<suffix><extension>" -> files, from the dataset root down
 
-    @property
+    @cached_property
     def file(self) -> str:
         """Path relative to the site's folder, as text; bytes that are no UTF-8 as ``\\xe9``."""
         return printable(self.path.relative_to(self.site.root).as_posix())
@@ -222,7 +221,9 @@ def _make_site(name: str, site: SiteConfig, config: CorpusConfig, mirrors: Path 
     )  # fmt: skip
 
 
-def find_recordings(site: Site, parcellation: str | None = None, notes: list[str] | None = None) -> list[RecordingRef]:
+def find_recordings(
+    site: Site, parcellation: str | None = None, notes: list[str] | None = None, label_space: str | None = None
+) -> list[RecordingRef]:
     """Every wanted recording below a site's folder, one per run and modality, sorted by path.
 
     Where a run has several versions, one is taken. For EEG a raw file comes before one below ``derivatives``, and a
@@ -234,7 +235,7 @@ def find_recordings(site: Site, parcellation: str | None = None, notes: list[str
     notes = [] if notes is None else notes
     listing = _list_files(site.root, notes)
     is_ignored = ignored_by(site.root, notes)
-    spaces = _spaces_of_labels(site, listing)
+    spaces = {label_space} if label_space else _spaces_of_labels(site, listing)
     best: dict[tuple[Any, ...], tuple[tuple[Any, ...], Path, Modality]] = {}
     pipelines: dict[tuple[Any, ...], set[str]] = {}
     for folder, names in listing.items():
@@ -302,9 +303,8 @@ def _modality(name: str) -> Modality | None:
 
 def is_read(name: str) -> bool:
     """Whether the format of a recording, by its name, is one that is read."""
-    suffix = parse_name(name)[1].lower()
-    unread = any(pattern.fullmatch(suffix) for pattern in (_UNREAD_EEG, _UNREAD_BOLD, _UNREAD_TABLE))
-    return not unread and not _UNREAD_OLD.fullmatch(name.lower())
+    unread = _UNREAD_EEG, _UNREAD_BOLD, _UNREAD_TABLE
+    return not any(p.fullmatch(parse_name(name)[1].lower()) for p in unread) and not _UNREAD_OLD.fullmatch(name.lower())
 
 
 def _spaces_of_labels(site: Site, listing: Mapping[Path, Sequence[str]]) -> set[str]:

@@ -151,7 +151,8 @@ def _site_samples(
     site: Site, participants: Participants, config: CorpusConfig, key: bytes, notes: list[str]
 ) -> Iterator[PlannedSample]:
     groups: dict[tuple[str, str], list[RecordingRef]] = {}
-    for ref in find_recordings(site, config.fmri_of(site.name).parcellation, notes):
+    fmri = config.fmri_of(site.name)
+    for ref in find_recordings(site, fmri.parcellation, notes, fmri.label_space):
         session = "" if site.pairing == "subject" else printable(ref.entities.get("session", ""))
         groups.setdefault((printable(ref.entities["subject"]), session), []).append(ref)
     for (subject, session), refs in sorted(groups.items()):

@@ -112,7 +112,9 @@ def clean_bold(
     """
     steady_T = np.ones(len(x_TP), dtype=bool) if confounds.steady_T is None else confounds.steady_T
     # Zeros or NaN in every parcel: a volume that was censored or lost.
-    if (empty_T := ~(np.abs(x_TP) > 0).any(axis=1)).any() and not empty_T.all():
+    empty_T = ~(np.abs(x_TP[:, :1]) > 0).any(axis=1)
+    empty_T[empty_T] = ~(np.abs(x_TP[empty_T]) > 0).any(axis=1)
+    if empty_T.any() and not empty_T.all():
         steady_T = steady_T & ~empty_T
     if steady_T.sum() * t_r < min_seconds or steady_T.sum() < 2:
         found = f"{steady_T.sum() * t_r:.1f} s outside of motion"

@@ -5,6 +5,7 @@ and fro between the two are messages of ``multiprocessing.connection``.
 """
 
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -84,6 +85,7 @@ class ReadingProcess:
         self.config = config
         self.process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
+        self._answer = select.poll()
         self._memory = -1
 
     def read(self, ref: RecordingRef) -> Reading:
@@ -111,7 +113,7 @@ class ReadingProcess:
         process, connection = self._started()
         try:
             connection.send(question)
-            if not connection.poll(seconds):
+            if not self._answer.poll(1000 * seconds):  # Connection.poll makes such an object for every answer
                 self.close()
                 return ("timeout", f"not read within {seconds:g} s"), ""
             answer = connection.recv()
@@ -143,6 +145,8 @@ class ReadingProcess:
             )
             theirs.close()
             self._connection = Connection(ours.detach())
+            self._answer = select.poll()
+            self._answer.register(self._connection.fileno(), select.POLLIN)
             self._connection.send(self.config)
             # Importing the readers is not part of reading a recording.
             if not self._connection.poll(_START_SECONDS) or self._connection.recv() != READY:

@@ -26,6 +26,7 @@ ParcelRow = tuple[str, int | None, tuple[float, ...]]  # name, label, x y z [mm]
 # Columns of tables of parcels, in BIDS's words and in those of the atlases' makers.
 _NAME = ("name", "label")
 _AXES = (("x", "x_mm", "R"), ("y", "y_mm", "A"), ("z", "z_mm", "S"))
+_LABEL = re.compile(r"(Mean_)?\d+")
 # How far from the origin [mm] the farthest parcel can lie. Ours.
 _REACH_MM = (10.0, 150.0)
 # How far [mm] half of the places of a table may lie from those of its label image; other orders, orientations and
@@ -230,10 +231,9 @@ def place_columns(
 
 def _by_label(names: list[str], rows: Sequence[ParcelRow]) -> list[str] | None:
     """Names of columns that are called by their labels; None where they only count the columns."""
-    found = [re.fullmatch(r"(?:Mean_)?(\d+)", name) for name in names]
-    if not all(found) or set(names) <= {name for name, _, _ in rows}:
+    if not all(_LABEL.fullmatch(name) for name in names) or set(names) <= {name for name, _, _ in rows}:
         return names
-    labels = [int(match[1]) for match in found if match]
+    labels = [int(name.removeprefix("Mean_")) for name in names]
     counted = labels in (list(range(len(labels))), list(range(1, len(labels) + 1)))
     if counted and len(labels) != len(rows):
         return None  # the first columns of another list would pass for the first parcels

@@ -182,8 +182,9 @@ def test_parts_echoes_and_spaces_of_one_run(tmp_path: Path) -> None:
         "sub-3/eeg/sub-3_task-edf_split-02_eeg.edf",
         "sub-3/eeg/sub-3_task-fif_split-01_eeg.fif",
     ]
+    wanted = find_recordings(site, label_space="MNI152NLin2009cAsym")[0].file
     (tmp_path / "space-MNI152NLin6Asym_seg-A_dseg.nii.gz").unlink()
-    assert found(site)[0] == f"{stem}_space-MNI152NLin2009cAsym_desc-preproc_bold.nii.gz"
+    assert wanted == found(site)[0] == f"{stem}_space-MNI152NLin2009cAsym_desc-preproc_bold.nii.gz"
 
 
 def test_what_is_no_entity_tells_recordings_apart_and_is_refused(tmp_path: Path) -> None:
