@@ -64,6 +64,18 @@ class Signal:
         return replace(self, **changes)
 
 
+def as_one(signals: Sequence[Signal], **instead: Tensor) -> Signal:
+    """The rows of signals of one shape, one signal after the other; tensors that are named in place of theirs."""
+    names = [f.name for f in fields(Signal)]
+    joined = {name: torch.cat([getattr(signal, name) for signal in signals]) for name in names if name not in instead}
+    return Signal(**joined, **instead)
+
+
+def rows_of(signal: Signal, rows: Tensor | slice | list[int]) -> Signal:
+    """Some rows of a signal."""
+    return Signal(**{f.name: getattr(signal, f.name)[rows] for f in fields(Signal)})
+
+
 def _signal(x_BCT: Tensor, small: dict[str, np.ndarray]) -> Signal:
     return Signal(x_BCT, **{name: torch.from_numpy(array) for name, array in small.items()})
 

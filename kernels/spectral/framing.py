@@ -236,7 +236,7 @@ def _plan(length: int, sfreq: float, freqs: tuple[float, ...]) -> tuple[Tensor, 
     # Beyond Nyquist the value does not matter.
     bins = torch.where(bins_1F[0] < 0, length // 2, bins_1F[0]).tolist()
     one_sided_F = _one_sided(freqs_F, sfreq)
-    if bool((one_sided_F == one_sided_F[0]).all()):  # without frequencies at an edge or above it one number is enough
+    if bool((one_sided_F == one_sided_F[:1]).all()):  # without frequencies at an edge or above it one number is enough
         one_sided_F = one_sided_F[:1]
     return one_sided_F, bins if on_bins_1.item() else None
 

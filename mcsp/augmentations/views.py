@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mcsp.batch import Signal
+from mcsp.batch import Signal, as_one
 from mcsp.config import AugmentationConfig
 from mcsp.schema import DOMAINS, HIGHEST_HZ, Domain, Modality, Purpose
 
@@ -101,53 +101,57 @@ def white_noise(key_B: Tensor, purpose: int, channels: int, samples: int) -> Ten
     return places_NT.index_select(0, start_BC.flatten()).view(*start_BC.shape, samples)
 
 
-def time_half(signal: Signal, late_B: Tensor) -> Signal:
-    """Cut each row to one half of its valid extent: the late one where ``late_B``, else the early one.
-
-    The result is half as long.
+def halves(signal: Signal, late_B: Tensor) -> Signal:
+    """Both halves of each row's valid extent, (2 B, ...) of half the length: first of all rows the late half where
+    ``late_B``, else the early one; then the other.
     """
     samples = signal.x_BCT.shape[-1]
     first_B = signal.time_valid_BT.int().argmax(1)
     stop_B = samples - signal.time_valid_BT.flip(1).int().argmax(1)
     length_B = ((stop_B - first_B) // 2).clamp_min(1)
-    start_B = torch.where(late_B, stop_B - length_B, first_B)
-    if late_B.device.type == "cpu":
-        return _cut(signal, start_B.tolist(), length_B.tolist())
-    step_L = torch.arange(max(1, samples // 2), device=late_B.device)
-    inside_BL = step_L < length_B[:, None]
-    index_BL = (start_B[:, None] + step_L).clamp_max(samples - 1)
-    valid_BL = signal.time_valid_BT.gather(1, index_BL) & inside_BL
-    x_BCL = signal.x_BCT.gather(2, index_BL[:, None].expand(-1, signal.x_BCT.shape[1], -1))
-    return signal.replace(x_BCT=x_BCL * valid_BL[:, None], time_valid_BT=valid_BL)
+    start_2B = torch.cat([torch.where(late, stop_B - length_B, first_B) for late in (late_B, ~late_B)])
+    cut = _by_rows if late_B.device.type == "cpu" else _by_index
+    x_2BCL, valid_2BL = cut(signal, start_2B, length_B.repeat(2), max(1, samples // 2))
+    return as_one([signal, signal], x_BCT=x_2BCL, time_valid_BT=valid_2BL)
 
 
-def _cut(signal: Signal, starts: list[int], lengths: list[int]) -> Signal:
-    """The same where places are known without waiting for a device: rows are copied as a whole, without an index."""
-    rows, channels, samples = signal.x_BCT.shape
-    x_BCL = signal.x_BCT.new_zeros(rows, channels, max(1, samples // 2))
-    valid_BL = signal.time_valid_BT.new_zeros(rows, x_BCL.shape[-1])
-    for b, (start, length) in enumerate(zip(starts, lengths, strict=True)):
-        x_BCL[b, :, :length] = signal.x_BCT[b, :, start : start + length]
-        valid_BL[b, :length] = signal.time_valid_BT[b, start : start + length]
-    return signal.replace(x_BCT=x_BCL, time_valid_BT=valid_BL)
+def _by_rows(signal: Signal, start_2B: Tensor, length_2B: Tensor, longest: int) -> tuple[Tensor, Tensor]:
+    """Windows and valid time of the cuts, where reading their places waits for nothing: each row is one copy."""
+    rows, channels, _ = signal.x_BCT.shape
+    x_2BCL = signal.x_BCT.new_zeros(2 * rows, channels, longest)
+    valid_2BL = signal.time_valid_BT.new_zeros(2 * rows, longest)
+    for b, (start, length) in enumerate(zip(start_2B.tolist(), length_2B.tolist(), strict=True)):
+        x_2BCL[b, :, :length] = signal.x_BCT[b % rows, :, start : start + length]
+        valid_2BL[b, :length] = signal.time_valid_BT[b % rows, start : start + length]
+    return x_2BCL, valid_2BL
 
 
-def mask_time(signal: Signal, largest_fraction: float, key_B: Tensor) -> Signal:
-    """Mark one span, up to ``largest_fraction`` of each row's valid samples, as not valid."""
-    samples = signal.x_BCT.shape[-1]
-    length_B = signal.time_valid_BT.sum(1)
-    span_B = (uniform(key_B, Purpose.MASKED_LENGTH) * largest_fraction * length_B).long()
-    start_B = (uniform(key_B, Purpose.MASKED_PLACE) * (length_B - span_B + 1)).long()
-    time_T = torch.arange(samples, device=key_B.device)
-    hidden_BT = (time_T >= start_B[:, None]) & (time_T < (start_B + span_B)[:, None])
-    valid_BT = signal.time_valid_BT & ~hidden_BT
-    # A product with truth values takes six times as long as one with numbers.
-    return signal.replace(x_BCT=signal.x_BCT * valid_BT[:, None].to(signal.x_BCT), time_valid_BT=valid_BT)
+def _by_index(signal: Signal, start_2B: Tensor, length_2B: Tensor, longest: int) -> tuple[Tensor, Tensor]:
+    """The same without reading the places."""
+    step_L = torch.arange(longest, device=start_2B.device)
+    index_2BL = (start_2B[:, None] + step_L).clamp_max(signal.x_BCT.shape[-1] - 1)
+    valid_2BL = signal.time_valid_BT.repeat(2, 1).gather(1, index_2BL) & (step_L < length_2B[:, None])
+    channels = signal.x_BCT.shape[1]
+    of_halves = [signal.x_BCT.gather(2, i_BL[:, None].expand(-1, channels, -1)) for i_BL in index_2BL.chunk(2)]
+    return torch.cat(of_halves) * valid_2BL[:, None], valid_2BL
 
 
-def scale_amplitude(signal: Signal, sd_log: float, key_B: Tensor) -> Signal:
-    """Multiply each row by a log-normal gain: impedance and scanner gain vary."""
-    return signal.replace(x_BCT=signal.x_BCT * torch.exp(normal(key_B, Purpose.AMPLITUDE) * sd_log)[:, None, None])
+def mask_and_scale(signal: Signal, largest_fraction: float, sd_log: float, key_B: Tensor) -> Signal:
+    """Mark one span, up to ``largest_fraction`` of each row's valid samples, as not valid, and multiply each row by a
+    log-normal gain: impedance and scanner gain vary. One pass over the rows for both.
+    """
+    valid_BT = signal.time_valid_BT
+    if largest_fraction:
+        length_B = valid_BT.sum(1)
+        span_B = (uniform(key_B, Purpose.MASKED_LENGTH) * largest_fraction * length_B).long()
+        start_B = (uniform(key_B, Purpose.MASKED_PLACE) * (length_B - span_B + 1)).long()
+        time_T = torch.arange(valid_BT.shape[1], device=key_B.device)
+        valid_BT = valid_BT & ~((time_T >= start_B[:, None]) & (time_T < (start_B + span_B)[:, None]))
+    # As numbers: a product with truth values takes six times as long.
+    weight_BT = valid_BT.to(signal.x_BCT)
+    if sd_log:
+        weight_BT = weight_BT * torch.exp(normal(key_B, Purpose.AMPLITUDE) * sd_log)[:, None]
+    return signal.replace(x_BCT=signal.x_BCT * weight_BT[:, None], time_valid_BT=valid_BT)
 
 
 def add_noise(signal: Signal, relative_sd: float, key_B: Tensor) -> Signal:
@@ -162,12 +166,12 @@ def add_noise(signal: Signal, relative_sd: float, key_B: Tensor) -> Signal:
     return signal.replace(x_BCT=noisy_BCT.mul_(signal.time_valid_BT[:, None].to(noisy_BCT)))
 
 
-def half_of_view(signal: Signal, index: int) -> Signal:
-    """The half of the window that view ``index`` sees where views are opposite halves; not augmented.
+def halves_of_views(signal: Signal) -> Signal:
+    """The halves that the views see where they are opposite halves, all rows of one view, then of the other.
 
-    Which view is the early one is drawn per sample, and is the same for all its domains and modalities.
+    Not augmented. Which view is the early one is drawn per sample, and is the same for all its domains and modalities.
     """
-    return time_half(signal, (uniform(signal.key_B, Purpose.LATE_VIEW) < 0.5) ^ bool(index))
+    return halves(signal, uniform(signal.key_B, Purpose.LATE_VIEW) < 0.5)
 
 
 # What is off costs nothing: a strength of zero leaves its function out.
@@ -206,10 +210,8 @@ def jitter_positions(signal: Signal, sd_mm: float, key_B: Tensor) -> Signal:
 def temporal_view(signal: Signal, index: int, config: AugmentationConfig) -> Signal:
     """The same for the temporal domain: another stretch, amplitude and noise."""
     key_B = _key_B(signal, "temporal", index)
-    if config.time_mask:
-        signal = mask_time(signal, config.time_mask, key_B)
-    if config.amplitude_jitter:
-        signal = scale_amplitude(signal, config.amplitude_jitter, key_B)
+    if config.time_mask or config.amplitude_jitter:
+        signal = mask_and_scale(signal, config.time_mask, config.amplitude_jitter, key_B)
     return add_noise(signal, config.noise, key_B) if config.noise else signal
 
 

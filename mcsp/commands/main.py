@@ -25,7 +25,7 @@ VERBS: dict[str, dict[str, tuple[str, str]]] = {
     },
     "Pretraining": {
         "pretrain": ("pretrain:pretrain", "Pretrain on a corpus."),
-        "plot": ("plot:plot", "Draw a pretraining run."),
+        "plot": ("pretrain:plot", "Draw a pretraining run."),
         "export": ("pretrain:export", "Export a checkpoint: weights that load without DeepSpeed."),
     },
     "Use of an export": {

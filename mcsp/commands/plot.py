@@ -8,27 +8,10 @@ import numpy as np
 
 from mcsp.export.curves import SET_ASIDE, as_columns, by_kind
 from mcsp.page import COLOURS, GREY, MARKERS
-from mcsp.run_log import read_events, read_metrics
 from mcsp.training.clock import SPLIT
 from mcsp.training.health import suspects
 
 MARKS = {"start": (GREY, ":"), "rollback": (COLOURS[1], "--")}
-
-
-def plot(run_dir: Path, /, *, out: Path | None = None) -> int:
-    """Draw a pretraining run: losses, validation, time, faults.
-
-    Args:
-        run_dir: folder of a pretraining run, finished or not
-        out: PNG to write; RUN_DIR/run.png where omitted
-    """
-    out = out or run_dir / "run.png"
-    lines = read_metrics(run_dir)
-    if not lines:
-        raise ValueError(f"{run_dir}: expected a pretraining run with metrics.jsonl, found no line of one")
-    draw(run_dir, lines, read_events(run_dir), out)
-    print(f"plot: {out}")
-    return 0
 
 
 def draw(run_dir: Path, lines: list[dict[str, float]], events: list[dict[str, Any]], out: Path) -> None:

@@ -1,14 +1,17 @@
-"""``mcsp pretrain``, in one process or under the deepspeed launcher, and ``mcsp export``: the weights of a run."""
+"""``mcsp pretrain``, in one process or under the deepspeed launcher; of its runs ``mcsp plot`` and ``mcsp export``."""
 
 import faulthandler
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 import traceback
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
@@ -16,7 +19,7 @@ from cyclopts import Parameter
 from mcsp.commands.settings import require_place, takes
 from mcsp.config import PretrainConfig
 from mcsp.outside import read_object
-from mcsp.run_log import read_metrics
+from mcsp.run_log import read_events, read_metrics
 
 
 @takes(PretrainConfig, ("corpus_dir",))
@@ -108,7 +111,58 @@ def _start(ranks: int, config: PretrainConfig, check: bool, verbose: bool) -> in
         environment.setdefault("DS_ACCELERATOR", "cpu")
     settings = [f"{key}={json.dumps(value)}" for key, value in config.dump().items()]
     command = [*starter(verbose), "--num_accelerators", str(ranks), "--module", "mcsp", "pretrain", *settings]
-    return subprocess.run([*command, *(["--check"] if check else [])], env=environment, check=False).returncode
+    # In a session of its own: the launcher would answer Ctrl-C with tracebacks, and kill ranks that save for long.
+    process = subprocess.Popen([*command, *(["--check"] if check else [])], env=environment, start_new_session=True)
+    interrupts = 0
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        nonlocal interrupts
+        interrupts += number == signal.SIGINT
+        ranks = _ranks_below(process.pid)
+        if interrupts > 1:  # who asks again does not want to wait for a checkpoint
+            os.killpg(process.pid, signal.SIGKILL)
+        elif ranks:
+            for rank in ranks:
+                with suppress(ProcessLookupError):
+                    os.kill(rank, signal.SIGTERM if number == signal.SIGHUP else number)
+        else:
+            process.terminate()
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
+            signal.signal(number, pass_on)
+    code = process.wait()
+    return code if code >= 0 else 128 - code
+
+
+def _ranks_below(launcher: int) -> list[int]:
+    """Process ids of the ranks that DeepSpeed's launcher has started: children of its child ``launch.py``."""
+    import psutil  # DeepSpeed needs it
+
+    found: list[int] = []
+    with suppress(psutil.Error):
+        for child in psutil.Process(launcher).children(recursive=True):
+            if "deepspeed.launcher.launch" in child.cmdline():
+                found += [rank.pid for rank in child.children()]
+    return found
+
+
+def plot(run_dir: Path, /, *, out: Path | None = None) -> int:
+    """Draw a pretraining run: losses, validation, time, faults.
+
+    Args:
+        run_dir: folder of a pretraining run, finished or not
+        out: PNG to write; RUN_DIR/run.png where omitted
+    """
+    out = out or run_dir / "run.png"
+    lines = read_metrics(run_dir)
+    if not lines:
+        raise ValueError(f"{run_dir}: expected a pretraining run with metrics.jsonl, found no line of one")
+    from mcsp.commands.plot import draw
+
+    draw(run_dir, lines, read_events(run_dir), out)
+    print(f"plot: {out}")
+    return 0
 
 
 def export(

@@ -8,18 +8,18 @@ Q predictions.
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import fields
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.profiler import record_function
 
-from mcsp.augmentations.views import half_of_view, spatial_view, spectral_view, temporal_view
-from mcsp.batch import Batch, Signal
+from mcsp.augmentations.views import halves_of_views, spatial_view, spectral_view, temporal_view
+from mcsp.batch import Batch, Signal, as_one, rows_of
 from mcsp.config import AugmentationConfig, ModelConfig, ObjectiveConfig
-from mcsp.losses import initial_log_scale, pair_terms, prediction_error, prediction_terms, slots
-from mcsp.losses.prediction import Target
+from mcsp.losses.contrastive import slots
+from mcsp.losses.objective import initial_log_scale, pair_terms
+from mcsp.losses.prediction import Target, prediction_error, prediction_terms
 from mcsp.losses.shuffled import other_rows, place, places_Kn
 from mcsp.model.layers import Block, TokenEncoder
 from mcsp.model.mcsp import MCSP, Measured
@@ -153,7 +153,7 @@ class Pretrainer(nn.Module):
         """What encoders read, spectra not yet augmented, and what is to be predicted: all rows of a view together."""
         config, model = self.augmentation, self.model
         with self.part("views"):
-            halves = _both([half_of_view(signal, v) for v in VIEWS]) if config.opposite_halves else signal
+            halves = halves_of_views(signal) if config.opposite_halves else signal
         views: dict[Domain, Measured] = {}
         targets: dict[Target, Tensor] = {}
         wanted = {term.target for term in self.predictions if term.modality == modality}
@@ -177,7 +177,7 @@ class Pretrainer(nn.Module):
             else:
                 with self.part("views"):
                     of_views = [_view_of(halves, v) if apart else signal for v in VIEWS]
-                    drawn = _both([temporal_view(view, v, config) for v, view in enumerate(of_views)])
+                    drawn = as_one([temporal_view(view, v, config) for v, view in enumerate(of_views)])
                 views[domain] = encoder.measure(drawn, plain_BAC)
         return views, targets
 
@@ -223,7 +223,7 @@ def _in_cache(signal: Signal) -> Iterator[Signal]:
             if (stop + 1 - first) * wider * longer > values:
                 break
             stop, c, t = stop + 1, wider, longer
-        rows = Signal(**{f.name: getattr(signal, f.name)[first:stop] for f in fields(Signal)})
+        rows = rows_of(signal, slice(first, stop))
         yield rows.replace(
             x_BCT=rows.x_BCT[:, :c, :t],
             channel_valid_BC=rows.channel_valid_BC[:, :c],
@@ -240,11 +240,6 @@ def _extents(valid_BI: Tensor) -> list[int]:
     return (valid_BI * place_I).amax(1).clamp_min(1).tolist()
 
 
-def _both(signals: Sequence[Signal]) -> Signal:
-    """The rows of several signals of one shape as one."""
-    return Signal(**{f.name: torch.cat([getattr(signal, f.name) for signal in signals]) for f in fields(Signal)})
-
-
 def _twice(measured: Any) -> Any:
     """A named tuple of tensors with all rows for one view and again for the other."""
     return type(measured)(*(None if x is None else torch.cat([x] * len(VIEWS)) for x in measured))
@@ -253,7 +248,8 @@ def _twice(measured: Any) -> Any:
 def _view_of(rows: Any, view: int) -> Any:
     """The rows of one view, of a signal or a named tuple of tensors that hold those of both."""
     if isinstance(rows, Signal):
-        return Signal(**{f.name: getattr(rows, f.name).chunk(len(VIEWS))[view] for f in fields(Signal)})
+        count = len(rows) // len(VIEWS)
+        return rows_of(rows, slice(view * count, (view + 1) * count))
     return type(rows)(*(None if x is None else x.chunk(len(VIEWS))[view] for x in rows))
 
 

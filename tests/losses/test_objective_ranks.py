@@ -16,7 +16,9 @@ from mcsp.config import ObjectiveConfig
 from mcsp.distributed import gather_rows, is_main, over_ranks, rank, world_size
 from mcsp.kernels import dispatch
 from mcsp.kernels.contrastive import blocks
-from mcsp.losses import objective, pair_terms, prediction_terms, slots
+from mcsp.losses.contrastive import slots
+from mcsp.losses.objective import objective, pair_terms
+from mcsp.losses.prediction import prediction_terms
 from mcsp.schema import DOMAINS, MODALITIES
 
 N = 16
