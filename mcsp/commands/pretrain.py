@@ -116,6 +116,7 @@ def _start(ranks: int, config: PretrainConfig, check: bool, verbose: bool) -> in
     interrupts = 0
 
     def pass_on(number: int, frame: FrameType | None) -> None:
+        """To the ranks, or to the launcher where none has begun; a second Ctrl-C ends all."""
         nonlocal interrupts
         interrupts += number == signal.SIGINT
         ranks = _ranks_below(process.pid)
