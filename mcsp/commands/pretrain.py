@@ -137,13 +137,15 @@ def _start(ranks: int, config: PretrainConfig, check: bool, verbose: bool) -> in
 
 def _ranks_below(launcher: int) -> list[int]:
     """Process ids of the ranks that DeepSpeed's launcher has started: children of its child ``launch.py``."""
-    import psutil  # DeepSpeed needs it
+    from mcsp.training.stopping import process_stat
 
-    found: list[int] = []
-    with suppress(psutil.Error):
-        for child in psutil.Process(launcher).children(recursive=True):
-            if "deepspeed.launcher.launch" in child.cmdline():
-                found += [rank.pid for rank in child.children()]
+    parents = {int(path.name): process_stat(int(path.name))[0] for path in Path("/proc").glob("[0-9]*")}
+    found = []
+    for pid, parent in parents.items():
+        with suppress(OSError):
+            if parents.get(parent) == launcher:
+                command = Path(f"/proc/{parent}/cmdline").read_bytes()
+                found += [pid] if b"deepspeed.launcher.launch" in command else []
     return found
 
 

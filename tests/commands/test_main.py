@@ -72,6 +72,7 @@ print(sorted(set(sys.modules) & set({HEAVY})))
         (["finetune", "--depth", "headd"], ["headd", "last_layers"]),
         (["pretrain", "--address", "auto"], ["--address"]),
         (["build", "bids_root=s3://b/x", "out_dir=o"], ["bids_root", "of this machine", "sites.NAME.path=s3://b/x"]),
+        (["build", "out_dir=o"], ["error: command line: expected bids_root=DIR or a list of sites\n"]),
         (["lint", "corpus", "--names", "file"], ["--privacy"]),
         (["demo-sites", "out", "--subjects", "1"], ["--subjects: expected at least 2, found 1"]),
     ],

@@ -47,12 +47,12 @@ def test_the_same_weights_give_the_same_bits_on_any_number_of_ranks_and_at_any_s
 
 @pytest.mark.multirank
 def test_halves_are_encoded_of_one_window_of_each_person(runs) -> None:
-    """Of 16 windows, in two chunks; of a chunk without a new person one is encoded all the same."""
-    out, told = runs
-    values, windows = read_metrics(out / "whole")[-1], told["world1-rank0"]["halves"]
+    """Of 32 windows, in four chunks; of a chunk without a new person one is encoded all the same."""
+    _, told = runs
+    values, windows = told["world1-rank0"]["of 32 windows"]
     for modality in ("eeg", "fmri"):
         people = values[f"validation/people/{modality}"]
-        assert people <= windows[modality] <= people + 1 < 16
+        assert people <= windows[modality] <= people + 3 < 32
 
 
 @pytest.mark.multirank
