@@ -59,7 +59,8 @@ def require_inside(site: "Site", files: Iterable[Path]) -> None:
     if site.label_image is not None:  # the configuration names it
         allowed.append(site.label_image.parent.resolve())
     for file in files:
-        if not any(file.resolve().is_relative_to(folder) for folder in allowed):
+        place = file.resolve()
+        if not any(place.is_relative_to(folder) for folder in allowed):
             raise RecordingError(
                 "outside-dataset",
                 f"{file.name}: lies outside of its dataset, through a link or a name in a header; expected it below "

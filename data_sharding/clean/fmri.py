@@ -28,8 +28,8 @@ from mcsp.schema import SCALE_FREE, UNITS
 
 # t_r outside these bounds [s] is no seconds at all: the fastest sequences need some 0.2 s, the slowest about 10 s.
 _T_R_BOUNDS = (0.05, 20.0)
-# What may be rounding where it is written twice.
-_T_R_TOLERANCE = 0.01
+# What may be rounding where it is written twice: 0.33 Hz is 3 s.
+_T_R_TOLERANCE = 0.02
 # Mean over standard deviation (temporal SNR) below which a mean is no baseline. BOLD of a parcel has 30 to 400;
 # at 5 the ordinary fluctuation would be 20 % of the signal, which no blood flow explains. Ours.
 _MIN_BASELINE = 5.0

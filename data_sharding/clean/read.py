@@ -35,6 +35,8 @@ _ALLOWED = (
     "PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "TMPDIR", "TZ", "LD_LIBRARY_PATH", "MNE_DATA", "NILEARN_DATA",
     "NILEARN_SHARED_DATA", "COVERAGE_FILE",
 )  # fmt: skip
+# Memory of a small recording serves the next one: to get and clear it anew costs as much as to write it.
+_KEPT_BYTES = 1 << 23
 ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
 
 
@@ -58,14 +60,13 @@ class SharedArray:
         """Put the values of a reading into ``memory``, a file descriptor."""
         x_TC = np.ascontiguousarray(reading.clean.x_TC, dtype=np.float32)
         content, place = x_TC.data.cast("B"), 0
-        os.ftruncate(memory, 0)
         while place < len(content):
             place += os.pwrite(memory, content[place:], place)
         clean = replace(reading.clean, x_TC=np.empty((0, x_TC.shape[1]), dtype=np.float32))
         return cls(replace(reading, clean=clean), x_TC.shape)
 
     def take(self, memory: int) -> Reading:
-        """The reading with its values, which leave ``memory``."""
+        """The reading with its values; where these are many, they leave ``memory``."""
         x_TC = np.empty(self.shape, dtype=np.float32)
         content, place = x_TC.data.cast("B"), 0
         while place < len(content):
@@ -73,7 +74,8 @@ class SharedArray:
             if n_bytes == 0:
                 raise EOFError("the reading process gave less than it said")
             place += n_bytes
-        os.ftruncate(memory, 0)
+        if len(content) > _KEPT_BYTES:
+            os.ftruncate(memory, 0)
         return replace(self.reading, clean=replace(self.reading.clean, x_TC=x_TC))
 
 

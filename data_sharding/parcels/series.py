@@ -37,7 +37,8 @@ def read_series(path: Path) -> tuple[np.ndarray, list[str] | None]:
     if path.suffix in (".1D", ".txt"):
         names, first, lines = _after_comments(lines)
     else:
-        names = list(_names(lines[0] if lines else "", path.suffix, path.name))
+        header = lines[0] if lines else ""
+        names = list(_sound_names(header, path.suffix) or _names(header, path.suffix, path.name))
         first = 1 if names or path.suffix == ".tsv" else 0
     separator = _SEPARATORS[path.suffix]
     if separator is None and len(lines) > first and "," in lines[first]:
@@ -72,6 +73,13 @@ def _lines(path: Path) -> list[str]:
 
 
 @lru_cache(maxsize=256)  # all tables of a site begin alike
+def _sound_names(line: str, suffix: str) -> tuple[str, ...]:
+    try:
+        return _names(line, suffix, "")
+    except RecordingError:  # told with the name of its file
+        return ()
+
+
 def _names(line: str, suffix: str, file: str) -> tuple[str, ...]:
     """Names of the columns in the first line; none where it holds values, which a ``.csv`` may."""
     cells = [cell.strip().strip('"') for cell in line.split(_SEPARATORS[suffix])]
