@@ -12,7 +12,8 @@ benchmarks/results/step_parts_<cpu or cuda>_<yyyymm>.json.
   a batch too small to train with, 8, and with one of ordinary size, 32.
 * weak scaling: one rank with a batch, then two ranks with twice that batch; the share of communication in a step.
 * parts: where a plain step of the nano model goes (views, measures, encoders, heads, contrast, backward, optimizer), on
-  16 recordings of one modality, windows of 30 s of EEG and of 60 s of BOLD.
+  16 recordings of one modality, windows of 30 s of EEG and of 60 s of BOLD; and what the bare operations of measuring
+  EEG take.
 * mfu (CUDA only): small and base, model FLOP/s over the peak of the GPU.
 """
 
