@@ -58,6 +58,12 @@ def pink_uv(seconds: float, sfreq: float, channels: int = 3) -> np.ndarray:
     return 20 * x_CT / x_CT.std() + 15 * np.sin(2 * np.pi * 50 * np.arange(n) / sfreq)
 
 
+def test_notches_end_below_the_low_pass_and_two_hertz_below_half_the_rate() -> None:
+    assert line_harmonics(20.0, 250.0, CONFIG).tolist() == [20.0, 40.0, 60.0], "the low-pass is at 75 Hz"
+    assert line_harmonics(60.0, 125.0, CONFIG).tolist() == [60.0] and line_harmonics(60.0, 124.0, CONFIG).size == 0
+    assert line_harmonics(None, 250.0, CONFIG).size == 0
+
+
 @pytest.mark.parametrize(("sfreq", "line_hz"), [(250, 50), (500, 60), (512, None), (2048, 50), (128, 50)])
 def test_the_response_is_that_of_mnes_filters(sfreq: float, line_hz: float | None) -> None:
     n = 1 << 17
