@@ -3,6 +3,7 @@
 Covers: mcsp/__main__.py, mcsp/commands/corpus.py, mcsp/commands/settings.py
 """
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -98,20 +99,24 @@ def test_a_folder_that_is_not_what_a_key_says_is_refused_at_once(refused: Refuse
     }
 
 
-def test_what_an_extra_would_bring_is_one_line(
-    refused: Refused, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_what_an_extra_would_bring_is_one_line_and_a_fault_of_this_package_is_none(tmp_path: Path) -> None:
+    """In a process of its own, whose modules are not those of other tests."""
     for name, file in (("model", "config.json"), ("corpus", "index.json")):
         (tmp_path / name).mkdir()
         (tmp_path / name / file).touch()
-    monkeypatch.setitem(sys.modules, "sklearn", None)
-    monkeypatch.setitem(sys.modules, "mcsp.evaluate.evaluate", None)
-    monkeypatch.delitem(sys.modules, "mcsp.encode.extractor", raising=False)
-    monkeypatch.delitem(sys.modules, "mcsp.encode.files", raising=False)
-    told = refused("encode", str(tmp_path / "model"), "a.edf", "--out", str(tmp_path / "a.tsv"))
-    assert "sklearn" in told and told.endswith("pip install 'mcsp-pretraining[lab]'\n")
-    with pytest.raises(ModuleNotFoundError):  # a part of this package is a fault of it
-        run(["evaluate", *(f"{n}_dir={tmp_path / n}" for n in ("model", "corpus")), "out_dir=out"])
+    code = """
+import sys
+sys.modules["sklearn"] = sys.modules["mcsp.evaluate.evaluate"] = None
+from mcsp.commands.main import run
+assert run(["encode", "model", "a.edf", "--out", "a.tsv"]) == 2
+run(["evaluate", "model_dir=model", "corpus_dir=corpus", "out_dir=out"])
+"""
+    command = [sys.executable, "-c", code]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=60)
+    told, *trace = done.stderr.splitlines()
+    assert "sklearn" in told and told.endswith("pip install 'mcsp-pretraining[lab]'")
+    assert trace[0].startswith("Traceback") and "mcsp.evaluate.evaluate" in trace[-1]
 
 
 def test_an_object_store_without_credentials_is_one_line(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,6 +64,7 @@ def write_small_classifier(folder: Path, model: PretrainedMCSP) -> None:
         "windows_per_recording": 1, "window_seconds": 10.0, "measured_of": "windows", "threshold": 0.5,
         "calibration": {"slope": 1.0, "bias": [0.0, 0.0]}, "distances": [0.0, 1.0], "channels": {"x": ["Cz"]},
         "skill": {"measure": "AUROC", "chance": 0.5, "estimate": None},
+        "simulated": [],
     }  # fmt: skip
     arrays = heads_of(MCSPClassifier(model, 2, sizes, "head"))
     heads = {m: Head({**a, "centre_F": a["mean_F"], "spread_F": a["scale_F"]}, facts) for m, a in arrays.items()}
