@@ -3,6 +3,7 @@
 import ast
 import re
 from collections.abc import Iterator
+from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
 
@@ -136,6 +137,11 @@ def test_files_that_pages_name_exist() -> None:
     assert len(files) > 50
     to_come = {"docs/settings.md", "mcsp/losses/covariance.py"}  # made by the build; made by the reader of a tutorial
     assert not [(str(path), name) for path, name in files if not (ROOT / name).exists() and name not in to_come]
+
+
+def test_modules_of_the_python_interface_exist() -> None:
+    named = re.findall(r"^ +(mcsp[\w.]+)$", (ROOT / "docs/api.rst").read_text(), re.MULTILINE)
+    assert len(named) > 20 and not [name for name in named if find_spec(name) is None]
 
 
 def settings() -> set[str]:
