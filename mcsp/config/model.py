@@ -64,11 +64,6 @@ class ObjectiveConfig(Config):
     negatives: Literal["all", "within_site"] = Field(
         "all", description="what a row is contrasted with: all other subjects, or those of its own site"
     )
-    prediction_means: Literal["people", "site"] = Field(
-        "people",
-        description="what a person is told apart from in prediction: the mean over people, or that of the site within "
-        "a batch (one micro-batch only)",
-    )
     shuffled_pairs: Literal["within_site"] | None = Field(
         None,
         description="a control, never for weights that are used: views of different people of one site are paired",

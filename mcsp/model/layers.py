@@ -103,9 +103,6 @@ class AnchorWeights(nn.Module):
 
     def forward(self, signal: Signal) -> Tensor:
         """Weights ``(B, A, C)``, float32."""
-        import os
-        if os.environ.get("LEVER_PARCELS") and signal.position_BC3.shape[1] == len(self.anchors_um_A3):
-            return torch.eye(len(self.anchors_um_A3), device=signal.position_BC3.device) * signal.channel_valid_BC[:, None].float()
         # One axis after the other, in place: a sum over three neighbours in memory takes several times as long.
         anchor_3A = (self.anchors_um_A3.float() / 1000).T.contiguous()
         position_3BC = signal.position_BC3.movedim(-1, 0).contiguous()

@@ -87,14 +87,6 @@ class SpatialEncoder(nn.Module):
         self.place_AD = nn.Parameter(torch.randn(self.n_anchors, width) * 0.02)
         self.encoder = TokenEncoder(config.size, self.n_anchors, resolved=True)
         self.h_width = self.encoder.h_width
-        import os
-        if os.environ.get("LEVER_INIT") and inputs == 200:
-            import numpy
-            v = torch.from_numpy(numpy.load(os.environ["LEVER_INIT"])).float()
-            with torch.no_grad():
-                self.embed.weight.copy_(10 * v[:, :width].T)
-                self.encoder.narrow.weight.zero_()
-                self.encoder.narrow.weight.diagonal().fill_(1.0)
         pairs = self.n_anchors * (self.n_anchors - 1) // 2
         every: dict[str, int] = {"connectivity": pairs, "root": pairs, "tangent": pairs + self.n_anchors}
         if modality == "eeg":

@@ -69,7 +69,6 @@ class Pretrainer(nn.Module):
                 # decide about shapes) would only break the graph. In place, so the names of the weights stay.
                 module.compile()
         self.augmentation, self.shuffled = augmentation, objective.shuffled_pairs is not None
-        self.within_site = objective.prediction_means == "site"
         self.part: Callable[[str], AbstractContextManager[Any]] = record_function  # around each part of a step
         self.slots = slots(model.modalities, model.domains)
         self.terms = pair_terms(self.slots, objective)
@@ -103,8 +102,7 @@ class Pretrainer(nn.Module):
                     for v, z_BK in enumerate(self.model.project(modality, domain, h_BD).chunk(2)):
                         z_nK = z_BK.new_zeros(n, z_BK.shape[1]).index_copy(0, signal.sample_B, z_BK)
                         z_by_slot[modality, domain, v] = z_nK
-                    site_B = batch.site_N[signal.sample_B] if self.within_site else None
-                    for name, error_2B in self._prediction_errors(modality, domain, h_BD, targets, site_B).items():
+                    for name, error_2B in self._prediction_errors(modality, domain, h_BD, targets).items():
                         error_B = error_2B.view(len(VIEWS), -1).mean(0)
                         error_by_name[name] = error_B.new_zeros(n).index_copy(0, signal.sample_B, error_B)
         some = next(iter(z_by_slot.values()))
@@ -188,23 +186,13 @@ class Pretrainer(nn.Module):
         return views, targets
 
     def _prediction_errors(
-        self, modality: Modality, domain: Domain, h_BD: Tensor, targets: dict[Target, Tensor], site_B: Tensor | None
+        self, modality: Modality, domain: Domain, h_BD: Tensor, targets: dict[Target, Tensor]
     ) -> dict[str, Tensor]:
         """By name each view's error of what is predicted of the other half, (2 B,)."""
         found = {}
         for term in self.predictions:
             if (term.modality, term.domain) == (modality, domain) and term.target in targets:
                 prediction: Prediction = self.heads[_key(term.name)](h_BD)
-                if site_B is not None:
-                    predicted_BE, target_BE = (
-                        _without_site_means(x, site_B) for x in (prediction.predicted_BE, targets[term.target])
-                    )
-                    zero_E = torch.zeros_like(prediction.mean_target_E)
-                    error_B = prediction_error(predicted_BE, target_BE, zero_E, zero_E)
-                    # Means over people have no part, but every parameter needs a gradient.
-                    unused = prediction.mean_predicted_E.sum() + prediction.mean_target_E.sum()
-                    found[term.name] = error_B + 0.0 * unused
-                    continue
                 found[term.name] = prediction_error(
                     prediction.predicted_BE,
                     targets[term.target],
@@ -221,15 +209,6 @@ class Pretrainer(nn.Module):
         log_P = self.log_scale_P.float()
         bounded_P = log_P + (log_P.clamp(0.0, math.log(MAX_SCALE)) - log_P).detach()
         return bounded_P.exp()
-
-
-def _without_site_means(x_BE: Tensor, site_B: Tensor) -> Tensor:
-    """Both views' rows minus the mean of their site and view."""
-    out_VBE = x_BE.unflatten(0, (len(VIEWS), -1)).clone()
-    for site in torch.unique(site_B):
-        rows = site_B == site
-        out_VBE[:, rows] = out_VBE[:, rows] - out_VBE[:, rows].detach().mean(1, keepdim=True)
-    return out_VBE.flatten(0, 1)
 
 
 def _in_cache(signal: Signal) -> Iterator[Signal]:
