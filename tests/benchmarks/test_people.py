@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -31,6 +32,69 @@ def test_the_page_of_results_shows_the_result_file(abide: ModuleType, file: Path
     table = abide.table(content)
     assert len(table.splitlines()) > 8
     assert table in page and abide.leaks(content) in page
+
+
+STUDIES = sorted(
+    p for kind in ("read_out", "learned_gain") for p in (ROOT / "benchmarks/results").glob(f"{kind}_*.json")
+)
+# Pages that speak of real people, and what ends that part of each.
+PARTS = {
+    "docs/results.md": ("## Real people", "## Example"),
+    "docs/evidence.md": ("## The read-out on", "## Ablations"),
+}
+
+
+def part(page: str) -> str:
+    start, end = PARTS[page]
+    return (ROOT / page).read_text().partition(start)[2].partition(end)[0]
+
+
+def read_out_table(content: dict) -> str:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "benchmarks/studies")
+        return str(importlib.import_module("read_out_ablation").table(content))
+
+
+@pytest.mark.parametrize("file", STUDIES, ids=lambda file: file.stem)
+def test_the_page_of_evidence_shows_the_study(file: Path) -> None:
+    table = read_out_table(json.loads(file.read_text()))
+    assert len(table.splitlines()) > 8 and table in part("docs/evidence.md")
+
+
+def differences(content: object) -> Iterator[tuple[str, ...]]:
+    """Every value with its interval, as pages write a difference."""
+    if isinstance(content, dict):
+        if {"value", "ci_low", "ci_high"} <= set(content):
+            yield tuple(f"{content[key]:+.3f}" for key in ("value", "ci_low", "ci_high"))
+        content = list(content.values())
+    if isinstance(content, list):
+        for value in content:
+            yield from differences(value)
+
+
+@pytest.mark.parametrize("page", PARTS)
+def test_every_number_about_people_is_of_a_result_file(abide: ModuleType, page: str) -> None:
+    contents = [json.loads(file.read_text()) for file in (*FILES, *STUDIES)]
+    known = {triple for content in contents for triple in differences(content)}
+    signed = r"([+-]\d\.\d{3}) \[([+-]\d\.\d{3}), ([+-]\d\.\d{3})\]"
+    prose = " ".join(line for line in part(page).splitlines() if not line.startswith("|"))
+    found = re.findall(signed, prose)
+    assert len(found) > 5 and set(found) <= known
+    shown = {abide.table(content) for content in contents if "runs" in content}
+    shown |= {read_out_table(content) for content in contents if "rows" in content}
+    scores = set(re.findall(r"\d\.\d{3}", " ".join(shown)))
+    for content in contents:  # what a change costs, and what gives people away
+        rows = content.get("rows", {})
+        base = next((rows[name]["auroc"] for name in ("ruler root", "root of connectivity") if name in rows), np.nan)
+        scores |= {f"{row['auroc'] - base:+.3f}" for row in rows.values()}
+        told = [content.get("denoiser_membership", {}).get("auroc"), *content.get("membership_by_rank", {}).values()]
+        scores |= {f"{value:.3f}" for value in told if value is not None}
+        scores |= {
+            f"{row['auroc']['value']:.3f}"
+            for run in content.get("runs", {}).get("default", ())
+            for row in run["classification"]
+        }  # of single runs
+    assert set(re.findall(r"[+-]?\d\.\d{3}", re.sub(signed, "", prose))) <= scores
 
 
 def test_the_readme_shows_rows_of_the_result_file_and_the_unwelcome_ones_too(abide: ModuleType) -> None:
