@@ -211,17 +211,22 @@ def table(content: dict[str, Any]) -> str:
 
 
 def leaks(content: dict[str, Any]) -> str:
-    """What features tell beside the label: the site, and, of half of the people, who was in pretraining; AUROC."""
+    """What features tell beside the label, AUROC: the site, and, of half of the people, who was in pretraining."""
     runs = content["runs"]
-    lines = ["| features | site | who was in pretraining |", "|---|---|---|"]
-    for name in [row["features"] for row in runs["default"][0]["site_decoding"]]:
-        of = [row["auroc"] for run in runs["default"] for row in run["site_decoding"] if row["features"] == name]
-        told = ""
-        for row in runs[HALF][0]["membership"] if HALF in runs else ():
-            if name == f"{row['model']}, learned part":
-                told = "{value:.3f} ({ci_low:.3f} to {ci_high:.3f})".format(**row["auroc"])
-        lines.append(f"| {name} | {np.mean(of):.3f} | {told} |")
-    return "\n".join(lines)
+    sites = [row for run in runs["default"] for row in run["site_decoding"]]
+    known = [row for run in runs.get(HALF, ()) for row in run["membership"]]
+    told = {f"{row['model']}, learned part": row["auroc"] for row in known}
+    names = dict.fromkeys([*(row["features"] for row in sites), *told])
+    heads = ["features", *(["site"] if sites else []), *(["who was in pretraining"] if told else [])]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for name in names:
+        cells = [name]
+        if sites:
+            cells.append(f"{np.mean([row['auroc'] for row in sites if row['features'] == name]):.3f}")
+        if told:
+            cells.append("{value:.3f} ({ci_low:.3f} to {ci_high:.3f})".format(**told[name]) if name in told else "")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) if names else ""
 
 
 def _line(runs: Sequence[dict[str, Any]], features: str, classifier: str, fractions: Sequence[float], name: str) -> str:

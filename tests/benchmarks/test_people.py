@@ -144,7 +144,11 @@ def test_leaks_have_means_over_runs_and_the_people_of_the_run_of_half_of_them(ab
     half = {**run(0.1), "membership": [{"model": "pretrained", "auroc": told}]}
     lines = abide.leaks({"runs": {"default": [run(0.8), run(0.9)], abide.HALF: [half]}}).splitlines()
     assert lines[2:] == ["| pretrained | 0.850 |  |", "| pretrained, learned part | 0.850 | 0.610 (0.500 to 0.700) |"]
-    assert abide.leaks({"runs": {"default": [run(0.8)]}}).splitlines()[3].endswith("| 0.800 |  |")
+    assert abide.leaks({"runs": {"default": [run(0.8)]}}).splitlines()[3] == "| pretrained, learned part | 0.800 |"
+    one_site = {"site_decoding": []}
+    assert abide.leaks({"runs": {"default": [one_site]}}) == ""
+    lines = abide.leaks({"runs": {"default": [one_site], abide.HALF: [{**one_site, **half, "site_decoding": []}]}})
+    assert lines.splitlines()[2:] == ["| pretrained, learned part | 0.610 (0.500 to 0.700) |"]
 
 
 N_PARCELS, SITES = 12, ("Caltech", "MaxMun_a", "Olin")
