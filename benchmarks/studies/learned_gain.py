@@ -130,7 +130,7 @@ def trained(span: Span, terms: str, seed: int, at_denoiser: bool = True, mlp: bo
         of_step = torch.cat(rows)
         loss = loss_of(layer, [halves_AP[of_step], halves_AP[n_people + of_step]], site_M[of_step], terms)
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
     with torch.no_grad():
         found: np.ndarray = layer(torch.tensor(span.whole_NP, dtype=torch.float32)).double().numpy()

@@ -87,7 +87,8 @@ def ridge_similarities(
         others: windows of further people, to be fitted on too.
         known: what was measured before with the same lengths, by shard, member and start of the EEG; it is added to.
     """
-    every, known = [*cuts, *others], {} if known is None else known
+    every = [*cuts, *others]
+    known = {} if known is None else known
     times_G = FRAME_SECONDS * (np.arange(max(2, int(window_seconds["fmri"] / FRAME_SECONDS))) + 0.5)
     keys = [(cut.eeg.shard, cut.eeg.member, cut.eeg_start) for cut in every]
     for key, cut in zip(keys, every, strict=True):
