@@ -80,7 +80,7 @@ class Layer(nn.Module):
         if not at_denoiser:
             found = [torch.randn(x.shape, generator=draw) for x in found]
         self.encode_PR, self.decode_RP = (nn.Parameter(x) for x in found)
-        self.spread = float((torch.tensor(span.halves_AP, dtype=torch.float32) @ self.encode_PR).std())
+        self.spread = float((torch.tensor(span.halves_AP, dtype=torch.float32) @ self.encode_PR.detach()).std())
         wide = 4 * TRAINED_RANK
         self.mlp = nn.Sequential(
             nn.LayerNorm(TRAINED_RANK), nn.Linear(TRAINED_RANK, wide), nn.GELU(), nn.Linear(wide, TRAINED_RANK)
