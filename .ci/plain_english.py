@@ -26,7 +26,8 @@ def prose(markdown: str) -> str:
     text = re.sub(r"(?s)<!--.*?-->|<[^>]+>", " ", text)
     lines = [line for line in text.splitlines() if not re.match(r"\s*(\||#|    \S)", line)]
     text = re.sub(r"`[^`]+`\S*", "code", "\n".join(lines))
-    text = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", text)
+    text = re.sub(r"!\[[^\]]*\]\([^)]*\)(\{[^}]*\})?", "", text)
+    text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", text)
     text = re.sub(r"(?m)^\s*([*+-]|\d+\.) +", "\n\n", text)
     return text.replace("*", "")
 

@@ -178,8 +178,8 @@ def isolation(root: str) -> dict[str, Any]:
     """Reading here against reading through the second process, in turns, without its start."""
     from mcsp.config import CorpusConfig
     from mcsp.data_sharding.bids.find import find_recordings, find_sites
+    from mcsp.data_sharding.clean.child import read_recording
     from mcsp.data_sharding.clean.read import ReadingProcess
-    from mcsp.data_sharding.clean.readers import read_recording
 
     config = CorpusConfig(bids_root=Path(root), out_dir=Path("unused"))
     refs = [ref for site in find_sites(config) for ref in find_recordings(site)][:6]

@@ -27,6 +27,7 @@ from mcsp.evaluate.measured import connectivity, root_connectivity
 from mcsp.evaluate.methods import Halves
 from mcsp.evaluate.readout.classifiers import LOGISTIC, LOGISTIC_C, SVM, SVM_C, cross_validate, on_grams
 from mcsp.evaluate.readout.grams import GramOf, fixed, gram
+from mcsp.evaluate.readout.task import BINARY
 from mcsp.evaluate.splits import Folds, leave_site_out
 from mcsp.provenance import made_by
 
@@ -122,7 +123,7 @@ def intervals(scored: dict[str, np.ndarray], y_N: np.ndarray, sites: Sequence[st
     """Everything that the evaluation says of decision values, with intervals over people."""
     weight_RN, unseen_N = scores.subject_weights(np.arange(len(y_N))), np.ones(len(y_N))
     for score_1N in scored.values():
-        scores.all_scores(score_1N, y_N, sites, weight_RN, unseen_N, False)
+        BINARY.all_scores(score_1N, y_N, sites, weight_RN, unseen_N, False)
 
 
 def seconds(runs: dict[str, Callable[[], object]], repeats: int) -> dict[str, dict[str, list[float]]]:

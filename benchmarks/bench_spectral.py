@@ -62,6 +62,7 @@ def contenders(rows: int, frame: int, hop: int, bins: Tensor, device: str) -> di
     scale = 2 / (SFREQ * window.double().square().sum().item())
     bins_there = bins.to(device)
     edge = torch.where(bins_there * 2 == frame, 0.5, 1.0)
+    basis = windowed_waves(frame, bins).to(device)
 
     def ours(x: Tensor, impl: Any, precision: Any = "fp32") -> Tensor:
         seconds = {"frame_seconds": frame / SFREQ, "hop_seconds": hop / SFREQ} if hop < x.shape[-1] else {}
@@ -97,10 +98,6 @@ def contenders(rows: int, frame: int, hop: int, bins: Tensor, device: str) -> di
         spectrum = torch.view_as_real(torch.fft.rfft((frames - frames.mean(-1, keepdim=True)) * window))
         return torch.log10(spectrum.square().sum(-1).mean(2)[..., 1 : len(bins) + 1] * scale * edge)
 
-    turns = torch.outer(torch.arange(frame, dtype=torch.float64), bins.double()) / frame
-    angle = 2 * torch.pi * (turns - turns.floor())
-    basis = (torch.cat([angle.cos(), angle.sin()], 1) * torch.hann_window(frame).double()[:, None]).float().to(device)
-
     def product(x: Tensor) -> Tensor:
         frames = x.unfold(-1, frame, hop)
         re, im = ((frames - frames.mean(-1, keepdim=True)) @ basis).chunk(2, -1)
@@ -117,6 +114,13 @@ def contenders(rows: int, frame: int, hop: int, bins: Tensor, device: str) -> di
         calls[NO_GRADIENT] = scipy_welch
     nnaudio = nnaudio_power(frame, hop, bins_there, scale * edge, window.device)
     return calls | ({"nnAudio": nnaudio} if nnaudio else {})
+
+
+def windowed_waves(frame: int, bins: Tensor) -> Tensor:
+    """Cosines and sines of the bins under a Hann window, ``(frame, 2 F)``; a product is a Fourier transform."""
+    turns = torch.outer(torch.arange(frame, dtype=torch.float64), bins.double()) / frame
+    angle = 2 * torch.pi * (turns - turns.floor())
+    return (torch.cat([angle.cos(), angle.sin()], 1) * torch.hann_window(frame).double()[:, None]).float()
 
 
 def nnaudio_power(frame: int, hop: int, bins: Tensor, scale_F: Tensor, device: torch.device) -> Contender | None:

@@ -82,9 +82,7 @@ def overhead(corpus: Path, folder: Path, steps: int, samples: int, stage: int) -
     trainer = Trainer(config, clock)
     Watchdog(config.run_dir, 0, 1, config.watchdog_seconds, clock).start()
     bare = Pretrainer(trainer.config.model, config.objective, config.augmentation).to(trainer.device)
-    matrices = [p for p in bare.parameters() if p.ndim >= 2]
-    others = [p for p in bare.parameters() if p.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    groups = engine.parameter_groups(bare, config.weight_decay)
     optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98))
     seconds: dict[str, list[float]] = {"bare": [], "ours": []}
 
@@ -194,8 +192,8 @@ def mfu(corpus: Path, folder: Path, steps: int) -> list[dict[str, Any]]:
 def parts(corpus: Path, folder: Path, steps: int) -> dict[str, Any]:
     """Median seconds of each part of a step, by modality."""
     from mcsp.data_sharding.store.reader import Corpus
+    from mcsp.training.check import seconds_of_parts, table
     from mcsp.training.engine import keep_freed_memory, parameter_groups
-    from mcsp.training.parts import seconds_of_parts, table
     from mcsp.training.pretrainer import Pretrainer
     from mcsp.training.reading.loader import StepDataset
     from mcsp.training.trainer import schedule_of
@@ -221,28 +219,62 @@ def parts(corpus: Path, folder: Path, steps: int) -> dict[str, Any]:
         x_BCT = batch.signals[modality].x_BCT
         found[modality] = {"rows_channels_samples": list(x_BCT.shape), "seconds": seconds}
         if modality == "eeg":
-            found[modality]["seconds_of_bare_transforms"] = bare_transforms(x_BCT, steps, clock)
+            found[modality]["seconds_of_bare_work"] = bare_work(x_BCT, steps, clock)
         shape = found[modality]["rows_channels_samples"]
         print(f"{modality}, {shape}\n{table(seconds)}")
     return found
 
 
-def bare_transforms(x_BCT: torch.Tensor, steps: int, clock: Callable[[], float]) -> float:
-    """Median seconds of the Fourier transforms of a step's spectra of EEG at 200 Hz, and of nothing else.
+def bare_work(x_BCT: torch.Tensor, steps: int, clock: Callable[[], float]) -> dict[str, float]:
+    """Median seconds of the bare operations that measuring both views of a step's EEG at 200 Hz is made of.
 
-    Seconds of the course of both views, frames of two seconds for the power spectrum, which overlap by half, and for
-    coherence, which do not: what no measuring of these spectra goes below.
+    Each as one call for some rows that a cache holds, without a mask, a mean, a scale, or a copy between them: what no
+    way of measuring the same quantities with torch goes below.
+
+    * transforms: seconds of the course of both views, frames of two seconds for the power spectrum, which overlap by
+      half, and for coherence, which do not;
+    * logarithms of the power of the first two;
+    * products of both halves: the covariance of channels, and for the shrinkage of a view and of what is predicted
+      the size of each time sample at the anchors;
+    * eigenvectors of each half's covariance and of these two;
+    * courses: both views read noise, are scaled, and are written as patches.
     """
+    rows, channels, samples = x_BCT.shape
     cuts = ((200, 200), (200, 200), (400, 200), (400, 400))  # samples of a frame, and from frame to frame
-    frames = [x_BCT.unfold(-1, length, hop).contiguous() for length, hop in cuts]
-    found = []
-    for _ in range(steps + 1):
-        begin = clock()
-        for of in frames:
-            for rows in of.split(4):  # that a cache holds
-                torch.fft.rfft(rows)
-        found.append(clock() - begin)
-    return statistics.median(found[1:])
+    frames = [x_BCT.unfold(-1, length, hop).contiguous().split(4) for length, hop in cuts]
+    power = [torch.rand(rows, channels, n, 45).split(4) for n in (samples // 200, samples // 200)]
+    halves = [half.contiguous() for of in x_BCT.split(4) for half in of.chunk(2, -1)]
+    forms = [torch.rand(len(half), channels, channels) for half in halves]
+    square = torch.rand(3 * 2 * rows, channels, channels, dtype=torch.float64)
+    square, gain_B11 = square @ square.mT, torch.rand(rows, 1, 1)
+
+    def products() -> None:
+        for half, form in zip(halves, forms, strict=True):
+            half @ half.mT
+            for _ in range(2):
+                (form @ half).mul_(half).sum(1)
+
+    def courses() -> None:
+        for _ in range(2):
+            for some, gain in zip(x_BCT.split(4), gain_B11.split(4), strict=True):
+                torch.addcmul(some, some, gain).mul_(gain)
+
+    work: dict[str, Callable[[], object]] = {
+        "transforms": lambda: [torch.fft.rfft(of) for cut in frames for of in cut],
+        "logarithms": lambda: [of.log10() for some in power for of in some],
+        "products": products,
+        "eigenvectors": lambda: torch.linalg.eigh(square),
+        "courses": courses,
+    }
+    found = {}
+    for name, run in work.items():
+        seconds = []
+        for _ in range(steps + 1):
+            begin = clock()
+            run()
+            seconds.append(clock() - begin)
+        found[name] = statistics.median(seconds[1:])
+    return found
 
 
 def commit() -> str:

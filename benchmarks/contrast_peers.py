@@ -1,4 +1,4 @@
-"""The contrast as other packages write it, for ``bench_contrastive.py``: what they are, and why one does not run.
+"""The contrast of other packages, for ``bench_contrastive.py``, and why one does not run.
 
 `pip install -c constraints.txt -e '.[bench]'` installs them. They have no masks; what is a loss of one direction is
 taken twice. Inf-CL multiplies in TF32 whatever it is given, as its kernels leave Triton's default.

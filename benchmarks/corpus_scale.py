@@ -163,7 +163,7 @@ def seal(root: str, n: int) -> dict[str, Any]:
     baseline = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     start = time.perf_counter()
     assert duplicates(Path(root) / BUILD_NAME, made) == {}
-    content = settle(made, config, Path(root), "", lambda shards, names: ([] for _ in shards))
+    content = settle(made, config, Path(root), "", bytes(32), lambda shards, names: ([] for _ in shards))
     seconds = time.perf_counter() - start
     counts = content["totals"]["all"]
     return {"seconds": round(seconds, 1), "recordings": counts["recordings"], "rejected": counts["rejected"],

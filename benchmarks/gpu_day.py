@@ -1,4 +1,4 @@
-"""All that a GPU is wanted for, in one command: python benchmarks/gpu_day.py --minutes 30 --out DIR
+"""All measurements that need a GPU, in one command: python benchmarks/gpu_day.py --minutes 30 --out DIR
 
 Six stages, each in a process of its own with a time limit of its own; each writes DIR/<stage>.json when it ends, and
 what it has found so far while it runs. A stage that is done is not done again, so the command can be given once more

@@ -241,22 +241,10 @@ def train(save: Save, out: Path, rehearse: bool) -> None:
             save(found)
 
 
-def one_step(size: str, impl: str, rows: int, rehearse: bool) -> dict[str, Any]:
-    """Seconds of a whole step and of its losses; windows of noise from both modalities."""
+def noise(shapes: dict[str, tuple[int, int, float]], rows: int) -> Any:
+    """A batch of random windows; of each modality channels, time samples and rate [Hz]."""
     from mcsp.batch import Batch, Signal
-    from mcsp.config import PretrainConfig
-    from mcsp.losses.objective import objective
-    from mcsp.training.pretrainer import Pretrainer
-    from mcsp.training.throughput import VIEWS, peak_memory_gib, peak_tflops, window_flops
 
-    device = torch.device("cpu" if rehearse else "cuda")
-    dispatch.TABLE = tuple(row._replace(impl=impl) if row.operation in LOSSES else row for row in dispatch.TABLE)
-    config = PretrainConfig.load(None, ["corpus_dir=none", "run_dir=none", f"model.size={size}"])
-    shapes = (
-        {"fmri": (12, 40, 0.5), "eeg": (8, 2000, 200.0)}
-        if rehearse
-        else {"fmri": (400, 120, 0.5), "eeg": (64, 6000, 200.0)}
-    )
     draw = torch.Generator().manual_seed(0)
     signals = {}
     for modality, (c, t, hz) in shapes.items():
@@ -270,7 +258,25 @@ def one_step(size: str, impl: str, rows: int, rehearse: bool) -> dict[str, Any]:
             sample_B=torch.arange(rows),
             key_B=torch.randint(2**62, (rows,), generator=draw),
         )
-    batch = Batch(signals, torch.arange(rows), torch.zeros(rows, dtype=torch.int64), tuple(map(str, range(rows))))  # type: ignore[arg-type]
+    return Batch(signals, torch.arange(rows), torch.zeros(rows, dtype=torch.int64), tuple(map(str, range(rows))))  # type: ignore[arg-type]
+
+
+def one_step(size: str, impl: str, rows: int, rehearse: bool) -> dict[str, Any]:
+    """Seconds of a whole step and of its losses; windows of noise from both modalities."""
+    from mcsp.config import PretrainConfig
+    from mcsp.losses.objective import objective
+    from mcsp.training.pretrainer import Pretrainer
+    from mcsp.training.throughput import VIEWS, peak_memory_gib, peak_tflops, window_flops
+
+    device = torch.device("cpu" if rehearse else "cuda")
+    dispatch.TABLE = tuple(row._replace(impl=impl) if row.operation in LOSSES else row for row in dispatch.TABLE)
+    config = PretrainConfig.load(None, ["corpus_dir=none", "run_dir=none", f"model.size={size}"])
+    shapes = (
+        {"fmri": (12, 40, 0.5), "eeg": (8, 2000, 200.0)}
+        if rehearse
+        else {"fmri": (400, 120, 0.5), "eeg": (64, 6000, 200.0)}
+    )
+    batch = noise(shapes, rows)
     batch, module = batch.to(device), Pretrainer(config.model, config.objective, config.augmentation).to(device)
 
     def losses(output: Any) -> Tensor:

@@ -15,12 +15,11 @@ import numpy as np
 import pyarrow as pa
 import webdataset
 
-from mcsp.data_sharding.store.index import INDEX_NAME, SHARDS_NAME, block_bounds, index_hash
-from mcsp.data_sharding.store.reader import crc_name
+from mcsp.data_sharding.store.index import INDEX_NAME, SHARDS_NAME, block_bounds, crc_name, index_hash
 from mcsp.data_sharding.store.table import RECORDINGS_NAME
-from mcsp.data_sharding.store.table_write import encode_table, make_batch
+from mcsp.data_sharding.store.table_write import make_batch, write_table
+from mcsp.outside import sha256_file
 from mcsp.schema import BLOCK_SAMPLES, SCHEMA_VERSION, Recording
-from mcsp.wording import sha256_file
 
 CHANNELS, SAMPLES, SFREQ = 64, 60_000, 200.0  # five minutes
 RECORDINGS, PER_SHARD = 64, 8
@@ -64,7 +63,7 @@ def write_shards(folder: Path) -> list[Recording]:
             rows[number] = Recording(**{**vars(rows[number]), "byte_offset": start})
         np.save(path.with_name(crc_name(path.name)), np.array(crcs, dtype="<u4"))
         described.append({"name": path.name, "bytes": path.stat().st_size, "sha256": sha256_file(path)})
-    (folder / RECORDINGS_NAME).write_bytes(encode_table(rows))
+    write_table(folder / RECORDINGS_NAME, rows)
     _write_index(folder, described, len(rows))
     return rows
 

@@ -1,4 +1,4 @@
-"""What a result file says about where it comes from; needs no git."""
+"""Origin of a result file: hardware, versions and commit, also without git."""
 
 import subprocess
 from pathlib import Path

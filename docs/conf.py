@@ -27,7 +27,7 @@ source_suffix = {".md": "markdown", ".rst": "restructuredtext"}
 exclude_patterns = ["_build", "_templates", "tutorials_src"]
 templates_path = ["_templates"]
 myst_heading_anchors = 4
-myst_enable_extensions = ["colon_fence", "dollarmath"]
+myst_enable_extensions = ["attrs_inline", "colon_fence", "dollarmath"]
 
 # Types of arguments link where these pages document them; other packages' names have no page here.
 nitpick_ignore_regex = [("py:class", ".*"), ("py:.*", r"(?!mcsp\.).*")]
@@ -51,6 +51,8 @@ napoleon_numpy_docstring = False
 
 html_theme = "pydata_sphinx_theme"
 html_title = "MCSP"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 html_theme_options = {
     "show_prev_next": False,
     "navigation_with_keys": False,

@@ -102,7 +102,7 @@ def overview() -> Drawing:
         ("Weights\nsafetensors\nmodel card", GREEN),
         ("Your recordings\nfeatures\npredictions", PINK),
     ]
-    places = [(0, 10.5), (19, 10.5), (38, 10.5), (38, 0), (19, 0)]
+    places = [(0, 10.5), (20.5, 10.5), (41, 10.5), (41, 0), (20.5, 0)]
     boxes = [Box(x, y, 13, 7, text, colour) for (x, y), (text, colour) in zip(places, texts, strict=True)]
     verbs = ("build", "pretrain", "export", "encode")
     return boxes, [Arrow(i, i + 1, verb) for i, verb in enumerate(verbs)]
@@ -174,11 +174,11 @@ def corpus() -> Drawing:
     boxes = [
         Box(0, 0, 22, 4.6, "index.json\nsettings, versions, totals", GREEN),
         Box(27, 5.6, 32, 4.6, "recordings-<hash>.arrow\none row for each recording", BLUE),
-        Box(27, 0, 32, 4.6, "rejected-<hash>.jsonl, repairs-<hash>.jsonl\nwhat was refused or put right", RED),
+        Box(27, 0, 32, 4.6, "rejected-<hash>.jsonl, repairs-<hash>.jsonl\nrefused or repaired recordings", RED),
         Box(27, -5.6, 32, 4.6, "shards/<split>-<number>-<hash>.tar\nsamples: .npy arrays and .json", BLUE),
         Box(27, -11.2, 32, 4.6, "shards/<split>-<number>-<hash>.crc.npy\na checksum for each block", BLUE),
         Box(0, 5.6, 22, 4.6, "report.html\nto look at", SKY),
-        Box(0, -11.2, 22, 4.6, ".build/: private names,\nnever handed on", RED),
+        Box(0, -11.2, 22, 4.6, ".build/: private names,\ndelete it first", RED),
     ]
     return boxes, [Arrow(0, i) for i in (1, 2, 3, 4)]
 

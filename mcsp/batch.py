@@ -64,6 +64,18 @@ class Signal:
         return replace(self, **changes)
 
 
+def as_one(signals: Sequence[Signal], **instead: Tensor) -> Signal:
+    """The rows of signals of one shape, one signal after the other; tensors that are named in place of theirs."""
+    names = [f.name for f in fields(Signal)]
+    joined = {name: torch.cat([getattr(signal, name) for signal in signals]) for name in names if name not in instead}
+    return Signal(**joined, **instead)
+
+
+def rows_of(signal: Signal, rows: Tensor | slice | list[int]) -> Signal:
+    """Some rows of a signal."""
+    return Signal(**{f.name: getattr(signal, f.name)[rows] for f in fields(Signal)})
+
+
 def _signal(x_BCT: Tensor, small: dict[str, np.ndarray]) -> Signal:
     return Signal(x_BCT, **{name: torch.from_numpy(array) for name, array in small.items()})
 
@@ -117,14 +129,6 @@ def valid_times(window: Window) -> np.ndarray:
     return valid_T
 
 
-def finite_channels(x_TC: Tensor) -> np.ndarray:
-    """Which channels of a float32 window hold finite values only, bool ``(C,)``."""
-    # One cheap pass: a sum is finite only if all of its terms are; where it is not, each value is looked at.
-    if bool(torch.isfinite(x_TC.sum())):
-        return np.ones(x_TC.shape[1], dtype=bool)
-    return torch.isfinite(x_TC).all(dim=0).numpy()
-
-
 def deviations(x_CT: Tensor, good_C: np.ndarray, valid_T: np.ndarray) -> tuple[float, float]:
     """Robust deviation of a window, and the largest distance of a value from its channel's median.
 
@@ -159,11 +163,7 @@ def _zeros(*shape: int) -> Tensor:
     return shared.set_(storage, 0, (math.prod(shape),), (1,)).view(shape)
 
 
-def collate_signal(
-    windows: Sequence[Window],
-    sample_indices: Sequence[int],
-    sample_keys: Sequence[int],
-) -> Signal:
+def collate_signal(windows: Sequence[Window], sample_indices: Sequence[int], sample_keys: Sequence[int]) -> Signal:
     """Pad windows of one modality into one :class:`Signal`.
 
     ``sample_indices`` and ``sample_keys`` (63-bit integers) have one entry per window. Channels marked bad in the
@@ -175,9 +175,7 @@ def collate_signal(
     n_channels, n_samples = (max(w.x_TC.shape[axis] for w in windows) for axis in (1, 0))
     rows = len(windows)
     x_BCT = _zeros(rows, n_channels, n_samples)
-    scratch = torch.empty(
-        max(w.x_TC.size for w in windows)
-    )  # fresh memory for each window would cost more than the work
+    scratch = torch.empty(max(w.x_TC.size for w in windows))  # fresh memory for each would cost more than the work
     channel_valid = np.zeros((rows, n_channels), dtype=bool)
     time_valid = np.zeros((rows, n_samples), dtype=bool)
     position = np.zeros((rows, n_channels, 3), dtype=np.float32)
@@ -188,7 +186,9 @@ def collate_signal(
         x_TC = scratch[: t * c].view(t, c).copy_(torch.from_numpy(window.x_TC))
         if window.scale != 1.0:
             x_TC.mul_(window.scale)
-        good_C = np.asarray(window.recording.channel_good, dtype=bool) & finite_channels(x_TC)
+        good_C = np.array(window.recording.channel_good, dtype=bool)
+        if not bool(torch.isfinite(x_TC.sum())):  # a cheap pass: a sum is finite only if all of its terms are
+            good_C &= torch.isfinite(x_TC).all(dim=0).numpy()
         valid_T = valid_times(window)
         row_CT = x_BCT[b, :c, :t]
         row_CT.copy_(x_TC.T)
@@ -220,10 +220,7 @@ def collate_signal(
     )
 
 
-def collate(
-    samples: Sequence[Sequence[Window]],
-    keys: Sequence[int] | None = None,
-) -> Batch:
+def collate(samples: Sequence[Sequence[Window]], keys: Sequence[int] | None = None) -> Batch:
     """Pad and stack samples into a batch.
 
     Args:
@@ -243,11 +240,8 @@ def collate(
         if len({i for i, _ in rows}) < len(rows):
             raise ValueError(f"collate: a sample has two {modality} windows, at most one is expected")
         if rows:
-            signals[modality] = collate_signal(
-                [w for _, w in rows],
-                [i for i, _ in rows],
-                [keys[i] for i, _ in rows],
-            )
+            indices = [i for i, _ in rows]
+            signals[modality] = collate_signal([w for _, w in rows], indices, [keys[i] for i in indices])
             real_share[modality] = sum(w.x_TC.size for _, w in rows) / signals[modality].x_BCT.numel()
     left_out = Counter(
         samples[i][0].recording.site

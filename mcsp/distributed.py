@@ -100,11 +100,6 @@ def over_ranks(x: Tensor, operation: Literal["sum", "max"]) -> Tensor:
     return total
 
 
-def sum_over_ranks(x: Tensor) -> Tensor:
-    """The sum of ``x`` over all ranks, on every rank, without gradient; ``x`` is left as it is."""
-    return over_ranks(x, "sum")
-
-
 def gather_objects(value: Any) -> list[Any]:
     """``value`` of every rank, in order of rank, on every rank. Pickled in between: for small facts among own ranks."""
     if world_size() == 1:

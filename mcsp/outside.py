@@ -1,5 +1,6 @@
-"""JSON and texts that others wrote, read within limits of size and depth: the one place of these limits."""
+"""Read JSON and text of others within limits of size and depth."""
 
+import hashlib
 import json
 from collections.abc import Iterator
 from typing import Any, BinaryIO
@@ -58,3 +59,9 @@ def bounded_lines(file: BinaryIO) -> Iterator[bytes]:
             raise ValueError(f"a line of more than {MOST_LINE_BYTES:,} bytes")
     if rest:
         yield rest
+
+
+def sha256_file(path: Any) -> str:
+    """SHA-256 of a file as hexadecimal digits; ``path`` is local or any other that opens as ``pathlib.Path`` does."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

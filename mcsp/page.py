@@ -1,12 +1,10 @@
 """HTML pages that need no other file: one frame, one palette, and every text from outside escaped."""
 
-import html
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 
 from mcsp.wording import counted, listed
 
@@ -39,8 +37,3 @@ def _environment() -> Environment:
     environment.filters |= {"listed": listed, "counted": counted}
     environment.globals |= {"colours": COLOURS}
     return environment
-
-
-def inline(svg: str, alternative: str) -> Markup:
-    """An SVG picture for a page: what comes before its root element goes, a text for those who do not see it comes."""
-    return Markup(f'<svg role="img" aria-label="{html.escape(alternative)}"{svg[svg.index("<svg") + 4 :]}')

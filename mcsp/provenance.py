@@ -1,4 +1,4 @@
-"""Where and by what a number was made: what a result file says beside its numbers. No path of the machine is in it."""
+"""Provenance of a result file: hardware, versions and commit, without paths of the machine."""
 
 import os
 import platform

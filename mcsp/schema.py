@@ -1,4 +1,4 @@
-"""What one recording, one sample and one corpus are: the facts that every part of MCSP agrees on.
+"""Definition of a recording, a sample and a corpus, for all parts of MCSP.
 
 The corpus (see ``docs/corpus-format.md``) is a folder::
 
@@ -85,9 +85,7 @@ class Recording:
     simulated: bool
     onset_seconds: float  # start on the clock shared by the sample's recordings; NaN if there is none
     channels: list[str] = field(default_factory=list)  # names, length C
-    positions_mm: list[float] = field(
-        default_factory=list
-    )  # x,y,z of each channel (head or MNI), length 3C, NaN if unknown
+    positions_mm: list[float] = field(default_factory=list)  # x, y, z of each channel, length 3C, NaN if unknown
     channel_good: list[bool] = field(default_factory=list)  # length C
     valid_spans: list[int] = field(default_factory=list)  # start, stop, start, stop ... in samples
     participant: str = "{}"  # JSON object of the allowed participants.tsv columns
@@ -179,7 +177,7 @@ class Purpose(IntEnum):
 # ---------------------------------------------------------------------------------------------------------
 # Counter-based randomness. Every random draw of a run is a function of integers (seed, step, position,
 # purpose), never of a generator's state, so nothing has to be saved to resume and no draw depends on the
-# number of ranks or workers. mcsp.augmentations.random has the same function for tensors.
+# number of ranks or workers. mcsp.augmentations.views has the same function for tensors.
 
 _MASK = (1 << 64) - 1
 

@@ -1,6 +1,5 @@
-"""How lists, tables and digests are put into words: one wording for the whole project."""
+"""Wording of lists, tables and digests in messages."""
 
-import hashlib
 import html
 import os
 from collections.abc import Iterable, Sequence
@@ -28,14 +27,13 @@ def columns(rows: Sequence[Sequence[str]], right: int | None = None) -> list[str
     """
     rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    aligned = (
-        [
-            cell.ljust(width) if right is None or k < right else cell.rjust(width)
-            for k, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        for row in rows
-    )
-    return ["  ".join(cells).rstrip() for cells in aligned]
+    lines = []
+    for row in rows:
+        cells = enumerate(zip(row, widths, strict=True))
+        lines.append(
+            "  ".join(c.ljust(w) if right is None or k < right else c.rjust(w) for k, (c, w) in cells).rstrip()
+        )
+    return lines
 
 
 def shortened(name: str, most: int) -> str:
@@ -60,9 +58,3 @@ def markdown(text: str) -> str:
     ``markdown("[a](b) <i>") -> r"\\[a\\]\\(b\\) &lt;i&gt;"``
     """
     return printable(" ".join(text.split())).translate(_MARKUP)
-
-
-def sha256_file(path: Any) -> str:
-    """SHA-256 of a file as hexadecimal digits; ``path`` is local or any other that opens as ``pathlib.Path`` does."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -125,10 +125,7 @@ def test_an_unknown_position_is_zero_and_masked_while_its_channel_stays() -> Non
     assert torch.isfinite(signal.position_BC3).all()
 
 
-@given(
-    shapes=st.lists(st.tuples(st.integers(1, 30), st.integers(1, 6)), min_size=1, max_size=5),
-    data=st.data(),
-)
+@given(shapes=st.lists(st.tuples(st.integers(1, 30), st.integers(1, 6)), min_size=1, max_size=5), data=st.data())
 @settings(max_examples=30, deadline=None)
 def test_a_row_does_not_depend_on_its_neighbours(shapes: list[tuple[int, int]], data: st.DataObject) -> None:
     cuts = [window(n_samples=t, n_channels=c, subject=f"s{i}", seed=i) for i, (t, c) in enumerate(shapes)]

@@ -1,7 +1,7 @@
 """Configuration: files and overrides end in the values that were meant, and mistakes in one clear line.
 
-Covers: mcsp/config/base.py, mcsp/config/corpus.py, mcsp/config/evaluate.py, mcsp/config/explain.py,
-mcsp/config/finetune.py, mcsp/config/model.py, mcsp/config/pretrain.py
+Covers: mcsp/config/base.py, mcsp/config/corpus.py, mcsp/config/evaluate.py,
+mcsp/config/model.py, mcsp/config/pretrain.py
 """
 
 import json
@@ -15,15 +15,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from benchmarks.ablation.settings import AblateConfig
-from mcsp.config import (
-    Config,
-    CorpusConfig,
-    EvaluateConfig,
-    ExplainConfig,
-    FinetuneConfig,
-    ModelConfig,
-    PretrainConfig,
-)
+from mcsp.config import Config, CorpusConfig, EvaluateConfig, ExplainConfig, FinetuneConfig, ModelConfig, PretrainConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 MODELS: dict[str, type[Config]] = {"corpus": CorpusConfig, "pretrain": PretrainConfig, "evaluate": EvaluateConfig}

@@ -47,10 +47,11 @@ except ImportError as error:
 """
 
 
-def core_distributions() -> list[str]:
-    """Normalised names of the core dependencies and of everything that they need here."""
+def distributions_of(*extras: str) -> list[str]:
+    """Normalised names of the core dependencies, those of extras, and of everything that they need here."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    waiting, found = [Requirement(line).name for line in project["dependencies"]], []
+    lines = [*project["dependencies"], *(line for e in extras for line in project["optional-dependencies"][e])]
+    waiting, found = [Requirement(line).name for line in lines], []
     while waiting:
         name = re.sub(r"[-_.]+", "-", waiting.pop()).lower()
         if name not in found:
@@ -87,18 +88,23 @@ def build_wheel(folder: Path) -> Path:
     return wheel
 
 
+def fresh_environment(folder: Path, wheel: Path, *extras: str) -> Path:
+    """Where the commands are of a new environment that holds the wheel with these extras, and no more."""
+    run(sys.executable, "-m", "venv", "--without-pip", folder / "venv", cwd=folder)
+    commands = folder / "venv" / "bin"
+    install = [sys.executable, "-m", "pip", "--python", commands / "python", "install", "-q", "--no-deps"]
+    run(*install, wheel, cwd=folder)
+    (site_packages,) = (folder / "venv" / "lib").glob("python*/site-packages")
+    for name in distributions_of(*extras):
+        link(name, site_packages)
+    return commands
+
+
 @pytest.fixture(scope="module")
 def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The interpreter of a fresh environment with the installed wheel."""
     folder = tmp_path_factory.mktemp("core")
-    wheel = build_wheel(folder)
-    run(sys.executable, "-m", "venv", "--without-pip", folder / "venv", cwd=folder)
-    interpreter = folder / "venv" / "bin" / "python"
-    run(sys.executable, "-m", "pip", "--python", interpreter, "install", "-q", "--no-deps", wheel, cwd=folder)
-    (site_packages,) = (folder / "venv" / "lib").glob("python*/site-packages")
-    for name in core_distributions():
-        link(name, site_packages)
-    return interpreter
+    return fresh_environment(folder, build_wheel(folder)) / "python"
 
 
 @pytest.mark.slow
@@ -112,4 +118,6 @@ def test_a_fresh_environment_with_the_core_alone_loads_and_encodes(python: Path,
     assert printed[1].startswith(f"features 1 {widths} ")
     page = "from mcsp.page import render; print(render('frame.html.jinja', title='<title>', footer=''))"
     assert "<h1>&lt;title&gt;</h1>" in run(python, "-I", "-c", page, cwd=tmp_path), "the wheel holds the templates"
-    assert printed[2] == "encode_raw: mne, scipy, nibabel not installed, expected for recordings: pip install '.[lab]'"
+    assert printed[2] == (
+        "encode_raw: mne, scipy, nibabel not installed, expected for recordings: pip install 'mcsp-pretraining[lab]'"
+    )

@@ -9,7 +9,8 @@ from pathlib import Path
 import markdown
 import pytest
 
-from mcsp.wording import CYAN, columns, counted, listed, printable, sha256_file, shortened, styled
+from mcsp.outside import sha256_file
+from mcsp.wording import CYAN, columns, counted, listed, printable, shortened, styled
 from mcsp.wording import markdown as plain
 
 

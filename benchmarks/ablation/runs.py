@@ -1,4 +1,4 @@
-"""Many short runs of pretraining, each in a process of its own: what fails or is killed costs itself alone.
+"""Many short runs of pretraining, each in its own process, so that a failure affects one run only.
 
 A run is ``variant/seed``. Its folder holds ``log.txt``, ``run/`` (metrics) and, once it is finished and scored,
 ``result.json``; a run that has one with the same configuration is not made again.

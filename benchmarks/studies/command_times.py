@@ -1,4 +1,4 @@
-"""How long help and a mistake take: the command `mcsp` beside the launchers that there were before it.
+"""Seconds of help and of a typing error: `mcsp` against earlier launchers.
 
 python benchmarks/studies/command_times.py            measures, writes benchmarks/results/command_times.json, prints
 python benchmarks/studies/command_times.py --table    prints the table from the result file
@@ -19,6 +19,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from mcsp.commands.main import VERBS
 from mcsp.provenance import made_by
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,11 +28,11 @@ BEFORE = "cf44571"
 REPEATS = 3
 LAUNCHERS = {verb: verb for verb in ("pretrain", "evaluate", "finetune", "export")} | {
     "build": "build_corpus", "lint": "lint_corpus", "report": "corpus_report", "plot": "plot_run",
-    "write-bids": "write_bids",
+    "status": "corpus_status", "write-bids": "write_bids", "explain": "explain", "demo-sites": "demo_sites",
 }  # fmt: skip
 CASES: dict[str, list[str]] = {
     "help": ["--help"],
-    **{f"help of {verb}": [verb, "--help"] for verb in ("pretrain", "build", "evaluate", "lint", "plot", "write-bids")},
+    **{f"help of {verb}": [verb, "--help"] for verbs in VERBS.values() for verb in verbs},
     "a verb mistyped": ["pretrian"],
     "a key mistyped": ["pretrain", "corpus_dir=a", "run_dir=b", "setps=3"],
     "a value that is no number": ["pretrain", "corpus_dir=a", "run_dir=b", "steps=many"],

@@ -11,7 +11,7 @@ import numpy as np
 import scipy.fft
 
 from mcsp.config import EegConfig
-from mcsp.data_sharding.clean.eeg_filter import kernels_of, line_harmonics, response
+from mcsp.data_sharding.clean.eeg import kernels_of, line_harmonics, response
 
 OUT = Path(__file__).parents[2] / "docs" / "eeg-filter.png"
 SFREQ, LINE_HZ, N = 500.0, 50.0, 1 << 17

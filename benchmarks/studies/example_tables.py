@@ -1,4 +1,4 @@
-"""The results of benchmarks/studies/example_tasks.py as Markdown, as docs/results.md and docs/evidence.md show them."""
+"""The results of benchmarks/studies/example_tasks.py as Markdown tables; docs/evidence.md shows some of their rows."""
 
 from collections.abc import Iterable, Sequence
 from statistics import mean, stdev
@@ -15,10 +15,7 @@ COLUMNS: dict[str, tuple[tuple[tuple[str, str], ...], tuple[str, ...]]] = {
     "untrained": ((("untrained", "logistic"),), ("untrained, all features",)),
     "connectivity": ((("connectivity", "linear SVM"),), ("connectivity",)),
     # The second name is that of results before features were measured on whole recordings.
-    "tangent space": (
-        (("tangent space", "linear SVM"), ("covariance", "tangent space + logistic")),
-        ("covariance",),
-    ),
+    "tangent space": ((("tangent space", "linear SVM"), ("covariance", "tangent space + logistic")), ("covariance",)),
     "band power": ((("band power", "logistic"),), ("band power",)),
     "channel means": ((), ("channel means",)),
 }

@@ -1,4 +1,4 @@
-"""What someone with a fresh machine sees: a clone, an empty home, `make demo`, `make test`; times and exit codes.
+"""`make demo` and `make test` in a fresh clone with an empty home: times and exit codes.
 
 python benchmarks/studies/fresh_machine.py [--out FILE]     writes benchmarks/results/fresh_machine.json
 python benchmarks/studies/fresh_machine.py --table          prints that file as a table

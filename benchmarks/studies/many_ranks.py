@@ -1,7 +1,7 @@
 """What one rank of 1,024 does, measured on a processor: its share of the contrast and of retrieval, and a checkpoint.
 
 python benchmarks/studies/many_ranks.py            measures, writes benchmarks/results/many_ranks_cpu.json, prints
-python benchmarks/studies/many_ranks.py --table    prints the table of docs/scaling.md from the result file
+python benchmarks/studies/many_ranks.py --table    prints the table from the result file
 
 One process plays rank 0: columns that others would send are noise, and it writes the files of a checkpoint that others
 would write. Counted are operations that torch dispatches, and values read back from the device, of which a GPU would
@@ -27,11 +27,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mcsp.config import ModelConfig, ObjectiveConfig
 from mcsp.kernels.contrastive import Columns, contrastive_loss, retrieval_accuracy
+from mcsp.losses.contrastive import slots
 from mcsp.losses.objective import pair_terms
-from mcsp.losses.slots import slots
 from mcsp.training.saving.saver import Saver
-from mcsp.training.saving.state import State, copy_state, write_ranges, write_state
-from mcsp.training.saving.zero_fragments import KINDS, Fragment
+from mcsp.training.saving.state import KINDS, Fragment, State, copy_state, write_ranges, write_state
 
 RESULT = Path(__file__).parents[1] / "results" / "many_ranks_cpu.json"
 RANKS, ROWS, WIDTH, REPEATS = 1024, 16, 128, 5
@@ -154,7 +153,7 @@ def main() -> None:
 
 
 def table(result: dict[str, Any]) -> str:
-    """The part of docs/scaling.md."""
+    """The result file as Markdown."""
     lines = ["| one rank of 1,024 | processor s (quartiles) | operations | values read back |", "|---|---|---|---|"]
     for name, what in (("contrast", "contrast, forward and backward"), ("retrieval", "retrieval, logged steps alone")):
         r = result["objective"][name]

@@ -1,4 +1,4 @@
-"""How much of what a batch holds is padding, before and after micro-batches hold samples of like shape.
+"""Share of padding in a batch, with one shape for all and with micro-batches of like shape.
 
     python benchmarks/studies/padding.py [--corpus NAME=DIR ...] [--steps K]     writes benchmarks/results/padding.json
     python benchmarks/studies/padding.py --table                                prints the table of docs/loading.md

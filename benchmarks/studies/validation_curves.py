@@ -1,4 +1,4 @@
-"""What pretraining learns that holds for people set aside: two runs on public recordings, evaluated as they go.
+"""Validation curves of two pretraining runs on public recordings.
 
     python benchmarks/studies/validation_curves.py --abide DIR --positions FILE --eegmat DIR --work DIR
 

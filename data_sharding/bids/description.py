@@ -13,6 +13,7 @@ from typing import Any
 
 from mcsp.data_sharding.bids.tables import read_json
 from mcsp.version import __version__
+from mcsp.wording import markdown
 
 DESCRIPTION_NAME = "dataset_description.json"
 _BIDS_VERSION = "1.10.0"
@@ -34,6 +35,20 @@ def source_dataset(site: str, root: Path) -> dict[str, Any]:
     if given.get("Simulated") is True:
         source["Simulated"] = True
     return source
+
+
+def read_sources(path: Any) -> dict[str, dict[str, Any]]:
+    """What a corpus says of the origin of each site; empty where it says nothing."""
+    file = path / DESCRIPTION_NAME
+    found = read_json(file).get("SourceDatasets") if file.is_file() else []
+    known = [source for source in found if isinstance(source, dict)] if isinstance(found, list) else []
+    return {source["Site"]: source for source in known if isinstance(source.get("Site"), str)}
+
+
+def terms_of(source: Mapping[str, Any]) -> str:
+    """Licence and DOI of one of these, for a table of a Markdown file."""
+    stated = [source.get("License") or "not stated", source.get("DOI")]
+    return markdown(", ".join(text for text in stated if isinstance(text, str)))
 
 
 def dataset_description(
@@ -62,8 +77,3 @@ def dataset_description(
         ],
         "SourceDatasets": [source_dataset(site, root) for site, root in sorted(sources.items())],
     }
-
-
-def encode_description(content: Mapping[str, Any]) -> bytes:
-    """The bytes of the file."""
-    return (json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()

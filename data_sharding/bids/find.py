@@ -7,23 +7,32 @@ Names follow BIDS 1.10 (https://bids-specification.readthedocs.io), those of der
 import os
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 from mcsp.config import CorpusConfig, SiteConfig
 from mcsp.config.corpus import Pairing, Selection
 from mcsp.data_sharding.bids.reasons import RecordingError
-from mcsp.data_sharding.bids.remote import is_url, mirror
+from mcsp.data_sharding.bids.remote import mirror
 from mcsp.data_sharding.bids.select import ignored_by, is_wanted, pipelines_of
 from mcsp.data_sharding.bids.tables import printable, read_json
 from mcsp.schema import SITE_NAME, Modality
 
 EEG_EXTENSIONS = (".edf", ".bdf", ".vhdr", ".set", ".fif")
-# AFNI and CIFTI; a .tsv needs a parcellation's name to tell it from confounds.
+# AFNI and CIFTI; other tables need a parcellation's name to tell them from confounds.
 _PARCELLATED = ("timeseries.1D", "bold.1D", "timeseries.ptseries.nii", "bold.ptseries.nii")
+_TABLES = ("timeseries.tsv", "timeseries.csv", "timeseries.npy", "timeseries.txt")
+# Recordings in formats that are not read, by the ends of their names in small letters: told, and never just not there.
+_UNREAD_EEG = re.compile(
+    r"eeg\.(eeg|cnt|gdf|mff|mefd|nwb|mat|xdf|csv|h5|hdf5|np[yz]|dat|raw|asc|lay|bin|(edf|bdf|set|fif|vhdr)\.gz)"
+)
+_UNREAD_BOLD = re.compile(r"bold(\+\w+)?\.(dtseries\.nii|func\.gii|img|mgz|mgh|head|mat|nrrd)")
+_UNREAD_OLD = re.compile(r"\w.*_bold_(\w.*_)?preproc\.nii(\.gz)?")  # fMRIPrep's before 1.2
+_UNREAD_TABLE = re.compile(r"timeseries\.(dtseries\.nii|mat|h5|hdf5|npz|pkl|parquet|feather|(tsv|csv)\.gz)")
+_FOLDER_FORMATS = (".mff", ".mefd")  # folders that are recordings
 _LONG = {
     "sub": "subject", "ses": "session", "acq": "acquisition", "dir": "direction", "desc": "description",
     "seg": "segmentation", "stat": "statistic", "res": "resolution", "den": "density", "tpl": "template",
@@ -31,12 +40,12 @@ _LONG = {
 # Entities that tell apart versions of one run, not runs.
 _VERSION = {
     "space", "description", "segmentation", "atlas", "statistic", "resolution", "density", "echo", "part", "cohort",
-    "split", "proc", "rec",
+    "split", "proc", "rec", "hemi",
 }  # fmt: skip
 # Folder of a modality's raw files.
 FOLDERS: dict[Modality, str] = {"eeg": "eeg", "fmri": "func"}
 # Entities that files beside a recording may have although the recording has not.
-_FREE = {"space", "segmentation", "atlas", "resolution", "template"}
+_FREE = {"", "space", "segmentation", "atlas", "resolution", "template"}
 _SKIPPED_FOLDERS = {"sourcedata", "code", "stimuli"}
 _DESCRIPTION = "dataset_description.json"
 # Companions of a remote recording that a local one finds in its folder.
@@ -70,7 +79,7 @@ class RecordingRef:
     entities: dict[str, str]  # long form as in mne-bids: subject, session, task, acquisition, run, space ...
     companions: dict[str, tuple[Path, ...]]  # "<suffix><extension>" -> files, from the dataset root down
 
-    @property
+    @cached_property
     def file(self) -> str:
         """Path relative to the site's folder, as text; bytes that are no UTF-8 as ``\\xe9``."""
         return printable(self.path.relative_to(self.site.root).as_posix())
@@ -111,9 +120,12 @@ class RecordingRef:
 
 @lru_cache(maxsize=1 << 16)
 def parse_name(name: str) -> tuple[dict[str, str], str]:
-    """Entities and suffix: ``sub-1_task-rest_eeg.edf`` -> ``({"subject": "1", "task": "rest"}, "eeg.edf")``."""
+    """Entities and suffix: ``sub-1_task-rest_eeg.edf`` -> ``({"subject": "1", "task": "rest"}, "eeg.edf")``.
+
+    What stands between without a dash is the entity ``""``: sub-1_A and sub-1_B are two people, or two recordings.
+    """
     *pairs, suffix = name.split("_")
-    keys = ((k.lower(), v) for k, dash, v in (pair.partition("-") for pair in pairs) if dash)
+    keys = ((k.lower() if dash else "", v if dash else k) for k, dash, v in (pair.partition("-") for pair in pairs))
     return {_LONG.get(k, k): v for k, v in keys}, suffix
 
 
@@ -183,7 +195,7 @@ def _make_site(name: str, site: SiteConfig, config: CorpusConfig, mirrors: Path 
         shown = printable(name)
         raise ValueError(f"site name {shown!r}: expected letters, digits, '-' and '_' (set another under `sites`)")
     root, url = Path(site.path), None
-    if is_url(site.path):
+    if "://" in str(site.path):  # it is in an object store
         url = str(site.path).rstrip("/")
         root = (mirrors or Path(tempfile.mkdtemp(prefix="mcsp-mirror-"))) / name
         root.mkdir(parents=True, exist_ok=True)
@@ -209,32 +221,40 @@ def _make_site(name: str, site: SiteConfig, config: CorpusConfig, mirrors: Path 
     )  # fmt: skip
 
 
-def find_recordings(site: Site, parcellation: str | None = None, notes: list[str] | None = None) -> list[RecordingRef]:
+def find_recordings(
+    site: Site, parcellation: str | None = None, notes: list[str] | None = None, label_space: str | None = None
+) -> list[RecordingRef]:
     """Every wanted recording below a site's folder, one per run and modality, sorted by path.
 
     Where a run has several versions, one is taken. For EEG a raw file comes before one below ``derivatives``, and a
     file without ``desc-`` first. For fMRI parcellated time series come before images (of those, ``parcellation`` or
-    else the first by name), ``desc-preproc`` before others, MNI spaces before others, of equal ones the raw one. A
-    pipeline that the selection names comes before everything. What ``.bidsignore`` names is not there.
+    else the first by name), ``desc-preproc`` before others, the space of the site's label image before others, then MNI
+    spaces, of equal ones the raw one. A pipeline that the selection names comes before these. A format that is not read
+    comes last, and is refused where a run has no other. What ``.bidsignore`` names is not there.
     """
     notes = [] if notes is None else notes
     listing = _list_files(site.root, notes)
     is_ignored = ignored_by(site.root, notes)
+    spaces = {label_space} if label_space else _spaces_of_labels(site, listing)
     best: dict[tuple[Any, ...], tuple[tuple[Any, ...], Path, Modality]] = {}
     pipelines: dict[tuple[Any, ...], set[str]] = {}
     for folder, names in listing.items():
         inside = folder.relative_to(site.root)
         for name in names:
-            named, suffix = parse_name(name)
-            modality = _modality(named, suffix)
+            _, suffix = parse_name(name)
+            modality = _modality(name)
             if modality is None:
                 continue
             relative, entities = (inside / name).as_posix(), entities_of(folder / name, site.root)
             if "subject" not in entities or is_ignored(relative) or not is_wanted(relative, entities, site.selection):
                 continue
-            run = (modality, *sorted(run_entities(entities).items()))
+            of_run = run_entities(entities)
+            if modality == "eeg" and not suffix.lower().endswith(".fif"):  # whose reader goes from part to part
+                of_run |= {k: v for k, v in entities.items() if k == "split"}
+            run = (modality, *sorted(of_run.items()))
             of = pipelines_of(relative)
-            candidate = (_preference(entities, suffix, of, site, parcellation), folder / name, modality)
+            preference = _preference(entities, suffix, of, site, parcellation, spaces)
+            candidate = ((not is_read(name), *preference), folder / name, modality)
             best[run] = min(best.get(run, candidate), candidate)
             pipelines.setdefault(run, set()).add(of[-1] if of else "")
     notes += _several_pipelines(site, best, pipelines)
@@ -266,19 +286,41 @@ def _several_pipelines(
     ]
 
 
-def _modality(entities: Mapping[str, str], suffix: str) -> Modality | None:
-    suffix = suffix.lower()
-    if suffix in {"eeg" + extension for extension in EEG_EXTENSIONS}:
+def _modality(name: str) -> Modality | None:
+    entities, suffix = parse_name(name.lower())
+    if suffix in {"eeg" + extension for extension in EEG_EXTENSIONS} or _UNREAD_EEG.fullmatch(suffix):
         return "eeg"
+    if entities.get("part", "mag") != "mag":  # phases are no BOLD
+        return None
     if suffix in ("bold.nii.gz", "bold.nii", *(name.lower() for name in _PARCELLATED)):
         return "fmri"
     # Without a parcellation the table is fMRIPrep's confounds.
     parcellated = "segmentation" in entities or "atlas" in entities
-    return "fmri" if suffix == "timeseries.tsv" and parcellated else None
+    is_table = suffix in _TABLES or _UNREAD_TABLE.fullmatch(suffix)
+    is_unread = _UNREAD_BOLD.fullmatch(suffix) or _UNREAD_OLD.fullmatch(name.lower())
+    return "fmri" if is_unread or (is_table and parcellated) else None
+
+
+def is_read(name: str) -> bool:
+    """Whether the format of a recording, by its name, is one that is read."""
+    unread = _UNREAD_EEG, _UNREAD_BOLD, _UNREAD_TABLE
+    return not any(p.fullmatch(parse_name(name)[1].lower()) for p in unread) and not _UNREAD_OLD.fullmatch(name.lower())
+
+
+def _spaces_of_labels(site: Site, listing: Mapping[Path, Sequence[str]]) -> set[str]:
+    """Spaces of the site's label images by their names; those of one person's anatomy are not among them."""
+    names = [name for folder_names in listing.values() for name in folder_names if name.endswith("dseg.nii.gz")]
+    of_all = [parse_name(name)[0] for name in [*names, *([site.label_image.name] if site.label_image else [])]]
+    return {entities["space"] for entities in of_all if "space" in entities and "subject" not in entities}
 
 
 def _preference(
-    entities: Mapping[str, str], suffix: str, pipelines: list[str], site: Site, parcellation: str | None
+    entities: Mapping[str, str],
+    suffix: str,
+    pipelines: list[str],
+    site: Site,
+    parcellation: str | None,
+    label_spaces: set[str],
 ) -> tuple[Any, ...]:
     """The least of a run's versions is taken; a named pipeline comes first, of equals the raw one."""
     named = site.selection.derivatives in pipelines
@@ -287,10 +329,13 @@ def _preference(
     segmentation = entities.get("segmentation", entities.get("atlas"))
     return (
         not named,
-        suffix not in ("timeseries.tsv", *_PARCELLATED),
+        suffix not in (*_TABLES, *_PARCELLATED),
         parcellation is not None and segmentation != parcellation,
         entities.get("description") != "preproc",
+        entities.get("space") not in label_spaces,
         not entities.get("space", "").startswith("MNI"),
+        "echo" in entities,  # of several echoes, what was made of all
+        entities.get("statistic", "mean") != "mean",
         segmentation or "",
         suffix,
         bool(pipelines),
@@ -317,7 +362,7 @@ def _list_files(root: Path, notes: list[str]) -> dict[Path, list[str]]:
     for folder, subfolders, names in os.walk(root, onerror=unreadable, followlinks=True):
         wanted = sorted(s for s in subfolders if s not in _SKIPPED_FOLDERS and not s.startswith("."))
         subfolders[:] = [s for s in wanted if is_new(Path(folder, s))]
-        listing[Path(folder)] = sorted(names)
+        listing[Path(folder)] = sorted([*names, *(s for s in subfolders if s.endswith(_FOLDER_FORMATS))])
     return listing
 
 
@@ -329,6 +374,7 @@ def _companions(
     What lies below ``derivatives`` also has the ``scans.tsv`` of the raw run that it comes from.
     """
     found: dict[str, list[Path]] = {}
+    entities = {k: v for k, v in entities.items() if (k, v) != ("space", "template")}  # C-PAC's, which says none
     folders = [folder for folder in reversed(path.parents) if folder == root or root in folder.parents]
     raw = root / f"sub-{entities.get('subject')}"
     elsewhere = [f for f in (raw, raw / f"ses-{entities.get('session')}") if f in listing and f not in folders]

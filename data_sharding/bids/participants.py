@@ -1,4 +1,4 @@
-"""participants.tsv: what a site says of its subjects, and which row is whose."""
+"""Read participants.tsv and assign its rows to subjects."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field

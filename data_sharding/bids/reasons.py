@@ -12,256 +12,260 @@ class Reason(NamedTuple):
     """One way in which a recording cannot be stored."""
 
     meaning: str
-    example: str  # a line as it is told
-    remedy: str  # what the people do who hold the files
+    example: str  # a message
+    remedy: str  # what the owner of the files can do
 
 
 # docs/reasons.md is made of this table: python -m mcsp.data_sharding.bids.reasons > docs/reasons.md
 REASONS = {
     # files
     "unreadable": Reason(
-        "the reader of the format fails on the file",
+        "the reader of this format fails",
         "sub-1_task-rest_eeg.set: MatReadError: Mat file appears to be empty",
         "open the file with MNE or nibabel; copy it again from its source",
     ),
     "missing-file": Reason(
-        "the recording, or a file that its header names, is absent: a link to nowhere, or content that was not fetched",
+        "the recording, or a file that its header names, is absent",
         "sub-3_task-rest_eeg.edf: a link to ../.git/annex/objects/7K/4J/..., which is absent, expected the file itself",
-        "fetch the content (`datalad get`, `git lfs pull`); copy what the header names (`.eeg`, "
-        "`.vmrk`, `.fdt`), or repair the name in the header after a renaming",
+        "fetch the content (`datalad get`, `git lfs pull`); copy the files that the header names (`.eeg`, "
+        "`.vmrk`, `.fdt`)",
+    ),
+    "other-data": Reason(
+        "the header of a recording names the samples of another one",
+        "sub-1_task-rest_run-2_eeg.vhdr: the header names sub-1_task-rest_run-1_eeg.eeg, and "
+        "sub-1_task-rest_run-2_eeg.eeg lies beside it, expected its own samples",
+        "find out which file holds the recording, and write its name into the header (`DataFile`, `EEG.datfile`)",
     ),
     "outside-dataset": Reason(
-        "the recording, or a file that it needs, lies outside of its dataset, through a link or a name in a header",
+        "a link or a header leads out of the dataset",
         "sub-2_task-rest_eeg.edf: lies outside of its dataset, through a link or a name in a header; expected it below "
         "the dataset's folder, or its folder under trusted_link_targets",
-        "copy the file into the dataset; where the link is meant, name its target under `trusted_link_targets`",
+        "copy the file into the dataset, or name the link's target under `trusted_link_targets`",
     ),
     "unsafe-file": Reason(
-        "an HDF5 file that takes its values from other files",
+        "an HDF5 file takes its values from other files",
         "sub-1_task-rest_eeg.set: 'data' is stored in another file (/proc/self/environ), expected values in the file "
         "itself",
         "export the recording again with its values inside; find out who made the file",
     ),
     "truncated": Reason(
-        "the file ends before its header says it does",
+        "the file is shorter than its header says",
         "sub-1_task-rest_eeg.fdt: holds 570000 bytes, its header says 1140000 (19 channels of 15000 samples)",
         "copy the file again; compare its size with the source",
     ),
     "wrong-length": Reason(
-        "the file holds more than its header, or lasts otherwise than its sidecar says",
+        "the file is longer than its header says, or its duration differs from the sidecar",
         "sub-1_task-rest_eeg.edf: lasts 40.0 s, expected the sidecar's 20 s",
-        "find out whether header or sidecar is right; export the recording again",
+        "find out which is right; export the recording again",
     ),
     "not-continuous": Reason(
-        "the file holds pieces with gaps between them, or trials",
+        "the file holds trials, or pieces with gaps",
         "sub-1_task-rest_eeg.edf: EDF+D with 2 gaps, the first of 3.5 s after 12 s, expected a continuous file",
         "export the recording without gaps, or as one file per piece",
     ),
     "invalid-json": Reason(
-        "a JSON sidecar that is no JSON object",
+        "a sidecar is not a JSON object",
         "task-rest_eeg.json: not valid JSON (Expecting value: line 1 column 1 (char 0))",
         "repair the sidecar; the BIDS validator names the place",
     ),
     "bad-encoding": Reason(
-        "a sidecar or a table that is not UTF-8, or the name of the file itself",
+        "a sidecar, a table or the file's name is not UTF-8",
         "participants.tsv: line 2: byte 3 is 0xe9, expected UTF-8",
         "save the sidecar or table as UTF-8; rename the file",
     ),
     "bad-name": Reason(
-        "a label that is not of letters and digits, or a channel or parcel whose name is longer than 64 characters",
+        "a label with other than letters and digits, or a channel name of more than 64 characters",
         "sub-1a_task-rest.2_eeg.edf: task 'rest.2', expected letters and digits",
-        "rename the file as BIDS has it, the channel in the file or the parcel in its table",
+        "rename the file as BIDS asks, or the channel or parcel",
     ),
     "bad-table": Reason(
-        "a table without the columns that it must have, or with text, gaps or decimal commas where "
-        "numbers are expected",
+        "a table lacks columns, or has text where numbers are expected",
         "sub-1_electrodes.tsv: row 1, column x: '-29,4', expected a number with a decimal point",
-        "look for text, gaps, decimal commas, a missing header, a name twice or a wrong separator in the table",
+        "look for gaps, decimal commas, a missing header, a name twice or a wrong separator",
     ),
     "too-short": Reason(
-        "less time than min_seconds",
+        "less time than `min_seconds`",
         "sub-1_task-rest_eeg.edf: 5.0 s, expected at least 10 s",
-        "nothing, or lower `min_seconds` if such recordings are worth having",
+        "nothing, or lower `min_seconds`",
     ),
     # EEG
     "sfreq-mismatch": Reason(
-        "SamplingFrequency of the sidecar and the file's header differ by more than 1 %",
+        "the rates of sidecar and header differ by more than 1 %, or the rate is that of no EEG",
         "sub-1_task-rest_eeg.edf: sidecar says 500 Hz, the file's header 250 Hz",
-        "correct `SamplingFrequency` after asking the site",
+        "ask the site; correct `SamplingFrequency`",
     ),
     "several-rates": Reason(
-        "EEG channels of one file have several sampling rates",
+        "EEG channels of one file have several rates",
         "sub-1_task-rest_eeg.edf: EEG at 200 Hz (Fp1, Fp2) and 400 Hz (O1, O2), expected one rate",
-        "export the EEG at one rate, or call the others by another `type` in `channels.tsv`",
+        "export the EEG at one rate, or give the other channels another `type` in `channels.tsv`",
     ),
     "channels-mismatch": Reason(
-        "channels.tsv speaks of other channels than the file holds",
+        "`channels.tsv` names channels that the file does not have",
         "sub-1_task-rest_channels.tsv: 2 of 3 rows, such as 'A', name no channel of the file, expected its 8 channels",
         "write `channels.tsv` again from the file",
     ),
     "no-channels": Reason(
-        "no EEG channel or no parcel in the file",
+        "the file has no EEG channel or no parcel",
         "sub-1_task-rest_eeg.edf: none of 7 channels is EEG",
         "set `type` in `channels.tsv`; for BOLD look at the time series",
     ),
     "unknown-montage": Reason(
-        "too few EEG channels have a position, by their name or in electrodes.tsv",
+        "too few EEG channels have a position",
         "sub-1_task-rest_eeg.edf: 1 of 65 EEG channels have a position (Cz), expected at least 4: 10-05 "
         "names or electrodes.tsv",
-        "give `electrodes.tsv` with `coordsystem.json`, or names of the 10-05 system; differences "
-        "between electrodes (`Fp1-F7`) have no place: export the recording against one reference",
+        "add `electrodes.tsv` with `coordsystem.json`, or use 10-05 names; export differences (`Fp1-F7`) "
+        "against one reference",
     ),
     "electrodes-unit": Reason(
-        "electrodes.tsv holds places that no head has, in the unit of its coordsystem.json",
+        "electrode positions do not fit a head in the given unit",
         "sub-1_electrodes.tsv: electrodes lie 95000 mm from the centre of the head, expected 40 to "
         "200 mm: EEGCoordinateUnits is 'm', the values look like mm",
         "correct `EEGCoordinateUnits` in `coordsystem.json`",
     ),
     "wrong-unit": Reason(
-        "amplitude that microvolts of EEG, or the percent that a BOLD sidecar says, cannot explain",
+        "the amplitude is impossible in the given unit",
         "sub-1_task-rest_eeg.edf: median channel amplitude 2e+04 uV, expected 0.1 to 5000 uV "
         "(millivolts taken for volts, or microvolts for millivolts?)",
         "correct the unit in the header or in `channels.tsv`; do not scale the data in place",
     ),
     "clipped": Reason(
-        "too many channels sit at the limits of their range",
+        "too many channels are at the limits of their range",
         "sub-1_task-rest_eeg.edf: 5 of 8 channels are bad (5 clipped), too many to go on",
-        "ask the site for the amplifier's range; such data cannot be mended",
+        "ask the site for the amplifier's range; such data cannot be repaired",
     ),
     "bad-channels": Reason(
-        "too many channels are marked bad or unlike the others",
+        "too many channels are marked bad or differ from the others",
         "sub-1_task-rest_eeg.edf: 12 of 19 channels are bad (12 bad-channels), too many to go on",
-        "look at the traces; a reference or ground that came off spoils all of them",
+        "look at the traces: was the reference or ground lost?",
     ),
     "artefacts": Reason(
-        "less than min_seconds outside of artefacts",
+        "less than `min_seconds` without artefacts",
         "sub-1_task-rest_eeg.edf: 7.0 s outside of artefacts, expected at least 10 s",
-        "look at the traces; nothing, if they are as bad as that",
+        "look at the traces; nothing, if they are bad",
     ),
     # EEG and fMRI
     "non-finite": Reason(
-        "too many channels hold NaN or infinity",
+        "too many channels have NaN or infinity",
         "sub-1_task-rest_eeg.fif: 5 of 8 channels are bad (5 non-finite), too many to go on",
         "find what wrote NaN: a conversion, or a missing confound",
     ),
     "flat": Reason(
         "too many channels are constant",
         "sub-1_task-rest_eeg.edf: 7 of 7 channels are bad (7 flat), too many to go on",
-        "as for bad-channels; a wrong scale in a header makes zeros too",
+        "look at the traces; a wrong scale in a header makes zeros too",
     ),
     # fMRI
     "missing-t_r": Reason(
-        "no RepetitionTime in the sidecar, nor in that of an image of the run",
+        "no sidecar of the run has `RepetitionTime`",
         "sub-1_task-rest_bold.nii.gz: no RepetitionTime in the JSON sidecar or in that of an image of the run, "
         "expected seconds",
         "add `RepetitionTime` in seconds to the sidecar",
     ),
     "t_r-mismatch": Reason(
-        "RepetitionTime is no plausible number of seconds, or the image header says otherwise",
+        "`RepetitionTime` is implausible, or differs from the image header",
         "sub-1_task-rest_bold.nii.gz: RepetitionTime of the sidecar gives t_r 2000 (milliseconds?), "
         "expected 0.05 to 20 s",
-        "milliseconds in header or sidecar: correct them where they are wrong",
+        "correct it in header or sidecar: is one in milliseconds?",
     ),
     "not-4d": Reason(
-        "an image that is no series of volumes",
+        "the image is not a series of volumes",
         "sub-1_task-rest_bold.nii.gz: expected a 4-D image, found shape (64, 64, 30)",
-        "name the file by what it is: a reference image is no `bold`",
+        "give a reference image another suffix than `bold`",
     ),
     "no-volumes": Reason(
-        "a time series without volumes",
+        "the time series is empty",
         "sub-1_task-rest_seg-A_timeseries.tsv: 0 volumes, expected a time series",
         "run the preprocessing of this run again",
     ),
     "singular-affine": Reason(
-        "an image whose affine maps no voxel to a place",
+        "the image's affine gives no positions",
         "sub-1_task-rest_bold.nii.gz: its affine maps no voxel to a place",
         "take the image from before the step that lost its affine",
     ),
     "no-label-image": Reason(
         "a 4-D image without a parcellation",
-        "sub-1_task-rest_bold.nii.gz: no *_dseg.nii.gz at the dataset's root and no label_image or atlas in the "
-        "settings",
+        "sub-1_task-rest_bold.nii.gz: no *_dseg.nii.gz of its space at the dataset's root and no label_image or "
+        "atlas in the settings",
         "set `label_image` of the site, or put a `*_dseg.nii.gz` at the dataset's root",
     ),
     "bad-label-image": Reason(
-        "a parcellation image that holds no integer labels",
+        "the parcellation image has no integer labels",
         "seg-A_dseg.nii.gz: expected integer labels in three dimensions",
-        "a parcellation needs whole numbers; a resampled one needs nearest neighbours",
+        "resample parcellations with nearest neighbours",
     ),
     "no-orientation": Reason(
-        "an image that does not say where its voxels lie, so left and right may be exchanged",
+        "the image does not say where left and right are",
         "sub-1_task-rest_bold.nii.gz: neither sform nor qform, expected one: left and right may be exchanged",
-        "write the image again with its sform and qform, as the scanner's files have them; do not guess",
+        "write the image again with the scanner's sform and qform; do not guess",
     ),
     "label-space-mismatch": Reason(
-        "image and parcellation lie in different spaces, or nothing says in which",
+        "image and parcellation are in different or unknown spaces",
         "sub-1_task-rest_space-T1w_desc-preproc_bold.nii.gz: space-T1w, expected an image in an MNI space; where "
         "it is, say which (image_space, or space=)",
-        "take images in an MNI space and a parcellation in the same; where the files do not say their space and you "
-        "know it, set `image_space` or `label_space`",
+        "take both in the same MNI space; if you know the space, set `image_space` or `label_space`",
     ),
     "unknown-parcellation": Reason(
-        "a time series whose parcels have no positions, so that the model has no place for them",
+        "parcels have no positions",
         "sub-1_task-rest_seg-A_timeseries.tsv: 0 of 12 parcels have a position, expected x, y, z [mm] in a *_dseg.tsv, "
         "a label image, or an atlas in the settings",
-        "put a `*_dseg.tsv` with x, y, z or the `*_dseg.nii.gz` at the dataset's root, or set `atlas` or `label_image`",
+        "put a `*_dseg.tsv` with x, y, z or a `*_dseg.nii.gz` at the dataset's root, or set `atlas` or `label_image`",
     ),
     "parcels-mismatch": Reason(
-        "time series and parcellation have different numbers of parcels",
+        "time series and parcellation differ in their number of parcels",
         "sub-1_task-rest_timeseries.1D: 200 columns, expected the table's 190 parcels",
         "take the table of labels that the time series were made with",
     ),
     "parcels-missing": Reason(
-        "too many parcels of the parcellation have no signal",
+        "too many parcels have no signal",
         "sub-1_task-rest_bold.nii.gz: 120 of 200 parcels have no signal, too many to go on",
-        "look at the field of view; partial brains do not fit a whole parcellation",
+        "look at the field of view; a partial brain does not fit a whole parcellation",
     ),
     "no-baseline": Reason(
-        "BOLD whose mean is neither a baseline for percent signal change nor zero, as denoised series have it",
+        "the mean of BOLD is neither a baseline nor zero",
         "sub-1_task-rest_seg-A_timeseries.tsv: median mean/deviation of the parcels is 2, expected raw BOLD with at "
         "least 5, or a series without its mean (0)",
-        "give the time series with their mean, or denoised ones without any",
+        "give the series with its mean, or a denoised one without any",
     ),
     "missing-confounds": Reason(
-        "no confounds of fMRIPrep beside the image, although the configuration asks for them",
+        "the settings ask for confounds, and the image has none",
         "sub-1_task-rest_bold.nii.gz: no *_desc-confounds_timeseries.tsv beside it",
-        "copy the confounds beside the images, or do not ask for them",
+        "copy fMRIPrep's confounds beside the images, or do not ask for them",
     ),
     "confounds-mismatch": Reason(
-        "confounds and time series have different numbers of volumes",
+        "confounds and time series differ in their number of volumes",
         "sub-1_task-rest_desc-confounds_timeseries.tsv: 150 rows, expected the series' 146 volumes",
-        "dummy volumes removed from one and not from the other: remove them from both",
+        "remove dummy volumes from both",
     ),
     "motion": Reason(
-        "less than min_seconds outside of motion",
+        "less than `min_seconds` without motion",
         "sub-1_task-rest_bold.nii.gz: 20.0 s outside of motion, expected at least 30 s",
-        "nothing; or a less strict limit, for all sites alike",
+        "nothing, or set a less strict limit for all sites",
     ),
     # what only the builder sees
     "timeout": Reason(
-        "reading took longer than the limit, or files that never end have used up the time of their site",
+        "reading took too long, or the site used up its time",
         "not read within 900 s",
-        "read the file alone; a slow disk, or a damaged file that never ends",
+        "read the file alone: is the disk slow, or the file damaged?",
     ),
     "native-crash": Reason(
         "the process that read the file died",
         "the reading process was killed by SIGSEGV",
-        "as for unreadable; report it to the library with the file",
+        "open the file with MNE or nibabel; report it to the library",
     ),
     "out-of-memory": Reason(
         "reading needed more memory than the limit",
         "reading needs more than read_memory_gb = 16",
-        "a larger limit, or fewer workers per node",
+        "set a larger limit, or fewer workers per node",
     ),
     "duplicate": Reason(
-        "the same content as another recording of the corpus",
+        "the same content as another recording",
         "the same content as clinic/sub-1/eeg/sub-1_task-rest_eeg.edf",
         "remove one of the two; ask whether one person has two ids",
     ),
     "suspected-personal-data": Reason(
-        "text that may identify a person would have gone along",
+        "text that would be published may identify a person",
         "channel: date like '9999-99-99'",
-        "look at the text that is named: change it at the site, or leave the column out",
+        "change the text at the site, or leave the column out",
     ),
 }
 
@@ -324,7 +328,7 @@ def reading(root: Path, file: str = "") -> Iterator[None]:
 
 
 def measurements(reason: str, detail: str) -> str:
-    """What of a line may leave the house: numbers with their units, and nothing of names, cells or other texts.
+    """The part of a message that may be published: numbers with units, without names, cells or other text.
 
     Example: ``measurements("too-short", "sub-1_eeg.edf: 5.0 s, expected at least 10 s") -> "5.0 s, 10 s"``.
     """
@@ -340,15 +344,15 @@ def reasons_page() -> str:
     lines = [
         "# Why a recording is not stored, and what to do",
         "",
-        "Every recording that is found and not stored has one of these reasons and a line of detail, with the original",
-        "names in `.build/rejected.tsv`. The list of rejections and the report, which are published, have the reason,",
-        "the hash of the subject and measurements alone. `encode_raw`, `encode_bold` and `FeatureExtractor` raise the",
-        "same as a `RecordingError`, which is a `ValueError`.",
+        "Each recording that was found and not stored has one of these reasons, and a message like the example. A",
+        "build lists original names in `.build/rejected.tsv`. Published lists have the reason, a hash of the subject",
+        "and measurements. `encode_raw`, `encode_bold` and `FeatureExtractor` raise them as `RecordingError`.",
         "",
-        "| reason | meaning | example | what to do |",
-        "|---|---|---|---|",
+        "| reason | example of a message | what to do |",
+        "|---|---|---|",
     ]
-    lines += [f"| {name} | {r.meaning} | `{r.example}` | {r.remedy} |" for name, r in REASONS.items()]
+    messages = {name: _BEGINS_WITH_FILE.sub("", r.example, count=1).strip() for name, r in REASONS.items()}
+    lines += [f"| {name} | `{messages[name]}` | {r.remedy} |" for name, r in REASONS.items()]
     return "\n".join(lines) + "\n"
 
 

@@ -24,11 +24,6 @@ _TEXTS = (".json", ".tsv", ".bidsignore")
 _MOST_BYTES = 1 << 24
 
 
-def is_url(place: object) -> bool:
-    """Whether a place is in an object store."""
-    return "://" in str(place)
-
-
 def mirror(url: str, options: Mapping[str, Any], folder: Path) -> None:
     """Write the shape of a remote dataset into an empty folder.
 
@@ -44,7 +39,8 @@ def mirror(url: str, options: Mapping[str, Any], folder: Path) -> None:
             if not path.resolve().is_relative_to(folder.resolve()):  # a key of a store may hold ".."
                 raise ValueError(f"the name {relative!r} leads out of the dataset")
             path.parent.mkdir(parents=True, exist_ok=True)
-            if relative.endswith(_TEXTS) and details["size"] <= _MOST_BYTES and _is_near(relative):
+            # Planning needs the texts at the dataset's root; what lies deeper is read with its recording.
+            if relative.endswith(_TEXTS) and details["size"] <= _MOST_BYTES and "/" not in relative:
                 store.get_file(name, str(path))
             else:
                 with open(path, "wb") as file:
@@ -56,11 +52,6 @@ def mirror(url: str, options: Mapping[str, Any], folder: Path) -> None:
         raise ValueError(f"{url}: cannot be listed ({' '.join(str(error).split())[:200]})") from None
     if not found:
         raise ValueError(f"{url}: nothing is there, expected a BIDS dataset")
-
-
-def _is_near(relative: str) -> bool:
-    """Whether planning needs a text: those at the dataset's root. What lies deeper is read with its recording."""
-    return "/" not in relative
 
 
 @contextmanager
@@ -78,6 +69,7 @@ def local_copy(ref: "RecordingRef") -> Iterator["RecordingRef"]:
         here = Path(folder)
 
         def fetched(path: Path) -> Path:
+            """A file's copy on this machine, taken from the store at first."""
             relative = path.relative_to(ref.site.root).as_posix()
             copy = here / relative
             if not copy.exists():

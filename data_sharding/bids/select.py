@@ -1,4 +1,4 @@
-"""Which files of a dataset are wanted: the configuration's selection, ``.bidsignore``, and the folder of a pipeline."""
+"""Select files of a dataset: the configuration's selection, ``.bidsignore``, and the folder of a pipeline."""
 
 from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase

@@ -1,16 +1,19 @@
-"""Sidecars and tables of a BIDS dataset, read within limits; a fault is told with the file, the row and the cell."""
+"""Sidecars and tables of a BIDS dataset, read within limits; errors name file, row and cell."""
 
 import csv
 import io
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mcsp.data_sharding.bids.reasons import RecordingError
 from mcsp.data_sharding.store.files import Location
 from mcsp.outside import MOST_BYTES, parse_json
+
+if TYPE_CHECKING:
+    from mcsp.data_sharding.bids.find import Site
 
 # What stands in a file whose content was not fetched.
 _POINTERS = {b"/annex/objects/": "git-annex", b"version https://git-lfs.github.com/spec": "Git LFS"}
@@ -37,6 +40,30 @@ def require_content(file: Location) -> None:
         if start.startswith(pointer):
             raise RecordingError(
                 "missing-file", f"{file.name}: a pointer of {system}, expected the content of the file"
+            )
+
+
+def require_inside(site: "Site", files: Iterable[Path]) -> None:
+    """Raise :class:`RecordingError` (outside-dataset) for a file whose real place is outside of its site's folder.
+
+    Where data lie decides under whose consent they are used. A link into the dataset's own annex stays inside; folders
+    outside are read where ``trusted_link_targets`` names them.
+
+    Args:
+        site: with ``trusted`` None nothing is refused: somebody has named the file by hand.
+        files: as the dataset, or a header in it, names them.
+    """
+    if site.trusted is None:
+        return
+    allowed = [folder.resolve() for folder in (site.root, *site.trusted)]
+    if site.label_image is not None:  # the configuration names it
+        allowed.append(site.label_image.parent.resolve())
+    for file in files:
+        if not any(file.resolve().is_relative_to(folder) for folder in allowed):
+            raise RecordingError(
+                "outside-dataset",
+                f"{file.name}: lies outside of its dataset, through a link or a name in a header; expected it below "
+                "the dataset's folder, or its folder under trusted_link_targets",
             )
 
 
@@ -106,9 +133,13 @@ def _table(file: Path, text: str) -> tuple[list[str], list[dict[str, str]]]:
         header = list(reader.fieldnames or [])
         if twice := [name for i, name in enumerate(header) if name in header[:i]]:
             raise RecordingError("bad-table", f"{file.name}: column {twice[0]!r} twice, expected each name once")
-        return header, [
-            {k: v for k, v in row.items() if k is not None and v not in (None, "", "n/a")} for row in reader
-        ]
+        rows = []
+        for number, row in enumerate(reader, 1):
+            if any(row.pop(None, ())):  # a tab in a text: what follows it stands in other columns
+                found = f"row {number} has more cells than the header"
+                raise RecordingError("bad-table", f"{file.name}: {found}, expected {len(header)}")
+            rows.append({k: v for k, v in row.items() if v not in (None, "", "n/a")})
+        return header, rows
     except csv.Error as error:
         raise RecordingError("bad-table", f"{file.name}: cannot read the table ({error})") from None
 

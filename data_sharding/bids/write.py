@@ -1,4 +1,4 @@
-"""Write small BIDS datasets: EEG as EDF, BOLD as parcellated time series, and what must lie beside them.
+"""Write small BIDS datasets: EEG as EDF, BOLD as parcellated time series, with sidecars.
 
 File bytes depend on the arguments alone: no clock, no machine. Names follow BIDS 1.10, those of parcellated time series
 follow xcp_d. Shape letters: C electrodes, P parcels, T time samples.

@@ -16,9 +16,9 @@ from typing import Any, TypeVar
 import ray
 
 from mcsp.config import CorpusConfig
-from mcsp.data_sharding.build.identifiers import find_identifiers_in_shards
 from mcsp.data_sharding.build.layout import Plan, PlannedShard
 from mcsp.data_sharding.build.plan import make_plan
+from mcsp.data_sharding.build.privacy import find_identifiers_in_shards
 from mcsp.data_sharding.build.progress import BuildStatus, Progress
 from mcsp.data_sharding.build.pseudonyms import subject_key, without_key_in_environment
 from mcsp.data_sharding.build.receipts import (
@@ -33,9 +33,9 @@ from mcsp.data_sharding.build.receipts import (
     sealed_plan,
     write_sealed,
 )
+from mcsp.data_sharding.build.samples import SiteTime
 from mcsp.data_sharding.build.seal import settle
 from mcsp.data_sharding.build.shards import Receipt, reading_limits
-from mcsp.data_sharding.build.site_time import SiteTime
 from mcsp.data_sharding.build.worker import build_or_keep, fingerprint_here
 from mcsp.data_sharding.clean.read import ONE_THREAD
 from mcsp.data_sharding.store.files import Location, location, size, write_atomic
@@ -130,25 +130,22 @@ def ray_session(
     if address and not allow_open_cluster and os.environ.get("RAY_AUTH_MODE") != "token":
         raise ValueError(
             f"Ray at {address}: found RAY_AUTH_MODE unset, expected a cluster with authentication (RAY_AUTH_MODE=token "
-            "on every node and here): whoever reaches an open cluster runs programs as you; set it, or "
+            "on every node and here): everybody who reaches an open cluster can run programs as you; set it, or "
             "allow_open_cluster=true"
         )
 
     def start() -> None:
+        """Start Ray, here or there."""
         ray.shutdown()  # what is left of an attempt before
         if address:
             ray.init(address=address, runtime_env={"env_vars": ONE_THREAD}, log_to_driver=False)
             return
         # A checkout that is not installed is importable here, so it must be in the workers.
-        paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
+        paths = filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))
         ray.init(
-            address="local",
-            num_cpus=workers,
-            include_dashboard=False,
-            logging_level="ERROR",
-            log_to_driver=False,
-            runtime_env={"env_vars": {**ONE_THREAD, "PYTHONPATH": os.pathsep.join(filter(None, paths))}},
-        )
+            address="local", num_cpus=workers, include_dashboard=False, logging_level="ERROR", log_to_driver=False,
+            runtime_env={"env_vars": {**ONE_THREAD, "PYTHONPATH": os.pathsep.join(paths)}},
+        )  # fmt: skip
 
     start_patiently(start, address or "this machine")
     try:
@@ -243,6 +240,7 @@ def _built(
     there: dict[int, Receipt] = {}
 
     def tasks() -> Iterator[tuple[int, ray.ObjectRef | None]]:
+        """Place and task of each shard, None where it is current."""
         for number, excluded in wanted.items():
             header = None if deep else read_header(private, plan.names[number])
             if header is not None:
@@ -256,6 +254,7 @@ def _built(
     asked: list[ray.ObjectRef] = []
 
     def look(running: Iterable[int]) -> None:
+        """Have ``status`` hear of the shards that are being built, once the last answer is there."""
         if not (status and progress):
             return
         if asked and ray.wait(asked, timeout=0)[0]:
@@ -268,7 +267,9 @@ def _built(
 
     for number, reference in _bounded(tasks(), look):
         kept = reference is None or _result(reference, plan.names[number])
-        yield number, there.pop(number) if number in there else _header(private, plan.names[number]), kept
+        header = there.pop(number, None) or read_header(private, plan.names[number], wait=True)
+        assert header is not None, plan.names[number]
+        yield number, header, kept
 
 
 def _bounded(
@@ -322,12 +323,6 @@ def _scanned(out: Location, shards: Sequence[str], names: frozenset[str]) -> Ite
 
 def _scan(out: str, shards: Sequence[str], names: frozenset[str]) -> list[list[str]]:
     return list(find_identifiers_in_shards(location(out), shards, names))
-
-
-def _header(private: Location, name: str) -> Receipt:
-    header = read_header(private, name, wait=True)
-    assert header is not None, name
-    return header
 
 
 def _tell(header: Receipt, kept: bool, config: CorpusConfig, status: BuildStatus, only: str | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Which sample goes into which shard: a plan that keeps a million recordings on the disk and not in memory."""
+"""Assign samples to shards; the plan of a million recordings stays on disk."""
 
 import bisect
 import hashlib
@@ -45,11 +45,6 @@ class PlannedShard:
     samples: tuple[PlannedSample, ...]
     digest: str
 
-    @property
-    def n_recordings(self) -> int:
-        """Recordings to read, some of which may be rejected."""
-        return sum(len(sample.recordings) for sample in self.samples)
-
 
 class Plan:
     """A whole corpus, before reading.
@@ -86,7 +81,11 @@ class Plan:
     def add(self, sample: PlannedSample, seed: int, states: "FileStates", options: Any) -> None:
         """Take up a sample; ``options`` are what the configuration says of its site alone."""
         order = int.from_bytes(hashlib.sha256(f"{seed}/{sample.key}".encode()).digest()[:8], "big")
-        digest = bytes.fromhex(sha256_json([options, _sample_inputs(sample, states)]))
+        # What decides the sample's bytes, with size and time of change standing for the content of each file.
+        files = [[r.file, r.modality, file.name, *states[file]] for r in sample.recordings for file in inputs_of(r)]
+        site = [sample.site.simulated, sample.site.pairing, sample.site.first_volume_event, sample.site.fault]
+        inputs = [sample.key, sample.split, sample.session, sample.participant, site, files]
+        digest = bytes.fromhex(sha256_json([options, inputs]))
         entry = (SPLITS.index(sample.split), order, self._spool.tell(), digest)
         self._entries += np.array([entry], dtype=_ENTRY).tobytes()
         self._spool.write(_to_line(sample))
@@ -163,13 +162,6 @@ class FileStates(dict[Path, list[int]]):
             except OSError:  # removed, or beyond a folder that cannot be searched
                 return self.setdefault(file, [-1, -1])
         return self.setdefault(file, [status.st_size, status.st_mtime_ns])
-
-
-def _sample_inputs(sample: PlannedSample, states: FileStates) -> list[Any]:
-    """What decides a sample's bytes, with size and time of change standing for the content of each file."""
-    files = [[ref.file, ref.modality, file.name, *states[file]] for ref in sample.recordings for file in inputs_of(ref)]
-    site = [sample.site.simulated, sample.site.pairing, sample.site.first_volume_event, sample.site.fault]
-    return [sample.key, sample.split, sample.session, sample.participant, site, files]
 
 
 def _to_line(sample: PlannedSample) -> bytes:

@@ -17,8 +17,6 @@ _KEY = re.compile(r"[0-9a-fA-F]{64}")
 _LEAST_DIFFERENT = 16
 # 128 bits: subjects are told apart, however many there are.
 _HASH_DIGITS = 32
-# Labels with this many digits in a row may be dates or hospital numbers.
-_NUMBER = re.compile(r"\d{6,}")
 _LETTERS = str.maketrans("0123456789", "ghijklmnop")
 
 
@@ -45,19 +43,17 @@ def subject_key(config: CorpusConfig | None = None) -> bytes:
             f"{source} has {len(key)} characters, expected 32 random bytes as 64 hexadecimal digits; make one with: "
             f"{make}"
         )
-    if _is_public(bytes.fromhex(key)) and not (config is not None and config.allow_public_key):
+    raw = bytes.fromhex(key)
+    # Every key that this repository publishes is text, filled up with zeros; a random one is not.
+    is_text = raw.isascii() and raw.rstrip(b"\0").decode().isprintable()
+    is_public = is_text or len(set(raw)) < _LEAST_DIFFERENT
+    if is_public and not (config is not None and config.allow_public_key):
         raise ValueError(
-            f"{source} is text or a pattern, as the public keys of the demo and the benchmarks are: whoever knows it "
+            f"{source} is text or a pattern, as the public keys of the demo and the benchmarks: everybody who knows it "
             f"finds the subjects of its hashes; make a secret one with: {make}; or, for data without people to "
             "protect, set allow_public_key=true"
         )
     return key.lower().encode()
-
-
-def _is_public(key: bytes) -> bool:
-    """Whether a key is not random: every key that this repository publishes is text, filled up with zeros."""
-    is_text = key.isascii() and key.rstrip(b"\0").decode().isprintable()
-    return is_text or len(set(key)) < _LEAST_DIFFERENT
 
 
 @contextmanager
@@ -100,11 +96,6 @@ def session_label(key: bytes, site: str, subject: str, session: str) -> str:
     if not may_be_date(session):
         return session
     return keyed_hash(key, "session", site, subject, session)[:_HASH_DIGITS].translate(_LETTERS)
-
-
-def without_dates(label: str) -> str:
-    """A task or run label as stored: empty where six digits in a row may be a date."""
-    return "" if _NUMBER.search(label) else label
 
 
 def key_fingerprint(key: bytes) -> str:

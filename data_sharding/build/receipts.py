@@ -1,4 +1,4 @@
-"""The state of a build on disk: what it is for, which shards are there, which recordings are the same.
+"""State of a build on disk: its configuration, finished shards, duplicate recordings.
 
 Nothing of it is part of the corpus, and it is for the builder alone: receipts and the private list hold original names
 beside their hashes. The receipt of a shard is a file of JSON lines: a header without rows, then one line per stored
@@ -23,19 +23,10 @@ import numpy as np
 from mcsp.config import CorpusConfig
 from mcsp.data_sharding.build.layout import Plan
 from mcsp.data_sharding.build.shards import Receipt
-from mcsp.data_sharding.store.files import (
-    Location,
-    is_local,
-    location,
-    names,
-    private_folder,
-    size,
-    write_atomic,
-)
-from mcsp.data_sharding.store.index import SHARDS_NAME
-from mcsp.data_sharding.store.reader import crc_name
+from mcsp.data_sharding.store.files import Location, is_local, location, names, private_folder, size, write_atomic
+from mcsp.data_sharding.store.index import SHARDS_NAME, crc_name
+from mcsp.outside import sha256_file
 from mcsp.schema import Recording
-from mcsp.wording import sha256_file
 
 BUILD_NAME = ".build"
 _RECIPE_NAME, _SEALED_NAME, _LOCK_NAME, _RECEIPTS_NAME = "recipe.json", "sealed.json", "lock", "receipts"
@@ -56,8 +47,8 @@ def private_place(config: CorpusConfig) -> Location:
     if config.private_dir is None:
         if not is_local(out) and not _is_memory(out):
             raise ValueError(
-                f"{out}: whoever may read this corpus could read the original names that the build keeps beside their "
-                "hashes; set private_dir to a place of yours that all workers see"
+                f"{out}: everybody who can read this corpus could read the original names that the build keeps beside "
+                "their hashes; set private_dir to a place of yours that all workers see"
             )
         return out / BUILD_NAME
     private = location(config.private_dir)

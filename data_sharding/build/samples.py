@@ -1,22 +1,24 @@
-"""Read all recordings of one subject-session and put them on one clock, or say why not."""
+"""Read all recordings of one subject-session onto one clock; reject bad ones with a reason."""
 
 import json
 import math
 import re
+import time
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+from mcsp.config import CorpusConfig
+from mcsp.data_sharding.bids.derivatives import marked_times
 from mcsp.data_sharding.bids.find import RecordingRef
-from mcsp.data_sharding.bids.pairing import marked_times
 from mcsp.data_sharding.bids.reasons import RecordingError
 from mcsp.data_sharding.bids.tables import printable
 from mcsp.data_sharding.build.layout import PlannedSample
-from mcsp.data_sharding.build.privacy import find_identifiers, find_identifiers_in_participant
-from mcsp.data_sharding.build.pseudonyms import without_dates
-from mcsp.data_sharding.build.site_time import USED_UP, SiteTime
+from mcsp.data_sharding.build.privacy import find_identifiers, find_identifiers_in_participant, without_dates
 from mcsp.data_sharding.clean.read import Reading, ReadingProcess
 from mcsp.data_sharding.clean.recording import CleanRecording
+from mcsp.data_sharding.store.files import Location, names, private_folder, write_atomic
 from mcsp.data_sharding.store.index import Rejection
 from mcsp.schema import Modality
 from mcsp.wording import listed
@@ -25,6 +27,48 @@ _SHOWN = 3
 _LABELLED = ("subject", "session", "task", "acquisition", "run", "direction")
 _LABEL = re.compile(r"[A-Za-z0-9]+")
 _NAME_LENGTH = 64
+_FOLDER = "timeouts"
+USED_UP = "the time of the site is used up"  # how the line of such a recording begins
+# Between two looks at what the other workers have lost: a listing of an object store takes some 20 ms.
+_LOOK_SECONDS = 5.0
+
+
+class SiteTime:
+    """How much time the files of each site that never end have cost a build: one site must not stop all others.
+
+    A mark for each loss lies beside the shards, where all workers see it.
+    """
+
+    def __init__(self, build: Location, config: CorpusConfig) -> None:
+        """``build`` is the folder of the build's own files."""
+        self._folder = build / _FOLDER
+        self._config = config
+        self._known: dict[str, tuple[float, int]] = {}  # site -> when looked at, marks
+
+    def lose(self, site: str) -> None:
+        """A recording of the site was not read within its time."""
+        folder = self._folder / site
+        private_folder(self._folder)
+        private_folder(folder)
+        write_atomic(folder / uuid.uuid4().hex, b"", private=True)
+        self._known.pop(site, None)
+
+    def require(self, site: str) -> None:
+        """Raise :class:`RecordingError` (``timeout``) where the site has used up its time."""
+        looked, marks = self._known.get(site, (-_LOOK_SECONDS, 0))
+        if time.monotonic() - looked >= _LOOK_SECONDS:
+            marks = len(names(self._folder / site))
+            self._known[site] = (time.monotonic(), marks)
+        lost, limit = marks * self._config.read_timeout_seconds, self._config.site_timeout_seconds
+        if lost > 0 and lost >= limit:
+            cost = f"files of this site that never end have cost {lost:g} s"
+            raise RecordingError("timeout", f"{USED_UP}: {cost}, expected less than site_timeout_seconds = {limit:g}")
+
+    def forget(self) -> None:
+        """Begin anew: the losses of an earlier run of this build may have been mended."""
+        for site in names(self._folder):
+            for mark in names(self._folder / site):
+                (self._folder / site / mark).unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -49,7 +93,7 @@ def read_sample(
         sample: what to read.
         process: reads it.
         excluded: ``<site>/<file>`` of recordings that are stored under another name -> the line that says where.
-        done: is told of every recording, with its length in seconds, or None where it is rejected.
+        done: called for every recording with its length in seconds, or None where it is rejected.
         site_time: what the site has lost to files that never end.
     """
     readings: list[tuple[RecordingRef, Reading]] = []
@@ -60,7 +104,7 @@ def read_sample(
                 raise RecordingError("duplicate", twin)
             if sample.site.fault is not None:
                 raise RecordingError(*sample.site.fault)
-            _require_labels(ref)
+            require_labels(ref)
             if site_time is not None:
                 site_time.require(sample.site.name)
             found = process.read(ref)
@@ -86,8 +130,13 @@ def read_sample(
     return [SampleRecording(ref, r.clean, onset) for (ref, r), onset in zip(readings, onsets, strict=True)], rejected
 
 
-def _require_labels(ref: RecordingRef) -> None:
-    """Raise :class:`RecordingError` for a label that BIDS does not allow: it may hold anything, a name for example."""
+def require_labels(ref: RecordingRef) -> None:
+    """Raise :class:`RecordingError` for a name that BIDS does not allow: it may hold anything, a person's for example.
+
+    A name with something else between its entities is read by nobody as it was meant.
+    """
+    if (odd := ref.entities.get("")) is not None and printable(odd) == odd:
+        raise RecordingError("bad-name", f"{ref.path.name}: {odd!r} between its entities, expected each as key-label")
     for entity in _LABELLED:
         label = ref.entities.get(entity, "1")
         if not _LABEL.fullmatch(label) and printable(label) == label:  # what is no UTF-8 is told when it is read

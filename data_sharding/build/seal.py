@@ -1,38 +1,31 @@
-"""The end of a build: nothing is lost, not too much is bad, nobody is named; then the index makes it a corpus."""
+"""End of a build: check counts, rejected share and personal data, then write the index."""
 
+import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from mcsp.config import CorpusConfig
-from mcsp.data_sharding.bids.description import DESCRIPTION_NAME, dataset_description, encode_description
+from mcsp.data_sharding.bids.description import DESCRIPTION_NAME, dataset_description
 from mcsp.data_sharding.bids.find import Site, entities_of
 from mcsp.data_sharding.bids.participants import read_participants
 from mcsp.data_sharding.bids.reasons import measurements
-from mcsp.data_sharding.build.identifiers import (
+from mcsp.data_sharding.build.layout import Plan
+from mcsp.data_sharding.build.plan import public_config, software_versions
+from mcsp.data_sharding.build.privacy import (
     find_identifiers_in_index,
     find_identifiers_in_lists,
-    find_identifiers_in_shards,
     find_identifiers_in_table,
+    name_words,
 )
-from mcsp.data_sharding.build.layout import Plan
-from mcsp.data_sharding.build.privacy import name_words
 from mcsp.data_sharding.build.pseudonyms import key_fingerprint, subject_hash
 from mcsp.data_sharding.build.receipts import BUILD_NAME, headers, private_place, read_rows
-from mcsp.data_sharding.build.recipe import public_config, software_versions
 from mcsp.data_sharding.store.files import Location, new_file, scratch_folder, write_atomic
-from mcsp.data_sharding.store.index import (
-    Rejection,
-    Repair,
-    make_index,
-    read_entries,
-    write_index,
-)
+from mcsp.data_sharding.store.index import Rejection, Repair, make_index, read_entries, write_index
 from mcsp.data_sharding.store.table import Recordings
 from mcsp.schema import KEY_FINGERPRINT, Recording
 from mcsp.wording import listed
@@ -98,7 +91,8 @@ def seal_corpus(
         )
         if found := list(findings):
             raise ValueError(f"{path}: not sealed, personal data is suspected: {listed(found, _SHOWN, '; ')}")
-        write_atomic(path / DESCRIPTION_NAME, encode_description(description))
+        text = json.dumps(description, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+        write_atomic(path / DESCRIPTION_NAME, text.encode())
         write_index(path, index, tables)
     # What draws takes a second to import, which every worker would wait for.
     from mcsp.data_sharding.inspect.report import write_report
@@ -150,17 +144,11 @@ class TooManyQuarantinedError(ValueError):
 
 
 def settle(
-    plan: Plan,
-    config: CorpusConfig,
-    out: Location,
-    fingerprint: str,
-    key: bytes,
-    find_in_shards: FindInShards | None = None,
+    plan: Plan, config: CorpusConfig, out: Location, fingerprint: str, key: bytes, find_in_shards: FindInShards
 ) -> dict[str, Any]:
     """Check that nothing is lost and not too much is bad, then seal the corpus; the content of ``index.json``.
 
-    Receipts are read one at a time; only the descriptions of the shards stay in memory. ``find_in_shards`` is that of
-    :func:`mcsp.data_sharding.build.seal.seal_corpus`; None: here, one shard after the other.
+    Receipts are read one at a time; only the descriptions of the shards stay in memory.
 
     Raises:
         TooManyQuarantinedError: with the table of reasons; no index was written.
@@ -199,7 +187,6 @@ def settle(
         "shards": shards,
     }
     repairs = (publish_repair(Repair(**row), key) for _, header in headers(private, plan) for row in header.repairs)
-    find_in_shards = find_in_shards or partial(find_identifiers_in_shards, out)
     return seal_corpus(
         out, described, read_rows(private, plan), rejections(), repairs, plan.sites, names, find_in_shards
     )

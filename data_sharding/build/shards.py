@@ -21,16 +21,14 @@ import numpy as np
 from mcsp.config import CorpusConfig
 from mcsp.data_sharding.bids.find import RecordingRef
 from mcsp.data_sharding.build.layout import PlannedSample, PlannedShard
-from mcsp.data_sharding.build.pseudonyms import without_dates
-from mcsp.data_sharding.build.samples import SampleRecording, read_sample
-from mcsp.data_sharding.build.site_time import USED_UP, SiteTime
+from mcsp.data_sharding.build.privacy import without_dates
+from mcsp.data_sharding.build.samples import USED_UP, SampleRecording, SiteTime, read_sample
 from mcsp.data_sharding.clean.read import ReadingProcess
-from mcsp.data_sharding.store.encoding import STORED_DTYPE, encode
+from mcsp.data_sharding.clean.recording import STORED_DTYPE, encode
 from mcsp.data_sharding.store.files import Location, location, publish, scratch_file, write_atomic
-from mcsp.data_sharding.store.index import SHARDS_NAME, Rejection, Repair, block_bounds
-from mcsp.data_sharding.store.reader import crc_name
+from mcsp.data_sharding.store.index import SHARDS_NAME, Rejection, Repair, block_bounds, crc_name
+from mcsp.outside import sha256_file
 from mcsp.schema import BLOCK_SAMPLES, SCHEMA_VERSION, Recording
-from mcsp.wording import sha256_file
 
 # Digits of a shard's SHA-256 in its name.
 _HASH_DIGITS = 12
@@ -75,7 +73,7 @@ def build_shard(
         config: how.
         process: reads the recordings.
         excluded: recordings whose content is stored elsewhere, ``<site>/<file>`` -> where.
-        done: is told of every recording, with its length in seconds, or None where it is rejected.
+        done: called for every recording with its length in seconds, or None where it is rejected.
 
     Raises:
         OSError: the disk is full or failing.
@@ -90,7 +88,7 @@ def build_shard(
     crcs: list[int] = []
     shard = None
     with scratch_file(folder) as temporary:
-        with tarfile.open(temporary, "w") as tar:
+        with tarfile.TarFile(temporary, "w", copybufsize=1 << 20) as tar:
             for sample in planned.samples:
                 survivors, failures = read_sample(sample, process, excluded, done, site_time)
                 rows, members = _encode_sample(sample, survivors, crcs)
@@ -106,16 +104,10 @@ def build_shard(
         if recordings:
             shard, recordings = _publish(planned.name, temporary, folder, recordings, crcs)
     return Receipt(
-        digest=planned.digest,
-        excluded=dict(excluded or {}),
-        limits=_limits_of(rejected, config),
-        shard=shard,
-        sites=_count_sites(planned, recordings, rejected),
-        contents=contents,
-        rejected=[vars(r) for r in rejected],
-        repairs=[vars(r) for r in repairs],
-        rows=[vars(r) for r in recordings],
-    )
+        digest=planned.digest, excluded=dict(excluded or {}), limits=_limits_of(rejected, config), shard=shard,
+        sites=_count_sites(planned, recordings, rejected), contents=contents, rejected=[vars(r) for r in rejected],
+        repairs=[vars(r) for r in repairs], rows=[vars(r) for r in recordings],
+    )  # fmt: skip
 
 
 def _limits_of(rejected: list[Rejection], config: CorpusConfig) -> list[float] | None:
@@ -193,35 +185,16 @@ def _row(sample: PlannedSample, survivor: SampleRecording, member: str, scale: f
     ref, clean = survivor.ref, survivor.clean
     n_samples, n_channels = clean.x_TC.shape
     return Recording(
-        key=sample.key,
-        shard="",
-        member=member,
-        modality=ref.modality,
-        site=sample.site.name,
-        subject=sample.subject,
-        session=sample.session,
-        task=without_dates(ref.entities.get("task", "")),
-        run=without_dates(ref.entities.get("run", "")),
-        split=sample.split,
-        sfreq=clean.sfreq,
-        unit=clean.unit,
-        scale=scale,
-        n_samples=n_samples,
-        n_channels=n_channels,
-        dtype=STORED_DTYPE.name,
-        byte_offset=-1,
-        crc_offset=crc_offset,
-        block_samples=BLOCK_SAMPLES[ref.modality],
-        simulated=sample.site.simulated,
-        onset_seconds=survivor.onset_seconds,
-        channels=clean.channels,
+        key=sample.key, shard="", member=member, modality=ref.modality, site=sample.site.name, subject=sample.subject,
+        session=sample.session, task=without_dates(ref.entities.get("task", "")),
+        run=without_dates(ref.entities.get("run", "")), split=sample.split, sfreq=clean.sfreq, unit=clean.unit,
+        scale=scale, n_samples=n_samples, n_channels=n_channels, dtype=STORED_DTYPE.name, byte_offset=-1,
+        crc_offset=crc_offset, block_samples=BLOCK_SAMPLES[ref.modality], simulated=sample.site.simulated,
+        onset_seconds=survivor.onset_seconds, channels=clean.channels,
         positions_mm=_rounded(np.ascontiguousarray(clean.positions_C3).tobytes(), str(clean.positions_C3.dtype)),
-        channel_good=[bool(good) for good in clean.channel_good_C],
-        valid_spans=clean.valid_spans,
-        participant=sample.participant,
-        quality=json.dumps(clean.quality, sort_keys=True),
-        space=clean.space,
-    )
+        channel_good=[bool(good) for good in clean.channel_good_C], valid_spans=clean.valid_spans,
+        participant=sample.participant, quality=json.dumps(clean.quality, sort_keys=True), space=clean.space,
+    )  # fmt: skip
 
 
 def _metadata(sample: PlannedSample, rows: list[Recording]) -> bytes:
@@ -268,8 +241,9 @@ def _locate(tar: Path, rows: list[Recording], crcs: list[int]) -> list[Recording
     """Read a tar back: find each array's byte offset and compare its blocks with the checksums made in memory."""
     located = []
     with tarfile.open(tar, "r:") as archive, open(tar, "rb") as file:
+        start = {member.name: member.offset_data for member in archive}
         for row in rows:
-            file.seek(archive.getmember(row.member).offset_data)
+            file.seek(start[row.member])
             prefix = file.read(np.lib.format.MAGIC_LEN + 2)
             shape, dtype = _array_header(prefix, file.read(int.from_bytes(prefix[-2:], "little")))
             offset = file.tell()

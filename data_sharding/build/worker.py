@@ -1,4 +1,4 @@
-"""What a worker of a build does: keep a shard that is there, or build it, after it has shown that it computes alike."""
+"""A worker of a build: check its numerics, then keep or build a shard."""
 
 import socket
 import time
@@ -39,6 +39,7 @@ def _reading_process(config: CorpusConfig) -> ReadingProcess:
     return _reading[0]
 
 
+@without_key_in_environment()  # a node may have been started with it, for another build's driver
 def build_or_keep(
     shard: PlannedShard,
     excluded: dict[str, str] | None,
@@ -60,18 +61,6 @@ def build_or_keep(
     Raises:
         ValueError: this machine computes other values than the first worker of the build.
     """
-    with without_key_in_environment():  # a node may have been started with it, for another build's driver
-        return _build_or_keep(shard, excluded, config, fingerprint, deep, tell)
-
-
-def _build_or_keep(
-    shard: PlannedShard,
-    excluded: dict[str, str] | None,
-    config: CorpusConfig,
-    fingerprint: str,
-    deep: bool,
-    tell: Callable[[SiteCounts], None] | None,
-) -> bool:
     found = fingerprint_here(config)
     if found != fingerprint:
         raise ValueError(

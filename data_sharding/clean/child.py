@@ -4,27 +4,34 @@ It imports every reader, which takes seconds; those who wait for its answers do 
 """
 
 import ctypes
+import gc
+import hashlib
 import os
 import resource
+import shutil
 import signal
 import sys
 import tempfile
 import threading
 from contextlib import suppress
+from functools import lru_cache
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+import numpy as np
 from nilearn.datasets import get_data_dirs
 
 from mcsp.config import CorpusConfig
-from mcsp.data_sharding.bids.derivatives import inputs_of, raw_roots
-from mcsp.data_sharding.bids.find import RecordingRef
-from mcsp.data_sharding.bids.pairing import acquisition_time
-from mcsp.data_sharding.bids.reasons import RecordingError
+from mcsp.data_sharding.bids.derivatives import acquisition_time, inputs_of, raw_roots
+from mcsp.data_sharding.bids.find import RecordingRef, Site, find_recordings, is_read
+from mcsp.data_sharding.bids.reasons import RecordingError, reading
 from mcsp.data_sharding.bids.remote import local_copy
-from mcsp.data_sharding.clean.fingerprint import fingerprint
+from mcsp.data_sharding.bids.tables import require_content, require_inside
+from mcsp.data_sharding.bids.write import write_eeg, write_json, write_parcellated_bold, write_parcellation
+from mcsp.data_sharding.clean.eeg import read_eeg
+from mcsp.data_sharding.clean.fmri import read_fmri
 from mcsp.data_sharding.clean.read import READY, Reading, SharedArray
-from mcsp.data_sharding.clean.readers import read_recording
+from mcsp.data_sharding.clean.recording import CleanRecording, encode, valid_seconds
 from mcsp.data_sharding.parcels.atlases import named_atlas
 from mcsp.data_sharding.store.landlock import landlock_version, limit_to
 
@@ -34,6 +41,14 @@ _OF_THE_SYSTEM = (
     "/usr/lib", "/usr/lib64", "/usr/local/lib", "/usr/share", "/lib", "/lib64", "/etc/ld.so.cache", "/etc/localtime",
     "/dev/null", "/dev/urandom",
 )  # fmt: skip
+# Channels and parcels of the fixed recordings.
+_CHANNELS = ["Fp1", "Fp2", "C3", "C4", "O1", "O2", "Cz", "Pz"]
+_PARCELS = ["left", "right", "middle"]
+_EEG_SIDECAR = {"SamplingFrequency": 250, "PowerLineFrequency": 50}
+_EXPECTED = {
+    "eeg": "expected .edf, .bdf, .vhdr, .set or .fif: MNE-BIDS converts it",
+    "fmri": "expected *_bold.nii.gz, *_timeseries.tsv, .csv, .npy or .1D with seg-, or *.ptseries.nii",
+}
 
 
 def serve(descriptor: int, memory: int, parent: int) -> None:
@@ -50,6 +65,7 @@ def serve(descriptor: int, memory: int, parent: int) -> None:
         with suppress(ValueError):  # told with the recording that needs it
             named_atlas(str(name))  # may have to be downloaded, which a thread with limits cannot
     programs = _programs() if landlock_version() else None
+    gc.freeze()  # what the readers consist of is never looked through again
     connection.send(READY)
     # What libraries print names files; it would stand in the logs of every worker.
     nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -68,12 +84,16 @@ def _answered(
 ) -> SharedArray | tuple[str, str]:
     """What :func:`_read` gives, from a thread and with a scratch folder of its own: limits end with the thread."""
     answers: list[SharedArray | tuple[str, str]] = []
-    with tempfile.TemporaryDirectory(prefix="mcsp-reading-", ignore_cleanup_errors=True) as scratch:
-        tempfile.tempdir = scratch
-        thread = threading.Thread(target=lambda: answers.append(_read(ref, config, memory, programs)))
-        thread.start()
-        thread.join()
-    tempfile.tempdir = None
+    place = tempfile.gettempdir()
+    tempfile.tempdir = tempfile.mkdtemp(prefix="mcsp-reading-")
+    thread = threading.Thread(target=lambda: answers.append(_read(ref, config, memory, programs)))
+    thread.start()
+    thread.join()
+    scratch, tempfile.tempdir = tempfile.tempdir, place
+    try:
+        os.rmdir(scratch)  # a tenth of what it costs to look for files in it, which few readers leave
+    except OSError:
+        shutil.rmtree(scratch, ignore_errors=True)
     return answers[0]
 
 
@@ -95,15 +115,37 @@ def _read(
         return "unreadable", f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
+def read_recording(ref: RecordingRef, config: CorpusConfig) -> CleanRecording:
+    """Read and clean one recording; raise :class:`RecordingError` with the reason, whatever is wrong with the file."""
+    min_seconds = config.min_seconds.get(ref.modality, 0.0)
+    with reading(ref.site.root, ref.path.name):
+        # First, for nothing outside is opened, not even to look whether it is there; a link to nowhere is told as such.
+        require_inside(ref.site, [ref.path] if ref.path.exists() else ())
+        if not is_read(ref.path.name):
+            raise RecordingError("unreadable", f"{ref.path.name}: a format that is not read, {_EXPECTED[ref.modality]}")
+        require_content(ref.path)
+        require_inside(ref.site, ref.inputs())
+        if ref.modality == "eeg":
+            clean = read_eeg(ref, config.eeg_of(ref.site.name), min_seconds)
+        else:
+            clean = read_fmri(ref, config.fmri_of(ref.site.name), min_seconds)
+    if valid_seconds(clean) < min_seconds:
+        detail = f"{valid_seconds(clean):.1f} s outside of bad spans, expected at least {min_seconds:g} s"
+        raise RecordingError("too-short", detail)
+    return clean
+
+
 def _limit_to_recording(ref: RecordingRef, programs: list[Path]) -> None:
     """Limit this thread to reading the recording's folder and the files that belong to it, and to one scratch folder.
 
     A link is read where it leads, if that is in the dataset. Files of its annex have no names that tell whose they are.
     """
     roots = [ref.site.root, *raw_roots(ref)]
-    trusted = [*roots, *(ref.site.trusted or ())]
-    own = [path.resolve() for path in (ref.path.parent, *inputs_of(ref))]
-    own = [path for path in own if any(path.is_relative_to(folder.resolve()) for folder in trusted)]
+    trusted = [root.resolve() for root in (*roots, *(ref.site.trusted or ()))]
+    folder = ref.path.parent
+    elsewhere = [path for path in inputs_of(ref) if path.parent != folder or path.is_symlink()]
+    own = [path.resolve() for path in (folder, *elsewhere)]
+    own = [path for path in own if any(path.is_relative_to(root) for root in trusted)]
     own += [ref.site.root / ".git" / "annex" / "objects", *(ref.site.trusted or ())]
     if ref.site.label_image is not None:
         own.append(ref.site.label_image.parent)
@@ -120,6 +162,40 @@ def _programs() -> list[Path]:
             if not any(path.resolve().is_relative_to(folder) for folder in folders):
                 folders.append(path.resolve())
     return folders
+
+
+@lru_cache(maxsize=1)
+def fingerprint() -> str:
+    """SHA-256 over the stored bytes of a synthetic EDF file and BOLD table; equal on machines that compute alike.
+
+    They pass reading, cleaning and encoding under the default configuration. Sums of a few sines and a linear
+    congruential sequence, so that no random generator of a library is part of it.
+    """
+    digest = hashlib.sha256()
+    with tempfile.TemporaryDirectory(prefix="mcsp-fingerprint-") as folder:
+        root = Path(folder)
+        write_json(root / "dataset_description.json", {"Name": "fingerprint", "BIDSVersion": "1.10.0"})
+        write_eeg(root, "1", "rest", _signals(len(_CHANNELS), 40 * 250), _CHANNELS, _EEG_SIDECAR)
+        bold = 10_000 + _signals(len(_PARCELS), 120)
+        write_parcellation(root, "three", _PARCELS, np.array([[-40.0, 0, 20], [40, 0, 20], [0, -50, 30]]))
+        write_parcellated_bold(root, "1", "three", _PARCELS, bold, {"RepetitionTime": 1.5})
+        config = CorpusConfig(bids_root=root, out_dir=root, min_seconds={"eeg": 0, "fmri": 0})
+        for ref in find_recordings(Site("fingerprint", root, True, None)):
+            clean = read_recording(ref, config)
+            stored_TC, scale = encode(clean.x_TC, clean.channel_good_C)
+            digest.update(f"{ref.modality} {stored_TC.shape} {scale}".encode() + stored_TC.tobytes())
+    return digest.hexdigest()
+
+
+def _signals(n_channels: int, n_samples: int) -> np.ndarray:
+    """Sines of three frequencies per channel plus pseudo-random steps, amplitude about 30, ``(C, T)``."""
+    t = np.arange(n_samples)
+    rows = []
+    for channel in range(n_channels):
+        sines = sum(20 / k * np.sin(2 * np.pi * t * (k + channel) / (31.7 * k)) for k in (1, 2, 3))
+        noise = (t * 1103515245 + 12345 + channel * 99991) % 65521 / 65521 - 0.5
+        rows.append(sines + 10 * noise)
+    return np.array(rows)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""Which channels of a file are EEG, what they are called, and where they are.
+"""Types, names and positions of the channels of an EEG file.
 
 Positions are millimetres in the head frame of MNE: x to the right ear, y to the nasion, z up, the origin between the
 ears. Shape letter: C channels.
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -40,6 +41,10 @@ _MIN_PLACED = 4
 # Ears and mastoids, to which other channels are referenced.
 _EARS = ("a1", "a2", "m1", "m2")
 _REFERENCE = r"[\s_-]+(REF\d?|LE|AR|AVG|AVERAGE)$"
+_UNIT = r"\s*[(\[][\w\u00b5\u03bc]*V[)\]]$"
+# Electrodes of the template that are nearer than this to their measured places [cosine of the angle at the centre of
+# the head, on average] lie in the frame that coordsystem.json says: real heads have 0.95, exchanged axes 0.5. Ours.
+_MIN_COSINE = 0.75
 NO_POSITION = "no position"
 
 
@@ -53,12 +58,14 @@ class EegChannels:
     position_from: list[str]  # electrodes.tsv, 10-05 or file
     marked_bad: set[str]  # those of names that the file or channels.tsv calls bad
     units: dict[str, str]  # those of names whose unit channels.tsv gives
+    sfreq: float | None  # Hz, where channels.tsv gives all of them one
     others: dict[str, str]  # channels that are left out -> why
 
 
 def normalise_channel(name: str) -> str:
     """``EEG FP1-REF`` -> ``Fp1``, ``C3-M2`` -> ``C3``, ``T3`` -> ``T7``; other names only lose the decoration."""
-    bare = re.sub(r"^(EEG|POL)[\s_-]*", "", name.strip(), flags=re.IGNORECASE).rstrip(".")
+    bare = re.sub(r"^(EEG|POL)[\s_:-]*", "", name.strip(), flags=re.IGNORECASE).rstrip(".")
+    bare = re.sub(_UNIT, "", bare)
     bare = re.sub(_REFERENCE, "", bare, flags=re.IGNORECASE).strip()
     against_ear = re.sub(r"[\s_-]+(A1|A2|M1|M2)$", "", bare, flags=re.IGNORECASE).strip()
     if against_ear.lower() not in _EARS:  # A2-A1 is no place, but the difference of two
@@ -71,11 +78,19 @@ def normalise_channel(name: str) -> str:
 def normalise_channels(names: list[str]) -> list[str]:
     """:func:`normalise_channel` of each; where two would get one name, the later keeps that of the file."""
     channels: list[str] = []
-    biosemi = biosemi_names(names)
+    biosemi, shared = biosemi_names(names), shared_reference(names)
     for name in names:
-        normal = name if name in biosemi else normalise_channel(name)
-        channels.append(name if normal in channels else normal)
+        normal = name if name in biosemi else normalise_channel(name.removesuffix(shared))
+        own = name if name not in channels else f"{name}-2"  # T7 beside T3, which has taken its name
+        channels.append(own if normal in channels else normal)
     return channels
+
+
+def shared_reference(names: Iterable[str]) -> str:
+    """``-Cz`` where many names end so: electrodes against one, and no pairs of neighbours; else empty."""
+    ends = Counter(match[0] for name in names if (match := re.search(r"\s*-\s*[A-Za-z]\w*$", name)))
+    end, count = max(ends.items(), key=lambda item: item[1], default=("", 0))
+    return end if count >= _MIN_PLACED else ""
 
 
 def biosemi_names(names: list[str]) -> set[str]:
@@ -93,10 +108,14 @@ def _why_no_position(unplaced: list[str], placed: list[str], doubts: list[str]) 
         n = len(placed) + len(unplaced)
         listed = f"{len(placed)} of {n} EEG channels have a position ({', '.join(placed)}), expected at least "
         listed += f"{_MIN_PLACED}: {', '.join(unplaced[:4])}{' ...' if len(unplaced) > 4 else ''} have none"
-    if all("-" in name and all(normalise_channel(part).lower() in standard_positions_mm() for part in name.split("-"))
-           for name in unplaced):  # fmt: skip
+    if sum(map(_is_difference, unplaced)) > len(unplaced) / 2:
         return f"{listed}: differences between electrodes; expected each channel against one reference"
     return "; ".join([f"{listed}; expected 10-05 names or electrodes.tsv", *doubts])
+
+
+def _is_difference(name: str) -> bool:
+    parts = re.sub(r"-\d+$", "", name).split("-")  # as MNE counts channels of one name
+    return len(parts) == 2 and all(normalise_channel(part).lower() in standard_positions_mm() for part in parts)
 
 
 @lru_cache(maxsize=1)
@@ -111,17 +130,21 @@ def standard_positions_mm() -> dict[str, tuple[str, np.ndarray]]:
 class _Names:
     """Names of a table, found by those of a file: as they are, else by how they are normalised (FP1 is Fp1)."""
 
-    def __init__(self, names: Iterable[str]) -> None:
+    def __init__(self, names: Iterable[str], of_file: Iterable[str]) -> None:
+        self._shared = shared_reference(of_file)
         self._exact = {name.strip(): name for name in names}
         self._alike: dict[str, list[str]] = {}
         for stripped, name in self._exact.items():
-            self._alike.setdefault(normalise_channel(stripped).lower(), []).append(name)
+            self._alike.setdefault(self._normal(stripped), []).append(name)
+
+    def _normal(self, name: str) -> str:
+        return normalise_channel(name.removesuffix(self._shared)).lower()
 
     def find(self, name: str) -> str | None:
         """The table's name for a channel of the file; None where it has none, or several that are alike."""
         if name.strip() in self._exact:
             return self._exact[name.strip()]
-        alike = self._alike.get(normalise_channel(name).lower(), [])
+        alike = self._alike.get(self._normal(name), [])
         return alike[0] if len(alike) == 1 else None
 
 
@@ -134,7 +157,7 @@ def _positions_mm(
     where ``own_first``, because many files hold the places of some other template), else ``""``. ``names`` are those
     of the file, ``channels`` the normalised ones.
     """
-    own, of_table = _own_positions_mm(raw), _Names(measured)
+    own, of_table = _own_positions_mm(raw), _Names(measured, names)
     positions, sources = [], []
     biosemi = biosemi_names(names)
     for name, channel in zip(names, channels, strict=True):
@@ -182,11 +205,29 @@ def _measured_positions_mm(ref: RecordingRef, repairs: list[str]) -> tuple[dict[
         frame, unit = (str(system.get(f"EEGCoordinate{what}", "")) for what in ("System", "Units"))
         rotation, scale = _TO_HEAD.get(frame.strip().lower()), _MM_PER_UNIT.get(unit.strip().lower())
         if rotation is not None and scale is not None:
-            return _electrodes_mm(table, rotation, scale, beside[-1].name, repairs), []
+            places = _electrodes_mm(table, rotation, scale, beside[-1].name, repairs)
+            if (cosine := _alignment(places)) >= _MIN_COSINE:
+                return places, []
+            found = f"its electrodes do not lie where their names do (mean cosine {cosine:.2f}) in the frame {frame!r}"
+            doubts.append(f"{table.name} is not used: {found} that {beside[-1].name} says, expected the axes of it")
+            continue
         what = [f"EEGCoordinateSystem {frame!r}, expected CapTrak, CTF or EEGLAB"] if rotation is None else []
         what += [f"EEGCoordinateUnits {unit!r}, expected m, cm or mm"] if scale is None else []
         doubts.append(f"{table.name} is not used: {beside[-1].name} says {' and '.join(what)}")
     return {}, doubts
+
+
+def _alignment(places: dict[str, np.ndarray]) -> float:
+    """Mean cosine of the angle between measured and usual place of the electrodes of known names; 1 where few are."""
+    biosemi, shared = biosemi_names(list(places)), shared_reference(places)
+    pairs = [
+        (xyz, standard_positions_mm()[normal][1])
+        for name, xyz in places.items()
+        if name not in biosemi
+        and (normal := normalise_channel(name.removesuffix(shared)).lower()) in standard_positions_mm()
+    ]
+    cosines = [float(a @ b / np.linalg.norm(a) / np.linalg.norm(b)) for a, b in pairs if np.linalg.norm(a)]
+    return float(np.mean(cosines)) if len(cosines) >= _MIN_PLACED else 1.0
 
 
 def _electrodes_mm(
@@ -242,7 +283,8 @@ def eeg_channels(
         else:
             others[name] = f"type {kind}" if kind != "eeg" else "named like another kind of channel"
     if not names:
-        raise RecordingError("no-channels", f"none of {len(raw.ch_names)} channels is EEG")
+        found = f"{next(iter(others))} is of {next(iter(others.values()))}" if others else "the file holds none"
+        raise RecordingError("no-channels", f"none of {len(raw.ch_names)} channels is EEG: {found}")
     channels = normalise_channels(names)
     measured, doubts = _measured_positions_mm(ref, repairs)
     positions_C3, sources = _positions_mm(raw, measured, names, channels, own_positions_first)
@@ -263,8 +305,17 @@ def eeg_channels(
         position_from=[sources[c] for c in placed],
         marked_bad=bad & set(chosen),
         units={name: rows[name]["units"] for name in chosen if "units" in rows.get(name, {})},
+        sfreq=_one_rate([rows.get(name, {}).get("sampling_frequency", "") for name in chosen]),
         others=others | dict.fromkeys(unplaced, NO_POSITION),
     )
+
+
+def _one_rate(cells: list[str]) -> float | None:
+    try:
+        (rate,) = {float(cell) for cell in cells}
+    except ValueError:
+        return None
+    return rate if rate > 0 else None
 
 
 def _channel_rows(raw: mne.io.BaseRaw, ref: RecordingRef, repairs: list[str]) -> dict[str, dict[str, str]]:
@@ -279,9 +330,13 @@ def _channel_rows(raw: mne.io.BaseRaw, ref: RecordingRef, repairs: list[str]) ->
         if differ := [key for key in ("type", "status", "units") if known.get(key) != row.get(key)]:
             found = " and ".join(repr(r.get(differ[0], "n/a")) for r in (known, row))
             raise RecordingError("bad-table", f"{table.name}: row {number}: {name!r} twice, {differ[0]} {found}")
+        if row.get("status", "good").lower() not in ("good", "bad"):
+            raise RecordingError(
+                "bad-table", f"{table.name}: row {number}, column status: {row['status'][:40]!r}, expected good or bad"
+            )
         if name:
             named[name] = row
-    of_name = _Names(list(named))
+    of_name = _Names(list(named), raw.ch_names)
     found_in = {name: key for name in raw.ch_names if (key := of_name.find(name)) is not None}
     absent = sorted(set(named) - set(found_in.values()))
     if len(absent) > len(named) / 2:

@@ -8,16 +8,15 @@ import re
 import tempfile
 import warnings
 import weakref
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import mne
 import numpy as np
 
-from mcsp.data_sharding.bids.find import RecordingRef
-from mcsp.data_sharding.bids.outside import require_inside
+from mcsp.data_sharding.bids.find import RecordingRef, parse_name
 from mcsp.data_sharding.bids.reasons import RecordingError, reading
-from mcsp.data_sharding.bids.tables import number_in, read_columns, require_content
+from mcsp.data_sharding.bids.tables import number_in, read_columns, require_content, require_inside
 from mcsp.data_sharding.clean.eeg_channels import EegChannels, eeg_channels
 from mcsp.data_sharding.clean.eeg_headers import (
     EdfHeader,
@@ -28,8 +27,9 @@ from mcsp.data_sharding.clean.eeg_headers import (
     check_fif,
     check_mat,
     read_edf_header,
+    require_own_values,
 )
-from mcsp.data_sharding.clean.hdf5 import require_own_values
+from mcsp.wording import listed
 
 _READERS = {
     ".edf": mne.io.read_raw_edf,
@@ -44,11 +44,14 @@ _VOLTS = {
     "v": 1.0, "volt": 1.0, "volts": 1.0, "mv": 1e-3, "millivolt": 1e-3, "millivolts": 1e-3, "uv": 1e-6, "\u00b5v": 1e-6,
     "\u03bcv": 1e-6, "microv": 1e-6, "microvolt": 1e-6, "microvolts": 1e-6, "nv": 1e-9, "nanovolts": 1e-9,
 }  # fmt: skip
+# Those that MNE's reader of EDF knows; it takes all others for volts.
+_KNOWN_TO_MNE = {"uV", "\u00b5V", "\u03bcV", "mV", "V"}
 # What RecordingDuration and the file may differ by: a record of EDF is a second as a rule. Ours.
 _DURATION_SECONDS, _DURATION_FRACTION = 2.0, 0.01
 # The filter smears a jump; this much before and after one is left out. Ours.
 _JUMP_SECONDS = 0.5
-_JUMPS = ("boundary", "edge boundary", "new seg")  # beginnings of what EEGLAB, MNE and BrainVision call them
+# Beginnings of what EEGLAB (-99 where its events are numbers), MNE and BrainVision call them.
+_JUMPS = ("boundary", "-99", "edge boundary", "new seg")
 # A reader that depends on how much is asked for at once shows it within this time. Ours.
 _COMPARED_SECONDS = 4.0
 
@@ -76,10 +79,12 @@ def open_eeg(ref: RecordingRef, sidecar: dict[str, object], own_positions_first:
     """
     path, repairs = ref.path, list[str]()
     require_content(path)
-    if not path.stat().st_size and path.suffix.lower() != ".vhdr":  # whose header is told below
+    suffix = path.suffix.lower()
+    if suffix == ".fif" and parse_name(path.name)[0].get("split", "1").strip("0") not in ("", "1"):
+        raise RecordingError("missing-file", f"{path.name}: a later part of a recording, whose first one is absent")
+    if not path.stat().st_size and suffix != ".vhdr":  # whose header is told below
         raise RecordingError("unreadable", f"{path.name}: an empty file, expected a recording")
     _refuse_trials(path, sidecar)
-    suffix = path.suffix.lower()
     header = read_edf_header(path) if suffix in (".edf", ".bdf") else None
     if header is not None:
         check_edf(path, header)
@@ -90,29 +95,25 @@ def open_eeg(ref: RecordingRef, sidecar: dict[str, object], own_positions_first:
     files = [Path(file) for file in raw.filenames if file is not None]
     require_inside(ref.site, files)
     if suffix == ".set":
-        check_eeglab_data(files, len(raw.ch_names), raw.n_times)
+        check_eeglab_data(path, files, len(raw.ch_names), raw.n_times)
     for file in files[1:] if suffix == ".fif" else ():
         check_fif(file)
     channels = eeg_channels(raw, ref, repairs, own_positions_first)
-    if header is not None and len(set(header.rates)) > 1:
-        raw = _at_one_rate(raw, path, header, channels)
-    _check_times(path, raw, sidecar)
-    units = _header_units(path, header)
+    units = _brainvision_units(path) if suffix == ".vhdr" else {}
+    if header is not None:
+        signals = dict(zip(raw.ch_names, header.signals, strict=True))
+        units = {name: header.units[i] for name, i in signals.items()}
+        channels = _without_scale(path, header, signals, channels, repairs)
+        if len(set(header.rates)) > 1:
+            raw = _at_one_rate(path, header, signals, channels)
+    _check_times(path, raw, sidecar, channels)
     assumed = 1.0 if header is not None else 1e-6  # volts: what MNE takes a number without a unit for
     volts = {name: _VOLTS.get(units.get(name, "").lower()) for name in channels.names}
     stated = {name: _VOLTS.get(unit.lower()) for name, unit in channels.units.items()}
     without = [] if suffix == ".fif" else [name for name in channels.names if volts[name] is None]
-    return OpenEeg(
-        raw,
-        channels,
-        repairs,
-        {
-            name: v
-            for name, v in volts.items()
-            if v is not None and header is not None and not _known_to_mne(units[name])
-        },
-        {name: v / assumed for name in without if (v := stated.get(name)) is not None},
-    )
+    factors = {n: v for n, v in volts.items() if v is not None and header is not None and units[n] not in _KNOWN_TO_MNE}
+    of_table = {name: v / assumed for name in without if (v := stated.get(name)) is not None}
+    return OpenEeg(raw, channels, repairs, factors, of_table)
 
 
 def open_raw(raw: mne.io.BaseRaw, ref: RecordingRef, own_positions_first: bool = False) -> OpenEeg:
@@ -154,6 +155,10 @@ def _read(path: Path, repairs: list[str], **options: object) -> mne.io.BaseRaw:
                 ) from None
             raise
         except Exception as error:  # MNE's own, of no class of its own
+            if suffix == ".fif" and "No raw data" in str(error):
+                raise RecordingError(
+                    "not-continuous", f"{path.name}: holds trials or averages, expected one continuous recording"
+                ) from None
             if "latin1" not in str(error) or "encoding" in options:
                 raise
     raw = _read(path, repairs, encoding="latin1", **options)
@@ -173,9 +178,8 @@ def _read_linked(path: Path, repairs: list[str]) -> mne.io.BaseRaw:
     return raw
 
 
-def _at_one_rate(raw: mne.io.BaseRaw, path: Path, header: EdfHeader, channels: EegChannels) -> mne.io.BaseRaw:
+def _at_one_rate(path: Path, header: EdfHeader, signals: dict[str, int], channels: EegChannels) -> mne.io.BaseRaw:
     """The EEG channels of an EDF file of several rates alone: MNE would resample them piece by piece."""
-    signals = dict(zip(raw.ch_names, header.signals, strict=True))
     at: dict[float, list[str]] = {}
     for name in channels.names:
         at.setdefault(header.rates[signals[name]], []).append(name)
@@ -199,14 +203,31 @@ def _refuse_trials(path: Path, sidecar: dict[str, object]) -> None:
         raise RecordingError("not-continuous", f"{path.name}: {found} in the sidecar, expected a continuous recording")
 
 
-def _check_times(path: Path, raw: mne.io.BaseRaw, sidecar: dict[str, object]) -> None:
-    """Compare rate, length and jumps of the file with what the sidecar says of them."""
+def _without_scale(
+    path: Path, header: EdfHeader, signals: dict[str, int], channels: EegChannels, repairs: list[str]
+) -> EegChannels:
+    """Mark channels bad of which the header does not say what a step is; MNE takes the whole range for one unit.
+
+    Exporters leave the range of a constant channel empty; where that of most is, it says nothing of any amplitude.
+    """
+    found = [name for name in channels.names if header.unscaled[signals[name]]]
+    if not found:
+        return channels
+    told = f"{path.name}: {len(found)} of {len(channels.names)} channels have an empty physical or digital range"
+    if len(found) > len(channels.names) / 2:
+        raise RecordingError("wrong-unit", f"{told} in the header, expected that of the amplifier")
+    repairs.append(f"{told} and are marked bad: {listed(found)}")
+    return replace(channels, marked_bad=channels.marked_bad | set(found))
+
+
+def _check_times(path: Path, raw: mne.io.BaseRaw, sidecar: dict[str, object], channels: EegChannels) -> None:
+    """Compare rate, length and jumps of the file with what the sidecar, or else channels.tsv, says of them."""
     sfreq = float(raw.info["sfreq"])
-    stated = positive_number(sidecar.get("SamplingFrequency"))
+    stated, who = positive_number(sidecar.get("SamplingFrequency")), "sidecar"
+    if stated is None:
+        stated, who = channels.sfreq, "channels.tsv"
     if stated is not None and abs(stated - sfreq) > 0.01 * sfreq:
-        raise RecordingError(
-            "sfreq-mismatch", f"{path.name}: sidecar says {stated:g} Hz, the file's header {sfreq:g} Hz"
-        )
+        raise RecordingError("sfreq-mismatch", f"{path.name}: {who} says {stated:g} Hz, the file's header {sfreq:g} Hz")
     seconds, stated = raw.n_times / sfreq, positive_number(sidecar.get("RecordingDuration"))
     if stated is not None and abs(stated - seconds) > _DURATION_SECONDS + _DURATION_FRACTION * stated:
         reason = "truncated" if seconds < stated else "wrong-length"
@@ -226,14 +247,14 @@ def valid_times(raw: mne.io.BaseRaw, ref: RecordingRef, sfreq: float, n_samples:
     # With or without a date, MNE counts onsets from the start of the measurement, not from that of the file.
     spans = [(a["onset"] - raw.first_time, a["duration"], a["description"]) for a in raw.annotations]
     table = ref.companion("events.tsv")
-    beyond = 0
+    beyond = without_length = 0
     for number, row in enumerate(read_columns(table, ("onset",), repairs) if table is not None else [], 1):
         assert table is not None
         onset, duration = number_in(table, number, row, "onset"), number_in(table, number, row, "duration", 0.0)
         if onset > n_samples / sfreq:
             beyond += 1
         elif np.isfinite(onset) and np.isfinite(duration):
-            spans.append((onset, duration, row.get("trial_type", "")))
+            spans.append((onset, duration, row.get("trial_type", row.get("value", ""))))
     if beyond and table is not None:
         repairs.append(
             f"{table.name}: {beyond} events begin after the end at {n_samples / sfreq:.1f} s and are ignored"
@@ -247,24 +268,19 @@ def valid_times(raw: mne.io.BaseRaw, ref: RecordingRef, sfreq: float, n_samples:
             onset, duration = onset - _JUMP_SECONDS, 2 * _JUMP_SECONDS
         elif not kind.startswith("bad"):
             continue
+        elif not duration > 0:
+            without_length += 1
         start, stop = onset * sfreq, (onset + duration) * sfreq
         valid_T[max(int(np.floor(start)), 0) : max(int(np.ceil(stop)), 0)] = False
+    if without_length:
+        repairs.append(f"{ref.path.name}: {without_length} bad spans without a length leave nothing out")
     return valid_T
 
 
-def _header_units(path: Path, header: EdfHeader | None) -> dict[str, str]:
-    """Unit of each channel by the file's own header, "" where it says none; EEGLAB's never does."""
-    if header is not None:
-        return {header.labels[i]: header.units[i] for i in header.signals}
-    if path.suffix.lower() == ".vhdr":
-        rows = [value.split(",") for key, value in brainvision_values(path).items() if re.fullmatch(r"ch\d+", key)]
-        return {row[0].replace(r"\1", ","): row[3] if len(row) > 3 else "" for row in rows if len(row) > 2}
-    return {}
-
-
-def _known_to_mne(unit: str) -> bool:
-    """Whether MNE's reader of EDF knows a unit; it takes all others for volts."""
-    return unit in ("uV", "\u00b5V", "\u03bcV", "mV", "V")
+def _brainvision_units(path: Path) -> dict[str, str]:
+    """Unit of each channel by the file's own header, "" where it says none."""
+    rows = [value.split(",") for key, value in brainvision_values(path).items() if re.fullmatch(r"ch\d+", key)]
+    return {row[0].replace(r"\1", ","): row[3] if len(row) > 3 else "" for row in rows if len(row) > 2}
 
 
 def positive_number(value: object) -> float | None:

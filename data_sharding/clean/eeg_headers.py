@@ -1,6 +1,10 @@
-"""What the headers of EEG files say, against the files themselves: sizes, rates, and gaps between records.
+"""Compare headers of EEG files with the files: sizes, rates, and gaps between records.
 
-EDF and BDF: https://www.edfplus.info/specs/edf.html. The readers let pass, or only warn about, what is refused here.
+EDF and BDF: https://www.edfplus.info/specs/edf.html. The readers let pass, or only warn about, what is refused here,
+also HDF5 (MATLAB 7.3) that takes its values from other files: it can store a dataset in any file of the machine
+(external storage), map it from others (virtual datasets), and link into other files (external links); what lies there
+would be published as if it were the recording (https://docs.hdfgroup.org/hdf5/v1_14/_h5_d__u_g.html, "External
+Storage").
 """
 
 import re
@@ -9,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import h5py
 import numpy as np
 
 from mcsp.data_sharding.bids.reasons import RecordingError
@@ -19,7 +24,6 @@ _FIELDS = {
     "label": 16, "transducer": 80, "unit": 8, "physical_min": 8, "physical_max": 8, "digital_min": 8, "digital_max": 8,
     "filter": 80, "samples": 8, "reserved": 32,
 }  # fmt: skip
-
 
 # A header of a thousand channels has some 50 kB.
 _MOST_HEADER_BYTES = 1 << 24
@@ -39,6 +43,7 @@ class EdfHeader:
     units: list[str]
     samples: list[int]  # per record
     width: int  # bytes of a sample
+    unscaled: list[bool]  # the physical or the digital range is empty, so that nothing says what a step is
 
     @property
     def signals(self) -> list[int]:
@@ -68,17 +73,38 @@ def _text(cell: bytes) -> str:
 
 
 def _seconds(path: Path, text: str) -> float:
+    found = f"{path.name}: the header says {text.strip()!r} seconds per record"
     try:
-        return float(text)
+        seconds = float(text)
     except ValueError:
-        found = f"the header says {text.strip()!r} seconds per record"
-        raise RecordingError("unreadable", f"{path.name}: {found}, expected a number with a decimal point") from None
+        raise RecordingError("unreadable", f"{found}, expected a number with a decimal point") from None
+    if not seconds > 0:  # MNE would take it for a second
+        raise RecordingError("unreadable", f"{found}, expected more: nothing says the sampling frequency")
+    return seconds
+
+
+def _is_empty(low: str, high: str) -> bool:
+    try:
+        return float(low.replace(",", ".")) == float(high.replace(",", "."))
+    except ValueError:  # the reader says so
+        return False
+
+
+def _check_kind(path: Path, start: bytes) -> None:
+    """BDF begins with a byte of 255 and EDF with a zero as text; one read as the other would be noise."""
+    is_bdf = start[:8] == b"\xffBIOSEMI"
+    if (is_bdf or start.startswith(b"0  ")) and is_bdf != (path.suffix.lower() == ".bdf"):
+        kind = "BDF" if is_bdf else "EDF"
+        raise RecordingError(
+            "unreadable", f"{path.name}: {kind} by its first bytes, expected the suffix .{kind.lower()}"
+        )
 
 
 def read_edf_header(path: Path) -> EdfHeader:
     """Read a header; raise :class:`RecordingError` where it has no numbers where EDF has them."""
     with open(path, "rb") as file:
         fixed = file.read(256)
+        _check_kind(path, fixed)
         try:
             n_bytes, n_records, n_signals = (int(_text(fixed[a:b])) for a, b in ((184, 192), (236, 244), (252, 256)))
             record_seconds = _seconds(path, _text(fixed[244:252]))
@@ -97,10 +123,17 @@ def read_edf_header(path: Path) -> EdfHeader:
             raise RecordingError(
                 "unreadable", f"{path.name}: {found}, no numbers where an EDF header has them"
             ) from None
+    if n_bytes != 256 * (1 + n_signals):
+        expected = f"expected {256 * (1 + n_signals)} of {n_signals} signals"
+        raise RecordingError("unreadable", f"{path.name}: the header says that it has {n_bytes} bytes, {expected}")
     if sum(samples) <= 0:
         raise RecordingError("unreadable", f"{path.name}: header says {sum(samples)} samples per record, expected some")
     kind, width = fixed[192:197].decode("latin-1"), 3 if path.suffix.lower() == ".bdf" else 2
-    return EdfHeader(kind, n_bytes, n_records, record_seconds, fields["label"], fields["unit"], samples, width)
+    ranges = ("physical_min", "physical_max"), ("digital_min", "digital_max")
+    unscaled = [any(_is_empty(fields[a][i], fields[b][i]) for a, b in ranges) for i in range(n_signals)]
+    return EdfHeader(
+        kind, n_bytes, n_records, record_seconds, fields["label"], fields["unit"], samples, width, unscaled
+    )
 
 
 def check_edf(path: Path, header: EdfHeader) -> None:
@@ -155,6 +188,10 @@ def check_brainvision(path: Path) -> None:
     if not data.is_file():
         raise RecordingError("missing-file", f"{path.name} needs {data.name}, which is absent")
     require_content(data)
+    require_own_data(path, data)
+    if marker := values.get("markerfile"):  # without it, bad spans and jumps would pass for sound
+        require_content(path.with_name(marker.replace("$b", path.stem)))
+    _check_resolutions(path, values)
     if (kind := values.get("segmentationtype", "")).upper() == "MARKERBASED":
         raise RecordingError(
             "not-continuous", f"{path.name}: pieces around markers ({kind}), expected one continuous recording"
@@ -172,6 +209,23 @@ def check_brainvision(path: Path) -> None:
         )
 
 
+def require_own_data(path: Path, data: Path) -> None:
+    """Raise :class:`RecordingError` where a header names the samples of another recording of its folder."""
+    own, header_of_data = path.with_suffix(data.suffix), data.with_suffix(path.suffix)
+    if data.stem != path.stem and (own.is_file() or header_of_data.is_file()):
+        found = f"the header names {data.name}, " + (f"and {own.name} lies beside it" if own.is_file() else "which is "
+        f"that of {header_of_data.name}")  # fmt: skip
+        raise RecordingError("other-data", f"{path.name}: {found}, expected its own samples")
+
+
+def _check_resolutions(path: Path, values: dict[str, str]) -> None:
+    for key, value in values.items():
+        cells = value.split(",")
+        if re.fullmatch(r"ch\d+", key) and len(cells) > 2 and re.fullmatch(r"0+", cells[2].strip()):
+            found = f"{key.capitalize()} has a resolution of {','.join(cells[2:4])!r}"
+            raise RecordingError("unreadable", f"{path.name}: {found}, expected a number with a decimal point")
+
+
 def brainvision_values(path: Path) -> dict[str, str]:
     """What a header says, keys in lower case, blanks around the equal signs or not."""
     if (size := path.stat().st_size) > _MOST_HEADER_BYTES:
@@ -186,7 +240,7 @@ def check_mat(path: Path) -> None:
     size = path.stat().st_size
     with open(path, "rb") as file:
         header = file.read(128)
-        if header[126:128] not in (b"IM", b"MI"):  # MATLAB 7.3, or no such file: its reader says so
+        if header[124:128] not in (b"\x00\x01IM", b"\x01\x00MI"):  # MATLAB 7.3, or no such file: its reader says so
             return
         byte_order, place = "<" if header[126:128] == b"IM" else ">", 128
         while place < size:
@@ -197,12 +251,13 @@ def check_mat(path: Path) -> None:
         raise RecordingError("truncated", f"{path.name}: holds {size} bytes, its header says {place}")
 
 
-def check_eeglab_data(files: Sequence[Path], n_channels: int, n_times: int) -> None:
-    """Compare the size of an EEGLAB data file, where there is one, with what its header says."""
+def check_eeglab_data(path: Path, files: Sequence[Path], n_channels: int, n_times: int) -> None:
+    """Compare name and size of an EEGLAB data file, where there is one, with what its header says."""
     for data in files:
         if data.suffix.lower() != ".fdt":
             continue
         require_content(data)
+        require_own_data(path, data)
         size, expected = data.stat().st_size, 4 * n_channels * n_times
         if size != expected:
             says = f"its header says {expected} ({n_channels} channels of {n_times} samples)"
@@ -228,3 +283,35 @@ def check_fif(path: Path) -> None:
             if following < 0 or length < 0:
                 return
             last, place = kind, following if following > place else end
+
+
+def require_own_values(path: Path) -> None:
+    """Raise :class:`RecordingError` (unsafe-file) for an HDF5 file whose values lie elsewhere; others pass unread."""
+    if not h5py.is_hdf5(path):
+        return
+    with h5py.File(path, "r") as file:
+        _look_into(file, path.name, set())
+
+
+def _look_into(group: h5py.Group, file_name: str, seen: set[int]) -> None:
+    for name in group:
+        where = f"{group.name.rstrip('/')}/{name}"
+        link = group.get(name, getlink=True)
+        if not isinstance(link, h5py.HardLink):
+            target = getattr(link, "filename", "") or getattr(link, "path", "")
+            raise _unsafe(file_name, f"{where!r} is a link ({target})")
+        item = group.get(name)
+        if isinstance(item, h5py.Dataset):
+            if item.external:
+                raise _unsafe(file_name, f"{where!r} is stored in another file ({item.external[0][0]})")
+            if item.is_virtual:
+                raise _unsafe(file_name, f"{where!r} is a virtual dataset of other files")
+        elif isinstance(item, h5py.Group):
+            key = h5py.h5o.get_info(item.id).addr
+            if key not in seen:  # a group may hold itself
+                seen.add(key)
+                _look_into(item, file_name, seen)
+
+
+def _unsafe(file_name: str, found: str) -> RecordingError:
+    return RecordingError("unsafe-file", f"{file_name}: {found}, expected values in the file itself")

@@ -1,4 +1,4 @@
-"""What is wrong with an EEG recording: channels that are flat, clipped or unlike the others, stretches of artefacts.
+"""Quality of an EEG recording: flat, clipped or deviating channels, and spans with artefacts.
 
 Nothing is interpolated or cut: bad channels are marked, and artefacts are left out of the valid spans. Thresholds are
 robust, from the recording itself. Numbers without a source are ours. Shape letters: T time samples, C channels,

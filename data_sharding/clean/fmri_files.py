@@ -3,6 +3,8 @@
 Shape letters: T volumes, P parcels, V voxels.
 """
 
+import gzip
+import math
 import zlib
 from collections.abc import Iterator
 from dataclasses import replace
@@ -17,7 +19,18 @@ from mcsp.config import FmriConfig
 from mcsp.data_sharding.bids.derivatives import atlas_files
 from mcsp.data_sharding.bids.find import RecordingRef, parse_name
 from mcsp.data_sharding.bids.reasons import RecordingError
-from mcsp.data_sharding.parcels.atlases import Atlas, atlas_of_file, named_atlas
+from mcsp.data_sharding.parcels.atlases import (
+    Atlas,
+    atlas_of_file,
+    named_atlas,
+    require_orientation,
+    require_same,
+    require_standard,
+    same_space,
+    space_of_atlas,
+    space_of_image,
+    space_of_name,
+)
 from mcsp.data_sharding.parcels.parcellation import (
     ParcelRow,
     Parcels,
@@ -28,14 +41,6 @@ from mcsp.data_sharding.parcels.parcellation import (
     table_beside,
 )
 from mcsp.data_sharding.parcels.series import check_twice, read_series
-from mcsp.data_sharding.parcels.spaces import (
-    require_orientation,
-    require_same,
-    require_standard,
-    same_space,
-    space_of_atlas,
-    space_of_name,
-)
 
 # Header and sidecar may differ by rounding only.
 _T_R_TOLERANCE = 0.01
@@ -111,7 +116,7 @@ def _rows_of_dataset(ref: RecordingRef) -> tuple[list[ParcelRow], str]:
     elsewhere = atlas_files(ref, segmentation) if segmentation else []
     tables = [*_of_segmentation(ref, "dseg.tsv"), *(f for f in elsewhere if f.name.endswith(".tsv"))]
     rows = parcel_table(tables[0]) if tables else []
-    if rows and np.isfinite([row[2] for row in rows]).all(axis=1).any():
+    if any(math.isfinite(sum(row[2])) for row in rows):
         return rows, space_of_name(tables[0])
     images = [*_of_segmentation(ref, "dseg.nii.gz"), *(f for f in elsewhere if not f.name.endswith(".tsv"))]
     images = [file for file in images if not segmentation or segmentation_of(parse_name(file.name)[0]) == segmentation]
@@ -156,12 +161,21 @@ def read_ptseries(path: Path, t_r: float) -> tuple[np.ndarray, list[str], np.nda
 
 def _read_image(ref: RecordingRef, t_r: float, config: FmriConfig, atlas: Atlas | None) -> tuple[np.ndarray, Parcels]:
     name = ref.path.name
-    space = space_of_name(ref.path) or config.image_space or ""
+    space = space_of_image(ref.path, config.image_space)
     require_standard(space, name)
     atlas = atlas or _given_atlas(ref, config) or _atlas_of_dataset(ref, space, config.parcellation)
     require_same(space, name, atlas.parcels.space, atlas.name)
-    image = Named(nibabel.load(ref.path, keep_file_open=True), name)
-    return average_parcels(image, atlas, t_r, config.min_parcel_coverage)
+    image = nibabel.load(ref.path, keep_file_open=True)
+    if not name.endswith(".gz"):
+        return average_parcels(Named(image, name), atlas, t_r, config.min_parcel_coverage)
+    with gzip.open(ref.path) as stream:
+        found = average_parcels(Named(type(image).from_stream(stream), name), atlas, t_r, config.min_parcel_coverage)
+        try:
+            while stream.read(_CHUNK_BYTES):  # to its end, where the checksum is: a damaged stream may well unpack
+                pass
+        except EOFError as error:
+            raise RecordingError("truncated", f"{name}: {error}") from None
+    return found
 
 
 def _atlas_of_dataset(ref: RecordingRef, space: str, parcellation: str | None) -> Atlas:
@@ -170,8 +184,8 @@ def _atlas_of_dataset(ref: RecordingRef, space: str, parcellation: str | None) -
     files.sort(key=lambda file: segmentation_of(parse_name(file.name)[0]) != parcellation)
     files.sort(key=lambda file: not same_space(space_of_atlas(file) or space, space))
     if not files:
-        detail = f"{ref.path.name}: no *_dseg.nii.gz at the dataset's root and no label_image or atlas in the settings"
-        raise RecordingError("no-label-image", detail)
+        detail = "no *_dseg.nii.gz of its space at the dataset's root and no label_image or atlas in the settings"
+        raise RecordingError("no-label-image", f"{ref.path.name}: {detail}")
     of_dataset = ref.companion("dseg.tsv")
     rows = table_beside(files[0]) or (parcel_table(of_dataset) if of_dataset else [])
     return atlas_of_file(files[0], rows, space_of_atlas(files[0]) or space)
@@ -186,6 +200,8 @@ class Named(NamedTuple):
 
 def average_parcels(bold: Named, atlas: Atlas, t_r: float, min_coverage: float) -> tuple[np.ndarray, Parcels]:
     """Mean of the covered voxels of each label; a voxel is covered where the first volume is finite and not zero.
+
+    Volumes before that are empty are none: they stay NaN.
 
     Args:
         bold: 4-D; read a few volumes at a time.
@@ -215,8 +231,13 @@ def average_parcels(bold: Named, atlas: Atlas, t_r: float, min_coverage: float) 
     first = 0
     weight_P, covered_V = np.empty(0), np.empty(0, dtype=bool)
     for volumes_TV in _chunks(image, name, inside):
-        if not first:
-            covered_V = np.isfinite(volumes_TV[0]) & (volumes_TV[0] != 0)
+        if not covered_V.any():
+            covered_TV = np.isfinite(volumes_TV) & (volumes_TV != 0)
+            empty = int(np.append(covered_TV.any(axis=1), True).argmax())  # volumes before the first one
+            first, volumes_TV = first + empty, volumes_TV[empty:]
+            if not len(volumes_TV):
+                continue
+            covered_V = covered_TV[empty]
             size_P = np.bincount(parcel_V, minlength=len(rank))
             weight_P = np.bincount(parcel_V[covered_V], minlength=len(rank)).astype(np.float64)
             weight_P[weight_P < min_coverage * np.maximum(size_P, 1)] = np.nan
@@ -257,6 +278,8 @@ def _onto_grid(voxels: np.ndarray, affine: np.ndarray, image: nibabel.Nifti1Imag
 
 
 def _check_t_r(name: str, t_r: float, header_t_r: float, unit: str) -> None:
+    if header_t_r == 1 and unit == "unknown":  # what nibabel and others write where nobody says a time
+        return
     if header_t_r > 0 and abs(header_t_r - t_r) > _T_R_TOLERANCE * t_r:
         milliseconds = " (milliseconds?)" if abs(header_t_r / 1000 - t_r) <= _T_R_TOLERANCE * t_r else ""
         detail = f"{name}: t_r is {t_r:g} s, but {header_t_r:g} s in the image header (unit {unit}){milliseconds}"

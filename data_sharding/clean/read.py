@@ -1,10 +1,11 @@
-"""Read recordings in a process of their own, so that a crash, a hang or a flood of memory costs one file alone.
+"""Read each recording in a separate process, so that a crash, a hang or too much memory affects one file only.
 
 One such process serves many recordings, one after the other; it is replaced when it dies or is too slow. What goes to
 and fro between the two are messages of ``multiprocessing.connection``.
 """
 
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -31,24 +32,10 @@ READY = "ready"
 _ATTEMPTS = 2
 # All that the reading process gets of the environment: a hostile file may make it read its own.
 _ALLOWED = (
-    "PATH",
-    "HOME",
-    "LANG",
-    "LC_ALL",
-    "LC_CTYPE",
-    "TMPDIR",
-    "TZ",
-    "LD_LIBRARY_PATH",
-    "MNE_DATA",
-    "NILEARN_DATA",
-    "NILEARN_SHARED_DATA",
-    "COVERAGE_FILE",
-)
+    "PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "TMPDIR", "TZ", "LD_LIBRARY_PATH", "MNE_DATA", "NILEARN_DATA",
+    "NILEARN_SHARED_DATA", "COVERAGE_FILE",
+)  # fmt: skip
 ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
-
-
-def _environment() -> dict[str, str]:
-    return {name: os.environ[name] for name in _ALLOWED if name in os.environ}
 
 
 @dataclass(frozen=True)
@@ -98,6 +85,7 @@ class ReadingProcess:
         self.config = config
         self.process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
+        self._answer = select.poll()
         self._memory = -1
 
     def read(self, ref: RecordingRef) -> Reading:
@@ -114,7 +102,7 @@ class ReadingProcess:
         raise RecordingError("native-crash", f"the reading process was {ended}")
 
     def fingerprint(self) -> str:
-        """What the recipe makes of a fixed recording here (:mod:`mcsp.data_sharding.clean.fingerprint`)."""
+        """What the recipe makes of a fixed recording here (:func:`mcsp.data_sharding.clean.child.fingerprint`)."""
         answer, ended = self._ask(None, 600.0)
         if not isinstance(answer, str):
             raise ValueError(f"cannot compute the numeric fingerprint: {answer or ended}")
@@ -125,7 +113,7 @@ class ReadingProcess:
         process, connection = self._started()
         try:
             connection.send(question)
-            if not connection.poll(seconds):
+            if not self._answer.poll(1000 * seconds):  # Connection.poll makes such an object for every answer
                 self.close()
                 return ("timeout", f"not read within {seconds:g} s"), ""
             answer = connection.recv()
@@ -147,15 +135,18 @@ class ReadingProcess:
             self._memory = os.memfd_create("mcsp-recording")
             # What is importable here must be there: a checkout on sys.path, or Ray's copy of a working directory.
             paths = [str(ROOT), *filter(None, sys.path)]
+            environment = {name: os.environ[name] for name in _ALLOWED if name in os.environ} | ONE_THREAD
             arguments = [str(number) for number in (theirs.fileno(), self._memory, os.getpid())]
             self.process = subprocess.Popen(
                 [sys.executable, "-m", _CHILD, *arguments],
-                env={**_environment(), **ONE_THREAD, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))},
+                env={**environment, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))},
                 pass_fds=[theirs.fileno(), self._memory],
                 stdin=subprocess.DEVNULL,
             )
             theirs.close()
             self._connection = Connection(ours.detach())
+            self._answer = select.poll()
+            self._answer.register(self._connection.fileno(), select.POLLIN)
             self._connection.send(self.config)
             # Importing the readers is not part of reading a recording.
             if not self._connection.poll(_START_SECONDS) or self._connection.recv() != READY:

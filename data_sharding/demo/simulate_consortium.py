@@ -1,4 +1,4 @@
-"""Simulated resting-state fMRI of a consortium: many sites, one population, a label that connectivity carries faintly.
+"""Simulated resting-state fMRI of a consortium: many sites, one population, a weak label in connectivity.
 
 Twenty-four cortical sources with smooth maps move together as a symmetric matrix says: their covariance is ``expm(H)``,
 so any sum of effects is a covariance. For subject i of site s in state q (matrices S x S)::

@@ -11,6 +11,7 @@ from mcsp.data_sharding.demo.simulate_consortium import N_PARCELS, ConsortiumSit
 
 FORMAT = 1  # raise when what is written or simulated changes, so that older demo sites are replaced
 CONSORTIUM_FORMAT = 1  # the same for the consortium
+_DESCRIPTION = {"DatasetType": "derivative", "License": "CC0", "Simulated": True}
 
 # fmt: off
 _MONTAGE_A = ("Fp1", "Fp2", "F7", "F3", "Fz", "F4", "F8", "T7", "C3", "Cz", "C4", "T8", "P7", "P3", "Pz", "P4", "P8",
@@ -18,7 +19,7 @@ _MONTAGE_A = ("Fp1", "Fp2", "F7", "F3", "Fz", "F4", "F8", "T7", "C3", "Cz", "C4"
 _MONTAGE_B = ("AF3", "AF4", "F5", "F6", "FC1", "FC2", "C5", "C6", "CP1", "CP2", "P5", "P6", "PO3", "PO4")
 # fmt: on
 SIMULATED_A = SimulatedSite(
-    name="simulated-a",
+    "simulated-a",
     n_subjects=48,
     channels=_MONTAGE_A,
     eeg_sfreq=250.0,
@@ -28,19 +29,11 @@ SIMULATED_A = SimulatedSite(
     seconds=240.0,
     gain=1.0,
     seed=101,
-)
+)  # fmt: skip
 SIMULATED_B = SimulatedSite(
-    name="simulated-b",
-    n_subjects=48,
-    channels=_MONTAGE_B,
-    eeg_sfreq=200.0,
-    line_hz=60.0,
-    n_parcels=48,
-    t_r=1.5,
-    seconds=240.0,
-    gain=1.3,
-    seed=202,
-)
+    "simulated-b", n_subjects=48, channels=_MONTAGE_B, eeg_sfreq=200.0, line_hz=60.0, n_parcels=48, t_r=1.5,
+    seconds=240.0, gain=1.3, seed=202,
+)  # fmt: skip
 
 README_SIMULATED = """
 SIMULATED. No recording of a person is in here. Simultaneous EEG and BOLD of {n} subjects from the generator of MCSP
@@ -73,6 +66,7 @@ def write_simulated(root: Path, site: SimulatedSite) -> bool:
     }
 
     def write(folder: Path) -> None:
+        """The recordings of every subject, their times, the parcellation and participants.tsv."""
         rows = []
         for index in tqdm(range(site.n_subjects), desc=site.name, unit="subject"):
             subject, one = f"{index + 1:03d}", simulate_subject(site, index)
@@ -89,12 +83,7 @@ def write_simulated(root: Path, site: SimulatedSite) -> bool:
         about = {"Description": "simulated label", "Levels": {"control": "baseline", "case": "changed source pair"}}
         bids_write.write_participants(folder, {"diagnosis": about}, rows)
 
-    description = {
-        "Name": f"simulated paired EEG-fMRI, {site.name}",
-        "DatasetType": "derivative",
-        "License": "CC0",
-        "Simulated": True,
-    }
+    description = {"Name": f"simulated paired EEG-fMRI, {site.name}", **_DESCRIPTION}
     readme = README_SIMULATED.format(n=site.n_subjects)
     return bids_write.build_once(root, description, readme, {"format": FORMAT, **asdict(site)}, write)
 
@@ -105,6 +94,7 @@ def write_consortium_site(root: Path, site: ConsortiumSite) -> bool:
     parcels, positions_P3 = parcel_lattice(N_PARCELS)
 
     def write(folder: Path) -> None:
+        """The recordings of every subject, the parcellation and participants.tsv."""
         rows = []
         for index in tqdm(range(site.n_subjects), desc=site.name, unit="subject"):
             subject, one = f"{index + 1:03d}", simulate_consortium_subject(site, index)
@@ -115,11 +105,6 @@ def write_consortium_site(root: Path, site: ConsortiumSite) -> bool:
         about = {"Description": "simulated label", "Levels": {"control": "baseline", "case": "shifted connectivity"}}
         bids_write.write_participants(folder, {"diagnosis": about}, rows)
 
-    description = {
-        "Name": f"simulated resting-state fMRI, {site.name}",
-        "DatasetType": "derivative",
-        "License": "CC0",
-        "Simulated": True,
-    }
+    description = {"Name": f"simulated resting-state fMRI, {site.name}", **_DESCRIPTION}
     readme = README_CONSORTIUM.format(n=site.n_subjects)
     return bids_write.build_once(root, description, readme, {"format": CONSORTIUM_FORMAT, **asdict(site)}, write)

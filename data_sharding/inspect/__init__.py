@@ -1,1 +1,1 @@
-"""Looking at a finished corpus: lint, survey, report."""
+"""Checks and reports of a finished corpus."""

@@ -1,4 +1,4 @@
-"""What a corpus holds and lost: text for a terminal, and ``report.html``, one file that needs nothing else."""
+"""Report of a corpus: text for a terminal, ``report.html`` in one file, and a dataset card."""
 
 import json
 from collections import Counter
@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from mcsp.data_sharding.bids.description import read_sources
 from mcsp.data_sharding.bids.reasons import REASONS
 from mcsp.data_sharding.inspect import charts
-from mcsp.data_sharding.inspect.survey import FREQUENCIES, QUANTITIES, Group, Quantity, example_channels, survey
+from mcsp.data_sharding.inspect.card import CARD_NAME, dataset_card
+from mcsp.data_sharding.inspect.survey import EXAMPLE_CHANNELS, FREQUENCIES, QUANTITIES, Group, Quantity, survey
 from mcsp.data_sharding.store.files import Location, write_atomic
 from mcsp.data_sharding.store.index import Rejection, read_rejected
 from mcsp.data_sharding.store.reader import Corpus
@@ -40,7 +42,10 @@ def index_table(index: dict[str, Any]) -> str:
 
 
 def write_report(path: Location) -> Location:
-    """Write ``report.html`` into the finished corpus in ``path``, which may be remote; return the file.
+    """Write ``report.html`` and ``README.md`` into the finished corpus in ``path``, which may be remote.
+
+    Returns:
+        the report.
 
     Raises:
         ValueError: there is no finished corpus.
@@ -48,7 +53,9 @@ def write_report(path: Location) -> Location:
     """
     corpus = Corpus(str(path))
     file = path / REPORT_NAME
-    write_atomic(file, make_page(corpus.index, survey(corpus, path), read_rejected(path)).encode())
+    groups = survey(corpus, path)
+    write_atomic(file, make_page(corpus.index, groups, read_rejected(path)).encode())
+    write_atomic(path / CARD_NAME, dataset_card(corpus.index, _held(groups), read_sources(path)).encode())
     corpus.close()
     return file
 
@@ -56,9 +63,6 @@ def write_report(path: Location) -> Location:
 def make_page(index: dict[str, Any], groups: Sequence[Group], rejected: Iterable[Rejection]) -> str:
     """The page for the index of a corpus and its survey: the same text every time, under 5 MB at 50 sites."""
     sites = sorted({group.site for group in groups})
-    holds: dict[tuple[str, Modality], list[str]] = {}
-    for group in groups:
-        holds.setdefault((group.site, group.modality), []).append(_holds(group))
     return render(
         "corpus.html.jinja",
         title="Corpus report",
@@ -68,7 +72,7 @@ def make_page(index: dict[str, Any], groups: Sequence[Group], rejected: Iterable
         look=_worth_a_look(index, groups),
         modalities={m: MODALITY_NAMES[m] for m in ORDER},
         places={site: f"site-{k}" for k, site in enumerate(sites)},  # of which the page's links speak
-        holds=holds,
+        holds=_held(groups),
         quarantined=_quarantined(index, rejected),
         side_by_side=side_by_side(groups),
         site_charts=site_charts(groups),
@@ -102,6 +106,13 @@ def _worth_a_look(index: dict[str, Any], groups: Sequence[Group]) -> list[str]:
     return lines
 
 
+def _held(groups: Sequence[Group]) -> dict[tuple[str, str], list[str]]:
+    holds: dict[tuple[str, str], list[str]] = {}
+    for group in groups:
+        holds.setdefault((group.site, group.modality), []).append(_holds(group))
+    return holds
+
+
 def _holds(group: Group) -> str:
     counts = sorted(group.channels)
     channels = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
@@ -112,20 +123,16 @@ def _holds(group: Group) -> str:
 
 def _rates(group: Group) -> str:
     """Sampling rates as the modality's people say them; the common ones first."""
-
-    def text(sfreq: float) -> str:
-        return f"t_r {1 / sfreq:.4g} s" if group.modality == "fmri" else f"{sfreq:.4g} Hz"
-
     counts: Counter[str] = Counter()
     for sfreq, n in group.sfreq.items():
-        counts[text(sfreq)] += n
+        counts[f"t_r {1 / sfreq:.4g} s" if group.modality == "fmri" else f"{sfreq:.4g} Hz"] += n
     if len(counts) == 1:
         return next(iter(counts))
     return listed((f"{name} ({n})" for name, n in counts.most_common()), 3)
 
 
 def _quarantined(index: dict[str, Any], rejected: Iterable[Rejection]) -> list[dict[str, Any]]:
-    """What is told of each reason, the commonest first."""
+    """Facts of each reason, the most frequent first."""
     sites: dict[str, Counter[str]] = {}
     examples: dict[str, list[Rejection]] = {}
     for row in rejected:
@@ -225,16 +232,13 @@ def _spectrum(group: Group, limits: tuple[float, float]) -> list[Markup]:
 
 def _traces(window: Window) -> Markup:
     recording = window.recording
-    shown = example_channels(recording)
+    # Evenly spread over the recording's.
+    shown = np.linspace(0, recording.n_channels - 1, min(recording.n_channels, EXAMPLE_CHANNELS)).round().astype(int)
     x_TC = window.x_TC[:, shown] - np.median(window.x_TC[:, shown], axis=0)
     title = (
         f"{MODALITY_NAMES[recording.modality]}: from {window.start / recording.sfreq:.0f} s of {recording.subject[:6]}…"
     )
     return charts.traces(
-        x_TC,
-        len(x_TC) / recording.sfreq,
-        [recording.channels[c] for c in shown],
-        [recording.channel_good[c] for c in shown],
-        _UNIT_NAMES[recording.unit],
-        title,
-    )
+        x_TC, len(x_TC) / recording.sfreq, [recording.channels[c] for c in shown],
+        [recording.channel_good[c] for c in shown], _UNIT_NAMES[recording.unit], title,
+    )  # fmt: skip

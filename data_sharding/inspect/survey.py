@@ -1,4 +1,4 @@
-"""What a corpus holds, per site and modality: distributions from its table, spectra and traces from a few windows.
+"""Content of a corpus per site and modality: distributions from its table, spectra and traces from a few windows.
 
 Whole columns of the table are read, never whole rows, and at most :data:`SAMPLED` recordings of each site and modality
 are opened, so that a million recordings take seconds and little memory.
@@ -7,6 +7,7 @@ Shape letters: T time samples, C channels, F frequencies.
 """
 
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -23,7 +24,7 @@ from mcsp.schema import Modality, Recording, Window
 SAMPLED = 12
 _EXAMPLES = 2
 _ROWS_AT_ONCE = 8192
-_EXAMPLE_CHANNELS = 8
+EXAMPLE_CHANNELS = 8
 _EXAMPLE_SECONDS: dict[Modality, float] = {"eeg": 10.0, "fmri": 300.0}
 # Length of what is read for a spectrum, and of the pieces that Welch's method averages.
 _SPECTRUM_SECONDS: dict[Modality, float] = {"eeg": 60.0, "fmri": 900.0}
@@ -68,7 +69,7 @@ class Group:
     values: dict[str, np.ndarray] = field(default_factory=dict)  # quantity -> finite values
     quartiles_3F: np.ndarray | None = None  # power at FREQUENCIES
     n_spectra: int = 0
-    examples: list[Window] = field(default_factory=list)  # at most _EXAMPLE_CHANNELS of their channels
+    examples: list[Window] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
 
 
@@ -131,21 +132,15 @@ def _sample(corpus: Corpus, place: Location, group: Group) -> None:
         except ValueError as error:
             group.unreadable.append(str(error))
     if spectra:
+        power_NF = np.stack(spectra)
+        known = np.isfinite(power_NF).any(axis=0)
+        group.quartiles_3F = np.full((3, power_NF.shape[1]), np.nan)
         with np.errstate(all="ignore"):
-            group.quartiles_3F = _quartiles(np.stack(spectra))
+            group.quartiles_3F[:, known] = np.nanpercentile(power_NF[:, known], [25, 50, 75], axis=0)
     group.n_spectra = len(spectra)
     for recording in chosen[:: max(len(chosen) // _EXAMPLES, 1)][:_EXAMPLES]:
-        try:
-            window = _middle(corpus, place, recording, _EXAMPLE_SECONDS[group.modality])
-        except ValueError:
-            continue  # told above
-        group.examples.append(window)
-
-
-def example_channels(recording: Recording) -> list[int]:
-    """Channels to draw, evenly spread over the recording's."""
-    count = min(recording.n_channels, _EXAMPLE_CHANNELS)
-    return np.linspace(0, recording.n_channels - 1, count).round().astype(int).tolist()
+        with suppress(ValueError):  # told above
+            group.examples.append(_middle(corpus, place, recording, _EXAMPLE_SECONDS[group.modality]))
 
 
 def _middle(corpus: Corpus, place: Location, recording: Recording, seconds: float) -> Window:
@@ -179,10 +174,3 @@ def _power(window: Window) -> np.ndarray:
     frequencies, power_CF = welch(x_CT, recording.sfreq, nperseg=length, detrend="linear")
     wanted = FREQUENCIES[recording.modality]
     return np.interp(wanted, frequencies, np.median(power_CF, axis=0), left=np.nan, right=np.nan)
-
-
-def _quartiles(power_NF: np.ndarray) -> np.ndarray:
-    known = np.isfinite(power_NF).any(axis=0)
-    quartiles_3F = np.full((3, power_NF.shape[1]), np.nan)
-    quartiles_3F[:, known] = np.nanpercentile(power_NF[:, known], [25, 50, 75], axis=0)
-    return quartiles_3F

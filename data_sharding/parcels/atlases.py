@@ -1,4 +1,7 @@
-"""Atlases: of a file, of an image in memory, or by the name under which nilearn fetches them.
+"""Atlases and the standard space of each: from a file, an image in memory, or nilearn by name.
+
+A space must be stated; it is never assumed: the model places parcels by their millimetres in MNI space, so an image
+that was not brought there has no place in it.
 
 Names and positions are computed once per process; a corpus and an export store them with their space. What nilearn has
 not fetched yet it downloads into its data folder (``NILEARN_DATA``). Shape letters: P parcels.
@@ -15,6 +18,7 @@ import nibabel
 import numpy as np
 
 from mcsp.config.corpus import ATLAS_NAMES, ATLASES
+from mcsp.data_sharding.bids.find import parse_name
 from mcsp.data_sharding.bids.reasons import RecordingError
 from mcsp.data_sharding.parcels.parcellation import (
     ParcelRow,
@@ -25,7 +29,6 @@ from mcsp.data_sharding.parcels.parcellation import (
     table_beside,
     voxels_of,
 )
-from mcsp.data_sharding.parcels.spaces import require_orientation, space_of_atlas, space_of_name
 
 
 @dataclass(frozen=True)
@@ -45,32 +48,6 @@ class Atlas:
         return list(zip(self.parcels.names, labels, places, strict=True))
 
 
-def _schaefer(found: re.Match[str]) -> Any:
-    from nilearn import datasets
-
-    return datasets.fetch_atlas_schaefer_2018(int(found[1]), int(found[2] or 7), 2)
-
-
-def _harvard_oxford(found: re.Match[str]) -> Any:
-    from nilearn import datasets
-
-    # A parcel of both hemispheres would have its centre between them.
-    split = found[0].startswith("HarvardOxford-cort-")
-    return datasets.fetch_atlas_harvard_oxford(found[1], symmetric_split=split)
-
-
-def _juelich(found: re.Match[str]) -> Any:
-    from nilearn import datasets
-
-    return datasets.fetch_atlas_juelich(found[1], symmetric_split=True)
-
-
-def _aal(found: re.Match[str]) -> Any:
-    from nilearn import datasets
-
-    return datasets.fetch_atlas_aal(version=found[1] or "SPM12")
-
-
 def _craddock(found: re.Match[str]) -> Any:
     """One of the series of parcellations: the first with as many parcels as the name says (CC400 has 392)."""
     from nilearn import datasets
@@ -87,41 +64,25 @@ def _craddock(found: re.Match[str]) -> Any:
     return {"maps": chosen, "labels": names, "template": "MNI152NLin6Asym"}
 
 
-def _basc(found: re.Match[str]) -> Any:
-    from nilearn import datasets
+def _fetch(kind: str, found: re.Match[str]) -> Any:
+    """What nilearn's fetcher gives for a name of a kind (:data:`mcsp.config.corpus.ATLASES`)."""
+    from nilearn import datasets  # takes seconds
 
-    return datasets.fetch_atlas_basc_multiscale_2015(resolution=int(found[1]), version="sym")
-
-
-def _power(_: re.Match[str]) -> Any:
-    from nilearn import datasets
-
-    return {**datasets.fetch_coords_power_2011(), "template": "MNI152"}
-
-
-def _dosenbach(_: re.Match[str]) -> Any:
-    from nilearn import datasets
-
-    return {**datasets.fetch_coords_dosenbach_2010(), "template": "MNI152"}
-
-
-def _seitzman(_: re.Match[str]) -> Any:
-    from nilearn import datasets
-
-    return {**datasets.fetch_coords_seitzman_2018(), "template": "MNI152"}
-
-
-_FETCH: dict[str, Callable[[re.Match[str]], Any]] = {
-    "schaefer": _schaefer,
-    "harvard_oxford": _harvard_oxford,
-    "juelich": _juelich,
-    "aal": _aal,
-    "craddock": _craddock,
-    "basc": _basc,
-    "power": _power,
-    "dosenbach": _dosenbach,
-    "seitzman": _seitzman,
-}
+    fetchers: dict[str, Callable[[], Any]] = {
+        "schaefer": lambda: datasets.fetch_atlas_schaefer_2018(int(found[1]), int(found[2] or 7), 2),
+        # A parcel of both hemispheres would have its centre between them.
+        "harvard_oxford": lambda: datasets.fetch_atlas_harvard_oxford(
+            found[1], symmetric_split=found[0].startswith("HarvardOxford-cort-")
+        ),
+        "juelich": lambda: datasets.fetch_atlas_juelich(found[1], symmetric_split=True),
+        "aal": lambda: datasets.fetch_atlas_aal(version=found[1] or "SPM12"),
+        "craddock": lambda: _craddock(found),
+        "basc": lambda: datasets.fetch_atlas_basc_multiscale_2015(resolution=int(found[1]), version="sym"),
+        "power": lambda: {**datasets.fetch_coords_power_2011(), "template": "MNI152"},
+        "dosenbach": lambda: {**datasets.fetch_coords_dosenbach_2010(), "template": "MNI152"},
+        "seitzman": lambda: {**datasets.fetch_coords_seitzman_2018(), "template": "MNI152"},
+    }
+    return fetchers[kind]()
 
 
 def is_named(name: str) -> bool:
@@ -141,7 +102,7 @@ def named_atlas(name: str) -> Atlas:
     if match is None:
         raise ValueError(f"atlas {name!r}: expected a file or a name like {ATLAS_NAMES}")
     try:
-        bunch = _FETCH[kind](match)
+        bunch = _fetch(kind, match)
     except OSError as error:  # nilearn's words for a missing network
         detail = " ".join(str(error).split())[:200]
         raise ValueError(f"atlas {name}: not in nilearn's data folder and cannot be downloaded ({detail})") from None
@@ -200,16 +161,91 @@ def atlas_of_file(path: Path, rows: list[ParcelRow] | None = None, space: str = 
         of_table = parcel_table(path)
         positions_P3 = np.array([row[2] for row in of_table], dtype=np.float64).reshape(-1, 3)
         labels = [row[1] if row[1] is not None else i for i, row in enumerate(of_table, 1)]
-        return Atlas(
-            path.name, Parcels([row[0] for row in of_table], labels, positions_P3, space or space_of_name(path))
-        )
+        names = [row[0] for row in of_table]
+        return Atlas(path.name, Parcels(names, labels, positions_P3, space or space_of_name(path)))
     if not path.name.endswith((".nii", ".nii.gz")):
-        raise RecordingError(
-            "bad-label-image", f"{path.name}: expected a label image (.nii, .nii.gz) or a table (.tsv)"
-        )
+        detail = f"{path.name}: expected a label image (.nii, .nii.gz) or a table (.tsv)"
+        raise RecordingError("bad-label-image", detail)
     require_orientation(nibabel.load(path), path.name)
     voxels, affine, present, centres_L3 = label_voxels(path)
-    rows = rows or table_beside(path)
-    return Atlas(
-        path.name, image_parcels(present, centres_L3, path.name, rows, space or space_of_atlas(path)), voxels, affine
-    )
+    parcels = image_parcels(present, centres_L3, path.name, rows or table_beside(path), space or space_of_atlas(path))
+    return Atlas(path.name, parcels, voxels, affine)
+
+
+# Names of one space. FSL's MNI152 is the sixth generation (Evans et al. 2012, NeuroImage 62); C-PAC writes ASym.
+_SAME = {"mni152": "mni152nlin6asym", "fslmni152": "mni152nlin6asym", "mni152nlin6": "mni152nlin6asym"}
+# What names say that leave the space open.
+_UNSAID = ("", "template")
+# Spaces of atlases whose files do not name one, by the beginning of the file's name as nilearn stores it. The spaces
+# are those that nilearn states (``Bunch.template``); Craddock's is FSL's MNI152, as C-PAC lays it over its images.
+_OF_FILES = {
+    r"Schaefer2018_\d+Parcels_\d+Networks_order_FSLMNI152_": "MNI152NLin6Asym",
+    r"HarvardOxford-": "MNI152NLin6Asym",
+    r"Juelich-": "MNI152NLin6Asym",
+    r"Yeo2011_\d+Networks_MNI152_": "MNI152NLin6Asym",
+    r"AAL": "MNIColin27",
+    r"(tcorr05|scorr05)_(mean|2level)_all": "MNI152NLin6Asym",
+    r"template_cambridge_basc_multiscale_sym_": "MNI152NLin2009bSym",
+    r"template_cambridge_basc_multiscale_asym_": "MNI152NLin2009bAsym",
+}
+
+
+def space_of_name(path: Path) -> str:
+    """The space that a file's name (``space-``, ``tpl-``), or TemplateFlow's folder around it, says; else empty."""
+    entities = parse_name(path.name)[0]
+    folder = path.parent.name
+    template = folder.removeprefix("tpl-").partition("_")[0] if folder.startswith("tpl-") else ""
+    return entities.get("space") or entities.get("template") or template
+
+
+def space_of_image(path: Path, setting: str | None) -> str:
+    """The space of an image by its name; where that says none, or ``template`` as C-PAC does, by the settings."""
+    named = space_of_name(path)
+    return setting if setting and named in _UNSAID else named
+
+
+def space_of_atlas(path: Path) -> str:
+    """The space of a label image by its name, or as one of the atlases that nilearn fetches; else empty."""
+    known = (space for pattern, space in _OF_FILES.items() if re.match(pattern, path.name))
+    return space_of_name(path) or next(known, "")
+
+
+def same_space(one: str, other: str) -> bool:
+    """Whether two names mean the same space. Generations of MNI152 are different spaces."""
+    return _SAME.get(one.lower(), one.lower()) == _SAME.get(other.lower(), other.lower())
+
+
+def require_standard(space: str, file: str) -> None:
+    """Raise :class:`RecordingError` where an image lies in no MNI space, or in none that anything says."""
+    if space.lower().startswith("mni"):
+        return
+    found = f"space-{space}" if space else "a name without space-, as raw images have"
+    more = "; where it is, say which (image_space, or space=)" if space in _UNSAID else ""
+    raise RecordingError("label-space-mismatch", f"{file}: {found}, expected an image in an MNI space{more}")
+
+
+def require_same(image_space: str, image: str, atlas_space: str, atlas: str) -> None:
+    """Raise :class:`RecordingError` unless the space of an atlas is known and that of the image."""
+    if not atlas_space:
+        detail = f"{atlas}: nothing says its space, expected {image_space}: say which (label_space, or space=)"
+        raise RecordingError("label-space-mismatch", detail)
+    if not same_space(image_space, atlas_space):
+        detail = f"{atlas}: lies in {atlas_space}, expected {image_space} as {image}"
+        detail += "; take the atlas of that space, or say label_space where it fits all the same"
+        raise RecordingError("label-space-mismatch", detail)
+
+
+def require_orientation(image: Any, file: str) -> None:
+    """Raise :class:`RecordingError` where nothing says where a voxel lies, or left and right are exchanged."""
+    if not np.isfinite(image.affine).all() or abs(np.linalg.det(image.affine[:3, :3])) < 1e-6:
+        raise RecordingError("singular-affine", f"{file}: its affine maps no voxel to a place")
+    header = image.header
+    if not hasattr(header, "get_sform"):
+        return
+    (sform, s_code), (qform, q_code) = header.get_sform(coded=True), header.get_qform(coded=True)
+    if not s_code and not q_code:
+        detail = f"{file}: neither sform nor qform, expected one: left and right may be exchanged"
+        raise RecordingError("no-orientation", detail)
+    if s_code and q_code and np.linalg.det(sform[:3, :3]) * np.linalg.det(qform[:3, :3]) < 0:
+        detail = f"{file}: sform and qform disagree about left and right, expected one orientation"
+        raise RecordingError("no-orientation", detail)

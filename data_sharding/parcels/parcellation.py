@@ -1,4 +1,4 @@
-"""Parcellations: the fixed list of parcels, their names, places and space, and the files that hold them.
+"""Parcellations: list of parcels with names, positions and space, and their files.
 
 Shape letters: T volumes, P parcels.
 """
@@ -26,8 +26,15 @@ ParcelRow = tuple[str, int | None, tuple[float, ...]]  # name, label, x y z [mm]
 # Columns of tables of parcels, in BIDS's words and in those of the atlases' makers.
 _NAME = ("name", "label")
 _AXES = (("x", "x_mm", "R"), ("y", "y_mm", "A"), ("z", "z_mm", "S"))
+_LABEL = re.compile(r"(Mean_)?\d+")
 # How far from the origin [mm] the farthest parcel can lie. Ours.
 _REACH_MM = (10.0, 150.0)
+# How far [mm] half of the places of a table may lie from those of its label image; other orders, orientations and
+# units are 60 and more. Ours.
+_MAX_DISTANCE_MM = 40.0
+# Of so many parcels some lie on either side of the origin. Ours.
+_MANY = 8
+_BACKGROUND = ("background", "unknown", "???")
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,9 @@ def require_places(parcels: Parcels, max_unplaced: float, file: str) -> None:
     if placed_P.sum() < (1 - max_unplaced) * len(placed_P) or not placed_P.any():
         detail = f"{placed_P.sum()} of {len(placed_P)} parcels have a position, expected x, y, z [mm] in a *_dseg.tsv"
         raise RecordingError("unknown-parcellation", f"{file}: {detail}, a label image, or an atlas in the settings")
+    if len(placed_P) >= _MANY and (parcels.positions_P3[placed_P] >= 0).all():
+        detail = "no parcel has a negative coordinate, expected x, y, z in MNI millimetres, no voxels"
+        raise RecordingError("unknown-parcellation", f"{file}: {detail}")
     reach = float(np.abs(parcels.positions_P3[placed_P]).max())
     if not _REACH_MM[0] <= reach <= _REACH_MM[1]:
         detail = f"parcels lie up to {reach:.3g} mm from the origin, expected {_REACH_MM[0]:g} to {_REACH_MM[1]:g}"
@@ -72,13 +82,11 @@ def _label_voxels(path: Path, changed: int, size: int) -> tuple[np.ndarray, np.n
     return voxels_of(nibabel.load(path), path.name)
 
 
-def voxels_of(
-    image: Any, file_name: str, volume: int | None = None
-) -> tuple[np.ndarray, np.ndarray, list[int], np.ndarray]:
-    """As :func:`label_voxels`, of an image in memory; ``volume`` chooses one of a series of label images."""
+def voxels_of(image: Any, file_name: str) -> tuple[np.ndarray, np.ndarray, list[int], np.ndarray]:
+    """As :func:`label_voxels`, of an image in memory."""
     voxels = np.asarray(image.dataobj)
-    if voxels.ndim == 4 and (volume is not None or voxels.shape[3] == 1):
-        voxels = voxels[..., volume or 0]
+    if voxels.ndim == 4 and voxels.shape[3] == 1:
+        voxels = voxels[..., 0]
     present = [int(label) for label in np.unique(voxels) if label != 0 and np.isfinite(label)]
     if voxels.ndim != 3 or not present or not np.array_equal(voxels, np.round(voxels)):
         raise RecordingError("bad-label-image", f"{file_name}: expected integer labels in three dimensions")
@@ -100,11 +108,21 @@ def image_parcels(
         file_name: of the image; its ``seg-`` names parcels that the table does not.
         table: rows of the parcellation's table.
         space: of the image.
+
+    Raises:
+        RecordingError: ``parcels-mismatch`` where the table is that of another image.
     """
     rows = {index: (name, xyz) for name, index, xyz in table if index is not None}
     prefix = segmentation_of(parse_name(file_name)[0]) or "parcel"
     labels = sorted({label for label in (*present, *rows) if label != 0})
     centres = dict(zip(present, centres_L3, strict=True))
+    if 0 in rows and max(present) not in rows:
+        detail = f"its table counts from 0 and has no {max(present)}, expected the values of the voxels"
+        raise RecordingError("parcels-mismatch", f"{file_name}: {detail} in the column index")
+    apart = [float(np.linalg.norm(np.array(rows[label][1]) - centres[label])) for label in present if label in rows]
+    if (distance := float(np.median([d for d in apart if np.isfinite(d)] or [0.0]))) > _MAX_DISTANCE_MM:
+        detail = f"the places of its table lie {distance:.0f} mm from those of its labels, expected at most"
+        raise RecordingError("parcels-mismatch", f"{file_name}: {detail} {_MAX_DISTANCE_MM:g} mm")
     names, positions = [], []
     for label in labels:
         name, xyz = rows.get(label, (f"{prefix}-{label}", _NOWHERE))
@@ -132,15 +150,18 @@ def parcel_table(table: Path) -> list[ParcelRow]:
 @lru_cache(maxsize=64)
 def _parcel_table(table: Path, changed: int, size: int) -> list[ParcelRow]:
     rows = [_parcel_row(row, f"{table.name}: row {i}") for i, row in enumerate(read_tsv(table), 1)]
+    rows = [row for row in rows if row[1] != 0 or row[0].lower() not in _BACKGROUND]
     check_twice([name for name, _, _ in rows], table.name)
     return rows
 
 
 def _parcel_row(row: dict[str, str], where: str) -> ParcelRow:
     def cell(names: Sequence[str]) -> str | None:
-        return next((row[name] for name in names if name in row), None)
+        return next((row[name].strip() for name in names if name in row), None)
 
-    index = row.get("index")
+    index = row.get("index", "").strip() or None
+    if index is not None and re.fullmatch(r"\d+\.0+", index):  # as pandas writes a column with a gap
+        index = index.partition(".")[0]
     name = cell(_NAME) or index or ""
     if index is None and name.isdecimal():
         index = name
@@ -181,15 +202,16 @@ def place_columns(
         names = names or [f"parcel-{i}" for i in range(1, n + 1)]
         return values_TP, Parcels(names, [], np.full((n, 3), np.nan), space)
     if n != len(rows) and len(values_TP) == len(rows):
-        detail = (
-            f"{len(values_TP)} rows and {n} columns for {n and len(rows)} parcels, expected a column for each parcel"
-        )
+        detail = f"{len(values_TP)} rows and {n} columns for {len(rows)} parcels, expected a column for each parcel"
         raise RecordingError("bad-table", f"{file}: {detail}: the table is turned round")
     known = [name for name, _, _ in rows]
-    names = _by_label(names, rows) if names is not None else None
-    if names is None:
+    if (names := _by_label(names, rows) if names is not None else None) is None:
         if n != len(rows):
             raise RecordingError("parcels-mismatch", f"{file}: {n} columns, expected the table's {len(rows)} parcels")
+        labels = [index for _, index, _ in rows if index is not None]
+        if labels != sorted(labels):
+            detail = "its columns have no names, and the parcels' table is not in the order of its index"
+            raise RecordingError("parcels-mismatch", f"{file}: {detail}, expected names of the columns")
         names = known
     if not set(names) & set(known):
         detail = f"no column is one of the {len(rows)} parcels, found {names[0]!r}, expected names like {known[0]!r}"
@@ -209,10 +231,9 @@ def place_columns(
 
 def _by_label(names: list[str], rows: Sequence[ParcelRow]) -> list[str] | None:
     """Names of columns that are called by their labels; None where they only count the columns."""
-    found = [re.fullmatch(r"(?:Mean_)?(\d+)", name) for name in names]
-    if not all(found) or set(names) <= {name for name, _, _ in rows}:
+    if not all(_LABEL.fullmatch(name) for name in names) or set(names) <= {name for name, _, _ in rows}:
         return names
-    labels = [int(match[1]) for match in found if match]
+    labels = [int(name.removeprefix("Mean_")) for name in names]
     counted = labels in (list(range(len(labels))), list(range(1, len(labels) + 1)))
     if counted and len(labels) != len(rows):
         return None  # the first columns of another list would pass for the first parcels

@@ -19,6 +19,8 @@ _MISSING = ("n/a", "NA", "NaN", "nan", "")
 _DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+(e[+-]?\d+)?", re.IGNORECASE)
 # Whole numbers of one volume that rise from parcel to parcel: one in 40,000 at eight parcels.
 _MANY = 8
+# Volumes in which no parcel only rises; times do, also where they are rounded or have gaps. Ours.
+_RISING = 20
 # Separators by the end of the name; None: blanks and tabs, or commas where the file has any.
 _SEPARATORS = {".tsv": "\t", ".csv": ",", ".1D": None, ".txt": None}
 
@@ -93,7 +95,7 @@ def _after_comments(lines: list[str]) -> tuple[list[str], int, list[str]]:
     names = re.split(r"[\s,]+", lines[first - 1].replace("#", " ").strip()) if first else []
     width = len(re.split(r"[\s,]+", rows[0])) if rows else 0
     if len(names) != width or width < 2:
-        return [], first, [*lines[:first], *rows]
+        names = []
     return names, first, [*lines[:first], *rows]
 
 
@@ -146,11 +148,10 @@ def _checked(values_TP: np.ndarray, names: list[str] | None, file: str) -> tuple
         if not len(values_TP):
             values_TP = np.empty((0, len(names)))
     if len(values_TP) > 3:
-        steps_TP = np.diff(values_TP[:4], axis=0)
-        counting = np.flatnonzero((steps_TP[0] != 0) & np.isclose(np.ptp(steps_TP, axis=0), 0, atol=1e-9))
-        for p in counting:  # looked at in full only where the beginning counts
+        rising = np.flatnonzero((np.diff(values_TP[:4], axis=0) > 0).all(axis=0))
+        for p in rising:  # looked at in full only where the beginning counts
             steps_T = np.diff(values_TP[:, p])
-            if np.ptp(steps_T) <= 1e-6 * abs(steps_T[0]):
+            if (steps_T > 0).all() and (len(steps_T) > _RISING or np.ptp(steps_T) <= 1e-6 * steps_T[0]):
                 name = repr(names[p]) if names else p + 1
                 raise RecordingError("bad-table", f"{file}: column {name} counts the rows, expected parcels alone")
     return values_TP, names

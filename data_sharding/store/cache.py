@@ -20,8 +20,8 @@ from filelock import FileLock
 from platformdirs import user_cache_path
 
 from mcsp.data_sharding.store.files import Location
-from mcsp.data_sharding.store.index import SHARDS_NAME
-from mcsp.wording import sha256_file
+from mcsp.data_sharding.store.index import SHARDS_NAME, crc_name
+from mcsp.outside import sha256_file
 
 _PIECE_BYTES = 8 << 20
 _ATTEMPTS = 3
@@ -73,7 +73,7 @@ class ShardCache:
                 f"{name}: has {described['bytes']} bytes, more than the {self.limit_bytes} bytes of cache_gb"
             )
         most = described["bytes"] + _CRC_HEADER_BYTES
-        self._fetch(f"{SHARDS_NAME}/{name.removesuffix('.tar')}.crc.npy", most)
+        self._fetch(f"{SHARDS_NAME}/{crc_name(name)}", most)
         self._fetch(f"{SHARDS_NAME}/{name}", described["bytes"], described)
 
     def is_sound(self, name: str, descriptor: int) -> bool:
@@ -84,7 +84,7 @@ class ShardCache:
             with open(os.dup(descriptor), "rb") as file:
                 found = hashlib.file_digest(file, "sha256").hexdigest()
             if found != described["sha256"]:
-                for false in (name, f"{name.removesuffix('.tar')}.crc.npy"):
+                for false in (name, crc_name(name)):
                     (self.folder / SHARDS_NAME / false).unlink(missing_ok=True)
                 return False
             self._verified.add(identity)
@@ -161,7 +161,9 @@ class ShardCache:
         n_bytes = described["bytes"] if described else 0
         with self._lock("room"):
             temporary.unlink(missing_ok=True)  # of a process that died
-            local = open(temporary, "xb", opener=_privately)  # noqa: SIM115  the caller closes it
+            # For this user alone, and never what a link leads to.
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+            local = open(os.open(temporary, flags, 0o600), "wb")  # noqa: SIM115  the caller closes it
             files = [(path, path.stat()) for path in self._stored()] if described else []
             total = sum(status.st_size for _, status in files)
             for path, status in sorted(files, key=lambda item: item[1].st_mtime_ns):
@@ -223,11 +225,6 @@ def _own_folder(folder: Path) -> Path:
     except OSError as error:
         raise ValueError(f"{folder}: cannot be the cache ({error.strerror}); set another cache_dir") from None
     return folder
-
-
-def _privately(path: str, flags: int) -> int:
-    """Opens for this user alone, and never what a link leads to."""
-    return os.open(path, flags | os.O_NOFOLLOW, 0o600)
 
 
 def _touch(path: Path) -> bool:

@@ -1,4 +1,4 @@
-"""Where a corpus lies: a local folder, or a file system that fsspec knows (``s3://``, ``gs://``, ``memory://``).
+"""Location of a corpus: a local folder, or a file system of fsspec (``s3://``, ``gs://``, ``memory://``).
 
 A local place is a ``pathlib.Path``, any other a ``upath.UPath``, which has the same methods. Credentials and endpoints
 are those of the file system's own package (for S3 the environment variables ``AWS_*``, with ``AWS_ENDPOINT_URL``).

@@ -1,4 +1,4 @@
-"""Forms of the names and hashes in an index and its table: matched before any of them becomes a path.
+"""Forms that names and hashes of an index must match before they become paths.
 
 A corpus may come from a stranger. What is not of these forms is refused when the corpus is opened, so that no name
 leads out of the corpus or of the cache.

@@ -20,9 +20,8 @@ from mcsp.data_sharding.store.files import Location, publish, write_atomic
 from mcsp.data_sharding.store.foreign import require_sound_index
 from mcsp.data_sharding.store.table import RECORDINGS_NAME
 from mcsp.data_sharding.store.table_write import write_table
-from mcsp.outside import bounded_lines, parse_json, read_bounded
+from mcsp.outside import bounded_lines, parse_json, read_bounded, sha256_file
 from mcsp.schema import MODALITIES, SCHEMA_VERSION, SPLITS, Recording, text_key
-from mcsp.wording import sha256_file
 
 INDEX_NAME = "index.json"
 REJECTED_NAME = "rejected.jsonl"
@@ -169,7 +168,7 @@ def make_index(
     write_table(files[RECORDINGS_NAME], counted(recordings))
     _write_lines(files[REJECTED_NAME], counted_rejections())
     _write_lines(files[REPAIRS_NAME], repairs)
-    tables = {name.partition(".")[0]: _hashed_name(file) for name, file in files.items()}
+    tables = {name.partition(".")[0]: f"{f.stem}-{sha256_file(f)[:12]}{f.suffix}" for name, f in files.items()}
     index = {
         "schema_version": SCHEMA_VERSION,
         "index_hash": index_hash(described["shards"]),
@@ -188,10 +187,6 @@ def write_index(path: Location, index: dict[str, Any], tables: dict[str, Path]) 
     for name, file in tables.items():
         publish(file, path / name)
     write_atomic(path / INDEX_NAME, (json.dumps(index, indent=1, sort_keys=True, allow_nan=False) + "\n").encode())
-
-
-def _hashed_name(file: Path) -> str:
-    return f"{file.stem}-{sha256_file(file)[:12]}{file.suffix}"
 
 
 def _write_lines(file: Path, entries: Iterable[Rejection | Repair]) -> None:
@@ -251,3 +246,8 @@ def read_index(path: Location) -> dict[str, Any]:
 def block_bounds(n_samples: int, block_samples: int) -> np.ndarray:
     """First time sample of each CRC block and the end, int64 ``(blocks + 1,)``."""
     return np.append(np.arange(0, n_samples, block_samples, dtype=np.int64), n_samples)
+
+
+def crc_name(shard: str) -> str:
+    """File name of the block checksums of a shard: ``train-00000.tar`` -> ``train-00000.crc.npy``."""
+    return shard.removesuffix(".tar") + ".crc.npy"

@@ -1,4 +1,4 @@
-"""Landlock of Linux: a thread limits itself, and all that it starts, to some folders; nothing undoes it.
+"""Landlock of Linux: limit a thread and its children to some folders, irreversibly.
 
 By the kernel's system calls (https://docs.kernel.org/userspace-api/landlock.html), since Linux 5.13.
 """
@@ -8,6 +8,7 @@ import os
 import stat
 import sys
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 
 # The same numbers on x86-64, arm64 and all that came later.
@@ -98,5 +99,6 @@ def _call(name: str, number: int, *arguments: object) -> int:
     return result
 
 
+@lru_cache(maxsize=1)  # opened anew, it would cost more than all the calls of a limit
 def _libc() -> ctypes.CDLL:
     return ctypes.CDLL(None, use_errno=True)

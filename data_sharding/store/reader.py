@@ -14,7 +14,7 @@ import numpy as np
 
 from mcsp.data_sharding.store.cache import ShardCache
 from mcsp.data_sharding.store.files import READ_ONLY, Location, is_local, location, read_into
-from mcsp.data_sharding.store.index import INDEX_NAME, SHARDS_NAME, read_index
+from mcsp.data_sharding.store.index import INDEX_NAME, SHARDS_NAME, crc_name, read_index
 from mcsp.data_sharding.store.table import Recordings, Samples
 from mcsp.outside import parse_json
 from mcsp.schema import SPLITS, Recording, Window
@@ -90,7 +90,7 @@ class Corpus:
         recordings = Recordings.open(self.path / name)
         expected = self.index["totals"]["all"]["recordings"]
         if len(recordings) != expected:
-            raise ValueError(f"{place / INDEX_NAME}: speaks of {expected} recordings, the table has {len(recordings)}")
+            raise ValueError(f"{place / INDEX_NAME}: lists {expected} recordings, the table has {len(recordings)}")
         return recordings
 
     @property
@@ -254,8 +254,3 @@ class Corpus:
     def __del__(self) -> None:
         if hasattr(self, "_shards"):
             self.close()
-
-
-def crc_name(shard: str) -> str:
-    """File name of the block checksums of a shard: ``train-00000.tar`` -> ``train-00000.crc.npy``."""
-    return shard.removesuffix(".tar") + ".crc.npy"

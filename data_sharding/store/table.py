@@ -1,4 +1,4 @@
-"""The table of recordings: one row per recording, read where it lies on the disk.
+"""The table of recordings: one row per recording, mapped from disk.
 
 It is an uncompressed Arrow IPC file with one record batch. A reader maps it into memory and looks at every offset and
 name once; a row is made when it is asked for, and the processes of a machine share the pages. What repeats from row to
@@ -36,13 +36,6 @@ def _numpy(array: pa.Array) -> np.ndarray:
     return np.frombuffer(buffer, dtype)[array.offset : array.offset + len(array)]
 
 
-def _with_space(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """Corpora of before have no column for it."""
-    field = SCHEMA.field("space")
-    unknown = pa.DictionaryArray.from_arrays(np.zeros(batch.num_rows, np.int32), pa.array([""], pa.large_string()))
-    return pa.RecordBatch.from_arrays([*batch.columns, unknown], schema=batch.schema.append(field))
-
-
 class Recordings(Sequence[Recording]):
     """Rows of the table as a sequence, made one by one when they are asked for; whole columns as numpy arrays."""
 
@@ -77,8 +70,10 @@ class Recordings(Sequence[Recording]):
             batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
         except (OSError, pa.ArrowInvalid) as error:
             raise ValueError(f"{file}: cannot read the table of recordings ({str(error).splitlines()[0]})") from None
-        if len(batches) == 1 and "space" not in reader.schema.names:
-            batches = [_with_space(batches[0])]
+        if len(batches) == 1 and "space" not in reader.schema.names:  # corpora of before have no column for it
+            unknown = pa.array([""] * batches[0].num_rows, pa.large_string()).dictionary_encode()
+            schema = batches[0].schema.append(SCHEMA.field("space"))
+            batches = [pa.RecordBatch.from_arrays([*batches[0].columns, unknown], schema=schema)]
         found = batches[0].schema if len(batches) == 1 else reader.schema
         missing = [f.name for f in SCHEMA if f.name not in found.names]
         if missing:

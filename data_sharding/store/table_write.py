@@ -64,23 +64,13 @@ class _Values:
     def __init__(self, arrow_type: pa.DataType) -> None:
         self._type, self._length, self._content = arrow_type, 0, _Buffer()
         self._offsets, self._end, self._inner = None, 0, None
-        if self._is_list or self._is_text:
+        self._is_list = pa.types.is_large_list(arrow_type)
+        self._offset_type = np.int32 if arrow_type == pa.string() else np.int64
+        if self._is_list or arrow_type in (pa.string(), pa.large_string()):
             self._offsets = _Buffer()
             self._offsets.append(np.zeros(1, dtype=self._offset_type))
         if self._is_list:
             self._inner = _Values(arrow_type.value_type)
-
-    @property
-    def _is_list(self) -> bool:
-        return pa.types.is_large_list(self._type)
-
-    @property
-    def _is_text(self) -> bool:
-        return self._type in (pa.string(), pa.large_string())
-
-    @property
-    def _offset_type(self) -> type[np.signedinteger]:
-        return np.int32 if self._type == pa.string() else np.int64
 
     def extend(self, array: pa.Array) -> None:
         """Take up an array that begins at its first value and has no nulls."""
@@ -91,7 +81,7 @@ class _Values:
             self._content.append(array.buffers()[1])
         else:
             stops = np.frombuffer(array.buffers()[1], self._offset_type)[1 : len(array) + 1]
-            self._offsets.append(stops + self._offset_type(self._end))
+            self._offsets.append(stops + np.array(self._end, dtype=self._offset_type))
             size = int(stops[-1]) if len(stops) else 0
             self._end += size
             if self._inner is not None:
@@ -171,15 +161,7 @@ def make_batch(recordings: Iterable[Recording]) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays([column.array() for column in columns.values()], schema=SCHEMA)
 
 
-def encode_table(recordings: Iterable[Recording]) -> pa.Buffer:
-    """The content of ``recordings.arrow`` in memory: a function of ``recordings`` alone."""
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, SCHEMA) as writer:
-        writer.write_batch(make_batch(recordings))
-    return sink.getvalue()
-
-
 def write_table(file: Path, recordings: Iterable[Recording]) -> None:
-    """Write the content of ``recordings.arrow``, the bytes of :func:`encode_table`, in constant memory."""
+    """Write ``recordings.arrow``, a function of ``recordings`` alone, in constant memory."""
     with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as writer:
         writer.write_batch(make_batch(recordings))

@@ -11,7 +11,7 @@ You need ``pip install 'mcsp-pretraining[corpus]'`` and matplotlib.
 # %%
 # The recordings
 # --------------
-# Two simulated sites with simultaneous EEG and BOLD stand in for yours. They differ in montage, parcellation and rates.
+# Two simulated sites with simultaneous EEG and BOLD take the place of yours. They differ in montage, parcellation and rates.
 # We then cut one file in half, as an interrupted copy would.
 
 import hashlib
@@ -45,8 +45,8 @@ broken.write_bytes(broken.read_bytes()[: broken.stat().st_size // 2])
 # -----
 # A corpus holds no subject identifiers. It holds hashes under a key that only you have. Keep the key: with it, a later
 # build gives the same hashes. In a terminal, write ``export MCSP_SUBJECT_KEY=$(openssl rand -hex 32)``. This page takes
-# a key that everybody can read, since no person is in these recordings. Columns of ``participants.tsv`` stay at home
-# unless you name them.
+# a key that everybody can read, since no person is in these recordings. Only the columns of ``participants.tsv`` that
+# you name are stored.
 
 KEY = hashlib.sha256(b"the tutorials' key, which is no secret").hexdigest()
 os.environ["MCSP_SUBJECT_KEY"] = KEY
@@ -58,7 +58,7 @@ mcsp(
 
 # %%
 # The table has a row per site. One recording was rejected, and the build went on without it. The reason is stored in
-# the corpus; :doc:`/reasons` has the remedy of each. If you repair the file and type the same command again, the build
+# the corpus; :doc:`/reasons` says what to do. If you repair the file and run the same command again, the build
 # makes only the shard that changes.
 
 (rejected,) = (WORK / "corpus").glob("rejected-*.jsonl")
@@ -67,7 +67,7 @@ print(rejected.read_text())
 # %%
 # Look
 # ----
-# ``report.html`` in the corpus shows every site; open it in a browser. From Python, any window is read by its place.
+# ``report.html`` in the corpus shows every site; open it in a browser. Python reads any window by its position.
 # Values come in physical units: EEG in uV, BOLD in percent signal change.
 
 corpus = Corpus(WORK / "corpus")
@@ -99,7 +99,7 @@ plt.show()
 # Check and hand over
 # -------------------
 # ``lint`` reads every byte back and compares it with the index. With ``--privacy`` it looks for dates, names, record
-# numbers and paths. Run both before the corpus leaves your house.
+# numbers and paths. Run both before you hand the corpus over.
 
 mcsp(f"lint {WORK}/corpus")
 mcsp(f"lint {WORK}/corpus --privacy")

@@ -72,7 +72,7 @@ write_json(
 # One recording
 # -------------
 # Three lines encode a file. ``report`` says what was done to it, and ``features`` are what a classifier reads. Each
-# part of the features has a name. This model comes from the second tutorial and learned next to nothing.
+# part of the features has a name. This model comes from the second tutorial and learned almost nothing.
 
 model = mcsp.from_pretrained(WORK / "model")
 eeg = model.encode_raw(recording)
@@ -101,7 +101,7 @@ command(
 
 # %%
 # ``report.html`` in ``out_dir`` shows all of it in a browser, and ``results.json`` holds the same numbers. Sixteen
-# subjects tell little: look at the width of the intervals.
+# subjects are too few for a conclusion: look at the width of the intervals.
 
 rows = json.loads((WORK / "evaluation" / "results.json").read_text())[
     "classification"
@@ -142,8 +142,8 @@ plt.show()
 # %%
 # A new recording
 # ---------------
-# ``evaluate`` also wrote a classifier. It gives a class, a calibrated probability, and how unlike the training data
-# the recording is. It is made for research. It is not a medical device.
+# ``evaluate`` also wrote a classifier. It gives a class, a calibrated probability, and the distance of the
+# recording from the training data. It is made for research. It is not a medical device.
 
 command(
     f"predict {WORK}/evaluation/classifier {recording} --out {WORK}/predictions.tsv"

@@ -113,8 +113,8 @@ print(done.stdout)
 # %%
 # Leave one site out
 # ------------------
-# Every site is tested once, by a classifier of all other sites. Beside the export stand an untrained model and the
-# correlation of parcels with the same classifier.
+# Every site is tested once, by a classifier of all other sites. The export is compared with an untrained model and
+# with the correlation of parcels, with the same classifier.
 
 settings = "label=diagnosis 'protocols=[leave_site_out]' seeds=1 permutations=0 'label_fractions=[1.0]'"
 places_of = f"model_dir={WORK}/model corpus_dir={WORK}/abide/corpus out_dir={WORK}/sites"
@@ -124,8 +124,9 @@ assert (
 )
 
 # %%
-# The picture has a point for each site and kind of features. With some fourteen people a site, the differences mean
-# nothing. The README has the result on 522 people of ABIDE: pretraining earned nothing there, the read-out did.
+# The picture has a point for each site and kind of features. With some fourteen people per site, the differences
+# mean nothing. The README has the result on 522 people of ABIDE: the gain there comes from the read-out, not from
+# pretraining.
 
 found = json.loads((WORK / "sites" / "results.json").read_text())[
     "classification"
@@ -162,4 +163,4 @@ figure.legend(loc="outside lower center", ncols=3)
 plt.show()
 
 # %%
-# :doc:`/evaluation` explains intervals and baselines, and how the report measures what the features know of the site.
+# :doc:`/evaluation` explains intervals and baselines, and how the report measures what the features hold of the site.

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mcsp.augmentations.random import uniform
+from mcsp.augmentations.views import uniform
 from mcsp.batch import Signal
 from mcsp.commands.main import run
 from mcsp.data_sharding.demo.simulate import (
@@ -123,7 +123,7 @@ panel.set(
 plt.show()
 
 # %%
-# To keep it, touch ``mcsp/augmentations/temporal.py`` (the function), ``views.py`` beside it (where it is applied),
+# To keep it, touch ``mcsp/augmentations/views.py`` (the function, and where it is applied),
 # ``mcsp/schema.py`` (the number in ``Purpose``), ``AugmentationConfig`` in ``mcsp/config/model.py`` (its strength) and
 # ``tests/augmentations``.
 #

@@ -87,11 +87,14 @@ def blocks(problem: Problem, valid_Jn: Tensor, valid_JN: Tensor, planes: int, pl
                 yield Block(some, rows, columns, Compared(*keys, *masks))
 
 
-def groups(problem: Problem, count: int, plan: Plan) -> Iterator[slice]:
-    """So many jobs at a time as their rows fit into the memory."""
-    row_bytes = problem.z_MnD[0].numel() * problem.z_MnD.element_size()
-    step = max(1, plan.workspace_bytes // row_bytes)
-    return (slice(start, min(start + step, count)) for start in range(0, count, step))
+def groups(problem: Problem, plan: Plan) -> Iterator[tuple[slice, slice]]:
+    """Pairs and rows, as many at a time as fit into the memory in float64; all rows first."""
+    pairs, (n, width) = len(problem.a), problem.z_MnD.shape[1:]
+    room = max(1, plan.workspace_bytes // (8 * width))
+    height, step = min(n, max(room, GOOD_ROWS)), max(1, room // n)
+    for start in range(0, pairs, step):
+        for i in range(0, n, height):
+            yield slice(start, min(start + step, pairs)), slice(i, min(i + height, n))
 
 
 def operands(z: Tensor, chosen: list[int], places: slice) -> Tensor:
@@ -171,7 +174,7 @@ class Gradients:
         scale_g11 = found.scale_g[:, None, None]
         product_grD = product(grad_grc, found.column_gcD)
         # sum_rc grad_rc <row_r, column_c>, from what is there anyway
-        scale_g = (product_grD * found.row_grD).sum((1, 2))
+        scale_g = (product_grD * found.row_grD).sum((1, 2), dtype=torch.float64)
         add_to(self.rows[:, block.rows], found.lefts, product_grD.mul_(scale_g11))
         if len(found.rights) == 1 and grad_grc.dtype == self.columns.dtype:
             row_rD = found.row_grD[0] * found.scale_g

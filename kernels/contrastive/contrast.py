@@ -1,4 +1,4 @@
-"""The contrast over all pairs from blocks of similarities that are made, used and forgotten: O(N D) memory.
+"""The contrast over all pairs, computed in blocks of similarities: O(N D) memory.
 
 Library products make the similarities of a block, again in the backward pass; one function reads a block for the sums
 of its rows and columns, another turns it into the gradient of its logits. Sums are relative to running maxima, so no
@@ -53,7 +53,7 @@ class _Contrast(torch.autograd.Function):
         with multiplying(z_MnD.device, plan.precision):
             sums = _sums(problem, jobs, scale_J, plan)
             positive_Jn = pick(_positives(problem, scale_P, plan), pairs)
-        loss_Jn, saved = torch.zeros_like(weight_Jn), []
+        loss_Jn, saved = torch.zeros_like(positive_Jn), []
         for top_Jn, sum_Jn in sums:
             empty_Jn = sum_Jn == 0
             excess_Jn = (sum_Jn.log() + (top_Jn - positive_Jn)).masked_fill(empty_Jn, -torch.inf)
@@ -61,10 +61,11 @@ class _Contrast(torch.autograd.Function):
             loss_Jn += torch.nn.functional.softplus(excess_Jn, threshold=60.0)
             # Against an infinite reference, rows that are compared with nothing have no weight.
             sigmoid_Jn = torch.sigmoid(excess_Jn)
-            saved += [top_Jn.masked_fill(empty_Jn, torch.inf), sigmoid_Jn / sum_Jn.masked_fill(empty_Jn, 1), sigmoid_Jn]
+            share_Jn = (sigmoid_Jn / sum_Jn.masked_fill(empty_Jn, 1)).to(sum_Jn)
+            saved += [top_Jn.masked_fill(empty_Jn, torch.inf), share_Jn, sigmoid_Jn]
         ctx.save_for_backward(scale_P, weight_Jn, z_MnD, z_MND, *problem.masks(), *saved)
         ctx.problem, ctx.jobs, ctx.plan, ctx.saved = problem, jobs, plan, len(saved)
-        return _by_pair((weight_Jn * loss_Jn).sum(1), len(scale_P))
+        return _by_pair((weight_Jn * loss_Jn).sum(1), len(scale_P)).to(scale_P)
 
     @staticmethod
     @once_differentiable
@@ -77,7 +78,7 @@ class _Contrast(torch.autograd.Function):
         lefts, rights = _sides(jobs)
         scale_J, grad_J = (pick(x, [job.pair for job in jobs]) for x in (scale_P, grad_P))
         weight_Jn = weight_Jn * grad_J[:, None]
-        grads, grad_scale_J = Gradients(problem), torch.zeros_like(scale_J)
+        grads, grad_scale_J = Gradients(problem), torch.zeros_like(scale_J, dtype=torch.float64)
         with multiplying(z_MnD.device, ctx.plan.precision):
             sides = [(base, weight_Jn * share) for base, share in zip(saved[::3], saved[1::3], strict=True)]
             for block in blocks(problem, problem.valid(lefts), problem.valid_columns(rights), PLANES, ctx.plan):
@@ -90,7 +91,7 @@ class _Contrast(torch.autograd.Function):
             scale = _by_pair(grad_scale_J, len(scale_P))
             pull_Pn = -_by_pair(weight_Jn * torch.stack(saved[2::3]).sum(0), len(scale_P))
             _add_positives(problem, pull_Pn, scale_P, grads.rows, scale, ctx.plan)
-        return grads.rows, None if problem.own else grads.columns, scale, None, None
+        return grads.rows, None if problem.own else grads.columns, scale.to(scale_P), None, None
 
 
 def _sides(jobs: list[Job]) -> tuple[list[int], list[int]]:
@@ -106,29 +107,33 @@ def _by_pair(value_J: Tensor, pairs: int) -> Tensor:
     return value_J.unflatten(0, (pairs, -1)).sum(1)
 
 
-def _partners(problem: Problem, plan: Plan) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Some pairs and all rows of both of their embeddings, (g, n, D), as their competitors are multiplied."""
-    for some in groups(problem, len(problem.a), plan):
-        sides = (operands(problem.z_MnD, side[some], slice(None)) for side in (problem.a, problem.b))
-        a_gnD, b_gnD = (rounded(x, plan.precision).to(x) for x in sides)
-        yield some, a_gnD, b_gnD
+def _partners(problem: Problem, plan: Plan) -> Iterator[tuple[slice, slice, Tensor, Tensor]]:
+    """Some pairs and rows of both of their embeddings, (g, r, D), as their competitors are multiplied; in float64."""
+    for some, rows in groups(problem, plan):
+        sides = (operands(problem.z_MnD, side[some], rows) for side in (problem.a, problem.b))
+        a_grD, b_grD = (rounded(x, plan.precision).double() for x in sides)
+        yield some, rows, a_grD, b_grD
 
 
 def _positives(problem: Problem, scale_P: Tensor, plan: Plan) -> Tensor:
-    """Logits of rows with their own partners, (P, n)."""
-    cosines = [(a_gnD * b_gnD).sum(-1) for _, a_gnD, b_gnD in _partners(problem, plan)]
-    return scale_P[:, None] * torch.cat(cosines)
+    """Logits of rows with their own partners, (P, n), in float64: they cancel against those of the competitors."""
+    logit_Pn = scale_P.new_empty((len(problem.a), problem.z_MnD.shape[1]), dtype=torch.float64)
+    for some, rows, a_grD, b_grD in _partners(problem, plan):
+        logit_Pn[some, rows] = (a_grD * b_grD).sum(-1)
+    return logit_Pn.mul_(scale_P[:, None])
 
 
 def _add_positives(
     problem: Problem, pull_Pn: Tensor, scale_P: Tensor, rows_MnD: Tensor, grad_scale_P: Tensor, plan: Plan
 ) -> None:
     """The pull of the positives, never rounded through a block."""
-    for some, a_gnD, b_gnD in _partners(problem, plan):
-        grad_scale_P[some].add_((pull_Pn[some] * (a_gnD * b_gnD).sum(-1)).sum(1))
-        pull_gn1 = (scale_P[some, None] * pull_Pn[some])[..., None]
-        add_to(rows_MnD, problem.a[some], pull_gn1 * b_gnD)
-        add_to(rows_MnD, problem.b[some], pull_gn1 * a_gnD)
+    for some, rows, a_grD, b_grD in _partners(problem, plan):
+        pull_gr1 = pull_Pn[some, rows, None]
+        to_a_grD = pull_gr1 * b_grD
+        grad_scale_P[some].add_((to_a_grD * a_grD).sum((1, 2)))
+        scale_g11 = scale_P[some, None, None]
+        add_to(rows_MnD[:, rows], problem.a[some], to_a_grD.mul_(scale_g11))
+        add_to(rows_MnD[:, rows], problem.b[some], (pull_gr1 * a_grD).mul_(scale_g11))
 
 
 def _sums(problem: Problem, jobs: list[Job], scale_J: Tensor, plan: Plan) -> list[tuple[Tensor, Tensor]]:

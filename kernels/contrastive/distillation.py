@@ -1,4 +1,4 @@
-"""Relational distillation over all pairs from blocks of similarities: O(N D) memory.
+"""Relational distillation over all pairs, computed in blocks of similarities: O(N D) memory.
 
 Both choices of the teacher together weigh (t_ij - s_ij)(A_ij - B_ij), with A and B the logits of the two embeddings
 and t and s their softmaxes: the logarithms of the norms cancel, so one walk over blocks makes the loss.

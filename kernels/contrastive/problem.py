@@ -1,4 +1,4 @@
-"""What the losses over pairs compare with what: their checked inputs, the same for every implementation.
+"""Checked inputs of the losses over pairs, the same for every implementation.
 
 Shape letters: M embeddings, n rows of this process, N rows of all processes, D width, P pairs.
 """

@@ -39,7 +39,7 @@ def _share(problem: Problem, value_Pn: Tensor) -> Tensor:
 def contrast(problem: Problem, scale_P: Tensor) -> Tensor:
     """See :func:`mcsp.kernels.contrastive.losses.contrastive_loss`; (P,)."""
     ab = _direction(problem, problem.a, problem.b, scale_P)
-    return _share(problem, 0.5 * (ab + _direction(problem, problem.b, problem.a, scale_P)))
+    return _share(problem, 0.5 * (ab + _direction(problem, problem.b, problem.a, scale_P))).to(scale_P)
 
 
 def _direction(problem: Problem, left: list[int], right: list[int], scale_P: Tensor) -> Tensor:
@@ -47,11 +47,14 @@ def _direction(problem: Problem, left: list[int], right: list[int], scale_P: Ten
     anchor_PnD, positive_PnD, columns_PND = _sides(problem, left, right)
     keep_PnN = problem.other() & problem.valid_MN[right][:, None]
     some_Pn = keep_PnN.any(-1)
-    positive_Pn = (anchor_PnD * positive_PnD).sum(-1) * scale_P[:, None]
+    # In float64, as positives cancel against competitors.
+    positive_Pn = (anchor_PnD.double() * positive_PnD.double()).sum(-1) * scale_P.double()[:, None]
     logits_PnN = _similarities(anchor_PnD, columns_PND) * scale_P[:, None, None]
     # Rows without negatives get finite logits, as logsumexp of nothing has no gradient; they are dropped below.
     logits_PnN = logits_PnN.masked_fill(~keep_PnN & some_Pn[..., None], -torch.inf)
-    excess_Pn = torch.logsumexp(logits_PnN, -1) - positive_Pn
+    # Sums relative to the largest logit: what is rounded is then small where logits are large.
+    top_Pn = logits_PnN.detach().amax(-1)
+    excess_Pn = torch.logsumexp(logits_PnN - top_Pn[..., None], -1) + (top_Pn - positive_Pn)
     # Above the threshold softplus is the identity, with an error of exp(-threshold).
     return torch.where(some_Pn, torch.nn.functional.softplus(excess_Pn, threshold=60.0), 0)
 

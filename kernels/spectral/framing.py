@@ -50,7 +50,8 @@ class Spectra(NamedTuple):
 
     def density(self) -> Tensor:
         """``(b, C, P, F)`` in unit^2/Hz."""
-        return torch.addcmul(self.re_bCPF.square(), self.im_bCPF, self.im_bCPF) * self.scale_bCPF.square()
+        square_bCPF = self.re_bCPF.square().addcmul_(self.im_bCPF, self.im_bCPF)
+        return square_bCPF.mul_(self.scale_bCPF.square())
 
 
 def planned_rows(
@@ -206,7 +207,7 @@ def _centred(frames: Tensor, counted: Tensor, whole: bool, detrend: str) -> tupl
 def _transform(centred: Tensor, window: Tensor, sfreq: float, freqs_F: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Real and imaginary parts ``(b, C, P, F)``, by FFT where that is faster and has the frequencies.
 
-    What they are still to be multiplied with, ``(F)`` or ``()``, comes third.
+    What they are still to be multiplied with, ``(F)``, ``(1)`` or ``()``, comes third.
     """
     length = centred.shape[-1]
     freqs = tuple(freqs_F.tolist())
@@ -229,12 +230,15 @@ def _transform(centred: Tensor, window: Tensor, sfreq: float, freqs_F: Tensor) -
 @lru_cache(maxsize=64)
 @torch.inference_mode(False)
 def _plan(length: int, sfreq: float, freqs: tuple[float, ...]) -> tuple[Tensor, list[int] | None]:
-    """One-sided factors ``(F)``, and the frequencies' bins if all are bins of the frame."""
+    """One-sided factors ``(F)`` or ``(1)``, and the frequencies' bins if all are bins of the frame."""
     freqs_F = torch.tensor(freqs, dtype=torch.float64)
     bins_1F, on_bins_1 = bins_of(freqs_F, sfreq, torch.tensor([length]))
     # Beyond Nyquist the value does not matter.
     bins = torch.where(bins_1F[0] < 0, length // 2, bins_1F[0]).tolist()
-    return _one_sided(freqs_F, sfreq), bins if on_bins_1.item() else None
+    one_sided_F = _one_sided(freqs_F, sfreq)
+    if bool((one_sided_F == one_sided_F[:1]).all()):  # without frequencies at an edge or above it one number is enough
+        one_sided_F = one_sided_F[:1]
+    return one_sided_F, bins if on_bins_1.item() else None
 
 
 @lru_cache(maxsize=16)

@@ -84,10 +84,10 @@ def log_power(
         if block.whole and frames_valid_bP.shape[1] == 1:
             parts.append(torch.log10(density_bCPF[:, :, 0] + (eps * level_bCP + FLAT_POWER)))
         else:
-            density_bCPF = density_bCPF + eps * level_bCP[..., None]
             share_bP = frames_valid_bP.to(level_bCP)
-            share_bP = share_bP / share_bP.sum(1, keepdim=True).clamp(min=1)
-            parts.append(torch.log10((density_bCPF * share_bP[:, None, :, None]).sum(2) + FLAT_POWER))
+            share_b1P1 = (share_bP / share_bP.sum(1, keepdim=True).clamp(min=1))[:, None, :, None]
+            floor_bC1 = eps * (level_bCP[..., None] * share_b1P1).sum(2) + FLAT_POWER
+            parts.append(torch.log10((density_bCPF * share_b1P1).sum(2) + floor_bC1))
         order += block.rows
     return in_order(parts, order)
 
@@ -170,7 +170,7 @@ def imaginary_coherence(
         keep = found.frames_valid_bP[:, None, :, None]
         power = (found.density() * keep).sum(2, keepdim=True)
         level = (found.level_bCP[..., None] * keep).sum(2, keepdim=True)
-        gain = keep * torch.rsqrt(power + eps * level + FLAT_POWER) * found.scale_bCPF
+        gain = keep * found.scale_bCPF * torch.rsqrt(power + eps * level + FLAT_POWER)
         sizes = [len(band) for band in bins]
         bands = []
         re, im = (found.re_bCPF * gain).split(sizes, -1), (found.im_bCPF * gain).split(sizes, -1)

@@ -13,7 +13,7 @@ from braindecode.models.base import EEGModuleMixin
 from skorch.callbacks import Callback
 from torch import Tensor, nn
 
-from mcsp.config.finetune import Depth
+from mcsp.config.evaluate import Depth
 from mcsp.data_sharding.clean.eeg_channels import normalise_channels, standard_positions_mm
 from mcsp.encode.pretrained import from_pretrained
 from mcsp.encode.recording import MIN_CHANNELS
@@ -58,13 +58,9 @@ class MCSPWindows(EEGModuleMixin, nn.Module):
         unit: Literal["uV", "V"] = "uV",
     ) -> None:
         super().__init__(
-            n_outputs=n_outputs,
-            n_chans=n_chans,
-            chs_info=chs_info,
-            n_times=n_times,
-            input_window_seconds=input_window_seconds,
-            sfreq=sfreq,
-        )
+            n_outputs=n_outputs, n_chans=n_chans, chs_info=chs_info, n_times=n_times,
+            input_window_seconds=input_window_seconds, sfreq=sfreq,
+        )  # fmt: skip
         if chs_info is None:
             raise ValueError("chs_info: expected info['chs'] of the recordings, found None: channels have places")
         if unit not in _MICROVOLTS:

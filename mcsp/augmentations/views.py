@@ -1,26 +1,177 @@
 """Two views of every window for every domain: each domain is augmented in its own way.
 
 The abstract of the method asks for augmentation that belongs to the domain. What is here in each: other channels at
-other places (spatial), other stretches, amplitudes and noise (temporal), other bands and slopes (spectral).
+other places (spatial), other stretches, amplitudes and noise (temporal), other bands and slopes (spectral). All are
+functions of what they change, of strengths and of keys alone.
+
+A draw is a function of (key of the row, purpose, element index) alone, so a view does not depend on the device, on
+padding, on which rank holds the row, or on what was drawn before. The integer function is SplitMix64, the same as
+:func:`mcsp.schema.mix64`.
+
+Shape letters: B rows, C channels, T time samples, A anchors, F frequencies.
 """
 
+import functools
+import math
+
+import numpy as np
+import torch
 from torch import Tensor
 
-from mcsp.augmentations.random import mix64, uniform
-from mcsp.augmentations.spatial import drop_channels, jitter_positions
-from mcsp.augmentations.spectral import log_gain
-from mcsp.augmentations.temporal import add_noise, mask_time, scale_amplitude, time_half
-from mcsp.batch import Signal
+from mcsp.batch import Signal, as_one
 from mcsp.config import AugmentationConfig
 from mcsp.schema import DOMAINS, HIGHEST_HZ, Domain, Modality, Purpose
 
+# Of SplitMix64; as numpy's integers, because making these from Python's takes half the time of a small draw.
+_ADDED, _SHIFTS = np.uint64(0x9E3779B97F4A7C15), tuple(np.uint64(bits) for bits in (30, 27, 31))
+_FACTORS = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+_DROPPED = np.uint64(40)  # the 24 bits that a float32 holds are left
 
-def half_of_view(signal: Signal, index: int) -> Signal:
-    """The half of the window that view ``index`` sees where views are opposite halves; not augmented.
 
-    Which view is the early one is drawn per sample, and is the same for all its domains and modalities.
+def _signed(value: int) -> int:
+    """The int64 with the same bits as an unsigned 64-bit integer (torch has no wrapping uint64 arithmetic)."""
+    return value - (1 << 64) if value >= 1 << 63 else value
+
+
+def _shift_right(x: Tensor, bits: int) -> Tensor:
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def mix64(x: Tensor) -> Tensor:
+    """SplitMix64 finaliser on int64 tensors, bit for bit :func:`mcsp.schema.mix64`."""
+    if x.device.type == "cpu":  # draws are small and many, and numpy, which has unsigned integers, takes a third
+        return torch.from_numpy(_mixed(x.numpy().view(np.uint64)).view(np.int64))
+    x = x + _signed(int(_ADDED))
+    x = (x ^ _shift_right(x, int(_SHIFTS[0]))) * _signed(int(_FACTORS[0]))
+    x = (x ^ _shift_right(x, int(_SHIFTS[1]))) * _signed(int(_FACTORS[1]))
+    return x ^ _shift_right(x, int(_SHIFTS[2]))
+
+
+def _mixed(x: np.ndarray) -> np.ndarray:
+    x = x + _ADDED
+    x ^= x >> _SHIFTS[0]
+    x *= _FACTORS[0]
+    x ^= x >> _SHIFTS[1]
+    x *= _FACTORS[1]
+    x ^= x >> _SHIFTS[2]
+    return x
+
+
+def uniform(key_B: Tensor, purpose: int, *shape: int) -> Tensor:
+    """Floats in [0, 1), float32 ``(B, *shape)``. Element (b, i, j ...) depends on key, purpose, i, j ... only."""
+    if key_B.device.type == "cpu":
+        mixed = _mixed(key_B.numpy().view(np.uint64) ^ np.uint64(purpose))
+        for size in shape:
+            mixed = _mixed(mixed[..., None] ^ np.arange(size, dtype=np.uint64))
+        return torch.from_numpy((_mixed(mixed) >> _DROPPED).astype(np.float32) * np.float32(2.0**-24))
+    bits = mix64(key_B ^ purpose)
+    for size in shape:
+        bits = mix64(bits[..., None] ^ torch.arange(size, device=key_B.device))
+    return _shift_right(mix64(bits), int(_DROPPED)).float() * 2.0**-24
+
+
+def normal(key_B: Tensor, purpose: int, *shape: int) -> Tensor:
+    """Standard normal numbers, float32 ``(B, *shape)`` (Box and Muller, 1958)."""
+    u, v = uniform(key_B, 2 * purpose + 1, *shape), uniform(key_B, 2 * purpose + 2, *shape)
+    return torch.sqrt(-2 * torch.log(1 - u)) * torch.cos(2 * math.pi * v)
+
+
+@functools.cache
+def _noise_table(device: torch.device) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(1 << 20, generator=generator).to(device)
+
+
+def white_noise(key_B: Tensor, purpose: int, channels: int, samples: int) -> Tensor:
+    """Standard normal noise ``(B, C, T)``: each channel reads a fixed table of 2^20 numbers from a random place.
+
+    One hash per channel instead of one per value: hashing every sample of an EEG batch costs more than the model's
+    first layer. Places are multiples of 8 in the first half of the table, whatever the length, and rows are copied as a
+    whole.
+
+    Raises:
+        ValueError: windows longer than half the table.
     """
-    return time_half(signal, (uniform(signal.key_B, Purpose.LATE_VIEW) < 0.5) ^ bool(index))
+    table = _noise_table(key_B.device)
+    most = len(table) // 2
+    if samples > most:
+        raise ValueError(f"white_noise: expected at most {most} time samples, found {samples}")
+    places_NT = table[: most + samples - 8].unfold(0, samples, 8)
+    start_BC = (uniform(key_B, purpose, channels) * len(places_NT)).long()
+    return places_NT.index_select(0, start_BC.flatten()).view(*start_BC.shape, samples)
+
+
+def halves(signal: Signal, late_B: Tensor) -> Signal:
+    """Both halves of each row's valid extent, (2 B, ...) of half the length: first of all rows the late half where
+    ``late_B``, else the early one; then the other.
+    """
+    samples = signal.x_BCT.shape[-1]
+    first_B = signal.time_valid_BT.int().argmax(1)
+    stop_B = samples - signal.time_valid_BT.flip(1).int().argmax(1)
+    length_B = ((stop_B - first_B) // 2).clamp_min(1)
+    start_2B = torch.cat([torch.where(late, stop_B - length_B, first_B) for late in (late_B, ~late_B)])
+    cut = _by_rows if late_B.device.type == "cpu" else _by_index
+    x_2BCL, valid_2BL = cut(signal, start_2B, length_B.repeat(2), max(1, samples // 2))
+    return as_one([signal, signal], x_BCT=x_2BCL, time_valid_BT=valid_2BL)
+
+
+def _by_rows(signal: Signal, start_2B: Tensor, length_2B: Tensor, longest: int) -> tuple[Tensor, Tensor]:
+    """Windows and valid time of the cuts, where reading their places waits for nothing: each row is one copy."""
+    rows, channels, _ = signal.x_BCT.shape
+    x_2BCL = signal.x_BCT.new_zeros(2 * rows, channels, longest)
+    valid_2BL = signal.time_valid_BT.new_zeros(2 * rows, longest)
+    for b, (start, length) in enumerate(zip(start_2B.tolist(), length_2B.tolist(), strict=True)):
+        x_2BCL[b, :, :length] = signal.x_BCT[b % rows, :, start : start + length]
+        valid_2BL[b, :length] = signal.time_valid_BT[b % rows, start : start + length]
+    return x_2BCL, valid_2BL
+
+
+def _by_index(signal: Signal, start_2B: Tensor, length_2B: Tensor, longest: int) -> tuple[Tensor, Tensor]:
+    """The same without reading the places."""
+    step_L = torch.arange(longest, device=start_2B.device)
+    index_2BL = (start_2B[:, None] + step_L).clamp_max(signal.x_BCT.shape[-1] - 1)
+    valid_2BL = signal.time_valid_BT.repeat(2, 1).gather(1, index_2BL) & (step_L < length_2B[:, None])
+    channels = signal.x_BCT.shape[1]
+    of_halves = [signal.x_BCT.gather(2, i_BL[:, None].expand(-1, channels, -1)) for i_BL in index_2BL.chunk(2)]
+    return torch.cat(of_halves) * valid_2BL[:, None], valid_2BL
+
+
+def mask_and_scale(signal: Signal, largest_fraction: float, sd_log: float, key_B: Tensor) -> Signal:
+    """Mark one span, up to ``largest_fraction`` of each row's valid samples, as not valid, and multiply each row by a
+    log-normal gain: impedance and scanner gain vary. One pass over the rows for both.
+    """
+    valid_BT = signal.time_valid_BT
+    if largest_fraction:
+        length_B = valid_BT.sum(1)
+        span_B = (uniform(key_B, Purpose.MASKED_LENGTH) * largest_fraction * length_B).long()
+        start_B = (uniform(key_B, Purpose.MASKED_PLACE) * (length_B - span_B + 1)).long()
+        time_T = torch.arange(valid_BT.shape[1], device=key_B.device)
+        valid_BT = valid_BT & ~((time_T >= start_B[:, None]) & (time_T < (start_B + span_B)[:, None]))
+    # As numbers: a product with truth values takes six times as long.
+    weight_BT = valid_BT.to(signal.x_BCT)
+    if sd_log:
+        weight_BT = weight_BT * torch.exp(normal(key_B, Purpose.AMPLITUDE) * sd_log)[:, None]
+    return signal.replace(x_BCT=signal.x_BCT * weight_BT[:, None], time_valid_BT=valid_BT)
+
+
+def add_noise(signal: Signal, relative_sd: float, key_B: Tensor) -> Signal:
+    """Add white noise relative to each channel's standard deviation over valid time."""
+    count_B1 = signal.time_valid_BT.sum(1, keepdim=True).clamp_min(1)
+    # Invalid values are zero: sums over the whole row need no mask, and each pass over a row counts.
+    mean_BC = signal.x_BCT.sum(-1) / count_B1
+    square_BC = torch.linalg.vector_norm(signal.x_BCT, dim=-1).square() / count_B1
+    sd_BC = (square_BC - mean_BC.square()).clamp_min(0).sqrt() * relative_sd * signal.channel_valid_BC
+    noise_BCT = white_noise(key_B, Purpose.NOISE, *signal.x_BCT.shape[1:]).to(signal.x_BCT.dtype)
+    noisy_BCT = torch.addcmul(signal.x_BCT, noise_BCT, sd_BC[..., None])
+    return signal.replace(x_BCT=noisy_BCT.mul_(signal.time_valid_BT[:, None].to(noisy_BCT)))
+
+
+def halves_of_views(signal: Signal) -> Signal:
+    """The halves that the views see where they are opposite halves, all rows of one view, then of the other.
+
+    Not augmented. Which view is the early one is drawn per sample, and is the same for all its domains and modalities.
+    """
+    return halves(signal, uniform(signal.key_B, Purpose.LATE_VIEW) < 0.5)
 
 
 # What is off costs nothing: a strength of zero leaves its function out.
@@ -36,13 +187,31 @@ def spatial_view(signal: Signal, index: int, config: AugmentationConfig) -> Sign
     return jitter_positions(signal, config.position_jitter_mm, key_B) if config.position_jitter_mm else signal
 
 
+def drop_channels(signal: Signal, largest_fraction: float, key_B: Tensor) -> Signal:
+    """Mask a random fraction, up to ``largest_fraction``, of each row's channels; one always stays."""
+    channels = signal.x_BCT.shape[1]
+    fraction_B1 = uniform(key_B, Purpose.DROPPED_FRACTION, 1) * largest_fraction
+    draw_BC = uniform(key_B, Purpose.DROPPED_CHANNELS, channels).masked_fill(~signal.channel_valid_BC, -1.0)
+    keep_BC = (draw_BC >= fraction_B1) | (draw_BC == draw_BC.amax(1, keepdim=True))
+    return signal.replace(
+        x_BCT=signal.x_BCT * keep_BC[..., None],
+        channel_valid_BC=signal.channel_valid_BC & keep_BC,
+        position_valid_BC=signal.position_valid_BC & keep_BC,
+    )
+
+
+def jitter_positions(signal: Signal, sd_mm: float, key_B: Tensor) -> Signal:
+    """Move every channel by a Gaussian step: caps sit differently, parcels differ between people."""
+    step_BC3 = normal(key_B, Purpose.POSITION, signal.x_BCT.shape[1], 3) * sd_mm
+    moved = torch.where(signal.position_valid_BC[..., None], signal.position_BC3 + step_BC3, signal.position_BC3)
+    return signal.replace(position_BC3=moved)
+
+
 def temporal_view(signal: Signal, index: int, config: AugmentationConfig) -> Signal:
     """The same for the temporal domain: another stretch, amplitude and noise."""
     key_B = _key_B(signal, "temporal", index)
-    if config.time_mask:
-        signal = mask_time(signal, config.time_mask, key_B)
-    if config.amplitude_jitter:
-        signal = scale_amplitude(signal, config.amplitude_jitter, key_B)
+    if config.time_mask or config.amplitude_jitter:
+        signal = mask_and_scale(signal, config.time_mask, config.amplitude_jitter, key_B)
     return add_noise(signal, config.noise, key_B) if config.noise else signal
 
 
@@ -56,6 +225,28 @@ def spectral_view(
     rates_B = signal.sfreq_B.to(power_BAF.device)
     gain_BF = log_gain(freqs_F, rates_B, config.band_mask, config.tilt, HIGHEST_HZ[modality], key_B)
     return power_BAF + gain_BF[:, None]
+
+
+def log_gain(
+    freqs_F: Tensor, sfreq_B: Tensor, band_fraction: float, tilt_sd: float, highest_hz: float, key_B: Tensor
+) -> Tensor:
+    """What is added to log10 power, the same in all channels, ``(B, F)``: one random band is attenuated, and the slope
+    of the 1/f background changes.
+
+    The band covers up to ``band_fraction`` of (0, min(``highest_hz``, Nyquist)) and keeps 10 to 50 % of its amplitude.
+    Power changes by a factor ``(f / f_middle)^e`` with e normal of sd ``tilt_sd`` and f_middle a quarter of that range.
+    Frequencies that a row cannot have (from sfreq / 2 on) get 0.
+    """
+    top_B1 = (sfreq_B / 2).clamp_max(highest_hz)[:, None]
+    width_B1 = uniform(key_B, Purpose.BAND_WIDTH, 1) * band_fraction * top_B1
+    low_B1 = uniform(key_B, Purpose.BAND_PLACE, 1) * (top_B1 - width_B1)
+    kept_B1 = 0.1 + 0.4 * uniform(key_B, Purpose.BAND_KEPT, 1)
+    inside_BF = (freqs_F >= low_B1) & (freqs_F < low_B1 + width_B1)
+    # Bounded below: the lowest frequencies would otherwise be raised without limit.
+    relative_BF = (freqs_F / (top_B1 / 4)).clamp(0.05, 20.0)
+    tilt_BF = tilt_sd * normal(key_B, Purpose.TILT, 1) * torch.log10(relative_BF)
+    gain_BF = torch.where(inside_BF, 2 * torch.log10(kept_B1), 0.0) + tilt_BF
+    return torch.where(freqs_F < sfreq_B[:, None] / 2, gain_BF, 0.0)
 
 
 def _key_B(signal: Signal, domain: Domain, index: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""``mcsp write-bids``, ``build``, ``status``, ``lint`` and ``report``: from files to a corpus, and a look at it."""
+"""``mcsp write-bids``, ``build``, ``status``, ``lint`` and ``report``: build and inspect a corpus."""
 
 import sys
 import time
@@ -40,7 +40,7 @@ def build(config: CorpusConfig, *, address: str | None = None) -> int:
 
 
 def status(out_dir: str, /, *, watch: bool = False, interval: float = 5.0) -> int:
-    """Tell how far a build is, from any machine that sees its folder; a line per site.
+    """Show the progress of a build, from any machine that sees its folder; a line per site.
 
     Args:
         out_dir: of the build, a folder or a URL like s3://...
@@ -64,7 +64,7 @@ def status(out_dir: str, /, *, watch: bool = False, interval: float = 5.0) -> in
 
 
 def lint(corpus_dir: str, /, *, workers: int = 1, privacy: bool = False, names: Path | None = None) -> int:
-    """Re-read a corpus and print everything that is not as its index says; the status is 1 then.
+    """Re-read a corpus and print each difference to its index; the status is 1 if there is one.
 
     Args:
         corpus_dir: a corpus, a folder or a URL like s3://...
@@ -75,8 +75,7 @@ def lint(corpus_dir: str, /, *, workers: int = 1, privacy: bool = False, names: 
     if workers < 1 or (names and not privacy):
         raise ValueError("--workers must be 1 or more, and --names goes with --privacy")
     require_place(corpus_dir, "corpus_dir")
-    from mcsp.data_sharding.build.identifiers import find_identifiers_in_corpus
-    from mcsp.data_sharding.build.privacy import name_words
+    from mcsp.data_sharding.build.privacy import find_identifiers_in_corpus, name_words
     from mcsp.data_sharding.inspect.lint import lint_corpus
     from mcsp.data_sharding.store.files import location
     from mcsp.data_sharding.store.index import read_index
@@ -91,14 +90,14 @@ def lint(corpus_dir: str, /, *, workers: int = 1, privacy: bool = False, names: 
     for lie in lies:
         print(lie)
     summary = f"{counts['samples']} samples, {counts['recordings']} recordings, {counts['hours']:.2f} h"
-    noun, good = ("finding", "nothing found that may identify a person") if privacy else ("lie", "sound")
+    noun, good = ("finding", "nothing found that may identify a person") if privacy else ("fault", "sound")
     bad = f"{len(lies)} {noun}{'' if len(lies) == 1 else 's'}"
     print(f"{corpus_dir}: {bad if lies else good} ({summary})")
     return 1 if lies else 0
 
 
 def report(corpus_dir: str, /) -> int:
-    """Write report.html of a finished corpus anew; the build writes it too.
+    """Write report.html of a finished corpus again, and README.md, its card; the build writes both too.
 
     Args:
         corpus_dir: a corpus, a folder or a URL like s3://...
@@ -126,7 +125,7 @@ def write_bids(
         out_dir: the sites become folders below it
         atlas: of the columns: a name that nilearn fetches, a label image, or a *_dseg.tsv
         space: standard space of a label image whose name does not say it
-        dry_run: read everything, tell what would be written
+        dry_run: read everything, print what would be written
     """
     if not manifest.is_file():
         raise ValueError(f"{manifest}: expected a table of recordings, found no such file")

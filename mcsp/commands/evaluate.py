@@ -10,7 +10,7 @@ _PLACES = ("model_dir", "corpus_dir", "bids_root")
 
 def _tell_classifier(out_dir: Path) -> None:
     if (out_dir / "classifier").is_dir():
-        print(f"classify: mcsp predict {out_dir / 'classifier'} RECORDINGS... --out table.tsv")
+        print(f"predict: mcsp predict {out_dir / 'classifier'} RECORDINGS... --out table.tsv")
 
 
 @takes(EvaluateConfig, (*_PLACES, "run_dir"))
@@ -56,7 +56,7 @@ def finetune(config: FinetuneConfig) -> int:
 
 @takes(ExplainConfig, (*_PLACES, "finetuned_dir"))
 def explain(config: ExplainConfig) -> int:
-    """Show which channels and frequency bands a classifier's score rests on, with controls and pictures.
+    """Show the channels and frequency bands that a classifier uses, with controls and pictures.
 
     mcsp explain model_dir=DIR corpus_dir=DIR out_dir=DIR label=diagnosis [finetuned_dir=DIR]
     """

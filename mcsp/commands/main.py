@@ -8,55 +8,44 @@ and jsonargparse convert values themselves, by rules other than those of our YAM
 import re
 import sys
 from collections.abc import Callable, Sequence
-from functools import partial
 
 from cyclopts import App, Group, Parameter
 from cyclopts.exceptions import CycloptsError
 
 from mcsp.version import __version__
 
-# Verb -> where it is; the groups are those of the help, in this order.
-VERBS: dict[str, dict[str, str]] = {
+# Group of the help -> verb -> where it is in mcsp.commands, and a line about it; in the order of the help.
+VERBS: dict[str, dict[str, tuple[str, str]]] = {
     "Corpus": {
-        "write-bids": "mcsp.commands.corpus:write_bids",
-        "build": "mcsp.commands.corpus:build",
-        "status": "mcsp.commands.corpus:status",
-        "lint": "mcsp.commands.corpus:lint",
-        "report": "mcsp.commands.corpus:report",
+        "write-bids": ("corpus:write_bids", "Write BIDS derivatives from a table of files."),
+        "build": ("corpus:build", "Build a corpus from BIDS datasets."),
+        "status": ("corpus:status", "Progress of a build."),
+        "lint": ("corpus:lint", "Re-read a corpus and compare it with its index."),
+        "report": ("corpus:report", "Write report.html of a corpus again."),
     },
     "Pretraining": {
-        "pretrain": "mcsp.commands.pretrain:pretrain",
-        "plot": "mcsp.commands.runs:plot",
-        "export": "mcsp.commands.runs:export",
+        "pretrain": ("pretrain:pretrain", "Pretrain on a corpus."),
+        "plot": ("pretrain:plot", "Draw a pretraining run."),
+        "export": ("pretrain:export", "Export a checkpoint: weights that load without DeepSpeed."),
     },
     "Use of an export": {
-        "encode": "mcsp.commands.recordings:encode",
-        "evaluate": "mcsp.commands.evaluate:evaluate",
-        "finetune": "mcsp.commands.evaluate:finetune",
-        "predict": "mcsp.commands.recordings:predict",
-        "explain": "mcsp.commands.evaluate:explain",
+        "encode": ("recordings:encode", "Encode recordings: a table of features."),
+        "evaluate": ("evaluate:evaluate", "Compare an export with its baselines on labelled recordings."),
+        "finetune": ("evaluate:finetune", "Fine-tune an export and test it on new subjects or sites."),
+        "predict": ("recordings:predict", "Classify recordings: a table of classes and probabilities, or of numbers."),
+        "explain": ("evaluate:explain", "Show the channels and bands that a classifier uses."),
     },
     "Trying it out": {
-        "demo": "mcsp.commands.demo:demo",
-        "demo-sites": "mcsp.commands.demo_sites:demo_sites",
+        "demo": ("demo:demo", "Run all stages on small data: sites, corpus, pretraining, export, evaluation."),
+        "demo-sites": ("demo:demo_sites", "Write the demo's BIDS datasets, or a simulated consortium."),
     },
 }
-HELP = {
-    "write-bids": "A table of files becomes BIDS derivatives.",
-    "build": "BIDS datasets become a corpus.",
-    "status": "How far a build is.",
-    "lint": "Re-read a corpus: is all as its index says?",
-    "report": "Write report.html of a corpus anew.",
-    "pretrain": "Pretrain on a corpus.",
-    "plot": "Draw a pretraining run.",
-    "export": "A checkpoint becomes weights that load anywhere.",
-    "encode": "Recordings become a table of features.",
-    "evaluate": "Compare an export with its baselines on labelled recordings.",
-    "finetune": "Fine-tune an export and test it on new subjects or sites.",
-    "predict": "Recordings become a table of classes and probabilities.",
-    "explain": "Which channels and bands a classifier's score rests on.",
-    "demo": "Everything once, on small data: sites, corpus, pretraining, export, evaluation.",
-    "demo-sites": "Write the demo's BIDS datasets, or a simulated consortium.",
+# Of pyproject.toml, by verb; the others need "corpus".
+EXTRAS = {
+    **dict.fromkeys(("encode", "predict"), "lab"),
+    **dict.fromkeys(("evaluate", "finetune", "explain"), "lab,evaluate"),
+    **dict.fromkeys(("pretrain", "plot", "export"), "train"),
+    "demo": "corpus,train,evaluate",
 }
 # Clients of object stores, whose errors are of no class that all share.
 _STORES = ("botocore", "aiobotocore", "aiohttp", "google", "gcsfs", "adlfs", "azure")
@@ -69,23 +58,18 @@ def application(called: str = "") -> App:
     app = _app("mcsp", "Pretraining on fMRI and EEG of many sites, and classification with the exported weights.")
     for number, (title, verbs) in enumerate(VERBS.items()):
         group = Group(title, sort_key=number)
-        for place_in_group, (verb, place) in enumerate(verbs.items()):
-            app.command(
-                place, name=verb, group=group, help=None if verb == called else HELP[verb], sort_key=place_in_group
-            )
+        for place_in_group, (verb, (place, text)) in enumerate(verbs.items()):
+            shown = None if verb == called else text
+            app.command(f"mcsp.commands.{place}", name=verb, group=group, help=shown, sort_key=place_in_group)
     app.register_install_completion_command(help="Make the shell complete verbs, keys and choices.")
     return app
 
 
 def _app(name: str, text: str | None = None) -> App:
     return App(
-        name=name,
-        help=text,
-        version=__version__,
-        help_format="plaintext",
-        default_parameter=Parameter(negative=()),
+        name=name, help=text, version=__version__, help_format="plaintext", default_parameter=Parameter(negative=()),
         result_action="return_value",
-    )
+    )  # fmt: skip
 
 
 def run(argv: Sequence[str] | None = None, app: App | None = None) -> int:
@@ -95,12 +79,19 @@ def run(argv: Sequence[str] | None = None, app: App | None = None) -> int:
         argv: verb and arguments; None: those of the process.
         app: another application than ``mcsp``.
     """
+    words: list[str] = []
     try:
         words = _words(sys.argv[1:] if argv is None else argv)
         app = app or application(words[0] if words else "")
         found = app(words, print_error=False, exit_on_error=False)
     except (CycloptsError, ValueError, OSError) as error:
         return _refused(str(error))
+    except ModuleNotFoundError as error:
+        if (error.name or "mcsp").startswith("mcsp"):
+            raise
+        extra = EXTRAS.get(words[0] if words else "", "corpus")
+        remedy = f"; expected what an extra brings: pip install 'mcsp-pretraining[{extra}]'"
+        return _refused(f"{error}{'' if 'pip install' in str(error) else remedy}")
     except Exception as error:
         if type(error).__module__.partition(".")[0] not in _STORES:
             raise
@@ -120,18 +111,14 @@ def run_alone(command: Callable[..., int], name: str) -> int:
     return run(app=app)
 
 
-def launcher(verb: str) -> partial[int]:
+def launcher(verb: str) -> Callable[..., int]:
     """A verb as a function of its arguments, for scripts: ``launcher("lint")(["corpus"])``."""
-    return partial(_verb, verb)
+    return lambda argv=None: run([verb, *(sys.argv[1:] if argv is None else argv)])
 
 
 def main() -> None:
     """What ``mcsp`` runs."""
     raise SystemExit(run())
-
-
-def _verb(verb: str, argv: Sequence[str] | None = None) -> int:
-    return run([verb, *(sys.argv[1:] if argv is None else argv)])
 
 
 def _words(argv: Sequence[str]) -> list[str]:

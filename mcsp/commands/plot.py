@@ -1,4 +1,4 @@
-"""Draw a pretraining run: losses, what holds for people set aside, where time goes, speed, memory, what went wrong."""
+"""``mcsp plot``: losses, validation, parts of a step, speed, memory and faults of a pretraining run as one picture."""
 
 import json
 from pathlib import Path
@@ -29,7 +29,8 @@ def draw(run_dir: Path, lines: list[dict[str, float]], events: list[dict[str, An
         figure, axes = plt.subplots(rows, 2, figsize=(13, 3.2 * rows), sharex=True, layout="constrained")
         panels = axes.ravel()
         _objective(panels[:4], step, columns, run_dir)
-        _learning(panels[4:6], step, columns)
+        _lines(panels[4], step, {"before clipping": columns["gradient_norm"]}, "gradient norm", log=True)
+        _lines(panels[5], step, {"learning rate": columns["learning_rate"]}, "learning rate", smooth=False)
         _time(panels[6:10], step, columns)
         for panel, kind in zip(panels[10:], measures, strict=False):
             _measure(panel, step, columns, kind)
@@ -85,16 +86,9 @@ def _logarithmic(panel: Any) -> None:
 def _set_aside(panel: Any, step: np.ndarray, series: dict[str, np.ndarray]) -> None:
     """What was found for people set aside, as marks in the colours of the training's lines."""
     for k, values in enumerate(series.values()):
-        made = np.isfinite(values)
+        made, colour, mark = np.isfinite(values), COLOURS[k % len(COLOURS)], MARKERS[k % len(MARKERS)]
         label = "marks: people set aside" if k == 0 else None
-        panel.plot(
-            step[made],
-            values[made],
-            MARKERS[k % len(MARKERS)],
-            markersize=4,
-            color=COLOURS[k % len(COLOURS)],
-            label=label,
-        )
+        panel.plot(step[made], values[made], mark, markersize=4, color=colour, label=label)
     if series:
         panel.legend(loc="best", framealpha=0.8, ncols=2)
 
@@ -124,11 +118,6 @@ def _chance(panel: Any, value: float, text: str, side: str = "right") -> None:
     panel.axhline(value, color=GREY, linewidth=1, zorder=0)
     place = (0.99 if side == "right" else 0.01, value)
     panel.annotate(text, place, xycoords=("axes fraction", "data"), fontsize=8, va="bottom", ha=side, color=GREY)
-
-
-def _learning(panels: Any, step: np.ndarray, columns: dict[str, np.ndarray]) -> None:
-    _lines(panels[0], step, {"before clipping": columns["gradient_norm"]}, "gradient norm", log=True)
-    _lines(panels[1], step, {"learning rate": columns["learning_rate"]}, "learning rate", smooth=False)
 
 
 def _time(panels: Any, step: np.ndarray, columns: dict[str, np.ndarray]) -> None:
@@ -173,7 +162,7 @@ def _split(panel: Any, step: np.ndarray, columns: dict[str, np.ndarray]) -> None
 MEASURES = {
     "half_error": ("error across halves", 1.0, "mean over people"),
     "identification": ("identification across halves", None, ""),
-    "site_h": ("site told from h; dotted: from the input", None, ""),
+    "site_h": ("site predicted from h; dotted: from the input", None, ""),
 }
 
 

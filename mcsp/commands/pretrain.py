@@ -1,16 +1,25 @@
-"""``mcsp pretrain``: pretrain on a corpus, in one process or under the deepspeed launcher."""
+"""``mcsp pretrain``, in one process or under the deepspeed launcher; of its runs ``mcsp plot`` and ``mcsp export``."""
 
 import faulthandler
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 import traceback
+from contextlib import suppress
 from importlib.util import find_spec
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any, Literal
 
-from mcsp.commands.settings import takes
+from cyclopts import Parameter
+
+from mcsp.commands.settings import require_place, takes
 from mcsp.config import PretrainConfig
+from mcsp.outside import read_object
+from mcsp.run_log import read_events, read_metrics
 
 
 @takes(PretrainConfig, ("corpus_dir",))
@@ -33,9 +42,9 @@ def pretrain(config: PretrainConfig, *, check: bool = False, ranks: int | None =
     docs/training.md explains how to run it for weeks.
 
     Args:
-        check: say what a run would need, and end without a trace
-        ranks: start so many on this host, through DeepSpeed's launcher
-        verbose: also what that launcher says
+        check: print what a run would need; run_dir stays untouched
+        ranks: number of processes on this host, started by DeepSpeed's launcher
+        verbose: also show the lines of that launcher
     """
     if ranks is not None:
         return _start(ranks, config, check, verbose)
@@ -102,4 +111,125 @@ def _start(ranks: int, config: PretrainConfig, check: bool, verbose: bool) -> in
         environment.setdefault("DS_ACCELERATOR", "cpu")
     settings = [f"{key}={json.dumps(value)}" for key, value in config.dump().items()]
     command = [*starter(verbose), "--num_accelerators", str(ranks), "--module", "mcsp", "pretrain", *settings]
-    return subprocess.run([*command, *(["--check"] if check else [])], env=environment, check=False).returncode
+    # In a session of its own: the launcher would answer Ctrl-C with tracebacks, and kill ranks that save for long.
+    process = subprocess.Popen([*command, *(["--check"] if check else [])], env=environment, start_new_session=True)
+    interrupts = 0
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        nonlocal interrupts
+        interrupts += number == signal.SIGINT
+        ranks = _ranks_below(process.pid)
+        if interrupts > 1:  # who asks again does not want to wait for a checkpoint
+            os.killpg(process.pid, signal.SIGKILL)
+        elif ranks:
+            for rank in ranks:
+                with suppress(ProcessLookupError):
+                    os.kill(rank, signal.SIGTERM if number == signal.SIGHUP else number)
+        else:
+            process.terminate()
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
+            signal.signal(number, pass_on)
+    code = process.wait()
+    return code if code >= 0 else 128 - code
+
+
+def _ranks_below(launcher: int) -> list[int]:
+    """Process ids of the ranks that DeepSpeed's launcher has started: children of its child ``launch.py``."""
+    from mcsp.training.stopping import process_stat
+
+    parents = {int(path.name): process_stat(int(path.name))[0] for path in Path("/proc").glob("[0-9]*")}
+    found = []
+    for pid, parent in parents.items():
+        with suppress(OSError):
+            if parents.get(parent) == launcher:
+                command = Path(f"/proc/{parent}/cmdline").read_bytes()
+                found += [pid] if b"deepspeed.launcher.launch" in command else []
+    return found
+
+
+def plot(run_dir: Path, /, *, out: Path | None = None) -> int:
+    """Draw a pretraining run: losses, validation, time, faults.
+
+    Args:
+        run_dir: folder of a pretraining run, finished or not
+        out: PNG to write; RUN_DIR/run.png where omitted
+    """
+    out = out or run_dir / "run.png"
+    lines = read_metrics(run_dir)
+    if not lines:
+        raise ValueError(f"{run_dir}: expected a pretraining run with metrics.jsonl, found no line of one")
+    from mcsp.commands.plot import draw
+
+    draw(run_dir, lines, read_events(run_dir), out)
+    print(f"plot: {out}")
+    return 0
+
+
+def export(
+    run_dir: Path,
+    out_dir: Path,
+    /,
+    *,
+    best: bool = False,
+    ema: bool = False,
+    corpus: Path | None = None,
+    dtype: Literal["fp32", "bf16"] = "fp32",
+    modalities: Annotated[list[Literal["fmri", "eeg"]] | None, Parameter(consume_multiple=True)] = None,
+    formats: Annotated[
+        tuple[Literal["torch-export", "onnx"], ...], Parameter(name="--format", consume_multiple=True)
+    ] = (),
+    evaluation: Path | None = None,
+    contact: str | None = None,
+    terms: str | None = None,
+) -> int:
+    """Export the newest checkpoint of a run: safetensors weights that load without DeepSpeed, with a model card.
+
+    mcsp export RUN_DIR OUT_DIR [--dtype bf16] [--modalities eeg] [--format torch-export onnx]
+
+    Args:
+        run_dir: folder of a pretraining run
+        out_dir: where the export goes; an earlier export there is replaced
+        best: the checkpoint that keep_best kept; default: the newest
+        ema: the moving average of the weights, where the run kept one
+        corpus: the run's corpus, if it has moved since
+        dtype: of the stored weights
+        modalities: encoders to export; default: all
+        formats: programs of each encoder beside the weights, in minutes: .pt2 for torch alone, .onnx for onnxruntime
+        evaluation: folder of evaluate's results.json, for the model card
+        contact: who answers questions about the weights, for the model card
+        terms: under which the weights may be used, for the model card
+    """
+    require_place(run_dir, "run_dir")
+    import torch
+
+    from mcsp.data_sharding.store.reader import Corpus
+    from mcsp.export.export import check_out_dir, write_export
+    from mcsp.training.saving.checkpoint import latest_checkpoint
+    from mcsp.training.saving.state import EMA, consolidate_weights
+
+    checkpoint = latest_checkpoint(run_dir, folder="best") if best else latest_checkpoint(run_dir)
+    if checkpoint is None:
+        kind = "one that keep_best kept" if best else "a checkpoint"
+        raise ValueError(f"{run_dir}: expected a pretraining run with {kind}, found none")
+    check_out_dir(out_dir)
+    manifest = read_object(checkpoint / "manifest.json")
+    read = Corpus(corpus or manifest["config"]["corpus_dir"])
+    print(f"export: step {manifest['step']} of {run_dir}")
+    metrics = [line for line in read_metrics(run_dir) if line["step"] <= manifest["step"]]
+    stored = {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
+    scored = read_evaluation(evaluation) if evaluation else None
+    weights = consolidate_weights(checkpoint, EMA if ema else "weight")
+    write_export(weights, manifest, metrics, read, out_dir, stored, modalities, scored, formats, contact, terms)
+    rounded = "" if dtype == "fp32" else f", its weights rounded to {dtype}"
+    print(f"model: {out_dir}  (reloaded; outputs bit-identical to those of the checkpoint{rounded})")
+    return 0
+
+
+def read_evaluation(folder: Path) -> dict[str, Any]:
+    """The content of evaluate's results.json; ``ValueError`` where there is none."""
+    path = folder / "results.json"
+    if not path.is_file():
+        raise ValueError(f"{path}: expected the results of mcsp evaluate, found none")
+    return read_object(path)

@@ -1,6 +1,7 @@
 """``mcsp encode`` and ``mcsp predict``: tables with one row per recording."""
 
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -67,28 +68,25 @@ def encode(
     from mcsp.encode.files import encode_files, find_files, write_features
 
     cut = {"windows_per_recording": windows_per_recording or WINDOWS_PER_RECORDING, "window_seconds": window_seconds}
-    rows = []
-    for row in encode_files(find_files(recordings), model_dir, {**cut, **asdict(about)}):
+    rows, files = [], find_files(recordings)
+    with out.open("ab"):  # what cannot be written is told before the work
+        pass
+    for row in encode_files(files, model_dir, {**cut, **asdict(about)}):
         rows.append(row)
         print(f"{row.recording}: {row.error or 'encoded'}", file=sys.stderr)
     write_features(rows, out)
     return _told(out, len(rows), sum(row.features is not None for row in rows))
 
 
-def predict(
-    classifier_dir: Path,
-    /,
-    *recordings: Path,
-    out: Path,
-    about: Stated = About(),
-) -> int:
-    """Classify recordings with what ``mcsp finetune`` or ``mcsp evaluate`` wrote: one row per recording.
+def predict(classifier_dir: Path, /, *recordings: Path, out: Path, about: Stated = About()) -> int:
+    """Predict from recordings with what ``mcsp finetune`` or ``mcsp evaluate`` wrote: one row per recording.
 
-    Columns: recording, modality, class, its calibrated probability, p(<class>) of
-    every class, distance from the training data (1 is typical of them), closer
-    (percent of held-out training units that were closer), flags (quality, missing
-    channels, unlike the training data), error (why there is no class). The status
-    is 1 where no recording could be used.
+    Columns: recording, modality; class, its calibrated probability, p(<class>) of
+    every class, or of a number value, low and high (of its interval); distance from
+    the training data (1 is typical of them), closer (percent of held-out training
+    units that were closer), flags (quality, missing channels, unlike the training
+    data, chance), error (why there is nothing else). The status is 1 where no
+    recording could be used.
 
     mcsp predict OUT_DIR/classifier RECORDINGS... --out table.tsv
 
@@ -103,17 +101,25 @@ def predict(
     from mcsp.encode.files import find_files, write_table
 
     classifier = LoadedClassifier(classifier_dir, **asdict(about))
-    rows: list[dict[str, Any]] = []
-    for file in find_files(recordings):
-        (found,) = classifier.predict_all([file])
-        rows.append(found.row())
-        print(f"{file}: {found.error or _in_words(rows[-1])}", file=sys.stderr)
-    write_table(out, classifier.columns, rows)
-    return _told(out, len(rows), sum(not row["error"] for row in rows))
+    files, good = find_files(recordings), 0
+
+    def rows() -> Iterator[dict[str, Any]]:
+        nonlocal good
+        for file in files:
+            row = classifier.predict_or_tell(file).row()
+            good += not row["error"]
+            print(f"{file}: {row['error'] or _in_words(row)}", file=sys.stderr)
+            yield row
+
+    write_table(out, classifier.columns, rows())
+    return _told(out, len(files), good)
 
 
 def _in_words(row: dict[str, Any]) -> str:
-    said = f"{row['value']:g}" if row["value"] is not None else f"{row['class']}, probability {row['probability']:.2f}"
+    if row["class"]:
+        said = f"{row['class']}, probability {row['probability']:.2f}"
+    else:
+        said = f"{row['value']:.4g} ({row['low']:.4g} to {row['high']:.4g})"
     return f"{said}; {row['flags']}" if row["flags"] else said
 
 

@@ -36,9 +36,11 @@ def takes(model: type[Config], places: Sequence[str] = ()) -> Callable[[Callable
     """
 
     def decorated(command: Callable[..., int]) -> Callable[..., int]:
+        """The command with the keys in its signature, as the parser sees them."""
         own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
 
         def with_settings(*pairs: str, **options: Any) -> int:
+            """Load the settings, then run the command or show them."""
             config, print_config = options.pop("config", None), options.pop("print_config", False)
             extras = {p.name: options.pop(p.name) for p in own if p.name in options}
             twice = [key for key in options if any(pair.startswith(f"{key}=") for pair in pairs)]
@@ -78,15 +80,10 @@ def options_of(model: type[Config]) -> list[inspect.Parameter]:
     for key, field, section in keys_of(model):
         kind, choices = kind_of(field)
         parameter = Parameter(
-            name=f"--{key}",
-            help=f"{field.description} [{default_of(field)}]",
-            group=Group(section or "Settings", sort_key=2 if section else 1),
-            metavar=kind,
-            choices=choices,
-            converter=_text,
-            n_tokens=1,
-            show_default=False,
-        )
+            name=f"--{key}", help=f"{field.description} [{default_of(field)}]",
+            group=Group(section or "Settings", sort_key=2 if section else 1), metavar=kind, choices=choices,
+            converter=_text, n_tokens=1, show_default=False,
+        )  # fmt: skip
         annotation = Annotated[Path | None, parameter] if kind == "PATH" else Annotated[str | None, parameter]
         name = key.replace(".", "__")
         found.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation))
@@ -97,7 +94,7 @@ def _of_file() -> list[inspect.Parameter]:
     kind = inspect.Parameter
     pairs = Annotated[str, Parameter(name="KEY=VALUE", help="values of keys, also as section.key=value")]
     file = Annotated[Path | None, Parameter(help="YAML file with values that differ from the defaults")]
-    shown = Annotated[bool, Parameter(help="show what file and options come to, and end")]
+    shown = Annotated[bool, Parameter(help="print the resolved settings, and end")]
     return [
         kind("key_value", kind.VAR_POSITIONAL, annotation=pairs),
         kind("config", kind.KEYWORD_ONLY, default=None, annotation=file),

@@ -1,4 +1,4 @@
-"""Configuration: pydantic models are the schema, YAML the values, ``key.sub=value`` what takes precedence over a file.
+"""Configuration: pydantic models are the schema, YAML files hold values, ``key.sub=value`` overrides them.
 
 A YAML file holds only what differs from the defaults below. Unknown keys are refused with the list of known ones.
 Numbers without a source beside them are choices of ours. The command line is :mod:`mcsp.commands.settings`.
@@ -126,7 +126,9 @@ def _explain(model: type[BaseModel], error: Any) -> str:
     if error["type"] == "missing":
         return f"{where}: expected a value, found none"
     if error["type"] != "extra_forbidden":
-        return f"{where or 'config'}: {error['msg']} (found {error.get('input')!r:.80})"
+        told = error["msg"].removeprefix("Value error, ")  # of a check of ours, which may say what it found
+        found = "" if "found" in told or not where else f" (found {error.get('input')!r:.80})"
+        return f"{where}{': ' if where else ''}{told}{found}"
     known: type[BaseModel] = model
     for part in error["loc"][:-1]:
         annotation = known.model_fields[part].annotation if part in known.model_fields else None

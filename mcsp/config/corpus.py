@@ -59,17 +59,16 @@ class FmriConfig(Config):
     )
     image_space: str | None = Field(None, description="standard space of images whose names have no space-")
     atlas: str | None = Field(
-        None,
-        description="atlas of tables and images by name, as nilearn fetches it: Schaefer2018_400Parcels_7Networks",
+        None, description="atlas of tables and images by name, as nilearn fetches it: Schaefer2018_400Parcels_7Networks"
     )
     parcellation: str | None = Field(None, description="seg- of the time series to read; null: the first by name")
-    detrend: bool = Field(True, description="take a straight line out of each parcel's series")
+    detrend: bool = Field(True, description="remove a linear trend from each parcel's series")
     bandpass_hz: tuple[float, float] | None = Field(None, description="of the signals and the regressors; null: none")
     confounds: list[Confound] | None = Field(
         None, description="strategies of nilearn's load_confounds to regress out of fMRIPrep images; null: none"
     )
     max_fd_mm: float | None = Field(
-        None, gt=0, description="volumes of more framewise displacement leave the valid spans; null: all stay"
+        None, gt=0, description="volumes with more framewise displacement are left out of the valid spans; null: none"
     )
     min_parcel_coverage: float = Field(
         0.5, ge=0, le=1, description="fraction of a parcel's voxels that an image must cover, as in xcp_d"
@@ -147,14 +146,14 @@ class CorpusConfig(Selection):
         "that all workers see; null: .build in out_dir, for you alone; needed where out_dir is an object store",
     )
     sites: dict[str, SiteConfig] = Field({}, description="site name -> {path, simulated, label_image}")
-    participants_columns: list[str] = Field([], description="columns of participants.tsv that go along")
+    participants_columns: list[str] = Field([], description="columns of participants.tsv to store")
     family_column: str | None = Field(None, description="column of participants.tsv whose values stay in one split")
     eeg: EegConfig = Field(EegConfig(), description="EEG cleaning")
     fmri: FmriConfig = Field(FmriConfig(), description="BOLD cleaning")
     min_seconds: dict[Modality, float] = Field(
         {"eeg": 10.0, "fmri": 30.0}, description="shorter recordings are rejected"
     )
-    samples_per_shard: int = Field(64, ge=1, description="at most so many samples (subject-sessions) per tar")
+    samples_per_shard: int = Field(64, ge=1, description="largest number of samples (subject-sessions) per tar")
     split_fractions: tuple[float, float, float] = Field((0.8, 0.1, 0.1), description="train, validation, test")
     seed: int = Field(0, description="of the split and of the order of samples")
     subject_key_file: Path | None = Field(
@@ -162,12 +161,10 @@ class CorpusConfig(Selection):
         description="file with the key of the subject hashes, 64 hexadecimal digits; null: variable MCSP_SUBJECT_KEY",
     )
     allow_public_key: bool = Field(
-        False,
-        description="use a key that others know, for demo data: whoever knows it finds whose a hash is",
+        False, description="allow a key that others know, for demo data only: with it, hashes lead back to subjects"
     )
     trusted_link_targets: list[Path] = Field(
-        [],
-        description="folders outside of the datasets that links and headers may lead to; all others are refused",
+        [], description="folders outside of the datasets that links and headers may lead to; all others are refused"
     )
     on_error: Literal["raise", "warn", "quarantine"] = Field(
         "quarantine", description="a bad recording ends the build, is listed with a warning, or is listed"
@@ -179,11 +176,12 @@ class CorpusConfig(Selection):
     site_timeout_seconds: float = Field(
         14_400.0,
         gt=0,
-        description="time that files which never end may cost one site; then the rest of it is not read",
+        description="limit for reading files of one site that do not end; the rest of the site is then skipped",
     )
     read_memory_gb: float = Field(16.0, gt=0, description="address space for reading one recording [10^9 bytes]")
     allow_open_cluster: bool = Field(
-        False, description="use a Ray cluster without authentication, on which whoever reaches it runs programs as you"
+        False,
+        description="allow a Ray cluster without authentication: everybody who reaches it can run programs as you",
     )
     workers: int | None = Field(None, ge=1, description="Ray CPUs of a local Ray; null: all cores")
 
@@ -212,6 +210,13 @@ class CorpusConfig(Selection):
     @classmethod
     def _percent(cls, value: object) -> object:
         return float(value[:-1]) / 100 if isinstance(value, str) and value.endswith("%") else value
+
+    @field_validator("bids_root", mode="before")
+    @classmethod
+    def _local(cls, place: object) -> object:
+        if "://" in str(place):
+            raise ValueError(f"expected a folder of this machine, found {place}; or sites.NAME.path={place}")
+        return place
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -1,4 +1,4 @@
-"""Architecture, objective and views: what decides a model beside its data."""
+"""Settings of architecture, objective and views."""
 
 from typing import Literal
 
@@ -36,11 +36,9 @@ class ModelConfig(Config):
     )
     spatial_form: SpatialForm = Field(
         "logarithm",
-        description="what tokens of the spatial domain hold of the correlation: its matrix logarithm or root",
+        description="form of the correlation in spatial tokens: matrix logarithm or root",
     )
-    skips: tuple[Skip, ...] = Field(
-        SKIPS, max_length=12, description="what features hold beside h: measured, not learned"
-    )
+    skips: tuple[Skip, ...] = Field(SKIPS, max_length=12, description="measured features beside the learned h")
 
     def anchors(self, modality: Modality) -> int:
         """Number of anchor positions of a modality."""
@@ -65,8 +63,7 @@ class ObjectiveConfig(Config):
         "all", description="what a row is contrasted with: all other subjects, or those of its own site"
     )
     shuffled_pairs: Literal["within_site"] | None = Field(
-        None,
-        description="a control, never for weights that are used: views of different people of one site are paired",
+        None, description="control only: pair views of different people of one site"
     )
     precision: Literal["auto", "fp32", "tf32", "bf16"] = Field(
         "auto", description="of products of embeddings in the loss; auto: bf16 under bf16 autocast, else fp32"

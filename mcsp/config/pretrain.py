@@ -21,20 +21,22 @@ class BatchConfig(Config):
 class HealthConfig(Config):
     """Which steps are left out of a run, and what leads back to a checkpoint; :mod:`mcsp.training.health` explains."""
 
-    spike_window: int = Field(128, ge=2, description="last steps that a step is compared with, once half are there")
+    spike_window: int = Field(
+        128, ge=2, description="number of earlier steps that a step is compared with (at least half of them)"
+    )
     spike_factor: float = Field(
         10.0, ge=0, description="robust standard deviations above the median that make a spike; 0 lets spikes count"
     )
     new_level_after: int = Field(5, ge=1, description="spikes within twice as many steps that make a new level")
     rollback_after: int = Field(
-        10, ge=1, description="steps in a row that are not finite and lead back to a checkpoint"
+        10, ge=1, description="non-finite steps in a row after which the run returns to a checkpoint"
     )
     lost_after: int = Field(
         200,
         ge=0,
         description="steps in a row with a loss above the first ones' that lead back to a checkpoint; 0: none do",
     )
-    max_rollbacks: int = Field(3, ge=0, description="the run ends instead of going back once more")
+    max_rollbacks: int = Field(3, ge=0, description="largest number of returns to a checkpoint; then the run ends")
 
 
 class PretrainConfig(Config):
@@ -70,11 +72,11 @@ class PretrainConfig(Config):
     sites_per_batch: int = Field(
         0,
         ge=0,
-        description="from how many sites each part of the batch comes (paired, eeg, fmri), so that there are many "
+        description="number of sites in each part of the batch (paired, eeg, fmri), for many "
         "samples of each; divides each quota. 0: all sites mixed",
     )
     shuffle_shards: int = Field(
-        0, ge=0, description="shuffle within groups of so many shards, for remote or slow disks; 0: whole corpus"
+        0, ge=0, description="shuffle within groups of this many shards, for remote or slow disks; 0: whole corpus"
     )
     model: ModelConfig = Field(ModelConfig(), description="architecture")
     objective: ObjectiveConfig = Field(ObjectiveConfig(), description="weights of the loss terms")
@@ -110,7 +112,7 @@ class PretrainConfig(Config):
     cache_dir: UserPath | None = Field(
         None, description="where shards of a remote corpus are kept; null: ~/.cache/mcsp"
     )
-    cache_gb: float = Field(100.0, gt=0, description="most that shards of a remote corpus take on each machine")
+    cache_gb: float = Field(100.0, gt=0, description="disk space for shards of a remote corpus on each machine")
     checkpoint_every: int = Field(100, ge=1, description="steps")
     keep_checkpoints: int = Field(3, ge=1, description="older ones are deleted")
     keep_every: int = Field(0, ge=0, description="checkpoints after a multiple of this many steps stay; 0: none do")
@@ -124,19 +126,19 @@ class PretrainConfig(Config):
     )
     validation_batches: int = Field(2, ge=1, description="batches of one evaluation, always the same windows and views")
     collapse_after: int = Field(
-        3, ge=0, description="evaluations in a row with embeddings all alike that end the run; 0: it goes on"
+        3, ge=0, description="evaluations in a row with collapsed embeddings that end the run; 0: never"
     )
     log_every: int = Field(1, ge=1, description="steps per line of metrics.jsonl; the first has one as well")
     profile_steps: tuple[int, int] | None = Field(
         None, description="first and last step of a trace for chrome://tracing in run_dir/profile; null: none"
     )
     trackers: tuple[Literal["wandb", "mlflow"], ...] = Field(
-        (), description="that metrics go to as well, where their package is installed"
+        (), description="other services that get the metrics; their packages must be installed"
     )
     resume: Literal["auto", "never", "must"] = Field(
         "auto", description="auto: continue where run_dir has a checkpoint"
     )
     health: HealthConfig = Field(HealthConfig(), description="steps that are not finite or spike are skipped")
     watchdog_seconds: float = Field(
-        600.0, ge=0, description="a rank without progress for so long ends the run with a report; 0 switches it off"
+        600.0, ge=0, description="a rank without progress for this long ends the run with a report; 0: never"
     )

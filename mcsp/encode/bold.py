@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mcsp.config import FmriConfig
-from mcsp.encode.bold_source import Source, name_of, of_array, of_file, of_image
-from mcsp.encode.parcellations import PRETRAINING, atlas_of_pretraining, parcellation_name, parcellation_sha256
+from mcsp.encode.bold_source import Source, name_of, source_of
+from mcsp.encode.parcellations import parcellation_name, parcellation_sha256
 from mcsp.encode.recording import (
     ChannelStatus,
     EncodedRecording,
@@ -72,7 +72,7 @@ def encode_bold(
     """
     require_packages("nibabel", "pandas", "scipy")
     from mcsp.data_sharding.bids.reasons import naming
-    from mcsp.data_sharding.clean.fmri import clean_bold, plausible_t_r, require_length
+    from mcsp.data_sharding.clean.fmri import clean_bold, require_length
     from mcsp.data_sharding.parcels.parcellation import require_places
 
     options = options or Options()
@@ -80,17 +80,8 @@ def encode_bold(
     name = name_of(bold)
     min_seconds = min_seconds_of(model, "fmri", options, _MIN_SECONDS)
     with naming(name):
-        if t_r is not None:
-            plausible_t_r(float(t_r))
-        if isinstance(parcellation, str) and parcellation.partition(":")[0] == PRETRAINING:
-            n_parcels = bold.shape[1] if isinstance(bold, np.ndarray) and bold.ndim == 2 else None
-            parcellation = atlas_of_pretraining(model.preprocessing.get("parcellations", []), parcellation, n_parcels)
-        if isinstance(bold, str | Path):
-            source = of_file(Path(bold), t_r, parcellation, parcel_table, space, percent, config)
-        elif hasattr(bold, "dataobj") and hasattr(bold, "affine"):
-            source = of_image(bold, t_r, parcellation, parcel_table, space, config)
-        else:
-            source = of_array(np.asarray(bold), t_r, parcellation, parcel_table, percent)
+        known = model.preprocessing.get("parcellations", [])
+        source = source_of(bold, t_r, parcellation, parcel_table, space, percent, config, known)
         require_length(len(source.x_TP), source.t_r, min_seconds)
         clean = clean_bold(
             source.x_TP, source.parcels, source.t_r, source.confounds, config, min_seconds, source.percent
@@ -156,7 +147,7 @@ def _report(
         "parcels": f"{sum(f.used for f in statuses)} used; {len(bad)} without signal, {len(unplaced)} without position",
         "no signal": listed(bad),
         "no position": listed(unplaced),
-        "unit": "arbitrary: the series has no mean, so its amplitude says nothing"
+        "unit": "arbitrary: the series has no mean, so its amplitude has no meaning"
         if clean.unit == SCALE_FREE
         else "percent signal change" + (" already" if source.percent else " of each parcel's mean"),
         "cleaned": f"{'detrended, ' if config.detrend else ''}{band}, "

@@ -1,9 +1,9 @@
-"""One run of BOLD as a user has it, an image, a table or an array, brought to time series of parcels.
+"""Turn one run of BOLD (image, table or array) into time series of parcels.
 
 Shape letters: T volumes, P parcels.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mcsp.config import FmriConfig
+from mcsp.encode.parcellations import PRETRAINING, atlas_of_pretraining
 
 if TYPE_CHECKING:
-    from mcsp.data_sharding.clean.fmri_confounds import Confounds
+    from mcsp.data_sharding.clean.fmri import Confounds
     from mcsp.data_sharding.parcels.atlases import Atlas
     from mcsp.data_sharding.parcels.parcellation import Parcels
 
@@ -38,7 +39,32 @@ def name_of(bold: Any) -> str:
     return Path(file).name if file else f"BOLD {type(bold).__name__}"
 
 
-def of_file(
+def source_of(
+    bold: Any,
+    t_r: float | None,
+    parcellation: Any,
+    parcel_table: str | Path | None,
+    space: str | None,
+    percent: bool,
+    config: FmriConfig,
+    pretraining: Sequence[Mapping[str, Any]],
+) -> Source:
+    """Time series of whatever :func:`mcsp.encode.bold.encode_bold` takes; ``pretraining``: parcellations seen there."""
+    from mcsp.data_sharding.clean.fmri import plausible_t_r
+
+    if t_r is not None:
+        plausible_t_r(float(t_r))
+    if isinstance(parcellation, str) and parcellation.partition(":")[0] == PRETRAINING:
+        n_parcels = bold.shape[1] if isinstance(bold, np.ndarray) and bold.ndim == 2 else None
+        parcellation = atlas_of_pretraining(pretraining, parcellation, n_parcels)
+    if isinstance(bold, str | Path):
+        return _of_file(Path(bold), t_r, parcellation, parcel_table, space, percent, config)
+    if hasattr(bold, "dataobj") and hasattr(bold, "affine"):
+        return _of_image(bold, t_r, parcellation, parcel_table, space, config)
+    return _of_array(np.asarray(bold), t_r, parcellation, parcel_table, percent)
+
+
+def _of_file(
     path: Path,
     t_r: float | None,
     parcellation: Any,
@@ -50,8 +76,7 @@ def of_file(
     """Read a file with the companions of its BIDS dataset; a table of another format (``.csv``, ``.npy``) by itself."""
     from mcsp.data_sharding.bids.find import read_sidecar, ref_of_file
     from mcsp.data_sharding.bids.reasons import RecordingError, reading
-    from mcsp.data_sharding.clean.fmri import in_percent, repetition_time
-    from mcsp.data_sharding.clean.fmri_confounds import with_confounds
+    from mcsp.data_sharding.clean.fmri import in_percent, repetition_time, with_confounds
     from mcsp.data_sharding.clean.fmri_files import is_image, read_time_series
     from mcsp.data_sharding.parcels.series import EXTENSIONS
 
@@ -79,7 +104,7 @@ def of_file(
     return Source(path.name, x_TP, parcels, t_r, confounds, percent or in_percent(sidecar))
 
 
-def of_image(
+def _of_image(
     image: Any,
     t_r: float | None,
     parcellation: Any,
@@ -89,9 +114,9 @@ def of_image(
 ) -> Source:
     """Average an image in memory over a label image; its confounds are not known."""
     from mcsp.data_sharding.bids.reasons import RecordingError, reading
-    from mcsp.data_sharding.clean.fmri_confounds import Confounds
+    from mcsp.data_sharding.clean.fmri import Confounds
     from mcsp.data_sharding.clean.fmri_files import Named, average_parcels
-    from mcsp.data_sharding.parcels.spaces import require_same, require_standard, space_of_name
+    from mcsp.data_sharding.parcels.atlases import require_same, require_standard, space_of_name
 
     name = name_of(image)
     if t_r is None:
@@ -125,9 +150,9 @@ def _atlas(parcellation: Any, parcel_table: str | Path | None, space: str | None
         atlas_of_image,
         is_named,
         named_atlas,
+        space_of_atlas,
     )
     from mcsp.data_sharding.parcels.parcellation import parcel_table as read_table
-    from mcsp.data_sharding.parcels.spaces import space_of_atlas
 
     if parcellation is None:
         return None if parcel_table is None else atlas_of_file(_table_path(parcel_table))
@@ -162,15 +187,11 @@ def _table_path(table: str | Path) -> Path:
     return Path(table)
 
 
-def of_array(
-    x_TP: np.ndarray,
-    t_r: float | None,
-    parcellation: Any,
-    parcel_table: str | Path | None,
-    percent: bool,
+def _of_array(
+    x_TP: np.ndarray, t_r: float | None, parcellation: Any, parcel_table: str | Path | None, percent: bool
 ) -> Source:
     """Check an array ``(T, P)`` against the parcellation of its columns."""
-    from mcsp.data_sharding.clean.fmri_confounds import Confounds
+    from mcsp.data_sharding.clean.fmri import Confounds
 
     if x_TP.dtype == object:
         raise ValueError(

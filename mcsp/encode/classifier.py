@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mcsp.batch import Signal
-from mcsp.config.finetune import Depth
+from mcsp.config.evaluate import Depth
 from mcsp.model.layers import TokenEncoder
 from mcsp.model.mcsp import MCSP
 from mcsp.schema import Modality

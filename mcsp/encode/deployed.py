@@ -1,9 +1,9 @@
-"""A classifier in one folder, encoder and all: ``mcsp.load_classifier(folder).predict(recording)``.
+"""A classifier in one folder, with its encoder: ``mcsp.load_classifier(folder).predict(recording)``.
 
 The folder holds::
 
     classifier.json      task (kind, label, classes), and for each modality: how recordings are encoded, calibration,
-                         threshold, training sites and channels, distances of new subjects
+                         how good it is, threshold or interval, training sites and channels, distances of new subjects
     head.safetensors     <modality>.<name>: weight_OF, bias_O, mean_F, scale_F of the head; centre_F, spread_F of the
                          training data
     encoder/             an export, see mcsp.model.weights
@@ -14,7 +14,7 @@ Nothing here unpickles. Shape letters: F features, O outputs.
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +23,15 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from mcsp.encode.extractor import FeatureExtractor
-from mcsp.encode.files import modality_of
+from mcsp.encode.files import modality_of, reason_of
 from mcsp.encode.recording import EncodedRecording
 from mcsp.model.weights import SUMS_FILE, ExportedMCSP, write_pretrained, write_sums
-from mcsp.outside import read_object
+from mcsp.outside import read_object, sha256_file
 from mcsp.schema import Modality
 from mcsp.version import __version__
-from mcsp.wording import listed, sha256_file
+from mcsp.wording import listed
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 JSON_FILE, HEAD_FILE, ENCODER, CARD = "classifier.json", "head.safetensors", "encoder", "README.md"
 CLASSIFICATION, REGRESSION = "classification", "regression"
 UNUSUAL = 95  # percent of held-out training units that lie closer than what is called unlike the training data; ours
@@ -45,9 +45,11 @@ class Head:
         arrays: ``weight_OF``, ``bias_O``, ``mean_F``, ``scale_F``: scores are ``weight ((x - mean) * scale) + bias``;
             ``centre_F``, ``spread_F``: mean and standard deviation over the training units.
         facts: JSON types: ``windows_per_recording``, ``window_seconds``, ``measured_of`` ("recording" or "windows"),
-            ``calibration`` {slope, bias} of the scores, ``threshold`` on the second class of two (null: the largest
-            probability), ``sites`` {site: units}, ``channels`` {site: names}, ``distances`` (0th, 5th, ... 100th
-            percentile of held-out units).
+            ``calibration`` {slope, bias} of the scores, ``skill`` {measure, chance, estimate} on held-out units,
+            ``sites`` {site: units}, ``simulated`` those of them that are no people, ``channels`` {site: names},
+            ``distances`` (0th, 5th, ... 100th percentile of held-out units). Of classes ``threshold`` on the second of
+            two (null: the largest probability). Of a number ``interval`` {coverage, half_width} of held-out errors, and
+            ``range`` of the labels.
     """
 
     arrays: dict[str, np.ndarray]
@@ -70,7 +72,8 @@ class Prediction:
         modality: of the recording.
         label: the class, or ``""`` where there is none.
         probabilities: calibrated, by class; empty for a regression.
-        value: of a regression, else None.
+        value: the number of a regression, else None.
+        interval: around it, from errors of held-out training units; else None.
         distance: from the training data, 1 for a typical unit of them; None where it was not encoded.
         closer: percent of held-out training units that were closer.
         flags: what a user should know before trusting it: quality, channels, unlike the training data.
@@ -82,18 +85,21 @@ class Prediction:
     label: str = ""
     probabilities: dict[str, float] = field(default_factory=dict)
     value: float | None = None
+    interval: tuple[float, float] | None = None
     distance: float | None = None
     closer: float | None = None
     flags: tuple[str, ...] = ()
     error: str = ""
 
     def row(self) -> dict[str, Any]:
-        """Cells of a table: ``class`` and its ``probability``, ``p(<class>)`` of all, and the rest by its name."""
-        cells = {k: v for k, v in asdict(self).items() if k not in ("probabilities", "label", "flags", "value")}
-        about = {"class": self.label, "probability": self.probabilities.get(self.label), "flags": "; ".join(self.flags)}
-        known = {**cells, **about, **{f"p({name})": p for name, p in self.probabilities.items()}}
-        known["value"] = self.value
-        return {k: round(v, 6) if isinstance(v, float) else v for k, v in known.items()}
+        """Cells of a table: ``class``, its ``probability``, ``p(<class>)`` of all; or ``value``, ``low``, ``high``."""
+        named = ("recording", "modality", "value", "distance", "closer", "error")
+        cells: dict[str, Any] = {name: getattr(self, name) for name in named}
+        cells |= {"class": self.label, "probability": self.probabilities.get(self.label)}
+        cells["flags"] = "; ".join(self.flags)
+        cells |= {f"p({name})": p for name, p in self.probabilities.items()}
+        cells |= dict(zip(("low", "high"), self.interval or (None, None), strict=True))
+        return {k: round(v, 6) if isinstance(v, float) else v for k, v in cells.items()}
 
 
 class LoadedClassifier:
@@ -135,18 +141,21 @@ class LoadedClassifier:
 
     def predict_all(self, recordings: Iterable[Any]) -> list[Prediction]:
         """One prediction per recording, in order; one that cannot be used has its reason in ``error``."""
-        found = []
-        for recording in recordings:
-            try:
-                found.append(self.predict(recording))
-            except (ValueError, OSError, MemoryError) as error:  # a recording costs itself alone
-                found.append(Prediction(_name(recording), error=" ".join(str(error).split())))
-        return found
+        return [self.predict_or_tell(recording) for recording in recordings]
+
+    def predict_or_tell(self, recording: Any) -> Prediction:
+        """As :meth:`predict`; where the recording cannot be used, ``error`` says why."""
+        name, modality = _name(recording), ""
+        try:
+            modality = modality_of(recording)
+            return self.predict(recording, modality)
+        except (ValueError, OSError, MemoryError) as error:  # a recording costs itself alone
+            return Prediction(name, modality, error=reason_of(error, name))
 
     @property
     def columns(self) -> list[str]:
         """Of the table of predictions."""
-        judged = ["value"] if self.task["kind"] == REGRESSION else ["class", "probability"]
+        judged = ["value", "low", "high"] if self.task["kind"] == REGRESSION else ["class", "probability"]
         judged += [f"p({name})" for name in self.classes]
         return ["recording", "modality", *judged, "distance", "closer", "flags", "error"]
 
@@ -167,12 +176,21 @@ class LoadedClassifier:
         percentiles = head.facts["distances"]
         closer = float(np.interp(distance, percentiles, np.linspace(0, 100, len(percentiles))))
         flags = [*_unlike(distance, percentiles), *_channels(head.facts["channels"], encoded), *encoded.report.warnings]
+        flags += _chance(head.facts["skill"])
+        if head.facts["simulated"]:
+            flags.append(f"trained on simulated recordings: {listed(head.facts['simulated'])}")
+        found = Prediction(name, modality, distance=distance, closer=closer)
         if self.task["kind"] == REGRESSION:
-            return Prediction(name, modality, "", {}, float(score_O[0]), distance, closer, tuple(flags))
+            value, half = float(score_O[0]), head.facts["interval"]["half_width"]
+            least, largest = head.facts["range"]
+            if not least <= value <= largest:
+                flags.append(f"outside of the training labels, which are {least:g} to {largest:g}")
+            interval = (value - half, value + half)
+            return replace(found, value=value, interval=interval, flags=tuple(flags))
         p_O = np.exp(score_O - score_O.max())
         probabilities = dict(zip(self.classes, (p_O / p_O.sum()).tolist(), strict=True))
         label = chosen(probabilities, head.facts["threshold"])
-        return Prediction(name, modality, label, probabilities, None, distance, closer, tuple(flags))
+        return replace(found, label=label, probabilities=probabilities, flags=tuple(flags))
 
 
 def chosen(probabilities: dict[str, float], threshold: float | None) -> str:
@@ -239,12 +257,13 @@ def _read_facts(folder: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: not the description of a classifier ({type(error).__name__}: {error})") from None
     if version != FORMAT_VERSION or kind not in (CLASSIFICATION, REGRESSION):
-        raise ValueError(f"{path}: expected format_version {FORMAT_VERSION}, found {version} of a {kind}")
+        raise ValueError(
+            f"{path}: expected format_version {FORMAT_VERSION}, found {version} of a {kind}; write it again with mcsp "
+            "evaluate or mcsp finetune"
+        )
     sums = folder / ENCODER / SUMS_FILE
     if not sums.is_file() or sha256_file(sums) != facts["encoder"]["sha256"]:
-        raise ValueError(
-            f"{folder / ENCODER}: expected the encoder that the head was trained on, found another or none"
-        )
+        raise ValueError(f"{sums.parent}: expected the encoder that the head was trained on, found another or none")
     return facts
 
 
@@ -266,18 +285,27 @@ def _read_heads(folder: Path, facts: dict[str, Any]) -> dict[Modality, Head]:
 
 
 def _name(recording: Any) -> str:
-    if isinstance(recording, str | Path):
-        return str(recording)
-    return type(recording).__name__
+    return str(recording) if isinstance(recording, str | Path) else type(recording).__name__
 
 
 def _unlike(distance: float, percentiles: list[float]) -> list[str]:
     limit = float(np.interp(UNUSUAL, np.linspace(0, 100, len(percentiles)), percentiles))
-    if distance <= limit:
+    found = f"distance {distance:.2f}, {UNUSUAL} % of new subjects there are below {limit:.2f}"
+    return [f"unlike the training data: {found}"] if distance > limit else []
+
+
+def skill_in_words(skill: dict[str, Any]) -> str:
+    """How good a head is on held-out units, with the 95 % interval over subjects."""
+    found = skill["estimate"]
+    if found is None:
+        return f"{skill['measure']} unknown"
+    return f"{skill['measure']} {found['value']:.2f} ({found['ci_low']:.2f} to {found['ci_high']:.2f})"
+
+
+def _chance(skill: dict[str, Any]) -> list[str]:
+    if skill["estimate"] is not None and skill["estimate"]["ci_low"] > skill["chance"]:
         return []
-    return [
-        f"unlike the training data: distance {distance:.2f}, {UNUSUAL} % of new subjects there are below {limit:.2f}"
-    ]
+    return [f"not shown to be better than chance: {skill_in_words(skill)} on held-out units"]
 
 
 def _channels(trained: dict[str, list[str]], encoded: EncodedRecording) -> list[str]:

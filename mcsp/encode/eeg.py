@@ -39,8 +39,6 @@ if TYPE_CHECKING:
     from mcsp.data_sharding.clean.recording import CleanRecording
     from mcsp.model.weights import ExportedMCSP
 
-# Rates [Hz] outside of which "sfreq" is something else: a period, or a rate in kHz. Ours.
-_SFREQ_BOUNDS = (30.0, 200_000.0)
 _MIN_SECONDS = 10.0
 _EXPECTED_POSITIONS = "channel names of the 10-05 system, or positions (raw.set_montage, or electrodes.tsv in BIDS)"
 
@@ -86,10 +84,6 @@ def encode_raw(
     config = cleaning_of(model, "eeg", EegConfig).model_copy(update={"gain": 1.0})
     source = _open(raw, measured_positions)
     name = source.ref.path.name
-    sfreq = float(source.opened.raw.info["sfreq"])
-    if not _SFREQ_BOUNDS[0] <= sfreq <= _SFREQ_BOUNDS[1]:
-        bounds = f"{_SFREQ_BOUNDS[0]:g} to {_SFREQ_BOUNDS[1]:g} Hz"
-        raise ValueError(f"{name}: sampling frequency {sfreq:g} Hz, expected {bounds}")
     sidecar = source.sidecar if line_hz is None else {**source.sidecar, "PowerLineFrequency": line_hz}
     min_seconds = min_seconds_of(model, "eeg", options, _MIN_SECONDS)
     with naming(name), reading(source.ref.site.root, name):

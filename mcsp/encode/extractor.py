@@ -1,4 +1,4 @@
-"""The frozen model as a scikit-learn transformer: recordings in, a matrix of features out.
+"""The frozen model as a scikit-learn transformer from recordings to a matrix of features.
 
 Shape letters: N recordings, C channels, T time samples, P parcels, F features.
 """

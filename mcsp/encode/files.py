@@ -1,4 +1,4 @@
-"""Files of recordings as a user names them: which there are, of which modality, and a table with one row for each."""
+"""Find the recordings that a user names, and their modality; write a table with one row for each."""
 
 import csv
 import glob
@@ -79,6 +79,12 @@ def modality_of(recording: Any) -> Modality:
     raise ValueError(f"expected a file, an MNE Raw or an image, found {type(recording).__name__}; say the modality")
 
 
+def reason_of(error: Exception, name: str) -> str:
+    """Why a recording cannot be used, in one line without its name, beside which it stands."""
+    text = " ".join(str(error).split())
+    return text.removeprefix(f"{name}: ").removeprefix(f"{Path(name).name}: ")
+
+
 def encode_files(files: Sequence[Path], model_dir: Path, options: dict[str, Any]) -> Iterator[Features]:
     """Features of each file, in order; one that cannot be used has its reason.
 
@@ -98,7 +104,7 @@ def encode_files(files: Sequence[Path], model_dir: Path, options: dict[str, Any]
             encoded = extractors[modality].encode(file)
             yield Features(str(file), modality, names, encoded.features, encoded.report.warnings)
         except (ValueError, OSError, MemoryError) as error:  # a recording costs itself alone
-            yield Features(str(file), modality, [], None, error=" ".join(str(error).split()))
+            yield Features(str(file), modality, [], None, error=reason_of(error, str(file)))
 
 
 def write_features(rows: Sequence[Features], out: Path) -> None:
@@ -127,8 +133,8 @@ def write_features(rows: Sequence[Features], out: Path) -> None:
 
 
 def write_table(out: Path, columns: Sequence[str], rows: Iterable[dict[str, Any]]) -> None:
-    """Write a table with tabs; what a row lacks, or holds as ``""`` or None, is ``n/a``."""
-    with out.open("w", encoding="utf-8", newline="") as file:
+    """Write a table with tabs, each row as it comes; what it lacks, or holds as ``""`` or None, is ``n/a``."""
+    with out.open("w", buffering=1, encoding="utf-8", newline="") as file:
         writer = csv.writer(file, delimiter="\t", lineterminator="\n")
         writer.writerow(columns)
         for row in rows:

@@ -1,4 +1,4 @@
-"""Which parcellation is which: a hash over names and places, so that an export can say what it was pretrained on.
+"""Identity of a parcellation: a hash of names and positions, stored in exports.
 
 Shape letter: P parcels.
 """

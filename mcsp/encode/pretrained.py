@@ -1,18 +1,30 @@
 """Load exported weights, and encode recordings with them: ``mcsp.from_pretrained(folder).encode_raw(file)``.
 
 Importing this and loading a model needs torch, numpy, einops, safetensors, pyyaml and pydantic alone; MNE, nibabel and
-nilearn are imported when a recording is encoded.
+nilearn are imported when a recording is encoded. What the client of the Hugging Face Hub (extra ``hub``) brings is
+checked against its SHA256SUMS as any export is, and nothing is unpickled.
 """
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from mcsp.encode.hub import download, is_repository
-from mcsp.model.weights import ExportedMCSP, load_export
+from mcsp.model.weights import (
+    CONFIG_FILE,
+    PREPROCESSING_FILE,
+    SUBJECTS_FILE,
+    SUMS_FILE,
+    WEIGHTS_FILE,
+    ExportedMCSP,
+    load_export,
+)
 
 if TYPE_CHECKING:
     from mcsp.encode.recording import EncodedRecording
     from mcsp.encode.trials import EncodedTrials
+
+_LOADED = [CONFIG_FILE, WEIGHTS_FILE, PREPROCESSING_FILE, SUMS_FILE, SUBJECTS_FILE, "README.md"]
+_REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*")  # owner/name
 
 
 class PretrainedMCSP(ExportedMCSP):
@@ -84,7 +96,27 @@ def from_pretrained(
             file, or weights whose names or shapes are not those of the configuration.
     """
     if is_repository(path):
-        path = download(str(path), revision, cache_dir)
+        path = _downloaded(str(path), revision, cache_dir)
     elif revision is not None:
         raise ValueError(f"{path}: a folder has no revision, found {revision!r}")
     return load_export(path, PretrainedMCSP)
+
+
+def is_repository(path: str | Path) -> bool:
+    """Whether it is no folder, and has the form ``"owner/name"``."""
+    return isinstance(path, str) and _REPOSITORY.fullmatch(path) is not None and not Path(path).exists()
+
+
+def _downloaded(name: str, revision: str | None, cache_dir: str | Path | None) -> Path:
+    """The folder to which the Hub's client has downloaded the export of a repository."""
+    try:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    except ModuleNotFoundError:
+        how = "to look for it on the Hub: pip install 'mcsp-pretraining[hub]'"
+        raise ValueError(f"{name}: no such folder; {how}") from None
+    try:
+        return Path(snapshot_download(name, revision=revision, cache_dir=cache_dir, allow_patterns=_LOADED))
+    except (HfHubHTTPError, LocalEntryNotFoundError) as error:  # no such repository or revision, no access, no network
+        why = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise ValueError(f"{name}: no such folder, and not to be had from the Hub ({why})") from None

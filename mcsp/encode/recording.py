@@ -1,4 +1,4 @@
-"""One recording in, features and a report out: what encoding EEG and BOLD have in common.
+"""Encode one recording of either modality: features and a report.
 
 Shape letters: T time samples, C channels, W windows, F features.
 """
@@ -111,7 +111,9 @@ def require_packages(*modules: str) -> None:
     """Raise ``ImportError`` with one line if packages of the ``lab`` extra are absent."""
     missing = [module for module in modules if find_spec(module) is None]
     if missing:
-        raise ImportError(f"{', '.join(missing)} not installed, expected for recordings: pip install '.[lab]'")
+        named = ", ".join(missing)
+        told = f"{named} not installed, expected for recordings: pip install 'mcsp-pretraining[lab]'"
+        raise ModuleNotFoundError(told, name=missing[0])
 
 
 def cleaning_of(model: "ExportedMCSP", modality: Modality, kind: type[AnyConfig]) -> AnyConfig:

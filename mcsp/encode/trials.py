@@ -1,4 +1,4 @@
-"""Encode the trials of one EEG recording, cut already: an ``mne.Epochs``, one row of features per trial.
+"""Encode the trials of one EEG recording (``mne.Epochs``): one row of features per trial.
 
 Shape letters: N trials, C channels, T time samples, F features.
 """

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mcsp.batch import Signal
-from mcsp.config.finetune import Depth
+from mcsp.config.evaluate import Depth
 from mcsp.encode.classifier import MCSPClassifier
 from mcsp.encode.recording import require_packages
 from mcsp.model.mcsp import MCSP
@@ -107,15 +107,11 @@ class WindowClassifier(nn.Module):
         device = x_BCT.device
         finite_BC = x_BCT.isfinite().all(dim=-1)
         return Signal(
-            x_BCT=torch.where(finite_BC[..., None], x_BCT, 0.0),
-            sfreq_B=torch.full((b,), self.sfreq, device=device),
-            channel_valid_BC=finite_BC,
-            time_valid_BT=torch.ones(b, t, dtype=torch.bool, device=device),
-            position_BC3=self.position_C3.expand(b, -1, -1),
-            position_valid_BC=self.placed_C & finite_BC,
-            sample_B=torch.arange(b, device=device),
-            key_B=torch.zeros(b, dtype=torch.int64, device=device),
-        )
+            x_BCT=torch.where(finite_BC[..., None], x_BCT, 0.0), sfreq_B=torch.full((b,), self.sfreq, device=device),
+            channel_valid_BC=finite_BC, time_valid_BT=torch.ones(b, t, dtype=torch.bool, device=device),
+            position_BC3=self.position_C3.expand(b, -1, -1), position_valid_BC=self.placed_C & finite_BC,
+            sample_B=torch.arange(b, device=device), key_B=torch.zeros(b, dtype=torch.int64, device=device),
+        )  # fmt: skip
 
     def _check_unit(self, x_BCT: Tensor) -> None:
         """Once: it costs a wait for the device."""

@@ -1,4 +1,4 @@
-"""The rulers' input: what is measured of every unit without any weights, and what is known of the people.
+"""Input of the baselines: measures of each unit without any weights, and covariates.
 
 Shape letters: N units, F features, C channels.
 """

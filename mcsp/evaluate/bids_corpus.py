@@ -1,4 +1,4 @@
-"""The recordings to be classified: those of a corpus, or of BIDS folders, from which a corpus is built on the way."""
+"""The recordings to classify: a corpus, or one that is built here from BIDS folders."""
 
 import os
 import secrets
@@ -7,11 +7,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from mcsp.config import CorpusConfig, EegConfig, FmriConfig, LabelledConfig
+from mcsp.config import Config, CorpusConfig, EegConfig, FmriConfig, LabelledConfig
 from mcsp.data_sharding.store.reader import Corpus
 from mcsp.encode.pretrained import PretrainedMCSP
 from mcsp.encode.recording import cleaning_of
 from mcsp.evaluate.units import ENTITIES
+from mcsp.schema import Modality
 
 KEY_VARIABLE = "MCSP_SUBJECT_KEY"
 KEY_NAME = "subject.key"
@@ -44,20 +45,18 @@ def open_corpus(config: LabelledConfig, out_dir: Path, model: PretrainedMCSP, co
         ) from None
     root = config.bids_root
     one = (root / "participants.tsv").is_file() or (root / "dataset_description.json").is_file()
-    present = _columns(sorted(root.glob("participants.tsv" if one else "*/participants.tsv")))
+    tables = root.glob("participants.tsv" if one else "*/participants.tsv")
+    heads = [table.read_text(encoding="utf-8-sig").splitlines()[0] for table in tables]
+    present = {name.strip() for head in heads for name in head.split("\t")}
     out_dir.mkdir(parents=True, exist_ok=True)
     key_file = None
     if not os.environ.get(KEY_VARIABLE):
         key_file = _random_key(out_dir / KEY_NAME)
     known = model.preprocessing.get("cleaning", {})
-    cleaning: dict[str, Any] = {}
-    if "eeg" in known:
-        cleaning["eeg"] = cleaning_of(model, "eeg", EegConfig).dump()
-    if "fmri" in known:
-        cleaning["fmri"] = cleaning_of(model, "fmri", FmriConfig).dump()
-    values = {
-        **({"sites": {root.name: {"path": root}}} if one else {"bids_root": root}),
-        **cleaning,
+    kinds: dict[Modality, type[Config]] = {"eeg": EegConfig, "fmri": FmriConfig}
+    cleaning = {m: cleaning_of(model, m, kind).dump() for m, kind in kinds.items() if m in known}
+    values: dict[str, Any] = {"sites": {root.name: {"path": root}}} if one else {"bids_root": root}
+    values |= cleaning | {
         "out_dir": out_dir / "corpus",
         "participants_columns": [c for c in dict.fromkeys(columns) if c in present and c not in ENTITIES],
         "split_fractions": (0.0, 0.0, 1.0),
@@ -78,8 +77,3 @@ def _random_key(file: Path) -> Path:
         with os.fdopen(descriptor, "w") as key:
             key.write(secrets.token_hex(32))
     return file
-
-
-def _columns(paths: Sequence[Path]) -> set[str]:
-    """Names in the first line of each participants.tsv."""
-    return {name.strip() for p in paths for name in p.read_text(encoding="utf-8-sig").splitlines()[0].split("\t")}

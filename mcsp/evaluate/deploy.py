@@ -16,10 +16,18 @@ from scipy.special import log_softmax, softmax
 
 from mcsp.config import LabelledConfig
 from mcsp.encode.classifier import MCSPClassifier
-from mcsp.encode.deployed import CLASSIFICATION, Head, distance_from, write_classifier
-from mcsp.evaluate.readout.classifiers import LOGISTIC, cross_validate, on_grams
+from mcsp.encode.deployed import CLASSIFICATION, REGRESSION, Head, distance_from, skill_in_words, write_classifier
+from mcsp.evaluate import scores
+from mcsp.evaluate.readout.classifiers import (
+    LOGISTIC,
+    RIDGE,
+    LinearProbe,
+    cross_validate,
+    linear_weights,
+    on_grams,
+    with_mean,
+)
 from mcsp.evaluate.readout.grams import fixed, gram
-from mcsp.evaluate.readout.probe import LinearProbe
 from mcsp.evaluate.splits import Folds, k_fold
 from mcsp.evaluate.units import Labelled
 from mcsp.model.weights import ExportedMCSP
@@ -28,6 +36,9 @@ from mcsp.wording import listed, markdown
 
 FOLDER = "classifier"  # in the folder of the results
 PERCENTILES = np.arange(0, 101, 5)
+COVERAGE = 0.9  # of the interval around a predicted number; ours
+# How the measures that a head is judged by are called, and what a head scores that knows nothing.
+MEASURES, CHANCE = {"auroc": "AUROC", "r": "r"}, {"auroc": 0.5, "r": 0.0}
 SHARED = 0.9  # of the recordings of a site have a good channel that counts as one of the site's; ours
 
 
@@ -38,7 +49,7 @@ def deploy_probe(
     parts: dict[Modality, dict[str, np.ndarray]],
     facts: dict[str, Any],
 ) -> list[str]:
-    """Write the logistic probe on frozen features, fitted on all units, into ``config.out_dir``.
+    """Write the logistic probe, or ridge, on frozen features, fitted on all units, into ``config.out_dir``.
 
     Args:
         config: an EvaluateConfig, with ``window_seconds``.
@@ -50,8 +61,6 @@ def deploy_probe(
     Returns:
         Notes on what could not be made.
     """
-    if len(labelled.classes) < 2:
-        return [f"No classifier is written: {config.label} has no classes."]
     heads, notes = {}, []
     for modality, named in parts.items():
         x_NF = np.hstack([named[name] for name in model.feature_widths(modality)])
@@ -63,12 +72,13 @@ def deploy_probe(
             notes.append(f"No classifier of {modality}: {error}.")
             continue
         blocks = [named[name][rows] for name in model.feature_widths(modality)]
-        weight_OF, bias_O, score_NO = _one_against_rest(blocks, mine, folds)
+        weight_OF, bias_O, score_NO = _probe(blocks, mine, folds)
         zero_F, one_F = np.zeros(x_NF.shape[1]), np.ones(x_NF.shape[1])
         arrays = {"weight_OF": weight_OF, "bias_O": bias_O, "mean_F": zero_F, "scale_F": one_F}
         heads[modality] = head_of(config, modality, arrays, x_NF[rows], score_NO, mine, folds.by_seed[0], "recording")
     if heads:
-        write_folder(config, model, labelled, heads, facts, "a logistic probe on frozen features")
+        probe = "a ridge" if labelled.task.kind == "number" else "a logistic probe"
+        write_folder(config, model, labelled, heads, facts, f"{probe} on frozen features")
     return notes
 
 
@@ -94,9 +104,7 @@ def head_of(
         folds: train and test rows of the same units.
         measured_of: "recording" or "windows": what the measured part of the features is of.
     """
-    tested = np.isfinite(score_NO).all(axis=1)
-    calibration = calibrate(score_NO[tested], labelled.y_N[tested])
-    p_NO = softmax(calibration["slope"] * score_NO[tested] + np.asarray(calibration["bias"]), axis=1)
+    tested = np.flatnonzero(np.isfinite(score_NO).all(axis=1))
     distances = []
     for train, test in folds:
         known = spread_of(x_NF[train])
@@ -106,15 +114,34 @@ def head_of(
         "windows_per_recording": config.windows_per_recording,
         "window_seconds": config.window_seconds[modality],
         "measured_of": measured_of,
-        "calibration": {**calibration, "units": int(tested.sum()), "of": f"held-out units, {len(folds)} folds"},
-        "threshold": best_threshold(p_NO[:, 1], labelled.y_N[tested]) if p_NO.shape[1] == 2 else None,
+        **_held_out(score_NO[tested], labelled.part(tested)),
         "units": len(labelled.units),
         "subjects": len(set(labelled.subjects)),
         "sites": dict(sorted(Counter(labelled.sites).items())),
+        "simulated": [site for site in sorted(set(labelled.sites)) if labelled.simulated[site]],
         "channels": _channels_by_site(labelled, modality),
         "distances": np.percentile(distances, PERCENTILES).tolist(),
     }
     return Head({**arrays, **spread_of(x_NF)}, facts)
+
+
+def _held_out(score_NO: np.ndarray, labelled: Labelled) -> dict[str, Any]:
+    """What the scores of held-out units say: calibration, how good they are, and threshold, or range and interval."""
+    task, y_N = labelled.task, labelled.y_N
+    found: dict[str, Any]
+    if task.kind == "number":
+        calibration, error_N = calibrate_number(score_NO[:, 0], y_N)
+        measured = with_mean(score_NO[:, 0], y_N)
+        found = {"interval": interval_of(error_N), "range": [float(y_N.min()), float(y_N.max())]}
+    else:
+        calibration = calibrate(score_NO, y_N)
+        p_NO = softmax(calibration["slope"] * score_NO + np.asarray(calibration["bias"]), axis=1)
+        measured = score_NO[:, 1] - score_NO[:, 0] if task.kind == "binary" else p_NO
+        found = {"threshold": best_threshold(p_NO[:, 1], y_N) if task.kind == "binary" else None}
+    name, measure = task.within
+    value_R = measure(measured[None], y_N, scores.subject_weights(labelled.group_index()))
+    skill = {"measure": MEASURES[name], "chance": CHANCE[name], "estimate": scores.estimate(value_R)}
+    return {"calibration": {**calibration, "units": len(y_N)}, "skill": skill, **found}
 
 
 def write_folder(
@@ -123,7 +150,8 @@ def write_folder(
     """Write encoder, heads and card; the folder."""
     folder = Path(config.out_dir) / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
-    task = {"kind": CLASSIFICATION, "label": config.label, "classes": labelled.classes}
+    kind = REGRESSION if labelled.task.kind == "number" else CLASSIFICATION
+    task = {"kind": kind, "label": config.label, "classes": labelled.classes}
     write_classifier(folder, model, heads, task, facts, _card(config.label, labelled, heads, facts, what))
     return folder
 
@@ -175,6 +203,31 @@ def calibrate(score_NO: np.ndarray, y_N: np.ndarray) -> dict[str, Any]:
     return {"slope": float(found.x[0]) / scale, "bias": bias_O.tolist()}
 
 
+def calibrate_number(score_N: np.ndarray, y_N: np.ndarray) -> tuple[dict[str, Any], np.ndarray]:
+    """Slope and bias of the line of least squares from predictions of held-out units to their numbers, and errors.
+
+    A slope below 0 is 0: predictions that say nothing come to the mean. The error ``(N,)`` of each unit is from the
+    line through all others.
+    """
+    from_mean_N = score_N - score_N.mean()
+    squares = float(from_mean_N @ from_mean_N)
+    slope = max(0.0, float(from_mean_N @ y_N) / squares) if squares else 0.0
+    bias = float(y_N.mean() - slope * score_N.mean())
+    leverage_N = 1 / len(y_N) + (from_mean_N**2 / squares if slope else 0.0)
+    error_N = (y_N - slope * score_N - bias) / np.maximum(1 - leverage_N, 1e-9)
+    return {"slope": slope, "bias": [bias]}, error_N
+
+
+def interval_of(error_N: np.ndarray) -> dict[str, float]:
+    """Half the width of an interval around a prediction that holds a new unit's number in COVERAGE of cases.
+
+    The quantile of absolute errors of held-out units with the finite-sample correction of split conformal prediction
+    (Lei et al. 2018); the largest error where there are fewer than nine units.
+    """
+    rank = min(int(np.ceil((len(error_N) + 1) * COVERAGE)), len(error_N))
+    return {"coverage": COVERAGE, "half_width": float(np.sort(np.abs(error_N))[rank - 1])}
+
+
 def best_threshold(p_N: np.ndarray, y_N: np.ndarray) -> float:
     """The probability of the second class from which on it is named, with the largest balanced accuracy.
 
@@ -204,51 +257,60 @@ def _channels_by_site(labelled: Labelled, modality: Modality) -> dict[str, list[
     return found
 
 
-def _one_against_rest(
-    blocks: Sequence[np.ndarray], labelled: Labelled, folds: Folds
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _probe(blocks: Sequence[np.ndarray], labelled: Labelled, folds: Folds) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Weights ``(O, F)``, bias ``(O,)`` fitted on all units, and scores ``(N, O)`` of held-out ones.
 
-    One logistic regression per class against the others; of two classes, one for both, halved.
+    One logistic regression per class against the others; of two classes, one for both, halved; of a number one ridge.
     """
-    readout = on_grams(LOGISTIC, fixed([gram(x_NF) for x_NF in blocks]))
-    n_classes = len(labelled.classes)
-    probe = LinearProbe([x_NF.shape[1] for x_NF in blocks]).fit(np.hstack(blocks), labelled.y_N)
-    positive = range(n_classes) if n_classes > 2 else [1]
-    score_NO = np.stack(
-        [cross_validate(readout, (labelled.y_N == c).astype(int), folds)[0, 0] for c in positive], axis=1
-    )
-    if n_classes == 2:
+    kind, y_N, grams = labelled.task.kind, labelled.y_N, fixed([gram(x_NF) for x_NF in blocks])
+    if kind == "number":
+        predicted_N2 = cross_validate(on_grams(RIDGE, grams, labelled.task), y_N, folds)[0, 0]
+        weight_F, bias = linear_weights(blocks, y_N, RIDGE)
+        return weight_F[None], np.array([bias]), predicted_N2[:, :1]
+    probe = LinearProbe([x_NF.shape[1] for x_NF in blocks]).fit(np.hstack(blocks), y_N)
+    positive = [1] if kind == "binary" else range(len(labelled.classes))
+    readout = on_grams(LOGISTIC, grams)
+    score_NO = np.stack([cross_validate(readout, (y_N == c).astype(int), folds)[0, 0] for c in positive], axis=1)
+    if kind == "binary":
         sign_O = np.array([-0.5, 0.5])
         return sign_O[:, None] * probe.coef_, sign_O * probe.intercept_, sign_O * score_NO
     return probe.coef_, probe.intercept_, score_NO
 
 
 def _card(label: str, labelled: Labelled, heads: dict[Modality, Head], facts: dict[str, Any], what: str) -> str:
+    number = not labelled.classes
+    says = "a number" if number else markdown(" or ".join(labelled.classes))
     lines = [
-        f"# {markdown(label)}: {markdown(' or '.join(labelled.classes))}",
+        f"# {markdown(label)}: {says}",
         "",
-        f"A classifier of single recordings, {what}. Research use; not a medical device.",
+        f"A predictor from single recordings, {what}. Research use; not a medical device.",
         "",
         "```sh",
         "mcsp predict THIS_FOLDER RECORDINGS... --out table.tsv",
         "```",
         "",
-        "| modality | units | subjects | sites | threshold |",
-        "|---|---|---|---|---|",
+        f"| modality | units | subjects | sites | held-out units | {'interval' if number else 'threshold'} |",
+        "|---|---|---|---|---|---|",
     ]
     for modality, head in heads.items():
         f = head.facts
-        sites = listed(f"{markdown(name)} ({count})" for name, count in f["sites"].items())
-        threshold = "largest probability"
-        if f["threshold"] is not None:
-            threshold = f"{markdown(labelled.classes[1])} from {f['threshold']:.3f}"
-        lines.append(f"| {modality} | {f['units']} | {f['subjects']} | {sites} | {threshold} |")
+        kinds = {name: ", simulated" for name in f["simulated"]}
+        sites = listed(f"{markdown(name)} ({count}{kinds.get(name, '')})" for name, count in f["sites"].items())
+        rule = "largest probability"
+        if number:
+            rule = f"{f['interval']['coverage']:.0%} within {f['interval']['half_width']:.3g}"
+        elif f["threshold"] is not None:
+            rule = f"{markdown(labelled.classes[1])} from {f['threshold']:.3f}"
+        shown = f"{modality} | {f['units']} | {f['subjects']} | {sites} | {skill_in_words(f['skill'])}"
+        lines.append(f"| {shown} | {rule} |")
+    given = "Probabilities are calibrated on held-out subjects of these sites, for the share of each class there"
+    if number:
+        given = "Numbers are calibrated, and their intervals are errors, of held-out subjects of these sites"
     return "\n".join(
         [
             *lines,
             "",
-            "Probabilities are calibrated on held-out subjects of these sites, for the share of each class there;",
+            f"{given};",
             "elsewhere they may be off. `distance` says how far a recording lies from the training data,",
             "and `flags` which channels it lacks.",
             "",

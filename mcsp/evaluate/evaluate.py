@@ -14,14 +14,13 @@ import torch
 from mcsp.config import EvaluateConfig, LabelledConfig
 from mcsp.data_sharding.store.reader import Corpus
 from mcsp.encode.pretrained import PretrainedMCSP, from_pretrained
-from mcsp.evaluate import comparison, diagnostics
+from mcsp.evaluate import comparison
 from mcsp.evaluate.baselines import USUAL_COVARIATES, covariate_table, measure
 from mcsp.evaluate.bids_corpus import open_corpus
 from mcsp.evaluate.deploy import deploy_probe
 from mcsp.evaluate.features import learned_parts, measured_parts
-from mcsp.evaluate.membership import membership
 from mcsp.evaluate.methods import PRETRAINED, UNTRAINED, Block, Described, Encoded
-from mcsp.evaluate.overlap import find_overlap
+from mcsp.evaluate.overlap import find_overlap, membership
 from mcsp.evaluate.report.page import write_report
 from mcsp.evaluate.retrieval.pairs import RETRIEVAL_SEED
 from mcsp.evaluate.retrieval.rows import run_retrieval
@@ -99,9 +98,7 @@ def evaluate_label(model: PretrainedMCSP, corpus: Corpus, labelled: Labelled, co
     at_anchors = measured_parts(model, corpus, labelled.units, config)
     described = describe({PRETRAINED: model, UNTRAINED: untrained}, corpus, labelled, config, at_anchors)
     rows, splits, notes = comparison.compare(described, labelled, config, overlap.seen)
-    if config.save_model and labelled.task.kind == "number":
-        notes.append("No classifier was saved: the label is a number.")
-    elif config.save_model:
+    if config.save_model:
         named = {
             m: {name: block.x_NF for name, block in parts.items()} | at_anchors.get(m, {})
             for m, parts in described.encoders[PRETRAINED].learned.items()
@@ -130,8 +127,8 @@ def evaluate_label(model: PretrainedMCSP, corpus: Corpus, labelled: Labelled, co
         },
         "splits_sha256": {name: folds["sha256"] for name, folds in splits.items()},
         "classification": rows,
-        "label_efficiency": diagnostics.label_efficiency(described, labelled, config),
-        "site_decoding": diagnostics.site_decoding(described, labelled, config),
+        "label_efficiency": comparison.label_efficiency(described, labelled, config),
+        "site_decoding": comparison.site_decoding(described, labelled, config),
         "membership": membership(described.encoders, labelled, overlap.seen),
         "retrieval": retrieval,
         "notes": [*labelled.notes, *notes, *more_notes],

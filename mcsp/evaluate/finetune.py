@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from mcsp.batch import collate
-from mcsp.config.finetune import FinetuneConfig
+from mcsp.config import FinetuneConfig
 from mcsp.encode.classifier import MCSPClassifier
 from mcsp.encode.pretrained import PretrainedMCSP, from_pretrained
 from mcsp.encode.windows import split_parts
@@ -137,12 +137,7 @@ class Finetuning:
         return torch.optim.AdamW([group for group in groups if group["params"]])
 
     def _one_pass(
-        self,
-        classifier: MCSPClassifier,
-        optimizer: torch.optim.Optimizer,
-        rows: np.ndarray,
-        key: int,
-        loss_of: Loss,
+        self, classifier: MCSPClassifier, optimizer: torch.optim.Optimizer, rows: np.ndarray, key: int, loss_of: Loss
     ) -> float:
         classifier.train()
         order = rows[np.random.default_rng(key).permutation(len(rows))]
@@ -247,13 +242,12 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     y_N, sites, task = run.labelled.y_N, run.labelled.sites, run.task
     columns = {"binary": (), "classes": (len(task.classes),), "number": (2,)}[task.kind]
     score_SN = np.full((1, len(y_N), *columns), np.nan)
-    save = config.save_model and task.kind != "number"
     histories = []
     trained: dict[str, int] = {}
     for fold, (train, test) in enumerate(tqdm(run.folds.by_seed[0], desc=f"fine-tuning, {config.depth}", unit="fold")):
         classifier, history = run.train(train, fold)
         score_SN[0, test] = run.scores(classifier, test, train)
-        if save:
+        if config.save_model:
             run.remember(classifier, test)
         histories.append(history)
         trained = classifier.trainable()
@@ -280,14 +274,11 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         "parameters": trained,
         "scores": rows,
         "passes": histories,
-        "notes": [
-            *run.labelled.notes,
-            *(["No classifier was saved: the label is a number."] if save != config.save_model else []),
-        ],
+        "notes": list(run.labelled.notes),
     }
     config.out_dir.mkdir(parents=True, exist_ok=True)
     (config.out_dir / "results.json").write_text(json.dumps(results, indent=2, allow_nan=False) + "\n")
-    if save:
+    if config.save_model:
         classifier, _ = run.train(np.arange(len(y_N)), len(run.folds.by_seed[0]))
         run.write(classifier, {"overlap": overlap.text, "corpus_index_hash": run.corpus.index_hash})
     return results

@@ -1,4 +1,4 @@
-"""What is compared: descriptions of units, and the rows of the table that are made of them.
+"""The compared methods: features of units, and rows of the table.
 
 Rulers are classical features that need no weights; an encoder has to beat them. All rows are linear, in the same folds.
 

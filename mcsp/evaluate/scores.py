@@ -1,10 +1,9 @@
-"""How good scores are, and how sure that is: everything is bootstrapped over subjects.
+"""Scores and their intervals, bootstrapped over subjects.
 
 Shape letters: S seeds, N units, R bootstrap draws, G subjects, P and Q units of either class, K sites.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -107,34 +106,6 @@ def at_threshold(score_SN: np.ndarray, y_N: np.ndarray, probabilities: bool) -> 
 def unseen_weights(subjects: Sequence[str], seen: frozenset[str] | None) -> np.ndarray:
     """1 for units of subjects that pretraining has not seen, ``(N,)``; all 0 where nobody knows who was seen."""
     return np.array([seen is not None and subject not in seen for subject in subjects], dtype=float)
-
-
-def all_scores(
-    score_SN: np.ndarray,
-    y_N: np.ndarray,
-    sites: Sequence[str],
-    weight_RN: np.ndarray,
-    unseen_N: np.ndarray,
-    probabilities: bool,
-) -> dict[str, Any]:
-    """Everything that is reported of one classifier, as JSON types.
-
-    ``auroc`` pools the units of all test parts; ``auroc_sites`` is the mean over sites of the AUROC within a site;
-    ``auroc_centred`` pools after each site's mean score is subtracted (transductive); ``auroc_unseen`` pools the
-    subjects that pretraining has not seen. Each is None where it is not defined.
-    """
-    per_site = by_site(score_SN, y_N, sites, weight_RN)
-    unseen_R = pooled(score_SN, y_N, weight_RN * unseen_N)
-    per_seed = [float(auroc(score_N, y_N, weight_RN[:1])[0]) for score_N in score_SN]
-    return {
-        "auroc": estimate(pooled(score_SN, y_N, weight_RN)),
-        "auroc_sd_over_seeds": float(np.std(per_seed)) if len(per_seed) > 1 else None,
-        "auroc_sites": estimate(mean_of_known(list(per_site.values()))) if per_site else None,
-        "auroc_centred": estimate(pooled(centred(score_SN, sites), y_N, weight_RN)) if per_site else None,
-        "auroc_unseen": estimate(unseen_R),
-        "per_site": {site: estimate(value_R) for site, value_R in per_site.items()},
-        **at_threshold(score_SN, y_N, probabilities),
-    }
 
 
 def difference(

@@ -1,4 +1,4 @@
-"""Who trains and who tests: folds grouped by subject or family, or one site left out at a time."""
+"""Folds: grouped by subject or family, or with one site left out."""
 
 import hashlib
 import json

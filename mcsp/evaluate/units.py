@@ -1,4 +1,4 @@
-"""Who is labelled, and how: one unit per subject-session, or per session and task where the task is the label."""
+"""Labelled units: one per subject-session, or per session and task where the task is the label."""
 
 import logging
 import math
@@ -140,17 +140,10 @@ def read_labels(
         _require_column(corpus, group_column, columns)
         families = _families(subjects, [corpus.participant(r).get(group_column) for r in first], group_column)
     return Labelled(
-        units=[unit for _, unit in kept],
-        y_N=np.array([y for y, _ in kept]),
-        classes=chosen,
-        subjects=subjects,
-        sites=[r.site for r in first],
-        simulated={r.site: r.simulated for r in first},
-        families=families,
-        missing=missing,
-        left_out=len(found) - len(kept),
-        notes=(note,) if note else (),
-    )
+        units=[unit for _, unit in kept], y_N=np.array([y for y, _ in kept]), classes=chosen, subjects=subjects,
+        sites=[r.site for r in first], simulated={r.site: r.simulated for r in first}, families=families,
+        missing=missing, left_out=len(found) - len(kept), notes=(note,) if note else (),
+    )  # fmt: skip
 
 
 def _require_column(corpus: Corpus, name: str, columns: set[str], entities: Sequence[str] = ()) -> None:

@@ -1,1 +1,1 @@
-"""What a classifier's score rests on."""
+"""Attribution of a classifier's score to channels and frequency bands."""

@@ -1,4 +1,4 @@
-"""What a classifier's score rests on: integrated gradients per channel and frequency band, from controls to cases.
+"""Integrated gradients of a classifier's score per channel and frequency band, from controls to cases.
 
 Integrated gradients (Sundararajan et al., ICML 2017, through captum) need a starting point. Silence is a bad one: a
 spectrum's logarithm has no value there, and connectivity does not change with volume at all. So the path leads from a
@@ -6,7 +6,13 @@ window of a unit of the negative class to one of a unit of the positive class, o
 attributions of a pair sum to the difference of their two scores, and their mean over pairs says which channels and
 bands hold the classes apart. Bands add up because a window is the sum of its bands.
 
-Shape letters: B rows, C channels, T time samples, K bands, the last of them all that lies in no other, F features.
+The weights of a linear read-out do not say where a signal is: a weight may be there to cancel noise. The forward
+pattern does (Haufe et al., NeuroImage 2014): for one score, the covariance of each quantity (band power per electrode,
+edges between parcels) with it. Here it is their correlation over units that the classifier was not fitted on, both
+without the mean of their site, so that it needs no gradient and holds for any classifier.
+
+Shape letters: B rows, C channels, T time samples, K bands, the last of them all that lies in no other, F features,
+N units, Q quantities.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -19,18 +25,15 @@ from scipy.stats import spearmanr
 from torch import Tensor, nn
 
 from mcsp.batch import Signal, collate
+from mcsp.evaluate.measured import Points, connectivity, series
 from mcsp.kernels.spectral import BOLD_BANDS_HZ, EEG_BANDS_HZ
 from mcsp.model.mcsp import MCSP
 from mcsp.schema import Modality, Window
 
 BANDS_HZ: Mapping[Modality, Mapping[str, tuple[float, float]]] = {"eeg": EEG_BANDS_HZ, "fmri": BOLD_BANDS_HZ}
 OTHER_BAND = "other"
+_ROWS_AT_ONCE = 16  # points of the line that go through the model together
 Score = Callable[[Signal], Tensor]  # (B,), higher for the positive class
-
-
-def band_names(modality: Modality) -> list[str]:
-    """Names of the K bands."""
-    return [*BANDS_HZ[modality], OTHER_BAND]
 
 
 def split_bands(x_BCT: Tensor, sfreq: float, modality: Modality) -> Tensor:
@@ -81,9 +84,7 @@ class Attribution:
     difference: float  # score of the positive window minus that of the negative one
 
 
-def attribute_pair(
-    score: Score, positive: Window, negative: Window, modality: Modality, steps: int, rows_at_once: int = 16
-) -> Attribution:
+def attribute_pair(score: Score, positive: Window, negative: Window, modality: Modality, steps: int) -> Attribution:
     """Integrated gradients along the straight line from the negative to the positive window.
 
     Both see the channels and time samples that are valid in both.
@@ -93,7 +94,6 @@ def attribute_pair(
         positive, negative: windows with the same channels, rate and length.
         modality: of both.
         steps: points of Gauss-Legendre quadrature on the line.
-        rows_at_once: points that go through the model together.
 
     Raises:
         ValueError: windows that differ in channels, rate or length.
@@ -112,21 +112,17 @@ def attribute_pair(
     # Masked again: a filter reaches into masked time.
     parts_BKCT = parts_BKCT * mask_1CT[:, None]
     rest = Signal(
-        x_BCT=both.x_BCT[:1],
-        sfreq_B=both.sfreq_B[:1],
-        channel_valid_BC=channel_valid_1C,
-        time_valid_BT=time_valid_1T,
+        x_BCT=both.x_BCT[:1], sfreq_B=both.sfreq_B[:1], channel_valid_BC=channel_valid_1C, time_valid_BT=time_valid_1T,
         position_BC3=both.position_BC3[:1],
-        position_valid_BC=both.position_valid_BC.all(0, keepdim=True) & channel_valid_1C,
-        sample_B=both.sample_B[:1],
+        position_valid_BC=both.position_valid_BC.all(0, keepdim=True) & channel_valid_1C, sample_B=both.sample_B[:1],
         key_B=both.key_B[:1],
-    )
+    )  # fmt: skip
 
     def scored(x_BKCT: Tensor) -> Tensor:
         return score(_repeated(rest, len(x_BKCT)).replace(x_BCT=x_BKCT.sum(1)))
 
     found = IntegratedGradients(scored).attribute(
-        parts_BKCT[:1], baselines=parts_BKCT[1:], n_steps=steps, internal_batch_size=rows_at_once
+        parts_BKCT[:1], baselines=parts_BKCT[1:], n_steps=steps, internal_batch_size=_ROWS_AT_ONCE
     )
     with torch.no_grad():
         high, low = scored(parts_BKCT).tolist()
@@ -151,7 +147,54 @@ def mean_attribution(found: Sequence[Attribution]) -> Attribution:
     return Attribution(np.mean([a.value_CK for a in found], axis=0), float(np.mean([a.difference for a in found])))
 
 
-def rank_correlation(a: Sequence[Attribution], b: Sequence[Attribution]) -> float | None:
-    """Spearman's correlation of all channels and bands of maps and their controls; None where a map is constant."""
-    x, y = (np.concatenate([m.value_CK.ravel() for m in maps]) for maps in (a, b))
-    return float(spearmanr(x, y).statistic) if np.ptp(x) > 0 and np.ptp(y) > 0 else None
+FEWEST_UNITS = 8  # that a correlation is taken over
+
+
+def measured(windows: Sequence[Window], modality: Modality) -> np.ndarray:
+    """Mean over windows of log10 band power ``(C * K,)`` [log10 uV^2], or of Fisher z between all pairs of parcels.
+
+    Pairs are in the order of ``np.triu_indices(C, 1)``. A channel that is bad or flat has NaN power and edges of 0.
+    """
+    return np.mean([_of_window(window, modality) for window in windows], axis=0)
+
+
+def _of_window(window: Window, modality: Modality) -> np.ndarray:
+    if modality == "fmri":
+        x_TC = series(window, Points(None), standardise=True)
+        assert x_TC is not None
+        return connectivity(x_TC)
+    x_1CT = torch.from_numpy(window.x_TC.T.astype(np.float64) * window.scale)[None]
+    power_KC = split_bands(x_1CT, window.recording.sfreq, "eeg")[0, : len(BANDS_HZ["eeg"])].square().mean(-1).numpy()
+    usable_C = np.asarray(window.recording.channel_good, dtype=bool) & (window.x_TC.std(axis=0) > 0)
+    with np.errstate(divide="ignore"):
+        return np.where(usable_C, np.log10(power_KC), np.nan).T.ravel()
+
+
+def pattern(quantity_NQ: np.ndarray, score_N: np.ndarray, sites: Sequence[str]) -> np.ndarray:
+    """Correlation ``(Q,)`` of each quantity with the score, within sites; 0 where a quantity is missing or constant."""
+    site_N = np.unique(np.asarray(sites), return_inverse=True)[1]
+    q_NQ, s_N = (_without_site_mean(np.asarray(v, dtype=float), site_N) for v in (quantity_NQ, score_N))
+    scale_Q = np.sqrt((q_NQ**2).sum(0) * (s_N**2).sum())
+    covariance_Q = s_N @ q_NQ
+    # Rounding leaves constants a spread of about 1e-16 of their size.
+    varying_Q = np.isfinite(scale_Q) & (scale_Q > 1e-9 * np.abs(np.nan_to_num(quantity_NQ)).max(0, initial=1e-12))
+    return np.divide(covariance_Q, scale_Q, out=np.zeros(len(scale_Q)), where=varying_Q)
+
+
+def _without_site_mean(v_N: np.ndarray, site_N: np.ndarray) -> np.ndarray:
+    out = v_N.copy()
+    for site in np.unique(site_N):
+        out[site_N == site] -= v_N[site_N == site].mean(0)
+    return out
+
+
+def agreement(a_Q: np.ndarray, b_Q: np.ndarray) -> float | None:
+    """Spearman's correlation of two patterns or maps; None where one is constant."""
+    return float(spearmanr(a_Q, b_Q).statistic) if np.ptp(a_Q) > 0 and np.ptp(b_Q) > 0 else None
+
+
+def as_matrix(edge_Q: np.ndarray, n_channels: int) -> np.ndarray:
+    """Symmetric ``(C, C)`` with a zero diagonal from the pairs above it."""
+    out_CC = np.zeros((n_channels, n_channels))
+    out_CC[np.triu_indices(n_channels, 1)] = edge_Q
+    return out_CC + out_CC.T

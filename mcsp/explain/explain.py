@@ -1,4 +1,4 @@
-"""Which channels and bands hold the classes apart, for a probe or a fine-tuned model: numbers, controls, pictures.
+"""Which channels and bands separate the classes, for a probe or a fine-tuned model: numbers, controls, pictures.
 
 A probe is explained on subjects that it was not fitted on, fold by fold. Two controls (Adebayo et al., NeurIPS 2018)
 say whether a map comes from what was learned: the same probe on random weights, and a probe of shuffled labels.
@@ -7,7 +7,7 @@ Shape letters: N units, C channels, K bands, F features.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,16 +31,19 @@ from mcsp.evaluate.readout.classifiers import linear_weights
 from mcsp.evaluate.splits import k_fold
 from mcsp.evaluate.units import Labelled, Unit, read_labels
 from mcsp.explain.attribution import (
+    BANDS_HZ,
+    FEWEST_UNITS,
+    OTHER_BAND,
     Attribution,
     FinetunedScore,
     LinearProbe,
     Score,
+    agreement,
     attribute_pair,
-    band_names,
     mean_attribution,
-    rank_correlation,
+    measured,
+    pattern,
 )
-from mcsp.explain.patterns import FEWEST_UNITS, agreement, measured, pattern
 from mcsp.explain.report import write_attribution_report
 from mcsp.model.mcsp import MCSP
 from mcsp.schema import Modality, Recording, Window
@@ -79,7 +82,8 @@ class Explanation:
         """Maps per site, controls and their correlation, as JSON types; None where no pair can be made."""
         rows = np.flatnonzero(np.isfinite(self.features[modality]).all(axis=1))
         y_N, groups_N = self.labelled.y_N[rows], self.labelled.group_index()[rows]
-        keys, groups = ([values[i] for i in rows] for values in (self._keys(), self.labelled.groups))
+        keys = [self.labelled.units[i].key for i in rows]
+        groups = [self.labelled.groups[i] for i in rows]
         folds = k_fold(keys, y_N, groups, self.config.folds, 1).by_seed[0]
         pairs = self._pairs(modality, [rows[test] for _, test in folds])
         if not pairs:
@@ -97,21 +101,18 @@ class Explanation:
             held_out[kind] = self._held_out(scores, modality, rows, [test for _, test in folds])
         return {
             "patterns": self._patterns(modality, rows, held_out),
-            "bands": band_names(modality),
+            "bands": [*BANDS_HZ[modality], OTHER_BAND],
             "pairs": len(pairs),
             "relative_error": float(np.median(errors)),
             "sites": {site: self._described(site, modality, pairs, maps) for site in maps[TRAINED]},
             "controls": {
                 kind: {
-                    "rank_correlation": rank_correlation(list(maps[TRAINED].values()), list(maps[kind].values())),
+                    "rank_correlation": agreement(*(_flat(maps[k].values()) for k in (TRAINED, kind))),
                     "difference": float(np.mean([m.difference for m in maps[kind].values()])),
                 }
                 for kind in kinds[1:]
             },
         }
-
-    def _keys(self) -> list[str]:
-        return [unit.key for unit in self.labelled.units]
 
     def _first(self, index: int, modality: Modality) -> Recording:
         return self.labelled.units[index].of(modality)[0]
@@ -183,7 +184,7 @@ class Explanation:
         return score_N
 
     def _patterns(self, modality: Modality, rows: np.ndarray, held_out: dict[str, np.ndarray]) -> dict[str, Any]:
-        """What goes along with the score among units of the same channels, for the classifier and its controls."""
+        """What correlates with the score among units of the same channels, for the classifier and its controls."""
         alike: dict[tuple[str, ...], list[int]] = {}
         for n, i in enumerate(rows.tolist()):
             alike.setdefault(tuple(self._first(i, modality).channels), []).append(n)
@@ -238,6 +239,11 @@ class Explanation:
         }
 
 
+def _flat(maps: Iterable[Attribution]) -> np.ndarray:
+    """All channels and bands of some maps."""
+    return np.concatenate([m.value_CK.ravel() for m in maps])
+
+
 def _channels(recording: Recording) -> dict[str, Any]:
     return {
         "simulated": recording.simulated,
@@ -249,10 +255,6 @@ def _channels(recording: Recording) -> dict[str, Any]:
 
 def load_finetuned(folder: Path) -> MCSPClassifier:
     """The classifier that finetune or evaluate wrote into ``folder/classifier``, in evaluation mode on the CPU.
-
-    Args:
-        folder: the ``out_dir`` of finetune.
-        model: the export that was fine-tuned; it stays as it is.
 
     Raises:
         ValueError: no such classifier, or one of other than two classes.

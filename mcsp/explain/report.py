@@ -15,23 +15,23 @@ from matplotlib.figure import Figure
 from nilearn import plotting
 
 from mcsp.evaluate.report.figures import STYLE, raster, vector
-from mcsp.explain.attribution import OTHER_BAND
-from mcsp.explain.patterns import as_matrix
+from mcsp.explain.attribution import OTHER_BAND, as_matrix
 from mcsp.page import COLOURS, GREY, render
 from mcsp.wording import shortened
 
 _FEWEST_ON_SCALP = 4  # electrodes that a scalp map is interpolated between
 _EDGES_SHOWN = 40  # of a connectome, the strongest
+_CHANNELS_SHOWN = 3  # of a site, those with the largest attribution
 
 
-def strongest(results: dict[str, Any], count: int = 3) -> list[str]:
+def strongest(results: dict[str, Any]) -> list[str]:
     """One line per modality and site: the band and the channels with the largest attribution."""
     lines = []
     for modality, found in results["modalities"].items():
         for site, of_site in found["sites"].items():
             value_CK = np.array(of_site["attribution"])
             band = found["bands"][int(np.abs(value_CK.sum(0)).argmax())]
-            order = np.argsort(-np.abs(value_CK.sum(1)), kind="stable")[:count]
+            order = np.argsort(-np.abs(value_CK.sum(1)), kind="stable")[:_CHANNELS_SHOWN]
             channels = ", ".join(f"{of_site['channels'][c]} {value_CK[c].sum():+.2g}" for c in order)
             name = f"{site}{' (simulated)' if of_site['simulated'] else ''}"
             lines.append(f"{modality} {name}: difference {of_site['difference']:+.2f}; most in {band}; {channels}")

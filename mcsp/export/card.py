@@ -1,15 +1,14 @@
-"""The model card of an export, filled from the run and the corpus, for those who use it and those who answer for it."""
+"""The model card of an export, filled from the run and the corpus."""
 
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mcsp.data_sharding.bids.description import DESCRIPTION_NAME
+from mcsp.data_sharding.bids.description import read_sources, terms_of
 from mcsp.data_sharding.store.reader import Corpus
 from mcsp.encode.parcellations import parcellation_name
 from mcsp.export.hub import front_matter
 from mcsp.model.mcsp import MCSP
-from mcsp.outside import read_object
 from mcsp.schema import Modality, Recording
 from mcsp.version import __version__
 from mcsp.wording import markdown
@@ -84,7 +83,7 @@ in the batch.
 
 * **In this folder:** weights, constants, names of sites, sums per site, and keyed hashes of the pretraining subjects.
   **Not in it:** recordings, names of people, dates, ages, diagnoses, texts of headers, or paths of a machine.
-* The hashes are pseudonyms: whoever holds the key can tell whether a known person of a site was in the data; without
+* The hashes are pseudonyms: with the key one can find out whether a known person of a site was in the data; without
   it they say nothing. The key is in no file here.
 * The weights are computed from recordings of people. How much of a single recording could be recovered from them was
   not examined. {membership} Pass them on as the terms above allow.
@@ -138,17 +137,6 @@ def model_card(
         terms: under which the weights may be used.
     """
     used = [r for r in corpus.recordings if r.split == "train" and r.modality in model.config.modalities]
-    simulated = sorted({r.site for r in used if r.simulated})
-    hours = {kind: sum(r.seconds for r in used if r.simulated == kind) / 3600 for kind in (True, False)}
-    note = (
-        f"**Simulated sites: {markdown(', '.join(simulated))} ({hours[True]:.2f} of "
-        f"{hours[True] + hours[False]:.2f} hours).** What was learned from them says nothing about brains."
-        if simulated
-        else "No simulated recordings."
-    )
-    run = manifest["config"]
-    batch = ", ".join(f"{n} {name}" for name, n in run["batch"].items())
-    windows = ", ".join(f"{run['window_seconds'][m]:g} s of {m}" for m in model.config.modalities)
     return _CARD.format(
         front=front_matter(model.config.size, model.config.modalities, evaluation),
         version=__version__,
@@ -157,8 +145,8 @@ def model_card(
         modalities=" and ".join(model.config.modalities),
         domains=", ".join(model.config.domains),
         step=manifest["step"],
-        hours=hours[True] + hours[False],
-        contact=markdown(contact or "") or "not given. Ask whoever gave you this folder.",
+        hours=sum(r.seconds for r in used) / 3600,
+        contact=markdown(contact or "") or "not given. Ask the person who gave you this folder.",
         terms=markdown(terms or "")
         or "not given. They do not follow from the licence of the code; ask before you use or pass them on.",
         use="\n".join(_USE[m] for m in model.config.modalities),
@@ -166,13 +154,11 @@ def model_card(
         preparation="\n".join(_PREPARED[m](preprocessing) for m in model.config.modalities),
         features="\n".join(_feature_line(model, m) for m in model.config.modalities),
         subjects=n_subjects,
-        simulated_note=note,
+        simulated_note=_simulated_note(used),
         sites=site_table(used, corpus),
         index_hash=markdown(corpus.index_hash),
         key_fingerprint=(preprocessing.get("subject_key_fingerprint") or "unknown")[:12],
-        steps_line=f"{manifest['step']:,} steps of {batch} samples per batch; windows of {windows}; "
-        f"seed {run['seed']}; peak learning rate {run['learning_rate']:g}; ZeRO stage {manifest['zero_stage']}; "
-        f"{manifest.get('arithmetic', 'arithmetic not recorded')}.",
+        steps_line=_steps_line(manifest, model.config.modalities),
         cost=cost_line(manifest, metrics),
         curves=f"![loss by step]({curves})\n\n" if curves else "",
         metrics=curve_rows(metrics),
@@ -230,6 +216,28 @@ def _feature_line(model: MCSP, modality: Modality) -> str:
     )
 
 
+def _simulated_note(used: Sequence[Recording]) -> str:
+    simulated = [r for r in used if r.simulated]
+    if not simulated:
+        return "No simulated recordings."
+    hours, total = (sum(r.seconds for r in of) / 3600 for of in (simulated, used))
+    return (
+        f"**Simulated sites: {markdown(', '.join(sorted({r.site for r in simulated})))} ({hours:.2f} of {total:.2f} "
+        "hours).** What was learned from them says nothing about brains."
+    )
+
+
+def _steps_line(manifest: Mapping[str, Any], modalities: Sequence[Modality]) -> str:
+    run = manifest["config"]
+    batch = ", ".join(f"{n} {name}" for name, n in run["batch"].items())
+    windows = ", ".join(f"{run['window_seconds'][m]:g} s of {m}" for m in modalities)
+    return (
+        f"{manifest['step']:,} steps of {batch} samples per batch; windows of {windows}; seed {run['seed']}; "
+        f"peak learning rate {run['learning_rate']:g}; ZeRO stage {manifest['zero_stage']}; "
+        f"{manifest.get('arithmetic', 'arithmetic not recorded')}."
+    )
+
+
 def _program_line(program: Mapping[str, Any]) -> str:
     files = " and ".join(f"`{name}`" for name in program["files"])
     return (
@@ -241,7 +249,7 @@ def _program_line(program: Mapping[str, Any]) -> str:
 
 def site_table(used: Sequence[Recording], corpus: Corpus) -> str:
     """A row per site of the recordings ``used``."""
-    sources = sources_of(corpus)
+    sources = read_sources(corpus.path)
     rows = []
     for site in sorted({r.site for r in used}):
         of_site = [r for r in used if r.site == site]
@@ -250,22 +258,10 @@ def site_table(used: Sequence[Recording], corpus: Corpus) -> str:
         subjects, samples = len({r.subject for r in of_site}), len({r.key for r in of_site})
         rows.append(
             f"| {markdown(site)} | {kind} | {subjects} | {samples} | {tasks} "
-            f"| {_amount(of_site, 'eeg')} | {_amount(of_site, 'fmri')} | {_terms(sources.get(site, {}))} |"
+            f"| {_amount(of_site, 'eeg')} | {_amount(of_site, 'fmri')} | {terms_of(sources.get(site, {}))} |"
         )
     head = "| site | kind | subjects | samples | tasks | EEG | BOLD | terms |\n|---|---|---|---|---|---|---|---|\n"
     return head + "\n".join(rows)
-
-
-def sources_of(corpus: Corpus) -> dict[str, dict[str, Any]]:
-    """What each site's description says of its origin."""
-    path = corpus.path / DESCRIPTION_NAME
-    sources = read_object(path)["SourceDatasets"] if path.is_file() else []
-    return {source["Site"]: source for source in sources}
-
-
-def _terms(source: Mapping[str, Any]) -> str:
-    stated = [source.get("License") or "not stated", source.get("DOI")]
-    return markdown(", ".join(text for text in stated if text))
 
 
 def _amount(recordings: Sequence[Recording], modality: Modality) -> str:
@@ -275,12 +271,9 @@ def _amount(recordings: Sequence[Recording], modality: Modality) -> str:
         return "none"
     channels = sorted({r.n_channels for r in of})
     span = f"{channels[0]}" if len(channels) == 1 else f"{channels[0]} to {channels[-1]}"
-    what = f"{span} channels" if modality == "eeg" else f"{span} parcels, TR {_spelled({1 / r.sfreq for r in of})} s"
+    t_r = " or ".join(dict.fromkeys(f"{t_r:.3g}" for t_r in sorted({1 / r.sfreq for r in of})))
+    what = f"{span} channels" if modality == "eeg" else f"{span} parcels, TR {t_r} s"
     return f"{sum(r.seconds for r in of) / 3600:.2f} h, {what}"
-
-
-def _spelled(values: set[float]) -> str:
-    return " or ".join(dict.fromkeys(f"{value:.3g}" for value in sorted(values)))
 
 
 def cost_line(manifest: Mapping[str, Any], metrics: Sequence[Mapping[str, float]]) -> str:
@@ -309,31 +302,27 @@ def curve_rows(metrics: Sequence[Mapping[str, float]]) -> str:
 
 def _validation_table(evaluated: Sequence[Mapping[str, float]]) -> str:
     """Values of people who took no part in the training, without the single terms of the loss."""
-    first, last = evaluated[0], evaluated[-1]
+    last = evaluated[-1]
     names = sorted(name for name in last if name.startswith("validation/") and "/loss/" not in name)
-    before = first if first["step"] == 1 else {}
-    rows = [f"| {n.removeprefix('validation/')} | {_number(before.get(n))} | {last[n]:.4g} |" for n in names]
+    untrained = {name: f"{value:.4g}" for name, value in (evaluated[0] if evaluated[0]["step"] == 1 else {}).items()}
+    rows = [f"| {n.removeprefix('validation/')} | {untrained.get(n, '')} | {last[n]:.4g} |" for n in names]
     head = f"| people set aside, quantity | untrained | step {int(last['step']):,} |\n|---|---|---|\n"
     return head + "\n".join(rows)
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4g}"
 
 
 def membership_text(evaluation: Mapping[str, Any] | None) -> str:
     """How well an attack tells the people of the pretraining from others, where an evaluation has measured it."""
     rows = [r for r in (evaluation or {}).get("membership", ()) if r["auroc"] is not None]
     if not rows:
-        return "Whether one could tell from them that a person was among them was not examined."
+        return "It was not examined whether the weights show that a person was in the pretraining data."
     said = "; ".join(
         f"{r['model']}, {r['modality']} {r['auroc']['value']:.3f} ({r['auroc']['ci_low']:.3f} to "
         f"{r['auroc']['ci_high']:.3f}; {r['seen']} seen, {r['unseen']} not)"
         for r in rows
     )
     return (
-        "An attack told people seen in pretraining from others, by how alike their windows are to the encoder, with an "
-        f"AUROC (0.5: chance; 95 % interval over subjects) of: {said}."
+        "An attack on membership (similarity of a person's windows) separated people of the pretraining data from "
+        f"others with an AUROC (0.5: chance; 95 % interval over subjects) of: {said}."
     )
 
 

@@ -61,21 +61,11 @@ def write_export(
             give back the same numbers.
     """
     check_out_dir(out_dir)
-    if corpus.index_hash != manifest["index_hash"]:
-        raise ValueError(
-            f"{corpus.path}: the checkpoint belongs to another corpus: expected index hash "
-            f"{manifest['index_hash'][:12]}, found {corpus.index_hash[:12]}"
-        )
-    config = ModelConfig.parse(manifest["model_config"], "manifest.json: model_config")
-    if modalities is not None:
-        config, weights = only(config, weights, modalities)
-    model = MCSP(config)
-    load_weights(model, {name: weight.to(dtype).float() for name, weight in weights.items()}, "checkpoint")
-    model.eval()
+    model = _model(weights, manifest, corpus, dtype, modalities)
     out_dir.parent.mkdir(parents=True, exist_ok=True)
     aside = out_dir.with_name(f".{out_dir.name}.{os.getpid()}.partial")
     try:
-        preprocessing = preprocessing_of(manifest, corpus, config.modalities)
+        preprocessing = preprocessing_of(manifest, corpus, model.config.modalities)
         write_pretrained(model, aside, preprocessing, dtype)
         subjects = pretraining_subjects(corpus)
         (aside / SUBJECTS_FILE).write_text("".join(f"{subject}\n" for subject in subjects))
@@ -90,6 +80,27 @@ def write_export(
         _replace(aside, out_dir)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def _model(
+    weights: dict[str, Tensor],
+    manifest: dict[str, Any],
+    corpus: Corpus,
+    dtype: torch.dtype,
+    modalities: Sequence[Modality] | None,
+) -> MCSP:
+    """The model of a checkpoint with its weights as they will be stored, and the wanted encoders alone."""
+    if corpus.index_hash != manifest["index_hash"]:
+        raise ValueError(
+            f"{corpus.path}: the checkpoint belongs to another corpus: expected index hash "
+            f"{manifest['index_hash'][:12]}, found {corpus.index_hash[:12]}"
+        )
+    config = ModelConfig.parse(manifest["model_config"], "manifest.json: model_config")
+    if modalities is not None:
+        config, weights = only(config, weights, modalities)
+    model = MCSP(config)
+    load_weights(model, {name: weight.to(dtype).float() for name, weight in weights.items()}, "checkpoint")
+    return model.eval()
 
 
 def write_curves(metrics: Sequence[dict[str, float]], folder: Path) -> str | None:
@@ -174,9 +185,11 @@ def preprocessing_of(manifest: Mapping[str, Any], corpus: Corpus, modalities: tu
             "position_frame": "MNI, mm",
         },
     }
+    found = {(r.modality, r.unit) for r in corpus.recordings if r.split == "train"}
+    units = {m: [unit for unit in units_of(m) if (m, unit) in found] or [UNITS[m]] for m in modalities}
     sites = {r.site for r in corpus.recordings}
     return {
-        "units": {m: " or ".join(_units(corpus, m)) for m in modalities},
+        "units": {m: " or ".join(units[m]) for m in modalities},
         "scaling": "none: the model takes values in these units (stored value * scale of the recording)",
         "sfreq_hz": {
             m: sorted({round(r.sfreq, 6) for r in corpus.recordings if r.modality == m and r.split == "train"})
@@ -204,12 +217,6 @@ def _atlases(config: Mapping[str, Any], sites: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def _units(corpus: Corpus, modality: Modality) -> list[str]:
-    """Units of the recordings that were trained on; the modality's own first."""
-    found = {r.unit for r in corpus.recordings if r.modality == modality and r.split == "train"}
-    return [unit for unit in units_of(modality) if unit in found] or [UNITS[modality]]
-
-
 def pretraining_subjects(corpus: Corpus) -> list[str]:
     """``site/subject`` of every subject in the training split, sorted; subjects are keyed hashes."""
     return sorted({f"{r.site}/{r.subject}" for r in corpus.recordings if r.split == "train"})
@@ -227,15 +234,11 @@ def fixed_signals(modalities: tuple[Modality, ...]) -> dict[Modality, Signal]:
         time_valid[1, t // 2 :] = False
         x_BCT = 10 * torch.randn(2, c, t, generator=generator)
         signals[modality] = Signal(
-            x_BCT=x_BCT * channel_valid[..., None] * time_valid[:, None],
-            sfreq_B=torch.full((2,), sfreq),
-            channel_valid_BC=channel_valid,
-            time_valid_BT=time_valid,
+            x_BCT=x_BCT * channel_valid[..., None] * time_valid[:, None], sfreq_B=torch.full((2,), sfreq),
+            channel_valid_BC=channel_valid, time_valid_BT=time_valid,
             position_BC3=60 * torch.randn(2, c, 3, generator=generator) * channel_valid[..., None],
-            position_valid_BC=channel_valid,
-            sample_B=torch.arange(2),
-            key_B=torch.zeros(2, dtype=torch.int64),
-        )
+            position_valid_BC=channel_valid, sample_B=torch.arange(2), key_B=torch.zeros(2, dtype=torch.int64),
+        )  # fmt: skip
     return signals
 
 
@@ -243,11 +246,10 @@ def check_same(model: MCSP, other: MCSP) -> None:
     """Raise ``ValueError`` unless both give bit-identical features, h and z on :func:`fixed_signals`."""
     signals = fixed_signals(model.config.modalities)
     with torch.inference_mode():
-        for name, (a, b) in {m: (_outputs(model, signals, m), _outputs(other, signals, m)) for m in signals}.items():
+        for m in signals:
+            a, b = _outputs(model, signals, m), _outputs(other, signals, m)
             if not (torch.isfinite(a).all() and torch.equal(a, b)):
-                raise ValueError(
-                    f"export: the {name} outputs of the reloaded model differ from those of the checkpoint"
-                )
+                raise ValueError(f"export: the {m} outputs of the reloaded model differ from those of the checkpoint")
 
 
 def _outputs(model: MCSP, signals: dict[Modality, Signal], modality: Modality) -> Tensor:

@@ -1,6 +1,6 @@
-"""Exports to the Hugging Face Hub; ``mcsp.from_pretrained`` loads them from there. Needs the extra ``hub``.
+"""Exports and corpora to the Hugging Face Hub, with the extra ``hub``; ``mcsp.from_pretrained`` loads exports from it.
 
-A repository holds the files of an export and nothing else. Its card begins with what the Hub reads.
+A repository holds the files of one folder and nothing else. Its card begins with what the Hub reads.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,6 +11,7 @@ import yaml
 
 from mcsp.encode.pretrained import from_pretrained
 from mcsp.schema import Modality
+from mcsp.wording import listed
 
 # Of the Hub's own names of metrics.
 _METRICS = {
@@ -60,20 +61,28 @@ def _results(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def push_to_hub(folder: str | Path, repo_id: str, private: bool = True, revision: str | None = None) -> str:
-    """Upload an export with the files it has; the address of the commit.
+    """Upload an export, or a corpus, with the files it has; the address of the commit.
 
-    The export is loaded before anything leaves the machine, and a repository is private unless asked otherwise: the
-    terms of the recordings come first (see docs/data-terms.md).
+    An export is loaded, and a corpus read back in full, before anything leaves the machine, and a repository is private
+    unless asked otherwise: the terms of the recordings come first (see docs/data-terms.md).
 
     Raises:
-        ValueError: as ``mcsp.from_pretrained``.
+        ValueError: as ``mcsp.from_pretrained``; or a corpus that is not as its index says.
     """
     from huggingface_hub import HfApi
 
-    from_pretrained(folder)
+    kind = "dataset" if (Path(folder) / "index.json").is_file() else "model"
+    if kind == "model":
+        from_pretrained(folder)
+    else:
+        from mcsp.data_sharding.inspect.lint import lint_corpus  # which needs the extra corpus
+
+        if lies := lint_corpus(Path(folder)):
+            raise ValueError(f"{folder}: expected a sound corpus, found {listed(lies, 3, '; ')}")
     api = HfApi()
-    api.create_repo(repo_id, private=private, exist_ok=True)
+    api.create_repo(repo_id, private=private, exist_ok=True, repo_type=kind)
     done = api.upload_folder(
-        repo_id=repo_id, folder_path=str(folder), revision=revision, commit_message="MCSP export", delete_patterns="*"
-    )
+        repo_id=repo_id, folder_path=str(folder), revision=revision, repo_type=kind, delete_patterns="*",
+        ignore_patterns=".*", commit_message="MCSP export" if kind == "model" else "MCSP corpus",
+    )  # fmt: skip
     return str(done.commit_url)

@@ -5,7 +5,7 @@ of time in Python and a graph holds what Python decided. Batches of any size and
 recorded for go in; positions, values and which channels count are inputs.
 
 One row is recorded, then mapped over a batch by ``torch.vmap``. The matrix logarithm is made of products
-(:mod:`mcsp.model.matrix_log`), for eigenvectors are no operator of ONNX.
+(:mod:`mcsp.model.tangent`), for eigenvectors are no operator of ONNX.
 
 Shape letters: B rows, C channels, T time samples, F features.
 """
@@ -52,15 +52,11 @@ class EncoderProgram(nn.Module):
         """Features ``(B, F)``."""
         rows, _, n_samples = x_BCT.shape
         signal = Signal(
-            x_BCT=x_BCT * channel_valid_BC[:, :, None],
-            sfreq_B=torch.full((rows,), self.sfreq),
-            channel_valid_BC=channel_valid_BC,
-            time_valid_BT=torch.ones(rows, n_samples, dtype=torch.bool),
-            position_BC3=position_BC3,
-            position_valid_BC=channel_valid_BC & (position_BC3 != 0).any(-1),
-            sample_B=torch.arange(rows),
-            key_B=torch.zeros(rows, dtype=torch.int64),
-        )
+            x_BCT=x_BCT * channel_valid_BC[:, :, None], sfreq_B=torch.full((rows,), self.sfreq),
+            channel_valid_BC=channel_valid_BC, time_valid_BT=torch.ones(rows, n_samples, dtype=torch.bool),
+            position_BC3=position_BC3, position_valid_BC=channel_valid_BC & (position_BC3 != 0).any(-1),
+            sample_B=torch.arange(rows), key_B=torch.zeros(rows, dtype=torch.int64),
+        )  # fmt: skip
         return self.model.features({self.modality: signal})[self.modality]
 
 

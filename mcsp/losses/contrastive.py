@@ -1,17 +1,40 @@
-"""Contrast across ranks: what every rank's rows are compared with, and how precisely.
+"""What is compared: one embedding per modality, domain and view, of the rows of all ranks; and how precisely.
 
-Shape letters: M stacked embeddings, n rows of this rank, N rows of all ranks, K projection width, P pairs.
+Shape letters: M slots, n rows of this rank, N rows of all ranks, K projection width, P pairs.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from mcsp.config import ObjectiveConfig
-from mcsp.distributed import gather_rows, rank
-from mcsp.kernels.contrastive import Columns, contrastive_loss
+from mcsp.distributed import gather_rows
+from mcsp.kernels.contrastive import Columns
 from mcsp.kernels.dispatch import Precision
+from mcsp.schema import DOMAINS, MODALITIES, VIEWS, Domain, Modality
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One embedding of a sample; its place in the list is its index in a stack ``z_MnK``."""
+
+    modality: Modality
+    domain: Domain
+    view: int
+
+
+def slots(modalities: Sequence[Modality], domains: Sequence[Domain]) -> list[Slot]:
+    """One slot per modality, domain and view, in the order of the schema, whatever the order of the arguments."""
+    return [
+        Slot(modality, domain, view)
+        for modality in MODALITIES
+        if modality in modalities
+        for domain in DOMAINS
+        if domain in domains
+        for view in VIEWS
+    ]
 
 
 def products(config: ObjectiveConfig, device: torch.device) -> Precision:
@@ -51,30 +74,19 @@ def gather_columns(z_MnK: Tensor, valid_Mn: Tensor, subject_n: Tensor, site_n: T
     return Columns(z_MNK, facts[:-2].bool(), facts[-2], facts[-1])
 
 
-def contrast(
-    z_MnK: Tensor,
-    pairs: Sequence[tuple[int, int]],
-    scale_P: Tensor,
-    valid_Mn: Tensor,
-    subject_n: Tensor,
-    site_n: Tensor,
-    config: ObjectiveConfig,
-    columns: Columns,
-) -> Tensor:
-    """This rank's shares (P,) of :func:`mcsp.kernels.contrastive.contrastive_loss` over the rows of all ranks.
+def convergence(z_MnK: Tensor, pairs: Sequence[tuple[int, int]], valid_Mn: Tensor, columns: Columns) -> Tensor:
+    """Mean of 1 - cos(z_a, z_b) over rows valid in both, this rank's share of it per pair, (P,); between 0 and 2.
 
-    Args:
-        columns: from :func:`gather_columns`.
+    The alignment term of Wang and Isola (arXiv 2005.10242), halved, taken across modalities. The anchors of
+    all ranks, told by the columns, are the divisor; a pair without an anchor is 0.
     """
-    return contrastive_loss(
-        z_MnK,
-        pairs,
-        scale_P,
-        valid_Mn=valid_Mn,
-        subject_n=subject_n,
-        site_n=site_n,
-        negatives=config.negatives,
-        columns=columns,
-        row_offset=rank() * z_MnK.shape[1],
-        precision=products(config, z_MnK.device),
-    )
+    assert columns.valid_MN is not None, "gather_columns always fills it"
+    z_MnK = z_MnK if z_MnK.dtype == torch.float64 else z_MnK.float()
+    shares: list[Tensor] = []
+    for a, b in pairs:
+        both_n = valid_Mn[a] & valid_Mn[b]
+        left, right = (z_MnK[i].masked_fill(~both_n[:, None], 0) for i in (a, b))
+        distance_n = 1 - torch.nn.functional.cosine_similarity(left, right, dim=-1)
+        anchors = (columns.valid_MN[a] & columns.valid_MN[b]).sum().clamp(min=1)
+        shares.append(torch.where(both_n, distance_n, 0).sum() / anchors)
+    return torch.stack(shares)

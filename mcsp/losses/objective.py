@@ -23,17 +23,16 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mcsp.config import ObjectiveConfig
 from mcsp.distributed import rank
-from mcsp.kernels.contrastive import retrieval_accuracy
-from mcsp.losses.contrastive import contrast, gather_columns
-from mcsp.losses.cross_modal import convergence, distillation
+from mcsp.kernels.contrastive import contrastive_loss, relational_distillation, retrieval_accuracy
+from mcsp.losses.contrastive import Slot, convergence, gather_columns, products
 from mcsp.losses.prediction import PredictionTerm, prediction_loss
-from mcsp.losses.slots import Slot
 from mcsp.schema import DOMAINS
 
 
@@ -110,32 +109,30 @@ def objective(
     Raises:
         ValueError: shapes that do not fit.
     """
-    if error_Qn.shape != (len(predictions), z_MnK.shape[1]):
-        expected = (len(predictions), z_MnK.shape[1])
+    if error_Qn.shape != (expected := (len(predictions), z_MnK.shape[1])):
         raise ValueError(f"error_Qn: expected {expected}, predictions and rows, found {tuple(error_Qn.shape)}")
     columns = gather_columns(z_MnK, valid_Mn, subject_n, site_n)
-    offset = rank() * z_MnK.shape[1]
+    of_rows: dict[str, Any] = {"valid_Mn": valid_Mn, "subject_n": subject_n, "columns": columns}
+    of_rows["row_offset"] = rank() * z_MnK.shape[1]
+    among = of_rows | {"site_n": site_n, "negatives": config.negatives, "precision": products(config, z_MnK.device)}
     pairs = [(term.a, term.b) for term in terms]
-    contrast_P = contrast(z_MnK, pairs, scale_P, valid_Mn, subject_n, site_n, config, columns)
+    contrast_P = contrastive_loss(z_MnK, pairs, scale_P, **among)
     parts = {term.name: (term.weight, value) for term, value in zip(terms, contrast_P, strict=True)}
     crossing = [term for term in terms if term.cross_modal]
     cross_pairs = [(term.a, term.b) for term in crossing]
-    if crossing and config.alpha * config.beta > 0:
-        shares = distillation(z_MnK, cross_pairs, valid_Mn, subject_n, site_n, columns, offset, config)
-        weight = config.alpha * config.beta
-        parts |= {f"distillation/{term.name}": (weight, share) for term, share in zip(crossing, shares, strict=True)}
-    if crossing and config.alpha * config.gamma > 0:
+    weight_kd, weight_cos = config.alpha * config.beta, config.alpha * config.gamma
+    if crossing and weight_kd > 0:
+        fixed_P = z_MnK.new_full((len(crossing),), 1 / config.distillation_temperature, dtype=torch.float64)
+        shares = relational_distillation(z_MnK, cross_pairs, fixed_P, **among)
+        parts |= {f"distillation/{term.name}": (weight_kd, share) for term, share in zip(crossing, shares, strict=True)}
+    if crossing and weight_cos > 0:
         shares = convergence(z_MnK, cross_pairs, valid_Mn, columns)
-        weight = config.alpha * config.gamma
-        parts |= {f"convergence/{term.name}": (weight, share) for term, share in zip(crossing, shares, strict=True)}
+        parts |= {f"convergence/{term.name}": (weight_cos, share) for term, share in zip(crossing, shares, strict=True)}
     shares = prediction_loss(error_Qn, predictions, valid_Mn, columns)
     parts |= {term.name: (term.weight, share) for term, share in zip(predictions, shares, strict=True)}
     loss = torch.stack([weight * value for weight, value in parts.values()]).sum() + 0.0 * error_Qn.sum()
     logged = {name: value.detach() for name, (_, value) in parts.items()}
-    if not retrieval:
-        return loss, logged
-    top1_P = retrieval_accuracy(
-        z_MnK, pairs, valid_Mn=valid_Mn, subject_n=subject_n, columns=columns, row_offset=offset
-    )
-    logged |= {f"top1/{term.name}": value for term, value in zip(terms, top1_P, strict=True)}
+    if retrieval:
+        top1_P = retrieval_accuracy(z_MnK, pairs, **of_rows)
+        logged |= {f"top1/{term.name}": value for term, value in zip(terms, top1_P, strict=True)}
     return loss, logged

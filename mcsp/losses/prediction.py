@@ -26,7 +26,7 @@ from torch import Tensor
 
 from mcsp.config import ObjectiveConfig
 from mcsp.kernels.contrastive import Columns
-from mcsp.losses.slots import Slot
+from mcsp.losses.contrastive import Slot
 from mcsp.schema import Domain, Modality
 
 Target = Literal["connectivity", "spectrum"]

@@ -1,4 +1,4 @@
-"""Who takes whose place where views of different people are paired: a control of what pretraining learns of a person.
+"""Exchange of views between people of a site: the control of shuffled pairs.
 
 Samples of one site (and of the same modalities) form blocks of four. Every domain and view of a sample comes from
 another member of its block, so that no contrasted pair and no prediction is of one person, while all that a site and
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mcsp.batch import Batch
-from mcsp.losses.slots import Slot
+from mcsp.losses.contrastive import Slot
 from mcsp.schema import DOMAINS
 
 BLOCK = 4  # the domains and views of one modality, and two modalities, need so many that differ where they are compared

@@ -172,7 +172,9 @@ def standardise(x_BCT: Tensor, valid_BT: Tensor) -> tuple[Tensor, Tensor]:
     The logarithm travels beside the standardised signal, so amplitude is not lost. Flat channels give zeros.
     """
     centred_BCT, variance_BC = centre(x_BCT, valid_BT)
-    return centred_BCT * torch.rsqrt(variance_BC + 1e-12)[..., None], 0.5 * torch.log10(variance_BC + 1e-6)
+    scale_BC1 = torch.rsqrt(variance_BC + 1e-12)[..., None]
+    unit_BCT = centred_BCT * scale_BC1 if centred_BCT.requires_grad else centred_BCT.mul_(scale_BC1)
+    return unit_BCT, 0.5 * torch.log10(variance_BC + 1e-6)
 
 
 def sinusoids(position_P: Tensor, width: int, shortest: float, longest: float) -> Tensor:

@@ -111,13 +111,9 @@ class SpatialEncoder(nn.Module):
         if self.bands_hz and coherence:
             framed = at_least(signal, COHERENCE_FRAME_SECONDS)
             coherence_BKCC = imaginary_coherence(
-                framed.x_BCT,
-                framed.sfreq_B,
-                self.bands_hz,
-                time_valid_BT=framed.time_valid_BT,
-                frame_seconds=COHERENCE_FRAME_SECONDS,
-                hop_seconds=COHERENCE_FRAME_SECONDS,
-            ).to(centred_BCT.dtype)
+                framed.x_BCT, framed.sfreq_B, self.bands_hz, time_valid_BT=framed.time_valid_BT,
+                frame_seconds=COHERENCE_FRAME_SECONDS, hop_seconds=COHERENCE_FRAME_SECONDS,
+            ).to(centred_BCT.dtype)  # fmt: skip
         # The root of 0 has an infinite gradient, of which the samples of a flat channel would get NaN.
         std_BC = variance_BC.clamp_min(torch.finfo(variance_BC.dtype).tiny).sqrt()
         channels = Channels(centred_BCT, std_BC, coherence_BKCC, signal.time_valid_BT)

@@ -17,15 +17,7 @@ from torch import Tensor, nn
 from mcsp.batch import Signal
 from mcsp.config import ModelConfig
 from mcsp.kernels.spectral import log_power_frames
-from mcsp.model.layers import (
-    LOWEST_LOG_POWER,
-    SIZES,
-    AnchorWeights,
-    TokenEncoder,
-    sinusoids,
-    standardise,
-    to_grid,
-)
+from mcsp.model.layers import LOWEST_LOG_POWER, SIZES, AnchorWeights, TokenEncoder, sinusoids, standardise, to_grid
 from mcsp.schema import HIGHEST_HZ, Modality
 
 TIME_BINS = 12  # the read-out sees this many equal parts of the window, whatever its length
@@ -81,23 +73,24 @@ class TemporalEncoder(nn.Module):
         n_patches = x_BCT.shape[-1] // self.patch_samples
         whole = n_patches * self.patch_samples
         unit_BCT, log_std_BC = standardise(x_BCT, valid_BT)
+        valid_BP = rearrange(valid_BT[:, :whole], "b (p l) -> b p l", p=n_patches).all(-1)
         power_BCPF = None
         if self.n_bins:
-            power_BCPF, _ = log_power_frames(
+            power_BCPF, _ = log_power_frames(  # of all patches: what is not valid holds zeros
                 x_BCT,
                 torch.full((len(x_BCT),), self.grid_hz),  # on the CPU: known without waiting for a GPU
                 list(range(1, self.n_bins + 1)),
                 frame_seconds=self.patch_seconds,
                 hop_seconds=self.patch_seconds,
-                time_valid_BT=valid_BT,
             )
             power_BCPF = power_BCPF.clamp_min(LOWEST_LOG_POWER)
+            power_BCPF.masked_fill_(~valid_BP[:, None, :, None], LOWEST_LOG_POWER)
         return Patches(
             rearrange(unit_BCT[..., :whole], "b c (p l) -> b c p l", p=n_patches),
             log_std_BC,
             power_BCPF,
             self.anchors(signal) if weights_BAC is None else weights_BAC,
-            rearrange(valid_BT[:, :whole], "b (p l) -> b p l", p=n_patches).all(-1),
+            valid_BP,
         )
 
     def _attend(self, tokens_BPD: Tensor, valid_BP: Tensor) -> Tensor:

@@ -22,9 +22,9 @@ from torch import Tensor
 
 from mcsp.config import ModelConfig
 from mcsp.model.mcsp import MCSP
-from mcsp.outside import read_bounded, read_object
+from mcsp.outside import read_bounded, read_object, sha256_file
 from mcsp.version import __version__
-from mcsp.wording import listed, sha256_file
+from mcsp.wording import listed
 
 SUBJECTS_FILE = "pretraining_subjects.txt"  # "site/subject" of everyone whose recordings were trained on
 FORMAT_VERSION = 3  # 2: features without z; 1: h of the spatial domain was as narrow as the others

@@ -1,4 +1,4 @@
-"""Where the time of a step goes, and what this rank is doing right now."""
+"""Seconds of each part of a step, and the present phase of this rank."""
 
 import contextlib
 import functools

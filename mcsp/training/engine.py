@@ -1,4 +1,4 @@
-"""DeepSpeed, and every detail of it that the project depends on. No other file imports it.
+"""The only file that imports DeepSpeed, with every detail of it that the project depends on.
 
 Facts about DeepSpeed 0.19 that are worked around here, each with a test in ``tests/training/test_engine.py``:
 the CPU accelerator compiles a shared-memory extension at start; gradients are averaged over ranks, so shares of a loss
@@ -34,7 +34,7 @@ from mcsp import distributed  # noqa: E402
 from mcsp.batch import Batch  # noqa: E402
 from mcsp.config import PretrainConfig, find_config  # noqa: E402
 from mcsp.schema import text_key  # noqa: E402
-from mcsp.training.saving import zero_fragments  # noqa: E402
+from mcsp.training.saving import state as fragments  # noqa: E402
 from mcsp.training.saving.state import EMA, Copied, State, copy_state  # noqa: E402
 from mcsp.wording import listed  # noqa: E402
 
@@ -185,10 +185,6 @@ def group_of(name: str) -> str:
     return "temperatures" if parts[0] == "log_scale_P" else "heads"
 
 
-def _any_norm(norm: float, told: list[float]) -> bool:
-    return True
-
-
 class Engine:
     """One module trained by DeepSpeed with AdamW; weight decay on matrices only."""
 
@@ -208,13 +204,13 @@ class Engine:
         self._steps = 0
         self._norm, self._refused = 0.0, False
         self._told, self._numbers = torch.zeros(0), list[float]()
-        self._allowed: Callable[[float, list[float]], bool] = _any_norm
+        self._allowed: Callable[[float, list[float]], bool] | None = None  # None: any
         self.ema_decay = config.ema_decay
         self._ema: dict[tuple[str, int], Tensor] = {}  # of the ranges that this rank owns
         if self.zero_stage:
             self._watch_norm()
         else:
-            zero_fragments.undo_first_step(self._engine)
+            fragments.undo_first_step(self._engine)
 
     def __call__(self, batch: Batch) -> Any:
         """Forward pass of the module.
@@ -295,7 +291,7 @@ class Engine:
         """
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate
-        self._allowed, self._steps = allowed or _any_norm, self._steps + 1
+        self._allowed, self._steps = allowed, self._steps + 1
         self._told = torch.zeros(0, device=device()) if told is None else told.detach()
         if self.zero_stage == 0 and self._refuses(self._stage0_norm()):
             self._engine.optimizer.zero_grad()
@@ -310,8 +306,8 @@ class Engine:
 
         At first it moves faster, as in TensorFlow's ExponentialMovingAverage: the weights of the start are random.
         """
-        weights = {(f.name, f.start): f.values["weight"] for f in zero_fragments.owned(self._engine)}
-        steps = zero_fragments.applied_steps(self._engine)
+        weights = {(f.name, f.start): f.values["weight"] for f in fragments.owned(self._engine)}
+        steps = fragments.applied_steps(self._engine)
         decay = min(self.ema_decay, (1 + steps) / (10 + steps))
         if not self._ema:
             self._ema = {key: weight.detach().clone() for key, weight in weights.items()}
@@ -339,7 +335,8 @@ class Engine:
         with distributed.around_collectives():
             torch.distributed.broadcast(found, src=0)
         self._norm, *self._numbers = found.tolist()  # the one wait for the device in a step
-        self._refused = not (math.isfinite(self._norm) and self._allowed(self._norm, self._numbers))
+        allowed = self._allowed is None or self._allowed(self._norm, self._numbers)
+        self._refused = not (math.isfinite(self._norm) and allowed)
         return self._refused
 
     def _watch_norm(self) -> None:
@@ -370,10 +367,10 @@ class Engine:
 
         At stage 0 every rank has everything, and only the first copies it.
         """
-        mine = [] if self.zero_stage == 0 and distributed.rank() else list(zero_fragments.owned(self._engine))
+        mine = [] if self.zero_stage == 0 and distributed.rank() else list(fragments.owned(self._engine))
         if self._ema:
             mine = [replace(f, values={**f.values, EMA: self._ema[f.name, f.start]}) for f in mine]
-        return copy_state(mine, zero_fragments.applied_steps(self._engine))
+        return copy_state(mine, fragments.applied_steps(self._engine))
 
     def load(self, folder: Path) -> None:
         """Read what any number of ranks at any ZeRO stage wrote; every rank calls it.
@@ -384,19 +381,12 @@ class Engine:
         state, own = State(folder), {name for name, _ in self._engine.module.named_parameters()}
         if unknown := sorted(state.shapes.keys() - own):
             raise ValueError(f"{state.folder}: expected the parameters of this model, found {unknown[:3]} beside them")
-        state.into(zero_fragments.owned(self._engine))
-        zero_fragments.refresh(self._engine, state.steps)
+        state.into(fragments.owned(self._engine))
+        fragments.refresh(self._engine, state.steps)
         self._ema = {}
         if self.ema_decay and state.has(EMA):
-            owned = [(f.name, f.start, f.values["weight"]) for f in zero_fragments.owned(self._engine)]
+            owned = [(f.name, f.start, f.values["weight"]) for f in fragments.owned(self._engine)]
             self._ema = {
                 (name, start): state.read(EMA, name, start, weight.numel()).to(weight.device)
                 for name, start, weight in owned
             }
-
-    def gradients(self) -> dict[str, Tensor]:
-        """Whole fp32 gradients by parameter name, between backward and step; every rank calls it."""
-        read: Callable[[nn.Parameter], Tensor | None] = deepspeed.utils.safe_get_full_grad
-        return {
-            name: g.detach().clone() for name, p in self._engine.module.named_parameters() if (g := read(p)) is not None
-        }

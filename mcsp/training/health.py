@@ -1,4 +1,4 @@
-"""Which steps count, and when a run goes back: a function of the losses and gradient norms so far.
+"""Which steps are applied, and when a run returns to a checkpoint: a function of losses and gradient norms.
 
 Loss and norm are judged apart, each against the last ``spike_window`` finite values *seen*, counted or not:
 

@@ -1,19 +1,26 @@
-"""What a run leaves to look at: ``metrics.jsonl``, ``events.jsonl``, TensorBoard files, and progress on stderr.
+"""Output of a run: ``metrics.jsonl``, ``events.jsonl``, TensorBoard files, and progress on stderr.
 
 Only rank 0 makes one. ``metrics.jsonl`` has one line per logged step, and always one of the first, whose losses and
 retrieval accuracies are those of the untrained model (they precede its update). A step with an evaluation has a line as
 well, with values under ``validation/``; those in the first line are also of the untrained model. The file holds the run
 as it counts: steps that are taken again after a crash or a rollback appear once. ``events.jsonl`` is only ever appended
 to: starts, skipped steps, rollbacks, ends, with the time.
+
+Metrics go to Weights & Biases or MLflow as well, where their package is installed. Where their servers are, and who is
+asking, they read from their own environment variables (``WANDB_*``, ``MLFLOW_*``); MLflow without them keeps a database
+in the run's folder. A continued run goes on in the record that it began.
 """
 
+import importlib
+import importlib.util
 import json
 import math
+import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
@@ -21,11 +28,18 @@ from tqdm import tqdm
 
 from mcsp.config import PretrainConfig
 from mcsp.run_log import iter_metrics, keep_steps, open_to_append
-from mcsp.training.trackers import Tracker
 from mcsp.wording import listed
 
+_SERVER = "MLFLOW_TRACKING_URI"
 LINE_SECONDS = 10.0  # between progress lines where there is no terminal
 BAR = "{desc} {n_fmt}/{total_fmt} [{remaining} left{postfix}]"  # with brief(), below 80 columns
+
+
+class Tracker(NamedTuple):
+    """One record of this run."""
+
+    log: Callable[[int, dict[str, float]], object]
+    close: Callable[[], object]
 
 
 def is_logged(config: PretrainConfig, step: int) -> bool:
@@ -149,3 +163,49 @@ def _retrieval(values: dict[str, float]) -> float | None:
 def _clock(seconds: float) -> str:
     minutes, hours = int(seconds // 60), int(seconds // 3600)
     return f"{hours // 24} d {hours % 24} h" if hours >= 48 else f"{hours}:{minutes % 60:02d}:{int(seconds % 60):02d}"
+
+
+def check_installed(names: Sequence[str]) -> None:
+    """Raise ``ValueError`` for one whose package is missing; every rank calls it, so that all end."""
+    for name in names:
+        if importlib.util.find_spec(name) is None:
+            raise ValueError(f"trackers: expected the package {name}, found none; pip install {name}, or take it out")
+        if name == "mlflow" and _SERVER not in os.environ and importlib.util.find_spec("sqlalchemy") is None:
+            raise ValueError(f"trackers: mlflow has no database, expected {_SERVER} or sqlalchemy: pip install mlflow")
+
+
+def trackers(names: Sequence[str], run_dir: Path, config: dict[str, Any]) -> list[Tracker]:
+    """Open, or continue, the record of a run with each."""
+    return [{"wandb": _wandb, "mlflow": _mlflow}[name](run_dir, config) for name in names]
+
+
+def _wandb(run_dir: Path, config: dict[str, Any]) -> Tracker:
+    wandb = importlib.import_module("wandb")
+    own, known = {"project": "mcsp", "name": run_dir.name, "dir": str(run_dir)}, run_dir / "wandb-id"
+    run = wandb.init(**own, config=config, resume="allow", id=known.read_text() if known.is_file() else None)
+    known.write_text(run.id)
+    # Its own counter must never go back, as ours does after a rollback.
+    run.define_metric("*", step_metric="step")
+    return Tracker(lambda step, values: run.log({**values, "step": step}), run.finish)
+
+
+def _mlflow(run_dir: Path, config: dict[str, Any]) -> Tracker:
+    mlflow = importlib.import_module("mlflow")
+    if _SERVER not in os.environ:  # its own default is the folder where the command was typed
+        place = run_dir.absolute()
+        mlflow.set_tracking_uri(f"sqlite:///{place / 'mlflow.db'}")
+        if mlflow.get_experiment_by_name("mcsp") is None:
+            mlflow.create_experiment("mcsp", artifact_location=(place / "mlflow").as_uri())
+    mlflow.set_experiment("mcsp")
+    known = run_dir / "mlflow-id"
+    if known.is_file():
+        mlflow.start_run(run_id=known.read_text())
+    else:
+        known.write_text(mlflow.start_run(run_name=run_dir.name).info.run_id)
+        mlflow.log_dict(config, "config.json")
+
+    def log(step: int, values: dict[str, float]) -> None:
+        # A store of files makes a folder of each slash, and "loss" is a file beside "loss/eeg".
+        mlflow.log_metrics({name.replace("/", "."): value for name, value in values.items()}, step=step)
+
+    return Tracker(log, mlflow.end_run)

@@ -10,9 +10,9 @@ import torch
 from einops import reduce
 from torch import Tensor, nn
 
-from mcsp.batch import Signal
-from mcsp.model.mcsp import MCSP
-from mcsp.model.spatial import Channels, SpatialEncoder
+from mcsp.losses.prediction import Target
+from mcsp.model.mcsp import MCSP, Measured
+from mcsp.model.spatial import Channels, Connectivity, SpatialEncoder
 from mcsp.model.spectral import BINS_PER_PATCH, SpectralEncoder, Spectrum
 from mcsp.model.tangent import upper_triangle
 from mcsp.schema import Domain, Modality
@@ -22,28 +22,21 @@ from mcsp.schema import Domain, Modality
 MEAN_SCALE = 20.0
 
 
-def connectivity_target(model: MCSP, modality: Modality, signal: Signal) -> Tensor:
-    """Logarithm, or root, of the correlation of all pairs of anchors, ``(B, A (A - 1) / 2)``."""
-    encoder = model.encoder(modality, "spatial")
-    assert isinstance(encoder, SpatialEncoder)
-    return connectivity_of(encoder, encoder.channels(signal, coherence=False), encoder.anchors(signal))
-
-
 def connectivity_of(encoder: SpatialEncoder, channels: Channels, weights_BAC: Tensor) -> Tensor:
-    """The same of what was measured of channels already, carried to the anchors by ``weights_BAC``."""
+    """Logarithm, or root, of the correlation of all pairs of anchors, ``(B, A (A - 1) / 2)``, of measured channels."""
     return upper_triangle(encoder.correlation(channels, weights_BAC, encoder.form))
 
 
-def spectrum_target(model: MCSP, modality: Modality, signal: Signal) -> Tensor:
-    """Log10 power at every anchor, averaged over patches of frequencies, ``(B, A * P)``."""
-    encoder = model.encoder(modality, "spectral")
-    assert isinstance(encoder, SpectralEncoder)
-    return spectrum_of(encoder.measure(signal))
-
-
 def spectrum_of(measured: Spectrum) -> Tensor:
-    """The same of what was measured already."""
+    """Log10 power at every anchor, averaged over patches of frequencies, ``(B, A * P)``."""
     return reduce(measured.power_BAF, "b a (p f) -> b (a p)", "mean", f=BINS_PER_PATCH)
+
+
+def target_of(measured: Measured) -> tuple[Target, Tensor] | None:
+    """What heads predict of what a domain measured, and its name; None of the temporal domain."""
+    if isinstance(measured, Connectivity):  # the first measure is the correlation's form
+        return "connectivity", upper_triangle(measured.measures_BKAA[:, 0])
+    return ("spectrum", spectrum_of(measured)) if isinstance(measured, Spectrum) else None
 
 
 class Prediction(NamedTuple):

@@ -8,24 +8,18 @@ Q predictions.
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import fields
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.profiler import record_function
 
-from mcsp.augmentations.views import half_of_view, spatial_view, spectral_view, temporal_view
-from mcsp.batch import Batch, Signal
+from mcsp.augmentations.views import halves_of_views, spatial_view, spectral_view, temporal_view
+from mcsp.batch import Batch, Signal, as_one, rows_of
 from mcsp.config import AugmentationConfig, ModelConfig, ObjectiveConfig
-from mcsp.losses import (
-    initial_log_scale,
-    pair_terms,
-    prediction_error,
-    prediction_terms,
-    slots,
-)
-from mcsp.losses.prediction import Target
+from mcsp.losses.contrastive import slots
+from mcsp.losses.objective import initial_log_scale, pair_terms
+from mcsp.losses.prediction import Target, prediction_error, prediction_terms
 from mcsp.losses.shuffled import other_rows, place, places_Kn
 from mcsp.model.layers import Block, TokenEncoder
 from mcsp.model.mcsp import MCSP, Measured
@@ -34,7 +28,7 @@ from mcsp.model.spectral import SpectralEncoder, Spectrum
 from mcsp.schema import VIEWS, Domain, Modality
 from mcsp.training.prediction import Prediction, PredictionHead, connectivity_of, spectrum_of
 
-_CACHE_BYTES = 3 << 20  # of windows that are measured together on a CPU; 1.5 to 6 MiB are about as fast
+_CACHE_BYTES = 4 << 20  # of windows that are measured together on a CPU; 2 to 8 MiB are about as fast
 MAX_SCALE = 100.0  # of logits, as in CLIP (arXiv 2103.00020); at least 1, as in OpenCLIP
 
 
@@ -136,12 +130,12 @@ class Pretrainer(nn.Module):
                 stop, channels = first + len(rows), rows.x_BCT.shape[1]
                 found.append(self._measure_rows(modality, rows, [w[first:stop, :, :channels] for w in weights]))
                 first = stop
-        views = {d: _joined([f[0][d][v] for v in VIEWS for f in found]) for d in domains}
+        views = {d: _joined([_view_of(f[0][d], v) for v in VIEWS for f in found]) for d in domains}
         if "spectral" in domains:
             with self.part("views"):
                 views["spectral"] = self._spectral_views(modality, signal, views["spectral"])
         wanted = found[0][1]
-        return views, {name: torch.cat([f[1][name][v] for v in VIEWS for f in found]) for name in wanted}
+        return views, {name: torch.cat([f[1][name].chunk(2)[v] for v in VIEWS for f in found]) for name in wanted}
 
     def _spectral_views(self, modality: Modality, signal: Signal, measured: Spectrum) -> Spectrum:
         encoder = self.model.encoder(modality, "spectral")
@@ -155,34 +149,36 @@ class Pretrainer(nn.Module):
 
     def _measure_rows(
         self, modality: Modality, signal: Signal, weights: Sequence[Tensor]
-    ) -> tuple[dict[Domain, list[Any]], dict[Target, list[Tensor]]]:
-        """Of each view what the encoders read, spectra not yet augmented; and what the view is to predict."""
+    ) -> tuple[dict[Domain, Measured], dict[Target, Tensor]]:
+        """What encoders read, spectra not yet augmented, and what is to be predicted: all rows of a view together."""
         config, model = self.augmentation, self.model
         with self.part("views"):
-            halves = [half_of_view(signal, v) for v in VIEWS] if config.opposite_halves else []
-        views: dict[Domain, list[Any]] = {}
-        targets: dict[Target, list[Tensor]] = {}
+            halves = halves_of_views(signal) if config.opposite_halves else signal
+        views: dict[Domain, Measured] = {}
+        targets: dict[Target, Tensor] = {}
         wanted = {term.target for term in self.predictions if term.modality == modality}
+        plain_BAC = torch.cat([weights[0]] * len(VIEWS))  # to the anchors, as the signal is
         for domain in model.config.domains:
-            seen = halves if domain in config.opposite_halves else [signal]  # both views see the same one
-            encoder = model.encoder(modality, domain)
+            encoder, apart = model.encoder(modality, domain), domain in config.opposite_halves
+            seen, seen_BAC = (halves, plain_BAC) if apart else (signal, weights[0])
             if isinstance(encoder, SpatialEncoder):
-                channels = [encoder.channels(half) for half in seen]
-                views[domain] = [encoder.at_anchors(channels[v % len(seen)], weights[1 + v]) for v in VIEWS]
+                channels = encoder.channels(seen)
+                twice = channels if apart else _twice(channels)
+                views[domain] = encoder.at_anchors(twice, torch.cat(list(weights[1:])))
                 if "connectivity" in wanted:
-                    of_halves = channels if seen is halves else [encoder.channels(h, coherence=False) for h in halves]
-                    other = [connectivity_of(encoder, of_halves[1 - v], weights[0]) for v in VIEWS]
-                    targets["connectivity"] = other
+                    channels = channels if apart else encoder.channels(halves, coherence=False)
+                    targets["connectivity"] = _other_half(connectivity_of(encoder, channels, plain_BAC))
             elif isinstance(encoder, SpectralEncoder):
-                spectra = [encoder.measure(half, weights[0]) for half in seen]
-                views[domain] = [spectra[v % len(seen)] for v in VIEWS]
+                spectrum = encoder.measure(seen, seen_BAC)
+                views[domain] = spectrum if apart else _twice(spectrum)
                 if "spectrum" in wanted:
-                    measured = spectra if seen is halves else [encoder.measure(half, weights[0]) for half in halves]
-                    targets["spectrum"] = [spectrum_of(measured[1 - v]) for v in VIEWS]
+                    spectrum = spectrum if apart else encoder.measure(halves, plain_BAC)
+                    targets["spectrum"] = _other_half(spectrum_of(spectrum))
             else:
                 with self.part("views"):
-                    drawn = [temporal_view(seen[v % len(seen)], v, config) for v in VIEWS]
-                views[domain] = [encoder.measure(view, weights[0]) for view in drawn]
+                    of_views = [_view_of(halves, v) if apart else signal for v in VIEWS]
+                    drawn = as_one([temporal_view(view, v, config) for v, view in enumerate(of_views)])
+                views[domain] = encoder.measure(drawn, plain_BAC)
         return views, targets
 
     def _prediction_errors(
@@ -194,10 +190,7 @@ class Pretrainer(nn.Module):
             if (term.modality, term.domain) == (modality, domain) and term.target in targets:
                 prediction: Prediction = self.heads[_key(term.name)](h_BD)
                 found[term.name] = prediction_error(
-                    prediction.predicted_BE,
-                    targets[term.target],
-                    prediction.mean_predicted_E,
-                    prediction.mean_target_E,
+                    prediction.predicted_BE, targets[term.target], prediction.mean_predicted_E, prediction.mean_target_E
                 )
         return found
 
@@ -230,7 +223,7 @@ def _in_cache(signal: Signal) -> Iterator[Signal]:
             if (stop + 1 - first) * wider * longer > values:
                 break
             stop, c, t = stop + 1, wider, longer
-        rows = Signal(**{f.name: getattr(signal, f.name)[first:stop] for f in fields(Signal)})
+        rows = rows_of(signal, slice(first, stop))
         yield rows.replace(
             x_BCT=rows.x_BCT[:, :c, :t],
             channel_valid_BC=rows.channel_valid_BC[:, :c],
@@ -245,6 +238,24 @@ def _extents(valid_BI: Tensor) -> list[int]:
     """One past the last valid place of each row, at least 1."""
     place_I = torch.arange(1, valid_BI.shape[1] + 1)
     return (valid_BI * place_I).amax(1).clamp_min(1).tolist()
+
+
+def _twice(measured: Any) -> Any:
+    """A named tuple of tensors with all rows for one view and again for the other."""
+    return type(measured)(*(None if x is None else torch.cat([x] * len(VIEWS)) for x in measured))
+
+
+def _view_of(rows: Any, view: int) -> Any:
+    """The rows of one view, of a signal or a named tuple of tensors that hold those of both."""
+    if isinstance(rows, Signal):
+        count = len(rows) // len(VIEWS)
+        return rows_of(rows, slice(view * count, (view + 1) * count))
+    return type(rows)(*(None if x is None else x.chunk(len(VIEWS))[view] for x in rows))
+
+
+def _other_half(target_BE: Tensor) -> Tensor:
+    """What was measured of each view's half, in the place of the view that predicts it."""
+    return target_BE.roll(len(target_BE) // len(VIEWS), 0)
 
 
 def _joined(parts: Sequence[Any]) -> Any:

@@ -15,7 +15,7 @@ from mcsp.config import PretrainConfig
 from mcsp.run_log import iter_events
 from mcsp.training import engine
 from mcsp.training.clock import Clock, Profile
-from mcsp.training.metrics import Metrics, is_logged
+from mcsp.training.metrics import Metrics, check_installed, is_logged, trackers
 from mcsp.training.reading.loader import batches
 from mcsp.training.run_dir import InUse, Lock, check
 from mcsp.training.stopping import (
@@ -30,7 +30,6 @@ from mcsp.training.stopping import (
     write_exit,
 )
 from mcsp.training.throughput import Throughput, goodput
-from mcsp.training.trackers import check_installed, trackers
 from mcsp.training.trainer import Trainer
 from mcsp.training.validation.evaluations import Evaluations
 from mcsp.training.watchdog import Watchdog, clear_heartbeats

@@ -21,18 +21,9 @@ from mcsp.schema import VIEWS, Modality
 # Dense bf16 TFLOP/s with fp32 accumulation, without sparsity, from NVIDIA's data sheets of each product (the sheets
 # of H100, H200, L40S, L4 and B200 print the figure with sparsity, twice this). The first name that fits counts.
 PEAK_BF16_TFLOPS: dict[str, float] = {
-    "H100 PCIe": 756.0,
-    "H100 NVL": 835.0,
-    "H100": 989.4,
-    "H200": 989.4,
-    "GH200": 989.4,
-    "B200": 2250.0,
-    "A100": 312.0,
-    "A10": 125.0,
-    "L40S": 362.1,
-    "L4": 121.0,
-    "RTX A6000": 154.8,
-}
+    "H100 PCIe": 756.0, "H100 NVL": 835.0, "H100": 989.4, "H200": 989.4, "GH200": 989.4, "B200": 2250.0, "A100": 312.0,
+    "A10": 125.0, "L40S": 362.1, "L4": 121.0, "RTX A6000": 154.8,
+}  # fmt: skip
 
 
 def peak_tflops(device: torch.device) -> float | None:
@@ -73,15 +64,10 @@ def _some_window(shape: tuple[int, int], hz: float) -> Signal:
     x_BCT = torch.randn(1, *shape)
     valid_BC = torch.ones(1, shape[0], dtype=torch.bool)
     return Signal(
-        x_BCT=x_BCT,
-        sfreq_B=torch.tensor([float(hz)]),
-        channel_valid_BC=valid_BC,
-        time_valid_BT=torch.ones(1, shape[1], dtype=torch.bool),
-        position_BC3=torch.randn(1, shape[0], 3) * 50,
-        position_valid_BC=valid_BC,
-        sample_B=torch.zeros(1, dtype=torch.int64),
-        key_B=torch.zeros(1, dtype=torch.int64),
-    )
+        x_BCT=x_BCT, sfreq_B=torch.tensor([float(hz)]), channel_valid_BC=valid_BC,
+        time_valid_BT=torch.ones(1, shape[1], dtype=torch.bool), position_BC3=torch.randn(1, shape[0], 3) * 50,
+        position_valid_BC=valid_BC, sample_B=torch.zeros(1, dtype=torch.int64), key_B=torch.zeros(1, dtype=torch.int64),
+    )  # fmt: skip
 
 
 class Throughput:

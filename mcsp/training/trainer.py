@@ -13,11 +13,12 @@ from torch import Tensor
 
 from mcsp import distributed
 from mcsp.batch import Batch
-from mcsp.config import PretrainConfig
+from mcsp.config import BatchConfig, PretrainConfig
 from mcsp.data_sharding.store.reader import Corpus
 from mcsp.losses.objective import objective
 from mcsp.losses.shuffled import subjects_of_blocks
 from mcsp.outside import read_object
+from mcsp.schema import Split
 from mcsp.training import engine
 from mcsp.training.clock import Clock
 from mcsp.training.health import Health, clean
@@ -27,10 +28,9 @@ from mcsp.training.rate import learning_rate
 from mcsp.training.reading.loader import BadWindows, StepDataset
 from mcsp.training.reading.schedule import Schedule
 from mcsp.training.saving import checkpoint
-from mcsp.training.saving.continues import changes, in_words
+from mcsp.training.saving.continues import changes, in_words, start_from
 from mcsp.training.saving.mirror import Mirror, restore
 from mcsp.training.saving.saver import Saver
-from mcsp.training.saving.start_weights import start_from
 from mcsp.training.stopping import EXIT_DATA, RunEnded
 from mcsp.training.throughput import peak_memory_gib
 
@@ -65,20 +65,17 @@ _log = logging.getLogger(__name__)
 _RANKS_SHOWN = 16
 
 
-def schedule_of(config: PretrainConfig, corpus: Corpus) -> Schedule:
-    """What the steps of a run read from the training split."""
+def schedule_of(
+    config: PretrainConfig, corpus: Corpus, quota: BatchConfig | None = None, split: Split = "train"
+) -> Schedule:
+    """What the steps of a run read from a split; ``quota`` where it is not that of the run."""
     schedule = Schedule(
-        corpus.recordings,
-        index_hash=corpus.index_hash,
-        seed=config.seed,
-        quota=config.batch,
-        window_seconds=config.window_seconds,
-        delay_seconds=config.hemodynamic_delay_seconds,
-        site_temperature=config.site_temperature,
-        shuffle_shards=config.shuffle_shards,
-        sites_per_batch=config.sites_per_batch,
-    )
-    if schedule.left_out and distributed.rank() == 0:
+        corpus.recordings, index_hash=corpus.index_hash, seed=config.seed, quota=quota or config.batch,
+        window_seconds=config.window_seconds, delay_seconds=config.hemodynamic_delay_seconds,
+        site_temperature=config.site_temperature, shuffle_shards=config.shuffle_shards,
+        sites_per_batch=config.sites_per_batch, split=split,
+    )  # fmt: skip
+    if schedule.left_out and split == "train" and distributed.rank() == 0:
         _log.warning("recordings without a window of enough valid time, left out, by site: %s", schedule.left_out)
     return schedule
 
@@ -264,7 +261,7 @@ class Trainer:
         counts = [float(bool(self.asked())), left_out.total(), self.bad_windows.tell(list(batches)), read]
         told = torch.stack([share, *terms.values(), *share.detach().new_tensor(counts)])
         # One collective for everything that all ranks must know; it is read when the gradient's norm is.
-        summed = distributed.sum_over_ranks(told)
+        summed = distributed.over_ranks(told, "sum")
         told = torch.cat([summed, embedded.scale_P.detach().to(summed.dtype)])
         rate = learning_rate(self.config, self.step - self.health.skipped_steps)
         details: dict[str, float] = {}

@@ -1,4 +1,4 @@
-"""Ends a run that hangs: says which ranks and what they were doing, keeps their stacks, and exits.
+"""End a run that hangs: name the ranks and their phases, write their stacks, and exit.
 
 Collectives wait for ever for a rank that is stopped, swapped out or behind a broken link. One thread per rank writes a
 heartbeat to ``run_dir/heartbeats/`` and looks whether its own rank gets from one phase to the next; it works while the
@@ -120,7 +120,7 @@ def _listed(ranks: list[int], beats: dict[int, dict[str, Any]], silent: bool, mo
     def described(rank: int) -> str:
         beat = beats.get(rank)
         if beat is None:
-            return f"rank {rank} (never heard of)"
+            return f"rank {rank} (no heartbeat yet)"
         where = beat["phase"] + ("" if beat["phase"] == "start" else f", step {beat['step'] + 1}")
         since = f"last in {where}" if silent else f"in {where}, for {beat['idle_seconds']:.0f} s"
         return f"rank {rank} ({beat['host']}, process {beat['pid']}, {since})"

@@ -1,18 +1,22 @@
-"""Two views of a batch: what each augmentation does, alike for any ranks, and to valid samples alone.
-
-Covers: mcsp/augmentations/random.py, mcsp/augmentations/spatial.py, mcsp/augmentations/spectral.py,
-mcsp/augmentations/temporal.py
-"""
+"""Two views of a batch: what each augmentation does, alike for any ranks, and to valid samples alone."""
 
 import pytest
 import torch
 
-from mcsp.augmentations import random as counter
-from mcsp.augmentations.spatial import drop_channels, jitter_positions
-from mcsp.augmentations.spectral import log_gain
-from mcsp.augmentations.temporal import add_noise, mask_time, time_half
-from mcsp.augmentations.views import half_of_view, spatial_view, spectral_view, temporal_view
-from mcsp.batch import Signal
+from mcsp.augmentations import views
+from mcsp.augmentations.views import (
+    add_noise,
+    drop_channels,
+    halves,
+    halves_of_views,
+    jitter_positions,
+    log_gain,
+    mask_and_scale,
+    spatial_view,
+    spectral_view,
+    temporal_view,
+)
+from mcsp.batch import Signal, rows_of
 from mcsp.config import AugmentationConfig
 from mcsp.schema import MODALITIES, Modality, mix64
 
@@ -31,8 +35,8 @@ def make_signal(rows: int = 6, channels: int = 8, samples: int = 1000, sfreq: fl
     )
 
 
-def rows_of(signal: Signal, index: list[int]) -> Signal:
-    return Signal(**{name: getattr(signal, name)[index] for name in signal.__dataclass_fields__})
+def half_of_view(signal: Signal, view: int) -> Signal:
+    return rows_of(halves_of_views(signal), slice(view * len(signal), (view + 1) * len(signal)))
 
 
 def padded(signal: Signal, channels: int) -> Signal:
@@ -48,13 +52,13 @@ def padded(signal: Signal, channels: int) -> Signal:
 
 def test_tensor_hash_is_the_integer_hash() -> None:
     values = [0, 1, 2**31, 2**62 + 12345, 987654321987654321]
-    got = counter.mix64(torch.tensor(values)).tolist()
+    got = views.mix64(torch.tensor(values)).tolist()
     assert [g % 2**64 for g in got] == [mix64(v) for v in values]
 
 
 def test_draws_look_uniform_and_normal() -> None:
     keys = torch.arange(2000)
-    u, n = counter.uniform(keys, 5, 50), counter.normal(keys, 6, 50)
+    u, n = views.uniform(keys, 5, 50), views.normal(keys, 6, 50)
     assert u.min() >= 0 and u.max() < 1
     assert abs(float(u.mean()) - 0.5) < 0.005 and abs(float(u.std()) - 12**-0.5) < 0.003
     assert abs(float(n.mean())) < 0.02 and abs(float(n.std()) - 1) < 0.01
@@ -63,12 +67,12 @@ def test_draws_look_uniform_and_normal() -> None:
 
 
 @pytest.mark.parametrize("view", [spatial_view, temporal_view])
-@pytest.mark.parametrize("halves", [False, True])
-def test_a_view_depends_on_its_row_alone(view, halves) -> None:
+@pytest.mark.parametrize("opposite", [False, True])
+def test_a_view_depends_on_its_row_alone(view, opposite) -> None:
     config = AugmentationConfig()
 
     def drawn(signal: Signal, index: int) -> Signal:
-        return view(half_of_view(signal, index) if halves else signal, index, config)
+        return view(half_of_view(signal, index) if opposite else signal, index, config)
 
     signal = make_signal()
     whole, part, wide = drawn(signal, 0), drawn(rows_of(signal, [4, 1]), 0), drawn(padded(signal, 3), 0)
@@ -100,7 +104,8 @@ def test_time_halves_lie_at_both_ends_of_the_valid_extent() -> None:
     valid[::2, 600:], valid[:, :100], valid[3] = False, False, False
     ramp = (torch.arange(1000.0) + 1).expand(30, 8, 1000)
     signal = signal.replace(x_BCT=ramp * valid[:, None], time_valid_BT=valid)
-    early, late = (time_half(signal, torch.full((30,), w)) for w in (False, True))
+    both = halves(signal, torch.zeros(30, dtype=torch.bool))
+    early, late = rows_of(both, slice(30)), rows_of(both, slice(30, 60))
     for row in range(30):
         if row == 3:
             assert not early.time_valid_BT[3].any() and not late.time_valid_BT[3].any()
@@ -110,6 +115,18 @@ def test_time_halves_lie_at_both_ends_of_the_valid_extent() -> None:
         kept = [half.x_BCT[row, 0][half.time_valid_BT[row]].tolist() for half in (early, late)]
         assert kept[0] == [float(t + 1) for t in range(100, 100 + length)]
         assert kept[1] == [float(t + 1) for t in range(stop - length, stop)]
+
+
+def test_halves_cut_by_index_are_those_cut_row_by_row() -> None:
+    """The first way is a GPU's, the second a CPU's."""
+    signal = make_signal(rows=6)
+    valid = torch.rand(6, 1000, generator=torch.Generator().manual_seed(0)) < 0.9
+    valid[1, :300], valid[2, 501:], valid[3] = False, False, False
+    signal = signal.replace(x_BCT=signal.x_BCT * valid[:, None], time_valid_BT=valid)
+    start, length = torch.tensor([0, 300, 250, 0, 500, 1] * 2), torch.tensor([500, 350, 250, 500, 500, 499] * 2)
+    by_index, by_rows = (cut(signal, start, length, 500) for cut in (views._by_index, views._by_rows))
+    assert all(torch.equal(a, b) for a, b in zip(by_index, by_rows, strict=True))
+    assert not by_rows[1][1, 350:].any() and by_rows[1].any(1).tolist() == ([True] * 3 + [False] + [True] * 2) * 2
 
 
 def test_halves_of_both_views_are_opposite_and_drawn() -> None:
@@ -140,7 +157,7 @@ def test_position_jitter_has_the_stated_width_and_leaves_unknown_positions() -> 
 
 def test_time_mask_hides_one_span_of_valid_time() -> None:
     signal = make_signal(rows=100)
-    masked = mask_time(signal, 0.4, signal.key_B)
+    masked = mask_and_scale(signal, 0.4, 0.0, signal.key_B)
     hidden = ~masked.time_valid_BT
     assert 0.15 < float(hidden.float().mean()) < 0.25 and float(hidden.float().mean(1).max()) <= 0.4
     assert (hidden.int().diff(dim=1).abs().sum(1) <= 2).all()
@@ -184,10 +201,10 @@ def test_a_tilt_is_a_straight_line_over_log_frequency_with_the_stated_width() ->
 
 
 def test_noise_is_white_standard_normal_and_differs_between_channels() -> None:
-    noise = counter.white_noise(torch.arange(40), 5, 16, 3000)
+    noise = views.white_noise(torch.arange(40), 5, 16, 3000)
     assert abs(float(noise.mean())) < 0.01 and abs(float(noise.std()) - 1) < 0.01
     correlation = torch.corrcoef(noise[:3].flatten(0, 1)) - torch.eye(48)
     assert float(correlation.abs().max()) < 0.1
     assert float((noise[..., 1:] * noise[..., :-1]).mean().abs()) < 0.01
     with pytest.raises(ValueError, match="at most 524288 time samples, found 524289"):
-        counter.white_noise(torch.arange(1), 5, 1, (1 << 19) + 1)
+        views.white_noise(torch.arange(1), 5, 1, (1 << 19) + 1)

@@ -1,7 +1,7 @@
 """The wheel, installed where no checkout is: the demo, then encode, finetune and predict, as the commands of a lab.
 
-The environment is fresh but for a path to the packages of the tests. A path adds no editable installs, so the package
-comes from the wheel alone.
+The environment of the demo is fresh but for a path to the packages of the tests. A path adds no editable installs, so
+the package comes from the wheel alone. Those of a lab hold what their extras name and nothing else.
 """
 
 import csv
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_core_install import ROOT, build_wheel
+from tests.test_core_install import ROOT, build_wheel, fresh_environment
 from tests.test_core_install import run as run_here
 
 pytestmark = pytest.mark.slow
@@ -44,7 +44,7 @@ def call(binaries: Path, folder: Path, *words: str | Path, status: int = 0) -> s
     command = ["mcsp", *map(str, words)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment, timeout=600)
     assert done.returncode == status, done.stdout + done.stderr
-    return done.stdout
+    return done.stderr if status else done.stdout
 
 
 def test_the_wheel_holds_files_alone_with_configs_and_the_type_marker(wheel: Path) -> None:
@@ -88,3 +88,22 @@ def test_demo_encode_finetune_and_predict_from_the_wheel_in_an_empty_folder(bina
         assert good["class"] in ("case", "control") and 0 < float(good["probability"]) < 1
         assert "no such file" in bad["error"]
     call(binaries, tmp_path, "pretrain", "setps=3", status=2)
+
+
+def test_the_extras_of_a_lab_are_enough_and_what_another_lacks_is_one_line(
+    wheel: Path, corpus_dir: Path, export_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    lab = fresh_environment(tmp_path_factory.mktemp("lab"), wheel, "lab")
+    folder = tmp_path_factory.mktemp("empty")
+    bids = corpus_dir.parent / "bids" / "simulated-a"
+    edf, table = next(bids.glob("sub-*/eeg/*_eeg.edf")), next(bids.glob("sub-*/func/*_timeseries.tsv"))
+    settings = [f"model_dir={export_dir}", f"corpus_dir={corpus_dir}", "out_dir=tuned", "depth=head", "folds=2",
+                "max_passes=1", "windows_per_recording=1"]  # fmt: skip
+    call(lab, folder, "encode", export_dir, edf, table, "--out", "features.tsv")
+    for words, extra in ((["finetune", *settings], "lab,evaluate"), (["lint", corpus_dir], "corpus")):
+        told = call(lab, folder, *words, status=2)
+        assert f"pip install 'mcsp-pretraining[{extra}]'" in told and told.count("\n") == 1, told
+    both = fresh_environment(tmp_path_factory.mktemp("both"), wheel, "lab", "evaluate")
+    call(both, folder, "finetune", *settings)
+    told = call(lab, folder, "predict", "tuned/classifier", edf, table, "--out", "predictions.tsv")
+    assert "predictions.tsv: 2 of 2 recordings" in told

@@ -71,6 +71,8 @@ print(sorted(set(sys.modules) & set({HEAVY})))
         (["pretrain", "--steps", "3", "steps=4"], ["steps", "expected one of them"]),
         (["finetune", "--depth", "headd"], ["headd", "last_layers"]),
         (["pretrain", "--address", "auto"], ["--address"]),
+        (["build", "bids_root=s3://b/x", "out_dir=o"], ["bids_root", "of this machine", "sites.NAME.path=s3://b/x"]),
+        (["build", "out_dir=o"], ["error: command line: expected bids_root=DIR or a list of sites\n"]),
         (["lint", "corpus", "--names", "file"], ["--privacy"]),
         (["demo-sites", "out", "--subjects", "1"], ["--subjects: expected at least 2, found 1"]),
     ],
@@ -94,6 +96,22 @@ def test_a_folder_that_is_not_what_a_key_says_is_refused_at_once(refused: Refuse
         "finetuned_dir",
         "classifier_dir",
     }
+
+
+def test_what_an_extra_would_bring_is_one_line(
+    refused: Refused, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name, file in (("model", "config.json"), ("corpus", "index.json")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / file).touch()
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    monkeypatch.setitem(sys.modules, "mcsp.evaluate.evaluate", None)
+    monkeypatch.delitem(sys.modules, "mcsp.encode.extractor", raising=False)
+    monkeypatch.delitem(sys.modules, "mcsp.encode.files", raising=False)
+    told = refused("encode", str(tmp_path / "model"), "a.edf", "--out", str(tmp_path / "a.tsv"))
+    assert "sklearn" in told and told.endswith("pip install 'mcsp-pretraining[lab]'\n")
+    with pytest.raises(ModuleNotFoundError):  # a part of this package is a fault of it
+        run(["evaluate", *(f"{n}_dir={tmp_path / n}" for n in ("model", "corpus")), "out_dir=out"])
 
 
 def test_an_object_store_without_credentials_is_one_line(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -63,6 +63,7 @@ def write_small_classifier(folder: Path, model: PretrainedMCSP) -> None:
     facts = {
         "windows_per_recording": 1, "window_seconds": 10.0, "measured_of": "windows", "threshold": 0.5,
         "calibration": {"slope": 1.0, "bias": [0.0, 0.0]}, "distances": [0.0, 1.0], "channels": {"x": ["Cz"]},
+        "skill": {"measure": "AUROC", "chance": 0.5, "estimate": None},
     }  # fmt: skip
     arrays = heads_of(MCSPClassifier(model, 2, sizes, "head"))
     heads = {m: Head({**a, "centre_F": a["mean_F"], "spread_F": a["scale_F"]}, facts) for m, a in arrays.items()}
@@ -104,8 +105,8 @@ def test_the_commands_of_the_guide_end_in_a_report(folder: Path) -> None:
 
 def test_the_guide_has_no_other_blocks() -> None:
     found = [language for language, _ in blocks()]
-    assert found.count("") == 1 and set(found) == {"", "python", "sh"}
-    assert all("pip install" in code for language, code in blocks() if not language)
+    assert found.count("bash") == 1 and set(found) == {"bash", "python", "sh"}
+    assert all("pip install" in code for language, code in blocks() if language == "bash")
 
 
 def test_every_mistake_of_the_guide_gives_the_line_that_the_guide_quotes(pretrained: PretrainedMCSP) -> None:

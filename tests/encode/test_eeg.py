@@ -21,8 +21,7 @@ from mcsp.data_sharding.bids.reasons import RecordingError
 from mcsp.data_sharding.bids.write import write_eeg, write_json, write_tsv
 from mcsp.data_sharding.build.pseudonyms import subject_hash, subject_key
 from mcsp.data_sharding.clean.eeg import read_eeg
-from mcsp.data_sharding.clean.recording import CleanRecording
-from mcsp.data_sharding.store.encoding import encode
+from mcsp.data_sharding.clean.recording import CleanRecording, encode
 from mcsp.data_sharding.store.reader import Corpus
 from mcsp.encode.eeg import raw_of_array
 from mcsp.encode.pretrained import PretrainedMCSP, from_pretrained

@@ -8,10 +8,11 @@ from pathlib import Path
 import mne
 import numpy as np
 import pytest
+from sklearn import config_context
 from sklearn.base import clone
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GridSearchCV, GroupKFold, cross_val_score
+from sklearn.model_selection import GridSearchCV, GroupKFold, cross_val_score, cross_validate
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -20,6 +21,7 @@ from mcsp.encode.eeg import encode_raw
 from mcsp.encode.extractor import FeatureExtractor
 from mcsp.encode.pretrained import PretrainedMCSP
 from mcsp.encode.recording import EncodedRecording
+from mcsp.evaluate.readout.harmonize import Combat
 from mcsp.model.weights import write_pretrained
 
 CHANNELS = ("Fp1", "Fp2", "C3", "C4", "O1", "O2")
@@ -105,6 +107,36 @@ def test_it_is_cloned_and_pickled_without_weights(extractor: FeatureExtractor) -
     stored = pickle.dumps(extractor)
     assert len(stored) < 200_000
     np.testing.assert_array_equal(pickle.loads(stored).transform(x_NCT), expected)
+
+
+def test_sites_are_routed_through_a_pipeline_to_the_step_that_wants_them(extractor: FeatureExtractor) -> None:
+    x_NCT, y_N = recordings()
+    sites = np.array(["a", "b"])[np.arange(12) // 2 % 2]
+    x_NCT[sites == "b"] *= 3  # an amplifier of another gain
+    features_NF = extractor.fit_transform(x_NCT)
+    with config_context(enable_metadata_routing=True):
+        combat = Combat().set_fit_request(sites=True).set_transform_request(sites=True)
+        pipeline = make_pipeline(extractor, combat, StandardScaler(), LogisticRegression(C=0.1))
+        pairs = np.arange(12) // 4
+        params = {"sites": sites, "groups": pairs}
+        found = cross_validate(
+            pipeline, x_NCT, y_N, cv=GroupKFold(3), params=params, return_estimator=True, return_indices=True
+        )
+        folds = list(zip(found["estimator"], found["indices"]["train"], found["indices"]["test"], strict=True))
+        scores = [fold.decision_function(x_NCT[test], sites=sites[test]) for fold, _, test in folds]
+        accuracy = [fold.score(x_NCT[test], y_N[test], sites=sites[test]) for fold, _, test in folds]
+        with pytest.raises(TypeError, match="sites"):  # nobody asked for them
+            cross_validate(make_pipeline(extractor, LogisticRegression()), x_NCT, y_N, params=params)
+        named = pipeline[:2].set_output(transform="pandas").fit_transform(x_NCT, sites=sites)
+    assert list(named.columns) == list(extractor.get_feature_names_out())
+    np.testing.assert_array_equal(found["test_score"], accuracy)
+    for (_, train, test), score in zip(folds, scores, strict=True):
+        assert set(pairs[train]).isdisjoint(pairs[test])
+        known = Combat().fit(features_NF[train], sites=sites[train])
+        after = make_pipeline(StandardScaler(), LogisticRegression(C=0.1))
+        after.fit(known.transform(features_NF[train], sites[train]), y_N[train])
+        expected = after.decision_function(known.transform(features_NF[test], sites[test]))
+        np.testing.assert_allclose(score, expected, rtol=1e-6)
 
 
 @pytest.mark.slow  # each process imports everything anew

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mcsp.config.finetune import Depth
+from mcsp.config.evaluate import Depth
 from mcsp.encode.eeg import raw_of_array
 from mcsp.encode.pretrained import PretrainedMCSP
 from mcsp.encode.window_classifier import WindowClassifier

@@ -17,10 +17,17 @@ import mcsp
 from mcsp.commands.main import run
 from mcsp.config import EvaluateConfig
 from mcsp.data_sharding.store.reader import Corpus
-from mcsp.encode.deployed import LoadedClassifier, chosen
+from mcsp.encode.deployed import LoadedClassifier, _chance, chosen, skill_in_words
 from mcsp.encode.files import find_files, modality_of
 from mcsp.encode.pretrained import PretrainedMCSP
-from mcsp.evaluate.deploy import best_threshold, calibrate, deploy_probe
+from mcsp.evaluate.deploy import (
+    _held_out,
+    best_threshold,
+    calibrate,
+    calibrate_number,
+    deploy_probe,
+    interval_of,
+)
 from mcsp.evaluate.features import learned_parts, measured_parts
 from mcsp.evaluate.units import Labelled, read_labels
 
@@ -107,7 +114,8 @@ def test_the_command_writes_a_row_for_every_recording_with_a_class_or_a_reason(
     (tmp_path / "cut.edf").write_bytes(good.read_bytes()[:200])
     (tmp_path / "notes.docx").touch()
     named = [good, bold, tmp_path / "cut.edf", tmp_path / "notes.docx", tmp_path / "none.edf"]
-    out = tmp_path / "table.tsv"
+    out, as_folder = tmp_path / "table.tsv", tmp_path / "folder.tsv"
+    as_folder.mkdir()
     assert run(["predict", str(folder), *map(str, named), "--out", str(out)]) == 0
     rows = table(out)
     assert [row["recording"] for row in rows] == [str(path) for path in named]
@@ -116,11 +124,19 @@ def test_the_command_writes_a_row_for_every_recording_with_a_class_or_a_reason(
         assert row["modality"] == modality and row["class"] in classes and row["error"] == "n/a"
         assert float(row["probability"]) == pytest.approx(float(row[f"p({row['class']})"]))
         assert sum(float(row[f"p({name})"]) for name in classes) == pytest.approx(1, abs=1e-5)
-    for row, part in zip(rows[2:], ("cut.edf", "expected a file of EEG or BOLD", "no such file"), strict=True):
-        assert part in row["error"] and row["class"] == row["distance"] == "n/a"
+    told = capsys.readouterr().err.splitlines()
+    reasons = ("a header that begins", "expected a file of EEG or BOLD", "no such file")
+    for row, part in zip(rows[2:], reasons, strict=True):
+        assert row["error"].startswith(part) and row["class"] == row["distance"] == "n/a"
+        assert f"{row['recording']}: {row['error']}" in told  # the name once
+    assert [row["modality"] for row in rows[2:]] == ["eeg", "n/a", "eeg"]
+    assert all("trained on simulated recordings: simulated-a, simulated-b" in row["flags"] for row in rows[:2])
     assert run(["predict", str(folder), str(tmp_path / "none.edf"), "--out", str(out)]) == 1
     assert run(["predict", str(folder), str(good), "--out", str(tmp_path / "a" / "b.tsv")]) == 2
     assert "expected a file in a folder that is there" in capsys.readouterr().err
+    for verb, place in (("predict", folder), ("encode", folder / "encoder")):
+        assert run([verb, str(place), str(good), "--out", str(as_folder)]) == 2  # before a recording is read
+        assert capsys.readouterr().err.startswith("error: [Errno 21] Is a directory")
 
 
 def test_features_go_into_a_table_or_arrays(export_dir: Path, corpus_dir: Path, tmp_path: Path) -> None:
@@ -169,7 +185,7 @@ def test_a_changed_head_encoder_or_version_is_refused(folder: Path, tmp_path: Pa
     for name, content, message in (
         ("head.safetensors", head[:-8] + b"\0" * 8, "expected the file of SHA256SUMS"),
         ("encoder/SHA256SUMS", b"", "expected the encoder that the head was trained on"),
-        ("classifier.json", json.dumps({**facts, "format_version": 9}).encode(), "expected format_version 1, found 9"),
+        ("classifier.json", json.dumps({**facts, "format_version": 9}).encode(), "expected format_version 2, found 9"),
         ("classifier.json", json.dumps({**facts, "more": 1}).encode(), "expected the file of SHA256SUMS"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -178,6 +194,18 @@ def test_a_changed_head_encoder_or_version_is_refused(folder: Path, tmp_path: Pa
         LoadedClassifier(tmp_path)
     assert not [p for p in folder.rglob("*") if p.suffix in (".pkl", ".pickle", ".pt", ".joblib")]
     assert "diagnosis" in (folder / "README.md").read_text()
+
+
+def test_a_head_that_is_no_better_than_chance_says_so(labelled: Labelled) -> None:
+    y_N = labelled.y_N
+    for score_N, says in ((y_N + 0.0, "AUROC 1.00 (1.00 to 1.00)"), (np.arange(len(y_N)) * 1.0, "AUROC")):
+        skill = _held_out(np.stack([-score_N, score_N], axis=1), labelled)["skill"]
+        flags = _chance(skill)
+        assert says in skill_in_words(skill) and len(flags) == (says == "AUROC")
+        assert all(flag.startswith("not shown to be better than chance: AUROC 0.") for flag in flags)
+    assert _chance({"measure": "r", "chance": 0.0, "estimate": None}) == [
+        "not shown to be better than chance: r unknown on held-out units"
+    ]
 
 
 def test_calibration_finds_the_slope_and_shift_that_made_the_labels() -> None:
@@ -199,6 +227,28 @@ def test_calibration_finds_the_slope_and_shift_that_made_the_labels() -> None:
     several = calibrate(logit_NO / 3 + 1, classes_N)
     assert several["slope"] == pytest.approx(3, abs=0.15)
     np.testing.assert_allclose(several["bias"], 0, atol=0.1)
+
+
+def test_a_number_is_calibrated_and_its_interval_holds_nine_of_ten_new_ones() -> None:
+    rng = np.random.default_rng(0)
+    score_N = rng.normal(50, 10, 4000)
+    y_N = 2 * score_N - 30 + rng.standard_t(4, 4000)
+    held, error_N = calibrate_number(score_N[:60], y_N[:60])
+    assert held["slope"] == pytest.approx(2, abs=0.05) and held["bias"][0] == pytest.approx(-30, abs=3)
+    others = np.arange(60) != 7
+    again, _ = calibrate_number(score_N[:60][others], y_N[:60][others])
+    assert error_N[7] == pytest.approx(y_N[7] - again["slope"] * score_N[7] - again["bias"][0])
+    inside = []
+    for first in range(0, 4000, 100):  # of 60 units the interval, of 40 others whether it holds them
+        known, new = slice(first, first + 60), slice(first + 60, first + 100)
+        line, error_N = calibrate_number(score_N[known], y_N[known])
+        half = interval_of(error_N)["half_width"]
+        inside.append(np.abs(y_N[new] - line["slope"] * score_N[new] - line["bias"][0]) <= half)
+    assert np.mean(inside) == pytest.approx(0.9, abs=0.02)
+    for useless_N in (-score_N, np.full(4000, 3.0)):
+        flat, error_N = calibrate_number(useless_N, y_N)
+        assert flat["slope"] == 0 and flat["bias"] == [pytest.approx(y_N.mean())]
+        assert error_N.std() == pytest.approx(y_N.std(), rel=1e-3)
 
 
 def test_the_threshold_has_the_largest_balanced_accuracy() -> None:

@@ -1,6 +1,6 @@
 """The whole evaluation on a small corpus: numbers, report, determinism, and labels that cannot be used.
 
-Covers: mcsp/evaluate/comparison.py, mcsp/evaluate/diagnostics.py, mcsp/evaluate/units.py, mcsp/evaluate/methods.py
+Covers: mcsp/evaluate/comparison.py, mcsp/evaluate/units.py, mcsp/evaluate/methods.py
 """
 
 import hashlib
@@ -167,12 +167,12 @@ def test_the_verdict_counts_the_questions_by_their_paired_intervals(results: dic
     )
     gains = [main[p, r, "untrained"]["pretrained_minus_this"]["auroc"] for p, r, f in main if f == "untrained"]
     higher, lower = sum(g["ci_low"] > 0 for g in gains), sum(g["ci_high"] < 0 for g in gains)
-    counts = f"higher in {higher} of 6, lower in {lower}, and cannot be told apart in {6 - higher - lower}"
+    counts = f"higher in {higher} of 6, lower in {lower}, without a clear difference in {6 - higher - lower}"
     assert f"against the same model without pretraining it scores {counts}" in said
     gain = {"value": 0.1, "ci_low": 0.01, "ci_high": 0.2}
     better = [{**r, "pretrained_minus_this": {"auroc": gain}} for r in strict if r["features"] == "untrained"]
     first = [r for r in strict if r["features"] == "pretrained"]
-    assert "higher in 6 of 6, lower in 0, and cannot be told apart in 0" in verdict(first + better, MEASURES["auroc"])
+    assert "higher in 6 of 6, lower in 0, without a clear difference in 0" in verdict(first + better, MEASURES["auroc"])
     assert "classical" not in verdict(first + better, MEASURES["auroc"]) and verdict(better, MEASURES["auroc"]) == ""
 
 
@@ -272,12 +272,12 @@ def test_the_terminal_table_keeps_its_columns_apart(
     results: dict, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     table = terminal_table(results)
-    lines = table.splitlines()
+    lines, said = table.splitlines(), " ".join(table.split())
     for row in results["classification"]:
-        name, score = f"  {row['features']}, {row['classifier']}", f"{row['auroc']['value']:.3f} ("
-        assert any(re.match(rf"{re.escape(name)} {{2,}}{re.escape(score)}", line) for line in lines), name
-    ends = {line.index(" (") for line in lines if line.startswith("  ")}
-    assert len(ends) == 1
+        name = f"{row['features']}, {row['classifier']}{' *' * row['transductive']}"
+        assert f"{name} {row['auroc']['value']:.3f} (" in said, name
+    ends = {line.index(" (") for line in lines if re.match(r"  .*  \d\.\d{3} \(", line)}
+    assert len(ends) == 1 and max(map(len, lines)) <= 80
     assert "warning: 24 of the 32 subjects were in the pretraining data." in table
     assert "simulated sites: simulated-a, simulated-b" in table
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)

@@ -3,6 +3,7 @@
 Covers: mcsp/evaluate/units.py
 """
 
+import csv
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,6 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+import mcsp
+from mcsp.commands.main import run
 from mcsp.config import EvaluateConfig, FinetuneConfig
 from mcsp.data_sharding.store.reader import Corpus
 from mcsp.data_sharding.store.table import Recordings
@@ -68,7 +71,7 @@ def corpus(corpus_dir: Path, people: dict[str, dict[str, Any]], monkeypatch: pyt
 
 
 def test_age_and_stage_are_evaluated_in_one_call(
-    corpus: Corpus, corpus_dir: Path, export_dir: Path, tmp_path: Path
+    corpus: Corpus, corpus_dir: Path, export_dir: Path, people: dict[str, dict[str, Any]], tmp_path: Path
 ) -> None:
     config = EvaluateConfig(
         model_dir=export_dir, corpus_dir=corpus_dir, out_dir=tmp_path, label="age", more_labels=("stage",), folds=3,
@@ -109,6 +112,48 @@ def test_age_and_stage_are_evaluated_in_one_call(
     assert "R²" in table and "label stage:" in table
     for folder in (tmp_path, tmp_path / "stage"):
         assert (folder / "report.html").stat().st_size > 10_000
+    check_numbers(tmp_path / "classifier", corpus_dir, people, 0.5)
+    check_stages(tmp_path / "stage" / "classifier", corpus_dir)
+
+
+def recordings_of(corpus_dir: Path) -> list[Path]:
+    return sorted((corpus_dir.parent / "bids").glob("simulated-*/sub-*/eeg/*_eeg.edf"))[::2]
+
+
+def check_numbers(folder: Path, corpus_dir: Path, people: dict[str, dict[str, Any]], least_r: float) -> None:
+    """What ``mcsp predict`` says of every file; a corpus hides who is who, so that ages are compared in order."""
+    out = folder.parent / "ages.tsv"
+    edfs = recordings_of(corpus_dir)
+    assert run(["predict", str(folder), *map(str, edfs), "none.edf", "--out", str(out)]) == 0
+    with out.open(newline="") as file:
+        *rows, bad = csv.DictReader(file, delimiter="\t")
+    assert list(rows[0]) == [
+        "recording", "modality", "value", "low", "high", "distance", "closer", "flags", "error",
+    ]  # fmt: skip
+    assert "no such file" in bad["error"] and bad["value"] == bad["low"] == bad["high"] == "n/a"
+    value_N, low_N, high_N = (np.array([float(row[name]) for row in rows]) for name in ("value", "low", "high"))
+    facts = mcsp.load_classifier(folder).heads["eeg"].facts
+    np.testing.assert_allclose(high_N - low_N, 2 * facts["interval"]["half_width"], atol=1e-5)
+    known_N = np.array([person["age"] for person in people.values() if person["age"] is not None])
+    assert facts["range"] == [known_N.min(), known_N.max()]
+    quantiles = np.linspace(0.1, 0.9, 9)
+    off = np.quantile(value_N, quantiles) - np.quantile(known_N, quantiles)
+    assert np.abs(off).max() < 15 and value_N.std() > 8  # years
+    skill = facts["skill"]
+    assert skill["measure"] == "r" and skill["estimate"]["value"] > least_r
+    assert (
+        not any("not shown" in row["flags"] for row in rows)
+        and f"r {skill['estimate']['value']:.2f}" in (folder / "README.md").read_text()
+    )
+
+
+def check_stages(folder: Path, corpus_dir: Path) -> None:
+    found = mcsp.load_classifier(folder).predict_all(recordings_of(corpus_dir))
+    assert {p.label for p in found} == {"healthy", "mild", "severe"}
+    for p in found:
+        assert list(p.probabilities) == ["healthy", "mild", "severe"] and p.value is p.interval is None
+        assert sum(p.probabilities.values()) == pytest.approx(1)
+        assert p.label == max(p.probabilities, key=p.probabilities.__getitem__)
 
 
 def test_age_and_stage_are_fine_tuned(corpus: Corpus, corpus_dir: Path, export_dir: Path, tmp_path: Path) -> None:
@@ -121,9 +166,20 @@ def test_age_and_stage_are_fine_tuned(corpus: Corpus, corpus_dir: Path, export_d
     assert tuned["r"]["value"] > 0.2 and tuned["mae"]["value"] < 25  # years, not standard scores
     gain = found["scores"][0]["finetuned_minus_frozen"]["value"]
     assert gain == pytest.approx(tuned["r2"]["value"] - frozen["r2"]["value"])
+    predictor = mcsp.load_classifier(tmp_path / "classifier")
+    assert predictor.task == {"kind": "regression", "label": "age", "classes": []}
+    edf, bold = recordings_of(corpus_dir)[0], next((corpus_dir.parent / "bids").glob("*/sub-*/func/*_timeseries.tsv"))
+    for of_file in predictor.predict_all([edf, bold]):
+        assert of_file.error == of_file.label == "" and of_file.probabilities == {}
+        assert of_file.value is not None and of_file.interval is not None and 0 < of_file.value < 100
+        head = predictor.heads[of_file.modality]  # type: ignore[index]
+        assert of_file.interval[1] - of_file.value == pytest.approx(head.facts["interval"]["half_width"])
+        assert 15 < float(head.arrays["bias_O"][0]) < 85  # years, not standard scores
     stage = finetune(config.model_copy(update={"label": "stage", "max_passes": 2}))
     for row in stage["scores"]:
         assert np.sum(row["confusion"]) == pytest.approx(31) and 0 <= row["auroc"]["value"] <= 1
+    (of_file,) = mcsp.load_classifier(tmp_path / "classifier").predict_all([edf])
+    assert list(of_file.probabilities) == ["healthy", "mild", "severe"] and of_file.label in of_file.probabilities
     run = Finetuning(config.model_copy(update={"label": "stage"}))
     without = np.flatnonzero(run.labelled.y_N != 2)
     with pytest.raises(ValueError, match=r"fold 0: expected every class beside the inner split, found .* units of 2"):

@@ -55,7 +55,7 @@ def test_the_same_corpus_overlaps_and_a_corpus_of_others_under_the_same_key_does
     export["corpus_index_hash"] = "0" * 64
     found = overlap(export, tmp_path, corpus)
     assert found.count == 0 and found.text.startswith("None of the 32 subjects were in the pretraining data. ")
-    assert "no site called simulated-b: people of theirs who were also recorded elsewhere cannot" in found.text
+    assert "no site called simulated-b: its people are not recognised where they were also recorded" in found.text
     assert not overlap_line({"subjects_seen_in_pretraining": 0, "overlap": found.text}).startswith("warning")
 
 

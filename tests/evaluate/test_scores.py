@@ -8,6 +8,7 @@ from sklearn.metrics import balanced_accuracy_score, brier_score_loss, roc_auc_s
 
 from mcsp.evaluate import scores
 from mcsp.evaluate.comparison import shuffled
+from mcsp.evaluate.readout.task import BINARY
 
 
 def test_weighted_auroc_equals_repetition_of_units() -> None:
@@ -92,10 +93,10 @@ def test_subjects_seen_in_pretraining_are_scored_apart() -> None:
     y_N = np.arange(60) % 2
     unseen_N = (np.arange(60) >= 30).astype(float)
     score_SN = np.where(unseen_N == 0, 10.0 * y_N, np.random.default_rng(5).normal(size=60))[None]
-    found = scores.all_scores(score_SN, y_N, ["a"] * 60, scores.subject_weights(np.arange(60)), unseen_N, True)
+    found = BINARY.all_scores(score_SN, y_N, ["a"] * 60, scores.subject_weights(np.arange(60)), unseen_N, True)
     assert found["auroc"]["value"] > found["auroc_unseen"]["value"] + 0.15
     weight_RN = scores.subject_weights(np.arange(60))
-    assert scores.all_scores(score_SN, y_N, ["a"] * 60, weight_RN, np.zeros(60), True)["auroc_unseen"] is None
+    assert BINARY.all_scores(score_SN, y_N, ["a"] * 60, weight_RN, np.zeros(60), True)["auroc_unseen"] is None
 
 
 def test_the_roc_curve_rises_from_zero_to_one_and_has_the_area_of_the_auroc() -> None:

@@ -20,14 +20,7 @@ from mcsp.encode.classifier import MCSPClassifier
 from mcsp.encode.deployed import Head, write_classifier
 from mcsp.encode.pretrained import from_pretrained
 from mcsp.evaluate.deploy import heads_of
-from mcsp.explain.attribution import (
-    Attribution,
-    FinetunedScore,
-    attribute_pair,
-    band_names,
-    rank_correlation,
-    split_bands,
-)
+from mcsp.explain.attribution import BANDS_HZ, OTHER_BAND, FinetunedScore, agreement, attribute_pair, split_bands
 from mcsp.explain.explain import RANDOM_ENCODER, SHUFFLED_LABELS, load_finetuned, with_random_encoder
 from mcsp.explain.report import strongest
 from mcsp.model.mcsp import MCSP
@@ -43,7 +36,7 @@ def test_bands_sum_to_the_signal_and_hold_their_own_oscillation() -> None:
     parts_BKCT = split_bands(x_BCT, 200.0, "eeg")
     torch.testing.assert_close(parts_BKCT.sum(1), x_BCT)
     power_KC = parts_BKCT[0].square().mean(-1)
-    names = band_names("eeg")
+    names = [*BANDS_HZ["eeg"], OTHER_BAND]
     assert [names[int(k)] for k in power_KC.argmax(0)] == ["alpha", "beta"]
     assert float(power_KC.max()) == pytest.approx(0.5, rel=1e-6)
 
@@ -125,9 +118,8 @@ def test_controls_differ_from_the_map_and_files_hold_what_was_returned(explained
 
 
 def test_a_constant_map_has_no_correlation() -> None:
-    a = Attribution(np.arange(6.0).reshape(3, 2), 1.0)
-    assert rank_correlation([a], [a]) == pytest.approx(1.0)
-    assert rank_correlation([a], [Attribution(np.zeros((3, 2)), 0.0)]) is None
+    assert agreement(np.arange(6.0), np.arange(6.0)) == pytest.approx(1.0)
+    assert agreement(np.arange(6.0), np.zeros(6)) is None
 
 
 def test_a_fine_tuned_model_is_loaded_and_explained_like_a_probe(corpus_dir: Path, tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 Shape letters: C channels, K bands, Q edges.
 
-Covers: mcsp/explain/patterns.py
+Covers: mcsp/explain/attribution.py
 """
 
 import importlib
@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from mcsp.config import ExplainConfig, ModelConfig
+from mcsp.explain.attribution import as_matrix, pattern
 from mcsp.explain.explain import RANDOM_ENCODER, SHUFFLED_LABELS
-from mcsp.explain.patterns import as_matrix, pattern
 from mcsp.model.mcsp import MCSP
 from mcsp.model.weights import write_pretrained
 from tests.explain.planted_corpus import (
@@ -161,7 +161,7 @@ def test_both_pictures_of_each_modality_are_in_the_report(explained: dict, folde
     names = {"attribution.json", "report.html", *(f"{m}{k}.png" for m in ("eeg", "fmri") for k in ("", "_patterns"))}
     assert {p.name for p in out.iterdir()} == names
     text = (out / "report.html").read_text()
-    assert text.count("What goes along with the score") == 2
+    assert text.count("What correlates with the score") == 2
     assert (text.count("<img"), text.count("<svg")) == (4, 2)  # maps, and sums by band
 
 

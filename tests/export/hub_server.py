@@ -20,6 +20,7 @@ class Hub(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.files: dict[str, dict[str, bytes]] = {}
         self.private: dict[str, bool] = {}
+        self.kinds: dict[str, str] = {}
         self.cards: list[str] = []  # that were to be checked
         self.revisions: set[str] = set()  # that were asked for
 
@@ -34,9 +35,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         path = self.path.split("?")[0]
-        if found := re.fullmatch(r"/api/models/(\w+/\w+)(?:/revision/([^/]+))?", path):
+        if found := re.fullmatch(r"/api/(?:models|datasets)/(\w+/\w+)(?:/revision/([^/]+))?", path):
             self._describe(found[1], found[2] or "main")
-        elif found := re.fullmatch(r"/api/models/(\w+/\w+)/tree/([^/]+)/?.*", path):
+        elif found := re.fullmatch(r"/api/(?:models|datasets)/(\w+/\w+)/tree/([^/]+)/?.*", path):
             files = self.server.files.get(found[1], {})
             self._json([{"type": "file", "path": n, "size": len(b), "oid": _oid(b)} for n, b in files.items()])
         elif found := re.fullmatch(r"/(\w+/\w+)/resolve/([^/]+)/(.+)", path):
@@ -52,16 +53,17 @@ class _Handler(BaseHTTPRequestHandler):
             asked = json.loads(body)
             name = f"{asked['organization']}/{asked['name']}" if asked.get("organization") else asked["name"]
             self.server.files.setdefault(name, {})
+            self.server.kinds[name] = asked.get("type", "model")
             self.server.private[name] = asked.get("private", asked.get("visibility") == "private")
             self._json({"url": f"{self.server.url}/{name}"})
         elif self.path == "/api/validate-yaml":
             self.server.cards.append(json.loads(body)["content"])
             self._json({"errors": [], "warnings": []})
-        elif found := re.fullmatch(r"/api/models/(\w+/\w+)/preupload/([^/]+)", self.path):
+        elif found := re.fullmatch(r"/api/(?:models|datasets)/(\w+/\w+)/preupload/([^/]+)", self.path):
             modes = [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False, "oid": None}
                      for f in json.loads(body)["files"]]  # fmt: skip
             self._json({"files": modes})
-        elif found := re.fullmatch(r"/api/models/(\w+/\w+)/commit/([^/?]+).*", self.path):
+        elif found := re.fullmatch(r"/api/(?:models|datasets)/(\w+/\w+)/commit/([^/?]+).*", self.path):
             for line in body.splitlines():
                 operation = json.loads(line)
                 if operation["key"] == "file":

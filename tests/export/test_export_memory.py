@@ -6,8 +6,7 @@ from pathlib import Path
 
 import torch
 
-from mcsp.training.saving.state import copy_state, write_state
-from mcsp.training.saving.zero_fragments import KINDS, Fragment
+from mcsp.training.saving.state import KINDS, Fragment, copy_state, write_state
 
 VALUES = 4_000_000  # 16 MB of weights, twice that of moments, in each of two ranks' files
 PROGRAM = """

@@ -1,7 +1,4 @@
-"""The Hub: what is pushed to an interface like the Hub's comes back by its name and revision, with no other network.
-
-Covers: mcsp/encode/hub.py
-"""
+"""The Hub: what is pushed to an interface like the Hub's comes back by its name and revision, with no other network."""
 
 import os
 import shutil
@@ -15,7 +12,7 @@ import torch
 
 import mcsp
 from mcsp.config import ModelConfig
-from mcsp.encode.hub import is_repository
+from mcsp.encode.pretrained import is_repository
 from mcsp.export.hub import front_matter, push_to_hub
 from mcsp.model.mcsp import MCSP
 from mcsp.model.weights import write_pretrained
@@ -78,6 +75,26 @@ print(model.preprocessing, sum(float(p.detach().double().sum()) for p in model.p
     assert "v1" in hub.revisions
     hub.files["lab/model"]["config.json"] = b"{}"  # what was downloaded is kept, with its commit
     assert program(code, HF_HUB_OFFLINE="1").stdout == done.stdout
+
+
+def test_a_corpus_is_pushed_as_a_dataset_with_its_card_once_it_is_sound(
+    corpus_dir: Path, hub: Hub, program: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    corpus = shutil.copytree(corpus_dir, tmp_path / "corpus")
+    (corpus / ".build").mkdir(exist_ok=True)
+    (corpus / ".build" / "private").touch()
+    code = f"from mcsp.export.hub import push_to_hub; print(push_to_hub({str(corpus)!r}, 'lab/corpus'))"
+    done = program(code)
+    assert done.returncode == 0, done.stderr
+    assert (hub.kinds["lab/corpus"], hub.private["lab/corpus"]) == ("dataset", True)
+    pushed = {name.split("/")[0] for name in hub.files["lab/corpus"]}
+    assert pushed == {path.name for path in corpus.iterdir() if not path.name.startswith(".")}
+    assert hub.files["lab/corpus"]["README.md"].startswith(b"---\nlicense: ")
+    shard = next((corpus / "shards").rglob("*.tar"))
+    shard.write_bytes(shard.read_bytes()[:-1024])
+    hub.files["lab/corpus"].clear()
+    done = program(code)
+    assert "expected a sound corpus, found" in done.stderr and hub.files["lab/corpus"] == {}
 
 
 def test_what_cannot_be_had_is_one_line(program: Callable[..., subprocess.CompletedProcess[str]], hub: Hub) -> None:

@@ -20,10 +20,9 @@ from mcsp.export.program import (
     write_onnx,
     write_program,
 )
-from mcsp.model.matrix_log import log_by_eigenvectors, log_by_products
 from mcsp.model.mcsp import MCSP
 from mcsp.model.spatial import SpatialEncoder
-from mcsp.model.tangent import LEAST_SHRINKAGE
+from mcsp.model.tangent import LEAST_SHRINKAGE, log_by_eigenvectors, log_by_products
 from tests.security.published import assert_names_no_machine
 
 

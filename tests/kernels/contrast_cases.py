@@ -7,6 +7,8 @@ import torch
 from mcsp.kernels.contrastive import Columns
 
 ENDS = (-(2**63), 2**63 - 1, -1, 0, 1)  # of int64
+# Seeds whose contrast has a gradient in which all terms cancel: of rows and scales, and of scales (2.7e-3 is left).
+CANCELLING = (3, 15)
 
 
 def case(seed: int, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
@@ -107,14 +109,16 @@ def moved(loss: Any, p: dict[str, Any], seed: int) -> list[torch.Tensor]:
     return [x.detach() for x in (value, *torch.autograd.grad((value * weight).sum(), wanted))]
 
 
-def expect_float64(loss: Any, p: dict[str, Any], truth: list[torch.Tensor], found: list[torch.Tensor]) -> None:
-    """A millionth of the norm, or, where terms cancel, eight times what rounding of the inputs moves in float64.
+def expect_float64(
+    loss: Any, p: dict[str, Any], truth: list[torch.Tensor], found: list[torch.Tensor], cancelling: bool
+) -> None:
+    """A millionth of the norm, or, if ``cancelling``, eight times what rounding of the inputs moves in float64.
 
     Eight operations round one after the other: similarity, scale, less the maximum, exponential, sum, share, product
     with embeddings, total.
     """
-    rounded = [moved(loss, p, seed) for seed in range(4)]
+    rounded = [moved(loss, p, seed) for seed in range(4 * cancelling)]
     for i, name in enumerate(("value", "rows", "scale", "columns")[: len(truth)]):
         error, size = float((found[i] - truth[i]).norm()), float(truth[i].norm())
-        conditioned = max(float((other[i] - truth[i]).norm()) for other in rounded)
+        conditioned = max((float((other[i] - truth[i]).norm()) for other in rounded), default=0.0)
         assert error <= max(1e-6 * size, 8 * conditioned), f"{name}: {error} of {size}, rounding moves {conditioned}"

@@ -117,11 +117,24 @@ def outcome(
     return value.detach().double().cpu(), grad.double().cpu()
 
 
-def expect_float64(p: dict[str, Any], found: tuple[torch.Tensor, torch.Tensor]) -> None:
-    """Values to 2e-5 decades of the sums above; gradients to 2e-5 of those of the reference in float64."""
+def expect_float64(p: dict[str, Any], found: tuple[torch.Tensor, torch.Tensor], share: float = 1e-6) -> None:
+    """Values to 2e-5 decades of the sums above; gradients to a ``share`` of those of the reference in float64.
+
+    Or, where little is left of a signal or at a frequency, to eight times what rounding of the signal moves.
+    """
     value, grad = found
     np.testing.assert_allclose(value.numpy(), truth(p), rtol=0, atol=2e-5)
     exact_grad = outcome(p, torch.float64, impl="reference")[1]
     finite = exact_grad.isfinite()
     assert torch.equal(grad.isfinite(), finite)
-    assert (grad - exact_grad)[finite].norm() <= 2e-5 * exact_grad[finite].norm()
+    error, size = ((x[finite]).norm() for x in (grad - exact_grad, exact_grad))
+    if error > share * size:
+        moved = max((_moved_gradient(p, seed) - exact_grad)[finite].norm() for seed in range(4))
+        assert error <= 8 * moved, f"gradient: {error} of {size}, rounding moves {moved}"
+
+
+def _moved_gradient(p: dict[str, Any], seed: int) -> torch.Tensor:
+    """The gradient in float64, where rounding to float32 has moved the signal."""
+    x = p["x_BCT"].double()
+    noise = torch.rand(x.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return outcome(p | {"x_BCT": x * (1 + 2**-24 * (2 * noise - 1))}, torch.float64, impl="reference")[1]

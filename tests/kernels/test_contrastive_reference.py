@@ -242,6 +242,9 @@ def test_retrieval_counts_rows_whose_partner_is_nearest() -> None:
     same_subject = everything | {"subject_n": torch.tensor([0, 1, 2, 2])}  # the swapped rows are no rivals now
     assert retrieval_accuracy(near, [(0, 1)], **everything).tolist() == [0.5]
     assert retrieval_accuracy(near, [(0, 1)], **same_subject).tolist() == [1.0]
+    uneven = torch.tensor([[[0.3, 0.1, 0.95], [0.4, 0.9, 0.17]], [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]])
+    # Both find their partner among the second ones; of these, the first is nearer to another.
+    assert retrieval_accuracy(uneven, [(0, 1)]).tolist() == retrieval_accuracy(uneven, [(1, 0)]).tolist() == [0.75]
     one_invalid = everything | {"valid_Mn": torch.tensor([[True] * 4, [True, True, True, False]])}
     assert retrieval_accuracy(z, [(0, 1)], **one_invalid).item() == pytest.approx(2 / 3)
     columns = Columns(z, everything["valid_Mn"], everything["subject_n"])
@@ -265,6 +268,10 @@ def test_retrieval_counts_rows_whose_partner_is_nearest() -> None:
         ({"valid_Mn": torch.ones(3, 5, dtype=torch.bool)}, r"valid_Mn: expected shape \(3, 4\), found \(3, 5\)"),
         ({"subject_n": torch.zeros(5, dtype=torch.int64)}, r"subject_n: expected shape \(4,\), found \(5,\)"),
         ({"negatives": "within_site", "site_n": None}, "negatives='within_site': expected site_n"),
+        (
+            {"negatives": "within_site", "columns": Columns(torch.zeros(3, 4, 8).double(), None, torch.arange(4))},
+            r"expected site_n \(and columns.site_N\), found None",
+        ),
         ({"negatives": "none"}, "negatives: expected 'all' or 'within_site', found 'none'"),
         ({"row_offset": 1}, "row_offset: expected 0 to 0"),
         ({"columns": Columns(torch.zeros(2, 4, 8))}, r"columns.z_MND: expected shape \(3, 4, 8\), found \(2, 4, 8\)"),
@@ -272,7 +279,7 @@ def test_retrieval_counts_rows_whose_partner_is_nearest() -> None:
         ({"weight_P": torch.ones(2)}, r"weight_P: expected shape \(3,\), found \(2,\)"),
         (
             {"z_MnD": torch.ones(3, 4, 8), "check": True},
-            "expected finite rows of norm 1, found norm 2.828 in",
+            "expected finite rows of norm 1, found norm 2.828 in row 1 of embedding 0",
         ),
         (
             {"z_MnD": torch.ones(3, 4, 8) / torch.zeros(()), "check": True},

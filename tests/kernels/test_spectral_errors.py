@@ -24,6 +24,10 @@ from tests.kernels.test_spectral_reference import rates, signal
         ({"bands_hz": [(1.0, 2.0)]}, "freqs_hz_F, bands_hz: expected one of the two, found both"),
         ({"freqs_hz_F": None}, "freqs_hz_F, bands_hz: expected one of the two, found neither"),
         ({"freqs_hz_F": None, "bands_hz": [(3.0, 2.0)]}, "bands_hz: expected pairs with 0 <= low < high in Hz"),
+        (
+            {"freqs_hz_F": None, "bands_hz": [(2.0, float("inf"))]},
+            "bands_hz: expected pairs with 0 <= low < high in Hz",
+        ),
         ({"freqs_hz_F": None, "bands_hz": [(2.3, 3.2)]}, "bands_hz: expected bands that hold a multiple of 1.11111 Hz"),
         ({"frame_seconds": 0.5, "hop_seconds": 0.0}, "hop_seconds: expected more than 0 s"),
     ],

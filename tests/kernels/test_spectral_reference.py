@@ -28,6 +28,13 @@ def rates(rows: int, sfreq: float) -> torch.Tensor:
     return torch.full((rows,), sfreq, dtype=torch.float64)
 
 
+def test_two_frames_are_scipys_welch() -> None:
+    x = signal(1, 2, 300)
+    freqs, density = welch(x.numpy(), fs=200.0, window="hann", nperseg=200, noverlap=100, detrend="constant")
+    ours = log_power(x, rates(1, 200.0), freqs, frame_seconds=1.0, hop_seconds=0.5, eps=0.0)
+    np.testing.assert_allclose(ours.numpy(), np.log10(density), atol=1e-9)
+
+
 @pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.parametrize("sfreq", [200.0, 1 / 0.72])
 def test_one_frame_is_scipys_periodogram(length: int, sfreq: float) -> None:
@@ -205,12 +212,7 @@ def test_frames_are_marked_where_a_sample_is_missing() -> None:
     valid = torch.ones(2, 500, dtype=torch.bool)
     valid[0, 210] = False
     value, mask = log_power_frames(
-        x,
-        torch.tensor([100.0, 50.0]),
-        [10.0],
-        frame_seconds=1.0,
-        hop_seconds=1.0,
-        time_valid_BT=valid,
+        x, torch.tensor([100.0, 50.0]), [10.0], frame_seconds=1.0, hop_seconds=1.0, time_valid_BT=valid
     )
     assert value.shape == (2, 3, 10, 1)
     assert mask[0].tolist() == [True, True, False, True, True] + [False] * 5

@@ -1,6 +1,6 @@
 """The demo's BIDS datasets as a reader finds them, and the launcher that writes them.
 
-Covers: data_sharding/bids/write.py, data_sharding/demo/real_sites.py, mcsp/commands/demo_sites.py
+Covers: data_sharding/bids/write.py, data_sharding/demo/real_sites.py, mcsp/commands/demo.py
 """
 
 import csv

@@ -11,8 +11,7 @@ from launchers.write_bids import main
 from mcsp.config import FmriConfig
 from mcsp.data_sharding.bids.find import Site, find_recordings
 from mcsp.data_sharding.bids.write import write_tsv
-from mcsp.data_sharding.clean.fmri import read_fmri
-from mcsp.data_sharding.clean.fmri_confounds import detrend
+from mcsp.data_sharding.clean.fmri import detrend, read_fmri
 from mcsp.schema import SCALE_FREE
 
 PARCELS, VOLUMES = 12, 40

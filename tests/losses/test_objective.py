@@ -1,6 +1,6 @@
 """The objective on one process against a second formulation of the design's formula.
 
-Covers: mcsp/losses/cross_modal.py, mcsp/losses/slots.py
+Covers: mcsp/losses/contrastive.py
 """
 
 import pytest
@@ -10,8 +10,9 @@ from torch.nn.functional import cross_entropy, kl_div, normalize
 
 from mcsp.config import ObjectiveConfig
 from mcsp.kernels import dispatch
-from mcsp.losses import initial_log_scale, objective, pair_terms, prediction_terms, slots
-from mcsp.losses.contrastive import products
+from mcsp.losses.contrastive import products, slots
+from mcsp.losses.objective import initial_log_scale, objective, pair_terms
+from mcsp.losses.prediction import prediction_terms
 from mcsp.schema import DOMAINS, MODALITIES
 
 CONFIG = ObjectiveConfig(

@@ -1,6 +1,6 @@
 """Two and four gloo ranks against one process: the loss, every term, feature and temperature gradients.
 
-Covers: mcsp/distributed.py, mcsp/losses/contrastive.py
+Covers: mcsp/distributed.py
 """
 
 from pathlib import Path
@@ -13,10 +13,12 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from mcsp.config import ObjectiveConfig
-from mcsp.distributed import gather_rows, is_main, over_ranks, rank, sum_over_ranks, world_size
+from mcsp.distributed import gather_rows, is_main, over_ranks, rank, world_size
 from mcsp.kernels import dispatch
 from mcsp.kernels.contrastive import blocks
-from mcsp.losses import objective, pair_terms, prediction_terms, slots
+from mcsp.losses.contrastive import slots
+from mcsp.losses.objective import objective, pair_terms
+from mcsp.losses.prediction import prediction_terms
 from mcsp.schema import DOMAINS, MODALITIES
 
 N = 16
@@ -106,7 +108,7 @@ def one_rank(number: int, world: int, folder: str) -> None:
 
 def check_collectives(number: int, world: int) -> None:
     own = torch.full((2, 3), float(number))
-    assert sum_over_ranks(own).tolist() == [[world * (world - 1) / 2] * 3] * 2
+    assert over_ranks(own, "sum").tolist() == [[world * (world - 1) / 2] * 3] * 2
     assert over_ranks(own, "max").tolist() == [[world - 1] * 3] * 2
     assert own.tolist() == [[number] * 3] * 2
     x = torch.arange(6.0).reshape(2, 3) + 10 * number
@@ -151,4 +153,4 @@ def test_one_process_gathers_nothing() -> None:
     x = torch.ones(2, 3, requires_grad=True)
     assert gather_rows(x, dim=1) is x
     assert (rank(), world_size(), is_main()) == (0, 1, True)
-    assert torch.equal(sum_over_ranks(x), torch.ones(2, 3))
+    assert torch.equal(over_ranks(x, "sum"), torch.ones(2, 3))

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from mcsp.augmentations.views import half_of_view
-from mcsp.batch import Batch, Signal
+from mcsp.augmentations.views import halves_of_views
+from mcsp.batch import Batch, Signal, rows_of
 from mcsp.config import AugmentationConfig, ModelConfig, ObjectiveConfig
-from mcsp.losses import objective, prediction_error
+from mcsp.losses.objective import objective
+from mcsp.losses.prediction import prediction_error
 from mcsp.model.mcsp import MCSP
 from mcsp.schema import DOMAINS
-from mcsp.training.prediction import MEAN_SCALE, PredictionHead, connectivity_target, spectrum_target
+from mcsp.training.prediction import MEAN_SCALE, PredictionHead, target_of
 from mcsp.training.pretrainer import Pretrainer
 from tests.model.test_encoders import make_signal
 
@@ -66,7 +67,7 @@ def test_the_first_prediction_is_what_h_keeps_of_connectivity(modality) -> None:
     with torch.no_grad():
         h = model.encode_domain(modality, "spatial", signal)
         predicted = PredictionHead.of(model, modality, "spatial", "connectivity")(h).predicted_BE
-        own = connectivity_target(model, modality, signal)
+        own = target_of(model.encoder(modality, "spatial").measure(signal))[1]
     correlation = [
         np.corrcoef(a - predicted.mean(0), b - own.mean(0))[0, 1] for a, b in zip(predicted, own, strict=True)
     ]
@@ -82,15 +83,16 @@ def test_a_view_predicts_the_half_that_it_does_not_see(modality) -> None:
     late = torch.arange(signal.x_BCT.shape[-1]) >= signal.x_BCT.shape[-1] // 2
     disturbed = signal.replace(x_BCT=torch.where(late, signal.x_BCT.roll(1, dims=1) * 2, signal.x_BCT))
     before, after = (module._measure(modality, s)[1] for s in (signal, disturbed))
-    sees_late = torch.stack([half_of_view(signal, v).x_BCT[:, 0, 0] != signal.x_BCT[:, 0, 0] for v in (0, 1)])
+    halves = halves_of_views(signal)
+    sees_late = halves.x_BCT[:, 0, 0].view(2, 8) != signal.x_BCT[:, 0, 0]
     assert sees_late.sum(0).tolist() == [1] * 8
     for name in ("connectivity", "spectrum"):
         changed = (before[name] != after[name]).any(1).view(2, 8)
         assert torch.equal(changed, ~sees_late), name
-    other = half_of_view(signal, 1)
-    measured = {"connectivity": connectivity_target, "spectrum": spectrum_target}
-    for name, measure in measured.items():
-        torch.testing.assert_close(before[name][:8], measure(module.model, modality, other))
+    other = rows_of(halves, slice(8, 16))
+    for domain in ("spatial", "spectral"):
+        name, expected = target_of(module.model.encoder(modality, domain).measure(other))
+        torch.testing.assert_close(before[name][:8], expected)
 
 
 def test_every_parameter_is_trained_and_samples_stand_alone() -> None:
@@ -140,6 +142,7 @@ def test_what_sets_people_apart_is_learned() -> None:
         return batch({"fmri": signal.replace(x_BCT=x, position_BC3=position.expand(32, -1, -1), key_B=keys)})
 
     def error_of_new_people(own: float) -> float:
+        """Mean over people whom the fit has not seen; ``own``: how much sets a person apart."""
         torch.manual_seed(0)
         module = Pretrainer(
             ModelConfig(modalities=("fmri",), domains=("spatial",), fmri_anchors=20), ObjectiveConfig(),

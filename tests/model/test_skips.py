@@ -8,9 +8,15 @@ from scipy.signal import welch
 from sklearn.covariance import ledoit_wolf
 
 from mcsp.config import ModelConfig
-from mcsp.model.matrix_log import log_by_eigenvectors, log_by_products
 from mcsp.model.mcsp import MCSP
-from mcsp.model.tangent import LEAST_SHRINKAGE, log_correlation, root_correlation, upper_triangle
+from mcsp.model.tangent import (
+    LEAST_SHRINKAGE,
+    log_by_eigenvectors,
+    log_by_products,
+    log_correlation,
+    root_correlation,
+    upper_triangle,
+)
 from mcsp.schema import DOMAINS
 from tests.model.test_encoders import make_signal, parts, with_padding
 

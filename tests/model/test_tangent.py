@@ -1,19 +1,19 @@
-"""Logarithm and root of a correlation: their definition, their gradient, and products over time in float32.
-
-Covers: mcsp/model/matrix_log.py
-"""
+"""Logarithm and root of a correlation: their definition, their gradient, and products over time in float32."""
 
 import pytest
 import torch
 
 from mcsp.config import ModelConfig
-from mcsp.model.matrix_log import root_by_eigenvectors, root_by_products
 from mcsp.model.mcsp import MCSP
 from mcsp.model.tangent import (
     LEAST_SHRINKAGE,
     channel_factor,
+    log_by_eigenvectors,
+    log_by_products,
     log_correlation,
     log_correlation_of_mixture,
+    root_by_eigenvectors,
+    root_by_products,
     root_correlation,
 )
 from tests.model.test_encoders import make_signal
@@ -63,6 +63,17 @@ def test_the_root_times_itself_is_the_shrunk_correlation_by_either_formulation(a
         torch.testing.assert_close(root @ root, expected, rtol=1e-9, atol=1e-10)
         assert float(torch.linalg.eigvalsh(root).min()) > 0.099, "not the root with positive eigenvalues"
     torch.testing.assert_close(root, root_correlation(x, valid, False), rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("by_products", [False, True])
+def test_the_logarithm_and_its_gradient_are_those_of_a_series_and_of_finite_differences(by_products: bool) -> None:
+    logarithm = log_by_products if by_products else log_by_eigenvectors
+    x, _ = courses(1, 4, 60)
+    correlation = 0.8 * torch.corrcoef(x[0])[None] + 0.2 * torch.eye(4, dtype=torch.float64)
+    torch.testing.assert_close(torch.linalg.matrix_exp(logarithm(correlation)), correlation, rtol=1e-10, atol=1e-11)
+    same = torch.eye(4, dtype=torch.float64).expand(1, 4, 4).clone()  # equal eigenvalues
+    for matrix in (correlation, same):
+        assert torch.autograd.gradcheck(lambda s: logarithm((s + s.mT) / 2), matrix.requires_grad_())
 
 
 @pytest.mark.parametrize("by_products", [False, True])

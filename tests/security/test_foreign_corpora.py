@@ -26,8 +26,16 @@ import pytest
 
 from mcsp import outside
 from mcsp.data_sharding.inspect.lint import lint_corpus
-from mcsp.data_sharding.store.index import INDEX_NAME, SHARDS_NAME, block_bounds, make_index, read_index, write_index
-from mcsp.data_sharding.store.reader import Corpus, crc_name
+from mcsp.data_sharding.store.index import (
+    INDEX_NAME,
+    SHARDS_NAME,
+    block_bounds,
+    crc_name,
+    make_index,
+    read_index,
+    write_index,
+)
+from mcsp.data_sharding.store.reader import Corpus
 from mcsp.schema import Recording
 from tests.data_sharding.store.test_table import recording
 from tests.object_store import object_store

@@ -1,6 +1,6 @@
 """Attacks by a recording or a dataset: files that take their values from elsewhere, links out of the dataset, the key.
 
-Covers: data_sharding/clean/hdf5.py, data_sharding/bids/outside.py, data_sharding/clean/child.py
+Covers: data_sharding/clean/child.py
 """
 
 import io
@@ -22,9 +22,9 @@ from mcsp.config import CorpusConfig
 from mcsp.data_sharding.bids.find import find_recordings, find_sites
 from mcsp.data_sharding.bids.reasons import RecordingError
 from mcsp.data_sharding.bids.write import write_eeg, write_json
-from mcsp.data_sharding.clean.hdf5 import require_own_values
+from mcsp.data_sharding.clean.child import read_recording
+from mcsp.data_sharding.clean.eeg_headers import require_own_values
 from mcsp.data_sharding.clean.read import ReadingProcess
-from mcsp.data_sharding.clean.readers import read_recording
 from mcsp.data_sharding.store.index import read_rejected
 from mcsp.data_sharding.store.landlock import landlock_version
 from mcsp.provenance import ROOT

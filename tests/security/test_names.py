@@ -16,8 +16,7 @@ from mcsp.data_sharding.bids.write import (
     write_tsv,
 )
 from mcsp.data_sharding.build.corpus import build_corpus
-from mcsp.data_sharding.build.identifiers import find_identifiers_in_index
-from mcsp.data_sharding.build.privacy import find_identifiers
+from mcsp.data_sharding.build.privacy import find_identifiers, find_identifiers_in_index
 from mcsp.data_sharding.build.pseudonyms import KEY_VARIABLE, subject_hash
 from mcsp.data_sharding.store.index import read_rejected, read_repairs
 from tests.data_sharding.conftest import CHANNELS, DESCRIPTION, KEY, PARCELS, PLACES, bold, eeg_uv

@@ -19,6 +19,7 @@ import yaml
 
 from mcsp.config import ModelConfig
 from mcsp.data_sharding.bids.description import DESCRIPTION_NAME
+from mcsp.data_sharding.inspect.card import dataset_card
 from mcsp.data_sharding.inspect.report import make_page
 from mcsp.data_sharding.inspect.survey import survey
 from mcsp.data_sharding.store.index import Rejection
@@ -171,10 +172,24 @@ def test_the_card_of_a_classifier() -> None:
     pages = []
     for text in (ATTACK, HARMLESS):
         facts = {"units": 8, "subjects": 8, "sites": {f"{text}{k}": 4 for k in range(2)}, "threshold": 0.5}
+        facts |= {"simulated": [f"{text}0"], "skill": {"measure": "AUROC", "chance": 0.5, "estimate": None}}
         labelled = SimpleNamespace(classes=[f"{text}a", f"{text}b"])
         card = _card(text, labelled, {"eeg": Head({}, facts)}, {"overlap": text}, "made in a test")  # type: ignore[arg-type]
         pages.append(Structure(markdown.markdown(card, extensions=["tables", "fenced_code"])))
     assert pages[0].tags == pages[1].tags and pages[0].targets == []
+    assert "<script>alert(1)</script>" in " ".join(pages[0].texts)
+
+
+def test_the_card_of_a_corpus(corpus: Corpus) -> None:
+    pages, fronts = [], []
+    for text in (ATTACK + "\n\n# heading\n\n<b>", HARMLESS):
+        counts = next(iter(corpus.index["totals"]["sites"].values()))
+        index = {**corpus.index, "totals": {**corpus.index["totals"], "sites": {text: counts}}, "index_hash": "a"}
+        source = {"License": text, "DOI": text}
+        front, body = dataset_card(index, {(text, "eeg"): [text]}, {text: source})[4:].split("\n---\n", 1)
+        fronts.append(yaml.safe_load(front))
+        pages.append(Structure(markdown.markdown(body, extensions=["tables", "fenced_code"])))
+    assert fronts[0] == fronts[1] and pages[0].tags == pages[1].tags and pages[0].targets == []
     assert "<script>alert(1)</script>" in " ".join(pages[0].texts)
 
 

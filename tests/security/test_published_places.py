@@ -6,7 +6,7 @@ Results of evaluation, fine-tuning and explanation and exported programs are sea
 from pathlib import Path
 
 from mcsp.config import CorpusConfig, EvaluateConfig
-from mcsp.data_sharding.build.recipe import public_config
+from mcsp.data_sharding.build.plan import public_config
 
 
 def test_published_settings_have_names_and_no_folders(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from deepspeed.utils import safe_get_full_grad
 
 from mcsp import distributed
 from mcsp.config import PretrainConfig
@@ -19,7 +20,7 @@ from mcsp.training import engine
 from mcsp.training.pretrainer import Pretrainer
 from mcsp.training.reading.loader import StepDataset
 from mcsp.training.saving import checkpoint
-from mcsp.training.saving import zero_fragments as fragments
+from mcsp.training.saving import state as fragments
 from mcsp.training.saving.state import consolidate_weights
 from mcsp.training.trainer import Trainer, schedule_of
 
@@ -80,6 +81,12 @@ def whole_weights(trainer: Trainer) -> dict[str, torch.Tensor]:
     return found
 
 
+def whole_gradients(trainer: Trainer) -> dict[str, torch.Tensor]:
+    """The fp32 gradients before a step; every rank calls it."""
+    found = {name: safe_get_full_grad(parameter) for name, parameter in trainer.module.named_parameters()}
+    return {name: gradient.detach().clone() for name, gradient in found.items() if gradient is not None}
+
+
 def take_over(trainer: Trainer, plain: Found, steps: int) -> None:
     """Give the ranks the weights and moments of the plain process after ``steps`` steps."""
     whole = {"weight": plain["weights"], **plain["moments"]}
@@ -124,9 +131,9 @@ def deepspeed_steps(config: PretrainConfig, plain: list[Found]) -> Iterator[Foun
         batches = trainer.dataset[step]
         embedded = trainer.embed(batches)
         share, terms = trainer.loss(embedded)
-        total = distributed.sum_over_ranks(totals(share, terms))
+        total = distributed.over_ranks(totals(share, terms), "sum")
         trainer.backward(share, embedded, batches)
-        gradients = trainer.engine.gradients() if steps == 1 else {}  # slow: gathered one by one
+        gradients = whole_gradients(trainer) if steps == 1 else {}  # slow: gathered one by one
         norm, _ = trainer.engine.step(RATE)
         found = {"total": total, "gradients": gradients, "norm": norm, "weights": whole_weights(trainer)}
         # Neither clipping nor micro-batches change what is saved.

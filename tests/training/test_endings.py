@@ -165,7 +165,7 @@ def test_diagnosis_tells_silent_busy_and_waiting_ranks_apart() -> None:
     silent, busy, waiting = report.split("; ")
     assert silent == (
         "silent (stopped, dead or cut off): rank 1 (node1, process 101, last in communication of backward, "
-        "step 7), rank 4 (never heard of)"
+        "step 7), rank 4 (no heartbeat yet)"
     )
     assert busy.startswith("busy: rank 2 (node2, process 102, in data, step 7") and "rank 0" in waiting
     assert "rank 3" in waiting

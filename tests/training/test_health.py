@@ -152,6 +152,15 @@ def test_a_loss_that_is_lost_for_long_leads_back_and_one_that_recovers_does_not(
     assert not replay(lost, lost_after=0)[2]
 
 
+def test_a_loss_is_lost_from_half_as_much_again_as_its_best() -> None:
+    health = Health(HealthConfig(spike_factor=0))
+    assert not health.doubtful
+    for loss, doubtful in ((1.0, False), (1.4, False), (1.6, True), (1.4, False)):
+        for _ in range(64):
+            health.seen(loss, 1.0, True)
+        assert health.doubtful == doubtful, loss
+
+
 def test_what_is_not_finite_leads_back_after_ten_in_a_row() -> None:
     series = healthy(300)
     series[100:109] = [(math.nan, math.nan)] * 9

@@ -1,6 +1,6 @@
 """What a run keeps and tells beside its weights: a moving average, a trace, norms of parts, memory; and trackers.
 
-Covers: mcsp/training/trackers.py
+Covers: mcsp/training/metrics.py
 """
 
 import gzip
@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from mcsp.run_log import read_metrics
+from mcsp.training.metrics import check_installed, trackers
 from mcsp.training.saving.state import EMA, consolidate_weights
-from mcsp.training.trackers import check_installed, trackers
 from tests.training.ranks import pretrain, same
 
 DECAY = 0.5
@@ -96,16 +96,30 @@ def test_a_tracker_without_its_package_is_refused_before_the_first_step() -> Non
         check_installed(["not_installed"])
 
 
+def test_mlflow_without_a_database_or_a_server_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    present = {"mlflow": "a spec", "sqlalchemy": None}
+    monkeypatch.setattr("importlib.util.find_spec", present.get)
+    with pytest.raises(ValueError, match="expected MLFLOW_TRACKING_URI or sqlalchemy: pip install mlflow"):
+        check_installed(["mlflow"])
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
+    check_installed(["mlflow"])
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of its database's package
 def test_mlflow_gets_every_line_and_goes_on_in_its_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mlflow: Any = pytest.importorskip("mlflow")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"file://{tmp_path / 'mlruns'}")
+    pytest.importorskip("sqlalchemy")  # the smallest package of MLflow has no database
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(tmp_path)  # where nothing else is left
     for step in (1, 2):  # as in two starts of one run
         [record] = trackers(["mlflow"], tmp_path, {"seed": 0})
         record.log(step, {"loss": 3.0 - step, "loss/eeg/spatial": 1.0})
         record.close()
-    client = mlflow.MlflowClient()
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     history = client.get_metric_history((tmp_path / "mlflow-id").read_text(), "loss")
     assert [(point.step, point.value) for point in history] == [(1, 2.0), (2, 1.0)]
+    assert {path.name for path in tmp_path.iterdir()} == {"mlflow.db", "mlflow", "mlflow-id"}
 
 
 def test_wandb_goes_on_in_its_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

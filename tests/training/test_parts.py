@@ -5,7 +5,7 @@ import torch
 from mcsp.batch import Batch
 from mcsp.config import AugmentationConfig, ModelConfig, ObjectiveConfig
 from mcsp.schema import DOMAINS
-from mcsp.training.parts import PARTS, seconds_of_parts, table
+from mcsp.training.check import PARTS, seconds_of_parts, table
 from mcsp.training.pretrainer import Pretrainer
 from tests.model.test_encoders import make_signal
 

@@ -11,7 +11,7 @@ import torch
 from mcsp import distributed
 from mcsp.config import PretrainConfig
 from mcsp.training import engine
-from mcsp.training.saving import zero_fragments as fragments
+from mcsp.training.saving import state as fragments
 from mcsp.training.trainer import Trainer
 
 

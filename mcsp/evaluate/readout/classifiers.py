@@ -1,21 +1,27 @@
 """Linear read-outs on Gram matrices, and linear discriminants on short features; all fitted on training units alone.
 
-Several classes are fitted one against the rest; a number by a ridge.
+Several classes are fitted one against the rest; a number by a ridge. The logistic one is a scikit-learn classifier as
+well, for pipelines behind a FeatureExtractor.
 
-Shape letters: N units, T tested units, M training units, F features, S seeds, K classes.
+Shape letters: N units, T tested units, M training units, F features, S seeds, K or O classes.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import sklearn
 from joblib import Parallel, delayed
+from scipy.special import expit
+from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import LogisticRegression, RidgeCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted, validate_data
 from threadpoolctl import threadpool_limits
 
 from mcsp.evaluate.readout.grams import GramOf, combined, gram, scales
@@ -79,10 +85,6 @@ def _features(gram_MM: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return vector_MR * root_R, root_R, vector_MR
 
 
-def _all(train: np.ndarray, seed: int) -> np.ndarray:
-    return train
-
-
 SVM = Classifier("linear SVM", _fit_svm, False)
 LOGISTIC = Classifier("logistic", _fit_logistic, True)
 RIDGE = Classifier("ridge", _fit_ridge, False)
@@ -98,9 +100,11 @@ def on_grams(classifier: Classifier, gram_of: GramOf, task: Task = BINARY) -> Re
     """A classifier, or a ridge, on Gram matrices; scores have the shape that :mod:`mcsp.evaluate.readout.task` says."""
 
     def fitted(train: np.ndarray) -> Scorer:
+        """How to score from a training part."""
         gram_NN = gram_of(train)
 
         def score(test: np.ndarray, labelled: np.ndarray, y_N: np.ndarray) -> np.ndarray:
+            """Scores of ``test`` from what of the part is labelled."""
             gram_MM, gram_TM, y_M = gram_NN[np.ix_(labelled, labelled)], gram_NN[np.ix_(test, labelled)], y_N[labelled]
 
             def of(y_M: np.ndarray) -> np.ndarray:
@@ -146,7 +150,10 @@ def discriminant(x_NF: np.ndarray, task: Task = BINARY) -> Readout:
 
 
 def cross_validate(
-    readout: Readout, y_N: np.ndarray, folds: Folds, parts: Sequence[Callable[[np.ndarray, int], np.ndarray]] = (_all,)
+    readout: Readout,
+    y_N: np.ndarray,
+    folds: Folds,
+    parts: Sequence[Callable[[np.ndarray, int], np.ndarray]] = (lambda train, seed: train,),
 ) -> np.ndarray:
     """Scores of every unit by a read-out that never saw its subject; NaN where no fold tests a unit.
 
@@ -178,14 +185,16 @@ def cross_validate(
     return score_PSN
 
 
-def linear_weights(blocks: Sequence[np.ndarray], y_M: np.ndarray) -> tuple[np.ndarray, float]:
-    """Weights ``(F,)`` and bias of logistic regression on blocks ``(M, F_b)`` that stand side by side.
+def linear_weights(
+    blocks: Sequence[np.ndarray], y_M: np.ndarray, classifier: Classifier = LOGISTIC
+) -> tuple[np.ndarray, float]:
+    """Weights ``(F,)`` and bias of a classifier, or ridge, on blocks ``(M, F_b)`` that stand side by side.
 
-    The same classifier as on the Gram matrices of the blocks, written out for features.
+    The same as on the Gram matrices of the blocks, written out for features.
     """
     everyone = np.arange(len(y_M))
     grams = [gram(x_MF) for x_MF in blocks]
-    fitted = LOGISTIC.fit(combined(grams, everyone), y_M)
+    fitted = classifier.fit(combined(grams, everyone), y_M)
     means = [x_MF.mean(axis=0) for x_MF in blocks]
     weights = [
         scale * (fitted.dual_M @ (x_MF - mean_F))
@@ -193,3 +202,62 @@ def linear_weights(blocks: Sequence[np.ndarray], y_M: np.ndarray) -> tuple[np.nd
     ]
     weight_F = np.concatenate(weights)
     return weight_F, fitted.bias - float(weight_F @ np.concatenate(means))
+
+
+class LinearProbe(ClassifierMixin, BaseEstimator):
+    """Logistic regression in which every block of features counts alike; several classes one against the rest.
+
+    The same classifier, penalty included, as the rows "logistic" of the evaluation. Example::
+
+        widths = mcsp.from_pretrained("model").feature_widths("eeg")
+        probe = make_pipeline(FeatureExtractor("model", "eeg"), LinearProbe(list(widths.values())))
+        probe.fit(files, labels).predict_proba(new_files)
+
+    Args:
+        blocks: numbers of neighbouring features that belong together; None: all are one block.
+    """
+
+    def __init__(self, blocks: Sequence[int] | None = None) -> None:
+        self.blocks = blocks
+
+    def fit(self, X: np.ndarray, y: np.ndarray) -> Self:
+        """Fit on features ``(N, F)`` and labels of two classes or more.
+
+        Raises:
+            ValueError: features that are not finite, one class, or blocks that do not sum to F.
+        """
+        X, y = validate_data(self, X, y, dtype=np.float64)
+        check_classification_targets(y)
+        self.classes_, y_N = np.unique(y, return_inverse=True)
+        if len(self.classes_) < 2:
+            raise ValueError(f"expected labels of two classes or more, found one class: {self.classes_[0]!r}")
+        widths = [X.shape[1]] if self.blocks is None else list(self.blocks)
+        if sum(widths) != X.shape[1]:
+            raise ValueError(f"blocks: expected widths that sum to {X.shape[1]} features, found {sum(widths)}")
+        blocks = np.split(X, np.cumsum(widths)[:-1], axis=1)
+        positive = [1] if len(self.classes_) == 2 else range(len(self.classes_))
+        fitted = [linear_weights(blocks, (y_N == c).astype(int)) for c in positive]
+        self.coef_ = np.stack([weight_F for weight_F, _ in fitted])
+        self.intercept_ = np.array([bias for _, bias in fitted])
+        return self
+
+    def decision_function(self, X: np.ndarray) -> np.ndarray:
+        """Log-odds: ``(N,)`` of the second of two classes, else ``(N, O)`` of each against the rest."""
+        check_is_fitted(self)
+        X = validate_data(self, X, dtype=np.float64, reset=False)
+        score_NO: np.ndarray = X @ self.coef_.T + self.intercept_
+        return score_NO[:, 0] if len(self.classes_) == 2 else score_NO
+
+    def predict_proba(self, X: np.ndarray) -> np.ndarray:
+        """Probabilities ``(N, classes)``; those of several classes are normalised. Not calibrated."""
+        p = expit(self.decision_function(X))
+        if p.ndim == 1:
+            return np.stack([1 - p, p], axis=1)
+        normalised_NO: np.ndarray = p / p.sum(axis=1, keepdims=True).clip(1e-300)
+        return normalised_NO
+
+    def predict(self, X: np.ndarray) -> np.ndarray:
+        """The most probable class of each row."""
+        p_NO = self.predict_proba(X)
+        labels_N: np.ndarray = self.classes_[p_NO.argmax(axis=1)]
+        return labels_N

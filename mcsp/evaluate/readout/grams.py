@@ -1,4 +1,4 @@
-"""Gram matrices: what a linear classifier has to know of features, computed once for all units and shared by all folds.
+"""Gram matrices of features, computed once for all units and shared by all folds.
 
 A block of features, however long, is one matrix of inner products. A feature set is a weighted sum of its blocks' Gram
 matrices, each centred at the mean of the training units and divided by their mean squared distance from it, so that no
@@ -65,12 +65,7 @@ def fixed(grams: Sequence[np.ndarray], weights: Sequence[float] | None = None) -
 
 def weighed(parts: Sequence[tuple[GramOf, float]]) -> GramOf:
     """The weighted sum of what each gives, which has mean diagonal 1 where the weights sum to 1."""
-
-    def of(train: np.ndarray) -> np.ndarray:
-        total_NN: np.ndarray = np.sum([weight * part(train) for part, weight in parts], axis=0)
-        return total_NN
-
-    return of
+    return lambda train: np.sum([weight * part(train) for part, weight in parts], axis=0)
 
 
 def without_site_means(gram_NN: np.ndarray, sites: Sequence[str]) -> np.ndarray:
@@ -81,11 +76,11 @@ def without_site_means(gram_NN: np.ndarray, sites: Sequence[str]) -> np.ndarray:
 
 def harmonized(blocks: Sequence[np.ndarray], sites: Sequence[str], weights: Sequence[float] | None = None) -> GramOf:
     """Blocks of features after ComBat, which is fitted on the training units of each fold."""
-    site_N1 = np.unique(np.asarray(sites), return_inverse=True)[1][:, None]
+    site_N = np.asarray(sites)
 
     def of(train: np.ndarray) -> np.ndarray:
-        with_site = [np.hstack([x_NF, site_N1]) for x_NF in blocks]
-        return combined([gram(Combat().fit(x[train]).transform(x)) for x in with_site], train, weights)
+        after = [Combat().fit(x_NF[train], sites=site_N[train]).transform(x_NF, site_N) for x_NF in blocks]
+        return combined([gram(x_NF) for x_NF in after], train, weights)
 
     return of
 
@@ -97,11 +92,7 @@ def tangent(x_NCC: np.ndarray) -> GramOf:
     as nilearn's ConnectivityMeasure has it, whose mean is always the Riemannian one.
     """
     metric = {"mean": "riemann" if x_NCC.shape[1] <= RIEMANNIAN_MEAN_CHANNELS else "euclid", "map": "riemann"}
-
-    def of(train: np.ndarray) -> np.ndarray:
-        return combined([gram(TangentSpace(metric=metric).fit(x_NCC[train]).transform(x_NCC))], train)
-
-    return of
+    return lambda train: combined([gram(TangentSpace(metric=metric).fit(x_NCC[train]).transform(x_NCC))], train)
 
 
 def denoised(gram_3N3N: np.ndarray, sites: Sequence[str], shuffled: bool = False) -> GramOf:
@@ -119,6 +110,7 @@ def denoised(gram_3N3N: np.ndarray, sites: Sequence[str], shuffled: bool = False
     site_N = np.asarray(sites)
 
     def of(train: np.ndarray) -> np.ndarray:
+        """The ridge of one training part, on all units."""
         own_AA, whole_NA = within_sites(gram_3N3N, site_N, train, shuffled)
         penalty = DENOISER_PENALTY * np.trace(own_AA) / len(own_AA)
         ridge_NA = solve(own_AA + penalty * np.eye(len(own_AA)), whole_NA.T, assume_a="pos").T

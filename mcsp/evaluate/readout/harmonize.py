@@ -17,26 +17,46 @@ the first rule.
 Shape letters: N units, F features, S sites.
 """
 
+from typing import Self
+
 import numpy as np
-from sklearn.base import BaseEstimator, TransformerMixin
+from numpy.typing import ArrayLike
+from sklearn.base import BaseEstimator, OneToOneFeatureMixin, TransformerMixin
+from sklearn.utils.validation import check_is_fitted, validate_data
 
 MIN_UNITS = 3  # of a site in training, below which no variance is worth estimating
 _TOLERANCE = 1e-4  # relative change at which the iteration ends, as in the authors' code
 _MOST_ITERATIONS = 500
 
 
-class Combat(TransformerMixin, BaseEstimator):
-    """Harmonizes features; the last column of its input is the site, as an integer."""
+class Combat(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
+    """Harmonizes features of sites; every call is given the ``sites``, a Pipeline passes them on as metadata. Example::
 
-    def fit(self, x_NF1: np.ndarray, y: object = None) -> "Combat":
-        """Estimate shifts and scales of the sites from ``(N, F + 1)``."""
-        x_NF, site_N = x_NF1[:, :-1], x_NF1[:, -1].astype(int)
-        sites, count_S = np.unique(site_N, return_counts=True)
-        self.sites_ = sites[count_S >= MIN_UNITS]
+    sklearn.set_config(enable_metadata_routing=True)
+    combat = Combat().set_fit_request(sites=True).set_transform_request(sites=True)
+    pipeline = make_pipeline(FeatureExtractor("model", "eeg"), combat, LogisticRegression())
+    cross_validate(pipeline, files, labels, params={"sites": sites})
+    """
+
+    def fit(self, X: np.ndarray, y: object = None, sites: ArrayLike | None = None) -> Self:
+        """Estimate shifts and scales of the sites.
+
+        Args:
+            X: features ``(N, F)``.
+            y: not used.
+            sites: name or number of the site of each row.
+
+        Raises:
+            ValueError: no site for each row.
+        """
+        x_NF = validate_data(self, X, dtype=np.float64)
+        site_N = _site_of_each(x_NF, sites)
+        known, count_S = np.unique(site_N, return_counts=True)
+        self.sites_ = known[count_S >= MIN_UNITS]
         # The mean over sites in proportion to their units is the mean over units.
         self.mean_F_ = x_NF.mean(axis=0)
-        means = np.stack([x_NF[site_N == s].mean(axis=0) for s in sites])
-        residual_NF = x_NF - means[np.searchsorted(sites, site_N)]
+        means = np.stack([x_NF[site_N == s].mean(axis=0) for s in known])
+        residual_NF = x_NF - means[np.searchsorted(known, site_N)]
         scale_F = np.sqrt((residual_NF**2).mean(axis=0))
         self.scale_F_ = np.where(scale_F > 0, scale_F, 1.0)
         z_NF = (x_NF - self.mean_F_) / self.scale_F_
@@ -45,14 +65,28 @@ class Combat(TransformerMixin, BaseEstimator):
         self.variance_SF_ = np.array([variance_F for _, variance_F in found]).reshape(len(found), -1)
         return self
 
-    def transform(self, x_NF1: np.ndarray) -> np.ndarray:
+    def transform(self, X: np.ndarray, sites: ArrayLike | None = None) -> np.ndarray:
         """Features ``(N, F)`` without the shift and scale of their site; those of an unknown site as they are."""
-        x_NF, site_N = x_NF1[:, :-1].astype(float), x_NF1[:, -1].astype(int)
+        check_is_fitted(self)
+        x_NF: np.ndarray = validate_data(self, X, dtype=np.float64, reset=False, copy=True)
+        site_N = _site_of_each(x_NF, sites)
         for s, shift_F, variance_F in zip(self.sites_, self.shift_SF_, self.variance_SF_, strict=True):
             rows = site_N == s
             z_NF = (x_NF[rows] - self.mean_F_) / self.scale_F_
             x_NF[rows] = (z_NF - shift_F) / np.sqrt(variance_F) * self.scale_F_ + self.mean_F_
         return x_NF
+
+    def fit_transform(self, X: np.ndarray, y: object = None, sites: ArrayLike | None = None) -> np.ndarray:
+        """Both of the same rows."""
+        return self.fit(X, y, sites).transform(X, sites)
+
+
+def _site_of_each(x_NF: np.ndarray, sites: ArrayLike | None) -> np.ndarray:
+    site_N = np.asarray(sites)
+    if site_N.shape != (len(x_NF),):
+        found = "None" if sites is None else f"shape {site_N.shape}"
+        raise ValueError(f"sites: expected one for each of {len(x_NF)} rows, found {found}")
+    return site_N
 
 
 def _shrunk(z_NF: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,4 +1,4 @@
-"""What a label asks for, two classes, several or a number, and how well it was predicted.
+"""Kinds of labels (two classes, several, a number) and their scores.
 
 Scores of two classes are ``(S, N)``; of K classes ``(S, N, K)``, each against the rest; of a number ``(S, N, 2)``: the
 prediction, and what the mean of the training labels would have said.
@@ -78,34 +78,36 @@ class Task:
         unseen_N: np.ndarray,
         probabilities: bool,
     ) -> dict[str, Any]:
-        """Everything that is reported of one row, as JSON types: :func:`mcsp.evaluate.scores.all_scores`, or its like.
+        """Everything that is reported of one row, as JSON types; None is what is not defined.
 
-        Of several classes: the same names, with the mean over classes against the rest for an AUROC, ``per_class``, and
-        ``confusion``, how many units of each class (rows) were called which (columns), mean over seeds. Of a number:
-        ``r2`` (1 - squared error / that of the training mean), ``r``, ``mae`` and ``mae_of_mean``, of the training
-        mean; ``r_sites``, ``per_site`` (r) and ``r2_unseen``.
+        Of two classes: ``auroc`` pools the units of all test parts; ``auroc_sites`` is the mean over sites of the AUROC
+        within a site; ``auroc_centred`` pools after each site's mean score is subtracted (transductive);
+        ``auroc_unseen`` pools the subjects that pretraining has not seen. Of several: the same names, with the mean
+        over classes against the rest for an AUROC, ``per_class``, and ``confusion``, how many units of each class
+        (rows) were called which (columns), mean over seeds. Of a number: ``r2`` (1 - squared error / that of the
+        training mean), ``r``, ``mae`` and ``mae_of_mean``, of the training mean; ``r_sites``, ``per_site`` (r) and
+        ``r2_unseen``.
         """
-        if self.kind == "binary":
-            return scores.all_scores(score, y_N, sites, weight_RN, unseen_N, probabilities)
-        per_site = {
-            site: scores.estimate(value_R) for site, value_R in self.by_site(score, y_N, sites, weight_RN).items()
-        }
+        of_site = self.by_site(score, y_N, sites, weight_RN)
         values = {name: scores.estimate(m(score, y_N, weight_RN)) for name, m in self.measures.items()}
         main = self.measures[self.main]
         per_seed = [float(main(score_1N, y_N, weight_RN[:1])[0]) for score_1N in score[:, None]]
         shared: dict[str, Any] = {
             **values,
             f"{self.main}_sd_over_seeds": float(np.std(per_seed)) if len(per_seed) > 1 else None,
-            f"{self.within[0]}_sites": scores.estimate(self.site_mean(score, y_N, weight_RN, sites)),
+            f"{self.within[0]}_sites": scores.estimate(scores.mean_of_known([*of_site.values()])) if of_site else None,
             f"{self.main}_unseen": scores.estimate(main(score, y_N, weight_RN * unseen_N)),
-            "per_site": per_site,
+            "per_site": {site: scores.estimate(value_R) for site, value_R in of_site.items()},
         }
         if self.kind == "number":
             return {**shared, "mae_of_mean": scores.estimate(mean_absolute_error(score[..., ::-1], y_N, weight_RN))}
-        centred = np.stack([scores.centred(score_SN, sites) for score_SN in np.moveaxis(score, -1, 0)], axis=-1)
+        of_class = [score] if self.kind == "binary" else np.moveaxis(score, -1, 0)
+        centred = np.stack([scores.centred(score_SN, sites) for score_SN in of_class], axis=-1).reshape(score.shape)
+        shared["auroc_centred"] = scores.estimate(main(centred, y_N, weight_RN)) if of_site else None
+        if self.kind == "binary":
+            return shared | scores.at_threshold(score, y_N, probabilities)
         return {
             **shared,
-            "auroc_centred": scores.estimate(macro(centred, y_N, weight_RN)) if per_site else None,
             "per_class": {
                 name: scores.estimate(scores.pooled(score[..., k], (y_N == k).astype(int), weight_RN))
                 for k, name in enumerate(self.classes)

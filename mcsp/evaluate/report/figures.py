@@ -22,7 +22,7 @@ from sklearn.preprocessing import StandardScaler
 
 from mcsp.evaluate.methods import CLASSICAL, PRETRAINED, UNTRAINED
 from mcsp.evaluate.report.tables import Measure, main_rows
-from mcsp.page import COLOURS, GREY, MARKERS, inline
+from mcsp.page import COLOURS, GREY, MARKERS
 from mcsp.wording import shortened
 
 _INK = "#010101"  # becomes the page's own colour of text, light or dark
@@ -46,7 +46,9 @@ def vector(figure: Figure, alternative: str) -> Markup:
         FigureCanvasSVG(figure).print_svg(
             buffer, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
         )
-    return inline(_NEEDLESS.sub("", buffer.getvalue()).replace(_INK, "currentColor"), alternative)
+    svg = _NEEDLESS.sub("", buffer.getvalue()).replace(_INK, "currentColor")
+    # What comes before the root element goes, and a text comes for those who do not see the picture.
+    return Markup(f'<svg role="img" aria-label="{html.escape(alternative)}"{svg[svg.index("<svg") + 4 :]}')
 
 
 def raster(figure: Figure, alternative: str) -> Markup:

@@ -8,14 +8,7 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib import rc_context
 
-from mcsp.evaluate.report.figures import (
-    STYLE,
-    draw_embedding,
-    draw_forest,
-    draw_label_efficiency,
-    draw_roc,
-    vector,
-)
+from mcsp.evaluate.report.figures import STYLE, draw_embedding, draw_forest, draw_label_efficiency, draw_roc, vector
 from mcsp.evaluate.report.tables import Measure, limits, measure_of, permutation_lines, questions, verdict
 from mcsp.evaluate.units import Labelled
 from mcsp.export.curves import PANELS, draw_curves

@@ -1,6 +1,7 @@
 """Results as text: for the terminal, and the sentences of the report."""
 
 import sys
+import textwrap
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +10,8 @@ from typing import Any
 from mcsp.evaluate.methods import CLASSICAL, PRETRAINED, UNTRAINED
 from mcsp.wording import BOLD, CYAN, YELLOW, columns, counted, printable, styled
 
+_COLUMNS = 80  # of a terminal
+_WIDEST_NAME = 52  # what a score and its interval leave of them
 PROTOCOL_NAMES = {"kfold": "new subjects", "leave_site_out": "subjects of a site left out"}
 
 
@@ -61,15 +64,19 @@ def terminal_table(results: dict[str, Any]) -> str:
         return styled(text, sys.stdout, style)
 
     rows, measure = results["classification"], measure_of(results)
-    cells = [(f"{r['features']}, {r['classifier']}", interval(r[measure.name])) for r in rows]
-    shown = dict(zip(map(id, rows), columns([("method", "score"), *cells])[1:], strict=True))
+    names = [(f"{row['features']},", f"{row['classifier']}{' *' * row['transductive']}") for row in rows]
+    width = min(max((len(" ".join(name)) for name in names), default=0), _WIDEST_NAME)
+    shown = {
+        id(row): _score_line(name, width, interval(row[measure.name])) for row, name in zip(rows, names, strict=True)
+    }
     lines = []
     for name, block in questions(rows):
         lines += ["", strong(f"{name}: {measure.title} (95 % interval over subjects)")]
         for row in block:
-            line = f"  {shown[id(row)]}{'  transductive' * row['transductive']}"
-            lines.append(strong(line, CYAN) if row["features"] == PRETRAINED else line)
-    lines += ["", *(f"shuffled labels, {line}" for line in permutation_lines(rows))]
+            lines.append(strong(shown[id(row)], CYAN) if row["features"] == PRETRAINED else shown[id(row)])
+    if any(row["transductive"] for row in rows):
+        lines += ["", "* transductive: uses unlabelled recordings of the tested site"]
+    lines += ["", *(_wrapped(f"shuffled labels, {line}") for line in permutation_lines(rows))]
     if results["retrieval"]:
         found = [
             (r["subjects_of"], f"{r['candidates']} of {r['candidates_from']}", r["model"], f"{r['top1']:.3f}",
@@ -80,19 +87,31 @@ def terminal_table(results: dict[str, Any]) -> str:
         lines += ["", strong(head), *body, ""]
     for row in results.get("membership", ()):
         said = f"{row['seen']} seen from {row['unseen']} unseen, {row['modality']}, {row['model']}"
-        lines.append(f"membership, {said}: AUROC {interval(row['auroc'])}")
+        lines.append(_wrapped(f"membership, {said}: AUROC {interval(row['auroc'])}"))
     simulated = [site for site, of_site in results["sites"].items() if of_site["simulated"]]
-    lines += ["", printable(f"simulated sites: {', '.join(simulated)}")] if simulated else []
+    lines += ["", _wrapped(f"simulated sites: {', '.join(simulated)}")] if simulated else []
     lines += [
         "",
-        strong(overlap_line(results), YELLOW if results["subjects_seen_in_pretraining"] != 0 else BOLD),
-        *(f"note: {printable(note)}" for note in results["notes"]),
+        strong(_wrapped(overlap_line(results)), YELLOW if results["subjects_seen_in_pretraining"] != 0 else BOLD),
+        *(_wrapped(f"note: {note}") for note in results["notes"]),
     ]
     sentence = verdict([row for row in rows if not row["transductive"]], measure)
-    lines += ["", strong(sentence)] if sentence else []
+    lines += ["", strong(_wrapped(sentence))] if sentence else []
     for label, more in results.get("more_labels", {}).items():
         lines += ["", strong(f"label {printable(label)}:"), terminal_table(more)]
     return "\n".join(lines[1:])
+
+
+def _score_line(name: tuple[str, str], width: int, score: str) -> str:
+    """Features, classifier and score; the features have a line of their own where both are longer than ``width``."""
+    features, classifier = map(printable, name)
+    together = f"{features} {classifier}"
+    start = f"  {together:<{width}}" if len(together) <= width else f"  {features}\n    {classifier:<{width - 2}}"
+    return f"{start}  {score}"
+
+
+def _wrapped(text: str) -> str:
+    return textwrap.fill(printable(text), _COLUMNS, subsequent_indent="  ", break_on_hyphens=False)
 
 
 def permutation_lines(rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -130,8 +149,8 @@ def verdict(rows: Sequence[dict[str, Any]], measure: Measure) -> str:
         return ""
     span = f"{best[0]:.2f}" if len(best) == 1 else f"{min(best):.2f} to {max(best):.2f}"
     said = [
-        f"; against {name} it scores higher in {n['higher']} of {n.total()}, lower in {n['lower']}, and cannot be told "
-        f"apart in {n['open']}"
+        f"; against {name} it scores higher in {n['higher']} of {n.total()}, lower in {n['lower']}, without a clear "
+        f"difference in {n['open']}"
         for name, n in found.items()
         if n
     ]
@@ -143,12 +162,12 @@ def limits(results: dict[str, Any]) -> str:
     sites, subjects = results["sites"], results["subjects"]
     said = [
         f"{subjects} subjects of {counted(len(sites), 'site')} and one pretraining run: the "
-        "intervals hold the spread over subjects, not that of another pretraining run or another choice of sites.",
+        "intervals include the spread over subjects, not that of another pretraining run or another choice of sites.",
         "A score that is good here says nothing about single persons elsewhere, about why people differ (age, "
         "medication and motion may), or about use in a clinic.",
     ]
     if len(sites) < 3:
-        said.append("With fewer than three sites, a score on a site left out rests on one or two scanners.")
+        said.append("With fewer than three sites, a score on a site left out comes from one or two scanners.")
     if any(site["simulated"] for site in sites.values()):
         said.append("Scores on simulated sites say nothing about brains.")
     if results["subjects_seen_in_pretraining"] is None:

@@ -1,4 +1,4 @@
-"""What else finds a BOLD window: another person's EEG, EEG of another minute, the time in the run, plain band power.
+"""Controls of retrieval: another person's EEG, EEG of another minute, time in the run, band power.
 
 A schedule that all people share (a task, drowsiness, the warming of a scanner) lets time alone find windows, and then
 so does the EEG of somebody else. Both, and a ridge regression from the EEG's band power, stand beside every number.

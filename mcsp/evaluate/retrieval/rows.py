@@ -1,4 +1,4 @@
-"""The rows of cross-modal retrieval: a number is there with all of its controls, or not at all."""
+"""Rows of cross-modal retrieval, each with all of its controls."""
 
 from collections.abc import Mapping
 from typing import Any, get_args

@@ -20,8 +20,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from mcsp.batch import Batch, collate
 from mcsp.data_sharding.store.reader import BadWindowError, Corpus
 from mcsp.schema import Window
-from mcsp.training.reading.cuts import Cut
-from mcsp.training.reading.schedule import Draw, Schedule
+from mcsp.training.reading.schedule import Cut, Draw, Schedule
 
 _log = logging.getLogger(__name__)
 _PREFETCH = 2  # steps that a worker is ahead

@@ -1,4 +1,4 @@
-"""In which order a stream of samples is read: functions of integers with random access; no state, no shuffled list."""
+"""Order of a stream of samples, as functions of integers with random access and without state."""
 
 import functools
 import math

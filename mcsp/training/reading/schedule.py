@@ -12,20 +12,95 @@ every sample of the stream is read exactly once in each cycle; otherwise every s
 that site (:class:`mcsp.training.reading.order.Order`; where a step draws from few sites,
 :class:`mcsp.training.reading.order.SiteBatches`). Each time a sample is read its windows are cut anew, and the next of
 its recordings is taken, or the next of its pairs of recordings; after as many passes as it has of these, all were read.
+Windows lie where :mod:`mcsp.windows` allows them, aligned in time where clocks are shared.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from mcsp.config import BatchConfig
 from mcsp.data_sharding.store.table import Recordings
-from mcsp.schema import MODALITIES, Modality, Purpose, Split, random_key, text_key
-from mcsp.training.reading.cuts import Cut, cut_one, cut_pair, pairings
+from mcsp.schema import MODALITIES, Modality, Purpose, Recording, Split, random_key, text_key, unit_interval
 from mcsp.training.reading.order import Order, SiteBatches
-from mcsp.windows import LEAST_VALID_SHARE, start_ranges
+from mcsp.windows import LEAST_VALID_SHARE, common_instants, random_start, start_ranges, window_samples, window_start
+
+Seconds = Mapping[Modality, float]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A window to read."""
+
+    recording: Recording
+    start: int
+    n_samples: int
+
+
+def pairings(
+    eeg: Sequence[Recording], fmri: Sequence[Recording], window_seconds: Seconds, delay_seconds: float
+) -> list[tuple[Recording, Recording]]:
+    """The pairs of recordings that a sample with both modalities is read as, one per pass, in turn.
+
+    All pairs with simultaneous windows; recordings that are in none of them are joined one by one. So every recording
+    is in at least one pair.
+    """
+    pairs = [(e, f) for e in eeg for f in fmri if common_instants(e, f, window_seconds, delay_seconds)]
+    used = {r.member for pair in pairs for r in pair}
+    lone_eeg, lone_fmri = ([r for r in rs if r.member not in used] for rs in (eeg, fmri))
+    rest = max(len(lone_eeg), len(lone_fmri))
+    lone_eeg, lone_fmri = lone_eeg or list(eeg), lone_fmri or list(fmri)
+    return pairs + [(lone_eeg[i % len(lone_eeg)], lone_fmri[i % len(lone_fmri)]) for i in range(rest)]
+
+
+def cut_one(recording: Recording, window_seconds: Seconds, key: int) -> Cut:
+    """A window at a random place, every start that :mod:`mcsp.windows` allows with the same probability.
+
+    Raises:
+        ValueError: a recording without a window.
+    """
+    n_samples = window_samples(recording, window_seconds[recording.modality])
+    return Cut(recording, random_start(recording, n_samples, unit_interval(key)), n_samples)
+
+
+def cut_pair(
+    eeg: Recording, fmri: Recording, window_seconds: Seconds, delay_seconds: float, key: int
+) -> tuple[Cut, Cut]:
+    """A window of each: simultaneous, the BOLD one ``delay_seconds`` later, where the recordings share a clock.
+
+    The instant is drawn uniformly from those at which :mod:`mcsp.windows` allows both windows; where there are none,
+    each is cut by itself.
+
+    Raises:
+        ValueError: a recording without a window.
+    """
+    instants = common_instants(eeg, fmri, window_seconds, delay_seconds)
+    if not instants:
+        first_key, second_key = (random_key(key, p) for p in (Purpose.FIRST_WINDOW, Purpose.SECOND_WINDOW))
+        return cut_one(eeg, window_seconds, first_key), cut_one(fmri, window_seconds, second_key)
+    instant = _instant(instants, unit_interval(random_key(key, Purpose.FIRST_WINDOW)))
+
+    def at(r: Recording, clock_seconds: float) -> Cut:
+        seconds = window_seconds[r.modality]
+        return Cut(r, window_start(r, clock_seconds, seconds), window_samples(r, seconds))
+
+    return at(eeg, instant), at(fmri, instant + delay_seconds)
+
+
+def _instant(ranges: Sequence[tuple[float, float]], draw: float) -> float:
+    """A point of the union of disjoint ranges, by a uniform draw in [0, 1)."""
+    total = sum(b - a for a, b in ranges)
+    if total == 0:
+        return ranges[int(draw * len(ranges))][0]
+    place = draw * total
+    for a, b in ranges:
+        if place <= b - a:
+            return a + place
+        place -= b - a
+    return ranges[-1][1]
+
 
 STREAMS = ("paired", "eeg", "fmri")
 _MOST_IN_ORDER = 4096  # positions of a step that a rank looks up to find its own; more are cut among groups of ranks
@@ -105,26 +180,16 @@ class Schedule:
         stream_N = self._stream_of_samples(starts)
         self.streams: list[Stream] = []
         for name in STREAMS:
-            numbers = np.flatnonzero(stream_N == STREAMS.index(name))
-            n = getattr(quota, name)
-            if n and (len(numbers) or split == "train"):
-                if not len(numbers):
-                    have = {name: int((stream_N == i).sum()) for i, name in enumerate(STREAMS)}
-                    raise ValueError(
-                        f"batch.{name}={n}, but the training split has no such sample with recordings of at least "
-                        f"{window_seconds} s, half of it valid; found {have}. Set batch.{name}=0 or shorten "
-                        "window_seconds"
-                    )
+            numbers, n = np.flatnonzero(stream_N == STREAMS.index(name)), getattr(quota, name)
+            if n and not len(numbers) and split == "train":
+                have = {name: int((stream_N == i).sum()) for i, name in enumerate(STREAMS)}
+                raise ValueError(
+                    f"batch.{name}={n}, but the training split has no such sample with recordings of at least "
+                    f"{window_seconds} s, half of it valid; found {have}. Set batch.{name}=0 or shorten window_seconds"
+                )
+            if n and len(numbers):
                 rows_N2 = np.stack([starts[numbers], starts[numbers + 1]], axis=1).astype(np.int32)
-                order_key = random_key(self.key, Purpose.ORDER, STREAMS.index(name))
-                site_N, group_N = self._cells(rows_N2[:, 0], shuffle_shards)
-                order: Order | SiteBatches
-                if sites_per_batch:
-                    if n % sites_per_batch:
-                        raise ValueError(f"sites_per_batch={sites_per_batch}: expected a divisor of batch.{name}={n}")
-                    order = SiteBatches(site_N, group_N, site_temperature, order_key, n, sites_per_batch)
-                else:
-                    order = Order(site_N, group_N, site_temperature, order_key, n)
+                order = self._order(name, n, rows_N2[:, 0], site_temperature, shuffle_shards, sites_per_batch)
                 self.streams.append(Stream(name, n, rows_N2, order, self._shape_numbers(rows_N2)))
         if not self.streams and split == "train":
             raise ValueError("batch: expected a quota above 0 for paired, eeg or fmri, found none")
@@ -178,6 +243,18 @@ class Schedule:
         site_rank, shard_rank = (np.argsort(np.argsort(np.array(names))) for names in (site_names, shard_names))
         group_N = shard_rank[shards[first_rows_N]] // shuffle_shards if shuffle_shards else np.zeros_like(first_rows_N)
         return site_rank[sites[first_rows_N]], group_N
+
+    def _order(
+        self, name: str, n: int, first_rows_N: np.ndarray, temperature: float, shuffle_shards: int, sites: int
+    ) -> Order | SiteBatches:
+        """In which order a stream's samples are read, ``n`` a step, from so many ``sites`` (0: all, mixed)."""
+        key = random_key(self.key, Purpose.ORDER, STREAMS.index(name))
+        site_N, group_N = self._cells(first_rows_N, shuffle_shards)
+        if not sites:
+            return Order(site_N, group_N, temperature, key, n)
+        if n % sites:
+            raise ValueError(f"sites_per_batch={sites}: expected a divisor of batch.{name}={n}")
+        return SiteBatches(site_N, group_N, temperature, key, n, sites)
 
     def _shape_numbers(self, rows_N2: np.ndarray) -> np.ndarray:
         """Number of each sample's shape: channels and time samples of a window, the most of its recordings."""

@@ -15,33 +15,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mcsp.outside import parse_json, read_bounded
+from mcsp.outside import parse_json, read_bounded, sha256_file
 from mcsp.schema import SCHEMA_VERSION
-from mcsp.wording import sha256_file
 
-_PREFIX, _ASIDE, _DAMAGED = "step-", "incomplete-", "damaged-"
+PREFIX, _ASIDE, _DAMAGED = "step-", "incomplete-", "damaged-"
 MANIFEST = "manifest.json"
 FORMAT = 2  # 1 held DeepSpeed's own files
 
 
 def checkpoint_path(run_dir: Path, step: int) -> Path:
     """Where the checkpoint after ``step`` optimizer steps lies."""
-    return run_dir / "checkpoints" / f"{_PREFIX}{step:08d}"
+    return run_dir / "checkpoints" / f"{PREFIX}{step:08d}"
 
 
 def step_of(path: Path) -> int:
     """The step in a checkpoint's name."""
-    return int(path.name.removeprefix(_PREFIX))
-
-
-def is_name(name: str) -> bool:
-    """Whether a checkpoint may be called so."""
-    return name.startswith(_PREFIX)
-
-
-def any_in(run_dir: Path) -> bool:
-    """Whether there are checkpoints, readable or not."""
-    return bool(_complete(run_dir))
+    return int(path.name.removeprefix(PREFIX))
 
 
 def aside(path: Path) -> Path:
@@ -102,27 +91,21 @@ def drop(path: Path) -> None:
 def retire(run_dir: Path, step: int, keep: int, keep_every: int) -> None:
     """Delete old checkpoints, and drop those of later steps: they were passed over, and these steps are taken anew."""
     drop_after(run_dir, step)
-    complete = _complete(run_dir)
-    for path in complete[:-keep]:
+    for path in complete(run_dir)[:-keep]:
         if not keep_every or step_of(path) % keep_every:
             _remove(path)
 
 
 def drop_after(run_dir: Path, step: int) -> None:
     """Drop checkpoints of later steps, which a rollback has undone or which were passed over."""
-    for path in _complete(run_dir):
+    for path in complete(run_dir):
         if step_of(path) > step:
             drop(path)
 
 
-def clear_incomplete(run_dir: Path) -> None:
-    """Delete what a killed save left behind."""
-    for path in (run_dir / "checkpoints").glob(f"{_ASIDE}*"):
-        shutil.rmtree(path, ignore_errors=True)  # NFS keeps files that are still open somewhere, as .nfs*
-
-
-def _complete(run_dir: Path, folder: str = "checkpoints") -> list[Path]:
-    return sorted((run_dir / folder).glob(f"{_PREFIX}*"))
+def complete(run_dir: Path, folder: str = "checkpoints") -> list[Path]:
+    """The checkpoints in a folder of the run, readable or not, in order of steps."""
+    return sorted((run_dir / folder).glob(f"{PREFIX}*"))
 
 
 def _manifest_digest(manifest: dict[str, Any]) -> str:
@@ -159,7 +142,7 @@ def latest_checkpoint(
 
     Damaged ones are named on stderr and passed over.
     """
-    for path in reversed(_complete(run_dir, folder)):
+    for path in reversed(complete(run_dir, folder)):
         try:
             if not fits(read_manifest(path)):
                 continue
@@ -179,11 +162,12 @@ def to_continue(run_dir: Path, resume: str) -> Path | None:
         ValueError: ``resume`` ("auto", "never" or "must") forbids what is there, or there are checkpoints of which none
             can be read: starting anew would be a silent loss of the run.
     """
-    clear_incomplete(run_dir)
+    for path in (run_dir / "checkpoints").glob(f"{_ASIDE}*"):
+        shutil.rmtree(path, ignore_errors=True)  # NFS keeps files that are still open somewhere, as .nfs*
     found = latest_checkpoint(run_dir)
     if found is not None and resume == "never":
         raise ValueError(f"{run_dir}: resume=never, but it holds checkpoint {found.name}; use another run_dir")
-    if found is None and (unread := _complete(run_dir)):
+    if found is None and (unread := complete(run_dir)):
         raise ValueError(
             f"{run_dir / 'checkpoints'}: none of {len(unread)} checkpoints ({unread[0].name} to {unread[-1].name}) can "
             "be read, see the warnings above; put a copy back, or move the folder away to start anew"

@@ -1,4 +1,4 @@
-"""Copies of finished checkpoints in another place (an object store, say), and the way back to a machine without any.
+"""Copy finished checkpoints to another place (such as an object store), and fetch them back.
 
 ``mirror_dir/checkpoints/step-00000100/`` holds what ``run_dir`` holds under that name. Such a store cannot rename, so
 ``manifest.json`` comes last: without it the others are not a checkpoint, and damaged ones differ from its digests.
@@ -89,7 +89,7 @@ def restore(place: Path | str, run_dir: Path, resume: str) -> None:
     Raises:
         ValueError: a place that cannot be read, checkpoints there of which none is whole, or ``resume`` is "never".
     """
-    if checkpoint.any_in(run_dir):
+    if checkpoint.complete(run_dir):
         return
     fs, root = _opened(place)
     try:
@@ -140,4 +140,4 @@ def _steps(fs: Any, root: str) -> dict[int, str]:
     except FileNotFoundError:
         return {}
     found = (name.rstrip("/") for name in names)
-    return {checkpoint.step_of(Path(name)): name for name in found if checkpoint.is_name(Path(name).name)}
+    return {checkpoint.step_of(path): name for name in found if (path := Path(name)).name.startswith(checkpoint.PREFIX)}

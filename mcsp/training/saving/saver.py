@@ -17,10 +17,10 @@ import torch
 from safetensors import SafetensorError
 
 from mcsp import distributed
+from mcsp.outside import sha256_file
 from mcsp.training.saving import checkpoint
 from mcsp.training.saving.state import Copied, write_ranges, write_state
 from mcsp.training.stopping import EXIT_DISK, RunEnded
-from mcsp.wording import sha256_file
 
 Write = Callable[[Path, int, Copied], Path]
 

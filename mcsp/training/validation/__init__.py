@@ -1,1 +1,1 @@
-"""What a run says of people that it does not learn from: losses, measures without labels, and the best checkpoint."""
+"""Validation during a run: losses, measures without labels, and the best checkpoint."""

@@ -1,4 +1,4 @@
-"""When a run evaluates, and what follows from it: the best checkpoint is kept, and embeddings all alike end the run."""
+"""When a run evaluates; it keeps the best checkpoint and ends when embeddings collapse."""
 
 import os
 import shutil

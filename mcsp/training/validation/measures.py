@@ -1,4 +1,4 @@
-"""How good embeddings are, without a label: what they hold of a person, how many directions they use, what of the site.
+"""Measures of embeddings without labels: identification of people, effective rank, site accuracy.
 
 Everything is of windows of N people, one each, in float64. Where something is predicted, the person that it is
 predicted for takes no part in the fit: ridge regression, of which the errors of people left out are known in closed
@@ -57,7 +57,7 @@ def half_error(h_2ND: Tensor, target_2NE: Tensor) -> float:
 
 
 def site_accuracy(x_ND: Tensor, site_N: Tensor) -> float | None:
-    """How often the site of a person left out is told, mean over sites; by chance in 1 of their number.
+    """Accuracy of the site of a person left out, mean over sites; chance is 1 / number of sites.
 
     Sites of fewer than three people are left out; None where fewer than two remain.
     """

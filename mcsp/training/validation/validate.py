@@ -1,4 +1,4 @@
-"""Evaluations in the run, of people that are set aside: fixed windows and views, the same on any number of ranks.
+"""Evaluate validation subjects during a run: fixed windows and views, the same on any number of ranks.
 
 What is read is the first steps of a schedule of the validation split, so a function of (index hash, seed). Samples are
 encoded in chunks whose size depends on the batch alone, which ranks share; one rank then compares all of them as one
@@ -15,18 +15,17 @@ import torch
 from torch import Tensor
 
 from mcsp import distributed
-from mcsp.augmentations.temporal import time_half
-from mcsp.batch import Batch, Signal
+from mcsp.augmentations.views import halves
+from mcsp.batch import Batch, Signal, rows_of
 from mcsp.config import BatchConfig, PretrainConfig
 from mcsp.data_sharding.store.reader import Corpus
-from mcsp.losses.prediction import MEASURED_IN, TARGETS, Target
-from mcsp.model.mcsp import MCSP
+from mcsp.losses.prediction import TARGETS
 from mcsp.schema import Modality
 from mcsp.training.metrics import values_of_pairs
-from mcsp.training.prediction import connectivity_target, spectrum_target
+from mcsp.training.prediction import target_of
 from mcsp.training.reading.loader import StepDataset
 from mcsp.training.reading.schedule import STREAMS, Schedule
-from mcsp.training.trainer import Embedded, Trainer
+from mcsp.training.trainer import Embedded, Trainer, schedule_of
 from mcsp.training.validation.measures import effective_rank, half_error, identification, site_accuracy
 
 _MOST_OF_STREAM = 512  # samples per validation batch
@@ -42,18 +41,8 @@ def validation_schedule(config: PretrainConfig, corpus: Corpus) -> Schedule | No
     A stream without a sample in the split is left out, and one has at most 512 samples per batch.
     """
     largest = _MOST_OF_STREAM // (config.sites_per_batch or 1) * (config.sites_per_batch or 1)
-    schedule = Schedule(
-        corpus.recordings,
-        index_hash=corpus.index_hash,
-        seed=config.seed,
-        quota=BatchConfig(**{name: min(getattr(config.batch, name), largest) for name in STREAMS}),
-        window_seconds=config.window_seconds,
-        delay_seconds=config.hemodynamic_delay_seconds,
-        site_temperature=config.site_temperature,
-        shuffle_shards=config.shuffle_shards,
-        sites_per_batch=config.sites_per_batch,
-        split="validation",
-    )
+    quota = BatchConfig(**{name: min(getattr(config.batch, name), largest) for name in STREAMS})
+    schedule = schedule_of(config, corpus, quota, "validation")
     return schedule if schedule.streams else None
 
 
@@ -61,6 +50,14 @@ def chunks_per_batch(quotas: Sequence[int]) -> int:
     """Into how many equal shares a batch is cut, so that a chunk has at most 16 samples where the quotas allow it."""
     common = math.gcd(*quotas)
     return next((d for d in range(1, common + 1) if common % d == 0 and sum(quotas) <= d * _CHUNK), common)
+
+
+def _facts(batch: Batch) -> dict[str, Tensor]:
+    """What tells the people of a chunk: subject and site of samples; sample of each window, and whether it is fit."""
+    found = {"subject": batch.subject_N, "site": batch.site_N}
+    for modality, signal in batch.signals.items():
+        found |= {f"row {modality}": signal.sample_B, f"usable {modality}": signal.row_valid_B}
+    return found
 
 
 class Validation:
@@ -71,64 +68,83 @@ class Validation:
         shares = chunks_per_batch([stream.quota for stream in schedule.streams])
         corpus = trainer.dataset.corpus
         of_share = [StepDataset(corpus, schedule, share, shares) for share in range(shares)]
-        chunks = [(dataset, k) for k in range(self.config.validation_batches) for dataset in of_share]
-        self.count, self.shares = len(chunks), shares
+        self.chunks = [(dataset, k) for k in range(self.config.validation_batches) for dataset in of_share]
+        self.shares = shares
         # Every rank encodes equally many, as ZeRO-3 needs it: who has none left takes the first again.
-        rounds = -(-len(chunks) // trainer.world_size)
+        rounds = -(-len(self.chunks) // trainer.world_size)
         mine = [trainer.rank + i * trainer.world_size for i in range(rounds)]
-        self.mine = [chunks[i if i < len(chunks) else 0] for i in mine]
+        self.mine = [i if i < len(self.chunks) else 0 for i in mine]
 
     def evaluate(self) -> dict[str, float]:
         """Losses, retrieval and measures without labels, alike on every rank; names begin with ``validation/``."""
-        parts = []
+        batches = []
+        for dataset, k in (self.chunks[i] for i in self.mine):
+            self.trainer.clock.enter("validation")
+            (batch,) = dataset[k]
+            self.trainer.bad_windows.tell([batch])
+            batches.append(batch)
+        whole = self._of_all([_facts(batch) for batch in batches])
+        people = {m: self._people(whole, m) for m in batches[0].signals}
         with torch.no_grad():
-            for dataset, k in self.mine:
+            parts = []
+            for i, batch in zip(self.mine, batches, strict=True):
                 self.trainer.clock.enter("validation")
-                (batch,) = dataset[k]
-                self.trainer.bad_windows.tell([batch])
-                parts.append(self._encode(batch.to(self.trainer.device)))
-            whole = {name: self._of_all([part[name] for part in parts]) for name in parts[0]}
+                own = {m: range(i * len(s), (i + 1) * len(s)) for m, s in batch.signals.items()}
+                new = {m: [row - own[m].start for row in rows if row in own[m]] for m, rows in people.items()}
+                parts.append(self._encode(batch.to(self.trainer.device), new))
+            whole |= self._of_all(parts)
             values: dict[str, float] = {}
             if distributed.is_main():
                 with distributed.alone():
-                    values = {**self._losses(whole), **self._measures(whole)}
+                    values = {**self._losses(whole), **self._measures(whole, people)}
         (values, *_) = distributed.gather_objects(values)
         return {PREFIX + name: value for name, value in values.items()}
 
-    def _encode(self, batch: Batch) -> dict[str, Tensor]:
-        """What one chunk contributes; rows are samples, or windows of one modality."""
-        trainer = self.trainer
-        z_MnK, valid_Mn, scale_P, error_Qn = trainer.engine(batch)
+    def _encode(self, batch: Batch, people: dict[Modality, list[int]]) -> dict[str, Tensor]:
+        """What one chunk contributes; rows are samples, or windows of one modality.
+
+        Halves are encoded of the rows of ``people`` alone, which are compared; in other rows they are zero.
+        """
+        z_MnK, valid_Mn, scale_P, error_Qn = self.trainer.engine(batch)
         found = {"z": z_MnK.float().transpose(0, 1), "valid": valid_Mn.T, "scale": scale_P[None]}
-        found |= {"error": error_Qn.float().T, "subject": batch.subject_N, "site": batch.site_N}
-        model = trainer.module.model
+        found["error"] = error_Qn.float().T
         for modality, signal in batch.signals.items():
-            found[f"row {modality}"], found[f"usable {modality}"] = signal.sample_B, signal.row_valid_B
-            late_B = torch.zeros(len(signal), dtype=torch.bool, device=signal.x_BCT.device)
-            halves = [time_half(signal, late_B), time_half(signal, ~late_B)]
-            for domain in model.config.domains:
-                h = [model.encode_domain(modality, domain, half) for half in halves]
-                found[f"h {modality}/{domain}"] = torch.stack(h, dim=1).float()
-                found[f"z {modality}/{domain}"] = model.project(modality, domain, h[0])
-            targets: tuple[Target, ...] = ("connectivity", "spectrum")
-            for target in targets:
-                if MEASURED_IN[target] in model.config.domains:
-                    y = [_measured(model, modality, target, half) for half in halves]
-                    found[f"{target} {modality}"] = torch.stack(y, dim=1).float()
+            # At least one: ZeRO-3 needs the same calls in every chunk.
+            rows_R = torch.tensor(people[modality] or [0], device=signal.sample_B.device)
+            for name, x_R in self._of_halves(modality, rows_of(signal, rows_R)).items():
+                found[name] = x_R.new_zeros(len(signal), *x_R.shape[1:]).index_copy(0, rows_R, x_R)
         return found
 
-    def _of_all(self, mine: list[Tensor]) -> Tensor:
-        """The chunks of all ranks in the order of the batches, ``(chunks, rows, ...)``."""
+    def _of_halves(self, modality: Modality, signal: Signal) -> dict[str, Tensor]:
+        """Embeddings of both halves of windows and what is measured in each, ``(rows, 2, ...)``; z of the early one."""
+        model, rows = self.trainer.module.model, len(signal)
+        late_B = torch.zeros(rows, dtype=torch.bool, device=signal.x_BCT.device)
+        both = halves(signal, late_B)
+        found = {}
+        for domain in model.config.domains:
+            measured = model.encoder(modality, domain).measure(both)
+            h_BD = model.encode_measured(modality, domain, measured)
+            found[f"h {modality}/{domain}"] = h_BD.float().unflatten(0, (2, rows)).transpose(0, 1)
+            found[f"z {modality}/{domain}"] = model.project(modality, domain, h_BD[:rows])
+            if target := target_of(measured):
+                found[f"{target[0]} {modality}"] = target[1].float().unflatten(0, (2, rows)).transpose(0, 1)
+        return found
+
+    def _of_all(self, mine: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """The chunks of all ranks in the order of the batches, ``(chunks, rows, ...)`` each."""
         world = self.trainer.world_size
-        x_C = torch.stack(mine)
-        flat = distributed.gather_rows(x_C.to(torch.uint8) if x_C.dtype == torch.bool else x_C)
-        in_order = [(i % world) * len(mine) + i // world for i in range(self.count)]
-        return flat[in_order].to(x_C.dtype)
+        in_order = [(i % world) * len(mine) + i // world for i in range(len(self.chunks))]
+        whole = {}
+        for name in mine[0]:
+            x_C = torch.stack([part[name] for part in mine]).to(self.trainer.device)
+            flat = distributed.gather_rows(x_C.to(torch.uint8) if x_C.dtype == torch.bool else x_C)
+            whole[name] = flat[in_order].to(x_C.dtype)
+        return whole
 
     def _losses(self, whole: dict[str, Tensor]) -> dict[str, float]:
         """Mean over the validation batches of what a training step of them would log."""
         batches = []
-        for first in range(0, self.count, self.shares):
+        for first in range(0, len(self.chunks), self.shares):
             of = {name: value[first : first + self.shares].flatten(0, 1) for name, value in whole.items()}
             z_MnK, valid_Mn, error_Qn = of["z"].transpose(0, 1), of["valid"].T, of["error"].T
             embedded = Embedded(z_MnK, valid_Mn, of["scale"][0], error_Qn, of["subject"], of["site"])
@@ -141,17 +157,15 @@ class Validation:
         }  # fmt: skip
         return values_of_pairs(self.trainer.config, means)
 
-    def _measures(self, whole: dict[str, Tensor]) -> dict[str, float]:
+    def _measures(self, whole: dict[str, Tensor], people: dict[Modality, list[int]]) -> dict[str, float]:
         """Measures without labels of the first window of each person, by name, modality and domain."""
         values: dict[str, float] = {}
         model = self.trainer.module.model.config
-        for modality in model.modalities:
-            if f"row {modality}" not in whole:
-                continue
-            people = self._people(whole, modality)
-            of = {name: value.flatten(0, 1)[people].cpu() for name, value in whole.items() if modality in name}
-            site_N = whole["site"].gather(1, whole[f"row {modality}"]).flatten()[people].cpu()
-            values[f"people/{modality}"] = float(len(people))
+        for modality in (m for m in model.modalities if m in people):
+            rows = people[modality]
+            of = {name: value.flatten(0, 1)[rows].cpu() for name, value in whole.items() if modality in name}
+            site_N = whole["site"].gather(1, whole[f"row {modality}"]).flatten()[rows].cpu()
+            values[f"people/{modality}"] = float(len(rows))
             for domain in model.domains:
                 h_2ND, z_NK = of[f"h {modality}/{domain}"].transpose(0, 1), of[f"z {modality}/{domain}"]
                 targets = [of[f"{t} {modality}"] for t in TARGETS[domain] if f"{t} {modality}" in of]
@@ -180,10 +194,6 @@ def _of_domain(h_2ND: Tensor, z_NK: Tensor, targets: list[Tensor], site_N: Tenso
         if accuracy is not None:
             found[name] = accuracy
     return found
-
-
-def _measured(model: MCSP, modality: Modality, target: Target, half: Signal) -> Tensor:
-    return (connectivity_target if target == "connectivity" else spectrum_target)(model, modality, half)
 
 
 def collapsed(values: dict[str, float]) -> tuple[list[str], bool]:

@@ -5,8 +5,11 @@ from pathlib import Path
 import pytest
 
 from mcsp.config import CorpusConfig
-from mcsp.data_sharding.bids.find import Site, find_recordings, find_sites, parse_name, read_sidecar
+from mcsp.data_sharding.bids.find import Site, find_recordings, find_sites, is_read, parse_name, read_sidecar
+from mcsp.data_sharding.bids.reasons import RecordingError
 from mcsp.data_sharding.bids.write import write_json
+from mcsp.data_sharding.build.samples import require_labels
+from mcsp.data_sharding.clean.child import read_recording
 
 
 def touch(root: Path, *names: str) -> Site:
@@ -131,3 +134,64 @@ def test_linked_folders_are_followed_and_no_recording_is_found_twice(tmp_path: P
     (site.root / "sub-5/eeg").mkdir(parents=True)
     (site.root / "sub-5/eeg/sub-5_task-rest_eeg.edf").symlink_to(tmp_path / "elsewhere/store/x.edf")
     assert found(site) == [f"sub-{n}/eeg/sub-{n}_task-rest_eeg.edf" for n in (1, 2, 5)]
+
+
+def test_a_format_that_is_not_read_is_told_where_a_run_has_no_other(tmp_path: Path) -> None:
+    names = ["1_task-rest_eeg.cnt", "2_task-rest_eeg.edf.gz", "3_task-rest_eeg.eeg", "4_task-rest_eeg.mat"]
+    site = touch(
+        tmp_path, *(f"sub-{name[0]}/eeg/sub-{name}" for name in names),
+        *(f"sub-5/eeg/sub-5_task-rest_eeg.{suffix}" for suffix in ("eeg", "vhdr", "vmrk")),
+        "sub-6/eeg/sub-6_task-rest_eeg.mff/signal1.bin",
+        "sub-6/func/sub-6_task-rest_space-fsLR_bold.dtseries.nii",
+        "sub-6/func/sub-6_task-rest_space-MNI152NLin6Asym_desc-preproc_bold.nii.gz",
+        "sub-7/func/sub-7_task-rest_bold_space-MNI152NLin2009cAsym_preproc.nii.gz",
+        "sub-8/func/sub-8_task-rest_seg-A_timeseries.tsv.gz",
+        # Versions of a run, and what is no BOLD.
+        *(f"sub-6/func/sub-6_task-rest_hemi-{side}_space-fsaverage5_bold.func.gii" for side in "LR"),
+        "sub-7/anat/sub-7_T1w_space-MNI152NLin2009cAsym_preproc.nii.gz",
+    )  # fmt: skip
+    refs = {Path(ref.file).name: ref for ref in find_recordings(site)}
+    read = ["sub-5_task-rest_eeg.vhdr", "sub-6_task-rest_space-MNI152NLin6Asym_desc-preproc_bold.nii.gz"]
+    assert [name for name in refs if is_read(name)] == read
+    told = [name for name in refs if name not in read]
+    assert told[:4] == [f"sub-{name}" for name in names] and len(told) == 7
+    for name in told:
+        with pytest.raises(RecordingError, match="a format that is not read, expected") as error:
+            read_recording(refs[name], CorpusConfig(bids_root=tmp_path, out_dir=tmp_path))
+        assert error.value.reason == "unreadable" and str(error.value).startswith(name)
+
+
+def test_parts_echoes_and_spaces_of_one_run(tmp_path: Path) -> None:
+    stem = "sub-1/func/sub-1_task-rest"
+    site = touch(
+        tmp_path,
+        "space-MNI152NLin6Asym_seg-A_dseg.nii.gz",
+        f"{stem}_part-phase_space-MNI152NLin6Asym_desc-preproc_bold.nii.gz",
+        f"{stem}_echo-1_space-MNI152NLin6Asym_desc-preproc_bold.nii.gz",
+        f"{stem}_space-MNI152NLin2009cAsym_desc-preproc_bold.nii.gz",
+        f"{stem}_space-MNI152NLin6Asym_desc-preproc_bold.nii.gz",
+        "sub-2/func/sub-2_task-rest_seg-A_stat-max_timeseries.tsv",
+        "sub-2/func/sub-2_task-rest_seg-A_stat-mean_timeseries.tsv",
+        # Only the reader of FIF goes on from part to part.
+        *(f"sub-3/eeg/sub-3_task-{kind}_split-0{i}_eeg.{kind}" for i in (1, 2) for kind in ("edf", "fif")),
+    )
+    assert found(site) == [
+        f"{stem}_space-MNI152NLin6Asym_desc-preproc_bold.nii.gz",
+        "sub-2/func/sub-2_task-rest_seg-A_stat-mean_timeseries.tsv",
+        "sub-3/eeg/sub-3_task-edf_split-01_eeg.edf",
+        "sub-3/eeg/sub-3_task-edf_split-02_eeg.edf",
+        "sub-3/eeg/sub-3_task-fif_split-01_eeg.fif",
+    ]
+    wanted = find_recordings(site, label_space="MNI152NLin2009cAsym")[0].file
+    (tmp_path / "space-MNI152NLin6Asym_seg-A_dseg.nii.gz").unlink()
+    assert wanted == found(site)[0] == f"{stem}_space-MNI152NLin2009cAsym_desc-preproc_bold.nii.gz"
+
+
+def test_what_is_no_entity_tells_recordings_apart_and_is_refused(tmp_path: Path) -> None:
+    """Else the one of two people whose name comes first would stand for both."""
+    site = touch(tmp_path, *(f"sub-01_{who}/eeg/sub-01_{who}_task-rest_eeg.edf" for who in "AB"))
+    refs = find_recordings(site)
+    assert [Path(ref.file).name for ref in refs] == [f"sub-01_{who}_task-rest_eeg.edf" for who in "AB"]
+    with pytest.raises(RecordingError, match="'A' between its entities, expected each as key-label") as error:
+        require_labels(refs[0])
+    assert error.value.reason == "bad-name"

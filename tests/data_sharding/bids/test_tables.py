@@ -64,3 +64,9 @@ def test_columns_are_found_in_any_case_and_their_absence_is_told(tmp_path: Path)
     assert refusal(read_tsv, file) == ("bad-encoding", "x.tsv: line 2: byte 7 is 0xd6, expected UTF-8")
     file.write_bytes("name\tx\n".encode("utf-16"))
     assert refusal(read_columns, file, ("name",), repairs)[0] == "bad-encoding"
+
+
+def test_a_tab_in_a_text_is_told_for_it_moves_what_follows(tmp_path: Path) -> None:
+    file = tmp_path / "x.tsv"
+    file.write_text("name\tnote\tstatus\nCz\ta\tgood\t\nPz\ta\tb\tbad\n")
+    assert refusal(read_tsv, file) == ("bad-table", "x.tsv: row 2 has more cells than the header, expected 3")

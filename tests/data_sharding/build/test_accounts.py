@@ -5,6 +5,7 @@ Covers: data_sharding/build/receipts.py
 
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from mcsp.config import CorpusConfig
 from mcsp.data_sharding.build.layout import Plan
 from mcsp.data_sharding.build.plan import make_plan
+from mcsp.data_sharding.build.privacy import find_identifiers_in_shards
 from mcsp.data_sharding.build.pseudonyms import subject_key
 from mcsp.data_sharding.build.receipts import (
     BUILD_NAME,
@@ -68,7 +70,7 @@ def test_memory_and_disk_hold_the_same_corpus(
         plan, config, folder = build_here(site, out, reader)
         assert duplicates(folder / BUILD_NAME, plan) == {}
         (folder / SHARDS_NAME / "train-77777-000000000000.tar").write_bytes(b"of an older index")
-        index = settle(plan, config, folder, "0" * 64, KEY.encode())
+        index = settle(plan, config, folder, "0" * 64, KEY.encode(), partial(find_identifiers_in_shards, folder))
         remove_stale(folder, folder / BUILD_NAME, index, plan)
         assert read_index(folder) == index
         described = {name: (folder / name).read_bytes() for name in index["tables"].values()}
@@ -91,7 +93,7 @@ def test_a_lost_recording_is_no_corpus(
     content["sites"]["paired"][0] -= 1
     file.write_text("\n".join([json.dumps(content), *rows]) + "\n")
     with pytest.raises(ValueError, match=r"recordings are lost \(paired: found 6, read \+ quarantined 5\)"):
-        settle(plan, config, folder, "0" * 64, KEY.encode())
+        settle(plan, config, folder, "0" * 64, KEY.encode(), partial(find_identifiers_in_shards, folder))
     assert not (folder / "index.json").exists()
 
 

@@ -219,11 +219,7 @@ def job_folder(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("workers", [2])
 def test_an_object_store_holds_the_same_bytes(
-    small: dict,
-    expected: dict,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    workers: int,
+    small: dict, expected: dict, tmp_path: Path, capsys: pytest.CaptureFixture[str], workers: int
 ) -> None:
     """A local server that speaks S3; what lies in it is downloaded and compared."""
     with object_store("consortium") as store:

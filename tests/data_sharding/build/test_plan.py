@@ -1,6 +1,6 @@
 """The plan: splits, keys and shards as a pure function of the inputs.
 
-Covers: data_sharding/build/layout.py, data_sharding/build/recipe.py, data_sharding/build/pseudonyms.py
+Covers: data_sharding/build/layout.py, data_sharding/build/pseudonyms.py
 """
 
 import json
@@ -14,9 +14,8 @@ from hypothesis import strategies as st
 from mcsp.config import CorpusConfig, EegConfig, FmriConfig, SiteConfig
 from mcsp.data_sharding.bids.write import write_json, write_tsv
 from mcsp.data_sharding.build.layout import Plan, cut
-from mcsp.data_sharding.build.plan import assign_split, make_plan
+from mcsp.data_sharding.build.plan import assign_split, make_plan, public_config
 from mcsp.data_sharding.build.pseudonyms import KEY_VARIABLE, subject_key
-from mcsp.data_sharding.build.recipe import public_config
 from mcsp.schema import SPLITS
 from tests.conftest import SUBJECT_KEY
 

@@ -75,6 +75,7 @@ def test_participants_columns_are_judged_by_name_and_value() -> None:
         "note": "seen 2019-05-04", "Jahr": 1931.0, "device_serial": "x",
     }  # fmt: skip
     assert list(find_identifiers_in_participant("x", {"age": 89.0, "education_years": 16.0}, frozenset())) == []
+    assert list(find_identifiers_in_participant("x", {"age": 90.0}, frozenset())) == ["x: age above 89"]
     for column, value in planted.items():
         assert list(find_identifiers_in_participant("x", {column: value}, frozenset())), column
 

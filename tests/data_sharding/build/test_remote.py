@@ -14,8 +14,7 @@ from mcsp.data_sharding.bids.find import find_recordings, find_sites
 from mcsp.data_sharding.bids.reasons import RecordingError
 from mcsp.data_sharding.bids.remote import local_copy
 from mcsp.data_sharding.bids.write import write_json, write_parcellated_bold, write_parcellation, write_tsv
-from mcsp.data_sharding.build.plan import make_plan
-from mcsp.data_sharding.build.recipe import public_config
+from mcsp.data_sharding.build.plan import make_plan, public_config
 from mcsp.data_sharding.build.shards import build_shard
 from mcsp.data_sharding.clean.read import ReadingProcess
 from mcsp.data_sharding.store.index import SHARDS_NAME

@@ -1,6 +1,6 @@
 """Nothing that may identify a person is sealed into a corpus, and rejected files are listed under public names.
 
-Covers: data_sharding/bids/description.py, data_sharding/build/identifiers.py
+Covers: data_sharding/bids/description.py, data_sharding/build/privacy.py
 """
 
 import json
@@ -15,7 +15,7 @@ from mcsp.data_sharding.bids.description import dataset_description, source_data
 from mcsp.data_sharding.bids.find import Site
 from mcsp.data_sharding.bids.write import write_eeg, write_json, write_participants, write_tsv
 from mcsp.data_sharding.build.corpus import build_corpus
-from mcsp.data_sharding.build.identifiers import (
+from mcsp.data_sharding.build.privacy import (
     find_identifiers_in_index,
     find_identifiers_in_lists,
     find_identifiers_in_table,

@@ -1,6 +1,6 @@
 """Encoding of values, and the clock of simultaneous recordings.
 
-Covers: data_sharding/build/samples.py, data_sharding/store/encoding.py
+Covers: data_sharding/build/samples.py
 """
 
 import tarfile
@@ -13,14 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mcsp.config import CorpusConfig
+from mcsp.data_sharding.bids.derivatives import acquisition_time
 from mcsp.data_sharding.bids.find import RecordingRef, Site
-from mcsp.data_sharding.bids.pairing import acquisition_time
 from mcsp.data_sharding.bids.write import write_eeg, write_json, write_participants, write_tsv
 from mcsp.data_sharding.build.plan import make_plan
 from mcsp.data_sharding.build.samples import onset_seconds
 from mcsp.data_sharding.build.shards import add_members, build_shard
 from mcsp.data_sharding.clean.read import ReadingProcess
-from mcsp.data_sharding.store.encoding import encode
+from mcsp.data_sharding.clean.recording import encode
 from mcsp.data_sharding.store.index import SHARDS_NAME
 from mcsp.schema import Modality
 from tests.data_sharding.conftest import CHANNELS, DESCRIPTION, eeg_uv

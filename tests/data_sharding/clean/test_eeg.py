@@ -154,3 +154,18 @@ def test_positions_are_head_millimetres_from_the_template_or_the_electrodes_tabl
         "CTF or EEGLAB",
         "sub-1_task-rest_eeg.edf: 1 EEG channels without a position are left out: odd",
     )
+
+
+@pytest.mark.parametrize(("stated", "notched"), [(50, True), ("50 Hz", True), (5, False), (0, False), ("n/a", False)])
+def test_only_what_a_power_line_can_have_is_taken_out(tmp_path: Path, stated: object, notched: bool) -> None:
+    """A notch at 5 Hz and its multiples would leave little of an EEG."""
+    recording = clean(tmp_path, tone(10, 20, 250) + tone(50, 10, 250) + noise(250), PowerLineFrequency=stated)
+    assert amplitude(recording, 10) == pytest.approx(20, rel=0.01)
+    assert amplitude(recording, 50) == pytest.approx(0.0 if notched else 10, abs=0.5)
+    assert bool(recording.repairs) == (stated in (5, 0))
+
+
+def test_a_rate_that_no_eeg_has_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RecordingError, match="sampling frequency 10 Hz, expected 30 to 200000 Hz") as error:
+        clean(tmp_path, noise(10), 10)
+    assert error.value.reason == "sfreq-mismatch"

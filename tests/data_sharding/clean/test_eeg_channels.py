@@ -200,3 +200,53 @@ def test_a_net_of_which_few_places_are_known_is_refused(tmp_path: Path) -> None:
 )
 def test_the_difference_of_two_ears_is_no_place(name: str, expected: str) -> None:
     assert normalise_channel(name) == expected
+
+
+@pytest.mark.parametrize(
+    "axes",
+    [np.array([[0, 1, 0], [-1, 0, 0], [0, 0, 1]]), np.diag([-1, 1, 1]), np.eye(3)[[0, 2, 1]]],
+    ids=["EEGLAB's", "left and right", "up and front"],
+)
+def test_axes_that_are_not_those_of_the_frame_are_seen_by_the_names(tmp_path: Path, axes: np.ndarray) -> None:
+    """Exports call EEGLAB's axes CapTrak, or exchange left and right: the places of the names are right then."""
+    path, table = write(tmp_path), electrodes(tmp_path, "mm")
+    assert read(path).repairs == ()
+    rows = [line.split("\t") for line in table.read_text().splitlines()[1:]]
+    write_tsv(table, ("name", "x", "y", "z"), [(row[0], *(axes @ np.array(row[1:], float))) for row in rows])
+    recording = read(path)
+    np.testing.assert_allclose(recording.positions_C3, [standard_positions_mm()[name.lower()][1] for name in NAMES])
+    assert "sub-1_electrodes.tsv is not used: its electrodes do not lie where their names do" in recording.repairs[0]
+
+
+@pytest.mark.parametrize("name", ["{}-Cz", "{}-A1A2", "EEG {}-CAR", "EEG:{}", "{} (uV)", "{}-M1M2"])
+def test_one_reference_of_all_is_no_part_of_a_name(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path, names=[name.format(channel) for channel in NAMES])
+    write_tsv(tmp_path / f"{STEM}_channels.tsv", ("name", "type", "status"), [(n, "EEG", "bad" if n == "C3" else "good")
+                                                                             for n in NAMES])  # fmt: skip
+    recording = read(path)
+    assert recording.channels == NAMES
+    assert recording.channel_good_C.tolist() == [n != "C3" for n in NAMES]
+
+
+def test_differences_of_neighbours_are_told_also_where_one_comes_twice(tmp_path: Path) -> None:
+    names = ["Fp1-F7", "F7-T7", "T7-P7", "P7-O1", "Fp1-F3", "F3-C3", "C3-P3", "P3-O1", "T8-P8", "T8-P8"]
+    assert "differences between electrodes" in refusal(write(tmp_path, names=names))[1]
+
+
+@pytest.mark.parametrize(
+    ("columns", "cells", "reason", "pattern"),
+    [
+        (("status",), ("noisy",), "bad-table", "row 1, column status: 'noisy', expected good or bad"),
+        (("sampling_frequency",), ("1000",), "sfreq-mismatch", "channels.tsv says 1000 Hz, the file's header 250 Hz"),
+        (("note", "status"), ("a\tb", "bad"), "bad-table", "row 1 has more cells than the header, expected 3"),
+        (("type",), ("MISC",), "no-channels", "none of 10 channels is EEG: Fp1 is of type MISC in channels.tsv"),
+    ],
+)
+def test_cells_of_channels_tsv_that_nobody_understands(
+    tmp_path: Path, columns: Sequence[str], cells: Sequence[str], reason: str, pattern: str
+) -> None:
+    path = write(tmp_path)
+    write_tsv(tmp_path / f"{STEM}_channels.tsv", ("name", *columns), [(name, *cells) for name in NAMES])
+    write_json(tmp_path / f"{STEM}_eeg.json", {})
+    found, text = refusal(path)
+    assert found == reason and pattern in text

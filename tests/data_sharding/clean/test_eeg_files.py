@@ -5,6 +5,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import edfio
+import h5py
 import mne
 import mne_bids
 import numpy as np
@@ -16,10 +17,10 @@ from mcsp.config import CorpusConfig, EegConfig
 from mcsp.data_sharding.bids.find import Site, find_recordings, ref_of_file
 from mcsp.data_sharding.bids.reasons import RecordingError
 from mcsp.data_sharding.bids.write import write_json, write_tsv
+from mcsp.data_sharding.clean.child import read_recording
 from mcsp.data_sharding.clean.eeg import read_eeg
 from mcsp.data_sharding.clean.eeg_channels import standard_positions_mm
 from mcsp.data_sharding.clean.eeg_files import open_eeg, valid_times
-from mcsp.data_sharding.clean.readers import read_recording
 from mcsp.data_sharding.clean.recording import CleanRecording
 
 CHANNELS = ["Fp1", "Fp2", "C3", "C4", "O1", "O2"]
@@ -291,3 +292,95 @@ def test_the_unit_of_channels_tsv_counts_where_the_file_names_none(tmp_path: Pat
     assert "no unit in the file, that of channels.tsv taken (6 channels times 1e+06)" in found.repairs[0]
     write_tsv(table, ("name", "type"), [(name, "EEG") for name in CHANNELS])
     assert refusal(path)[0] == "wrong-unit"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_header_that_names_the_samples_of_another_recording(tmp_path: Path) -> None:
+    """Copied headers give one recording under two names, and the second never."""
+    for run in (1, 2):
+        write_file(tmp_path / f"run-{run}_eeg", ".vhdr", run * signal_uv(SFREQ))
+        path = write_file(tmp_path / f"run-{run}_eeg", ".fdt", run * signal_uv(SFREQ))
+    header = tmp_path / "run-2_eeg.vhdr"
+    header.write_text(header.read_text().replace("run-2_eeg.eeg", "run-1_eeg.eeg"))
+    reason, text = refusal(header)
+    assert reason == "other-data"
+    assert "names run-1_eeg.eeg, and run-2_eeg.eeg lies beside it, expected its own samples" in text
+    (tmp_path / "run-2_eeg.eeg").unlink()
+    assert "which is that of run-1_eeg.vhdr" in refusal(header)[1]
+    path.write_bytes(path.read_bytes().replace(b"run-2_eeg.fdt", b"run-1_eeg.fdt"))
+    assert refusal(path)[0] == "other-data"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_markers_that_are_absent_and_resolutions_with_commas(tmp_path: Path) -> None:
+    """Without its markers bad spans would be sound; without its resolutions EEG would be zero."""
+    path = write_file(tmp_path / "x_eeg", ".vhdr", signal_uv(SFREQ))
+    text = path.read_text(encoding="utf-8")
+    path.write_text(re.sub(r"^(Ch1=Fp1,,)[^,]+", r"\g<1>0,1", text, flags=re.MULTILINE), encoding="utf-8")
+    assert refusal(path)[1] == "x_eeg.vhdr: Ch1 has a resolution of '0,1', expected a number with a decimal point"
+    path.write_text(text, encoding="utf-8")
+    path.with_suffix(".vmrk").unlink()
+    assert refusal(path) == ("missing-file", "x_eeg.vmrk: no such file")
+    path.write_text(re.sub("MarkerFile=.*", "", text), encoding="utf-8")
+    assert read(path).x_TC.shape == (4000, len(CHANNELS))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_eeglab_calls_a_jump_where_its_events_are_numbers(tmp_path: Path) -> None:
+    raw = mne.io.RawArray(signal_uv(SFREQ) * 1e-6, mne.create_info(CHANNELS, SFREQ, "eeg"), verbose="error")
+    raw.set_annotations(mne.Annotations([5.0, 12.0], [0, 0], ["21", "-99"]))
+    mne.export.export_raw(tmp_path / "x_eeg.set", raw, verbose="error")
+    assert read(tmp_path / "x_eeg.set").valid_spans == [0, 2300, 2500, 4000]
+
+
+def test_trials_averages_and_later_parts_of_fif(tmp_path: Path) -> None:
+    raw = mne.io.RawArray(signal_uv(SFREQ) * 1e-6, mne.create_info(CHANNELS, SFREQ, "eeg"), verbose="error")
+    trials = mne.make_fixed_length_epochs(raw, 2, preload=True, verbose="error")
+    for made in (trials, trials.average()):
+        made.save(tmp_path / "x_eeg.fif", overwrite=True, verbose="error")
+        assert refusal(tmp_path / "x_eeg.fif") == (
+            "not-continuous",
+            "x_eeg.fif: holds trials or averages, expected one continuous recording",
+        )
+    raw.save(tmp_path / "x_split-02_eeg.fif", verbose="error")
+    assert refusal(tmp_path / "x_split-02_eeg.fif")[0] == "missing-file"
+
+
+def write_matlab_73(path: Path, x_CT: np.ndarray) -> Path:
+    """EEGLAB's structure as MATLAB writes it in version 7.3: HDF5 behind a header of its own."""
+    with h5py.File(path, "w", userblock_size=512) as file:
+
+        def put(group: h5py.Group, name: str, values: np.ndarray, kind: str) -> h5py.Dataset:
+            made = group.create_dataset(name, data=values)
+            made.attrs["MATLAB_class"] = np.bytes_(kind)
+            return made
+
+        def put_text(group: h5py.Group, name: str, text: str) -> h5py.Dataset:
+            return put(group, name, np.array([[ord(c)] for c in text], dtype=np.uint16), "char")
+
+        header, labels = file.create_group("EEG"), file.create_group("#refs#")
+        numbers = {"nbchan": len(x_CT), "trials": 1, "pnts": x_CT.shape[1], "srate": SFREQ, "xmin": 0, "xmax": 1}
+        for name, value in numbers.items():
+            put(header, name, np.array([[float(value)]]), "double")
+        put(header, "data", x_CT.T.astype("f4"), "single")
+        put_text(header, "setname", "x"), put_text(header, "ref", "common")
+        for name in ("event", "epoch", "icawinv", "icasphere", "icaweights", "icaact"):
+            put(header, name, np.zeros(2, np.uint64), "double").attrs["MATLAB_empty"] = np.uint8(1)
+        places = header.create_group("chanlocs")
+        for group in (header, places):
+            group.attrs["MATLAB_class"] = np.bytes_("struct")
+        names = places.create_dataset("labels", (len(CHANNELS), 1), dtype=h5py.ref_dtype)
+        for i, channel in enumerate(CHANNELS):
+            names[i, 0] = put_text(labels, f"label{i}", channel).ref
+    content = bytearray(path.read_bytes())
+    content[:128] = b"MATLAB 7.3 MAT-file, Platform: GLNXA64".ljust(124) + b"\x00\x02IM"
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_file_of_eeglab_in_matlabs_newer_format_is_read(tmp_path: Path) -> None:
+    expected = read(write_file(tmp_path / "y_eeg", ".set", signal_uv(SFREQ)))
+    found = read(write_matlab_73(tmp_path / "x_eeg.set", signal_uv(SFREQ)))
+    assert found.channels == CHANNELS
+    np.testing.assert_allclose(found.x_TC, expected.x_TC, atol=1e-3)

@@ -13,8 +13,8 @@ import pytest
 import scipy.fft
 
 from mcsp.config import EegConfig
-from mcsp.data_sharding.clean import eeg_filter
-from mcsp.data_sharding.clean.eeg_filter import filter_resample, kernels_of, line_harmonics, response
+from mcsp.data_sharding.clean import eeg as room
+from mcsp.data_sharding.clean.eeg import filter_resample, kernels_of, line_harmonics, response
 
 CONFIG = EegConfig()
 
@@ -96,7 +96,7 @@ def test_a_wave_at_the_old_nyquist_frequency_keeps_its_amplitude_in_upsampling()
 def test_blocks_join_without_a_seam(monkeypatch: pytest.MonkeyPatch) -> None:
     x_CT = pink_uv(300, 500)
     whole = one_pass(x_CT, 500, 50)
-    monkeypatch.setattr(eeg_filter, "_MIN_HOP", 1)
+    monkeypatch.setattr(room, "_MIN_HOP", 1)
     small = one_pass(x_CT, 500, 50)
     assert np.abs(whole - small).max() < 2e-4 * whole.std()
 
@@ -130,7 +130,7 @@ def test_threads_do_not_change_a_bit() -> None:
     code = """
 import hashlib, numpy as np
 from mcsp.config import EegConfig
-from mcsp.data_sharding.clean.eeg_filter import filter_resample, kernels_of
+from mcsp.data_sharding.clean.eeg import filter_resample, kernels_of
 x = np.random.default_rng(0).standard_normal((40, 60000)).astype(np.float32)
 y = filter_resample(lambda a, b: x[:, a:b], 60000, 40, (500, 200), kernels_of(500, EegConfig(), 50))
 print(hashlib.sha256(y.tobytes()).hexdigest())

@@ -156,3 +156,51 @@ def test_an_empty_file_and_one_of_another_kind_are_told(tmp_path: Path) -> None:
     assert "x_eeg.edf: an empty file, expected a recording" in str(refusal(path))
     path.write_bytes(b"PK\x03\x04" + bytes(5000))
     assert refusal(path).reason == "unreadable"
+
+
+def with_cells(path: Path, cell: str, text: str, n: int | None = None) -> Path:
+    """Write ``text`` into a cell of the header of the first ``n`` signals, else of all that are no annotations."""
+    content, (place, width) = bytearray(path.read_bytes()), {"low": (104, 8), "high": (112, 8)}[cell]
+    for i in range(len(CHANNELS) if n is None else n):
+        start = 256 + place * int(content[252:256]) + i * width
+        content[start : start + width] = text.encode().ljust(width)
+    path.write_bytes(content)
+    return path
+
+
+def test_a_range_that_is_empty_says_nothing_of_an_amplitude(tmp_path: Path) -> None:
+    """MNE takes such a range for one unit: a hundredth of the EEG, or a hundred times as much, would be stored."""
+    path = write(tmp_path / "x_eeg.edf", signals(eeg_uv() / 1000, CHANNELS, SFREQ, unit="mV"))
+    one = read(with_cells(with_cells(path, "low", "0", 1), "high", "0", 1))
+    assert one.channel_good_C.tolist() == [False] + 5 * [True]
+    assert one.repairs == (
+        "x_eeg.edf: 1 of 6 channels have an empty physical or digital range and are marked bad: Fp1",
+    )
+    error = refusal(with_cells(with_cells(path, "low", "0"), "high", "0"))
+    assert error.reason == "wrong-unit" and "6 of 6 channels have an empty physical or digital range" in str(error)
+
+
+def test_a_negative_gain_turns_the_signal_round(tmp_path: Path) -> None:
+    path = write(tmp_path / "x_eeg.edf", signals(eeg_uv(), CHANNELS, SFREQ))
+    expected, content = read(path), path.read_bytes()
+    n = int(content[252:256])
+    low, high = (slice(256 + place * n, 256 + (place + 8) * n) for place in (104, 112))
+    path.write_bytes(content[: low.start] + content[high] + content[low] + content[high.stop :])
+    step_uv = np.ptp(eeg_uv()) / 2**16
+    np.testing.assert_allclose(read(path).x_TC, -expected.x_TC, atol=3 * step_uv)
+
+
+def test_a_header_of_another_length_or_format_and_records_without_a_time(tmp_path: Path) -> None:
+    path = write(tmp_path / "x_eeg.edf", signals(eeg_uv(), CHANNELS, SFREQ))
+    sound = path.read_bytes()
+    for start, text, pattern in (
+        (244, b"0       ", "'0' seconds per record, expected more: nothing says the sampling frequency"),
+        (184, b"256     ", "the header says that it has 256 bytes, expected 2048 of 7 signals"),
+    ):
+        path.write_bytes(sound[:start] + text + sound[start + 8 :])
+        error = refusal(path)
+        assert error.reason == "unreadable" and pattern in str(error)
+    bdf = write(tmp_path / "y_eeg.bdf", signals(eeg_uv(), CHANNELS, SFREQ, 24), bits=24)
+    assert "BDF by its first bytes, expected the suffix .bdf" in str(refusal(bdf.rename(tmp_path / "y_eeg.edf")))
+    path.write_bytes(sound)
+    assert "EDF by its first bytes, expected the suffix .edf" in str(refusal(path.rename(tmp_path / "x_eeg.bdf")))

@@ -128,3 +128,10 @@ def test_a_median_that_no_scalp_has_is_refused_with_a_guess(factor: float, guess
     with pytest.raises(RecordingError, match=guess):
         check_unit(np.full(4, 20 * factor), usable_C, config)
     check_unit(np.full(4, 20 * factor), ~usable_C, config)
+
+
+def test_channels_are_odd_in_any_unit() -> None:
+    """Amplitudes of a thousandth of a microvolt and of a volt, one weaker channel rougher than the others."""
+    x_TC = noise()
+    x_TC[:, 5] = 11 * np.random.default_rng(9).standard_normal(len(x_TC))
+    assert odd_ones(x_TC) == odd_ones(1e-4 * x_TC) == odd_ones(1e5 * x_TC) == [5]

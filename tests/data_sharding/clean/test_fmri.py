@@ -11,8 +11,15 @@ from mcsp.data_sharding.bids.find import RecordingRef, Site, find_recordings
 from mcsp.data_sharding.bids.reasons import RecordingError
 from mcsp.data_sharding.bids.write import write_json, write_parcellated_bold, write_parcellation, write_tsv
 from mcsp.data_sharding.clean import fmri
-from mcsp.data_sharding.clean.fmri import clean_bold, in_unit, plausible_t_r, read_fmri, repetition_time
-from mcsp.data_sharding.clean.fmri_confounds import Confounds, detrend
+from mcsp.data_sharding.clean.fmri import (
+    Confounds,
+    clean_bold,
+    detrend,
+    in_unit,
+    plausible_t_r,
+    read_fmri,
+    repetition_time,
+)
 from mcsp.data_sharding.clean.recording import CleanRecording
 from mcsp.data_sharding.parcels.parcellation import Parcels
 
@@ -181,8 +188,9 @@ def test_exactly_so_many_parcels_may_be_missing() -> None:
     percent_PT = fluctuation(4)
     percent_PT[:2] = 3.0
     assert cleaned(percent_PT, max_bad_fraction=0.5).quality["bad_channels"] == 2
-    with pytest.raises(RecordingError, match="2 of 4 parcels have no signal") as error:
-        cleaned(percent_PT, max_bad_fraction=0.49)
+    percent_PT[2] = 3.0
+    with pytest.raises(RecordingError, match="3 of 4 parcels have no signal") as error:
+        cleaned(percent_PT, max_bad_fraction=0.74)
     assert error.value.reason == "parcels-missing"
 
 
@@ -206,3 +214,15 @@ def test_t_r_at_the_bounds_is_plausible() -> None:
     for t_r in (np.nextafter(low, 0.0), np.nextafter(high, 99.0)):
         with pytest.raises(RecordingError, match=rf"expected {low:g} to {high:g} s"):
             plausible_t_r(float(t_r))
+
+
+def test_a_repetition_time_that_is_said_twice_must_agree(tmp_path: Path) -> None:
+    assert repetition_time({"RepetitionTime": 2.0, "SamplingFrequency": 0.5}) == 2.0
+    with pytest.raises(RecordingError, match="2 s by RepetitionTime of the sidecar and 1 s by SamplingFrequency"):
+        repetition_time({"RepetitionTime": 2.0, "SamplingFrequency": 1.0})
+    with pytest.raises(RecordingError, match="found 'n/a', expected seconds"):
+        repetition_time({"RepetitionTime": "n/a"})
+    write_parcellated_bold(tmp_path, "1", "S", ["a", "b"], 1000 + fluctuation(2), {"RepetitionTime": T_R})
+    write_json(tmp_path / "sub-1/func/sub-1_task-rest_bold.json", {"RepetitionTime": 0.8})
+    with pytest.raises(RecordingError, match=r"0\.8 s by RepetitionTime of an image of the run, expected one"):
+        read(tmp_path)

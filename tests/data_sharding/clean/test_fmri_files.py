@@ -1,7 +1,7 @@
 """BOLD in every format, confounds of fMRIPrep and damaged files, written by nibabel, pandas and numpy.
 
-Covers: data_sharding/bids/derivatives.py, data_sharding/clean/fmri_confounds.py, data_sharding/parcels/atlases.py,
-data_sharding/parcels/parcellation.py, data_sharding/parcels/series.py, data_sharding/parcels/spaces.py
+Covers: data_sharding/bids/derivatives.py, data_sharding/clean/fmri.py, data_sharding/parcels/atlases.py,
+data_sharding/parcels/parcellation.py, data_sharding/parcels/series.py
 """
 
 import importlib.util
@@ -21,8 +21,7 @@ from mcsp.config import FmriConfig
 from mcsp.data_sharding.bids.find import RecordingRef, Site, find_recordings
 from mcsp.data_sharding.bids.reasons import RecordingError
 from mcsp.data_sharding.bids.write import write_json, write_parcellated_bold, write_tsv
-from mcsp.data_sharding.clean.fmri import read_fmri
-from mcsp.data_sharding.clean.fmri_confounds import detrend
+from mcsp.data_sharding.clean.fmri import detrend, read_fmri
 from mcsp.data_sharding.clean.recording import CleanRecording
 
 T_R, VOLUMES = 2.0, 60
@@ -64,7 +63,7 @@ def folder(root: Path) -> Path:
 
 
 def write_dseg(root: Path, names: list[str] = NAMES) -> None:
-    rows = [(i, name, 8 * i, -8 * i, 16 * i) for i, name in enumerate(names, 1)]
+    rows = [(i, name, 8 * i, -8 * i, 16) for i, name in enumerate(names, 1)]
     write_tsv(root / "seg-S_dseg.tsv", ("index", "name", "x", "y", "z"), rows)
 
 
@@ -135,7 +134,7 @@ def test_a_parcellated_format_gives_the_values_that_were_written(
     write_dseg(tmp_path)
     recording = read(tmp_path)
     assert recording.channels == NAMES and recording.sfreq == 1 / T_R
-    np.testing.assert_array_equal(recording.positions_C3[1], [16, -16, 32])
+    np.testing.assert_array_equal(recording.positions_C3[1], [16, -16, 16])
     np.testing.assert_allclose(recording.x_TC, expected_TP(bold_PT()), atol=1e-4)
 
 
@@ -339,3 +338,55 @@ def test_nibabels_functional_image_is_read(tmp_path: Path) -> None:
     recording = read_fmri(only_ref(tmp_path), FmriConfig(), min_seconds=10)
     means_PT = np.stack([image.get_fdata()[labels == label].mean(axis=0) for label in (1, 2)])
     np.testing.assert_allclose(recording.x_TC, expected_TP(means_PT), atol=1e-3)
+
+
+def test_a_stream_that_unpacks_to_something_else_is_seen_at_its_end(tmp_path: Path) -> None:
+    path = write_image(tmp_path)
+    content = bytearray(path.read_bytes())
+    content[-8] ^= 0xFF  # of the checksum: as one wrong bit of the values would
+    path.write_bytes(content)
+    with pytest.raises(OSError, match="CRC check failed"):  # "unreadable", as whatever a library raises
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("lost", [0.0, np.nan])
+def test_volumes_that_are_empty_are_taken_out(tmp_path: Path, lost: float) -> None:
+    """Censoring by zeros or NaN, and a first volume that was never reconstructed."""
+    x_PT = bold_PT()
+    x_PT[:, [0, 30, 31]] = lost
+    kept_T = np.delete(np.arange(VOLUMES), [0, 30, 31])
+    expected_KP = 100 * (x_PT[:, kept_T].T / x_PT[:, kept_T].mean(axis=1) - 1)
+    line_K2 = np.stack([np.ones(len(kept_T)), np.arange(len(kept_T))], axis=1)
+    expected_KP -= line_K2 @ np.linalg.lstsq(line_K2, expected_KP, rcond=None)[0]
+    write_image(tmp_path / "image", x_PT=x_PT)
+    write_1d(tmp_path / "table", x_PT)
+    write_dseg(tmp_path / "table")
+    for root in (tmp_path / "image", tmp_path / "table"):
+        recording = read(root)
+        assert recording.valid_spans == [1, 30, 32, VOLUMES] and recording.channel_good_C.all()
+        np.testing.assert_allclose(recording.x_TC[kept_T], expected_KP, atol=1e-3)
+
+
+def test_a_time_that_nobody_wrote_and_a_space_that_is_no_name(tmp_path: Path) -> None:
+    """nibabel writes 1 of no unit where nothing is said; C-PAC calls the space of its template ``template``."""
+    path = write_image(tmp_path)
+    image = nibabel.load(path)
+    nibabel.save(nibabel.Nifti1Image(image.get_fdata(), image.affine), path)
+    assert read(tmp_path).sfreq == 1 / T_R
+    path.rename(path.with_name(path.name.replace("MNI152NLin6Asym", "template")))
+    assert reason(tmp_path) == "label-space-mismatch"
+    (tmp_path / "seg-S_dseg.nii.gz").rename(tmp_path / "space-MNI152NLin6Asym_seg-S_dseg.nii.gz")
+    assert read(tmp_path, image_space="MNI152NLin6Asym").space == "MNI152NLin6Asym"
+
+
+def test_a_table_of_parcels_of_another_image_is_refused(tmp_path: Path) -> None:
+    write_image(tmp_path)
+    rows = [(i, name, 5 * i - 5, 5, 5) for i, name in enumerate(NAMES, 1)]
+    columns = ("index", "name", "x", "y", "z")
+    write_tsv(tmp_path / "seg-S_dseg.tsv", columns, [(0, "Background", "n/a", "n/a", "n/a"), *rows])
+    assert read(tmp_path).channels == NAMES
+    write_tsv(tmp_path / "seg-S_dseg.tsv", columns, [(i - 1, *row) for i, *row in rows])
+    assert reason(tmp_path) == "parcels-mismatch"
+    write_tsv(tmp_path / "seg-S_dseg.tsv", columns, [(i, name, -40 - x, -y, z) for i, name, x, y, z in rows])
+    with pytest.raises(RecordingError, match=r"the places of its table lie \d+ mm from those of its labels"):
+        read(tmp_path)

@@ -8,13 +8,11 @@ import numpy as np
 import pytest
 
 from mcsp.config import CorpusConfig, FmriConfig
-from mcsp.data_sharding.bids.derivatives import atlas_files, inputs_of
+from mcsp.data_sharding.bids.derivatives import acquisition_time, atlas_files, inputs_of
 from mcsp.data_sharding.bids.find import RecordingRef, Site, find_recordings
-from mcsp.data_sharding.bids.pairing import acquisition_time
 from mcsp.data_sharding.bids.reasons import RecordingError
 from mcsp.data_sharding.bids.write import write_json, write_parcellated_bold, write_tsv
-from mcsp.data_sharding.clean.fmri import read_fmri
-from mcsp.data_sharding.clean.fmri_confounds import detrend
+from mcsp.data_sharding.clean.fmri import detrend, read_fmri
 from mcsp.data_sharding.clean.recording import CleanRecording, robust_amplitude
 from mcsp.schema import SCALE_FREE
 from tests.data_sharding.clean.test_fmri_files import T_R, VOLUMES, bold_PT, expected_TP, kept_of, write_image

@@ -1,6 +1,6 @@
 """A file that hangs, crashes or floods its reader costs itself alone: real processes that really do so.
 
-Covers: data_sharding/clean/fingerprint.py, data_sharding/clean/readers.py
+Covers: data_sharding/clean/child.py
 """
 
 import os
@@ -17,9 +17,8 @@ from mcsp.config import CorpusConfig
 from mcsp.data_sharding.bids.find import RecordingRef, Site, find_recordings
 from mcsp.data_sharding.bids.reasons import RecordingError
 from mcsp.data_sharding.bids.write import write_eeg, write_json
-from mcsp.data_sharding.clean.fingerprint import fingerprint
+from mcsp.data_sharding.clean.child import fingerprint, read_recording
 from mcsp.data_sharding.clean.read import ReadingProcess
-from mcsp.data_sharding.clean.readers import read_recording
 
 CHANNELS = ["Fp1", "Fp2", "C3", "C4", "O1", "O2", "T3"]
 
@@ -99,6 +98,7 @@ def test_a_death_is_confirmed_by_a_second_one(
     done = threading.Event()
 
     def kill() -> None:
+        """End whoever reads from the pipe."""
         while not done.wait(0.1):
             try:  # succeeds once somebody waits to read
                 writer = os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)

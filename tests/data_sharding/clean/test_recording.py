@@ -1,15 +1,30 @@
 """Spans and amplitudes of what was read."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from mcsp.data_sharding.bids.reasons import RecordingError
-from mcsp.data_sharding.clean.recording import require_good, robust_amplitude, spans_of, summarise
+from mcsp.data_sharding.clean.recording import (
+    CleanRecording,
+    require_good,
+    robust_amplitude,
+    spans_of,
+    summarise,
+    valid_seconds,
+)
 
 
 def test_spans_are_the_stretches_that_are_true() -> None:
     assert spans_of(np.array([True, True, False, True])) == [0, 2, 3, 4]
     assert spans_of(np.zeros(3, dtype=bool)) == []
+
+
+def test_valid_seconds_are_those_of_all_spans() -> None:
+    recording = CleanRecording(np.zeros((400, 1)), 40.0, "uV", ["A"], np.zeros((1, 3)), np.ones(1, dtype=bool))
+    assert valid_seconds(recording) == 0
+    assert valid_seconds(replace(recording, valid_spans=[40, 80, 100, 300])) == 6.0
 
 
 def test_amplitude_is_that_of_a_gaussian_and_ignores_spikes() -> None:

@@ -14,12 +14,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 from sklearn.svm import LinearSVC
 
-from mcsp.data_sharding.demo.simulate_consortium import (
-    N_PARCELS,
-    consortium,
-    population,
-    simulate_consortium_subject,
-)
+from mcsp.data_sharding.demo.simulate_consortium import N_PARCELS, consortium, population, simulate_consortium_subject
 
 LAUNCHER = Path(__file__).parents[3] / "launchers" / "demo_sites.py"
 

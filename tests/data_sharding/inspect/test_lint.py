@@ -20,6 +20,7 @@ from mcsp.data_sharding.inspect.lint import lint_corpus
 from mcsp.data_sharding.store.files import location, scratch_folder
 from mcsp.data_sharding.store.index import (
     SHARDS_NAME,
+    crc_name,
     index_hash,
     make_index,
     read_index,
@@ -27,9 +28,9 @@ from mcsp.data_sharding.store.index import (
     read_repairs,
     write_index,
 )
-from mcsp.data_sharding.store.reader import Corpus, crc_name
+from mcsp.data_sharding.store.reader import Corpus
+from mcsp.outside import sha256_file
 from mcsp.schema import Recording
-from mcsp.wording import sha256_file
 
 
 def test_a_fresh_corpus_is_sound(built: Path) -> None:
@@ -171,10 +172,7 @@ def test_a_subject_in_two_splits_is_caught(copied: Path) -> None:
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [
-        ({"index_hash": "0" * 64}, "index_hash does not follow"),
-        ({"reasons": {}}, "reasons is {}"),
-    ],
+    [({"index_hash": "0" * 64}, "index_hash does not follow"), ({"reasons": {}}, "reasons is {}")],
 )
 def test_an_index_that_is_not_so_is_caught(copied: Path, change: dict[str, Any], message: str) -> None:
     (copied / "index.json").write_text(json.dumps({**read_index(copied), **change}))

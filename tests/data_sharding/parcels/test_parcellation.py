@@ -77,3 +77,24 @@ def test_a_table_of_parcels_is_read_in_the_words_of_its_maker_and_checked(tmp_pa
         with pytest.raises(RecordingError, match=pattern) as error:
             parcel_table(path)
         assert error.value.reason == "bad-table"
+
+
+def test_columns_without_names_need_a_table_in_the_order_of_its_index() -> None:
+    with pytest.raises(RecordingError, match="not in the order of its index, expected names of the columns") as error:
+        place_columns(X_TP, None, ROWS[::-1], "a.tsv")
+    assert error.value.reason == "parcels-mismatch"
+    assert place_columns(X_TP, ["CC_1", "CC_2", "CC_4"], ROWS[::-1], "a.tsv")[1].names == ["CC_4", "CC_2", "CC_1"]
+
+
+def test_voxels_are_no_places_also_where_they_are_as_large_as_millimetres() -> None:
+    voxels_P3 = np.random.default_rng(0).uniform(5, 60, (8, 3))
+    with pytest.raises(RecordingError, match="no parcel has a negative coordinate") as error:
+        require_places(Parcels(list("abcdefgh"), [], voxels_P3), 0.5, "a.tsv")
+    assert error.value.reason == "unknown-parcellation"
+    require_places(Parcels(list("abcdefgh"), [], voxels_P3 * [-1, 1, 1]), 0.5, "a.tsv")  # of one hemisphere
+
+
+def test_an_index_as_pandas_writes_it_and_the_background(tmp_path: Path) -> None:
+    path = tmp_path / "seg-A_dseg.tsv"
+    write_tsv(path, ("index", "name"), [("0.0", "Background"), ("1.0", " left "), ("2.0", "right")])
+    assert [row[:2] for row in parcel_table(path)] == [("left", 1), ("right", 2)]

@@ -82,6 +82,12 @@ FAULTS = {
         "a.tsv", text_of(np.column_stack([np.arange(12), values_TP()[:, :2]]), "\t", "time\tleft\tright"),
         "column 'time' counts the rows",
     ),
+    "rounded times with a gap": (
+        "a.tsv",
+        text_of(np.column_stack([np.round(np.delete(np.arange(30), 9) * 1.6567, 2), *2 * [np.arange(29) % 3]])
+                , "\t", "time\tleft\tright"),
+        "column 'time' counts the rows",
+    ),
     "no text at all": ("a.npy", "no array", "a.npy"),
 }  # fmt: skip
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mcsp.data_sharding.bids.reasons import RecordingError
-from mcsp.data_sharding.parcels.spaces import (
+from mcsp.data_sharding.parcels.atlases import (
     require_orientation,
     require_same,
     require_standard,

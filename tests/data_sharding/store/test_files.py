@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mcsp.data_sharding.store.files import is_local, location, names, new_file, read_range, size, write_atomic
-from mcsp.wording import sha256_file
+from mcsp.outside import sha256_file
 
 
 @pytest.fixture(params=["disk", "memory"])

@@ -7,7 +7,17 @@ import numpy as np
 import pytest
 
 from mcsp.data_sharding.store import index
-from mcsp.data_sharding.store.index import Rejection, Totals, block_bounds, index_hash, write_index
+from mcsp.data_sharding.store.index import (
+    Rejection,
+    Repair,
+    Totals,
+    block_bounds,
+    index_hash,
+    make_index,
+    read_rejected,
+    read_repairs,
+    write_index,
+)
 from mcsp.schema import Recording
 from tests.test_batch import window
 
@@ -89,3 +99,17 @@ def test_tables_of_lines_are_text_that_people_read(tmp_path: Path) -> None:
     text = (tmp_path / "lines").read_text(encoding="utf-8")
     assert "Züri" in text and "µV" in text and text.count("\n") == 2
     assert list(index.read_entries(tmp_path / "lines", Rejection)) == entries
+
+
+def test_each_table_is_the_one_that_the_index_names(tmp_path: Path) -> None:
+    rejection, repair = Rejection("a", "sub-1_eeg.edf", "eeg", "flat", "d"), Repair("a", "sub-2", "eeg", "unit")
+    digest = "0" * 64
+    described = {
+        "config": {}, "software": {}, "fingerprint": "", "subject_key_fingerprint": "", "simulated": {"a": True},
+        "shards": [{"name": "train-00001.tar", "sha256": digest, "bytes": 1, "samples": 1, "recordings": 1}],
+    }  # fmt: skip
+    (tmp_path / "scratch").mkdir()
+    found, tables = make_index(described, [row("x", "")], [rejection], [repair], tmp_path / "scratch")
+    write_index(tmp_path, found, tables)
+    assert found["schema_version"] == 2, "older corpora cannot be read any more"
+    assert list(read_rejected(tmp_path)) == [rejection] and list(read_repairs(tmp_path)) == [repair]

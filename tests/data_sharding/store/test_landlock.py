@@ -38,6 +38,7 @@ def test_a_thread_reads_and_writes_where_it_may_and_nowhere_else(tmp_path: Path)
     (own / "out").symlink_to(other / "x.txt")
 
     def work() -> None:
+        """What a limited thread may do, and what not."""
         limit_to([own, tmp_path / "absent"], write=[scratch, Path(os.devnull)], names=[tmp_path])
         assert (own / "x.txt").read_text() == "own" and sorted(os.listdir(other)) == ["x.txt"]
         (scratch / "folder").mkdir()

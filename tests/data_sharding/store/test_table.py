@@ -5,6 +5,7 @@ Covers: data_sharding/store/table_write.py
 
 import math
 import os
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import pytest
 
 from mcsp.data_sharding.store import table_write
 from mcsp.data_sharding.store.table import Recordings, Samples
-from mcsp.data_sharding.store.table_write import encode_table, write_table
+from mcsp.data_sharding.store.table_write import SCHEMA, make_batch, write_table
 from mcsp.schema import Recording
 
 
@@ -32,8 +33,16 @@ def recording(key: str, modality: str = "eeg", n_channels: int = 3, **changes: o
     return Recording(**{**fields, **changes})
 
 
+def encode_table(recordings: Iterable[Recording]) -> pa.Buffer:
+    """The bytes of a table, made in memory."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, SCHEMA) as writer:
+        writer.write_batch(make_batch(recordings))
+    return sink.getvalue()
+
+
 def opened(path: Path, rows: list[Recording]) -> Recordings:
-    path.write_bytes(encode_table(rows))
+    write_table(path, rows)
     return Recordings.open(path)
 
 

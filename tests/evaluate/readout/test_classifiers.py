@@ -148,10 +148,7 @@ def test_what_needs_no_labels_is_fitted_on_all_of_the_training_part_once() -> No
         seen.append(len(train))
         return lambda test, labelled, y: np.full(len(test), float(len(labelled)))
 
-    parts = [
-        lambda train, seed: train,
-        lambda train, seed: labelled_part(train, y_N, groups_N, 0.2, seed),
-    ]
+    parts = [lambda train, seed: train, lambda train, seed: labelled_part(train, y_N, groups_N, 0.2, seed)]
     found = cross_validate(readout, y_N, folds, parts)
     assert seen == [30] * 4
     assert found.shape == (2, 1, 40) and set(found[0].ravel()) == {30.0} and set(found[1].ravel()) == {6.0}

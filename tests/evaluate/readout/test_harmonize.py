@@ -27,7 +27,7 @@ def example() -> tuple[np.ndarray, np.ndarray]:
 
 def test_the_numbers_are_those_of_another_implementation() -> None:
     x_NF, site_N = example()
-    out_NF = Combat().fit_transform(np.c_[x_NF, site_N])
+    out_NF = Combat().fit_transform(x_NF, sites=site_N)
     np.testing.assert_allclose(out_NF[[0, 13, 27], :3], OTHER_IMPLEMENTATION, atol=5e-5)
 
 
@@ -35,21 +35,29 @@ def test_shift_and_scale_of_known_sites_go_and_an_unknown_or_tiny_site_passes_un
     rng = np.random.default_rng(1)
     site_N = np.repeat([0, 1, 2], [200, 200, 2])
     x_NF = rng.normal(size=(402, 40)) * np.array([1.0, 3.0, 1.0])[site_N][:, None] + 5.0 * (site_N == 1)[:, None]
-    combat = Combat().fit(np.c_[x_NF, site_N])
-    out_NF = combat.transform(np.c_[x_NF, site_N])
+    combat = Combat().fit(x_NF, sites=site_N)
+    out_NF = combat.transform(x_NF, site_N)
     a, b = out_NF[site_N == 0], out_NF[site_N == 1]
     assert np.abs(a.mean(0) - b.mean(0)).max() < 0.8  # of 5; what is left is the noise of 200 units
     assert 0.9 < a.std() / b.std() < 1.1
     assert np.array_equal(out_NF[site_N == 2], x_NF[site_N == 2])
-    assert np.array_equal(combat.transform(np.c_[x_NF[:5], np.full(5, 9)]), x_NF[:5])
+    assert np.array_equal(combat.transform(x_NF[:5], np.full(5, 9)), x_NF[:5])
 
 
 def test_constant_features_and_a_single_feature_stay_finite() -> None:
     x_NF, site_N = example()
     x_NF[:, 0] = 4.0
     x_NF[site_N == 1, 1] = 2.0
-    assert np.isfinite(Combat().fit_transform(np.c_[x_NF, site_N])).all()
-    assert np.isfinite(Combat().fit_transform(np.c_[x_NF[:, 2:3], site_N])).all()
+    assert np.isfinite(Combat().fit_transform(x_NF, sites=site_N)).all()
+    assert np.isfinite(Combat().fit_transform(x_NF[:, 2:3], sites=site_N)).all()
+
+
+def test_every_row_needs_a_site() -> None:
+    x_NF, site_N = example()
+    with pytest.raises(ValueError, match="sites: expected one for each of 28 rows, found None"):
+        Combat().fit(x_NF)
+    with pytest.raises(ValueError, match=r"sites: expected one for each of 3 rows, found shape \(28,\)"):
+        Combat().fit(x_NF, sites=site_N).transform(x_NF[:3], site_N)
 
 
 def sites_with_offsets() -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -7,9 +7,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 from sklearn.utils.estimator_checks import check_estimator
 
-from mcsp.evaluate.readout.classifiers import LOGISTIC, on_grams
+from mcsp.evaluate.readout.classifiers import LOGISTIC, LinearProbe, on_grams
 from mcsp.evaluate.readout.grams import fixed, gram
-from mcsp.evaluate.readout.probe import LinearProbe
 
 
 def test_it_passes_the_checks_of_scikit_learn() -> None:

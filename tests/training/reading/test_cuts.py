@@ -3,7 +3,7 @@ from collections import Counter
 from dataclasses import replace
 
 from mcsp.schema import Recording, random_key
-from mcsp.training.reading.cuts import Cut, cut_one, cut_pair, pairings
+from mcsp.training.reading.schedule import Cut, _instant, cut_one, cut_pair, pairings
 from tests.training.reading.test_schedule import recording
 
 SECONDS = {"eeg": 30.0, "fmri": 40.0}
@@ -66,3 +66,9 @@ def test_pairs_are_the_simultaneous_ones_and_leave_nothing_out() -> None:
     alone = [named("a", "eeg", i, math.nan) for i in range(3)]
     assert len(pairings(alone, fmri, SECONDS, 5.0)) == 3
     assert len(pairings(alone[:1], fmri, SECONDS, 5.0)) == 2
+
+
+def test_rounding_leaves_no_draw_outside_of_the_ranges() -> None:
+    """The sum of their lengths is a little more than the lengths one after the other."""
+    ranges = [(1.5, 2.4), (3.6, 3.7), (3.9, 7.3), (7.6, 9.6)]
+    assert _instant(ranges, math.nextafter(1, 0)) == 9.6 and _instant(ranges, 0.0) == 1.5

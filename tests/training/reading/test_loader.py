@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -132,6 +133,14 @@ def test_shards_of_sixteen_steps_ahead_are_fetched_once(
     steps = [stride * k for k in range(1, 18)]
     assert asked == [(step, 1, 2, i, 3) for step in steps for i in range(3)], "this rank's three micro-batches"
     assert fetched == [list(dict.fromkeys(c.recording.shard for d in draws(*of) for c in d.cuts)) for of in asked]
+
+
+def test_windows_are_read_into_memory_that_is_used_again(corpus_dir: Path) -> None:
+    reader = dataset(corpus_dir)
+    for _ in range(2):
+        first = reader._window(next(iter(reader._draws(0, 0))).cuts[0])
+        assert len(reader._buffers) == 1 and np.shares_memory(first.x_TC, reader._buffers[0])
+        reader._used = 0
 
 
 def test_a_corpus_of_which_nothing_can_be_read_ends_the_run(corpus_dir: Path, tmp_path: Path) -> None:

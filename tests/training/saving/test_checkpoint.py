@@ -21,8 +21,16 @@ from mcsp.config import PretrainConfig
 from mcsp.training.saving import checkpoint
 from mcsp.training.saving.continues import AHEAD, FREE, FROM_NOW_ON, REFUSED, changes, in_words, table
 from mcsp.training.saving.saver import Saver
-from mcsp.training.saving.state import Copied, State, consolidate_weights, copy_state, write_ranges, write_state
-from mcsp.training.saving.zero_fragments import KINDS, Fragment
+from mcsp.training.saving.state import (
+    KINDS,
+    Copied,
+    Fragment,
+    State,
+    consolidate_weights,
+    copy_state,
+    write_ranges,
+    write_state,
+)
 from mcsp.training.stopping import EXIT_DISK, RunEnded
 from tests.training.disks import small_disk
 
@@ -128,6 +136,7 @@ def test_every_field_of_a_manifest_is_under_its_digest(tmp_path) -> None:
     file = path / checkpoint.MANIFEST
     sound = json.loads(file.read_text())
     assert {"schema_version", "format", "config", "files", "index_hash", "world_size"} <= set(sound)
+    assert (sound["schema_version"], sound["format"]) == (2, 2), "older checkpoints cannot be read any more"
     changed = [{**sound, name: [value, "another"]} for name, value in sound.items()]
     changed += [{k: v for k, v in sound.items() if k != name} for name in sound]
     changed += [{**sound, "more": 1}, {**sound, "config": {**sound["config"], "seed": 1}}]

@@ -1,6 +1,6 @@
 """Saves that are killed or find no space, and runs that start from another's weights.
 
-Covers: mcsp/training/saving/start_weights.py
+Covers: mcsp/training/saving/continues.py
 """
 
 import json
@@ -16,17 +16,7 @@ from mcsp.run_log import read_metrics
 from mcsp.training.saving import checkpoint
 from mcsp.training.stopping import EXIT_DISK
 from tests.training.disks import grow, small_disk
-from tests.training.ranks import (
-    LAUNCHER,
-    ROOT,
-    deepspeed,
-    environment,
-    pretrain,
-    run_ranks,
-    same,
-    start_ranks,
-    weights,
-)
+from tests.training.ranks import LAUNCHER, ROOT, deepspeed, environment, pretrain, run_ranks, same, start_ranks, weights
 
 
 @pytest.mark.slow

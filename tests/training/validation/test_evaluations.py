@@ -46,6 +46,16 @@ def test_the_same_weights_give_the_same_bits_on_any_number_of_ranks_and_at_any_s
 
 
 @pytest.mark.multirank
+def test_halves_are_encoded_of_one_window_of_each_person(runs) -> None:
+    """Of 32 windows, in four chunks; of a chunk without a new person one is encoded all the same."""
+    _, told = runs
+    values, windows = told["world1-rank0"]["of 32 windows"]
+    for modality in ("eeg", "fmri"):
+        people = values[f"validation/people/{modality}"]
+        assert people <= windows[modality] <= people + 3 < 32
+
+
+@pytest.mark.multirank
 def test_a_run_that_was_stopped_logs_the_same(runs) -> None:
     out, _ = runs
     whole, stopped = (read_metrics(out / name) for name in ("whole", "stopped"))
