@@ -1,7 +1,4 @@
-"""Layers that are learned from halves: the closed form is the evaluation's denoiser, training lowers its loss.
-
-Covers: benchmarks/studies/learned_gain.py
-"""
+"""Layers that are learned from halves: the closed form is the evaluation's denoiser, training lowers its loss."""
 
 import importlib
 from collections.abc import Iterator
