@@ -1,7 +1,7 @@
 """ABIDE from denoised parcel series to a table: build, pretrain without labels, export, evaluate on sites left out.
 
-python benchmarks/abide.py --data DIR --positions FILE --work DIR [--seeds 0 1] [--steps 600] [--no-control]
-python benchmarks/abide.py --table [--out FILE]     prints the result file as the documents show it
+python benchmarks/abide.py --data DIR [--positions FILE] [--work DIR] [--seeds 0 1] [--steps 600] [--limit N]
+python benchmarks/abide.py --table --out FILE     prints a result file as the documents show it
 
 DIR is laid out as ``nilearn.datasets.fetch_abide_pcp(data_dir=DIR, pipeline="cpac", band_pass_filtering=True,
 global_signal_regression=True, derivatives=["rois_cc200"], quality_checked=False)`` leaves it; where it is empty and
@@ -9,7 +9,9 @@ there is a network, that is what runs. FILE has the columns label, x_mm, y_mm, z
 of the recordings or the people goes into the result file, benchmarks/results/abide_<people>.json.
 
 Sites are the scanning protocols of the file names. Pretraining sees all scans without their labels (transductive);
-every classifier sees the labels of other sites alone. What WORK holds already is not made again.
+every classifier sees the labels of other sites alone. Beside the runs of --seeds there are a control, of pairs shuffled
+within sites, and a run that has seen a random half of each site's people, which shows whether weights give away who.
+What WORK holds already is not made again: after an interruption the same command goes on. --limit tries it on few.
 """
 
 import argparse
@@ -18,7 +20,9 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -42,31 +46,47 @@ REPETITION_TIME = {
 SERIES, PHENOTYPES = "ABIDE_pcp/cpac/filt_global", "ABIDE_pcp/Phenotypic_V1_0b_preprocessed1.csv"
 ATLAS = "CC200"
 LEAST_SECONDS, WINDOW_SECONDS = 60, 200
+STEP_SECONDS, EVALUATION_SECONDS = 1.0, 0.25  # of a step, and of a person in an evaluation, about, on two cores
 # The data are public, so the key of the subjects' hashes may be known.
 KEY = {"MCSP_SUBJECT_KEY": b"mcsp abide, public key".hex().ljust(64, "0")}
 
 
-def write_sites(data: Path, positions: Path, bids: Path) -> None:
-    """One BIDS dataset per site, of the people of ``data`` who have a series and a diagnosis."""
-    centres = pd.read_csv(positions, sep="\t")[["x_mm", "y_mm", "z_mm"]].to_numpy()
-    names = [f"{ATLAS.lower()}-{i}" for i in range(1, len(centres) + 1)]
+def people(data: Path, limit: int | None = None) -> pd.DataFrame:
+    """Who has a series and a diagnosis, with columns ``file`` and ``site``; ``limit`` of them, in turn from all sites.
+
+    Raises:
+        ValueError: no series, or a site whose repetition time is not known.
+    """
     table = pd.read_csv(data / PHENOTYPES)
     table["file"] = [data / SERIES / f"{name}_rois_cc200.1D" for name in table["FILE_ID"]]
-    table = table[[path.is_file() for path in table["file"]]]
-    if table.empty:
+    found = table[[path.is_file() for path in table["file"]]].copy()
+    if found.empty:
         raise ValueError(f"{data / SERIES}: expected *_rois_cc200.1D of people in {PHENOTYPES}, found none")
-    table["site"] = table["FILE_ID"].str.rsplit("_", n=1).str[0]
-    for site, people in table.groupby("site"):
+    found["site"] = found["FILE_ID"].str.rsplit("_", n=1).str[0]
+    if unknown := sorted(set(found["site"]) - set(REPETITION_TIME)):
+        raise ValueError(f"{data / PHENOTYPES}: expected sites {sorted(REPETITION_TIME)}, found {unknown}")
+    turn = found.groupby("site").cumcount().sort_values(kind="stable").index[:limit]
+    print(f"series of {len(found)} of the {len(table)} people in the table; {len(turn)} of them are used")
+    return found.loc[turn]
+
+
+def write_sites(table: pd.DataFrame, positions: Path, bids: Path) -> None:
+    """One BIDS dataset per site, of the people of ``table``."""
+    centres = pd.read_csv(positions, sep="\t")[["x_mm", "y_mm", "z_mm"]].to_numpy()
+    names = [f"{ATLAS.lower()}-{i}" for i in range(1, len(centres) + 1)]
+    for site, group in table.groupby("site"):
         root = bids / str(site).replace("_", "-")
-        for person in people.itertuples():
-            x_TP = np.loadtxt(person.file)
+        for person in group.itertuples():
+            x_TP = np.loadtxt(person.file, ndmin=2)
+            if x_TP.shape[1] != len(names):
+                raise ValueError(f"{person.file}: expected {len(names)} columns as {positions}, found {x_TP.shape[1]}")
             sidecar = {"RepetitionTime": REPETITION_TIME[str(site)], "Units": "arbitrary"}
             write_parcellated_bold(root, f"{person.SUB_ID:07d}", ATLAS, names, x_TP.T, sidecar)
         write_parcellation(root, ATLAS, names, centres)
         columns = {name: {"Description": name} for name in ("diagnosis", "age", "sex", "mean_fd_mm")}
         rows = [
             (f"sub-{p.SUB_ID:07d}", {1: "autism", 2: "control"}[p.DX_GROUP], p.AGE_AT_SCAN, "MF"[p.SEX - 1], fd)
-            for p, fd in zip(people.itertuples(), people["func_mean_fd"].fillna("n/a"), strict=True)
+            for p, fd in zip(group.itertuples(), group["func_mean_fd"].fillna("n/a"), strict=True)
         ]
         write_participants(root, columns, rows)
         description = {"Name": f"ABIDE {site}", "BIDSVersion": "1.9.0", "DatasetType": "derivative"}
@@ -77,7 +97,7 @@ def run(command: Sequence[str | Path], made: Path, environment: dict[str, str] |
     """Run ``command`` in the repository unless ``made`` is there; its failure ends the program."""
     words = [str(word) for word in command]
     if made.exists():
-        print(f"== {made.name} is there: {' '.join(words[1:3])}", flush=True)
+        print(f"== {made} is there", flush=True)
         return
     print(f"== {' '.join(words)}", flush=True)
     subprocess.run(words, cwd=ROOT, env={**os.environ, **KEY, **(environment or {})}, check=True)
@@ -88,63 +108,86 @@ def launcher(name: str, *arguments: str | Path) -> list[str | Path]:
     return [sys.executable, f"launchers/{name}.py", *arguments]
 
 
-def build(data: Path, positions: Path, work: Path) -> Path:
-    """The corpus of all people; its folder."""
-    bids, corpus = work / "bids", work / "corpus"
-    if not (data / PHENOTYPES).is_file():
-        from nilearn.datasets import fetch_abide_pcp
+def fetched(data: Path) -> None:
+    """Fetch what ``data`` lacks, where there is a network."""
+    if (data / PHENOTYPES).is_file():
+        return
+    from nilearn.datasets import fetch_abide_pcp
 
+    try:
         fetch_abide_pcp(
             data_dir=str(data), pipeline="cpac", band_pass_filtering=True, global_signal_regression=True,
             derivatives=["rois_cc200"], quality_checked=False,
         )  # fmt: skip
-    if not corpus.exists():
-        write_sites(data, positions, bids)
-    values = [f"bids_root={bids}", f"out_dir={corpus}", f"min_seconds={{fmri: {LEAST_SECONDS}}}"]
-    values += [
-        "participants_columns=[diagnosis, age, sex, mean_fd_mm]",
-        "split_fractions=[1, 0, 0]",
-        "workers=1",
-        "allow_public_key=true",
-    ]
-    run(launcher("build_corpus", *values), corpus / "index.json")
+    except (OSError, ValueError, RuntimeError) as error:  # no network, an address that has moved, a broken archive
+        found = " ".join(str(error).split())[:200]
+        raise ValueError(f"{data / PHENOTYPES}: not there, and cannot be fetched ({found})") from None
+
+
+def build(bids: Path, corpus: Path, *values: str) -> Path:
+    """The corpus of all sites in ``bids``; its folder."""
+    usual = ["split_fractions=[1, 0, 0]", "workers=1", "allow_public_key=true"]
+    run(launcher("build_corpus", f"bids_root={bids}", f"out_dir={corpus}", *usual, *values), corpus / "index.json")
     return corpus
 
 
-def one_run(
-    work: Path, corpus: Path, name: str, seed: int, steps: int, changes: Sequence[str], evaluation: Sequence[str] = ()
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Asked:
+    """What all runs share."""
+
+    steps: int
+    pretraining: Sequence[str]
+    evaluation: Sequence[str]
+
+
+def one_run(work: Path, corpus: Path, name: str, seed: int, changes: Sequence[str], config: Asked) -> dict[str, Any]:
     """Pretrain with ``changes`` of the settings, export and evaluate; scores and the course of the losses."""
     trained, model, scored = (work / f"{name}-{seed}-{what}" for what in ("run", "model", "evaluation"))
     folder = Path(sys.executable).parent
     with socket.create_server(("127.0.0.1", 0)) as server:  # another run may have the usual port
         port = str(server.getsockname()[1])
     start: list[str | Path] = [folder / "deepspeed", "--log_level", "error", "--num_accelerators", "1"]
-    start += ["--master_port", port]
-    values = [f"corpus_dir={corpus}", f"run_dir={trained}", f"seed={seed}", f"steps={steps}"]
-    values += [f"window_seconds={{fmri: {WINDOW_SECONDS}}}", "model.modalities=[fmri]", *changes]  # the last one counts
+    start += ["--master_port", port, "launchers/pretrain.py", "--config", "configs/pretrain/fmri-consortium.yaml"]
+    values = [f"corpus_dir={corpus}", f"run_dir={trained}", f"seed={seed}", f"steps={config.steps}"]
     environment = {"PATH": f"{folder}:{os.environ['PATH']}", "DS_ACCELERATOR": "cpu"}
-    config = ["--config", "configs/pretrain/fmri-consortium.yaml"]
-    run([*start, "launchers/pretrain.py", *config, *values], trained / "exit.json", environment)
+    ended = trained / "exit.json"  # is there after an interruption too
+    if ended.is_file() and json.loads(ended.read_text())["reason"] != "finished":
+        ended.unlink()
+    run([*start, *values, *config.pretraining, *changes], ended, environment)  # of one key the last value counts
     run(launcher("export", trained, model), model / "config.json")
-    config = ["--config", "configs/evaluate/fmri-consortium.yaml"]
-    values = [f"model_dir={model}", f"corpus_dir={corpus}", f"out_dir={scored}", *evaluation]
-    run(launcher("evaluate", *config, *values), scored / "results.json")
+    values = [f"model_dir={model}", f"corpus_dir={corpus}", f"out_dir={scored}", *config.evaluation]
+    evaluate = ["--config", "configs/evaluate/fmri-consortium.yaml", *values]
+    run(launcher("evaluate", *evaluate), scored / "results.json")
     found = json.loads((scored / "results.json").read_text())
     lines = [{k: v for k, v in line.items() if k.split("/")[0] in ("step", "loss")} for line in read_metrics(trained)]
     dropped = ("roc", "roc_low", "roc_high")
     rows = [{k: v for k, v in row.items() if k not in dropped} for row in found["classification"]]  # curves are long
     kept = ("label_efficiency", "site_decoding", "membership", "overlap", "splits_sha256", "subjects", "sites", "notes")
-    ended = json.loads((trained / "exit.json").read_text())["reason"]
     return {
-        "seed": seed, "steps": steps, "ended": ended, "changes": list(changes),
-        "first_step": lines[0], "last_step": lines[-1],
+        "seed": seed, "steps": config.steps, "ended": json.loads(ended.read_text())["reason"],
+        "changes": list(changes), "first_step": lines[0], "last_step": lines[-1],
         "classification": rows, **{k: found[k] for k in kept if k in found},
     }  # fmt: skip
 
 
+def all_runs(work: Path, seeds: Sequence[int], config: Asked, corpora: dict[str, Path]) -> dict[str, Any]:
+    """The runs of the result file by kind: of every seed, of the control, and of the corpus of half of the people."""
+    plan = [("default", "default", seed, corpora["all"], []) for seed in seeds]
+    plan.append((SHUFFLED, "shuffled", seeds[0], corpora["all"], CONTROL))
+    plan.append((HALF, "half", seeds[0], corpora["half"], []))
+    runs: dict[str, Any] = {}
+    began = time.monotonic()
+    for number, (kind, name, seed, corpus, changes) in enumerate(plan, start=1):
+        minutes = (time.monotonic() - began) / 60
+        print(f"\n==== run {number} of {len(plan)}: {kind}, seed {seed}; {minutes:.0f} min so far", flush=True)
+        runs.setdefault(kind, []).append(one_run(work, corpus, name, seed, changes, config))
+    return runs
+
+
 # Pairs of different people of a site teach what a site has in common; what is learned of a person has to be more.
 CONTROL, SHUFFLED = ["objective.shuffled_pairs=within_site"], "pairs shuffled within sites"
+# Half of each site's people in pretraining: who was, and what those who were not are worth.
+HALF, HALF_SPLIT = "half of the people in pretraining", "split_fractions=[0.5, 0, 0.5]"
 
 
 def table(content: dict[str, Any]) -> str:
@@ -167,6 +210,25 @@ def table(content: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def leaks(content: dict[str, Any]) -> str:
+    """What features tell beside the label, AUROC: the site, and, of half of the people, who was in pretraining."""
+    runs = content["runs"]
+    sites = [row for run in runs["default"] for row in run["site_decoding"]]
+    known = [row for run in runs.get(HALF, ()) for row in run["membership"]]
+    told = {f"{row['model']}, learned part": row["auroc"] for row in known}
+    names = dict.fromkeys([*(row["features"] for row in sites), *told])
+    heads = ["features", *(["site"] if sites else []), *(["who was in pretraining"] if told else [])]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for name in names:
+        cells = [name]
+        if sites:
+            cells.append(f"{np.mean([row['auroc'] for row in sites if row['features'] == name]):.3f}")
+        if told:
+            cells.append("{value:.3f} ({ci_low:.3f} to {ci_high:.3f})".format(**told[name]) if name in told else "")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) if names else ""
+
+
 def _line(runs: Sequence[dict[str, Any]], features: str, classifier: str, fractions: Sequence[float], name: str) -> str:
     """One row of the table, mean over runs."""
     rows = [_row(run["classification"], features, classifier) for run in runs]
@@ -187,36 +249,98 @@ def _row(rows: Sequence[dict[str, Any]], features: str, classifier: str) -> dict
     return next(r for r in rows if (r["features"], r["classifier"]) == (features, classifier))
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run what is missing, write the file, print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="as nilearn lays it out")
-    parser.add_argument("--positions", type=Path, help="centres of the parcels; default DATA/cc200_positions.tsv")
+def parsed(description: str | None, steps: int, argv: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments that this study and that of EEG share, and nobody's else."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="folder of the recordings")
+    parser.add_argument(
+        "--positions", type=Path, help="ABIDE: centres of the parcels; default DATA/cc200_positions.tsv"
+    )
     parser.add_argument("--work", type=Path, help="folder of everything that is made; default DATA/mcsp")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="of pretraining, one run each (0 1)")
-    parser.add_argument("--steps", type=int, default=600, help="of pretraining (600)")
-    parser.add_argument(
-        "--control", action=argparse.BooleanOptionalAction, default=True, help="one run of pairs shuffled within sites"
-    )
+    parser.add_argument("--steps", type=int, default=steps, help=f"of pretraining ({steps})")
+    parser.add_argument("--limit", type=int, help="use so many people only, to try the command; then name --out")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="other settings of pretraining")
     parser.add_argument("--out", type=Path, help="the result file")
     parser.add_argument("--table", action="store_true", help="print the result file; run nothing")
     arguments = parser.parse_args(argv)
-    if arguments.table:
-        print(table(json.loads(arguments.out.read_text())))
-        return 0
-    if arguments.data is None:
+    if arguments.table and arguments.out is None:
+        parser.error("--table: expected --out FILE, found none")
+    if not arguments.table and arguments.data is None:
         parser.error("--data: expected a folder, found none")
-    work = (arguments.work or arguments.data / "mcsp").resolve()
-    corpus = build(arguments.data, arguments.positions or arguments.data / "cc200_positions.tsv", work)
-    runs = {"default": [one_run(work, corpus, "default", seed, arguments.steps, []) for seed in arguments.seeds]}
-    if arguments.control:
-        runs[SHUFFLED] = [one_run(work, corpus, "shuffled", arguments.seeds[0], arguments.steps, CONTROL)]
-    people = runs["default"][0]["subjects"]
-    content = {**made_by(PACKAGES), "date": f"{date.today():%Y-%m}", "people": people, "runs": runs}
-    out = arguments.out or ROOT / "benchmarks" / "results" / f"abide_{people}.json"
+    if arguments.limit is not None and arguments.out is None:
+        parser.error("--limit: expected --out FILE beside it, since results of few people are no results; found none")
+    if arguments.data is not None:
+        arguments.work = (arguments.work or arguments.data / "mcsp").resolve()
+    return arguments
+
+
+def began(work: Path, arguments: argparse.Namespace, found: int) -> None:
+    """Remember what ``work`` is made for; ``ValueError`` where that was something else."""
+    asked, path = {"people": found, "steps": arguments.steps, "set": list(arguments.set)}, work / "asked.json"
+    if path.is_file() and (before := json.loads(path.read_text())) != asked:
+        raise ValueError(f"{work}: expected a folder made with {asked}, found one of {before}; take another --work")
+    work.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(asked) + "\n")
+    runs = len(arguments.seeds) + 2
+    minutes = runs * (arguments.steps * STEP_SECONDS + found * EVALUATION_SECONDS) / 60
+    print(
+        f"{found} people, {runs} runs of {arguments.steps} steps: about {minutes:.0f} min on two free cores", flush=True
+    )
+
+
+def written(arguments: argparse.Namespace, kind: str, runs: dict[str, Any]) -> int:
+    """Write the result file and print its tables."""
+    found = runs["default"][0]["subjects"]
+    content = {**made_by(PACKAGES), "date": f"{date.today():%Y-%m}", "people": found, "runs": runs}
+    out = arguments.out or ROOT / "benchmarks" / "results" / f"{kind}_{found}.json"
     out.write_text(json.dumps(content, indent=1) + "\n")
-    print(f"\nresults: {out}\n\n{table(content)}")
+    print(f"\nresults: {out}\n")
+    return show(out)
+
+
+def show(path: Path) -> int:
+    """Print the tables of a result file."""
+    content = json.loads(path.read_text())
+    print(f"{table(content)}\n\n{leaks(content)}")
     return 0
+
+
+def study(arguments: argparse.Namespace) -> int:
+    """Run what is missing, write the file, print the tables."""
+    fetched(arguments.data)
+    positions = arguments.positions or arguments.data / "cc200_positions.tsv"
+    if not positions.is_file():
+        raise ValueError(f"{positions}: expected the centres of the parcels (label, x_mm, y_mm, z_mm), found no file")
+    chosen, work = people(arguments.data, arguments.limit), arguments.work
+    began(work, arguments, len(chosen))
+    bids = work / "bids"
+    if not (work / "corpus").exists():
+        write_sites(chosen, positions, bids)
+    values = [f"min_seconds={{fmri: {LEAST_SECONDS}}}", "participants_columns=[diagnosis, age, sex, mean_fd_mm]"]
+    corpora = {"all": build(bids, work / "corpus", *values)}
+    corpora["half"] = build(bids, work / "corpus-half", *values, HALF_SPLIT)
+    pretraining = [f"window_seconds={{fmri: {WINDOW_SECONDS}}}", "model.modalities=[fmri]", *arguments.set]
+    runs = all_runs(work, arguments.seeds, Asked(arguments.steps, pretraining, []), corpora)
+    return written(arguments, "abide", runs)
+
+
+def guarded(run_study: Callable[[argparse.Namespace], int], arguments: argparse.Namespace) -> int:
+    """Its status; what is missing or fails is said in one line."""
+    if arguments.table:
+        return show(arguments.out)
+    try:
+        return run_study(arguments)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+    except subprocess.CalledProcessError as error:
+        print(f"error: status {error.returncode} of the command above; the same command goes on", file=sys.stderr)
+    return 1
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Everything from the recordings to the tables."""
+    return guarded(study, parsed(__doc__, 600, argv))
 
 
 if __name__ == "__main__":

@@ -45,28 +45,33 @@ from mcsp.provenance import made_by
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("torch", "numpy", "scikit-learn")
 C_GRID = [0.01, 0.1, 1.0, 10.0, 100.0]
-FEW, DRAWS = 0.1, 5
+FEW, DRAWS = {"auroc_tenth_of_labels": 0.1}, 5
 
 
 class Scorer:
-    """Pooled AUROC, mean over sites, and with a tenth of the labels, of a read-out."""
+    """Pooled AUROC, mean over sites, and with few of the labels, of a read-out."""
 
-    def __init__(self, labelled: Labelled, folds: Folds) -> None:
-        """Of all units, in ``folds``."""
-        self.labelled, self.folds, self.found = labelled, folds, dict[str, dict[str, float]]()
+    def __init__(self, labelled: Labelled, folds: Folds, few: Mapping[str, float] = FEW) -> None:
+        """Of all units, in ``folds``; ``few`` are fractions of the labels by the name of their score."""
+        self.labelled, self.folds, self.few, self.found = labelled, folds, few, dict[str, dict[str, float]]()
 
     def add(self, name: str, readout: Readout) -> None:
         """Score and print."""
         y_N, groups_N = self.labelled.y_N, self.labelled.group_index()
         parts = [lambda train, seed: train]
-        parts += [lambda train, seed, d=d: labelled_part(train, y_N, groups_N, FEW, d) for d in range(DRAWS)]
+        parts += [
+            lambda train, seed, f=f, d=d: labelled_part(train, y_N, groups_N, f, d)
+            for f in self.few.values()
+            for d in range(DRAWS)
+        ]
         score_PSN, once = cross_validate(readout, y_N, self.folds, parts), np.ones((1, len(y_N)))
         within = scores.by_site(score_PSN[0], y_N, self.labelled.sites, once)
         self.found[name] = {
             "auroc": float(scores.pooled(score_PSN[0], y_N, once)[0]),
             "auroc_sites": float(np.mean([value_R[0] for value_R in within.values()])),
-            "auroc_tenth_of_labels": float(np.mean([scores.pooled(s, y_N, once)[0] for s in score_PSN[1:]])),
         }
+        draws = [scores.pooled(score_SN, y_N, once)[0] for score_SN in score_PSN[1:]]
+        self.found[name] |= {key: float(np.mean(draws[i * DRAWS :][:DRAWS])) for i, key in enumerate(self.few)}
         print(f"{name:<60}", {k: round(v, 3) for k, v in self.found[name].items()}, flush=True)
 
     def add_blocks(self, name: str, blocks: Sequence[np.ndarray], weights: Sequence[float] | None = None) -> None:

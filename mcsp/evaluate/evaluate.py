@@ -129,7 +129,7 @@ def evaluate_label(model: PretrainedMCSP, corpus: Corpus, labelled: Labelled, co
         "classification": rows,
         "label_efficiency": comparison.label_efficiency(described, labelled, config),
         "site_decoding": comparison.site_decoding(described, labelled, config),
-        "membership": membership({PRETRAINED: model, UNTRAINED: untrained}, corpus, labelled, overlap.seen, config),
+        "membership": membership(described.encoders, labelled, overlap.seen),
         "retrieval": retrieval,
         "notes": [*labelled.notes, *notes, *more_notes],
     }
@@ -171,9 +171,10 @@ def describe(
         measured[modality] = {name: Block(finer.get(name, x_NF)) for name, x_NF in parts.items()}
     encoders = {}
     for name, model in models.items():
-        parts_of = learned_parts(model, corpus, units, config, name)
+        windows: dict[Modality, np.ndarray] = {}
+        parts_of = learned_parts(model, corpus, units, config, name, windows)
         learned = {m: {part: Block(x_NF) for part, x_NF in parts.items()} for m, parts in parts_of.items()}
-        encoders[name] = Encoded(learned, measured)
+        encoders[name] = Encoded(learned, measured, windows)
     covariates_NF = covariate_table(corpus, labelled, config.covariates, config.label)
     return Described(encoders, rulers, covariates_NF, labelled.sites)
 

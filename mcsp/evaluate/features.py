@@ -88,18 +88,29 @@ def unit_features(
         ValueError: features that are not finite, naming the unit.
     """
     windows = {m: read_windows(corpus, units, m, config, title) for m in model.config.modalities}
-    means = {m: _mean_of(model, m, windows[m], units, config.batch_size, "features") for m in windows}
+    means = {m: _mean_of(model, m, windows[m], units, config.batch_size, "features").mean() for m in windows}
     return {m: x_NF for m, x_NF in means.items() if x_NF is not None}
 
 
 def learned_parts(
-    model: MCSP, corpus: Corpus, units: Sequence[Unit], config: LabelledConfig, title: str
+    model: MCSP,
+    corpus: Corpus,
+    units: Sequence[Unit],
+    config: LabelledConfig,
+    title: str,
+    counts: dict[Modality, np.ndarray] | None = None,
 ) -> dict[Modality, dict[str, np.ndarray]]:
-    """h and z of every domain, averaged over windows; by modality and name. Otherwise as :func:`unit_features`."""
+    """h and z of every domain, averaged over windows; by modality and name. Otherwise as :func:`unit_features`.
+
+    ``counts`` is given the number of windows of each unit ``(N,)``.
+    """
     found: dict[Modality, dict[str, np.ndarray]] = {}
     for modality in model.config.modalities:
         windows = read_windows(corpus, units, modality, config, title)
-        mean_NF = _mean_of(model, modality, windows, units, config.batch_size, "learned")
+        means = _mean_of(model, modality, windows, units, config.batch_size, "learned")
+        mean_NF = means.mean()
+        if counts is not None:
+            counts[modality] = means.count
         if mean_NF is not None:
             found[modality] = split_parts(mean_NF, model.learned_widths(modality))
     return found
@@ -124,7 +135,7 @@ def measured_parts(
             kinds.append((windows, config.batch_size, of_windows))
         parts: dict[str, np.ndarray] = {}
         for windows, batch_size, names in kinds:
-            mean_NF = _mean_of(model, modality, windows, units, batch_size, "measured")
+            mean_NF = _mean_of(model, modality, windows, units, batch_size, "measured").mean()
             if mean_NF is not None:
                 parts |= {name: x for name, x in split_parts(mean_NF, widths).items() if name in names}
         if parts:
@@ -139,8 +150,8 @@ def _mean_of(
     units: Sequence[Unit],
     batch_size: int,
     kind: Literal["features", "learned", "measured"],
-) -> np.ndarray | None:
+) -> UnitMean:
     means = UnitMean(len(units))
     for i, vector_F in encode_windows(model, modality, windows, batch_size, lambda i: units[i].key, kind):
         means.add(i, vector_F)
-    return means.mean()
+    return means

@@ -6,7 +6,7 @@ Shape letters: N units, F features, C channels.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -99,6 +99,7 @@ class Encoded:
 
     learned: Mapping[Modality, Mapping[str, Block]]
     measured: Mapping[Modality, Mapping[str, Block]]
+    windows: Mapping[Modality, np.ndarray] = field(default_factory=dict)  # how many the learned part is the mean of
 
 
 def learned_blocks(encoded: Encoded, modality: Modality) -> list[Block]:

@@ -17,16 +17,13 @@ from typing import Any
 
 import numpy as np
 
-from mcsp.config import LabelledConfig
 from mcsp.data_sharding.store.reader import Corpus
-from mcsp.encode.windows import encode_windows, split_parts
 from mcsp.evaluate import scores
-from mcsp.evaluate.features import read_windows
+from mcsp.evaluate.methods import Encoded
 from mcsp.evaluate.units import Labelled
-from mcsp.model.mcsp import MCSP
 from mcsp.model.weights import SUBJECTS_FILE
 from mcsp.outside import read_bounded
-from mcsp.schema import KEY_FINGERPRINT, Modality
+from mcsp.schema import KEY_FINGERPRINT
 
 
 @dataclass(frozen=True)
@@ -92,7 +89,7 @@ FEWEST_SUBJECTS = 5  # of those seen and of those not seen
 
 
 def membership(
-    models: Mapping[str, MCSP], corpus: Corpus, labelled: Labelled, seen: frozenset[str] | None, config: LabelledConfig
+    encoders: Mapping[str, Encoded], labelled: Labelled, seen: frozenset[str] | None
 ) -> list[dict[str, Any]]:
     """AUROC of telling subjects seen in pretraining from others, per encoder and modality; 0.5 is no leak.
 
@@ -105,9 +102,10 @@ def membership(
         return []
     weight_RN = scores.subject_weights(labelled.group_index())
     out: list[dict[str, Any]] = []
-    for name, model in models.items():
-        for modality in model.config.modalities:
-            own_N = own_similarity(model, corpus, labelled, modality, config)
+    for name, encoded in encoders.items():
+        for modality, blocks in encoded.learned.items():
+            z_NK = [block.x_NF for part, block in blocks.items() if part.endswith("_z")]
+            own_N = own_similarity(z_NK, encoded.windows[modality])
             known = np.isfinite(own_N)
             if len(set(member_N[known])) == 2:
                 auroc_R = scores.auroc(own_N, member_N.astype(int), weight_RN)
@@ -116,20 +114,14 @@ def membership(
     return out
 
 
-def own_similarity(
-    model: MCSP, corpus: Corpus, labelled: Labelled, modality: Modality, config: LabelledConfig
-) -> np.ndarray:
-    """Mean cosine of z between the windows of each unit ``(N,)``; NaN where a unit has fewer than two."""
-    z: dict[int, list[np.ndarray]] = {}
-    windows = read_windows(corpus, labelled.units, modality, config, "membership")
-    name_of = [unit.key for unit in labelled.units].__getitem__
-    widths = model.learned_widths(modality)
-    for i, vector_F in encode_windows(model, modality, windows, config.batch_size, name_of, "learned"):
-        parts = split_parts(vector_F[None], widths)
-        z.setdefault(i, []).append(np.hstack([parts[f"{domain}_z"][0] for domain in model.config.domains]))
-    own_N = np.full(len(labelled.units), np.nan)
-    for i, rows in z.items():
-        if len(rows) > 1:
-            cosine = np.stack(rows) @ np.stack(rows).T / len(model.config.domains)
-            own_N[i] = cosine[np.triu_indices(len(rows), 1)].mean()
-    return own_N
+def own_similarity(mean_z: Sequence[np.ndarray], count_N: np.ndarray) -> np.ndarray:
+    """Mean cosine between the windows of each unit ``(N,)``, mean over domains; NaN where a unit has fewer than two.
+
+    Of n vectors of length 1 with the mean m, ``n^2 |m|^2`` is n plus twice the sum of the cosines of all pairs.
+
+    Args:
+        mean_z: of each domain, z averaged over the windows of each unit, ``(N, K)``.
+        count_N: windows of each unit.
+    """
+    square_N = np.mean([(z_NK**2).sum(axis=1) for z_NK in mean_z], axis=0)
+    return np.where(count_N > 1, (count_N * square_N - 1) / np.maximum(count_N - 1, 1), np.nan)

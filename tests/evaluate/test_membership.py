@@ -8,10 +8,14 @@ import torch
 
 from mcsp.config import EvaluateConfig, ModelConfig
 from mcsp.data_sharding.store.reader import Corpus
+from mcsp.encode.windows import encode_windows, split_parts
 from mcsp.evaluate import overlap as room
+from mcsp.evaluate.features import learned_parts, read_windows
+from mcsp.evaluate.methods import Block, Encoded
 from mcsp.evaluate.overlap import membership, own_similarity
-from mcsp.evaluate.units import read_labels
+from mcsp.evaluate.units import Labelled, read_labels
 from mcsp.model.mcsp import MCSP
+from mcsp.schema import DOMAINS, Modality
 
 
 @pytest.fixture(scope="module")
@@ -22,6 +26,17 @@ def config(corpus_dir: Path) -> EvaluateConfig:
     )  # fmt: skip
 
 
+def described(model: MCSP, corpus: Corpus, labelled: Labelled, config: EvaluateConfig) -> Encoded:
+    windows: dict[Modality, np.ndarray] = {}
+    parts = learned_parts(model, corpus, labelled.units, config, "test", windows)
+    return Encoded({m: {name: Block(x_NF) for name, x_NF in of.items()} for m, of in parts.items()}, {}, windows)
+
+
+def similarity(encoded: Encoded) -> np.ndarray:
+    z_NK = [encoded.learned["fmri"][f"{domain}_z"].x_NF for domain in DOMAINS]
+    return own_similarity(z_NK, encoded.windows["fmri"])
+
+
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_an_encoder_that_has_seen_nobody_shows_none_and_people_who_are_more_alike_are_found_out(
     corpus_dir: Path, config: EvaluateConfig, monkeypatch: pytest.MonkeyPatch, seed: int
@@ -30,13 +45,14 @@ def test_an_encoder_that_has_seen_nobody_shows_none_and_people_who_are_more_alik
     torch.manual_seed(seed)
     corpus, model = Corpus(corpus_dir), MCSP(ModelConfig(modalities=("fmri",))).eval()
     labelled = read_labels(corpus, "diagnosis")
-    own_N = own_similarity(model, corpus, labelled, "fmri", config)
+    encoded = described(model, corpus, labelled, config)
+    own_N = similarity(encoded)
     subjects, rng = np.array(labelled.subjects), np.random.default_rng(seed)
     assert len(set(subjects)) == len(subjects) == 32
 
     def found(similarity_N: np.ndarray, seen: np.ndarray) -> dict:
         monkeypatch.setattr(room, "own_similarity", lambda *_: similarity_N)
-        (row,) = membership({"any": model}, corpus, labelled, frozenset(seen), config)
+        (row,) = membership({"any": encoded}, labelled, frozenset(seen))
         assert (row["seen"], row["unseen"]) == (16, 16)
         return row["auroc"]
 
@@ -57,9 +73,14 @@ def test_similarity_is_the_cosine_of_windows_and_unknown_groups_give_no_row(
 ) -> None:
     corpus, model = Corpus(corpus_dir), MCSP(ModelConfig(modalities=("fmri",))).eval()
     labelled = read_labels(corpus, "diagnosis").part(np.arange(3))
-    own_N = own_similarity(model, corpus, labelled, "fmri", config)
-    assert ((own_N > -1) & (own_N < 1)).all()
+    encoded = described(model, corpus, labelled, config)
+    own_N = similarity(encoded)
+    for i, unit in enumerate(labelled.units):
+        windows = read_windows(corpus, [unit], "fmri", config, "test")
+        first, second = (vector_F for _, vector_F in encode_windows(model, "fmri", windows, 2, kind="learned"))
+        z = [split_parts(np.stack([first, second]), model.learned_widths("fmri"))[f"{d}_z"] for d in DOMAINS]
+        assert own_N[i] == pytest.approx(np.mean([z_2K[0] @ z_2K[1] for z_2K in z]), abs=1e-5)
     one = config.model_copy(update={"windows_per_recording": 1})
-    assert np.isnan(own_similarity(model, corpus, labelled, "fmri", one)).all()
-    assert membership({"a": model}, corpus, labelled, None, config) == []
-    assert membership({"a": model}, corpus, labelled, frozenset(labelled.subjects[:1]), config) == []
+    assert np.isnan(similarity(described(model, corpus, labelled, one))).all()
+    assert membership({"a": encoded}, labelled, None) == []
+    assert membership({"a": encoded}, labelled, frozenset(labelled.subjects[:1])) == []

@@ -107,23 +107,33 @@ def denoised(gram_3N3N: np.ndarray, sites: Sequence[str], shuffled: bool = False
         sites: of the N units.
         shuffled: a control: the second half is that of another person of the site.
     """
-    site_N, n_units = np.asarray(sites), len(sites)
+    site_N = np.asarray(sites)
 
     def of(train: np.ndarray) -> np.ndarray:
         """The ridge of one training part, on all units."""
-        second = _others(train, site_N) if shuffled else train
-        chosen = np.concatenate([n_units + train, 2 * n_units + second])
-        site_A = np.concatenate([site_N[train], site_N[train]])
-        site_A = np.char.add(site_A.astype(str), np.repeat([" 1", " 2"], len(train)))  # halves have means of their own
-        halves_AA = gram_3N3N[np.ix_(chosen, chosen)]
-        own_AA = _without_means(_without_means(halves_AA, site_A).T, site_A)  # A A'
-        whole_NA = _without_means((gram_3N3N[:n_units, chosen] - halves_AA.mean(axis=0)).T, site_A).T
+        own_AA, whole_NA = within_sites(gram_3N3N, site_N, train, shuffled)
         penalty = DENOISER_PENALTY * np.trace(own_AA) / len(own_AA)
         ridge_NA = solve(own_AA + penalty * np.eye(len(own_AA)), whole_NA.T, assume_a="pos").T
         exchanged_AA = np.roll(own_AA, (len(train), len(train)), axis=(0, 1))  # B B'
         return combined([ridge_NA @ exchanged_AA @ ridge_NA.T], train)
 
     return of
+
+
+def within_sites(
+    gram_3N3N: np.ndarray, site_N: np.ndarray, train: np.ndarray, shuffled: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Inner products of the training halves without their site's mean with each other, ``A A'`` of :func:`denoised`,
+    first halves first; and of all whole recordings, without the mean of the halves, with them, ``(N, A)``.
+    """
+    n_units = len(site_N)
+    second = _others(train, site_N) if shuffled else train
+    chosen = np.concatenate([n_units + train, 2 * n_units + second])
+    site_A = np.concatenate([site_N[train], site_N[train]])
+    site_A = np.char.add(site_A.astype(str), np.repeat([" 1", " 2"], len(train)))  # halves have means of their own
+    halves_AA = gram_3N3N[np.ix_(chosen, chosen)]
+    own_AA = _without_means(_without_means(halves_AA, site_A).T, site_A)
+    return own_AA, _without_means((gram_3N3N[:n_units, chosen] - halves_AA.mean(axis=0)).T, site_A).T
 
 
 def _others(train: np.ndarray, site_N: np.ndarray) -> np.ndarray:

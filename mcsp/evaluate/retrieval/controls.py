@@ -26,6 +26,7 @@ SHIFT_SECONDS = 60.0  # least distance of an EEG window that stands for another 
 SAME_TIME_SECONDS = 5.0  # most distance of two people's windows, each in its own run, that count as of the same time
 FRAME_SECONDS = 2.0  # of band power, and between the times at which BOLD is predicted
 TIME_POWERS = 5  # of the time in the run, as a polynomial: slow enough for any schedule of some minutes
+Courses = tuple[np.ndarray | None, np.ndarray | None]  # of a window's BOLD, and of what its band power lets expect
 PENALTIES = np.logspace(0, 5, 6)
 FOLDS = 5  # of people
 
@@ -70,6 +71,7 @@ def ridge_similarities(
     window_seconds: Mapping[Modality, float],
     delay_seconds: float,
     others: Sequence[PairedCut] = (),
+    known: dict[tuple[str, str, int], Courses] | None = None,
 ) -> dict[str, np.ndarray]:
     """How alike BOLD windows are to what a ridge regression expects, ``(N, N)``: rows are what it expects from.
 
@@ -83,11 +85,19 @@ def ridge_similarities(
         window_seconds: as they were cut.
         delay_seconds: of the BOLD window.
         others: windows of further people, to be fitted on too.
+        known: what was measured before with the same lengths, by shard, member and start of the EEG; it is added to.
     """
     every = [*cuts, *others]
+    known = {} if known is None else known
     times_G = FRAME_SECONDS * (np.arange(max(2, int(window_seconds["fmri"] / FRAME_SECONDS))) + 0.5)
-    bold = [_bold(corpus, cut, window_seconds["fmri"], times_G) for cut in every]
-    power = [_power(corpus, cut, window_seconds["eeg"], times_G + delay_seconds) for cut in every]
+    keys = [(cut.eeg.shard, cut.eeg.member, cut.eeg_start) for cut in every]
+    for key, cut in zip(keys, every, strict=True):
+        if key not in known:
+            known[key] = (
+                _bold(corpus, cut, window_seconds["fmri"], times_G),
+                _power(corpus, cut, window_seconds["eeg"], times_G + delay_seconds),
+            )
+    bold, power = [known[key][0] for key in keys], [known[key][1] for key in keys]
     minutes = [_powers_of_time(minute_of(cut) + delay_seconds + times_G) for cut in every]
     known_N = np.array([b is not None and p is not None for b, p in zip(bold, power, strict=True)])
     groups_N = np.array([f"{cut.eeg.site}/{cut.eeg.subject}" for cut in every])

@@ -9,7 +9,7 @@ from mcsp.config import EvaluateConfig
 from mcsp.data_sharding.store.reader import Corpus
 from mcsp.encode.pretrained import PretrainedMCSP
 from mcsp.evaluate.methods import PRETRAINED
-from mcsp.evaluate.retrieval.controls import other_minutes, other_people, ridge_similarities
+from mcsp.evaluate.retrieval.controls import Courses, other_minutes, other_people, ridge_similarities
 from mcsp.evaluate.retrieval.pairs import PairedCut, Pairs, Scope, find_pairs, similarities, top1
 from mcsp.model.mcsp import MCSP
 from mcsp.schema import MODALITIES, Split
@@ -36,6 +36,7 @@ def run_retrieval(
     delay = float(pretrained.preprocessing.get("hemodynamic_delay_seconds", 0.0))
     rows: list[dict[str, Any]] = []
     notes: list[str] = []
+    known: dict[tuple[str, str, int], Courses] = {}
     cuts_of = {group: find_pairs(corpus, splits, config.window_seconds, delay) for group, splits in GROUPS.items()}
     for group, cuts in cuts_of.items():
         if len(cuts) < 2:
@@ -45,7 +46,7 @@ def run_retrieval(
             k: (similarities(m, corpus, cuts, config, f"retrieval, {group}, {k}"), None) for k, m in models.items()
         }
         others = [cut for name, of in cuts_of.items() if name != group for cut in of]
-        compared |= controls(compared[PRETRAINED][0], corpus, cuts, others, config, delay)
+        compared |= controls(compared[PRETRAINED][0], corpus, cuts, others, config, delay, known)
         found, missing = _scored(compared, group, config)
         simulated = {cut.eeg.site: cut.eeg.simulated for cut in cuts}
         rows += [{**row, "simulated": simulated} for row in found]
@@ -60,15 +61,18 @@ def controls(
     others: list[PairedCut],
     config: EvaluateConfig,
     delay_seconds: float,
+    known: dict[tuple[str, str, int], Courses],
 ) -> dict[str, tuple[Pairs, np.ndarray | None]]:
-    """What each control compares, and which EEG window it asks with; ``others`` are for the regressions alone."""
+    """What each control compares, and which EEG window it asks with; ``others`` are for the regressions alone, and so
+    is ``known``, what they measured already.
+    """
     assert config.window_seconds is not None
     found: dict[str, tuple[Pairs, np.ndarray | None]] = {
         OTHER_PERSON: (pairs, other_people(cuts)),
         OTHER_MINUTE: (pairs, other_minutes(cuts)),
     }
     if len(set(pairs.subject_N)) > 1:
-        ridges = ridge_similarities(corpus, cuts, config.window_seconds, delay_seconds, others)
+        ridges = ridge_similarities(corpus, cuts, config.window_seconds, delay_seconds, others, known)
         found |= {RIDGES[k]: (Pairs(x_NN, pairs.subject_N, pairs.site_N), None) for k, x_NN in ridges.items()}
     return found
 
