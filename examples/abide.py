@@ -20,6 +20,7 @@ from mcsp.data_sharding.build.corpus import build_corpus, ray_session
 from mcsp.data_sharding.convert.manifest import check_rows
 from mcsp.data_sharding.convert.to_bids import find_atlas, plan_sites, write_site
 from mcsp.data_sharding.inspect.report import index_table
+from mcsp.wording import listed
 
 # Repetition times [s] by SITE_ID, of the scan parameters that the sites published with ABIDE-I.
 T_R = {
@@ -51,9 +52,12 @@ def manifest(abide: Path, derivative: str, strategy: str) -> list[dict[str, str]
     """A row per person whose series is there, with diagnosis, age and sex."""
     people = pd.read_csv(abide / PHENOTYPE, dtype=str).set_index("FILE_ID")
     files = sorted((abide / "cpac" / strategy).glob(f"*_{derivative}.1D"))
-    rows = []
+    rows, unknown = [], []
     for file in files:
         name = file.name.removesuffix(f"_{derivative}.1D")
+        if name not in people.index:
+            unknown.append(name)
+            continue
         person = people.loc[name]
         rows.append(
             {
@@ -66,6 +70,8 @@ def manifest(abide: Path, derivative: str, strategy: str) -> list[dict[str, str]
                 "sex": {"1": "M", "2": "F"}[person["SEX"]],
             }
         )
+    if unknown:
+        print(f"warning: left out, in no row of {PHENOTYPE}: {listed(unknown)}", file=sys.stderr)
     if not rows:
         raise ValueError(
             f"{abide / 'cpac' / strategy}: no *_{derivative}.1D, expected those of nilearn's fetch_abide_pcp"

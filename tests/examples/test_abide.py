@@ -25,7 +25,7 @@ def test_the_files_of_nilearns_fetcher_become_a_corpus(
     with open(tmp_path / "ABIDE_pcp" / abide.PHENOTYPE, "w", newline="") as file:
         rows = [(name[-5:], site, name, group, 24.4, 1) for name, (site, group) in PEOPLE.items()]
         csv.writer(file).writerows([columns, *rows, ("50000", "PITT", "no_filename", 1, 20, 1)])
-    for seed, name in enumerate(PEOPLE):
+    for seed, name in enumerate([*PEOPLE, "UM_1_0099999"]):
         x_TP = 20 * np.random.default_rng(seed).standard_normal((60, 200))
         header = "\t".join(f"#{i}" for i in range(1, 201))
         np.savetxt(folder / f"{name}_rois_cc200.1D", x_TP, fmt="%.6g", delimiter="\t", header=header, comments="")
@@ -36,7 +36,8 @@ def test_the_files_of_nilearns_fetcher_become_a_corpus(
     arguments = ["--abide", str(tmp_path), "--atlas", str(tmp_path / "places.tsv"), "--workers", "1"]
     monkeypatch.setattr(sys, "argv", ["abide.py", str(tmp_path / "out"), *arguments])
     assert abide.main() == 0
-    assert "UM_1" in capsys.readouterr().out
+    out, errors = capsys.readouterr()
+    assert "UM_1" in out and f"in no row of {abide.PHENOTYPE}: UM_1_0099999" in errors
     corpus = Corpus(tmp_path / "out/corpus")
     assert sorted((r.site, round(1 / r.sfreq, 3), r.unit) for r in corpus.recordings) == [
         ("Pitt", 1.5, SCALE_FREE), ("Pitt", 1.5, SCALE_FREE), ("UM_1", 2.0, SCALE_FREE)
