@@ -166,6 +166,10 @@ def script(words: list[str]) -> str:
     source = (ROOT / words[0]).read_text()
     if launched := re.search(r'launcher\("([\w-]+)"\)', source):
         return verb([launched[1], *words[1:]])
+    beside = [
+        ROOT / "benchmarks" / f"{name}.py" for name in re.findall(r"^(?:from|import) (\w+)", source, re.MULTILINE)
+    ]
+    source += "".join(path.read_text() for path in beside if path.is_file())  # where options may be defined for several
     for option in (word for word in words[1:] if word.startswith("--")):
         named = option.replace("--no-", "--")  # argparse makes --no-x of a switch --x
         assert f'"{option}"' in source or f'"{named}"' in source, f"{words[0]} has no option {option}"
