@@ -11,4 +11,4 @@ def test_the_card_says_what_the_attack_on_membership_achieved() -> None:
     said = membership_text({"membership": [{**EEG, "auroc": auroc}, other]})
     assert "pretrained, eeg 0.617 (0.500 to 0.740; 12 seen, 8 not); untrained, eeg 0.510 (0.400 to 0.600;" in said
     for without in (None, {}, {"membership": []}, {"membership": [{**EEG, "auroc": None}]}):
-        assert membership_text(without).endswith("was not examined.")
+        assert membership_text(without).startswith("It was not examined")
