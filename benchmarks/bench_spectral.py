@@ -332,7 +332,7 @@ def main() -> None:
         return
     torch.set_num_threads(1)
     if device == "cpu":
-        keep_freed_memory()  # as a run on a CPU does; else what each contender frees decides what the next one waits for
+        keep_freed_memory()  # as a run on a CPU does; else each contender pays for what the one before it freed
     print(HEAD)
     report: dict[str, Any] = {
         "hardware": hardware(),
