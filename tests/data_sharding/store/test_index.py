@@ -1,5 +1,6 @@
 """The index: written after its tables, a digest over every shard, and totals where people come again."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
