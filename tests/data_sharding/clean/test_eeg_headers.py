@@ -223,7 +223,8 @@ def test_a_header_of_another_length_or_format_and_records_without_a_time(tmp_pat
 
 @pytest.mark.parametrize(
     ("data", "beside", "refused"),
-    [("b.eeg", [], False), ("b.eeg", ["a.eeg"], True), ("b.eeg", ["b.vhdr"], True), ("b.eeg", ["a.eeg", "b.vhdr"], True),
+    [("b.eeg", [], False), ("b.eeg", ["a.eeg"], True), ("b.eeg", ["b.vhdr"], True),
+     ("b.eeg", ["a.eeg", "b.vhdr"], True),
      ("a.eeg", ["a.eeg", "b.vhdr"], False)],
 )  # fmt: skip
 def test_samples_of_another_name_are_those_of_another_recording_where_either_file_says_so(
