@@ -9,6 +9,8 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from mcsp.commands.settings import require_place
+from mcsp.config.evaluate import WINDOWS_PER_RECORDING
+from mcsp.wording import printable
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ def encode(
     /,
     *recordings: Path,
     out: Path,
-    windows_per_recording: int | None = None,
+    windows_per_recording: int = WINDOWS_PER_RECORDING,
     window_seconds: float | None = None,
     about: Stated = About(),
 ) -> int:
@@ -64,18 +66,20 @@ def encode(
     """
     require_place(model_dir, "model_dir")
     _require_table(out, (".tsv", ".npz"), recordings)
-    from mcsp.config.evaluate import WINDOWS_PER_RECORDING
-    from mcsp.encode.files import encode_files, find_files, write_features
+    from mcsp.encode.files import Features, encode_files, find_files, write_features
 
-    cut = {"windows_per_recording": windows_per_recording or WINDOWS_PER_RECORDING, "window_seconds": window_seconds}
-    rows, files = [], find_files(recordings)
-    with out.open("ab"):  # what cannot be written is told before the work
-        pass
-    for row in encode_files(files, model_dir, {**cut, **asdict(about)}):
-        rows.append(row)
-        print(f"{row.recording}: {row.error or 'encoded'}", file=sys.stderr)
-    write_features(rows, out)
-    return _told(out, len(rows), sum(row.features is not None for row in rows))
+    cut = {"windows_per_recording": windows_per_recording, "window_seconds": window_seconds}
+    files, good = find_files(recordings), 0
+
+    def rows() -> Iterator[Features]:
+        nonlocal good
+        for row in encode_files(files, model_dir, {**cut, **asdict(about)}):
+            good += not row.error
+            print(printable(f"{row.recording}: {row.error or 'encoded'}"), file=sys.stderr)
+            yield row
+
+    write_features(rows(), out)
+    return _told(out, len(files), good)
 
 
 def predict(classifier_dir: Path, /, *recordings: Path, out: Path, about: Stated = About()) -> int:
@@ -108,7 +112,7 @@ def predict(classifier_dir: Path, /, *recordings: Path, out: Path, about: Stated
         for file in files:
             row = classifier.predict_or_tell(file).row()
             good += not row["error"]
-            print(f"{file}: {row['error'] or _in_words(row)}", file=sys.stderr)
+            print(printable(f"{file}: {row['error'] or _in_words(row)}"), file=sys.stderr)
             yield row
 
     write_table(out, classifier.columns, rows())

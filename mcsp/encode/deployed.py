@@ -15,6 +15,7 @@ Nothing here unpickles. Shape letters: F features, O outputs.
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ from safetensors.numpy import load_file, save_file
 from mcsp.encode.extractor import FeatureExtractor
 from mcsp.encode.files import modality_of, reason_of
 from mcsp.encode.recording import EncodedRecording
-from mcsp.model.weights import SUMS_FILE, ExportedMCSP, write_pretrained, write_sums
+from mcsp.model.weights import SUMS_FILE, ExportedMCSP, write_pretrained, write_sums, write_tensors
+from mcsp.output import write_whole
 from mcsp.outside import read_object, sha256_file
 from mcsp.schema import Modality
 from mcsp.version import __version__
@@ -233,7 +235,7 @@ def write_classifier(
         for modality, head in heads.items()
         for name, array in head.arrays.items()
     }
-    save_file(arrays, folder / HEAD_FILE)
+    write_tensors(folder / HEAD_FILE, partial(save_file, arrays))
     described = {
         "format_version": FORMAT_VERSION,
         "mcsp_version": __version__,
@@ -242,8 +244,8 @@ def write_classifier(
         "heads": {modality: head.facts for modality, head in heads.items()},
         **facts,
     }
-    (folder / JSON_FILE).write_text(json.dumps(described, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    (folder / CARD).write_text(card, encoding="utf-8")
+    write_whole(folder / JSON_FILE, json.dumps(described, indent=2, allow_nan=False) + "\n")
+    write_whole(folder / CARD, card)
     write_sums(folder)
 
 

@@ -28,6 +28,7 @@ from mcsp.evaluate.scores import BOOTSTRAP_SEED
 from mcsp.evaluate.splits import k_fold
 from mcsp.evaluate.units import Labelled, read_labels
 from mcsp.model.mcsp import MCSP
+from mcsp.output import write_whole
 from mcsp.run_log import read_metrics
 from mcsp.schema import MODALITIES, Modality
 from mcsp.version import __version__
@@ -135,7 +136,7 @@ def evaluate_label(model: PretrainedMCSP, corpus: Corpus, labelled: Labelled, co
     }
     config.out_dir.mkdir(parents=True, exist_ok=True)
     _write(config.out_dir / "results.json", results)
-    (config.out_dir / "splits.json").write_text(json.dumps(splits, indent=1) + "\n")
+    write_whole(config.out_dir / "splits.json", json.dumps(splits, indent=1) + "\n")
     learned = {
         m: np.hstack([b.x_NF for b in parts.values()]) for m, parts in described.encoders[PRETRAINED].learned.items()
     }
@@ -144,7 +145,7 @@ def evaluate_label(model: PretrainedMCSP, corpus: Corpus, labelled: Labelled, co
 
 
 def _write(path: Path, results: dict[str, Any]) -> None:
-    path.write_text(json.dumps(results, indent=2, allow_nan=False) + "\n")
+    write_whole(path, json.dumps(results, indent=2, allow_nan=False) + "\n")
 
 
 def describe(

@@ -46,6 +46,7 @@ from mcsp.explain.attribution import (
 )
 from mcsp.explain.report import write_attribution_report
 from mcsp.model.mcsp import MCSP
+from mcsp.output import write_whole
 from mcsp.schema import Modality, Recording, Window
 from mcsp.windows import longest_window, window_starts
 
@@ -302,6 +303,6 @@ def explain(config: ExplainConfig) -> dict[str, Any]:
         "modalities": maps,
     }
     config.out_dir.mkdir(parents=True, exist_ok=True)
-    (config.out_dir / "attribution.json").write_text(json.dumps(results, indent=1, allow_nan=False) + "\n")
+    write_whole(config.out_dir / "attribution.json", json.dumps(results, indent=1, allow_nan=False) + "\n")
     write_attribution_report(config.out_dir, results)
     return results
