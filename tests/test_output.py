@@ -93,7 +93,9 @@ def test_a_link_stays_a_link(tmp_path: Path) -> None:
 
 
 def test_text_is_utf_8_where_the_machine_has_another_encoding(tmp_path: Path) -> None:
-    program = "import sys, pathlib, mcsp.output; mcsp.output.write_whole(pathlib.Path(sys.argv[1]), 'R\\u00b2 \\u982d\\n')"
+    program = (
+        "import sys, pathlib, mcsp.output; mcsp.output.write_whole(pathlib.Path(sys.argv[1]), 'R\\u00b2 \\u982d\\n')"
+    )
     environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     subprocess.run([sys.executable, "-c", program, str(tmp_path / "report.html")], check=True, env=environment)
     assert (tmp_path / "report.html").read_bytes().decode() == "R\u00b2 \u982d\n"

@@ -89,8 +89,9 @@ def predict(classifier_dir: Path, /, *recordings: Path, out: Path, about: Stated
     every class, or of a number value, low and high (of its interval); distance from
     the training data (1 is typical of them), closer (percent of held-out training
     units that were closer), flags (quality, missing channels, unlike the training
-    data, chance), error (why there is nothing else). The status is 1 where no
-    recording could be used.
+    data, chance), error (why there is nothing else). A recording that is further
+    away than all held-out units has no probability, or no interval: none is known
+    there. The status is 1 where no recording could be used.
 
     mcsp predict OUT_DIR/classifier RECORDINGS... --out table.tsv
 
@@ -120,10 +121,11 @@ def predict(classifier_dir: Path, /, *recordings: Path, out: Path, about: Stated
 
 
 def _in_words(row: dict[str, Any]) -> str:
+    sure = row["probability"] if row["class"] else row["low"]
     if row["class"]:
-        said = f"{row['class']}, probability {row['probability']:.2f}"
+        said = row["class"] + ("" if sure is None else f", probability {sure:.2f}")
     else:
-        said = f"{row['value']:.4g} ({row['low']:.4g} to {row['high']:.4g})"
+        said = f"{row['value']:.4g}" + ("" if sure is None else f" ({sure:.4g} to {row['high']:.4g})")
     return f"{said}; {row['flags']}" if row["flags"] else said
 
 

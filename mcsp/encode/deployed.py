@@ -73,9 +73,10 @@ class Prediction:
         recording: its file, or what it is.
         modality: of the recording.
         label: the class, or ``""`` where there is none.
-        probabilities: calibrated, by class; empty for a regression.
+        probabilities: calibrated, by class; empty for a regression, and for a recording that is further from the
+            training data than every held-out unit: there, nothing is known of how often the class is right.
         value: the number of a regression, else None.
-        interval: around it, from errors of held-out training units; else None.
+        interval: around it, from errors of held-out training units; else None, as for probabilities.
         distance: from the training data, 1 for a typical unit of them; None where it was not encoded.
         closer: percent of held-out training units that were closer.
         flags: what a user should know before trusting it: quality, channels, unlike the training data.
@@ -177,6 +178,7 @@ class LoadedClassifier:
         distance = distance_from(head.arrays, features_F)
         percentiles = head.facts["distances"]
         closer = float(np.interp(distance, percentiles, np.linspace(0, 100, len(percentiles))))
+        far = distance > percentiles[-1]
         flags = [*_unlike(distance, percentiles), *_channels(head.facts["channels"], encoded), *encoded.report.warnings]
         flags += _chance(head.facts["skill"])
         if head.facts["simulated"]:
@@ -188,11 +190,11 @@ class LoadedClassifier:
             if not least <= value <= largest:
                 flags.append(f"outside of the training labels, which are {least:g} to {largest:g}")
             interval = (value - half, value + half)
-            return replace(found, value=value, interval=interval, flags=tuple(flags))
+            return replace(found, value=value, interval=None if far else interval, flags=tuple(flags))
         p_O = np.exp(score_O - score_O.max())
         probabilities = dict(zip(self.classes, (p_O / p_O.sum()).tolist(), strict=True))
         label = chosen(probabilities, head.facts["threshold"])
-        return replace(found, label=label, probabilities=probabilities, flags=tuple(flags))
+        return replace(found, label=label, probabilities={} if far else probabilities, flags=tuple(flags))
 
 
 def chosen(probabilities: dict[str, float], threshold: float | None) -> str:
@@ -293,6 +295,8 @@ def _name(recording: Any) -> str:
 def _unlike(distance: float, percentiles: list[float]) -> list[str]:
     limit = float(np.interp(UNUSUAL, np.linspace(0, 100, len(percentiles)), percentiles))
     found = f"distance {distance:.2f}, {UNUSUAL} % of new subjects there are below {limit:.2f}"
+    if distance > percentiles[-1]:
+        found += f" and all below {percentiles[-1]:.2f}: how sure it is cannot be known"
     return [f"unlike the training data: {found}"] if distance > limit else []
 
 

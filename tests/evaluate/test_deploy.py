@@ -30,6 +30,7 @@ from mcsp.evaluate.deploy import (
 )
 from mcsp.evaluate.features import learned_parts, measured_parts
 from mcsp.evaluate.units import Labelled, read_labels
+from mcsp.model.weights import write_sums
 
 CUT = {"windows_per_recording": 2, "window_seconds": {"eeg": 10.0, "fmri": 30.0}}
 
@@ -105,6 +106,32 @@ def test_a_recording_that_differs_from_the_training_is_flagged(folder: Path, cor
     noisy = classifier.predict(noise)
     assert usual.distance is not None and noisy.distance is not None and noisy.distance > 1.5 * usual.distance
     assert noisy.closer == 100 and any(flag.startswith("unlike the training data") for flag in noisy.flags)
+
+
+def test_beyond_all_held_out_units_there_is_no_probability_and_no_interval(
+    folder: Path, corpus_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At the 96th percentile a recording is flagged; beyond the last one nothing says how sure a class is."""
+    file, copy = files(corpus_dir, "eeg/*_eeg.edf")[0], tmp_path / "classifier"
+    distance = LoadedClassifier(folder).predict(file).distance
+    assert distance is not None
+    facts = json.loads((folder / "classifier.json").read_text())
+    shutil.copytree(folder, copy)
+    for furthest, known in ((distance + 0.01, True), (distance - 0.01, False)):
+        for number in (False, True):
+            facts["heads"]["eeg"]["distances"] = [0.0] * 20 + [furthest]
+            facts["task"]["kind"] = "regression" if number else "classification"
+            facts["heads"]["eeg"] |= {"interval": {"coverage": 0.9, "half_width": 2.0}, "range": [-100, 100]}
+            (copy / "classifier.json").write_text(json.dumps(facts))
+            write_sums(copy)
+            assert run(["predict", str(copy), str(file), "--out", str(tmp_path / "table.tsv")]) == 0
+            (row,) = table(tmp_path / "table.tsv")
+            told = capsys.readouterr().err
+            sure = ["low", "high"] if number else ["probability", *(f"p({name})" for name in facts["task"]["classes"])]
+            assert all((row[name] != "n/a") == known for name in sure) and row["flags"].startswith("unlike")
+            assert row["value" if number else "class"] != "n/a" and (float(row["closer"]) < 100) == known
+            assert ("how sure it is cannot be known" in told) != known
+            assert (" to " in told.split(";")[0] if number else "probability" in told) == known
 
 
 def test_the_command_writes_a_row_for_every_recording_with_a_class_or_a_reason(
