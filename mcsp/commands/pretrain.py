@@ -1,7 +1,6 @@
 """``mcsp pretrain``, in one process or under the deepspeed launcher; of its runs ``mcsp plot`` and ``mcsp export``."""
 
 import faulthandler
-import json
 import os
 import signal
 import socket
@@ -109,8 +108,8 @@ def _start(ranks: int, config: PretrainConfig, check: bool, verbose: bool) -> in
     environment = dict(os.environ)
     if not torch.cuda.is_available():
         environment.setdefault("DS_ACCELERATOR", "cpu")
-    settings = [f"{key}={json.dumps(value)}" for key, value in config.dump().items()]
-    command = [*starter(verbose), "--num_accelerators", str(ranks), "--module", "mcsp", "pretrain", *settings]
+    command = [*starter(verbose), "--num_accelerators", str(ranks), "--module", "mcsp", "pretrain"]
+    command += config.as_words()
     # In a session of its own: the launcher would answer Ctrl-C with tracebacks, and kill ranks that save for long.
     process = subprocess.Popen([*command, *(["--check"] if check else [])], env=environment, start_new_session=True)
     interrupts = 0
