@@ -67,7 +67,9 @@ def encode(
     require_place(model_dir, "model_dir")
     _require_table(out, (".tsv", ".npz"), recordings)
     from mcsp.encode.files import Features, encode_files, find_files, write_features
+    from mcsp.encode.recording import Options
 
+    Options(windows_per_recording, window_seconds, min_seconds=about.min_seconds)  # refused before the work
     cut = {"windows_per_recording": windows_per_recording, "window_seconds": window_seconds}
     files, good = find_files(recordings), 0
 
@@ -104,7 +106,9 @@ def predict(classifier_dir: Path, /, *recordings: Path, out: Path, about: Stated
     _require_table(out, (".tsv",), recordings)
     from mcsp.encode.deployed import LoadedClassifier
     from mcsp.encode.files import find_files, write_table
+    from mcsp.encode.recording import Options
 
+    Options(min_seconds=about.min_seconds)
     classifier = LoadedClassifier(classifier_dir, **asdict(about))
     files, good = find_files(recordings), 0
 

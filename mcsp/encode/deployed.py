@@ -25,8 +25,8 @@ from safetensors.numpy import load_file, save_file
 
 from mcsp.encode.extractor import FeatureExtractor
 from mcsp.encode.files import modality_of, reason_of
-from mcsp.encode.recording import EncodedRecording
-from mcsp.model.weights import SUMS_FILE, ExportedMCSP, write_pretrained, write_sums, write_tensors
+from mcsp.encode.recording import EncodedRecording, Report
+from mcsp.model.weights import SUMS_FILE, ExportedMCSP, verify_sums, write_pretrained, write_sums, write_tensors
 from mcsp.output import write_whole
 from mcsp.outside import read_object, sha256_file
 from mcsp.schema import Modality
@@ -125,6 +125,8 @@ class LoadedClassifier:
         self.heads = _read_heads(self.folder, self.facts)
         self._options = options
         self._extractors: dict[Modality, FeatureExtractor] = {}
+        for modality in self.heads:
+            self._try(modality)
 
     def predict(self, recording: Any, modality: Modality | None = None) -> Prediction:
         """What the classifier says of a file, an MNE Raw, an image or an array.
@@ -166,9 +168,27 @@ class LoadedClassifier:
         if modality not in self._extractors:
             facts = self.heads[modality].facts
             own = {name: facts[name] for name in ("windows_per_recording", "window_seconds")}
-            extractor = FeatureExtractor(self.folder / ENCODER, modality, **{**own, **self._options})
-            self._extractors[modality] = extractor.fit(None)
+            extractor = FeatureExtractor(self.folder / ENCODER, modality, **{**own, **self._options}).fit(None)
+            known, found = (len(x) for x in (self.heads[modality].arrays["mean_F"], extractor.feature_names_))
+            if known != found:
+                raise ValueError(f"{self.folder}: a head on {known} features, the encoder of {modality} has {found}")
+            self._extractors[modality] = extractor
         return self._extractors[modality]
+
+    def _try(self, modality: Modality) -> None:
+        """Raise ``ValueError`` where a head lacks something that a prediction needs, or has it in another shape."""
+        try:
+            zeros_1F = np.zeros((1, len(self.heads[modality].arrays["mean_F"])))
+            report = Report("", modality, (), {}, ())
+            judged = self._judged("", modality, EncodedRecording(zeros_1F[0], zeros_1F, np.zeros(1), 1.0, report))
+            if not np.isfinite(self.heads[modality].scores(zeros_1F[0])).all():
+                raise ValueError("not all of its numbers are finite")
+            json.dumps(judged.row(), allow_nan=False)
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+            raise ValueError(
+                f"{self.folder}: the head of {modality} is not whole ({type(error).__name__}: {error}); write it again "
+                "with mcsp evaluate or mcsp finetune"
+            ) from None
 
     def _judged(self, name: str, modality: Modality, encoded: EncodedRecording) -> Prediction:
         head = self.heads[modality]
@@ -273,10 +293,7 @@ def _read_facts(folder: Path) -> dict[str, Any]:
 
 def _read_heads(folder: Path, facts: dict[str, Any]) -> dict[Modality, Head]:
     path = folder / HEAD_FILE
-    digests = dict(line.split(maxsplit=1)[::-1] for line in (folder / SUMS_FILE).read_text().splitlines())
-    for name in (JSON_FILE, HEAD_FILE):
-        if not (folder / name).is_file() or digests.get(name) != sha256_file(folder / name):
-            raise ValueError(f"{folder / name}: expected the file of {SUMS_FILE}, found another or none")
+    verify_sums(folder, (JSON_FILE, HEAD_FILE))
     try:
         arrays = load_file(path)
     except SafetensorError as error:

@@ -43,6 +43,8 @@ class Features:
 def find_files(named: Iterable[str | Path]) -> list[Path]:
     """Files of recordings: those named, those of a pattern (``*.edf``), those of a BIDS dataset or below a folder.
 
+    Each once, and none that a system hides, as macOS does ``._sub-01_eeg.edf``.
+
     Raises:
         ValueError: a folder or a pattern without a recording.
     """
@@ -52,7 +54,8 @@ def find_files(named: Iterable[str | Path]) -> list[Path]:
         if (path / "dataset_description.json").is_file():
             these = [ref.path for ref in find_recordings(Site(path.name, path, False, None))]
         elif path.is_dir():
-            these = sorted(p for p in path.rglob("*") if p.name.lower().endswith((*EEG_EXTENSIONS, ".nii", ".nii.gz")))
+            known = (*EEG_EXTENSIONS, ".nii", ".nii.gz")
+            these = sorted(p for p in path.rglob("[!.]*") if p.name.lower().endswith(known))
         elif glob.has_magic(str(name)) and not path.exists():
             these = [Path(p) for p in sorted(glob.glob(str(name), recursive=True))]
         else:
@@ -60,7 +63,7 @@ def find_files(named: Iterable[str | Path]) -> list[Path]:
         if not these:
             raise ValueError(f"{name}: expected recordings, found none")
         found += these
-    return found
+    return list(dict.fromkeys(found))
 
 
 def modality_of(recording: Any) -> Modality:

@@ -68,7 +68,7 @@ def load_export(path: str | Path, kind: type[Model]) -> Model:
             f"{path / CONFIG_FILE}: expected format_version {FORMAT_VERSION}, found {found}; "
             "export the checkpoint again with this version, or load it with the one that wrote it"
         )
-    _verify_sums(path, (CONFIG_FILE, WEIGHTS_FILE, PREPROCESSING_FILE))
+    verify_sums(path, (CONFIG_FILE, WEIGHTS_FILE, PREPROCESSING_FILE))
     config = ModelConfig.parse(header.get("model", {}), str(path / CONFIG_FILE))
     try:
         _require_fitting_header(config, path / WEIGHTS_FILE)
@@ -160,11 +160,11 @@ def _require_same(expected: dict[str, tuple[int, ...]], found: dict[str, tuple[i
         )
 
 
-def _verify_sums(path: Path, names: tuple[str, ...]) -> None:
+def verify_sums(path: Path, names: tuple[str, ...]) -> None:
     """Raise ``ValueError`` unless every named file exists and has the digest that SHA256SUMS gives it."""
     missing = [name for name in (*names, SUMS_FILE) if not (path / name).is_file()]
     if missing:
-        raise ValueError(f"{path}: expected an exported model, but {', '.join(missing)} is missing")
+        raise ValueError(f"{path}: expected {', '.join(names)} and {SUMS_FILE}, but {', '.join(missing)} is missing")
     lines = (line.split(maxsplit=1) for line in read_bounded(path / SUMS_FILE).decode(errors="replace").splitlines())
     digests = {parts[1]: parts[0] for parts in lines if len(parts) == 2}
     for name in names:
