@@ -3,6 +3,7 @@
 import json
 import platform
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,7 +18,7 @@ from mcsp.encode.pretrained import PretrainedMCSP, from_pretrained
 from mcsp.evaluate import comparison
 from mcsp.evaluate.baselines import USUAL_COVARIATES, covariate_table, measure
 from mcsp.evaluate.bids_corpus import open_corpus
-from mcsp.evaluate.deploy import deploy_probe
+from mcsp.evaluate.deploy import FOLDER, deploy_probe
 from mcsp.evaluate.features import learned_parts, measured_parts
 from mcsp.evaluate.methods import PRETRAINED, UNTRAINED, Block, Described, Encoded
 from mcsp.evaluate.overlap import find_overlap, membership
@@ -63,8 +64,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     corpus = open_corpus(config, config.out_dir, model, columns)
     config = with_windows(config, model)
     runs = {config.label: config.model_copy(update={"more_labels": ()})}
-    for label in config.more_labels:
-        own = {"label": label, "out_dir": config.out_dir / re.sub(r"[^\w.-]", "_", label)}
+    for label, folder in label_folders(config.more_labels).items():
+        own: dict[str, Any] = {"label": label, "out_dir": config.out_dir / folder}
         own |= {"more_labels": (), "classes": None, "label_kind": None, "run_dir": None}
         runs[label] = config.model_copy(update=own)
     if len(runs) < len(labels):
@@ -80,6 +81,17 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         results = {**results, "config": config.published(), "more_labels": found}
         _write(config.out_dir / "results.json", results)
     return results
+
+
+def label_folders(labels: Sequence[str]) -> dict[str, str]:
+    """A name of a folder for each label, which no other label and no other output has."""
+    found: dict[str, str] = {}
+    for label in labels:
+        folder = re.sub(r"[^\w-]", "_", label)
+        while folder in ("corpus", FOLDER, *found.values()):
+            folder += "_"
+        found[label] = folder
+    return found
 
 
 def checked_labels(corpus: Corpus, config: EvaluateConfig) -> Labelled:
