@@ -228,8 +228,10 @@ def export(
 
 
 def read_evaluation(folder: Path) -> dict[str, Any]:
-    """The content of evaluate's results.json; ``ValueError`` where there is none."""
+    """The content of evaluate's results.json; ``ValueError`` where there is none, or that of another command."""
     path = folder / "results.json"
-    if not path.is_file():
-        raise ValueError(f"{path}: expected the results of mcsp evaluate, found none")
-    return read_object(path)
+    found = read_object(path) if path.is_file() else None
+    if found is None or "classification" not in found:
+        what = "none" if found is None else "those of another command"
+        raise ValueError(f"{path}: expected the results of mcsp evaluate, found {what}")
+    return found

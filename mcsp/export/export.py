@@ -62,6 +62,7 @@ def write_export(
             give back the same numbers.
     """
     check_out_dir(out_dir)
+    out_dir = out_dir.absolute()  # "." has no name to write aside with
     model = _model(weights, manifest, corpus, dtype, modalities)
     out_dir.parent.mkdir(parents=True, exist_ok=True)
     aside = out_dir.with_name(f".{out_dir.name}.{os.getpid()}.partial")
