@@ -16,6 +16,7 @@ from mcsp.export import export
 from mcsp.model.mcsp import MCSP
 from mcsp.model.weights import WEIGHTS_FILE
 from mcsp.outside import sha256_file
+from tests.evaluate.report.results import evaluation
 
 CONFIG = ModelConfig(domains=("temporal",))
 
@@ -39,6 +40,20 @@ def manifest(corpus: Corpus, tmp_path: Path) -> dict[str, Any]:
 def weights(seed: int) -> dict[str, torch.Tensor]:
     torch.manual_seed(seed)
     return MCSP(CONFIG).state_dict()
+
+
+def test_the_card_says_where_results_are_of_other_weights(
+    corpus: Corpus, manifest: dict[str, Any], tmp_path: Path
+) -> None:
+    export.write_export(weights(1), manifest, [], corpus, tmp_path / "model")
+    results = evaluation("text")
+    results["classification"][0]["features"] = "pretrained"
+    results["model"]["weights_sha256"] = sha256_file(tmp_path / "model" / "model.safetensors")
+    for seed, others in ((1, False), (2, True)):
+        export.write_export(weights(seed), manifest, [], corpus, tmp_path / "model", evaluation=results)
+        card = (tmp_path / "model" / "README.md").read_text()
+        assert ("**These are results of other weights**" in card) == others
+        assert ("model-index" in card) != others and "| eeg | kfold | pretrained" in card
 
 
 def test_what_is_loaded_again_with_other_numbers_is_no_export(
