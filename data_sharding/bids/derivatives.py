@@ -30,7 +30,7 @@ def siblings(ref: RecordingRef, *suffixes: str) -> list[Path]:
     return [
         folder / name
         for name in sorted(os.listdir(folder))
-        if name.endswith(suffixes) and _run(name) == run and folder / name != ref.path
+        if name.endswith(suffixes) and _run(name) == run and name != ref.path.name
     ]
 
 
@@ -108,7 +108,8 @@ def sidecars_of_run(ref: RecordingRef) -> list[Path]:
     for root in raw_roots(ref):
         for depth in range(len(parts), -1, -1):
             folder = root.joinpath(*parts[:depth])
-            names = sorted(os.listdir(folder)) if folder.is_dir() and folder != ref.path.parent else []
+            names = os.listdir(folder) if folder != ref.path.parent and folder.is_dir() else []
+            names = sorted(name for name in names if name.endswith("bold.json"))
             # BIDS's rule of inheritance: a sidecar says of every file that has all of its entities.
             for name in names:
                 if name.endswith("_bold.json") and all(ref.entities.get(k) == v for k, v in _run(name).items()):

@@ -26,7 +26,7 @@ from mcsp.data_sharding.bids.derivatives import acquisition_time, inputs_of, raw
 from mcsp.data_sharding.bids.find import RecordingRef, Site, find_recordings, is_read
 from mcsp.data_sharding.bids.reasons import RecordingError, reading
 from mcsp.data_sharding.bids.remote import local_copy
-from mcsp.data_sharding.bids.tables import require_content, require_inside
+from mcsp.data_sharding.bids.tables import real_folder, require_content, require_inside
 from mcsp.data_sharding.bids.write import write_eeg, write_json, write_parcellated_bold, write_parcellation
 from mcsp.data_sharding.clean.eeg import read_eeg
 from mcsp.data_sharding.clean.fmri import read_fmri
@@ -101,6 +101,7 @@ def _read(
     ref: RecordingRef, config: CorpusConfig, memory: int, programs: list[Path] | None
 ) -> SharedArray | tuple[str, str]:
     """A recording in ``memory``, or reason and detail; ``programs`` None: without limits."""
+    real_folder.cache_clear()
     try:
         with local_copy(ref) as here:
             if programs is not None:
@@ -141,10 +142,14 @@ def _limit_to_recording(ref: RecordingRef, programs: list[Path]) -> None:
     A link is read where it leads, if that is in the dataset. Files of its annex have no names that tell whose they are.
     """
     roots = [ref.site.root, *raw_roots(ref)]
-    trusted = [root.resolve() for root in (*roots, *(ref.site.trusted or ()))]
+    trusted = [real_folder(root) for root in (*roots, *(ref.site.trusted or ()))]
     folder = ref.path.parent
-    elsewhere = [path for path in inputs_of(ref) if path.parent != folder or path.is_symlink()]
-    own = [path.resolve() for path in (folder, *elsewhere)]
+    own = [real_folder(folder)]
+    for path in inputs_of(ref):
+        if path.is_symlink():
+            own.append(path.resolve())
+        elif path.parent != folder:
+            own.append(real_folder(path.parent) / path.name)
     own = [path for path in own if any(path.is_relative_to(root) for root in trusted)]
     own += [ref.site.root / ".git" / "annex" / "objects", *(ref.site.trusted or ())]
     if ref.site.label_image is not None:
