@@ -46,7 +46,7 @@ def pipeline_root(ref: RecordingRef) -> Path:
 @lru_cache(maxsize=4)  # asked for several times of one recording; a dataset may change before the next build
 def _pipeline_root(inside: Path, root: Path) -> Path:
     for folder in (inside, *inside.parents):
-        if (folder / "dataset_description.json").is_file() or folder.parent.name == "derivatives":
+        if os.path.isfile(f"{folder}/dataset_description.json") or folder.parent.name == "derivatives":
             return folder
         if folder == root:
             break
@@ -86,6 +86,8 @@ def atlas_files(ref: RecordingRef, segmentation: str) -> list[Path]:
     found: list[Path] = []
     for root in dict.fromkeys((pipeline_root(ref), ref.site.root)):
         for place in _ATLASES:
+            if not os.path.isdir(f"{root}/{place}"):
+                continue
             for folder in (root / place / f"atlas-{segmentation}", root / place):
                 if folder.is_dir():
                     found += [folder / name for name in sorted(os.listdir(folder)) if _is_dseg(name, segmentation)]
@@ -104,17 +106,16 @@ def sidecars_of_run(ref: RecordingRef) -> list[Path]:
     """Sidecars of images of the same run: beside the recording, and at the raw dataset's own places."""
     found = siblings(ref, "_bold.json")
     subject, session = (ref.entities.get(name, "") for name in ("subject", "session"))
-    parts = [f"sub-{subject}", *([f"ses-{session}"] if session else []), "func"]
+    parts, own = [f"sub-{subject}", *([f"ses-{session}"] if session else []), "func"], str(ref.path.parent)
     for root in raw_roots(ref):
         for depth in range(len(parts), -1, -1):
-            folder = root.joinpath(*parts[:depth])
-            names = os.listdir(folder) if folder != ref.path.parent and folder.is_dir() else []
-            names = sorted(name for name in names if name.endswith("bold.json"))
+            folder = os.path.join(root, *parts[:depth])
+            names = os.listdir(folder) if folder != own and os.path.isdir(folder) else []
             # BIDS's rule of inheritance: a sidecar says of every file that has all of its entities.
-            for name in names:
-                if name.endswith("_bold.json") and all(ref.entities.get(k) == v for k, v in _run(name).items()):
-                    found.append(folder / name)
-            found += [folder / "bold.json"] if "bold.json" in names else []
+            for name in sorted(name for name in names if name.endswith("_bold.json")):
+                if all(ref.entities.get(k) == v for k, v in _run(name).items()):
+                    found.append(Path(folder, name))
+            found += [Path(folder, "bold.json")] if "bold.json" in names else []
     return list(dict.fromkeys(found))
 
 
