@@ -146,3 +146,15 @@ def test_an_array_of_another_shape_and_a_table_of_another_encoding_are_refused(t
 def test_of_values_in_the_first_line_the_first_is_shown() -> None:
     with pytest.raises(RecordingError, match=r"a.tsv: the first line holds values \(1.5\), expected the names"):
         check_names(["left", "1.5", "-2.5", "nan"], "a.tsv")
+
+
+def test_a_column_that_rises_by_uneven_steps_counts_the_rows_from_twenty_two_rows_on(tmp_path: Path) -> None:
+    """Fewer may be a drift; by even steps four are enough."""
+    rising_T = np.arange(22.0) ** 1.5
+    for rows in (21, 22):
+        path = written(tmp_path / "a.tsv", text_of(np.c_[rising_T, values_TP(22)[:, :2]][:rows], "\t", HEADER))
+        if rows == 21:
+            assert read_series(path)[1] == NAMES
+        else:
+            with pytest.raises(RecordingError, match="column 'left' counts the rows"):
+                read_series(path)
