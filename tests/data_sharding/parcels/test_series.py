@@ -32,6 +32,7 @@ def text_of(x_TP: np.ndarray, separator: str = "\t", header: str = "", newline: 
         ("a.tsv", text_of(values_TP(), "\t", "\t".join(NAMES)), NAMES),
         ("a.tsv", text_of(values_TP(), "\t", "\t".join(NAMES), "\r\n"), NAMES),
         ("a.tsv", "\ufeff" + text_of(values_TP(), "\t", "1\t2\t3"), ["1", "2", "3"]),
+        ("a.tsv", text_of(values_TP(), "\t", "\t".join(NAMES), "\t\n")[:-2] + "\t\n", NAMES),  # a tab at each end
         ("a.csv", text_of(values_TP(), ",", ",".join(NAMES)), NAMES),
         ("a.csv", text_of(values_TP(), ","), None),
         ("a.csv", text_of(values_TP(), ",", "0,1,2"), ["0", "1", "2"]),
