@@ -3,9 +3,15 @@
 import pytest
 
 from mcsp.schema import (
+    BLOCK_SAMPLES,
+    BRAIN_CENTRE_MM,
+    BRAIN_HALF_AXES_MM,
     DOMAINS,
+    HIGHEST_HZ,
     MODALITIES,
+    SCALE_FREE,
     SPLITS,
+    UNITS,
     VIEWS,
     Purpose,
     mix64,
@@ -42,6 +48,13 @@ def test_words_and_their_order() -> None:
     assert (MODALITIES, DOMAINS) == (("fmri", "eeg"), ("spatial", "temporal", "spectral"))
     assert (SPLITS, VIEWS) == (("train", "validation", "test"), (0, 1))
     assert units_of("eeg") == ("uV",) and units_of("fmri") == ("percent", "a.u.")
+
+
+def test_units_and_limits_are_those_that_corpora_were_built_with() -> None:
+    assert HIGHEST_HZ == {"eeg": 45.0, "fmri": 0.25}
+    assert UNITS == {"eeg": "uV", "fmri": "percent"} and SCALE_FREE == "a.u."
+    assert BLOCK_SAMPLES == {"eeg": 400, "fmri": 10}
+    assert BRAIN_CENTRE_MM == (0.0, -18.0, 16.0) and BRAIN_HALF_AXES_MM == (66.0, 82.0, 56.0)
 
 
 def test_the_number_of_every_purpose_is_written_out() -> None:

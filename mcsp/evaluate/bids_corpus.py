@@ -12,6 +12,7 @@ from mcsp.data_sharding.store.reader import Corpus
 from mcsp.encode.pretrained import PretrainedMCSP
 from mcsp.encode.recording import cleaning_of
 from mcsp.evaluate.units import ENTITIES
+from mcsp.outside import read_text
 from mcsp.schema import Modality
 
 KEY_VARIABLE = "MCSP_SUBJECT_KEY"
@@ -46,7 +47,7 @@ def open_corpus(config: LabelledConfig, out_dir: Path, model: PretrainedMCSP, co
     root = config.bids_root
     one = (root / "participants.tsv").is_file() or (root / "dataset_description.json").is_file()
     tables = root.glob("participants.tsv" if one else "*/participants.tsv")
-    heads = [table.read_text(encoding="utf-8-sig").splitlines()[0] for table in tables]
+    heads = [read_text(table).partition("\n")[0] for table in tables]
     present = {name.strip() for head in heads for name in head.split("\t")}
     out_dir.mkdir(parents=True, exist_ok=True)
     key_file = None

@@ -30,6 +30,7 @@ from mcsp.evaluate.readout.classifiers import LOGISTIC, RIDGE, cross_validate, o
 from mcsp.evaluate.readout.grams import fixed, gram
 from mcsp.evaluate.splits import Folds, k_fold, labelled_part, leave_site_out
 from mcsp.evaluate.units import Labelled, Unit, read_labels
+from mcsp.output import write_whole
 from mcsp.schema import Modality, Purpose, Window, random_key, unit_interval
 from mcsp.windows import longest_window, random_start, window_starts
 
@@ -277,7 +278,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         "notes": list(run.labelled.notes),
     }
     config.out_dir.mkdir(parents=True, exist_ok=True)
-    (config.out_dir / "results.json").write_text(json.dumps(results, indent=2, allow_nan=False) + "\n")
+    write_whole(config.out_dir / "results.json", json.dumps(results, indent=2, allow_nan=False) + "\n")
     if config.save_model:
         classifier, _ = run.train(np.arange(len(y_N)), len(run.folds.by_seed[0]))
         run.write(classifier, {"overlap": overlap.text, "corpus_index_hash": run.corpus.index_hash})

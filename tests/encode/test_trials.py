@@ -47,6 +47,16 @@ def test_a_bad_trial_costs_itself_alone(pretrained: PretrainedMCSP) -> None:
         pretrained.encode_epochs(mne.EpochsArray(x_NCT, cut.info, verbose="ERROR"), on_error="nan")
 
 
+@pytest.mark.parametrize(("sfreq", "samples"), [(512.0, 513), (500.0, 501), (173.61, 347)])
+def test_a_trial_of_any_rate_is_as_long_as_its_own_least_length(
+    pretrained: PretrainedMCSP, sfreq: float, samples: int
+) -> None:
+    """MNE cuts both ends of 0 to 1 s: 513 samples at 512 Hz, which are 1.00195 s before and 1 s after resampling."""
+    info = mne.create_info(CHANNELS[:7], sfreq, "eeg")
+    x_NCT = 1e-5 * np.random.default_rng(0).standard_normal((2, 7, samples))
+    assert pretrained.encode_epochs(mne.EpochsArray(x_NCT, info, verbose="ERROR"), line_hz=50).reasons == ["", ""]
+
+
 def test_long_trials_have_several_windows_and_short_ones_are_refused(pretrained: PretrainedMCSP) -> None:
     found = pretrained.encode_epochs(trials(20.0, 1), windows_per_recording=2)
     assert found.report.steps["windows"].startswith("2 of 10 s")

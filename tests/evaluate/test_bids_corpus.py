@@ -50,6 +50,24 @@ def test_a_bids_dataset_is_cleaned_as_the_pretraining_corpus_was(
     assert (tmp_path / "corpus" / "index.json").stat().st_mtime_ns == before
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "bids: no EEG or fMRI recordings found"),
+        ("participant_id\tdiagnosis\nsub-1\tMüller\n".encode("latin-1"), r"participants\.tsv: expected text in UTF-8"),
+    ],
+)
+def test_a_table_of_people_that_is_empty_or_of_another_encoding_is_named(
+    tmp_path: Path, content: bytes, message: str
+) -> None:
+    (tmp_path / "bids").mkdir()
+    (tmp_path / "bids" / "dataset_description.json").write_text("{}")
+    (tmp_path / "bids" / "participants.tsv").write_bytes(content)
+    config = EvaluateConfig(model_dir=tmp_path, bids_root=tmp_path / "bids", out_dir=tmp_path)
+    with pytest.raises(ValueError, match=message):
+        open_corpus(config, tmp_path / "out", model({}), ["diagnosis"])
+
+
 @pytest.mark.parametrize("given", [{}, {"corpus_dir": Path("a"), "bids_root": Path("b")}])
 def test_one_source_of_recordings_is_expected(given: dict, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="expected one of corpus_dir and bids_root"):

@@ -15,6 +15,7 @@ from mcsp.config import ModelConfig
 from mcsp.kernels.spectral import BOLD_BANDS_HZ, EEG_BANDS_HZ
 from mcsp.model.layers import SIZES, anchor_positions_mm, to_grid
 from mcsp.model.mcsp import MCSP
+from mcsp.model.temporal import TIME_BINS, TemporalEncoder
 from mcsp.schema import DOMAINS, HIGHEST_HZ, MODALITIES
 from tests.test_batch import window
 
@@ -234,3 +235,17 @@ def test_the_highest_band_ends_where_the_models_range_does() -> None:
     for modality, bands in (("eeg", EEG_BANDS_HZ), ("fmri", BOLD_BANDS_HZ)):
         spectral = MCSP(ModelConfig(modalities=(modality,))).encoder(modality, "spectral")
         assert max(high for _, high in bands.values()) == HIGHEST_HZ[modality] == pytest.approx(spectral.freqs_F()[-1])
+
+
+def test_bins_of_time_are_means_of_valid_patches_also_beside_gaps_and_for_few_patches() -> None:
+    """Patches that are all alike give every bin the same, whatever is missing; a bin that sees none is 0."""
+    valid_BP = torch.zeros(4, 40, dtype=torch.bool)
+    valid_BP[0], valid_BP[1, :3], valid_BP[2, :20:2], valid_BP[3, 39] = True, True, True, True
+    x_BPD = torch.where(valid_BP[..., None], torch.tensor([2.0, -3.0]), 99.0)
+    binned_BJD = TemporalEncoder._bin_time(x_BPD, valid_BP)
+    assert binned_BJD.shape == (4, TIME_BINS, 2)
+    torch.testing.assert_close(binned_BJD[:3], torch.tensor([2.0, -3.0]).expand(3, TIME_BINS, 2))
+    assert not binned_BJD[3, :-1].any() and binned_BJD[3, -1].tolist() == [2.0, -3.0]
+    rising_BPD = torch.arange(24.0)[None, :, None]
+    means = TemporalEncoder._bin_time(rising_BPD, torch.ones(1, 24, dtype=torch.bool))[0, 1:-1, 0]
+    torch.testing.assert_close(means, torch.arange(2.5, 22, 2))

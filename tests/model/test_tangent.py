@@ -15,6 +15,7 @@ from mcsp.model.tangent import (
     root_by_eigenvectors,
     root_by_products,
     root_correlation,
+    upper_triangle,
 )
 from tests.model.test_encoders import make_signal
 
@@ -147,3 +148,13 @@ def test_a_row_that_is_not_finite_leaves_the_others_alone() -> None:
         )  # fmt: skip
         torch.testing.assert_close(found[0], good, rtol=0, atol=1e-10)
         assert bool(found[1].isnan().any())
+
+
+def test_a_triangle_with_its_diagonal_has_the_length_and_the_products_of_the_whole_matrices() -> None:
+    a_BAA = torch.randn(2, 7, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    a_BAA = a_BAA + a_BAA.mT
+    triangle_BE = upper_triangle(a_BAA, diagonal=True)
+    assert triangle_BE.shape == (2, 28)
+    torch.testing.assert_close(triangle_BE @ triangle_BE.T, a_BAA.flatten(1) @ a_BAA.flatten(1).T)
+    above_BE = upper_triangle(a_BAA)
+    assert above_BE.shape == (2, 21) and (above_BE[0, :6] == a_BAA[0, 0, 1:]).all()

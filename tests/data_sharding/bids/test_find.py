@@ -195,3 +195,12 @@ def test_what_is_no_entity_tells_recordings_apart_and_is_refused(tmp_path: Path)
     with pytest.raises(RecordingError, match="'A' between its entities, expected each as key-label") as error:
         require_labels(refs[0])
     assert error.value.reason == "bad-name"
+
+
+def test_of_sidecars_in_one_folder_that_with_more_entities_wins(tmp_path: Path) -> None:
+    """In the order of their names the general one would come last."""
+    site = touch(tmp_path, "sub-1/eeg/sub-1_task-rest_eeg.edf")
+    write_json(tmp_path / "sub-1_task-rest_eeg.json", {"SamplingFrequency": 250, "EEGReference": "Cz"})
+    write_json(tmp_path / "task-rest_eeg.json", {"SamplingFrequency": 500, "PowerLineFrequency": 50})
+    [ref] = find_recordings(site)
+    assert read_sidecar(ref) == {"SamplingFrequency": 250, "EEGReference": "Cz", "PowerLineFrequency": 50}

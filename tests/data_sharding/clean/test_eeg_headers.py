@@ -12,6 +12,7 @@ from mcsp.data_sharding.bids.find import RecordingRef, ref_of_file
 from mcsp.data_sharding.bids.reasons import RecordingError
 from mcsp.data_sharding.clean.eeg import clean_eeg, read_eeg
 from mcsp.data_sharding.clean.eeg_files import open_raw
+from mcsp.data_sharding.clean.eeg_headers import EdfHeader, check_edf
 from mcsp.data_sharding.clean.recording import CleanRecording
 
 CHANNELS = ["Fp1", "Fp2", "C3", "C4", "O1", "O2"]
@@ -116,6 +117,20 @@ def test_records_with_times_are_continuous_unless_there_is_a_gap(tmp_path: Path)
     bare = with_record_times(write(tmp_path / "y_eeg.edf", signals(eeg_uv(), CHANNELS, SFREQ), spans), {})
     bare.write_bytes(bare.read_bytes().replace(b"+20\x14", b"n/a\x14"))
     assert "EDF+D that does not say when its records begin" in str(refusal(bare))
+
+
+def test_of_several_signals_of_annotations_the_first_has_the_clock(tmp_path: Path) -> None:
+    """The others hold annotations alone, and lie behind the signals or between them."""
+    labels, samples = ["Cz", "EDF Annotations", "Pz", "EDF Annotations"], [2, 8, 2, 6]
+    clock, path = {0: 0.0, 1: 1.0, 2: 4.5}, tmp_path / "x_eeg.edf"
+    parts = [
+        (b"CzCz", f"+{onset:g}\x14\x14".encode().ljust(16, b"\0"), b"PzPz", b"+7\x14move\x14".ljust(12, b"\0"))
+        for onset in clock.values()
+    ]
+    path.write_bytes(b"h" * 1280 + b"".join(piece for record in parts for piece in record))
+    header = EdfHeader("EDF+D", 1280, 3, 1.0, labels, ["uV", "", "uV", ""], samples, 2, [False] * 4)
+    with pytest.raises(RecordingError, match=r"with 1 gap, the first of 2\.5 s after 2 s"):
+        check_edf(path, header)
 
 
 def test_an_annotation_in_latin_1_costs_nothing_and_bad_spans_count(tmp_path: Path) -> None:

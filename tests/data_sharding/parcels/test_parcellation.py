@@ -2,12 +2,20 @@
 
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 
 from mcsp.data_sharding.bids.reasons import RecordingError
 from mcsp.data_sharding.bids.write import write_tsv
-from mcsp.data_sharding.parcels.parcellation import ParcelRow, Parcels, parcel_table, place_columns, require_places
+from mcsp.data_sharding.parcels.parcellation import (
+    ParcelRow,
+    Parcels,
+    parcel_table,
+    place_columns,
+    require_places,
+    voxels_of,
+)
 
 ROWS: list[ParcelRow] = [(f"CC_{i}", i, (10.0 * i, -10.0 * i, 5.0)) for i in (1, 2, 4)]
 X_TP = np.arange(15.0).reshape(5, 3)
@@ -98,3 +106,16 @@ def test_an_index_as_pandas_writes_it_and_the_background(tmp_path: Path) -> None
     path = tmp_path / "seg-A_dseg.tsv"
     write_tsv(path, ("index", "name"), [("0.0", "Background"), ("1.0", " left "), ("2.0", "right")])
     assert [row[:2] for row in parcel_table(path)] == [("left", 1), ("right", 2)]
+
+
+def test_labels_of_an_image_are_all_but_the_background_with_their_centres() -> None:
+    labels = np.zeros((6, 5, 4, 1))
+    labels[1, 2, 3], labels[2:5, 0, 0] = 7, 3
+    image = nibabel.Nifti1Image(labels, np.diag([2.0, 2, 2, 1]))
+    voxels, affine, present, centres_L3 = voxels_of(image, "a.nii")
+    assert voxels.shape == (6, 5, 4) and voxels.dtype == np.int32 and affine[0, 0] == 2
+    assert present == [3, 7]
+    np.testing.assert_array_equal(centres_L3, [[6, 0, 0], [2, 4, 6]])
+    for wrong in (np.zeros((6, 5, 4)), labels[..., 0] + 0.5, np.where(labels, np.nan, 0.0)[..., 0], labels[:, :, 0, 0]):
+        with pytest.raises(RecordingError, match="expected integer labels in three dimensions"):
+            voxels_of(nibabel.Nifti1Image(wrong, np.eye(4)), "a.nii")

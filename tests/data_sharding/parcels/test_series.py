@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from mcsp.data_sharding.bids.reasons import RecordingError
-from mcsp.data_sharding.parcels.series import read_series
+from mcsp.data_sharding.parcels.series import check_names, read_series
 
 NAMES = ["left", "right", "middle"]
 
@@ -108,3 +108,8 @@ def test_an_array_of_another_shape_and_a_table_of_another_encoding_are_refused(t
     with pytest.raises(RecordingError) as error:
         read_series(written(tmp_path / "a.tsv", "größe\tb\n1\t2\n", "latin-1"))
     assert error.value.reason == "bad-encoding"
+
+
+def test_of_values_in_the_first_line_the_first_is_shown() -> None:
+    with pytest.raises(RecordingError, match=r"a.tsv: the first line holds values \(1.5\), expected the names"):
+        check_names(["left", "1.5", "-2.5", "nan"], "a.tsv")
