@@ -74,14 +74,36 @@ class Windows:
             found.append(x_NF)
         return found[0], found[1].reshape(self.n_units, 2, -1)
 
+    def moments(self, model: MCSP) -> torch.Tensor:
+        """Of one window of every unit, what a start is made from ``(N, I, I)``."""
+        firsts = dict(reversed(self.cut))
+        signals = [collate([[firsts[i]]]).signals["fmri"] for i in range(self.n_units)]
+        return torch.stack([spatial(model).moment(signal) for signal in signals])
+
     def started(self, model: MCSP) -> MCSP:
-        """``model`` with its spatial tokens at the leading directions of one window of everybody."""
-        encoder = model.encoder("fmri", "spatial")
-        assert isinstance(encoder, SpatialEncoder)
-        firsts = list(dict(reversed(self.cut)).values())
-        signals = [collate([[w] for w in firsts[k : k + BATCH]]).signals["fmri"] for k in range(0, len(firsts), BATCH)]
-        encoder.start_at(torch.stack([encoder.moment(signal) for signal in signals]).sum(0))
+        """``model`` with its spatial tokens at the leading directions of all units."""
+        spatial(model).start_at(self.moments(model).sum(0))
         return model
+
+
+def spatial(model: MCSP) -> SpatialEncoder:
+    """The encoder of BOLD's connectivity."""
+    encoder = model.encoder("fmri", "spatial")
+    assert isinstance(encoder, SpatialEncoder)
+    return encoder
+
+
+def membership_of_start(moment_NII: torch.Tensor, numbers: int) -> float:
+    """AUROC of telling a random half of the people, whom a start is made from, from the rest.
+
+    By the share of a person's connectivity that its directions hold.
+    """
+    member_N = np.random.default_rng(0).permutation(len(moment_NII)) < len(moment_NII) // 2
+    leading_IK = torch.linalg.eigh(moment_NII[member_N].sum(0))[1][:, -numbers:]
+    held_N = torch.einsum("ik,nij,jk->n", leading_IK, moment_NII, leading_IK) / moment_NII.diagonal(dim1=1, dim2=2).sum(
+        1
+    )
+    return float(roc_auc_score(member_N, held_N.numpy()))
 
 
 def random_like(model: MCSP, **changes: Any) -> MCSP:
@@ -189,10 +211,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     told = {ROOT_ROW: {"same_person": identification(np.stack(ruler.halves, 1), sites)}}
     told[ROOT_ROW]["site_auroc"] = site_auroc(halves.x_NF, sites)
     found = compared(scorer, windows, exports, denoised, told)
+    numbers = spatial(first).h_width // spatial(first).n_anchors
+    given_away = membership_of_start(windows.moments(first), numbers)
     people = len(set(labelled.subjects))
     content = {
         **made_by(PACKAGES), "people": people, "label": arguments.label, "splits_sha256": scorer.folds.sha256,
-        "rows": scorer.found, "beside_the_label": told, "differences": found,
+        "rows": scorer.found, "beside_the_label": told, "differences": found, "membership_of_start": given_away,
     }  # fmt: skip
     out = arguments.out or ROOT / "benchmarks" / "results" / f"spatial_tokens_{people}.json"
     out.write_text(json.dumps(content, indent=1) + "\n")

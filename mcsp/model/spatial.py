@@ -105,7 +105,7 @@ class SpatialEncoder(nn.Module):
         No other directions lose less of the rows (Eckart and Young, 1936). Tokens stay of about unit size.
         """
         leading_DI = torch.linalg.eigh(moment_II)[1].flip(1).mT[: len(self.embed.weight)]
-        scale = math.sqrt(len(leading_DI) / len(moment_II)) / TYPICAL[self.form]
+        scale = math.sqrt(len(self.embed.weight) / len(moment_II)) / TYPICAL[self.form]
         self.embed.weight.zero_()[: len(leading_DI)] = scale * leading_DI
         self.encoder.narrow.weight.zero_().diagonal().fill_(1.0)
 
