@@ -39,6 +39,7 @@ class Channels(NamedTuple):
     coherence_BKCC: Tensor | None  # EEG: imaginary coherence of each band
     valid_BT: Tensor
     factor_BCC: Tensor | None = None  # of standardised channels, where they are fewer than anchors
+    fourth_B: Tensor | None = None  # fourth moment of their norm, there
 
 
 class Connectivity(NamedTuple):
@@ -133,17 +134,18 @@ class SpatialEncoder(nn.Module):
         # The root of 0 has an infinite gradient, of which the samples of a flat channel would get NaN.
         std_BC = variance_BC.clamp_min(torch.finfo(variance_BC.dtype).tiny).sqrt()
         channels = Channels(centred_BCT, std_BC, coherence_BKCC, signal.time_valid_BT)
-        return channels._replace(factor_BCC=self._factor(channels))
+        return self._with_factor(channels)
 
-    def _factor(self, channels: Channels) -> Tensor | None:
-        """What the correlation of anchors is made from where that is the shorter way: on a CPU, without a gradient."""
+    def _with_factor(self, channels: Channels) -> Channels:
+        """With what the correlation of anchors is made from where that is shorter: on a CPU, without a gradient."""
         x_BCT = channels.centred_BCT
         if self.form != "logarithm" or self.by_products or x_BCT.device.type != "cpu":
-            return None
+            return channels
         if x_BCT.shape[1] >= min(self.n_anchors, x_BCT.shape[2]) or (x_BCT.requires_grad and torch.is_grad_enabled()):
-            return None
+            return channels
         with torch.autocast("cpu", enabled=False):
-            return channel_factor(x_BCT, _reciprocal(channels.std_BC), channels.valid_BT)
+            factor_BCC, fourth_B = channel_factor(x_BCT, _reciprocal(channels.std_BC), channels.valid_BT)
+        return channels._replace(factor_BCC=factor_BCC, fourth_B=fourth_B)
 
     def at_anchors(self, channels: Channels, weights_BAC: Tensor) -> Connectivity:
         """Channels carried to the anchors by ``weights_BAC``, which are zero where a channel takes no part."""
@@ -161,10 +163,9 @@ class SpatialEncoder(nn.Module):
         scale_BC = _reciprocal(channels.std_BC)
         unit_BAC = weights_BAC.to(channels.std_BC.dtype) * scale_BC[:, None]
         with torch.autocast(unit_BAC.device.type, enabled=False):  # bf16 is too coarse for products over time
-            if form == "logarithm" and channels.factor_BCC is not None:
-                return log_correlation_of_mixture(
-                    weights_BAC, channels.centred_BCT, scale_BC, channels.factor_BCC, channels.valid_BT
-                )
+            if form == "logarithm" and channels.factor_BCC is not None and channels.fourth_B is not None:
+                of_window = scale_BC, channels.factor_BCC, channels.fourth_B, channels.valid_BT
+                return log_correlation_of_mixture(weights_BAC, channels.centred_BCT, *of_window)
             if form == "logarithm":
                 return log_correlation(unit_BAC @ channels.centred_BCT, channels.valid_BT, self.by_products)
             # A root makes 3e-4 of the 1e-7 that float32 leaves of an eigenvalue that is zero; shrinkage covers that.
