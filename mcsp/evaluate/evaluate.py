@@ -29,7 +29,9 @@ from mcsp.evaluate.scores import BOOTSTRAP_SEED
 from mcsp.evaluate.splits import k_fold
 from mcsp.evaluate.units import Labelled, read_labels
 from mcsp.model.mcsp import MCSP
+from mcsp.model.weights import WEIGHTS_FILE
 from mcsp.output import write_whole
+from mcsp.outside import sha256_file
 from mcsp.run_log import read_metrics
 from mcsp.schema import MODALITIES, Modality
 from mcsp.version import __version__
@@ -123,7 +125,11 @@ def evaluate_label(model: PretrainedMCSP, corpus: Corpus, labelled: Labelled, co
         "versions": versions(),
         "config": config.published(),
         "corpus_index_hash": corpus.index_hash,
-        "model": {"parameters": sum(p.numel() for p in model.parameters()), "config": model.config.dump()},
+        "model": {
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "config": model.config.dump(),
+            "weights_sha256": sha256_file(config.model_dir / WEIGHTS_FILE),
+        },
         "label": labelled.described(config.label),
         "sites": {
             s: {"simulated": simulated, "units": labelled.sites.count(s)}

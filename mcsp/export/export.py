@@ -23,6 +23,7 @@ from mcsp.export.card import model_card
 from mcsp.model.mcsp import MCSP
 from mcsp.model.weights import CONFIG_FILE, SUBJECTS_FILE, WEIGHTS_FILE, load_weights, write_pretrained, write_sums
 from mcsp.output import write_whole
+from mcsp.outside import sha256_file
 from mcsp.schema import KEY_FINGERPRINT, MODALITIES, UNITS, Modality, units_of
 
 CURVES_FILE, PROGRAMS_FILE = "loss.png", "programs.json"
@@ -74,8 +75,9 @@ def write_export(
         curves = write_curves(metrics, aside)
         programs = write_programs(model, corpus, manifest["config"]["window_seconds"], aside, formats)
         card = model_card(
-            model, manifest, metrics, corpus, preprocessing, len(subjects), evaluation, curves, programs, contact, terms
-        )
+            model, manifest, metrics, corpus, preprocessing, len(subjects), evaluation, curves, programs, contact,
+            terms, sha256_file(aside / WEIGHTS_FILE),
+        )  # fmt: skip
         write_whole(aside / "README.md", card)
         write_sums(aside)
         check_same(model, from_pretrained(aside))

@@ -119,6 +119,12 @@ def write_sums(folder: Path) -> None:
     write_whole(folder / SUMS_FILE, "".join(f"{sha256_file(p)}  {p.name}\n" for p in files))
 
 
+def read_sums(folder: Path) -> dict[str, str]:
+    """Digest of each file that ``SHA256SUMS`` names."""
+    lines = (line.split(maxsplit=1) for line in read_bounded(folder / SUMS_FILE).decode(errors="replace").splitlines())
+    return {parts[1]: parts[0] for parts in lines if len(parts) == 2}
+
+
 def load_weights(model: MCSP, weights: dict[str, Tensor], source: str) -> None:
     """Copy ``weights`` into ``model``.
 
@@ -165,8 +171,7 @@ def verify_sums(path: Path, names: tuple[str, ...]) -> None:
     missing = [name for name in (*names, SUMS_FILE) if not (path / name).is_file()]
     if missing:
         raise ValueError(f"{path}: expected {', '.join(names)} and {SUMS_FILE}, but {', '.join(missing)} is missing")
-    lines = (line.split(maxsplit=1) for line in read_bounded(path / SUMS_FILE).decode(errors="replace").splitlines())
-    digests = {parts[1]: parts[0] for parts in lines if len(parts) == 2}
+    digests = read_sums(path)
     for name in names:
         found = sha256_file(path / name)
         if digests.get(name) != found:

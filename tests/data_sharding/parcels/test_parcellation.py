@@ -119,3 +119,10 @@ def test_labels_of_an_image_are_all_but_the_background_with_their_centres() -> N
     for wrong in (np.zeros((6, 5, 4)), labels[..., 0] + 0.5, np.where(labels, np.nan, 0.0)[..., 0], labels[:, :, 0, 0]):
         with pytest.raises(RecordingError, match="expected integer labels in three dimensions"):
             voxels_of(nibabel.Nifti1Image(wrong, np.eye(4)), "a.nii")
+
+
+def test_columns_of_no_known_parcellation_are_numbered_from_one() -> None:
+    x_TP, parcels = place_columns(X_TP, None, [], "a.tsv")
+    assert x_TP is X_TP and parcels.names == ["parcel-1", "parcel-2", "parcel-3"]
+    assert parcels.positions_P3.shape == (3, 3) and np.isnan(parcels.positions_P3).all()
+    assert place_columns(X_TP, ["a", "b", "c"], [], "a.tsv")[1].names == ["a", "b", "c"]
