@@ -54,6 +54,7 @@ class Scorer:
     def __init__(self, labelled: Labelled, folds: Folds, few: Mapping[str, float] = FEW) -> None:
         """Of all units, in ``folds``; ``few`` are fractions of the labels by the name of their score."""
         self.labelled, self.folds, self.few, self.found = labelled, folds, few, dict[str, dict[str, float]]()
+        self.score_of: dict[str, np.ndarray] = {}  # (P, S, N): all labels, then draws of few of them
 
     def add(self, name: str, readout: Readout) -> None:
         """Score and print."""
@@ -70,6 +71,7 @@ class Scorer:
             "auroc": float(scores.pooled(score_PSN[0], y_N, once)[0]),
             "auroc_sites": float(np.mean([value_R[0] for value_R in within.values()])),
         }
+        self.score_of[name] = score_PSN
         draws = [scores.pooled(score_SN, y_N, once)[0] for score_SN in score_PSN[1:]]
         self.found[name] |= {key: float(np.mean(draws[i * DRAWS :][:DRAWS])) for i, key in enumerate(self.few)}
         print(f"{name:<60}", {k: round(v, 3) for k, v in self.found[name].items()}, flush=True)

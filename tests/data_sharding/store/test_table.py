@@ -71,6 +71,18 @@ def test_rows_come_back_as_they_went_in(tmp_path: Path) -> None:
             table[wrong]
 
 
+def test_a_list_that_rows_share_is_looked_at_once_and_one_that_is_equal_is_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rows = [recording(key) for key in "abcdef"]
+    shared = [replace(row, channels=rows[0].channels, positions_mm=rows[0].positions_mm) for row in rows]
+    asked: list[object] = []
+    key = table_write._key
+    monkeypatch.setattr(table_write, "_key", lambda value: asked.append(value) or key(value))
+    assert encode_table(rows) == encode_table(shared)
+    assert sum(value is rows[0].channels for value in asked) == 2  # once in either table
+
+
 def test_an_empty_table_has_no_rows(tmp_path: Path) -> None:
     table = opened(tmp_path / "t", [])
     assert list(table) == [] and dict(Samples(table)) == {} and table.column("sfreq").shape == (0,)
