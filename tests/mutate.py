@@ -141,6 +141,8 @@ REASONS: dict[str, str] = {
     "(longest < LEAST_VALID_SHARE * self._lengths)": "the same: rows without spans are valid where they are looked at",
     "data_sharding/clean/fmri_files.py: +    if voxels.shape != image.shape[:3] or not "
     "np.allclose(affine, image.affine, atol= -0.999):": "the same voxels: each is the nearest of its own place",
+    "mcsp/model/spatial.py: +    count_B11 = channels.valid_BT.sum(-1).clamp_min( 2).to(channels.std_BC.dtype)"
+    "[:, None, None]": "the same: of one sample nothing is left without its mean",
     "mcsp/training/health.py: +        self.not_finite = 0 if math.isfinite(loss) and math.isfinite(norm or 1.0) "
     "else self.not_finite + 1": "the same: both are finite",
     'mcsp/training/saving/checkpoint.py: +        json.dump({**manifest, "digest": _manifest_digest(manifest)}, '

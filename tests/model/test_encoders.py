@@ -282,3 +282,14 @@ def test_places_in_time_are_waves_of_two_patches_to_ten_minutes(model, monkeypat
     assert set(asked) == {
         (2 * model.config.eeg_patch_seconds, 600.0), (2 * model.config.fmri_patch_seconds, 600.0),
     }  # fmt: skip
+
+
+@torch.no_grad()
+def test_the_level_at_an_anchor_follows_amplitude_from_a_hundredth_of_a_unit_on(model) -> None:
+    signal, encoder = make_signal("fmri"), model.encoder("fmri", "spatial")
+    weights_BAC = encoder.anchors(signal)
+    loud = encoder.measure(signal).level_BA
+    for factor, least in ((0.1, 1e-3), (0.03, 1e-2)):
+        quiet = encoder.measure(signal.replace(x_BCT=factor * signal.x_BCT)).level_BA
+        expected = loud + np.log10(factor) * weights_BAC.sum(-1)
+        torch.testing.assert_close(quiet, expected, rtol=0, atol=least)
