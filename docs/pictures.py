@@ -94,16 +94,16 @@ def chain(texts: Sequence[tuple[str, str]], x: float, width: float, height: floa
 
 
 def overview() -> Drawing:
-    """From recordings to predictions."""
+    """From recordings to predictions; no wider than a phone shows without making letters smaller."""
     texts = [
         ("Recordings\nBIDS, many sites\nEEG and fMRI", BLUE),
         ("Corpus\ncleaned, checked\nno names", SKY),
         ("Pretraining\nno labels\nDeepSpeed", ORANGE),
         ("Weights\nsafetensors\nmodel card", GREEN),
-        ("Your recordings\nfeatures\npredictions", PINK),
+        ("Your recordings: features, predictions", PINK),
     ]
-    places = [(0, 10.5), (20.5, 10.5), (41, 10.5), (41, 0), (20.5, 0)]
-    boxes = [Box(x, y, 13, 7, text, colour) for (x, y), (text, colour) in zip(places, texts, strict=True)]
+    places = [(0, 20.5, 14, 7), (22, 20.5, 14, 7), (22, 9.5, 14, 7), (0, 9.5, 14, 7), (0, 1.5, 36, 4)]
+    boxes = [Box(*place, text, colour) for place, (text, colour) in zip(places, texts, strict=True)]
     verbs = ("build", "pretrain", "export", "encode")
     return boxes, [Arrow(i, i + 1, verb) for i, verb in enumerate(verbs)]
 

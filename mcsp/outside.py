@@ -27,6 +27,14 @@ def read_bounded(path: Any) -> bytes:
     return content
 
 
+def read_text(path: Any) -> str:
+    """A text in UTF-8, with or without the mark that Excel puts first; raise ``ValueError`` for another encoding."""
+    try:
+        return read_bounded(path).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: expected text in UTF-8, found another encoding ({error}); save it so") from None
+
+
 def parse_json(text: str | bytes) -> Any:
     """The value of a JSON text; raise ``ValueError`` for other text and for one that is nested too deep."""
     try:

@@ -64,16 +64,6 @@ def keep_steps(run_dir: Path, last: int) -> None:
     os.replace(aside, path)
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Replace a small file at once: whoever reads it meanwhile finds the old or the new. It may be lost in a power cut.
-
-    Files that must outlive one are written by :func:`mcsp.data_sharding.store.files.write_atomic`.
-    """
-    aside = path.with_name(f".{path.name}.{os.getpid()}.new")
-    aside.write_text(text)
-    os.replace(aside, path)
-
-
 def first_to_name(own: Path, path: Path) -> bool:
     """Give the file ``own`` the name ``path`` unless there is one already: of several that try, one gets it.
 

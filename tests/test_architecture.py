@@ -26,6 +26,7 @@ LAYER_0 = {
     "mcsp.wording",
     "mcsp.page",
     "mcsp.outside",
+    "mcsp.output",
     "mcsp.config",
 }
 LAYER_1 = {"mcsp.kernels", "mcsp.distributed", "mcsp.batch"}
@@ -44,6 +45,7 @@ MAY_IMPORT: dict[str, set[str]] = {  # beside itself
     "mcsp.wording": set(),
     "mcsp.page": {"mcsp.wording"},
     "mcsp.outside": set(),
+    "mcsp.output": set(),
     "mcsp.windows": {"mcsp.schema"},
     "mcsp.config": {"mcsp.schema"},
     "mcsp.kernels": set(),
@@ -101,6 +103,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "mcsp.wording": set(),
     "mcsp.page": {"jinja2", "markupsafe"},
     "mcsp.outside": set(),
+    "mcsp.output": set(),
     "mcsp.windows": {"numpy"},
     "mcsp.config": {"yaml", "pydantic"},
     "mcsp.kernels": {"torch", "numpy", "triton"},

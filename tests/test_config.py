@@ -163,6 +163,38 @@ def test_setting_one_modality_keeps_the_default_of_the_other() -> None:
     assert config.window_seconds == {"eeg": 4.0, "fmri": default.window_seconds["fmri"]}
 
 
+@pytest.mark.parametrize(
+    ("kind", "override"),
+    [
+        ("evaluate", "window_seconds.eeg=-5"), ("evaluate", "label_fractions=[0.5, 2]"),
+        ("evaluate", "label_fractions=[.nan]"), ("pretrain", "window_seconds.fmri=0"),
+        ("pretrain", "hemodynamic_delay_seconds=.nan"), ("pretrain", "learning_rate=.inf"),
+        ("corpus", "min_seconds.eeg=-1"), ("corpus", "split_fractions=[.nan, .nan, .nan]"),
+    ],
+)  # fmt: skip
+def test_numbers_that_no_run_can_use_are_refused_before_it(kind: str, override: str) -> None:
+    with pytest.raises(ValueError, match=override.split("=")[0]):
+        MODELS[kind].load(None, [*FOLDERS[kind], override])
+
+
+def test_the_home_folder_is_meant_wherever_a_path_begins_with_its_sign(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/lab")
+    for kind, model in MODELS.items():
+        config = model.load(None, [pair.replace("=", "=~/", 1) for pair in FOLDERS[kind]])
+        assert {str(getattr(config, pair.split("=")[0])).rpartition("/")[0] for pair in FOLDERS[kind]} == {"/home/lab"}
+    values = {"trusted_link_targets": ["~/a", "/b"], "sites": {"s": {"path": "~/c"}}, "out_dir": "s3://b/~c"}
+    corpus = CorpusConfig.parse({**values, "participants_columns": ["~x"]}, "test")
+    assert corpus.trusted_link_targets == [Path("/home/lab/a"), Path("/b")]
+    assert (corpus.sites["s"].path, corpus.out_dir) == (Path("/home/lab/c"), "s3://b/~c")
+    assert corpus.participants_columns == ["~x"] and corpus.private_dir is None
+
+
+def test_values_as_words_of_a_command_load_back_to_the_same() -> None:
+    given = ["corpus_dir=\U0001f9e0 é #1", "run_dir='a: b'", "learning_rate=1.0e-07", "batch.eeg=0", "keep_best=loss"]
+    config = PretrainConfig.load(None, given)
+    assert PretrainConfig.load(None, config.as_words()) == config
+
+
 def test_values_cannot_change_after_loading() -> None:
     config = ModelConfig()
     with pytest.raises(ValueError, match="frozen"):

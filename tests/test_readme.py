@@ -59,4 +59,7 @@ def test_the_picture_is_what_the_code_draws(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.syspath_prepend(ROOT / "docs")
     pictures = importlib.import_module("pictures")
     pictures.draw(pictures.overview(), pictures.INK[theme], tmp_path / "drawn.svg")
-    assert (tmp_path / "drawn.svg").read_text() == (ROOT / f"docs/images/overview-{theme}.svg").read_text()
+    drawn = (tmp_path / "drawn.svg").read_text()
+    assert drawn == (ROOT / f"docs/images/overview-{theme}.svg").read_text()
+    points = re.search(r'<svg [^>]*width="([\d.]+)pt"', drawn)
+    assert points and float(points[1]) * 96 / 72 <= 358, "a phone of 390 pixels would make its letters smaller"

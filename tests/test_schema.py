@@ -1,19 +1,28 @@
 """What every part agrees on, with its numbers written out: a moved constant changes corpora and runs without a word."""
 
+import numpy as np
 import pytest
 
 from mcsp.schema import (
+    BLOCK_SAMPLES,
+    BRAIN_CENTRE_MM,
+    BRAIN_HALF_AXES_MM,
     DOMAINS,
+    HIGHEST_HZ,
     MODALITIES,
+    SCALE_FREE,
     SPLITS,
+    UNITS,
     VIEWS,
     Purpose,
+    Window,
     mix64,
     random_key,
     text_key,
     unit_interval,
     units_of,
 )
+from tests.test_batch import window
 
 
 def test_the_hash_is_splitmix64() -> None:
@@ -44,6 +53,13 @@ def test_words_and_their_order() -> None:
     assert units_of("eeg") == ("uV",) and units_of("fmri") == ("percent", "a.u.")
 
 
+def test_units_and_limits_are_those_that_corpora_were_built_with() -> None:
+    assert HIGHEST_HZ == {"eeg": 45.0, "fmri": 0.25}
+    assert UNITS == {"eeg": "uV", "fmri": "percent"} and SCALE_FREE == "a.u."
+    assert BLOCK_SAMPLES == {"eeg": 400, "fmri": 10}
+    assert BRAIN_CENTRE_MM == (0.0, -18.0, 16.0) and BRAIN_HALF_AXES_MM == (66.0, 82.0, 56.0)
+
+
 def test_the_number_of_every_purpose_is_written_out() -> None:
     """Another number draws another run from the same seed."""
     assert {name: int(purpose) for name, purpose in Purpose.__members__.items()} == dict(
@@ -70,3 +86,8 @@ def test_purposes_that_meet_under_one_key_differ() -> None:
         (Purpose.DROP_MODALITY, Purpose.WHICH_MODALITY, Purpose.WHICH_RECORDING, Purpose.START),
     ):
         assert len({int(p) for p in together}) == len(together)
+
+
+def test_a_window_ends_behind_its_last_sample() -> None:
+    found = window(n_samples=20)
+    assert (found.start, found.stop) == (0, 20) and Window(np.zeros((7, 3)), found.recording, 5).stop == 12

@@ -22,7 +22,8 @@ from mcsp.config import PretrainConfig
 from mcsp.data_sharding.store.reader import Corpus
 from mcsp.model.mcsp import MCSP
 from mcsp.model.weights import load_weights
-from mcsp.run_log import read_metrics, write_whole
+from mcsp.output import write_whole
+from mcsp.run_log import read_metrics
 from mcsp.training.run import pretrain
 from mcsp.training.saving import checkpoint
 from mcsp.training.saving.state import consolidate_weights

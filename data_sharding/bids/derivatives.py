@@ -10,9 +10,10 @@ which is exact; a site names it in ``first_volume_event``.
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 
 from mcsp.data_sharding.bids.find import FOLDERS, RecordingRef, parse_name, run_entities
@@ -112,8 +113,9 @@ def sidecars_of_run(ref: RecordingRef) -> list[Path]:
             folder = os.path.join(root, *parts[:depth])
             names = os.listdir(folder) if folder != own and os.path.isdir(folder) else []
             # BIDS's rule of inheritance: a sidecar says of every file that has all of its entities.
+            of_run = run_entities(ref.entities).items()
             for name in sorted(name for name in names if name.endswith("_bold.json")):
-                if all(ref.entities.get(k) == v for k, v in _run(name).items()):
+                if _run(name).items() <= of_run:
                     found.append(Path(folder, name))
             found += [Path(folder, "bold.json")] if "bold.json" in names else []
     return list(dict.fromkeys(found))
@@ -127,13 +129,30 @@ def repetition_time_of_run(ref: RecordingRef) -> float | None:
     """
     stated: dict[float, str] = {}
     for file in sidecars_of_run(ref):
-        value = read_json(file).get("RepetitionTime")
+        sidecar = read_json(file)
+        value = sidecar.get("RepetitionTime", even_timing(sidecar, file.name))
         if isinstance(value, int | float) and not isinstance(value, bool) and value > 0:
             stated.setdefault(float(value), file.name)
     if len(stated) > 1:
         told = ", ".join(f"{value:g} s in {name}" for value, name in stated.items())
         raise RecordingError("t_r-mismatch", f"{ref.path.name}: images of this run have different t_r: {told}")
     return next(iter(stated), None)
+
+
+def even_timing(sidecar: Mapping[str, object], file: str) -> float | None:
+    """Time [s] from volume to volume by ``VolumeTiming``, which BIDS has in place of RepetitionTime; None without it.
+
+    Raises:
+        RecordingError: ``t_r-mismatch`` where it is uneven, as in sparse acquisitions: no t_r describes that.
+    """
+    timing = sidecar.get("VolumeTiming")
+    if not isinstance(timing, list) or len(timing) < 2 or not all(isinstance(t, int | float) for t in timing):
+        return None
+    steps = [after - before for before, after in pairwise(timing)]
+    if max(steps) - min(steps) > 0.01 * max(steps):
+        found = f"volumes follow each other after {min(steps):g} to {max(steps):g} s (VolumeTiming)"
+        raise RecordingError("t_r-mismatch", f"{file}: {found}, expected one t_r for all")
+    return float(timing[-1] - timing[0]) / len(steps)
 
 
 def inputs_of(ref: RecordingRef) -> list[Path]:

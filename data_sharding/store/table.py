@@ -171,6 +171,11 @@ class Recordings(Sequence[Recording]):
         array = self._batch.column(name)
         return _numpy(array.indices), array.dictionary.to_pylist()
 
+    def rows_of(self, name: str, text: str) -> np.ndarray:
+        """Whether each row has this text in such a field, bool ``(rows,)``."""
+        codes, texts = self.codes(name)
+        return codes == (texts.index(text) if text in texts else -1)
+
     def flat(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """A field of lists that differ from row to row: all values in one row, without a copy, and where each list
         starts and the last one ends, int64 ``(rows + 1,)``.
@@ -209,8 +214,7 @@ class Samples(Mapping[str, list[Recording]]):
         starts = recordings.sample_starts()
         stops, starts = starts[1:], starts[:-1]
         if split is not None:
-            codes, names = recordings.codes("split")
-            inside = codes[starts] == (names.index(split) if split in names else -1)
+            inside = recordings.rows_of("split", split)[starts]
             starts, stops = starts[inside], stops[inside]
         keys = recordings.texts("key", starts)
         self._rows = dict(sorted(zip(keys, zip(starts.tolist(), stops.tolist(), strict=True), strict=True)))

@@ -135,8 +135,8 @@ def in_order(parts: list[Tensor], order: list[int]) -> Tensor:
     return whole[sorted(range(len(order)), key=order.__getitem__)]
 
 
-def spectra(block: Block, freqs_F: Tensor, detrend: str) -> Spectra:
-    """Demean or detrend each frame, weight it with a Hann window and project it onto ``freqs_F`` [Hz]."""
+def spectra(block: Block, freqs_hz: tuple[float, ...], detrend: str) -> Spectra:
+    """Demean or detrend each frame, weight it with a Hann window and project it onto ``freqs_hz``."""
     x_bCT, valid_bT = block.x_bCT, block.valid_bT
     # On a CPU a look at the mask is cheaper than a copy of the signal; on a GPU it would wait for the device.
     whole = block.whole or (x_bCT.device.type == "cpu" and bool(valid_bT.all()))
@@ -163,7 +163,7 @@ def spectra(block: Block, freqs_F: Tensor, detrend: str) -> Spectra:
     lively = norm.detach() > 8 * torch.finfo(norm.dtype).eps * rest
     level_bCP = (norm.square() * lively / total * (2 / block.sfreq))[..., 0]
     scale = lively * density_b[:, None, None, None]
-    re, im, one_sided_F = _transform(centred, window_bL[:, None, None], block.sfreq, freqs_F)
+    re, im, one_sided_F = _transform(centred, window_bL[:, None, None], block.sfreq, freqs_hz)
     return Spectra(re, im, scale * one_sided_F.to(scale), level_bCP, frames_valid_bP)
 
 
@@ -204,13 +204,14 @@ def _centred(frames: Tensor, counted: Tensor, whole: bool, detrend: str) -> tupl
     return centred, rest, total
 
 
-def _transform(centred: Tensor, window: Tensor, sfreq: float, freqs_F: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _transform(
+    centred: Tensor, window: Tensor, sfreq: float, freqs: tuple[float, ...]
+) -> tuple[Tensor, Tensor, Tensor]:
     """Real and imaginary parts ``(b, C, P, F)``, by FFT where that is faster and has the frequencies.
 
     What they are still to be multiplied with, ``(F)``, ``(1)`` or ``()``, comes third.
     """
     length = centred.shape[-1]
-    freqs = tuple(freqs_F.tolist())
     one_sided_F, bins = _plan(length, sfreq, freqs)
     long = len(freqs) >= _FFT_FREQS_CPU if centred.device.type == "cpu" else length >= _FFT_LENGTH_GPU
     if bins is not None and long:

@@ -90,7 +90,7 @@ class ProductFunction(torch.autograd.Function):
 def log_density(
     x_BCT: Tensor,
     sfreq_B: Tensor,
-    freqs_hz: list[float] | None,
+    freqs_hz: tuple[float, ...] | None,
     bands_hz: Sequence[tuple[float, float]] | None,
     *,
     time_valid_BT: Tensor | None,
@@ -111,7 +111,7 @@ def log_density(
         rows=tuple(plan),
         n_times=x_BCT.shape[2],
         framed=frame_seconds is not None,
-        freqs=None if freqs_hz is None else tuple(freqs_hz),
+        freqs=freqs_hz,
         bands=None if bands_hz is None else tuple((low, high) for low, high in bands_hz),
         average=average,
         multiple=BLOCK_TIME,

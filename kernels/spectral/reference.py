@@ -76,11 +76,10 @@ def log_power(
             than T or shorter than two samples, a band without a bin, or both or neither of frequencies and bands.
     """
     wanted = checked_freqs(freqs_hz_F, bands_hz, detrend)
-    freqs = None if wanted is None else torch.tensor(wanted, dtype=torch.float64)
     parts: list[Tensor] = []
     order: list[int] = []
     for block in blocks(x_BCT, sfreq_B, time_valid_BT, frame_seconds, hop_seconds, by_span=bands_hz is not None):
-        density_bCPF, level_bCP, frames_valid_bP = _density(block, freqs, bands_hz, detrend)
+        density_bCPF, level_bCP, frames_valid_bP = _density(block, wanted, bands_hz, detrend)
         if block.whole and frames_valid_bP.shape[1] == 1:
             parts.append(torch.log10(density_bCPF[:, :, 0] + (eps * level_bCP + FLAT_POWER)))
         else:
@@ -114,12 +113,11 @@ def log_power_frames(
         are valid. K bands take the place of F frequencies where those are asked for.
     """
     wanted = checked_freqs(freqs_hz_F, bands_hz, detrend)
-    freqs = None if wanted is None else torch.tensor(wanted, dtype=torch.float64)
     values: list[Tensor] = []
     masks: list[Tensor] = []
     order: list[int] = []
     for block in blocks(x_BCT, sfreq_B, time_valid_BT, frame_seconds, hop_seconds):
-        density_bCPF, level_bCP, frames_valid_bP = _density(block, freqs, bands_hz, detrend)
+        density_bCPF, level_bCP, frames_valid_bP = _density(block, wanted, bands_hz, detrend)
         value = torch.log10(density_bCPF + (eps * level_bCP[..., None] + FLAT_POWER))
         if value.device.type != "cpu" or not bool(frames_valid_bP.all()):
             value = value.masked_fill(~frames_valid_bP[:, None, :, None], LOG_FLAT)
@@ -166,7 +164,7 @@ def imaginary_coherence(
     order: list[int] = []
     for block in blocks(x_BCT, sfreq_B, time_valid_BT, frame_seconds, hop_seconds):
         bins = band_bins(bands_hz, block.sfreq, block.length)
-        found = spectra(block, torch.tensor([f for band in bins for f in band], dtype=torch.float64), "constant")
+        found = spectra(block, tuple(f for band in bins for f in band), "constant")
         keep = found.frames_valid_bP[:, None, :, None]
         power = (found.density() * keep).sum(2, keepdim=True)
         level = (found.level_bCP[..., None] * keep).sum(2, keepdim=True)
@@ -184,21 +182,21 @@ def imaginary_coherence(
 
 
 def _density(
-    block: Block, freqs_F: Tensor | None, bands_hz: Bands | None, detrend: str
+    block: Block, freqs_hz: tuple[float, ...] | None, bands_hz: Bands | None, detrend: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Density (b, C, P, F or K) at frequencies or averaged over bands, mean density (b, C, P), frame mask (b, P)."""
-    if freqs_F is not None:
-        found = spectra(block, freqs_F, detrend)
+    if freqs_hz is not None:
+        found = spectra(block, freqs_hz, detrend)
         return found.density(), found.level_bCP, found.frames_valid_bP
     bins = band_bins(bands_hz or (), block.sfreq, block.length)
-    found = spectra(block, torch.tensor([f for band in bins for f in band], dtype=torch.float64), detrend)
+    found = spectra(block, tuple(f for band in bins for f in band), detrend)
     pooled = [part.sum(-1) / max(1, part.shape[-1]) for part in found.density().split([len(b) for b in bins], -1)]
     return torch.stack(pooled, -1), found.level_bCP, found.frames_valid_bP
 
 
 def checked_freqs(
     freqs_hz_F: Tensor | Sequence[float] | None, bands_hz: Bands | None, detrend: str
-) -> list[float] | None:
+) -> tuple[float, ...] | None:
     """The frequencies, or None where bands are asked for."""
     if detrend not in DETRENDS:
         raise ValueError(f"detrend: expected one of {', '.join(DETRENDS)}, found {detrend!r}")
@@ -214,4 +212,4 @@ def checked_freqs(
     freqs = on_host(freqs_hz_F) if isinstance(freqs_hz_F, Tensor) else [float(f) for f in freqs_hz_F]
     if not flat or not freqs or not all(0 <= f < math.inf for f in freqs):
         raise ValueError(f"freqs_hz_F: expected a non-empty list of frequencies >= 0 Hz, found {freqs}")
-    return freqs
+    return tuple(freqs)

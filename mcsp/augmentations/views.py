@@ -162,7 +162,8 @@ def add_noise(signal: Signal, relative_sd: float, key_B: Tensor) -> Signal:
     square_BC = torch.linalg.vector_norm(signal.x_BCT, dim=-1).square() / count_B1
     sd_BC = (square_BC - mean_BC.square()).clamp_min(0).sqrt() * relative_sd * signal.channel_valid_BC
     noise_BCT = white_noise(key_B, Purpose.NOISE, *signal.x_BCT.shape[1:]).to(signal.x_BCT.dtype)
-    noisy_BCT = torch.addcmul(signal.x_BCT, noise_BCT, sd_BC[..., None])
+    # In place, and one after the other: an addcmul over rows takes a CPU four times as long.
+    noisy_BCT = noise_BCT.mul_(sd_BC[..., None]).add_(signal.x_BCT)
     return signal.replace(x_BCT=noisy_BCT.mul_(signal.time_valid_BT[:, None].to(noisy_BCT)))
 
 

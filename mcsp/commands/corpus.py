@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mcsp.commands.settings import require_place, takes
 from mcsp.config import CorpusConfig
+from mcsp.outside import read_text
 
 _CLEAR = "\033[H\033[J"  # of a terminal: to the top, and nothing below
 
@@ -82,7 +83,7 @@ def lint(corpus_dir: str, /, *, workers: int = 1, privacy: bool = False, names: 
 
     path = location(corpus_dir)
     if privacy:
-        known = names.read_text(encoding="utf-8").splitlines() if names else []
+        known = read_text(names).splitlines() if names else []
         lies = find_identifiers_in_corpus(path, name_words(known), workers)
     else:
         lies = lint_corpus(path, workers)

@@ -43,7 +43,7 @@ def demo(
 
     Args:
         out_dir: everything goes here
-        smallest: fewer subjects and steps; about two minutes on two cores
+        smallest: fewer subjects and steps
         steps: of the pretraining; 200, or 10 with --smallest
         verbose: also what DeepSpeed's launcher says
     """

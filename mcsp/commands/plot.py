@@ -136,7 +136,7 @@ def _time(panels: Any, step: np.ndarray, columns: dict[str, np.ndarray]) -> None
 def _right(panel: Any, step: np.ndarray, values: np.ndarray | None, label: str, top: float | None = None) -> None:
     """A second quantity in green, its axis on the right; both axes from zero."""
     panel.set_ylim(bottom=0)
-    if values is not None:
+    if values is not None and np.isfinite(values).any():
         right = panel.twinx()
         right.plot(step, values, color=COLOURS[2], linewidth=1.5)
         right.set_ylim(0, top or 1.25 * float(np.nanmax(values)))

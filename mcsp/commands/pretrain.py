@@ -1,7 +1,6 @@
 """``mcsp pretrain``, in one process or under the deepspeed launcher; of its runs ``mcsp plot`` and ``mcsp export``."""
 
 import faulthandler
-import json
 import os
 import signal
 import socket
@@ -109,8 +108,8 @@ def _start(ranks: int, config: PretrainConfig, check: bool, verbose: bool) -> in
     environment = dict(os.environ)
     if not torch.cuda.is_available():
         environment.setdefault("DS_ACCELERATOR", "cpu")
-    settings = [f"{key}={json.dumps(value)}" for key, value in config.dump().items()]
-    command = [*starter(verbose), "--num_accelerators", str(ranks), "--module", "mcsp", "pretrain", *settings]
+    command = [*starter(verbose), "--num_accelerators", str(ranks), "--module", "mcsp", "pretrain"]
+    command += config.as_words()
     # In a session of its own: the launcher would answer Ctrl-C with tracebacks, and kill ranks that save for long.
     process = subprocess.Popen([*command, *(["--check"] if check else [])], env=environment, start_new_session=True)
     interrupts = 0
@@ -229,8 +228,10 @@ def export(
 
 
 def read_evaluation(folder: Path) -> dict[str, Any]:
-    """The content of evaluate's results.json; ``ValueError`` where there is none."""
+    """The content of evaluate's results.json; ``ValueError`` where there is none, or that of another command."""
     path = folder / "results.json"
-    if not path.is_file():
-        raise ValueError(f"{path}: expected the results of mcsp evaluate, found none")
-    return read_object(path)
+    found = read_object(path) if path.is_file() else None
+    if found is None or "classification" not in found:
+        what = "none" if found is None else "those of another command"
+        raise ValueError(f"{path}: expected the results of mcsp evaluate, found {what}")
+    return found

@@ -9,6 +9,8 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from mcsp.commands.settings import require_place
+from mcsp.config.evaluate import WINDOWS_PER_RECORDING
+from mcsp.wording import printable
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ def encode(
     /,
     *recordings: Path,
     out: Path,
-    windows_per_recording: int | None = None,
+    windows_per_recording: int = WINDOWS_PER_RECORDING,
     window_seconds: float | None = None,
     about: Stated = About(),
 ) -> int:
@@ -64,18 +66,22 @@ def encode(
     """
     require_place(model_dir, "model_dir")
     _require_table(out, (".tsv", ".npz"), recordings)
-    from mcsp.config.evaluate import WINDOWS_PER_RECORDING
-    from mcsp.encode.files import encode_files, find_files, write_features
+    from mcsp.encode.files import Features, encode_files, find_files, write_features
+    from mcsp.encode.recording import Options
 
-    cut = {"windows_per_recording": windows_per_recording or WINDOWS_PER_RECORDING, "window_seconds": window_seconds}
-    rows, files = [], find_files(recordings)
-    with out.open("ab"):  # what cannot be written is told before the work
-        pass
-    for row in encode_files(files, model_dir, {**cut, **asdict(about)}):
-        rows.append(row)
-        print(f"{row.recording}: {row.error or 'encoded'}", file=sys.stderr)
-    write_features(rows, out)
-    return _told(out, len(rows), sum(row.features is not None for row in rows))
+    Options(windows_per_recording, window_seconds, min_seconds=about.min_seconds)  # refused before the work
+    cut = {"windows_per_recording": windows_per_recording, "window_seconds": window_seconds}
+    files, good = find_files(recordings), 0
+
+    def rows() -> Iterator[Features]:
+        nonlocal good
+        for row in encode_files(files, model_dir, {**cut, **asdict(about)}):
+            good += not row.error
+            print(printable(f"{row.recording}: {row.error or 'encoded'}"), file=sys.stderr)
+            yield row
+
+    write_features(rows(), out)
+    return _told(out, len(files), good)
 
 
 def predict(classifier_dir: Path, /, *recordings: Path, out: Path, about: Stated = About()) -> int:
@@ -85,8 +91,9 @@ def predict(classifier_dir: Path, /, *recordings: Path, out: Path, about: Stated
     every class, or of a number value, low and high (of its interval); distance from
     the training data (1 is typical of them), closer (percent of held-out training
     units that were closer), flags (quality, missing channels, unlike the training
-    data, chance), error (why there is nothing else). The status is 1 where no
-    recording could be used.
+    data, chance), error (why there is nothing else). A recording that is further
+    away than all held-out units has no probability, or no interval: none is known
+    there. The status is 1 where no recording could be used.
 
     mcsp predict OUT_DIR/classifier RECORDINGS... --out table.tsv
 
@@ -99,7 +106,9 @@ def predict(classifier_dir: Path, /, *recordings: Path, out: Path, about: Stated
     _require_table(out, (".tsv",), recordings)
     from mcsp.encode.deployed import LoadedClassifier
     from mcsp.encode.files import find_files, write_table
+    from mcsp.encode.recording import Options
 
+    Options(min_seconds=about.min_seconds)
     classifier = LoadedClassifier(classifier_dir, **asdict(about))
     files, good = find_files(recordings), 0
 
@@ -108,7 +117,7 @@ def predict(classifier_dir: Path, /, *recordings: Path, out: Path, about: Stated
         for file in files:
             row = classifier.predict_or_tell(file).row()
             good += not row["error"]
-            print(f"{file}: {row['error'] or _in_words(row)}", file=sys.stderr)
+            print(printable(f"{file}: {row['error'] or _in_words(row)}"), file=sys.stderr)
             yield row
 
     write_table(out, classifier.columns, rows())
@@ -116,10 +125,11 @@ def predict(classifier_dir: Path, /, *recordings: Path, out: Path, about: Stated
 
 
 def _in_words(row: dict[str, Any]) -> str:
+    sure = row["probability"] if row["class"] else row["low"]
     if row["class"]:
-        said = f"{row['class']}, probability {row['probability']:.2f}"
+        said = row["class"] + ("" if sure is None else f", probability {sure:.2f}")
     else:
-        said = f"{row['value']:.4g} ({row['low']:.4g} to {row['high']:.4g})"
+        said = f"{row['value']:.4g}" + ("" if sure is None else f" ({sure:.4g} to {row['high']:.4g})")
     return f"{said}; {row['flags']}" if row["flags"] else said
 
 

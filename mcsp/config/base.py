@@ -5,24 +5,18 @@ Numbers without a source beside them are choices of ours. The command line is :m
 """
 
 import difflib
+import json
 import os
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Self, get_args
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
-
-def _in_home(path: Any) -> Any:
-    known = path is not None and str(path).startswith("~")
-    return type(path)(os.path.expanduser(path)) if known else path
-
-
-# The shell leaves the ~ of key=~/folder as it is.
-UserPath = Annotated[Path, AfterValidator(_in_home)]
-UserPathOrUrl = Annotated[Path | str, AfterValidator(_in_home)]
+# A length in time.
+Seconds = Annotated[float, Field(gt=0)]
 
 
 def find_config(path: str | Path) -> Path:
@@ -43,7 +37,7 @@ def find_config(path: str | Path) -> Path:
 class Config(BaseModel):
     """Frozen values, no unknown keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod
@@ -53,6 +47,16 @@ class Config(BaseModel):
             if isinstance(values, dict) and isinstance(known.default, dict) and isinstance(values.get(name), dict):
                 values = {**values, name: {**known.default, **values[name]}}
         return values
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _in_home(cls, value: Any, info: ValidationInfo) -> Any:
+        """``~`` at the start of a path: a YAML file and many shells leave it as it is."""
+        assert info.field_name is not None
+        if Path not in _kinds(cls.model_fields[info.field_name].annotation):
+            return value
+        paths = [os.path.expanduser(v) if isinstance(v, str | Path) else v for v in _listed(value)]
+        return paths if isinstance(value, list | tuple) else paths[0]
 
     @classmethod
     def parse(cls, values: dict[str, Any], source: str) -> Self:
@@ -91,10 +95,24 @@ class Config(BaseModel):
         """The resolved values as plain JSON types."""
         return self.model_dump(mode="json")
 
+    def as_words(self) -> list[str]:
+        """All values as ``key=value``, of which :meth:`load` makes the same."""
+        # YAML does not put the two halves together by which JSON escapes an emoji.
+        return [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in self.dump().items()]
+
     def published(self) -> dict[str, Any]:
         """As :meth:`dump`, for files that leave the machine: of folders and files the last name alone."""
         named: dict[str, Any] = _without_folders(self.model_dump())
         return named
+
+
+def _kinds(annotation: Any) -> list[Any]:
+    """The types that an annotation is made of."""
+    return [annotation] + [kind for part in get_args(annotation) for kind in _kinds(part)]
+
+
+def _listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else [value]
 
 
 def _without_folders(value: Any) -> Any:

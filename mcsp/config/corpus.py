@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -150,7 +150,7 @@ class CorpusConfig(Selection):
     family_column: str | None = Field(None, description="column of participants.tsv whose values stay in one split")
     eeg: EegConfig = Field(EegConfig(), description="EEG cleaning")
     fmri: FmriConfig = Field(FmriConfig(), description="BOLD cleaning")
-    min_seconds: dict[Modality, float] = Field(
+    min_seconds: dict[Modality, Annotated[float, Field(ge=0)]] = Field(
         {"eeg": 10.0, "fmri": 30.0}, description="shorter recordings are rejected"
     )
     samples_per_shard: int = Field(64, ge=1, description="largest number of samples (subject-sessions) per tar")

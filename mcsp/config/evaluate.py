@@ -1,11 +1,11 @@
 """Settings of what works with labels: ``mcsp evaluate``, ``mcsp finetune`` and ``mcsp explain``."""
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from mcsp.config.base import Config
+from mcsp.config.base import Config, Seconds
 from mcsp.schema import Modality
 
 # Enough that features of a recording are stable, few enough for a laptop; ours.
@@ -33,7 +33,7 @@ class LabelledConfig(Config):
     group_column: str | None = Field(
         None, description="a column whose values stay on one side of every fold, within their site: family, say"
     )
-    window_seconds: dict[Modality, float] | None = Field(None, description="null: as in pretraining")
+    window_seconds: dict[Modality, Seconds] | None = Field(None, description="null: as in pretraining")
     windows_per_recording: int = Field(
         WINDOWS_PER_RECORDING, ge=1, description="evenly spaced; features or logits are averaged over them"
     )
@@ -66,7 +66,7 @@ class EvaluateConfig(LabelledConfig):
         ("centred",),
         description="rows of features without their site's mean (transductive), or after ComBat (of training folds)",
     )
-    label_fractions: tuple[float, ...] = Field(
+    label_fractions: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
         (0.05, 0.1, 0.25, 0.5, 1.0), description="fractions of the training subjects of the label-efficiency curve"
     )
     permutations: int = Field(20, ge=0, description="draws of a permutation test of the pretrained rows")
@@ -81,7 +81,7 @@ class FinetuneConfig(LabelledConfig):
     out_dir: Path = Field(description="results.json and, with save_model, the fine-tuned model go here")
     depth: Depth = Field("last_layers", description="what is trained beside the head: nothing, the last layers, all")
     protocol: Literal["kfold", "leave_site_out"] = Field("kfold", description="who is tested")
-    seed: int = Field(0, description="of folds, heads, windows and the inner split")
+    seed: int = Field(0, description="of the order of units, their windows and the inner split")
     max_passes: int = Field(30, ge=1, description="over the training units; each cuts other windows")
     patience: int = Field(5, ge=1, description="passes without a better loss on the inner split before it stops")
     inner_fraction: float = Field(0.2, gt=0, lt=0.5, description="of the training subjects, for early stopping")

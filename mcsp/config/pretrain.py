@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from mcsp.config.base import Config, UserPath, UserPathOrUrl
+from mcsp.config.base import Config, Seconds
 from mcsp.config.model import AugmentationConfig, ModelConfig, ObjectiveConfig
 from mcsp.schema import Modality
 
@@ -42,15 +42,20 @@ class HealthConfig(Config):
 class PretrainConfig(Config):
     """``mcsp pretrain``."""
 
-    corpus_dir: UserPathOrUrl = Field(description="a corpus that build_corpus wrote: a folder or a URL (s3://...)")
-    run_dir: UserPath = Field(description="checkpoints, metrics.jsonl and TensorBoard files go here")
-    mirror_dir: UserPathOrUrl | None = Field(
+    corpus_dir: Path | str = Field(description="a corpus that build_corpus wrote: a folder or a URL (s3://...)")
+    run_dir: Path = Field(description="checkpoints, metrics.jsonl and TensorBoard files go here")
+    mirror_dir: Path | str | None = Field(
         None,
         description="finished checkpoints are copied there, a folder or a URL (s3://...), and fetched into a run_dir "
         "that has none",
     )
-    init_from: UserPath | None = Field(
+    init_from: Path | None = Field(
         None, description="a run, checkpoint or export whose weights a new run starts from; ignored once it has its own"
+    )
+    spatial_start: Literal["random", "corpus"] = Field(
+        "random",
+        description="first weights of spatial tokens; corpus: the leading directions of the first windows that are "
+        "read, in closed form",
     )
     steps: int = Field(1000, ge=1, description="optimizer steps")
     schedule_steps: int | None = Field(
@@ -59,14 +64,13 @@ class PretrainConfig(Config):
     seed: int = Field(0, description="of weights, order and augmentation")
     batch: BatchConfig = Field(BatchConfig(), description="global batch: paired, eeg, fmri samples")
     micro_batches: int = Field(1, ge=1, description="forward passes per rank and step; more of them save memory only")
-    window_seconds: dict[Modality, float] = Field({"eeg": 30.0, "fmri": 60.0}, description="length of a window")
+    window_seconds: dict[Modality, Seconds] = Field({"eeg": 30.0, "fmri": 60.0}, description="length of a window")
     hemodynamic_delay_seconds: float = Field(
         5.0, description="BOLD windows start this much after the EEG of a simultaneous pair"
     )
     site_temperature: float = Field(
         1.0,
         ge=1,
-        allow_inf_nan=False,
         description="sites are drawn in proportion to size^(1/T): 1 every sample equally often, 1000 every site",
     )
     sites_per_batch: int = Field(
@@ -109,9 +113,7 @@ class PretrainConfig(Config):
         description="ends the run when more windows cannot be read: a fraction of those read since it (re)started, "
         "or from 1 on their number",
     )
-    cache_dir: UserPath | None = Field(
-        None, description="where shards of a remote corpus are kept; null: ~/.cache/mcsp"
-    )
+    cache_dir: Path | None = Field(None, description="where shards of a remote corpus are kept; null: ~/.cache/mcsp")
     cache_gb: float = Field(100.0, gt=0, description="disk space for shards of a remote corpus on each machine")
     checkpoint_every: int = Field(100, ge=1, description="steps")
     keep_checkpoints: int = Field(3, ge=1, description="older ones are deleted")

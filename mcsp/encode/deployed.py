@@ -15,6 +15,7 @@ Nothing here unpickles. Shape letters: F features, O outputs.
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,9 @@ from safetensors.numpy import load_file, save_file
 
 from mcsp.encode.extractor import FeatureExtractor
 from mcsp.encode.files import modality_of, reason_of
-from mcsp.encode.recording import EncodedRecording
-from mcsp.model.weights import SUMS_FILE, ExportedMCSP, write_pretrained, write_sums
+from mcsp.encode.recording import EncodedRecording, Report
+from mcsp.model.weights import SUMS_FILE, ExportedMCSP, verify_sums, write_pretrained, write_sums, write_tensors
+from mcsp.output import write_whole
 from mcsp.outside import read_object, sha256_file
 from mcsp.schema import Modality
 from mcsp.version import __version__
@@ -71,9 +73,10 @@ class Prediction:
         recording: its file, or what it is.
         modality: of the recording.
         label: the class, or ``""`` where there is none.
-        probabilities: calibrated, by class; empty for a regression.
+        probabilities: calibrated, by class; empty for a regression, and for a recording that is further from the
+            training data than every held-out unit: there, nothing is known of how often the class is right.
         value: the number of a regression, else None.
-        interval: around it, from errors of held-out training units; else None.
+        interval: around it, from errors of held-out training units; else None, as for probabilities.
         distance: from the training data, 1 for a typical unit of them; None where it was not encoded.
         closer: percent of held-out training units that were closer.
         flags: what a user should know before trusting it: quality, channels, unlike the training data.
@@ -122,6 +125,8 @@ class LoadedClassifier:
         self.heads = _read_heads(self.folder, self.facts)
         self._options = options
         self._extractors: dict[Modality, FeatureExtractor] = {}
+        for modality in self.heads:
+            self._try(modality)
 
     def predict(self, recording: Any, modality: Modality | None = None) -> Prediction:
         """What the classifier says of a file, an MNE Raw, an image or an array.
@@ -163,9 +168,27 @@ class LoadedClassifier:
         if modality not in self._extractors:
             facts = self.heads[modality].facts
             own = {name: facts[name] for name in ("windows_per_recording", "window_seconds")}
-            extractor = FeatureExtractor(self.folder / ENCODER, modality, **{**own, **self._options})
-            self._extractors[modality] = extractor.fit(None)
+            extractor = FeatureExtractor(self.folder / ENCODER, modality, **{**own, **self._options}).fit(None)
+            known, found = (len(x) for x in (self.heads[modality].arrays["mean_F"], extractor.feature_names_))
+            if known != found:
+                raise ValueError(f"{self.folder}: a head on {known} features, the encoder of {modality} has {found}")
+            self._extractors[modality] = extractor
         return self._extractors[modality]
+
+    def _try(self, modality: Modality) -> None:
+        """Raise ``ValueError`` where a head lacks something that a prediction needs, or has it in another shape."""
+        try:
+            zeros_1F = np.zeros((1, len(self.heads[modality].arrays["mean_F"])))
+            report = Report("", modality, (), {}, ())
+            judged = self._judged("", modality, EncodedRecording(zeros_1F[0], zeros_1F, np.zeros(1), 1.0, report))
+            if not np.isfinite(self.heads[modality].scores(zeros_1F[0])).all():
+                raise ValueError("not all of its numbers are finite")
+            json.dumps(judged.row(), allow_nan=False)
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+            raise ValueError(
+                f"{self.folder}: the head of {modality} is not whole ({type(error).__name__}: {error}); write it again "
+                "with mcsp evaluate or mcsp finetune"
+            ) from None
 
     def _judged(self, name: str, modality: Modality, encoded: EncodedRecording) -> Prediction:
         head = self.heads[modality]
@@ -175,6 +198,7 @@ class LoadedClassifier:
         distance = distance_from(head.arrays, features_F)
         percentiles = head.facts["distances"]
         closer = float(np.interp(distance, percentiles, np.linspace(0, 100, len(percentiles))))
+        far = distance > percentiles[-1]
         flags = [*_unlike(distance, percentiles), *_channels(head.facts["channels"], encoded), *encoded.report.warnings]
         flags += _chance(head.facts["skill"])
         if head.facts["simulated"]:
@@ -186,11 +210,11 @@ class LoadedClassifier:
             if not least <= value <= largest:
                 flags.append(f"outside of the training labels, which are {least:g} to {largest:g}")
             interval = (value - half, value + half)
-            return replace(found, value=value, interval=interval, flags=tuple(flags))
+            return replace(found, value=value, interval=None if far else interval, flags=tuple(flags))
         p_O = np.exp(score_O - score_O.max())
         probabilities = dict(zip(self.classes, (p_O / p_O.sum()).tolist(), strict=True))
         label = chosen(probabilities, head.facts["threshold"])
-        return replace(found, label=label, probabilities=probabilities, flags=tuple(flags))
+        return replace(found, label=label, probabilities={} if far else probabilities, flags=tuple(flags))
 
 
 def chosen(probabilities: dict[str, float], threshold: float | None) -> str:
@@ -233,7 +257,7 @@ def write_classifier(
         for modality, head in heads.items()
         for name, array in head.arrays.items()
     }
-    save_file(arrays, folder / HEAD_FILE)
+    write_tensors(folder / HEAD_FILE, partial(save_file, arrays))
     described = {
         "format_version": FORMAT_VERSION,
         "mcsp_version": __version__,
@@ -242,8 +266,8 @@ def write_classifier(
         "heads": {modality: head.facts for modality, head in heads.items()},
         **facts,
     }
-    (folder / JSON_FILE).write_text(json.dumps(described, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    (folder / CARD).write_text(card, encoding="utf-8")
+    write_whole(folder / JSON_FILE, json.dumps(described, indent=2, allow_nan=False) + "\n")
+    write_whole(folder / CARD, card)
     write_sums(folder)
 
 
@@ -269,10 +293,7 @@ def _read_facts(folder: Path) -> dict[str, Any]:
 
 def _read_heads(folder: Path, facts: dict[str, Any]) -> dict[Modality, Head]:
     path = folder / HEAD_FILE
-    digests = dict(line.split(maxsplit=1)[::-1] for line in (folder / SUMS_FILE).read_text().splitlines())
-    for name in (JSON_FILE, HEAD_FILE):
-        if not (folder / name).is_file() or digests.get(name) != sha256_file(folder / name):
-            raise ValueError(f"{folder / name}: expected the file of {SUMS_FILE}, found another or none")
+    verify_sums(folder, (JSON_FILE, HEAD_FILE))
     try:
         arrays = load_file(path)
     except SafetensorError as error:
@@ -291,6 +312,8 @@ def _name(recording: Any) -> str:
 def _unlike(distance: float, percentiles: list[float]) -> list[str]:
     limit = float(np.interp(UNUSUAL, np.linspace(0, 100, len(percentiles)), percentiles))
     found = f"distance {distance:.2f}, {UNUSUAL} % of new subjects there are below {limit:.2f}"
+    if distance > percentiles[-1]:
+        found += f" and all below {percentiles[-1]:.2f}: how sure it is cannot be known"
     return [f"unlike the training data: {found}"] if distance > limit else []
 
 

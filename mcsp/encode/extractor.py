@@ -105,6 +105,7 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):
 
     def fit(self, X: Any, y: Any = None) -> Self:
         """Check the parameters; nothing is learned and no recording is read."""
+        self._options()
         if self.on_error not in ("raise", "nan"):
             raise ValueError(f"on_error: expected 'raise' or 'nan', found {self.on_error!r}")
         widths = self._model().feature_widths(self.modality)
@@ -133,10 +134,7 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):
 
     def encode(self, recording: Any) -> EncodedRecording:
         """One recording, with the report of what was done to it."""
-        options = Options(
-            self.windows_per_recording, self.window_seconds, self.batch_size, self.min_seconds, self.min_channels
-        )
-        model = self._model()
+        options, model = self._options(), self._model()
         if self.modality == "fmri":
             return encode_bold(
                 model, recording, self.t_r, self.parcellation, self.parcel_table, self.percent,
@@ -147,6 +145,11 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):
                 raise ValueError("EEG array: expected sfreq in Hz, found None")
             recording = raw_of_array(recording, self.sfreq, self.channels, self.positions_mm)
         return encode_raw(model, recording, self.line_hz, self.measured_positions, options)
+
+    def _options(self) -> Options:
+        return Options(
+            self.windows_per_recording, self.window_seconds, self.batch_size, self.min_seconds, self.min_channels
+        )
 
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
         """Modality, part of the features and number, as ``eeg_spatial_0``."""

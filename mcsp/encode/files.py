@@ -12,6 +12,7 @@ import numpy as np
 from mcsp.data_sharding.bids.find import EEG_EXTENSIONS, Site, find_recordings
 from mcsp.data_sharding.parcels.series import EXTENSIONS
 from mcsp.encode.extractor import FeatureExtractor
+from mcsp.output import whole_file
 from mcsp.schema import Modality
 
 BOLD_EXTENSIONS = (".nii", ".nii.gz", *EXTENSIONS)
@@ -42,6 +43,8 @@ class Features:
 def find_files(named: Iterable[str | Path]) -> list[Path]:
     """Files of recordings: those named, those of a pattern (``*.edf``), those of a BIDS dataset or below a folder.
 
+    Each once, and none that a system hides, as macOS does ``._sub-01_eeg.edf``.
+
     Raises:
         ValueError: a folder or a pattern without a recording.
     """
@@ -51,7 +54,8 @@ def find_files(named: Iterable[str | Path]) -> list[Path]:
         if (path / "dataset_description.json").is_file():
             these = [ref.path for ref in find_recordings(Site(path.name, path, False, None))]
         elif path.is_dir():
-            these = sorted(p for p in path.rglob("*") if p.name.lower().endswith((*EEG_EXTENSIONS, ".nii", ".nii.gz")))
+            known = (*EEG_EXTENSIONS, ".nii", ".nii.gz")
+            these = sorted(p for p in path.rglob("[!.]*") if p.name.lower().endswith(known))
         elif glob.has_magic(str(name)) and not path.exists():
             these = [Path(p) for p in sorted(glob.glob(str(name), recursive=True))]
         else:
@@ -59,7 +63,7 @@ def find_files(named: Iterable[str | Path]) -> list[Path]:
         if not these:
             raise ValueError(f"{name}: expected recordings, found none")
         found += these
-    return found
+    return list(dict.fromkeys(found))
 
 
 def modality_of(recording: Any) -> Modality:
@@ -107,34 +111,56 @@ def encode_files(files: Sequence[Path], model_dir: Path, options: dict[str, Any]
             yield Features(str(file), modality, [], None, error=reason_of(error, str(file)))
 
 
-def write_features(rows: Sequence[Features], out: Path) -> None:
-    """Write ``.tsv`` (a row per file, a column per feature) or ``.npz`` (arrays of each modality, without pickles)."""
-    if out.suffix == ".npz":
-        arrays: dict[str, Any] = {
-            "recordings": np.array([row.recording for row in rows]),
-            "modalities": np.array([row.modality for row in rows]),
-            "warnings": np.array(["; ".join(row.warnings) for row in rows]),
-            "errors": np.array([row.error for row in rows]),
-        }
-        for modality in sorted({row.modality for row in rows if row.features is not None}):
-            these = [i for i, row in enumerate(rows) if row.modality == modality and row.features is not None]
-            arrays[f"{modality}_features"] = np.stack([x for i in these if (x := rows[i].features) is not None])
-            arrays[f"{modality}_rows"] = np.array(these)
-            arrays[f"{modality}_names"] = np.array(rows[these[0]].names)
-        np.savez(out, allow_pickle=False, **arrays)
-        return
-    names = list(dict.fromkeys(name for row in rows for name in row.names))
-    table = []
-    for row in rows:
-        values = {} if row.features is None else dict(zip(row.names, row.features.tolist(), strict=True))
-        about = {"recording": row.recording, "modality": row.modality, "warnings": "; ".join(row.warnings)}
-        table.append({**about, "error": row.error, **values})
-    write_table(out, ["recording", "modality", "warnings", "error", *names], table)
+def write_features(found: Iterable[Features], out: Path) -> None:
+    """Write ``.tsv`` (a row per file, a column per feature) or ``.npz`` (arrays of each modality, without pickles).
+
+    Raises:
+        OSError: a full disk, or a folder that nobody may write to, which is noticed before the first row is made;
+            names the file, of which nothing is left half-written.
+    """
+    with whole_file(out) as aside:
+        rows = list(found)
+        if out.suffix == ".npz":
+            _write_arrays(aside, rows)
+            return
+        names = list(dict.fromkeys(name for row in rows for name in row.names))
+        _write_rows(aside, ["recording", "modality", "warnings", "error", *names], map(_cells, rows))
+
+
+def _write_arrays(out: Path, rows: Sequence[Features]) -> None:
+    arrays: dict[str, Any] = {
+        "recordings": np.array([row.recording for row in rows]),
+        "modalities": np.array([row.modality for row in rows]),
+        "warnings": np.array(["; ".join(row.warnings) for row in rows]),
+        "errors": np.array([row.error for row in rows]),
+    }
+    for modality in sorted({row.modality for row in rows if row.features is not None}):
+        these = [i for i, row in enumerate(rows) if row.modality == modality and row.features is not None]
+        arrays[f"{modality}_features"] = np.stack([x for i in these if (x := rows[i].features) is not None])
+        arrays[f"{modality}_rows"] = np.array(these)
+        arrays[f"{modality}_names"] = np.array(rows[these[0]].names)
+    with out.open("wb") as file:
+        np.savez(file, allow_pickle=False, **arrays)
+
+
+def _cells(row: Features) -> dict[str, Any]:
+    values = {} if row.features is None else dict(zip(row.names, row.features.tolist(), strict=True))
+    about = {"recording": row.recording, "modality": row.modality, "warnings": "; ".join(row.warnings)}
+    return {**about, "error": row.error, **values}
 
 
 def write_table(out: Path, columns: Sequence[str], rows: Iterable[dict[str, Any]]) -> None:
-    """Write a table with tabs, each row as it comes; what it lacks, or holds as ``""`` or None, is ``n/a``."""
-    with out.open("w", buffering=1, encoding="utf-8", newline="") as file:
+    """Write a table with tabs; what a row lacks, or holds as ``""`` or None, is ``n/a``.
+
+    Raises:
+        OSError: as :func:`write_features`.
+    """
+    with whole_file(out) as aside:
+        _write_rows(aside, columns, rows)
+
+
+def _write_rows(out: Path, columns: Sequence[str], rows: Iterable[dict[str, Any]]) -> None:
+    with out.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, delimiter="\t", lineterminator="\n")
         writer.writerow(columns)
         for row in rows:

@@ -3,8 +3,9 @@
 Shape letters: T time samples, C channels, W windows, F features.
 """
 
+import math
 import textwrap
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 # Fewer channels with a position say too little of a montage or a parcellation; ours.
 MIN_CHANNELS = 4
 _TITLE_WIDTH, _LINE_WIDTH = 13, 110
+_NO_LIMIT = ("min_seconds", 0)
 
 AnyConfig = TypeVar("AnyConfig", bound=Config)
 
@@ -46,6 +48,13 @@ class Options:
     batch_size: int = 32
     min_seconds: float | None = None
     min_channels: int = MIN_CHANNELS
+
+    def __post_init__(self) -> None:
+        """Raise ``ValueError`` where a value is no positive number."""
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value is not None and not (value > 0 and math.isfinite(value)) and (field.name, value) != _NO_LIMIT:
+                raise ValueError(f"{field.name}: expected a positive number, found {value}")
 
 
 @dataclass(frozen=True)
@@ -133,8 +142,6 @@ def cleaning_of(model: "ExportedMCSP", modality: Modality, kind: type[AnyConfig]
 def window_seconds_of(model: "ExportedMCSP", modality: Modality, options: Options) -> float:
     """Length of a window: that of ``options``, else that of pretraining."""
     if options.window_seconds is not None:
-        if options.window_seconds <= 0:
-            raise ValueError(f"window_seconds: expected a positive number, found {options.window_seconds}")
         return options.window_seconds
     return float(model.preprocessing["window_seconds"][modality])
 

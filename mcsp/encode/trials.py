@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from mcsp.config import EegConfig
 from mcsp.encode.eeg import encode_raw
-from mcsp.encode.recording import Options, Report, require_packages, window_seconds_of
+from mcsp.encode.recording import Options, Report, cleaning_of, require_packages, window_seconds_of
 
 if TYPE_CHECKING:
     import mne
@@ -70,8 +71,8 @@ def encode_epochs(
     if seconds < LEAST_SECONDS:
         raise ValueError(f"trials of {seconds:.3g} s: expected at least {LEAST_SECONDS:g} s")
     options = options or Options()
-    if options.min_seconds is None:
-        options = replace(options, min_seconds=seconds)
+    if options.min_seconds is None:  # resampling rounds the length
+        options = replace(options, min_seconds=seconds - 1 / cleaning_of(model, "eeg", EegConfig).sfreq)
     if seconds < 2 * window_seconds_of(model, "eeg", options):  # further windows would overlap
         options = replace(options, windows_per_recording=1)
     rows: list[np.ndarray | None] = []

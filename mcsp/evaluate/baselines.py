@@ -81,17 +81,18 @@ def covariate_table(corpus: Corpus, labelled: Labelled, columns: Sequence[str] |
     """Site and columns of participants.tsv or of a recording's quality, ``(N, columns)``; the mean where missing.
 
     Text of exactly two values counts as 0 and 1 (sex, say), a site as one column of 0 and 1. Where ``columns`` is None,
-    they are those of :data:`USUAL_COVARIATES` that the corpus holds in a usable form, but not ``label`` itself.
+    they are those of :data:`USUAL_COVARIATES` that the corpus holds in a usable form. ``label`` itself is never one.
 
     Raises:
         ValueError: a column that no unit has, or text of more than two values.
     """
     sites = sorted(set(labelled.sites))
     table = [[float(site == name) for site in labelled.sites] for name in (sites if len(sites) > 1 else [])]
-    for column in [c for c in USUAL_COVARIATES if c != label] if columns is None else columns:
+    for column in [c for c in (USUAL_COVARIATES if columns is None else columns) if c != label]:
         values = [_covariate(corpus, unit, column) for unit in labelled.units]
         texts = sorted({v for v in values if isinstance(v, str)})
         usable = any(v is not None for v in values) and len(texts) in (0, 2)
+        usable &= not texts or not any(isinstance(v, float) for v in values)
         if not usable and columns is not None:
             raise ValueError(f"covariates: {column!r}: expected numbers or two values, found {texts[:5] or 'nothing'}")
         if usable:

@@ -3,6 +3,7 @@
 import json
 import platform
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,7 +18,7 @@ from mcsp.encode.pretrained import PretrainedMCSP, from_pretrained
 from mcsp.evaluate import comparison
 from mcsp.evaluate.baselines import USUAL_COVARIATES, covariate_table, measure
 from mcsp.evaluate.bids_corpus import open_corpus
-from mcsp.evaluate.deploy import deploy_probe
+from mcsp.evaluate.deploy import FOLDER, deploy_probe
 from mcsp.evaluate.features import learned_parts, measured_parts
 from mcsp.evaluate.methods import PRETRAINED, UNTRAINED, Block, Described, Encoded
 from mcsp.evaluate.overlap import find_overlap, membership
@@ -26,8 +27,11 @@ from mcsp.evaluate.retrieval.pairs import RETRIEVAL_SEED
 from mcsp.evaluate.retrieval.rows import run_retrieval
 from mcsp.evaluate.scores import BOOTSTRAP_SEED
 from mcsp.evaluate.splits import k_fold
-from mcsp.evaluate.units import Labelled, read_labels
+from mcsp.evaluate.units import Labelled, labels_of
 from mcsp.model.mcsp import MCSP
+from mcsp.model.weights import WEIGHTS_FILE
+from mcsp.output import write_whole
+from mcsp.outside import sha256_file
 from mcsp.run_log import read_metrics
 from mcsp.schema import MODALITIES, Modality
 from mcsp.version import __version__
@@ -58,12 +62,12 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """
     model = from_pretrained(config.model_dir)
     labels = [config.label, *config.more_labels]
-    columns = [*labels, *(config.covariates or USUAL_COVARIATES), *filter(None, [config.group_column])]
+    columns = [*config.more_labels, *(config.covariates or USUAL_COVARIATES)]
     corpus = open_corpus(config, config.out_dir, model, columns)
     config = with_windows(config, model)
     runs = {config.label: config.model_copy(update={"more_labels": ()})}
-    for label in config.more_labels:
-        own = {"label": label, "out_dir": config.out_dir / re.sub(r"[^\w.-]", "_", label)}
+    for label, folder in label_folders(config.more_labels).items():
+        own: dict[str, Any] = {"label": label, "out_dir": config.out_dir / folder}
         own |= {"more_labels": (), "classes": None, "label_kind": None, "run_dir": None}
         runs[label] = config.model_copy(update=own)
     if len(runs) < len(labels):
@@ -81,11 +85,20 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     return results
 
 
+def label_folders(labels: Sequence[str]) -> dict[str, str]:
+    """A name of a folder for each label, which no other label and no other output has."""
+    found: dict[str, str] = {}
+    for label in labels:
+        folder = re.sub(r"[^\w-]", "_", label)
+        while folder in ("corpus", FOLDER, *found.values()):
+            folder += "_"
+        found[label] = folder
+    return found
+
+
 def checked_labels(corpus: Corpus, config: EvaluateConfig) -> Labelled:
     """The labelled units of one label; ``ValueError`` where no folds can be made of them, or a covariate is wrong."""
-    labelled = read_labels(
-        corpus, config.label, config.classes, config.window_seconds, config.label_kind, config.group_column
-    )
+    labelled = labels_of(corpus, config)
     k_fold([unit.key for unit in labelled.units], labelled.y_N, labelled.groups, config.folds, 1)
     covariate_table(corpus, labelled, config.covariates, config.label)
     return labelled
@@ -110,7 +123,11 @@ def evaluate_label(model: PretrainedMCSP, corpus: Corpus, labelled: Labelled, co
         "versions": versions(),
         "config": config.published(),
         "corpus_index_hash": corpus.index_hash,
-        "model": {"parameters": sum(p.numel() for p in model.parameters()), "config": model.config.dump()},
+        "model": {
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "config": model.config.dump(),
+            "weights_sha256": sha256_file(config.model_dir / WEIGHTS_FILE),
+        },
         "label": labelled.described(config.label),
         "sites": {
             s: {"simulated": simulated, "units": labelled.sites.count(s)}
@@ -135,7 +152,7 @@ def evaluate_label(model: PretrainedMCSP, corpus: Corpus, labelled: Labelled, co
     }
     config.out_dir.mkdir(parents=True, exist_ok=True)
     _write(config.out_dir / "results.json", results)
-    (config.out_dir / "splits.json").write_text(json.dumps(splits, indent=1) + "\n")
+    write_whole(config.out_dir / "splits.json", json.dumps(splits, indent=1) + "\n")
     learned = {
         m: np.hstack([b.x_NF for b in parts.values()]) for m, parts in described.encoders[PRETRAINED].learned.items()
     }
@@ -144,7 +161,7 @@ def evaluate_label(model: PretrainedMCSP, corpus: Corpus, labelled: Labelled, co
 
 
 def _write(path: Path, results: dict[str, Any]) -> None:
-    path.write_text(json.dumps(results, indent=2, allow_nan=False) + "\n")
+    write_whole(path, json.dumps(results, indent=2, allow_nan=False) + "\n")
 
 
 def describe(

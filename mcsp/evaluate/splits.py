@@ -75,7 +75,7 @@ def leave_site_out(keys: Sequence[str], y_N: np.ndarray, groups: Sequence[str], 
     A site whose absence leaves a class, or all but one number, without anyone to train on is not tested.
 
     Raises:
-        ValueError: fewer than two sites can be tested.
+        ValueError: fewer than two sites can be tested, or their units lack a class, so that no score is defined.
     """
     site_N = np.asarray(sites)
     classes = set(y_N.tolist())
@@ -87,6 +87,11 @@ def leave_site_out(keys: Sequence[str], y_N: np.ndarray, groups: Sequence[str], 
             folds.append((train, test))
     if len(folds) < 2:
         raise ValueError(f"expected at least two sites that can be left out, found {len(folds)} of {len(set(sites))}")
+    tested = set(y_N[np.concatenate([test for _, test in folds])].tolist())
+    if y_N.dtype.kind != "f" and tested < classes:
+        raise ValueError(
+            f"expected every class at the sites that can be left out, found {len(tested)} of {len(classes)} there"
+        )
     return _checked("leave_site_out", (tuple(folds),), keys, groups)
 
 

@@ -7,6 +7,7 @@ Shape letters: N units, C channels, K bands, F features.
 """
 
 import json
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,7 @@ from mcsp.evaluate.evaluate import untrained_like, versions, with_windows
 from mcsp.evaluate.features import unit_features
 from mcsp.evaluate.readout.classifiers import linear_weights
 from mcsp.evaluate.splits import k_fold
-from mcsp.evaluate.units import Labelled, Unit, read_labels
+from mcsp.evaluate.units import Unit, labels_of
 from mcsp.explain.attribution import (
     BANDS_HZ,
     FEWEST_UNITS,
@@ -46,8 +47,11 @@ from mcsp.explain.attribution import (
 )
 from mcsp.explain.report import write_attribution_report
 from mcsp.model.mcsp import MCSP
+from mcsp.output import write_whole
 from mcsp.schema import Modality, Recording, Window
 from mcsp.windows import longest_window, window_starts
+
+_log = logging.getLogger(__name__)
 
 TRAINED, RANDOM_ENCODER, SHUFFLED_LABELS = "trained", "random encoder", "shuffled labels"
 
@@ -67,12 +71,9 @@ class Explanation:
     def __init__(self, config: ExplainConfig) -> None:
         """Open everything; ``ValueError`` where something does not fit."""
         self.model: PretrainedMCSP = from_pretrained(config.model_dir)
-        columns = [config.label, *filter(None, [config.group_column])]
-        self.corpus = open_corpus(config, config.out_dir, self.model, columns)
+        self.corpus = open_corpus(config, config.out_dir, self.model)
         self.config = config = with_windows(config, self.model)
-        self.labelled: Labelled = read_labels(
-            self.corpus, config.label, config.classes, config.window_seconds, config.label_kind, config.group_column
-        )
+        self.labelled = labels_of(self.corpus, config)
         if self.labelled.task.kind != "binary":
             raise ValueError(f"label {config.label!r}: expected two classes to explain, found {self.labelled.classes}")
         self.classifier = None if config.finetuned_dir is None else load_finetuned(config.finetuned_dir)
@@ -84,7 +85,13 @@ class Explanation:
         y_N, groups_N = self.labelled.y_N[rows], self.labelled.group_index()[rows]
         keys = [self.labelled.units[i].key for i in rows]
         groups = [self.labelled.groups[i] for i in rows]
-        folds = k_fold(keys, y_N, groups, self.config.folds, 1).by_seed[0]
+        if self.classifier is not None and modality not in self.classifier.n_features:
+            return None
+        try:
+            folds = k_fold(keys, y_N, groups, self.config.folds, 1).by_seed[0]
+        except ValueError as error:
+            _log.warning("%s is left out: %s", modality, error)
+            return None
         pairs = self._pairs(modality, [rows[test] for _, test in folds])
         if not pairs:
             return None
@@ -292,7 +299,10 @@ def explain(config: ExplainConfig) -> dict[str, Any]:
     found = {m: shared.of(m) for m in shared.features}
     maps = {m: found_m for m, found_m in found.items() if found_m is not None}
     if not maps:
-        raise ValueError(f"{shared.corpus.path}: expected units of both classes at one site, found none")
+        raise ValueError(
+            f"{shared.corpus.path}: expected units of both classes at one site, enough for folds={config.folds} and "
+            "of a modality that the classifier knows; found none"
+        )
     results = {
         "versions": versions(),
         "config": shared.config.published(),
@@ -302,6 +312,6 @@ def explain(config: ExplainConfig) -> dict[str, Any]:
         "modalities": maps,
     }
     config.out_dir.mkdir(parents=True, exist_ok=True)
-    (config.out_dir / "attribution.json").write_text(json.dumps(results, indent=1, allow_nan=False) + "\n")
+    write_whole(config.out_dir / "attribution.json", json.dumps(results, indent=1, allow_nan=False) + "\n")
     write_attribution_report(config.out_dir, results)
     return results

@@ -16,6 +16,7 @@ from nilearn import plotting
 
 from mcsp.evaluate.report.figures import STYLE, raster, vector
 from mcsp.explain.attribution import OTHER_BAND, as_matrix
+from mcsp.output import write_whole
 from mcsp.page import COLOURS, GREY, render
 from mcsp.wording import shortened
 
@@ -52,7 +53,7 @@ def write_attribution_report(out_dir: Path, results: dict[str, Any]) -> None:
         largest=strongest(results),
         pictures=pictures,
     )
-    (out_dir / "report.html").write_text(page)
+    write_whole(out_dir / "report.html", page)
 
 
 def _pictures(out_dir: Path, modality: str, found: dict[str, Any]) -> dict[str, Markup]:

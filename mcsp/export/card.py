@@ -120,6 +120,7 @@ def model_card(
     programs: Mapping[str, Any] | None = None,
     contact: str | None = None,
     terms: str | None = None,
+    weights_sha256: str | None = None,
 ) -> str:
     """Markdown text; simulated sites are called so, and nothing in it names a path of the machine.
 
@@ -135,10 +136,14 @@ def model_card(
         programs: content of programs.json, where programs were written.
         contact: who answers questions.
         terms: under which the weights may be used.
+        weights_sha256: of model.safetensors, to know whether ``evaluation`` is of these weights.
     """
+    evaluated = ((evaluation or {}).get("model") or {}).get("weights_sha256")
+    others = evaluated not in (None, weights_sha256)
+    own = None if others else evaluation
     used = [r for r in corpus.recordings if r.split == "train" and r.modality in model.config.modalities]
     return _CARD.format(
-        front=front_matter(model.config.size, model.config.modalities, evaluation),
+        front=front_matter(model.config.size, model.config.modalities, own),
         version=__version__,
         size=model.config.size,
         parameters=sum(p.numel() for p in model.parameters()),
@@ -162,11 +167,12 @@ def model_card(
         cost=cost_line(manifest, metrics),
         curves=f"![loss by step]({curves})\n\n" if curves else "",
         metrics=curve_rows(metrics),
-        membership=membership_text(evaluation),
-        results=results_text(evaluation, corpus),
+        membership=membership_text(own),
+        results=f"{_OTHER_WEIGHTS if others else ''}{results_text(evaluation, corpus)}",
     )
 
 
+_OTHER_WEIGHTS = "**These are results of other weights**, not of those in this folder.\n\n"
 _PRINT = "print(encoded.report, encoded.features.shape)  # read its warnings first"
 _USE: dict[Modality, str] = {
     "eeg": f"""\

@@ -22,6 +22,8 @@ from mcsp.encode.pretrained import from_pretrained
 from mcsp.export.card import model_card
 from mcsp.model.mcsp import MCSP
 from mcsp.model.weights import CONFIG_FILE, SUBJECTS_FILE, WEIGHTS_FILE, load_weights, write_pretrained, write_sums
+from mcsp.output import write_whole
+from mcsp.outside import sha256_file
 from mcsp.schema import KEY_FINGERPRINT, MODALITIES, UNITS, Modality, units_of
 
 CURVES_FILE, PROGRAMS_FILE = "loss.png", "programs.json"
@@ -61,6 +63,7 @@ def write_export(
             give back the same numbers.
     """
     check_out_dir(out_dir)
+    out_dir = out_dir.absolute()  # "." has no name to write aside with
     model = _model(weights, manifest, corpus, dtype, modalities)
     out_dir.parent.mkdir(parents=True, exist_ok=True)
     aside = out_dir.with_name(f".{out_dir.name}.{os.getpid()}.partial")
@@ -68,13 +71,14 @@ def write_export(
         preprocessing = preprocessing_of(manifest, corpus, model.config.modalities)
         write_pretrained(model, aside, preprocessing, dtype)
         subjects = pretraining_subjects(corpus)
-        (aside / SUBJECTS_FILE).write_text("".join(f"{subject}\n" for subject in subjects))
+        write_whole(aside / SUBJECTS_FILE, "".join(f"{subject}\n" for subject in subjects))
         curves = write_curves(metrics, aside)
         programs = write_programs(model, corpus, manifest["config"]["window_seconds"], aside, formats)
         card = model_card(
-            model, manifest, metrics, corpus, preprocessing, len(subjects), evaluation, curves, programs, contact, terms
-        )
-        (aside / "README.md").write_text(card)
+            model, manifest, metrics, corpus, preprocessing, len(subjects), evaluation, curves, programs, contact,
+            terms, sha256_file(aside / WEIGHTS_FILE),
+        )  # fmt: skip
+        write_whole(aside / "README.md", card)
         write_sums(aside)
         check_same(model, from_pretrained(aside))
         _replace(aside, out_dir)
@@ -142,7 +146,7 @@ def write_programs(
             files.append(f"{modality}.onnx")
             program.write_onnx(recorded, folder / files[-1])
         described[modality] = {"files": files, **recorded.description()}
-    (folder / PROGRAMS_FILE).write_text(json.dumps(described, indent=2) + "\n")
+    write_whole(folder / PROGRAMS_FILE, json.dumps(described, indent=2) + "\n")
     return described
 
 

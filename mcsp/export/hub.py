@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from mcsp.encode.pretrained import from_pretrained
+from mcsp.model.weights import SUMS_FILE, read_sums
 from mcsp.schema import Modality
 from mcsp.wording import listed
 
@@ -21,6 +22,10 @@ _METRICS = {
     "r": "pearsonr",
     "mae": "mae",
 }
+_OF_CORPUS = [
+    "index.json", "recordings-*.arrow", "rejected-*.jsonl", "repairs-*.jsonl", "shards/*", "dataset_description.json",
+    "report.html", "README.md",
+]  # fmt: skip
 
 
 def front_matter(size: str, modalities: Sequence[Modality], evaluation: Mapping[str, Any] | None) -> str:
@@ -61,10 +66,11 @@ def _results(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def push_to_hub(folder: str | Path, repo_id: str, private: bool = True, revision: str | None = None) -> str:
-    """Upload an export, or a corpus, with the files it has; the address of the commit.
+    """Upload an export, or a corpus; the address of the commit.
 
     An export is loaded, and a corpus read back in full, before anything leaves the machine, and a repository is private
-    unless asked otherwise: the terms of the recordings come first (see docs/data-terms.md).
+    unless asked otherwise: the terms of the recordings come first (see docs/data-terms.md). Other files that lie in the
+    folder (results of an evaluation with its key, say) stay where they are.
 
     Raises:
         ValueError: as ``mcsp.from_pretrained``; or a corpus that is not as its index says.
@@ -72,8 +78,10 @@ def push_to_hub(folder: str | Path, repo_id: str, private: bool = True, revision
     from huggingface_hub import HfApi
 
     kind = "dataset" if (Path(folder) / "index.json").is_file() else "model"
+    files = _OF_CORPUS
     if kind == "model":
         from_pretrained(folder)
+        files = ["README.md", SUMS_FILE, *read_sums(Path(folder))]
     else:
         from mcsp.data_sharding.inspect.lint import lint_corpus  # which needs the extra corpus
 
@@ -83,6 +91,6 @@ def push_to_hub(folder: str | Path, repo_id: str, private: bool = True, revision
     api.create_repo(repo_id, private=private, exist_ok=True, repo_type=kind)
     done = api.upload_folder(
         repo_id=repo_id, folder_path=str(folder), revision=revision, repo_type=kind, delete_patterns="*",
-        ignore_patterns=".*", commit_message="MCSP export" if kind == "model" else "MCSP corpus",
+        allow_patterns=files, commit_message="MCSP export" if kind == "model" else "MCSP corpus",
     )  # fmt: skip
     return str(done.commit_url)

@@ -39,6 +39,7 @@ class Channels(NamedTuple):
     coherence_BKCC: Tensor | None  # EEG: imaginary coherence of each band
     valid_BT: Tensor
     factor_BCC: Tensor | None = None  # of standardised channels, where they are fewer than anchors
+    fourth_B: Tensor | None = None  # fourth moment of their norm, there
 
 
 class Connectivity(NamedTuple):
@@ -77,7 +78,7 @@ class SpatialEncoder(nn.Module):
         self.by_products: bool | None = None  # another formulation than the device's own
         self.bands_hz = list(EEG_BANDS_HZ.values()) if modality == "eeg" else []
         self.n_measures = 1 + len(self.bands_hz)
-        self.anchors = AnchorWeights(modality, self.n_anchors)
+        self.anchors = AnchorWeights(modality, config)
         inputs = self.n_measures * self.n_anchors
         self.embed = nn.Linear(inputs, width)
         self.amplitude = nn.Linear(1, width)
@@ -92,6 +93,22 @@ class SpatialEncoder(nn.Module):
         if modality == "eeg":
             every["coherence"] = len(self.bands_hz) * pairs
         self.skip_widths: dict[str, int] = {name: count for name, count in every.items() if name in config.skips}
+
+    def moment(self, signal: Signal) -> Tensor:
+        """Sum of ``c c'`` over all anchors and windows, c what an anchor's token is made from; float64 ``(I, I)``."""
+        rows_NI = _rows(self.measure(signal)).flatten(0, 1).double()
+        return rows_NI.mT @ rows_NI
+
+    @torch.no_grad()
+    def start_at(self, moment_II: Tensor) -> None:
+        """First weights by which h is, but for the blocks, what the leading eigenvectors say of each anchor's row.
+
+        No other directions lose less of the rows (Eckart and Young, 1936). Tokens stay of about unit size.
+        """
+        leading_DI = torch.linalg.eigh(moment_II)[1].flip(1).mT[: len(self.embed.weight)]
+        scale = math.sqrt(len(self.embed.weight) / len(moment_II)) / TYPICAL[self.form]
+        self.embed.weight.zero_()[: len(leading_DI)] = scale * leading_DI
+        self.encoder.narrow.weight.zero_().diagonal().fill_(1.0)
 
     def forward(self, measured: Connectivity) -> Tensor:
         """``h`` of what :meth:`measure` found, ``(B, A * k)``."""
@@ -117,17 +134,18 @@ class SpatialEncoder(nn.Module):
         # The root of 0 has an infinite gradient, of which the samples of a flat channel would get NaN.
         std_BC = variance_BC.clamp_min(torch.finfo(variance_BC.dtype).tiny).sqrt()
         channels = Channels(centred_BCT, std_BC, coherence_BKCC, signal.time_valid_BT)
-        return channels._replace(factor_BCC=self._factor(channels))
+        return self._with_factor(channels)
 
-    def _factor(self, channels: Channels) -> Tensor | None:
-        """What the correlation of anchors is made from where that is the shorter way: on a CPU, without a gradient."""
+    def _with_factor(self, channels: Channels) -> Channels:
+        """With what the correlation of anchors is made from where that is shorter: on a CPU, without a gradient."""
         x_BCT = channels.centred_BCT
         if self.form != "logarithm" or self.by_products or x_BCT.device.type != "cpu":
-            return None
+            return channels
         if x_BCT.shape[1] >= min(self.n_anchors, x_BCT.shape[2]) or (x_BCT.requires_grad and torch.is_grad_enabled()):
-            return None
+            return channels
         with torch.autocast("cpu", enabled=False):
-            return channel_factor(x_BCT, _reciprocal(channels.std_BC), channels.valid_BT)
+            factor_BCC, fourth_B = channel_factor(x_BCT, _reciprocal(channels.std_BC), channels.valid_BT)
+        return channels._replace(factor_BCC=factor_BCC, fourth_B=fourth_B)
 
     def at_anchors(self, channels: Channels, weights_BAC: Tensor) -> Connectivity:
         """Channels carried to the anchors by ``weights_BAC``, which are zero where a channel takes no part."""
@@ -145,10 +163,9 @@ class SpatialEncoder(nn.Module):
         scale_BC = _reciprocal(channels.std_BC)
         unit_BAC = weights_BAC.to(channels.std_BC.dtype) * scale_BC[:, None]
         with torch.autocast(unit_BAC.device.type, enabled=False):  # bf16 is too coarse for products over time
-            if form == "logarithm" and channels.factor_BCC is not None:
-                return log_correlation_of_mixture(
-                    weights_BAC, channels.centred_BCT, scale_BC, channels.factor_BCC, channels.valid_BT
-                )
+            if form == "logarithm" and channels.factor_BCC is not None and channels.fourth_B is not None:
+                of_window = scale_BC, channels.factor_BCC, channels.fourth_B, channels.valid_BT
+                return log_correlation_of_mixture(weights_BAC, channels.centred_BCT, *of_window)
             if form == "logarithm":
                 return log_correlation(unit_BAC @ channels.centred_BCT, channels.valid_BT, self.by_products)
             # A root makes 3e-4 of the 1e-7 that float32 leaves of an eigenvalue that is zero; shrinkage covers that.

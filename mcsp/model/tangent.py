@@ -207,11 +207,14 @@ def _log_from_samples(x_BAT: Tensor, valid_BT: Tensor) -> Tensor:
     factor_BAT, flat_BA, n_B = _factor(x_BAT, valid_BT)
     gram_BTT = factor_BAT.mT @ factor_BAT
     norm2_BT = gram_BTT.diagonal(dim1=-2, dim2=-1) * n_B[:, None]
-    return _log_of_factor(factor_BAT, gram_BTT, flat_BA, norm2_BT, n_B).to(x_BAT.dtype)
+    fourth_B, squares_B = norm2_BT.square().sum(-1) / n_B, _squares(gram_BTT, flat_BA)
+    r_B = _shrinkage(fourth_B, squares_B, n_B, x_BAT.shape[1])
+    return _log_of_factor(factor_BAT, gram_BTT, flat_BA, r_B).to(x_BAT.dtype)
 
 
-def channel_factor(x_BCT: Tensor, scale_BC: Tensor, valid_BT: Tensor) -> Tensor:
-    """R in float64 of ``R R'``, the covariance over valid time of channels times ``scale``, ``(B, C, C)``.
+def channel_factor(x_BCT: Tensor, scale_BC: Tensor, valid_BT: Tensor) -> tuple[Tensor, Tensor]:
+    """R in float64 of ``R R'``, the covariance over valid time of channels z times ``scale``, ``(B, C, C)``; and the
+    mean of ``|z_t|^4`` ``(B,)``.
 
     For :func:`log_correlation_of_mixture`; without a gradient. Products over time are taken in the dtype of ``x_BCT``.
     """
@@ -219,11 +222,13 @@ def channel_factor(x_BCT: Tensor, scale_BC: Tensor, valid_BT: Tensor) -> Tensor:
     scale_BC1 = scale_BC.double()[..., None]
     covariance_BCC = (x_BCT @ x_BCT.mT).double() / n_B[:, None, None] * scale_BC1 * scale_BC1.mT
     value_BC, vector_BCC = _eigenvectors(covariance_BCC)
-    return vector_BCC * value_BC.clamp_min(0.0).sqrt()[:, None]
+    norm2_BT = (scale_BC.square()[:, None].to(x_BCT.dtype) @ x_BCT.square())[:, 0]
+    fourth_B = torch.linalg.vector_norm(norm2_BT, dim=-1).double().square() / n_B
+    return vector_BCC * value_BC.clamp_min(0.0).sqrt()[:, None], fourth_B
 
 
 def log_correlation_of_mixture(
-    mixing_BAC: Tensor, x_BCT: Tensor, scale_BC: Tensor, factor_BCC: Tensor, valid_BT: Tensor
+    mixing_BAC: Tensor, x_BCT: Tensor, scale_BC: Tensor, factor_BCC: Tensor, fourth_B: Tensor, valid_BT: Tensor
 ) -> Tensor:
     """:func:`log_correlation` of ``mixing @ (scale x)`` for fewer channels than anchors, without its time courses.
 
@@ -231,7 +236,7 @@ def log_correlation_of_mixture(
         mixing_BAC: weights of channels at anchors.
         x_BCT: channels, demeaned over valid time and zero elsewhere.
         scale_BC: makes them of about unit variance.
-        factor_BCC: of these by :func:`channel_factor`; one for all mixtures of a window.
+        factor_BCC, fourth_B: of these by :func:`channel_factor`; one for all mixtures of a window.
         valid_BT: bool.
     """
     n_B = valid_BT.sum(-1).clamp_min(1).double()
@@ -240,20 +245,37 @@ def log_correlation_of_mixture(
     flat_BA = variance_BA <= _FLAT
     scale_BA = torch.where(flat_BA, 1.0, variance_BA).rsqrt() * ~flat_BA
     factor_BAC = factor_BAC * scale_BA[..., None]
-    unit_BAC = mixing_BAC.to(x_BCT.dtype) * scale_BA[..., None].to(x_BCT.dtype) * scale_BC[:, None]
-    # |x_t|^2 at the anchors is a quadratic form of the channels.
-    norm2_BT = ((unit_BAC.mT @ unit_BAC) @ x_BCT).mul_(x_BCT).sum(1).double()
+    unit_BAC = (mixing_BAC * scale_BA[..., None]).to(x_BCT.dtype)
+    form_BCC = unit_BAC.mT @ unit_BAC  # |x_t|^2 at the anchors is this quadratic form of the channels
     gram_BCC = factor_BAC.mT @ factor_BAC
-    return _log_of_factor(factor_BAC, gram_BCC, flat_BA, norm2_BT, n_B).to(x_BCT.dtype)
+    squares_B = _squares(gram_BCC, flat_BA)
+    # The shrinkage is mostly far below the least, which a bound of the fourth moment shows without a pass over time: no
+    # eigenvalue is above a sum of magnitudes in a row. The moment itself is found where the bound does not settle it.
+    largest_B = form_BCC.abs().sum(-1).amax(-1).double()
+    bound_B = 1.01 * largest_B.square() * fourth_B
+    open_B = _shrinkage(bound_B, squares_B, n_B, factor_BAC.shape[1]) > LEAST_SHRINKAGE
+    if bool(open_B.any()):
+        of_channels = scale_BC[open_B, :, None] * form_BCC[open_B] * scale_BC[open_B, None]
+        norm2_BT = (of_channels @ x_BCT[open_B]).mul_(x_BCT[open_B]).sum(1)
+        bound_B[open_B] = norm2_BT.double().square().sum(-1) / n_B[open_B]
+    r_B = _shrinkage(bound_B, squares_B, n_B, factor_BAC.shape[1])
+    return _log_of_factor(factor_BAC, gram_BCC, flat_BA, r_B).to(x_BCT.dtype)
 
 
-def _log_of_factor(factor_BAK: Tensor, gram_BKK: Tensor, flat_BA: Tensor, norm2_BT: Tensor, n_B: Tensor) -> Tensor:
-    """The logarithm from F of ``S = F F' + diag(flat)``, and ``|x_t|^2`` of anchors of unit variance."""
-    # Squares of the small matrix sum to those of S, but for the ones of flat anchors.
-    squares_B = gram_BKK.square().sum((1, 2)) + flat_BA.sum(1)
-    noise_B = (norm2_BT.square().sum(-1) / n_B - squares_B) / n_B
-    distance_B = squares_B - factor_BAK.shape[1]
-    r_B1 = (noise_B / distance_B.clamp_min(1e-12)).clamp(LEAST_SHRINKAGE, 1.0)[:, None]
+def _squares(gram_BKK: Tensor, flat_BA: Tensor) -> Tensor:
+    """``|S|^2`` of ``S = F F' + diag(flat)`` from the gram F' F: its squares sum to those of S, but for the ones."""
+    return gram_BKK.square().sum((1, 2)) + flat_BA.sum(1)
+
+
+def _shrinkage(fourth_B: Tensor, squares_B: Tensor, n_B: Tensor, anchors: int) -> Tensor:
+    """r of :func:`log_correlation` from the mean of ``|x_t|^4`` and ``|S|^2``."""
+    noise_B, distance_B = (fourth_B - squares_B) / n_B, squares_B - anchors
+    return (noise_B / distance_B.clamp_min(1e-12)).clamp(LEAST_SHRINKAGE, 1.0)
+
+
+def _log_of_factor(factor_BAK: Tensor, gram_BKK: Tensor, flat_BA: Tensor, r_B: Tensor) -> Tensor:
+    """The logarithm from F of ``S = F F' + diag(flat)``, its gram F' F and the shrinkage."""
+    r_B1 = r_B[:, None]
 
     def gained(value_BK: Tensor) -> Tensor:
         some_BK = value_BK.clamp_min(1e-12)

@@ -11,7 +11,8 @@ Nothing here unpickles.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from mcsp.config import ModelConfig
 from mcsp.model.mcsp import MCSP
+from mcsp.output import whole_file, write_whole
 from mcsp.outside import read_bounded, read_object, sha256_file
 from mcsp.version import __version__
 from mcsp.wording import listed
@@ -66,7 +68,7 @@ def load_export(path: str | Path, kind: type[Model]) -> Model:
             f"{path / CONFIG_FILE}: expected format_version {FORMAT_VERSION}, found {found}; "
             "export the checkpoint again with this version, or load it with the one that wrote it"
         )
-    _verify_sums(path, (CONFIG_FILE, WEIGHTS_FILE, PREPROCESSING_FILE))
+    verify_sums(path, (CONFIG_FILE, WEIGHTS_FILE, PREPROCESSING_FILE))
     config = ModelConfig.parse(header.get("model", {}), str(path / CONFIG_FILE))
     try:
         _require_fitting_header(config, path / WEIGHTS_FILE)
@@ -94,18 +96,33 @@ def write_pretrained(
     out_dir = Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
     header = {"format_version": FORMAT_VERSION, "mcsp_version": __version__, "model": model.config.dump()}
-    (out_dir / CONFIG_FILE).write_text(json.dumps(header, indent=2) + "\n")
-    (out_dir / PREPROCESSING_FILE).write_text(json.dumps(preprocessing, indent=2, sort_keys=True) + "\n")
+    write_whole(out_dir / CONFIG_FILE, json.dumps(header, indent=2) + "\n")
+    write_whole(out_dir / PREPROCESSING_FILE, json.dumps(preprocessing, indent=2, sort_keys=True) + "\n")
     weights = {name: tensor.detach().cpu().to(dtype).contiguous() for name, tensor in model.state_dict().items()}
-    save_file(weights, out_dir / WEIGHTS_FILE, metadata={"format": "pt"})
-    (out_dir / WEIGHTS_FILE).chmod(0o644)  # safetensors leaves it readable by its owner alone
+    write_tensors(out_dir / WEIGHTS_FILE, partial(save_file, weights, metadata={"format": "pt"}))
     write_sums(out_dir)
+
+
+def write_tensors(path: Path, save: Callable[[Path], None]) -> None:
+    """Write a safetensors file, readable for others as well; ``save`` writes it to the path that it is given."""
+    with whole_file(path) as aside:
+        try:
+            save(aside)
+        except SafetensorError as error:  # a full disk is one too
+            raise OSError(f"{path}: cannot be written ({error})") from None
+        aside.chmod(0o644)  # safetensors leaves it readable by its owner alone
 
 
 def write_sums(folder: Path) -> None:
     """Write ``SHA256SUMS`` over every other file directly in ``folder``."""
     files = sorted(p for p in folder.iterdir() if p.is_file() and p.name != SUMS_FILE)
-    (folder / SUMS_FILE).write_text("".join(f"{sha256_file(p)}  {p.name}\n" for p in files))
+    write_whole(folder / SUMS_FILE, "".join(f"{sha256_file(p)}  {p.name}\n" for p in files))
+
+
+def read_sums(folder: Path) -> dict[str, str]:
+    """Digest of each file that ``SHA256SUMS`` names."""
+    lines = (line.split(maxsplit=1) for line in read_bounded(folder / SUMS_FILE).decode(errors="replace").splitlines())
+    return {parts[1]: parts[0] for parts in lines if len(parts) == 2}
 
 
 def load_weights(model: MCSP, weights: dict[str, Tensor], source: str) -> None:
@@ -149,13 +166,12 @@ def _require_same(expected: dict[str, tuple[int, ...]], found: dict[str, tuple[i
         )
 
 
-def _verify_sums(path: Path, names: tuple[str, ...]) -> None:
+def verify_sums(path: Path, names: tuple[str, ...]) -> None:
     """Raise ``ValueError`` unless every named file exists and has the digest that SHA256SUMS gives it."""
     missing = [name for name in (*names, SUMS_FILE) if not (path / name).is_file()]
     if missing:
-        raise ValueError(f"{path}: expected an exported model, but {', '.join(missing)} is missing")
-    lines = (line.split(maxsplit=1) for line in read_bounded(path / SUMS_FILE).decode(errors="replace").splitlines())
-    digests = {parts[1]: parts[0] for parts in lines if len(parts) == 2}
+        raise ValueError(f"{path}: expected {', '.join(names)} and {SUMS_FILE}, but {', '.join(missing)} is missing")
+    digests = read_sums(path)
     for name in names:
         found = sha256_file(path / name)
         if digests.get(name) != found:

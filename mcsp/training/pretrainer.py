@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 
 from mcsp.augmentations.views import halves_of_views, spatial_view, spectral_view, temporal_view
-from mcsp.batch import Batch, Signal, as_one, rows_of
+from mcsp.batch import Batch, Signal, rows_of
 from mcsp.config import AugmentationConfig, ModelConfig, ObjectiveConfig
+from mcsp.distributed import over_ranks
 from mcsp.losses.contrastive import slots
 from mcsp.losses.objective import initial_log_scale, pair_terms
 from mcsp.losses.prediction import Target, prediction_error, prediction_terms
@@ -28,7 +29,7 @@ from mcsp.model.spectral import SpectralEncoder, Spectrum
 from mcsp.schema import VIEWS, Domain, Modality
 from mcsp.training.prediction import Prediction, PredictionHead, connectivity_of, spectrum_of
 
-_CACHE_BYTES = 4 << 20  # of windows that are measured together on a CPU; 2 to 8 MiB are about as fast
+_CACHE_BYTES = 8 << 20  # of windows that are measured together on a CPU; 2 to 8 MiB are about as fast
 MAX_SCALE = 100.0  # of logits, as in CLIP (arXiv 2103.00020); at least 1, as in OpenCLIP
 
 
@@ -71,6 +72,19 @@ class Pretrainer(nn.Module):
         self.heads = nn.ModuleDict()
         for term in self.predictions:
             self.heads[_key(term.name)] = PredictionHead.of(self.model, term.modality, term.domain, term.target)
+
+    @torch.no_grad()
+    def start_at(self, batches: Sequence[Batch], device: torch.device) -> None:
+        """Begin spatial tokens at the leading directions of what all ranks show, each its own share of the batches."""
+        for modality in self.model.config.modalities if "spatial" in self.model.config.domains else ():
+            encoder = self.model.encoder(modality, "spatial")
+            assert isinstance(encoder, SpatialEncoder)
+            moments = [encoder.moment(b.signals[modality]) for b in batches if modality in b.signals]
+            encoder.start_at(over_ranks(torch.stack(moments).sum(0).to(device), "sum").cpu())
+            for term in self.predictions:
+                head = self.heads[_key(term.name)]
+                if (term.modality, term.domain) == (modality, "spatial") and isinstance(head, PredictionHead):
+                    head.start_at(encoder)
 
     def forward(self, batch: Batch) -> Output:
         """Draw the views, embed them, and predict from each the half that it did not see."""
@@ -130,7 +144,7 @@ class Pretrainer(nn.Module):
                 stop, channels = first + len(rows), rows.x_BCT.shape[1]
                 found.append(self._measure_rows(modality, rows, [w[first:stop, :, :channels] for w in weights]))
                 first = stop
-        views = {d: _joined([_view_of(f[0][d], v) for v in VIEWS for f in found]) for d in domains}
+        views = {d: _joined([f[0][d][v] for v in VIEWS for f in found]) for d in domains}
         if "spectral" in domains:
             with self.part("views"):
                 views["spectral"] = self._spectral_views(modality, signal, views["spectral"])
@@ -149,12 +163,14 @@ class Pretrainer(nn.Module):
 
     def _measure_rows(
         self, modality: Modality, signal: Signal, weights: Sequence[Tensor]
-    ) -> tuple[dict[Domain, Measured], dict[Target, Tensor]]:
-        """What encoders read, spectra not yet augmented, and what is to be predicted: all rows of a view together."""
+    ) -> tuple[dict[Domain, list[Any]], dict[Target, Tensor]]:
+        """What encoders read of each view, spectra not yet augmented; and what is to be predicted, of all rows of a
+        view together.
+        """
         config, model = self.augmentation, self.model
         with self.part("views"):
             halves = halves_of_views(signal) if config.opposite_halves else signal
-        views: dict[Domain, Measured] = {}
+        views: dict[Domain, list[Any]] = {}
         targets: dict[Target, Tensor] = {}
         wanted = {term.target for term in self.predictions if term.modality == modality}
         plain_BAC = torch.cat([weights[0]] * len(VIEWS))  # to the anchors, as the signal is
@@ -164,21 +180,23 @@ class Pretrainer(nn.Module):
             if isinstance(encoder, SpatialEncoder):
                 channels = encoder.channels(seen)
                 twice = channels if apart else _twice(channels)
-                views[domain] = encoder.at_anchors(twice, torch.cat(list(weights[1:])))
+                connectivity = encoder.at_anchors(twice, torch.cat(list(weights[1:])))
+                views[domain] = [_view_of(connectivity, v) for v in VIEWS]
                 if "connectivity" in wanted:
                     channels = channels if apart else encoder.channels(halves, coherence=False)
                     targets["connectivity"] = _other_half(connectivity_of(encoder, channels, plain_BAC))
             elif isinstance(encoder, SpectralEncoder):
                 spectrum = encoder.measure(seen, seen_BAC)
-                views[domain] = spectrum if apart else _twice(spectrum)
+                views[domain] = [_view_of(spectrum, v) if apart else spectrum for v in VIEWS]
                 if "spectrum" in wanted:
                     spectrum = spectrum if apart else encoder.measure(halves, plain_BAC)
                     targets["spectrum"] = _other_half(spectrum_of(spectrum))
             else:
-                with self.part("views"):
-                    of_views = [_view_of(halves, v) if apart else signal for v in VIEWS]
-                    drawn = as_one([temporal_view(view, v, config) for v, view in enumerate(of_views)])
-                views[domain] = encoder.measure(drawn, plain_BAC)
+                views[domain] = []
+                for v in VIEWS:
+                    with self.part("views"):
+                        drawn = temporal_view(_view_of(halves, v) if apart else signal, v, config)
+                    views[domain].append(encoder.measure(drawn, weights[0]))
         return views, targets
 
     def _prediction_errors(

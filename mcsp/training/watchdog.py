@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from mcsp.run_log import write_whole
+from mcsp.output import write_whole
 from mcsp.training.clock import Clock
 from mcsp.training.stopping import EXIT_HUNG, write_exit
 from mcsp.wording import listed

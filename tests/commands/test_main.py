@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from mcsp.commands.main import VERBS, application, launcher, run
+from mcsp.commands.pretrain import read_evaluation
 from mcsp.commands.settings import PLACES, takes
 from mcsp.config import CorpusConfig, FinetuneConfig, PretrainConfig, find_config
 
@@ -90,6 +91,15 @@ def test_a_folder_that_is_not_what_a_key_says_is_refused_at_once(refused: Refuse
     (tmp_path / "config.json").touch()
     error = refused("evaluate", f"model_dir={tmp_path}", f"corpus_dir={tmp_path}", "out_dir=out")
     assert f"{tmp_path}: expected a finished corpus, found none (index.json is missing)" in error
+    (tmp_path / "results.json").write_text('{"scores": []}')
+    with pytest.raises(
+        ValueError, match=r"results\.json: expected the results of mcsp evaluate, found those of another"
+    ):
+        read_evaluation(tmp_path)
+    (tmp_path / "index.json").touch()
+    (tmp_path / "names.txt").write_bytes("Müller\n".encode("latin-1"))
+    error = refused("lint", str(tmp_path), "--privacy", "--names", str(tmp_path / "names.txt"))
+    assert "names.txt: expected text in UTF-8, found another encoding" in error
     assert set(PLACES) <= {
         *FinetuneConfig.model_fields,
         *CorpusConfig.model_fields,

@@ -35,16 +35,27 @@ def test_a_row_per_trial_as_encode_raw_gives_for_it(pretrained: PretrainedMCSP) 
 def test_a_bad_trial_costs_itself_alone(pretrained: PretrainedMCSP) -> None:
     cut = trials()
     x_NCT = cut.get_data(copy=True, verbose="ERROR")
-    x_NCT[2, :7] = 0.0
+    x_NCT[2, :7], x_NCT[3, 0] = 0.0, 0.0
     broken = mne.EpochsArray(x_NCT, cut.info, verbose="ERROR")
     with pytest.raises(ValueError, match=r"^trial 2: "):
         pretrained.encode_epochs(broken)
     found = pretrained.encode_epochs(broken, on_error="nan")
     assert np.isnan(found.features).all(axis=1).tolist() == [False, False, True, False]
     assert [bool(reason) for reason in found.reasons] == [False, False, True, False]
+    assert "7 used" in found.report.steps["channels"], "of the first trial; the last has a flat channel"
     x_NCT[:, :7] = 0.0
     with pytest.raises(ValueError, match="none of 4 trials can be used"):
         pretrained.encode_epochs(mne.EpochsArray(x_NCT, cut.info, verbose="ERROR"), on_error="nan")
+
+
+@pytest.mark.parametrize(("sfreq", "samples"), [(512.0, 513), (500.0, 501), (173.61, 347)])
+def test_a_trial_of_any_rate_is_as_long_as_its_own_least_length(
+    pretrained: PretrainedMCSP, sfreq: float, samples: int
+) -> None:
+    """MNE cuts both ends of 0 to 1 s: 513 samples at 512 Hz, which are 1.00195 s before and 1 s after resampling."""
+    info = mne.create_info(CHANNELS[:7], sfreq, "eeg")
+    x_NCT = 1e-5 * np.random.default_rng(0).standard_normal((2, 7, samples))
+    assert pretrained.encode_epochs(mne.EpochsArray(x_NCT, info, verbose="ERROR"), line_hz=50).reasons == ["", ""]
 
 
 def test_long_trials_have_several_windows_and_short_ones_are_refused(pretrained: PretrainedMCSP) -> None:

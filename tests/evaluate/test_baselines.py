@@ -65,10 +65,14 @@ def test_covariates_come_from_participants_and_from_the_quality_of_recordings(co
     np.testing.assert_allclose(table, expected)
     np.testing.assert_allclose(covariate_table(corpus, of, None, "diagnosis"), expected)
     np.testing.assert_allclose(covariate_table(corpus, of, None, "sex"), expected[:, [0, 2]])
+    np.testing.assert_allclose(covariate_table(corpus, of, ["age", "sex"], "age"), expected[:, [1]])  # no leak
     assert covariate_table(corpus, of, [], "diagnosis").shape == (3, 0)
     of_two = labelled(units, ["s", "t", "t"])
     np.testing.assert_allclose(
         covariate_table(corpus, of_two, ["age"], "x"), np.c_[[1, 0, 0], [0, 1, 1], expected[:, 0]]
     )
+    mixed = [Unit(str(i), (recording(participant=json.dumps({"age": a})),)) for i, a in enumerate([31, "old", "?"])]
+    with pytest.raises(ValueError, match="'age': expected numbers or two values"):  # 31, 1 and 0 are no ages
+        covariate_table(corpus, labelled(mixed, ["s"] * 3), ["age"], "diagnosis")
     with pytest.raises(ValueError, match="'height': expected numbers or two values, found nothing"):
         covariate_table(corpus, of, ["height"], "diagnosis")

@@ -29,7 +29,7 @@ def test_a_bids_dataset_is_cleaned_as_the_pretraining_corpus_was(
     reference = Corpus(corpus_dir)
     cleaning = {m: {**reference.index["config"][m], "reference": "average"} for m in ("eeg", "fmri")}
     config = EvaluateConfig(model_dir=tmp_path, bids_root=corpus_dir.parent / "bids" / "simulated-a", out_dir=tmp_path)
-    columns = ["diagnosis", "mean_fd", "session"]
+    columns = ["mean_fd", "session"]
     corpus = open_corpus(config, tmp_path, model(cleaning), columns)
     assert np.bincount(read_labels(corpus, "diagnosis").y_N).tolist() == [8, 8]
     assert {r.split for r in corpus.recordings} == {"test"}
@@ -48,6 +48,24 @@ def test_a_bids_dataset_is_cleaned_as_the_pretraining_corpus_was(
     again = open_corpus(config, tmp_path, model(cleaning), columns)
     assert again.index_hash == corpus.index_hash
     assert (tmp_path / "corpus" / "index.json").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "bids: no EEG or fMRI recordings found"),
+        ("participant_id\tdiagnosis\nsub-1\tMüller\n".encode("latin-1"), r"participants\.tsv: expected text in UTF-8"),
+    ],
+)
+def test_a_table_of_people_that_is_empty_or_of_another_encoding_is_named(
+    tmp_path: Path, content: bytes, message: str
+) -> None:
+    (tmp_path / "bids").mkdir()
+    (tmp_path / "bids" / "dataset_description.json").write_text("{}")
+    (tmp_path / "bids" / "participants.tsv").write_bytes(content)
+    config = EvaluateConfig(model_dir=tmp_path, bids_root=tmp_path / "bids", out_dir=tmp_path)
+    with pytest.raises(ValueError, match=message):
+        open_corpus(config, tmp_path / "out", model({}), ["diagnosis"])
 
 
 @pytest.mark.parametrize("given", [{}, {"corpus_dir": Path("a"), "bids_root": Path("b")}])

@@ -11,6 +11,7 @@ from pathlib import Path
 import mne
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 from scipy.special import expit, softmax
 
 import mcsp
@@ -30,6 +31,7 @@ from mcsp.evaluate.deploy import (
 )
 from mcsp.evaluate.features import learned_parts, measured_parts
 from mcsp.evaluate.units import Labelled, read_labels
+from mcsp.model.weights import write_sums
 
 CUT = {"windows_per_recording": 2, "window_seconds": {"eeg": 10.0, "fmri": 30.0}}
 
@@ -107,6 +109,33 @@ def test_a_recording_that_differs_from_the_training_is_flagged(folder: Path, cor
     assert noisy.closer == 100 and any(flag.startswith("unlike the training data") for flag in noisy.flags)
 
 
+def test_beyond_all_held_out_units_there_is_no_probability_and_no_interval(
+    folder: Path, corpus_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At the 96th percentile a recording is flagged; beyond the last one nothing says how sure a class is."""
+    file, copy = files(corpus_dir, "eeg/*_eeg.edf")[0], tmp_path / "classifier"
+    distance = LoadedClassifier(folder).predict(file).distance
+    assert distance is not None
+    facts = json.loads((folder / "classifier.json").read_text())
+    shutil.copytree(folder, copy)
+    for furthest, known in ((distance + 0.01, True), (distance - 0.01, False)):
+        for number in (False, True):
+            facts["heads"]["eeg"]["distances"] = [0.0] * 20 + [furthest]
+            facts["task"]["kind"] = "regression" if number else "classification"
+            for head in facts["heads"].values():
+                head |= {"interval": {"coverage": 0.9, "half_width": 2.0}, "range": [-100, 100]}
+            (copy / "classifier.json").write_text(json.dumps(facts))
+            write_sums(copy)
+            assert run(["predict", str(copy), str(file), "--out", str(tmp_path / "table.tsv")]) == 0
+            (row,) = table(tmp_path / "table.tsv")
+            told = capsys.readouterr().err
+            sure = ["low", "high"] if number else ["probability", *(f"p({name})" for name in facts["task"]["classes"])]
+            assert all((row[name] != "n/a") == known for name in sure) and row["flags"].startswith("unlike")
+            assert row["value" if number else "class"] != "n/a" and (float(row["closer"]) < 100) == known
+            assert ("how sure it is cannot be known" in told) != known
+            assert (" to " in told.split(";")[0] if number else "probability" in told) == known
+
+
 def test_the_command_writes_a_row_for_every_recording_with_a_class_or_a_reason(
     folder: Path, corpus_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -163,8 +192,9 @@ def test_files_are_found_by_name_pattern_folder_and_dataset(corpus_dir: Path, tm
     assert len(find_files([site])) == 32
     (tmp_path / "b.edf").touch()
     (tmp_path / "a.fif").touch()
+    (tmp_path / "._b.edf").touch()  # of macOS
     (tmp_path / "notes.txt").touch()
-    assert [p.name for p in find_files([tmp_path])] == ["a.fif", "b.edf"]
+    assert [p.name for p in find_files([tmp_path, tmp_path / "b.edf"])] == ["a.fif", "b.edf"]
     assert [p.name for p in find_files([tmp_path / "*.edf", tmp_path / "c.bdf"])] == ["b.edf", "c.bdf"]
     with pytest.raises(ValueError, match="expected recordings, found none"):
         find_files([tmp_path / "*.set"])
@@ -183,10 +213,10 @@ def test_a_changed_head_encoder_or_version_is_refused(folder: Path, tmp_path: Pa
     head = (folder / "head.safetensors").read_bytes()
     facts = json.loads((folder / "classifier.json").read_text())
     for name, content, message in (
-        ("head.safetensors", head[:-8] + b"\0" * 8, "expected the file of SHA256SUMS"),
+        ("head.safetensors", head[:-8] + b"\0" * 8, "head.safetensors: damaged or changed"),
         ("encoder/SHA256SUMS", b"", "expected the encoder that the head was trained on"),
         ("classifier.json", json.dumps({**facts, "format_version": 9}).encode(), "expected format_version 2, found 9"),
-        ("classifier.json", json.dumps({**facts, "more": 1}).encode(), "expected the file of SHA256SUMS"),
+        ("classifier.json", json.dumps({**facts, "more": 1}).encode(), "classifier.json: damaged or changed"),
     ):
         with pytest.raises(ValueError, match=message):
             LoadedClassifier(changed(name, content))
@@ -194,6 +224,43 @@ def test_a_changed_head_encoder_or_version_is_refused(folder: Path, tmp_path: Pa
         LoadedClassifier(tmp_path)
     assert not [p for p in folder.rglob("*") if p.suffix in (".pkl", ".pickle", ".pt", ".joblib")]
     assert "diagnosis" in (folder / "README.md").read_text()
+
+
+def test_a_folder_of_others_that_lacks_something_is_refused_in_one_line(folder: Path, tmp_path: Path) -> None:
+    def with_changes(arrays: dict, facts: dict) -> Path:
+        copy = tmp_path / f"{len(list(tmp_path.iterdir()))}"
+        shutil.copytree(folder, copy)
+        kept = {name: x for name, x in {**load_file(copy / "head.safetensors"), **arrays}.items() if x is not None}
+        save_file(kept, copy / "head.safetensors")
+        described = json.loads((copy / "classifier.json").read_text())
+        described["heads"]["eeg"] |= facts.pop("eeg", {})
+        (copy / "classifier.json").write_text(json.dumps({**described, **facts}))
+        write_sums(copy)
+        return copy
+
+    task = {"kind": "classification", "label": "x", "classes": 5}
+    for arrays, facts in (
+        ({"eeg.weight_OF": None}, {}), ({"eeg.bias_O": np.zeros(3)}, {}), ({"eeg.scale_F": np.full(4384, np.nan)}, {}),
+        ({}, {"eeg": {"distances": "far"}}), ({}, {"eeg": {"skill": None}}), ({}, {"task": task}),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=r"the head of \w+ is not whole \(.*write it again"):
+            LoadedClassifier(with_changes(arrays, facts))
+    short = {f"eeg.{name}": np.zeros(7) for name in ("mean_F", "scale_F", "centre_F", "spread_F")}
+    narrow = LoadedClassifier(with_changes({**short, "eeg.weight_OF": np.zeros((2, 7))}, {}))
+    assert "a head on 7 features, the encoder of eeg has" in narrow.predict_or_tell("a.edf").error
+    (tmp_path / "0" / "SHA256SUMS").unlink()
+    with pytest.raises(ValueError, match="SHA256SUMS is missing"):
+        LoadedClassifier(tmp_path / "0")
+
+
+def test_a_length_or_number_that_nothing_can_have_is_refused_before_the_work(
+    folder: Path, corpus_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, out = str(files(corpus_dir, "eeg/*_eeg.edf")[0]), tmp_path / "table.tsv"
+    for words in (["--windows-per-recording", "0"], ["--window-seconds", "nan"], ["--min-seconds", "-1"]):
+        assert run(["encode", str(folder / "encoder"), file, "--out", str(out), *words]) == 2
+        assert "expected a positive number" in capsys.readouterr().err and not out.exists()
+    assert run(["predict", str(folder), file, "--out", str(out), "--min-seconds", "nan"]) == 2
 
 
 def test_a_head_that_is_no_better_than_chance_says_so(labelled: Labelled) -> None:

@@ -18,7 +18,7 @@ from mcsp.commands.main import run
 from mcsp.config import EvaluateConfig, FinetuneConfig
 from mcsp.data_sharding.store.reader import Corpus
 from mcsp.data_sharding.store.table import Recordings
-from mcsp.evaluate.evaluate import evaluate
+from mcsp.evaluate.evaluate import evaluate, label_folders
 from mcsp.evaluate.finetune import Finetuning, finetune
 from mcsp.evaluate.report.tables import terminal_table
 from mcsp.evaluate.units import read_labels
@@ -255,3 +255,8 @@ def test_a_label_named_twice_is_refused(corpus: Corpus, corpus_dir: Path, export
     )
     with pytest.raises(ValueError, match="more_labels: expected other labels than 'age', each once"):
         evaluate(config)
+
+
+def test_every_further_label_has_a_folder_that_nothing_else_has() -> None:
+    found = label_folders(["a b", "a_b", "classifier", "corpus", ".."])
+    assert found == {"a b": "a_b", "a_b": "a_b_", "classifier": "classifier_", "corpus": "corpus_", "..": "__"}

@@ -2,10 +2,13 @@
 
 import numpy as np
 import pytest
+from scipy import signal
 
+from mcsp.batch import valid_times
 from mcsp.evaluate.measured import (
     SCALP_REGIONS_MM,
     Points,
+    band_power,
     brain_lattice_mm,
     common_points,
     connectivity,
@@ -65,6 +68,18 @@ def test_power_is_of_valid_time_alone() -> None:
     np.testing.assert_allclose(found, expected, atol=1e-6)
     two = log_band_power(window(x_TC, positions, 200.0, valid_spans=[1000, 1100, 1500, 3000]), OWN)
     np.testing.assert_allclose(two, log_band_power(window(x_TC[1500:3000], positions, 200.0), OWN), atol=1e-6)
+
+
+def test_power_without_any_valid_time_is_that_of_the_whole_window() -> None:
+    """Nothing is left out then; whoever reads windows has refused such a one before."""
+    positions, x_TC = np.array(list(SCALP_REGIONS_MM.values())), np.random.default_rng(1).normal(size=(450, 10))
+    nothing, everything = (window(x_TC, positions, 200.0, valid_spans=spans) for spans in ([0, 0], [0, 450]))
+    assert not valid_times(nothing).any()
+    whole = signal.welch(nothing.x_TC.astype(np.float64), fs=200.0, nperseg=400, axis=0)[1][16:26].sum(axis=0) * 0.5
+    np.testing.assert_allclose(band_power(everything)[0][2], whole, rtol=1e-6)
+    found_KC, good_C = band_power(window(x_TC[:400], positions, 200.0, valid_spans=[0, 0]))
+    np.testing.assert_allclose(found_KC, band_power(window(x_TC[:400], positions, 200.0))[0], rtol=1e-12)
+    assert good_C.all()
 
 
 def test_a_bad_channel_takes_the_power_of_those_around_it() -> None:

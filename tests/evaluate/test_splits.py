@@ -133,8 +133,12 @@ def test_three_classes_and_numbers_are_balanced_over_folds_and_families_stay_tog
 def test_a_site_with_a_class_of_its_own_is_not_left_out_and_numbers_need_two_that_differ() -> None:
     keys = list("abcdefghi")
     sites = [f"site-{i // 3}" for i in range(9)]
-    (splits,) = leave_site_out(keys, np.array([0, 1, 1, 0, 1, 0, 0, 1, 2]), keys, sites).by_seed
-    assert [sites[test[0]] for _, test in splits] == ["site-0", "site-1"]
+    (splits,) = leave_site_out(keys, np.array([0, 1, 2, 0, 1, 0, 0, 1, 2]), keys, sites).by_seed
+    assert [sites[test[0]] for _, test in splits] == ["site-0", "site-1", "site-2"]
+    with pytest.raises(ValueError, match="expected every class at the sites that can be left out, found 2 of 3 there"):
+        leave_site_out(keys, np.array([0, 1, 1, 0, 1, 0, 0, 1, 2]), keys, sites)  # no score of class 2 is defined
+    with pytest.raises(ValueError, match="found 1 of 2 there"):
+        leave_site_out(keys, np.array([0, 0, 0, 0, 0, 0, 0, 1, 1]), keys, sites)
     (splits,) = leave_site_out(keys, np.array([1.0] * 6 + [2.0, 3.0, 1.0]), keys, sites).by_seed
     assert [sites[test[0]] for _, test in splits] == ["site-0", "site-1"]
 

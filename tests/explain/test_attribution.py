@@ -132,7 +132,11 @@ def test_a_fine_tuned_model_is_loaded_and_explained_like_a_probe(corpus_dir: Pat
         torch.nn.init.normal_(parameter, std=0.1)
     with pytest.raises(ValueError, match="expected a classifier, a folder with"):
         load_finetuned(tmp_path)
-    facts = {"calibration": {"slope": 1.0, "bias": [0.0, 0.0]}}
+    facts = {
+        "calibration": {"slope": 1.0, "bias": [0.0, 0.0]}, "measured_of": "windows", "distances": [0.5, 1.0],
+        "threshold": 0.5, "channels": {}, "simulated": [],
+        "skill": {"measure": "AUROC", "chance": 0.5, "estimate": None},
+    }  # fmt: skip
     heads = {m: Head(arrays, facts) for m, arrays in heads_of(classifier).items()}
     task = {"kind": "classification", "label": "diagnosis", "classes": ["control", "case"]}
     write_classifier(tmp_path / "classifier", from_pretrained(tmp_path / "model"), heads, task, {}, "")

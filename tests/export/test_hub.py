@@ -57,12 +57,16 @@ def test_what_is_pushed_comes_back_by_name_and_revision(
     export: Path, hub: Hub, program: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
     hub.files["lab/model"] = {"old.bin": b"of an earlier export"}
+    expected = {p.name: p.read_bytes() for p in export.iterdir()}
+    (export / "evaluation").mkdir()
+    (export / "evaluation" / "subject.key").write_text("a secret")
+    (export / "notes.txt").write_text("names of people")
     done = program(
         f"from mcsp.export.hub import front_matter, push_to_hub; print(push_to_hub({str(export)!r}, 'lab/model'))"
     )
     assert done.stdout.strip().endswith(f"lab/model/commit/{COMMIT}"), done.stderr
     assert hub.private == {"lab/model": True}
-    assert hub.files["lab/model"] == {p.name: p.read_bytes() for p in export.iterdir()}
+    assert hub.files["lab/model"] == expected
     code = """
 import mcsp, sys
 model = mcsp.from_pretrained("lab/model", revision=sys.argv[1] if len(sys.argv) > 1 else "v1")

@@ -5,6 +5,7 @@ kernels/contrastive/losses.py, kernels/contrastive/plain.py
 """
 
 import logging
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from mcsp.kernels.contrastive import (
     blocks,
     contrastive_loss,
     losses,
+    plain,
     relational_distillation,
     retrieval_accuracy,
 )
@@ -242,6 +244,19 @@ def test_masks_changed_before_the_backward_pass_are_noticed(loss: Any, name: str
     p[name][::2] = p[name][1]
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         out.backward()
+
+
+@pytest.mark.parametrize(("n", "bytes_more"), [(40, 0), (40, 40 * 6 * 8 - 1), (600, 0)])
+def test_groups_of_pairs_fill_the_workspace_and_go_not_beyond_it(n: int, bytes_more: int) -> None:
+    """In float64; some rows are taken whatever the memory, because products of fewer are slow."""
+    pairs, width, room = 9, 6, 7 if n == 40 else 0
+    every = SimpleNamespace(a=list(range(pairs)), z_MnD=torch.empty(2, n, width))
+    plan = blocks.Plan(plain, "fp32", 8 * width * n * room + bytes_more)
+    pieces = list(blocks.groups(every, plan))  # type: ignore[arg-type]
+    places = [(p, i) for some, rows in pieces for p in range(pairs)[some] for i in range(n)[rows]]
+    assert sorted(places) == [(p, i) for p in range(pairs) for i in range(n)]
+    sizes = [(len(range(pairs)[some]), len(range(n)[rows])) for some, rows in pieces]
+    assert max(sizes) == ((7, 40) if n == 40 else (1, min(n, blocks.GOOD_ROWS)))
 
 
 @pytest.mark.parametrize("loss", LOSSES)

@@ -15,6 +15,7 @@ from mcsp.model.tangent import (
     root_by_eigenvectors,
     root_by_products,
     root_correlation,
+    upper_triangle,
 )
 from tests.model.test_encoders import make_signal
 
@@ -127,13 +128,33 @@ def test_few_channels_give_the_logarithm_at_the_anchors_without_its_time_courses
 
     def both(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
         y, s, w = x.to(dtype), scale.to(dtype), mixing.to(dtype)
-        short = log_correlation_of_mixture(w, y, s, channel_factor(y, s, valid), valid)
+        short = log_correlation_of_mixture(w, y, s, *channel_factor(y, s, valid), valid)
         return short, log_correlation((w * s[:, None]) @ y, valid)
 
     short, expected = both(torch.float64)
     torch.testing.assert_close(short, expected, rtol=0, atol=1e-11)
     error, usual = (float((found.double() - expected).abs().max()) for found in both(torch.float32))
     assert error <= usual and error < 1e-5, "less than float32 products over time leave"
+
+
+def test_shrinkage_that_a_bound_settles_takes_no_pass_over_time_and_any_other_takes_one() -> None:
+    """The first row has many samples, the second few and bursts, which make shrinkage large."""
+    x, valid = courses(2, 19, 3000)
+    valid[1, 60:] = False
+    x[1, :, 60:] = 0.0
+    x[1, :, 10] *= 8.0
+    x[1, :, :60] -= x[1, :, :60].mean(-1, keepdim=True)
+    scale = (x.square().sum(-1) / valid.sum(-1)[:, None]).rsqrt()
+    places = torch.linspace(0, 1, 32, dtype=torch.float64)[:, None] - torch.linspace(0, 1, 19, dtype=torch.float64)
+    mixing = (-(places**2) / 0.005).softmax(-1).expand(2, -1, -1)
+    found = channel_factor(x, scale, valid)
+    expected = log_correlation((mixing * scale[:, None]) @ x, valid)
+    torch.testing.assert_close(
+        log_correlation_of_mixture(mixing, x, scale, *found, valid), expected, rtol=0, atol=1e-11
+    )  # fmt: skip
+    unread = log_correlation_of_mixture(mixing, torch.full_like(x, torch.nan), scale, *found, valid)
+    torch.testing.assert_close(unread[0], expected[0], rtol=0, atol=1e-11)
+    assert bool(unread[1].isnan().all())
 
 
 def test_a_row_that_is_not_finite_leaves_the_others_alone() -> None:
@@ -143,7 +164,17 @@ def test_a_row_that_is_not_finite_leaves_the_others_alone() -> None:
         x[1, 3, 7] = torch.nan
         found = log_correlation(x, valid) if samples == 20 else log_correlation_of_mixture(
             torch.eye(channels, dtype=x.dtype).expand(2, -1, -1), x, torch.ones(2, channels, dtype=x.dtype),
-            channel_factor(x, torch.ones(2, channels, dtype=x.dtype), valid), valid,
+            *channel_factor(x, torch.ones(2, channels, dtype=x.dtype), valid), valid,
         )  # fmt: skip
         torch.testing.assert_close(found[0], good, rtol=0, atol=1e-10)
         assert bool(found[1].isnan().any())
+
+
+def test_a_triangle_with_its_diagonal_has_the_length_and_the_products_of_the_whole_matrices() -> None:
+    a_BAA = torch.randn(2, 7, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    a_BAA = a_BAA + a_BAA.mT
+    triangle_BE = upper_triangle(a_BAA, diagonal=True)
+    assert triangle_BE.shape == (2, 28)
+    torch.testing.assert_close(triangle_BE @ triangle_BE.T, a_BAA.flatten(1) @ a_BAA.flatten(1).T)
+    above_BE = upper_triangle(a_BAA)
+    assert above_BE.shape == (2, 21) and (above_BE[0, :6] == a_BAA[0, 0, 1:]).all()

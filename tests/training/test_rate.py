@@ -33,6 +33,10 @@ def test_warmup_stable_decay_falls_at_the_end() -> None:
     assert rates[100] == pytest.approx(0.55e-2) and rates[110:] == pytest.approx([1e-3] * 20)
     a_fifth = config(schedule="warmup-stable-decay")
     assert learning_rate(a_fifth, 88) == learning_rate(a_fifth, 20) > learning_rate(a_fifth, 89)
+    for short in ({"decay_steps": 1}, {"steps": 4, "schedule_steps": 4}):  # a fifth of four steps is none
+        at_once = config(schedule="warmup-stable-decay", learning_rate=1e-2, warmup_steps=0, **short)
+        last = at_once.schedule_steps or at_once.steps
+        assert [learning_rate(at_once, last + n) for n in (-2, -1, 0)] == pytest.approx([1e-2, 1e-2, 1e-3])
 
 
 @pytest.mark.parametrize(

@@ -170,7 +170,10 @@ def test_a_run_is_drawn_with_its_events(tmp_path, capsys) -> None:
     metrics.event("skip", 50, because="loss is nan", data=49)
     for step in range(1, 101):
         metrics.write(
-            step, values(step, **({"loss": float("nan"), "gradient_norm": float("nan")} if step == 50 else {}))
+            step,
+            values(
+                step, mfu=float("nan"), **(dict.fromkeys(("loss", "gradient_norm"), float("nan")) if step == 50 else {})
+            ),
         )
     metrics.close()
     assert run(["plot", str(tmp_path)]) == 0

@@ -88,7 +88,9 @@ def draw_forest(rows: Sequence[dict[str, Any]], measure: Measure, limits: tuple[
         name = shortened(f"{row['features']}, {row['classifier']}", 60)
         axes.text(0.0, place - 0.44, name, ha="left", **text)
         axes.text(1.0, place - 0.44, f"{found['value']:.2f}", ha="right", **text)
-    axes.axvline(measure.chance, color=GREY, lw=0.9, ls="--", zorder=0)
+    # In pieces beside the marks: a whole line would cross the names.
+    places = np.arange(len(rows))
+    axes.vlines([measure.chance] * len(rows), places - 0.2, places + 0.26, color=GREY, lw=0.9, zorder=0)
     axes.set(xlim=limits, ylim=(len(rows) - 0.5, -0.85), yticks=[], xlabel=measure.title)
     axes.spines["left"].set_visible(False)
     return figure

@@ -12,6 +12,7 @@ from mcsp.evaluate.report.figures import STYLE, draw_embedding, draw_forest, dra
 from mcsp.evaluate.report.tables import Measure, limits, measure_of, permutation_lines, questions, verdict
 from mcsp.evaluate.units import Labelled
 from mcsp.export.curves import PANELS, draw_curves
+from mcsp.output import write_whole
 from mcsp.page import render
 from mcsp.run_log import read_metrics
 from mcsp.schema import Modality
@@ -70,7 +71,7 @@ def write_report(
         curves=_curves(run_dir),
         embedding=[(m, vector(figure, f"{m} features by label and site")) for m, figure in embedding.items() if figure],
     )
-    path.write_text(page)
+    write_whole(path, page)
 
 
 def _forests(rows: Sequence[dict[str, Any]], measure: Measure) -> Pictures:

@@ -39,6 +39,7 @@ class Pairs:
     similarity_NN: np.ndarray  # row: EEG window, column: BOLD window, mean over domains of the cosine
     subject_N: np.ndarray
     site_N: np.ndarray
+    holds_N: np.ndarray  # whether both windows hold a signal; else they are neither asked for nor candidates
 
 
 def find_pairs(
@@ -72,6 +73,7 @@ def similarities(model: MCSP, corpus: Corpus, cuts: Sequence[PairedCut], config:
     device = next(model.parameters()).device
     seconds, domains = config.window_seconds, model.config.domains
     z: dict[str, list[np.ndarray]] = {m: [] for m in MODALITIES}
+    holds: list[np.ndarray] = []
     for first in tqdm(range(0, len(cuts), config.batch_size), desc=title, unit="batch", leave=False):
         samples = [
             [
@@ -81,7 +83,9 @@ def similarities(model: MCSP, corpus: Corpus, cuts: Sequence[PairedCut], config:
             for c in cuts[first : first + config.batch_size]
         ]
         with torch.inference_mode():
-            encoded = model.encode(collate(samples).to(device).signals)
+            signals = collate(samples).to(device).signals
+            holds.append(np.all([signals[m].row_valid_B.cpu().numpy() for m in MODALITIES], axis=0))
+            encoded = model.encode(signals)
             for modality in MODALITIES:
                 parts = [model.project(modality, d, encoded[modality][d]) for d in domains]
                 z[modality].append(torch.cat(parts, dim=-1).double().cpu().numpy())
@@ -90,6 +94,7 @@ def similarities(model: MCSP, corpus: Corpus, cuts: Sequence[PairedCut], config:
         similarity_NN=eeg_NK @ fmri_NK.T / len(domains),
         subject_N=np.array([f"{c.eeg.site}/{c.eeg.subject}" for c in cuts]),
         site_N=np.array([c.eeg.site for c in cuts]),
+        holds_N=np.concatenate(holds),
     )
 
 
@@ -114,8 +119,9 @@ def top1(
         nothing can be asked.
     """
     query_N = np.arange(len(pairs.site_N)) if query_N is None else query_N
+    query_N = np.where(pairs.holds_N & pairs.holds_N[query_N], query_N, -1)
     owner_N = {"all sites": np.zeros(len(query_N)), "one site": pairs.site_N, "one person": pairs.subject_N}[scope]
-    pools = [np.flatnonzero(owner_N == owner) for owner in np.unique(owner_N)]
+    pools = [np.flatnonzero(pairs.holds_N & (owner_N == owner)) for owner in np.unique(owner_N)]
     pools = [pool for pool in pools if len(pool) > 1]
     rng = np.random.default_rng(RETRIEVAL_SEED)
     rows = []

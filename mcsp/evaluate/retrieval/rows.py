@@ -1,6 +1,7 @@
 """Rows of cross-modal retrieval, each with all of its controls."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, get_args
 
 import numpy as np
@@ -73,7 +74,7 @@ def controls(
     }
     if len(set(pairs.subject_N)) > 1:
         ridges = ridge_similarities(corpus, cuts, config.window_seconds, delay_seconds, others, known)
-        found |= {RIDGES[k]: (Pairs(x_NN, pairs.subject_N, pairs.site_N), None) for k, x_NN in ridges.items()}
+        found |= {RIDGES[k]: (replace(pairs, similarity_NN=x_NN), None) for k, x_NN in ridges.items()}
     return found
 
 

@@ -209,8 +209,7 @@ class Schedule:
     def _leave_out_invalid(self) -> dict[str, int]:
         """Make rows of the split useless that have no window of enough valid time; their number by site."""
         edges, starts = self.recordings.flat("valid_spans")
-        splits, names = self.recordings.codes("split")
-        inside = (self._lengths > 0) & (splits == (names.index(self.split) if self.split in names else -1))
+        inside = (self._lengths > 0) & self.recordings.rows_of("split", self.split)
         # A row of which one span is long enough has a window; few rows are left to be looked at one by one.
         spans = np.diff(edges, append=0)
         spans[1::2] = 0  # gaps: each row has an even number of edges
@@ -232,8 +231,7 @@ class Schedule:
         has = {m: np.zeros(len(starts) - 1, dtype=bool) for m in MODALITIES}
         for m in (m for m in MODALITIES if m in names):
             has[m] = np.logical_or.reduceat((codes == names.index(m)) & (self._lengths > 0), starts[:-1])
-        splits, split_names = self.recordings.codes("split")
-        inside = splits[starts[:-1]] == (split_names.index(self.split) if self.split in split_names else -1)
+        inside = self.recordings.rows_of("split", self.split)[starts[:-1]]
         kinds = [has["eeg"] & has["fmri"], has["eeg"], has["fmri"]]
         return np.where(inside, np.select(kinds, range(len(STREAMS)), -1), -1)
 

@@ -81,6 +81,7 @@ def test_raw_comes_first_and_a_pipeline_is_named(tmp_path: Path) -> None:
     assert found(root, derivatives="fmriprep") == [processed, raw]
     assert found(root, derivatives="none") == [raw, bold]
     assert pipelines_of(f"derivatives/a/derivatives/b/{raw}") == ["a", "b"]
+    assert pipelines_of("derivatives/a/bold.nii") == ["a"] and pipelines_of("derivatives/bold.nii") == []
 
 
 def test_numbers_are_labels_with_or_without_zeros() -> None:

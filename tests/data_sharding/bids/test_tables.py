@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from mcsp.data_sharding.bids import tables
 from mcsp.data_sharding.bids.find import Site
 from mcsp.data_sharding.bids.reasons import RecordingError
 from mcsp.data_sharding.bids.tables import (
@@ -100,3 +101,32 @@ def test_a_tab_in_a_text_is_told_for_it_moves_what_follows(tmp_path: Path) -> No
     file = tmp_path / "x.tsv"
     file.write_text("name\tnote\tstatus\nCz\ta\tgood\t\nPz\ta\tb\tbad\n")
     assert refusal(read_tsv, file) == ("bad-table", "x.tsv: row 2 has more cells than the header, expected 3")
+
+
+def test_a_text_of_exactly_the_most_bytes_is_read_and_one_byte_more_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert tables.MOST_BYTES == 268_435_456
+    monkeypatch.setattr(tables, "MOST_BYTES", 20)
+    file = tmp_path / "x.tsv"
+    file.write_bytes(b"name\tx\nCz\t" + 10 * b"1")
+    assert len(read_tsv(file)) == 1
+    file.write_bytes(b"name\tx\nCz\t" + 11 * b"1")
+    assert refusal(read_tsv, file)[1] == "x.tsv: 21 bytes, expected a text of at most 20 bytes"
+
+
+def test_only_files_of_the_dataset_and_of_folders_that_are_trusted_may_be_read(tmp_path: Path) -> None:
+    """A label image that the configuration names is one, with what lies beside it."""
+    root, vault, atlases = (tmp_path / name for name in ("site", "vault", "atlases"))
+    for folder in (root, vault, atlases):
+        folder.mkdir()
+        (folder / "x.edf").write_bytes(b"x")
+    (root / "link.edf").symlink_to("../vault/x.edf")
+    own, link = [root / "x.edf"], [root / "x.edf", root / "link.edf"]
+    strict = Site("s", root, False, None, trusted=())
+    require_inside(strict, own)
+    assert refusal(require_inside, strict, link)[0] == "outside-dataset"
+    require_inside(Site("s", root, False, None, trusted=(vault,)), link)
+    require_inside(Site("s", root, False, atlases / "a.nii.gz", trusted=()), [atlases / "x.edf"])
+    assert refusal(require_inside, strict, [atlases / "x.edf"])[0] == "outside-dataset"
+    require_inside(Site("s", root, False, None), link)  # by hand

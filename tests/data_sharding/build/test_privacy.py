@@ -85,6 +85,11 @@ def test_hashes_survive_redaction_and_what_hides_in_them_does_not_matter() -> No
     assert redact(text) == text.replace("acq-0123456", "acq-[record number]")
 
 
+def test_several_findings_in_one_text_are_each_taken_out_at_their_own_place() -> None:
+    text = "Anna on 2019-05-04, number 0123456, then anna again"
+    assert redact(text, name_words(["Anna"])) == "[name] on [date], number [record number], then [name] again"
+
+
 def test_a_corpus_as_built_holds_nothing_suspicious(built: Path) -> None:
     shards = sorted((built / SHARDS_NAME).glob("*.tar"))
     assert shards

@@ -4,13 +4,14 @@ Covers: data_sharding/build/samples.py
 """
 
 import tarfile
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import webdataset
-from hypothesis import given
-from hypothesis import strategies as st
 
 from mcsp.config import CorpusConfig
 from mcsp.data_sharding.bids.derivatives import acquisition_time
@@ -18,34 +19,12 @@ from mcsp.data_sharding.bids.find import RecordingRef, Site
 from mcsp.data_sharding.bids.write import write_eeg, write_json, write_participants, write_tsv
 from mcsp.data_sharding.build.plan import make_plan
 from mcsp.data_sharding.build.samples import onset_seconds
-from mcsp.data_sharding.build.shards import add_members, build_shard
+from mcsp.data_sharding.build.shards import _count_sites, _rounded, add_members, build_shard
 from mcsp.data_sharding.clean.read import ReadingProcess
-from mcsp.data_sharding.clean.recording import encode
-from mcsp.data_sharding.store.index import SHARDS_NAME
+from mcsp.data_sharding.store.index import SHARDS_NAME, Rejection
 from mcsp.schema import Modality
 from tests.data_sharding.conftest import CHANNELS, DESCRIPTION, eeg_uv
-
-FP16_RELATIVE = 2.0**-11  # half a unit in the last place
-
-
-@given(st.integers(-9, 9), st.integers(0, 2**31))
-def test_physical_units_come_back_to_fp16_precision(exponent: int, seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    x_TC = (rng.standard_normal((300, 4)) * np.array([1, 1e-3, 30, 1e-5]) * 10.0**exponent).astype(np.float32)
-    stored_TC, scale = encode(x_TC, np.ones(4, dtype=bool))
-    assert stored_TC.dtype == np.dtype("<f2") and stored_TC.flags.c_contiguous
-    restored = stored_TC.astype(np.float64) * scale
-    smallest_normal = scale * 2.0**-14  # below, fp16 has fewer bits; that is a fifty millionth of the peak at most
-    assert np.abs(x_TC).max() > 5e7 * smallest_normal
-    np.testing.assert_allclose(restored, x_TC, rtol=FP16_RELATIVE, atol=FP16_RELATIVE * smallest_normal)
-
-
-def test_a_bad_channel_neither_sets_the_scale_nor_overflows() -> None:
-    x_TC = np.ones((10, 2), dtype=np.float32)
-    x_TC[:, 1] = 1e9
-    stored_TC, scale = encode(x_TC, np.array([True, False]))
-    assert np.isfinite(stored_TC).all()
-    assert stored_TC[0, 0] * scale == 1.0
+from tests.test_batch import window
 
 
 def times(root: Path, starts: dict[str, str]) -> list[tuple[Modality, float, float]]:
@@ -137,3 +116,18 @@ def test_the_tar_is_the_one_that_webdatasets_own_writer_makes(tmp_path: Path) ->
         for key in ("a", "b" * 120):
             add_members(tar, key, members)
     assert (tmp_path / "ours.tar").read_bytes() == (tmp_path / "theirs.tar").read_bytes()
+
+
+def test_places_in_the_metadata_are_those_of_the_table_micrometre_by_micrometre() -> None:
+    for dtype in (np.float32, np.float64):
+        places = np.array([12.34567, -0.0004, np.nan], dtype)
+        assert str(_rounded(places.tobytes(), str(places.dtype))) == "[12.346, -0.0, nan]"
+
+
+def test_sites_are_counted_with_the_hours_that_are_stored() -> None:
+    row = window(sfreq=200.0).recording
+    rows = [replace(row, site=site, n_samples=hours * 720_000) for site, hours in (("a", 1), ("a", 2), ("b", 4))]
+    samples = [SimpleNamespace(site=SimpleNamespace(name=site)) for site in "abbc"]
+    planned: Any = SimpleNamespace(samples=samples)
+    rejected = [Rejection("b", "x.edf", "eeg", "flat", "")]
+    assert _count_sites(planned, rows, rejected) == {"a": [2, 0, 3.0], "b": [1, 1, 4.0], "c": [0, 0, 0.0]}

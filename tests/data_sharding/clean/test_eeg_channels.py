@@ -11,7 +11,7 @@ from mcsp.data_sharding.bids.find import ref_of_file
 from mcsp.data_sharding.bids.reasons import RecordingError
 from mcsp.data_sharding.bids.write import write_eeg, write_json, write_tsv
 from mcsp.data_sharding.clean.eeg import read_eeg
-from mcsp.data_sharding.clean.eeg_channels import normalise_channel, standard_positions_mm
+from mcsp.data_sharding.clean.eeg_channels import _one_rate, normalise_channel, standard_positions_mm
 from mcsp.data_sharding.clean.recording import CleanRecording
 
 NAMES = ["Fp1", "Fp2", "F3", "F4", "C3", "C4", "P3", "P4", "T7", "T8"]
@@ -250,3 +250,12 @@ def test_cells_of_channels_tsv_that_nobody_understands(
     write_json(tmp_path / f"{STEM}_eeg.json", {})
     found, text = refusal(path)
     assert found == reason and pattern in text
+
+
+@pytest.mark.parametrize(
+    ("cells", "rate"),
+    [(["250", "250.0"], 250.0), (["0.5", "5e-1"], 0.5), (["0"], None), (["250", "500"], None), (["", "250"], None),
+     (["-1"], None), ([], None)],
+)  # fmt: skip
+def test_channels_state_a_rate_where_all_state_the_same_above_zero(cells: list[str], rate: float | None) -> None:
+    assert _one_rate(cells) == rate

@@ -145,6 +145,20 @@ def test_a_ptseries_has_positions_of_its_own_and_a_clock_that_is_checked(tmp_pat
     assert reason(tmp_path) == "t_r-mismatch"
 
 
+@pytest.mark.parametrize(("unit", "step"), [("sec", 2.0), ("msec", 2000.0), ("usec", 2e6), ("unknown", 2.0)])
+def test_an_image_says_its_clock_in_any_unit(tmp_path: Path, unit: str, step: float) -> None:
+    path = write_image(tmp_path)
+    image = nibabel.Nifti1Image(np.asarray(nibabel.load(path).dataobj), np.diag([5.0, 5, 5, 1]))
+    for factor, fits in ((1.0, True), (1.02, False)):
+        image.header.set_xyzt_units("mm", unit)
+        image.header.set_zooms((5.0, 5.0, 5.0, factor * step))
+        nibabel.save(image, path)
+        if fits:
+            assert read(tmp_path).sfreq == 1 / T_R
+        else:
+            assert reason(tmp_path) == "t_r-mismatch"
+
+
 def test_a_1d_file_without_a_table_has_no_places_and_is_refused(tmp_path: Path) -> None:
     write_1d(tmp_path, bold_PT())
     assert reason(tmp_path) == "unknown-parcellation"

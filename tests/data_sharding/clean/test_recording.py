@@ -4,16 +4,21 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mcsp.data_sharding.bids.reasons import RecordingError
 from mcsp.data_sharding.clean.recording import (
     CleanRecording,
+    encode,
     require_good,
     robust_amplitude,
     spans_of,
     summarise,
     valid_seconds,
 )
+
+FP16_RELATIVE = 2.0**-11  # half a unit in the last place
 
 
 def test_spans_are_the_stretches_that_are_true() -> None:
@@ -53,3 +58,23 @@ def test_one_good_channel_is_enough() -> None:
         with pytest.raises(RecordingError) as error:
             require_good(finite_C, flat_C)
         assert error.value.reason == reason
+
+
+@given(st.integers(-9, 9), st.integers(0, 2**31))
+def test_physical_units_come_back_to_fp16_precision(exponent: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    x_TC = (rng.standard_normal((300, 4)) * np.array([1, 1e-3, 30, 1e-5]) * 10.0**exponent).astype(np.float32)
+    stored_TC, scale = encode(x_TC, np.ones(4, dtype=bool))
+    assert stored_TC.dtype == np.dtype("<f2") and stored_TC.flags.c_contiguous
+    restored = stored_TC.astype(np.float64) * scale
+    smallest_normal = scale * 2.0**-14  # below, fp16 has fewer bits; that is a fifty millionth of the peak at most
+    assert np.abs(x_TC).max() > 5e7 * smallest_normal
+    np.testing.assert_allclose(restored, x_TC, rtol=FP16_RELATIVE, atol=FP16_RELATIVE * smallest_normal)
+
+
+def test_a_bad_channel_neither_sets_the_scale_nor_overflows() -> None:
+    x_TC = np.ones((10, 2), dtype=np.float32)
+    x_TC[:, 1] = 1e9
+    stored_TC, scale = encode(x_TC, np.array([True, False]))
+    assert stored_TC[0, 0] * scale == 1.0 and (stored_TC[:, 1] == 65504).all()
+    assert encode(-x_TC, np.array([True, False]))[0].tolist() == (-stored_TC).tolist()

@@ -3,6 +3,7 @@
 Covers: launchers/write_bids.py
 """
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,8 @@ from mcsp.data_sharding.bids.find import Site, find_recordings
 from mcsp.data_sharding.bids.tables import read_json, read_tsv
 from mcsp.data_sharding.bids.write import write_eeg, write_tsv
 from mcsp.data_sharding.clean.fmri import read_fmri
+from mcsp.data_sharding.convert.manifest import read_manifest
+from mcsp.data_sharding.convert.to_bids import find_atlas, plan_sites, write_site
 from tests.data_sharding.conftest import CHANNELS, PARCELS, PLACES, bold, eeg_uv
 
 
@@ -97,3 +100,38 @@ def test_a_folder_of_somebody_else_is_not_replaced(laboratory: Path, tmp_path: P
     (tmp_path / "bids/x/thesis.txt").write_text("years of work")
     assert main(options(laboratory, tmp_path / "bids")) == 2
     assert (tmp_path / "bids/x/thesis.txt").read_text() == "years of work"
+
+
+def test_a_change_of_a_table_or_of_the_atlas_makes_the_dataset_again(laboratory: Path, tmp_path: Path) -> None:
+    """Also where a table is as long as before."""
+    out = tmp_path / "bids"
+    plan, other = plan_sites(read_manifest(laboratory / "files.tsv"))
+    atlas = find_atlas(str(laboratory / "atlas_dseg.tsv"))
+    assert write_site(plan, out, atlas) and not write_site(plan, out, atlas)
+    table = laboratory / "1.1D"
+    first = table.read_text()
+    size, stamp = table.stat().st_size, table.stat().st_mtime_ns
+    table.write_text(first.replace("1", "2"))
+    os.utime(table, ns=(stamp + 10**9, stamp + 10**9))
+    assert table.stat().st_size == size
+    assert write_site(plan, out, atlas) and not write_site(plan, out, atlas)
+    rows = [(i, name, x + 1, y, z) for i, (name, (x, y, z)) in enumerate(zip(PARCELS, PLACES, strict=True), 1)]
+    write_tsv(laboratory / "atlas_dseg.tsv", ("index", "name", "x", "y", "z"), rows)
+    moved = find_atlas(str(laboratory / "atlas_dseg.tsv"))
+    assert write_site(plan, out, moved) and not write_site(plan, out, moved)
+    assert write_site(other, out, moved), "each site has its own"
+
+
+def test_people_are_sorted_and_images_keep_how_they_are_packed(tmp_path: Path) -> None:
+    header = ("path", "subject", "t_r", "space", "sex")
+    rows = [(f"{s}.nii{gz}", s, 2.0, "MNI152NLin6Asym", "F") for s, gz in (("z", ""), ("a", ".gz"))]
+    for name, *_ in rows:
+        (tmp_path / name).write_bytes(name.encode())
+    write_tsv(tmp_path / "files.tsv", header, rows)
+    [plan] = plan_sites(read_manifest(tmp_path / "files.tsv"))
+    assert write_site(plan, tmp_path / "bids", None)
+    root = tmp_path / "bids" / plan.name
+    assert [row["participant_id"] for row in read_tsv(root / "participants.tsv")] == ["sub-a", "sub-z"]
+    stem = "task-rest_space-MNI152NLin6Asym_desc-preproc_bold.nii"
+    images = {path.name: path.read_text() for path in root.rglob("*_bold.nii*")}
+    assert images == {f"sub-z_{stem}": "z.nii", f"sub-a_{stem}.gz": "a.nii.gz"}

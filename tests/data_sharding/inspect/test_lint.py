@@ -9,6 +9,7 @@ import tarfile
 import zlib
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 
 from launchers.lint_corpus import main
-from mcsp.data_sharding.inspect.lint import lint_corpus
+from mcsp.data_sharding.inspect.lint import _metadata_lies, _table_lies, lint_corpus
 from mcsp.data_sharding.store.files import location, scratch_folder
 from mcsp.data_sharding.store.index import (
     SHARDS_NAME,
@@ -29,6 +30,7 @@ from mcsp.data_sharding.store.index import (
     write_index,
 )
 from mcsp.data_sharding.store.reader import Corpus
+from mcsp.data_sharding.store.table import Recordings
 from mcsp.outside import sha256_file
 from mcsp.schema import Recording
 
@@ -50,12 +52,13 @@ def test_several_processes_find_the_same(copied: Path) -> None:
 
 def test_a_description_of_something_else_is_caught(copied: Path) -> None:
     file = copied / "dataset_description.json"
-    content = json.loads(file.read_text())
-    content["GeneratedBy"][0]["ConfigSHA256"] = "0" * 64
-    file.write_text(json.dumps(content))
-    assert lint_corpus(copied) == [
-        "dataset_description.json: GeneratedBy or the sites of SourceDatasets differ from index.json"
-    ]
+    sound = json.loads(file.read_text())
+    made_otherwise = [{**sound["GeneratedBy"][0], "ConfigSHA256": "0" * 64}]
+    for change in ({"GeneratedBy": made_otherwise}, {"SourceDatasets": sound["SourceDatasets"][1:]}):
+        file.write_text(json.dumps({**sound, **change}))
+        assert lint_corpus(copied) == [
+            "dataset_description.json: GeneratedBy or the sites of SourceDatasets differ from index.json"
+        ]
     file.unlink()
     assert len(lint_corpus(copied)) == 1
 
@@ -170,6 +173,30 @@ def test_a_subject_in_two_splits_is_caught(copied: Path) -> None:
     assert any("is in two splits" in lie for lie in lint_corpus(copied))
 
 
+def test_what_only_the_whole_table_shows(built: Path) -> None:
+    """People of two sites may well have one hash; rows of a sample lie side by side, and each has its own member."""
+    rows = list(Corpus(built).recordings)
+    assert not list(_table_lies(Recordings.of(rows)))
+    train = next(r for r in rows if r.split == "train")
+    other = next(i for i, r in enumerate(rows) if r.split == "test" and r.site != train.site)
+    alike = [*rows[:other], replace(rows[other], subject=train.subject), *rows[other + 1 :]]
+    assert not list(_table_lies(Recordings.of(alike)))
+    first = next(i for i, (a, b) in enumerate(pairwise(rows)) if a.key == b.key)
+    apart = [*rows[: first + 1], *rows[first + 2 :], rows[first + 1]]
+    for wrong in (apart, [*rows, rows[-1]]):
+        [lie] = _table_lies(Recordings.of(wrong))
+        assert lie == "recordings.arrow: members are not unique, or the rows of a sample are not side by side"
+
+
+def test_metadata_of_a_sample_without_one_of_its_recordings_are_caught(built: Path) -> None:
+    row = Corpus(built).recordings[0]
+    known = {name: getattr(row, name) for name in ("key", "site", "subject", "session", "split", "simulated")}
+    content = {**known, "participant": json.loads(row.participant), "recordings": [{"member": row.member}]}
+    assert not list(_metadata_lies(json.dumps(content).encode(), row.key, [row]))
+    [lie] = _metadata_lies(json.dumps({**content, "recordings": []}).encode(), row.key, [row])
+    assert lie == f"{row.key}.json: [{row.member!r}] differ from recordings.arrow"
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [({"index_hash": "0" * 64}, "index_hash does not follow"), ({"reasons": {}}, "reasons is {}")],
@@ -186,13 +213,17 @@ def test_a_rejection_that_is_not_counted_or_not_known_is_caught(copied: Path) ->
     assert any("totals." in lie for lie in lint_corpus(copied))
     table.write_bytes(b"".join([json.dumps({**json.loads(lines[0]), "reason": "ugly"}).encode(), b"\n", *lines[1:]]))
     assert any("unknown reason 'ugly'" in lie for lie in lint_corpus(copied))
+    table.write_bytes(b"".join([json.dumps({**json.loads(lines[0]), "site": "moon"}).encode(), b"\n", *lines[1:]]))
+    assert any("or site 'moon'" in lie for lie in lint_corpus(copied))
 
 
 def test_files_that_vanish_or_appear_are_caught(copied: Path) -> None:
     _, path = first(copied)
     (path.parent / "train-99999.tar").write_bytes(path.read_bytes())
     os.unlink(path.with_name(crc_name(path.name)))
+    (path.parent / ".nfs0001").touch()  # the file system's own
     lies = lint_corpus(copied)
+    assert not any(".nfs" in lie for lie in lies)
     assert any("train-99999.tar: not in the index" in lie for lie in lies)
     assert any(f"{crc_name(path.name)}: cannot be read" in lie for lie in lies)
     path.unlink()

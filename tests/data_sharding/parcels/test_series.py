@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from mcsp.data_sharding.bids.reasons import RecordingError
-from mcsp.data_sharding.parcels.series import _plain_table, read_series
+from mcsp.data_sharding.parcels.series import _plain_table, check_names, read_series
 
 NAMES = ["left", "right", "middle"]
 
@@ -32,6 +32,7 @@ def text_of(x_TP: np.ndarray, separator: str = "\t", header: str = "", newline: 
         ("a.tsv", text_of(values_TP(), "\t", "\t".join(NAMES)), NAMES),
         ("a.tsv", text_of(values_TP(), "\t", "\t".join(NAMES), "\r\n"), NAMES),
         ("a.tsv", "\ufeff" + text_of(values_TP(), "\t", "1\t2\t3"), ["1", "2", "3"]),
+        ("a.tsv", text_of(values_TP(), "\t", "\t".join(NAMES), "\t\n")[:-2] + "\t\n", NAMES),  # a tab at each end
         ("a.csv", text_of(values_TP(), ",", ",".join(NAMES)), NAMES),
         ("a.csv", text_of(values_TP(), ","), None),
         ("a.csv", text_of(values_TP(), ",", "0,1,2"), ["0", "1", "2"]),
@@ -141,3 +142,20 @@ def test_an_array_of_another_shape_and_a_table_of_another_encoding_are_refused(t
     with pytest.raises(RecordingError) as error:
         read_series(written(tmp_path / "a.tsv", "größe\tb\n1\t2\n", "latin-1"))
     assert error.value.reason == "bad-encoding"
+
+
+def test_of_values_in_the_first_line_the_first_is_shown() -> None:
+    with pytest.raises(RecordingError, match=r"a.tsv: the first line holds values \(1.5\), expected the names"):
+        check_names(["left", "1.5", "-2.5", "nan"], "a.tsv")
+
+
+def test_a_column_that_rises_by_uneven_steps_counts_the_rows_from_twenty_two_rows_on(tmp_path: Path) -> None:
+    """Fewer may be a drift; by even steps four are enough."""
+    rising_T = np.arange(22.0) ** 1.5
+    for rows in (21, 22):
+        path = written(tmp_path / "a.tsv", text_of(np.c_[rising_T, values_TP(22)[:, :2]][:rows], "\t", HEADER))
+        if rows == 21:
+            assert read_series(path)[1] == NAMES
+        else:
+            with pytest.raises(RecordingError, match="column 'left' counts the rows"):
+                read_series(path)

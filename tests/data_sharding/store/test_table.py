@@ -5,6 +5,7 @@ Covers: data_sharding/store/table_write.py
 
 import math
 import os
+import pickle
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -171,3 +172,15 @@ def test_a_truncated_table_is_refused(tmp_path: Path) -> None:
         (tmp_path / "t").write_bytes(content[:size])
         with pytest.raises(ValueError, match="cannot read the table of recordings"):
             Recordings.open(tmp_path / "t")
+
+
+def test_another_process_gets_the_name_of_a_mapped_file_and_the_rows_of_a_table_in_memory(tmp_path: Path) -> None:
+    rows = [recording(f"k{i:04d}", n_channels=20) for i in range(300)]
+    file = tmp_path / "recordings.arrow"
+    write_table(file, rows)
+    mapped, held = Recordings.open(file), Recordings.of(rows)
+    assert len(pickle.dumps(mapped)) < 1000 < len(pickle.dumps(held))
+    for found in (mapped, held):
+        again = pickle.loads(pickle.dumps(found))
+        assert repr(list(again)) == repr(list(found)) == repr(rows)
+    assert pickle.loads(pickle.dumps(pickle.loads(pickle.dumps(mapped))))._file == file

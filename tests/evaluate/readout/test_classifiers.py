@@ -14,13 +14,15 @@ from mcsp.evaluate.readout.classifiers import (
     SVM,
     SVM_C,
     Readout,
+    _features,
     cross_validate,
     discriminant,
     linear_weights,
     on_grams,
+    one_against_rest,
 )
 from mcsp.evaluate.readout.grams import fixed, gram, tangent
-from mcsp.evaluate.splits import k_fold, labelled_part
+from mcsp.evaluate.splits import Folds, k_fold, labelled_part
 
 
 def labelled(n_subjects: int = 40, sessions: int = 2) -> tuple[list[str], np.ndarray, list[str], np.ndarray]:
@@ -152,3 +154,29 @@ def test_what_needs_no_labels_is_fitted_on_all_of_the_training_part_once() -> No
     found = cross_validate(readout, y_N, folds, parts)
     assert seen == [30] * 4
     assert found.shape == (2, 1, 40) and set(found[0].ravel()) == {30.0} and set(found[1].ravel()) == {6.0}
+
+
+def test_a_class_that_training_lacks_is_never_called_however_unlikely_the_others_are() -> None:
+    score_TK = one_against_rest(lambda y_M: np.full(2, -1000.0 - y_M.sum()), np.array([0, 2, 2]), 4, 2)
+    assert score_TK.argmax(axis=1).tolist() == [0, 0] and np.isfinite(score_TK).all()
+    assert score_TK[0, [0, 2]].tolist() == [-1001.0, -1002.0]
+
+
+def test_units_that_no_fold_tests_have_no_score() -> None:
+    train, test = np.arange(4), np.array([5])
+    folds = Folds("kfold", (((train, test),), ((train, np.array([4])),)), "")
+    score_SN = cross_validate(discriminant(np.arange(12.0).reshape(6, 2) % 5), np.array([0, 1, 0, 1, 0, 1]), folds)[0]
+    assert np.isfinite(score_SN).tolist() == [[i == 5 for i in range(6)], [i == 4 for i in range(6)]]
+
+
+def test_features_that_do_not_vary_give_the_odds_of_the_classes() -> None:
+    linear = LOGISTIC.fit(np.zeros((4, 4)), np.array([1, 0, 1, 1]))
+    assert linear.bias == pytest.approx(np.log(3)) and not linear.dual_M.any()
+
+
+def test_directions_that_rounding_alone_fills_are_left_out() -> None:
+    x_MF = np.random.default_rng(0).normal(size=(8, 2)) @ np.random.default_rng(1).normal(size=(2, 30))
+    x_MR, root_R, vector_MR = _features(x_MF @ x_MF.T)
+    assert x_MR.shape == vector_MR.shape == (8, 2) and len(root_R) == 2
+    np.testing.assert_allclose(x_MR @ x_MR.T, x_MF @ x_MF.T, atol=1e-9)
+    assert _features(np.zeros((4, 4)))[0].shape == (4, 0)

@@ -10,6 +10,7 @@ from mcsp.evaluate.readout.grams import (
     fixed,
     gram,
     harmonized,
+    scales,
     tangent,
     weighed,
     without_site_means,
@@ -129,3 +130,19 @@ def test_tangent_space_and_combat_are_fitted_on_training_units() -> None:
     sites = np.asarray(SITES)
     expected = scaled(Combat().fit(a[TRAIN], sites=sites[TRAIN]).transform(a, sites))
     np.testing.assert_allclose(harmonized([a], SITES)(TRAIN), expected @ expected.T, atol=1e-9)
+
+
+def test_a_block_that_varies_among_tested_units_alone_counts_nothing() -> None:
+    """What is left of training units that are all alike is rounding, of either sign, and is no spread."""
+    for seed in range(20):
+        x_NF = features(seed)
+        x_NF[TRAIN] = x_NF[0]
+        assert scales([gram(x_NF), gram(features(99))], TRAIN)[0] == 0.0
+
+
+@pytest.mark.parametrize(("channels", "mean"), [(32, "riemann"), (33, "euclid")])
+def test_up_to_32_channels_have_the_riemannian_mean(channels: int, mean: str) -> None:
+    x_NTC = np.random.default_rng(0).normal(size=(10, 300, channels)) * np.linspace(1, 3, 10)[:, None, None]
+    x_NCC, train = np.einsum("ntc,ntd->ncd", x_NTC, x_NTC) / 300, np.arange(6)
+    space = TangentSpace(metric={"mean": mean, "map": "riemann"}).fit(x_NCC[train])
+    np.testing.assert_allclose(tangent(x_NCC)(train), combined([gram(space.transform(x_NCC))], train))

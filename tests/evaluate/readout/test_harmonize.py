@@ -91,3 +91,12 @@ def test_combat_finds_the_label_across_known_sites_and_a_left_out_site_is_scored
     assert scores.pooled(cross_validate(readout, y_N, folds)[0], y_N, ones)[0] > 0.85
     left_out = cross_validate(readout, y_N, leave_site_out(keys, y_N, keys, sites))[0]
     assert np.isfinite(left_out).all()
+
+
+def test_three_training_units_of_a_site_are_enough_and_two_are_not() -> None:
+    site_N = np.repeat([0, 1, 2], [10, 3, 2])
+    x_NF = np.random.default_rng(0).normal(size=(15, 5)) + site_N[:, None]
+    combat = Combat().fit(x_NF, sites=site_N)
+    assert combat.sites_.tolist() == [0, 1]
+    changed = (combat.transform(x_NF, site_N) != x_NF).all(axis=1)
+    assert changed.tolist() == [True] * 13 + [False] * 2

@@ -155,3 +155,21 @@ def test_a_draw_without_a_class_has_no_macro_auroc_and_a_site_of_two_classes_has
     by_site = THREE.by_site(score_SNK, y_N, ["a"] * 4 + ["b"] * 2, np.ones((1, 6)))
     of_two = [roc_auc_score(y_N[:4] == k, score_SNK[0, :4, k]) for k in (0, 1)]
     assert {site: v[0] for site, v in by_site.items()} == {"a": pytest.approx(np.mean(of_two))}
+
+
+def test_units_that_no_fold_has_tested_are_called_nothing() -> None:
+    y_N = np.array([0, 1, 2, 2])
+    score_SNK = np.stack([np.eye(3)[[0, 1, 2, 0]]] * 2)
+    score_SNK[0, 3] = score_SNK[1, 1] = np.nan
+    found = THREE.all_scores(score_SNK, y_N, ["a"] * 4, np.ones((3, 4)), np.ones(4), False)
+    assert found["confusion"] == [[1, 0, 0], [0, 0.5, 0], [0.5, 0, 1]]
+    assert found["accuracy"] == pytest.approx((1 + 2 / 3) / 2)
+
+
+def test_the_spread_over_seeds_needs_two() -> None:
+    y_N, score_SN = np.array([0, 1, 0, 1]), np.array([[0.0, 1, 2, 3], [0.0, 3, 1, 2]])
+    weights = np.ones((3, 4))
+    two, one = (
+        BINARY.all_scores(score, y_N, ["a"] * 4, weights, np.ones(4), False) for score in (score_SN, score_SN[:1])
+    )
+    assert two["auroc_sd_over_seeds"] == pytest.approx(0.125) and one["auroc_sd_over_seeds"] is None

@@ -9,9 +9,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.transforms import Bbox
 
+from mcsp.evaluate.report.figures import draw_forest
 from mcsp.evaluate.report.page import write_report
-from mcsp.evaluate.report.tables import terminal_table
+from mcsp.evaluate.report.tables import MEASURES, terminal_table
 from tests.evaluate.report.results import estimate, evaluation
 
 
@@ -78,3 +81,18 @@ def test_an_unknown_overlap_is_a_warning(tmp_path: Path) -> None:
     assert '<p class="notice"><b>OVERLAP NOT CHECKED: why</b>' in page
     page = written(tmp_path / "report.html", {**results, "subjects_seen_in_pretraining": 0}, np.arange(8) // 4)
     assert "<p>name</p>" in page
+
+
+def test_the_line_of_chance_crosses_no_name() -> None:
+    rows = [
+        {**row, "features": "root of connectivity, denoised", "auroc": {"value": 0.6, "ci_low": 0.3, "ci_high": 0.8}}
+        for row in 3 * evaluation("name")["classification"][:1]
+    ]
+    figure = draw_forest(rows, MEASURES["auroc"], (0.2, 1.0))
+    FigureCanvasAgg(figure).draw()
+    (axes,) = figure.axes
+    names = [text.get_window_extent() for text in axes.texts]
+    (chance,) = axes.collections
+    pieces = [Bbox(axes.transData.transform(piece)) for piece in chance.get_segments()]  # type: ignore[attr-defined]
+    assert len(pieces) == 3 and names[0].x0 < pieces[0].x0 < names[0].x1, "a whole line would cross the name"
+    assert not any(piece.y0 < name.y1 and name.y0 < piece.y1 for piece in pieces for name in names)

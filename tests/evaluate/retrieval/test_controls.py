@@ -3,6 +3,7 @@
 Covers: mcsp/evaluate/retrieval/rows.py
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -50,12 +51,12 @@ def test_others_are_of_the_site_and_the_time_and_other_minutes_of_the_recording(
 
 def test_simulated_pairs_are_found_by_band_power_and_by_no_control(cuts, similarity) -> None:
     subject_N, site_N = owners(cuts)
-    power = Pairs(similarity["band power"], subject_N, site_N)
+    power = Pairs(similarity["band power"], subject_N, site_N, np.ones(len(cuts), bool))
     scored = {
         "own": top1(power, 16, 40, "one site"),
         "other person": top1(power, 16, 40, "one site", controls.other_people(cuts)),
         "other minute": top1(power, 16, 40, "one site", controls.other_minutes(cuts)),
-        "time": top1(Pairs(similarity["time"], subject_N, site_N), 16, 40, "one site"),
+        "time": top1(replace(power, similarity_NN=similarity["time"]), 16, 40, "one site"),
     }
     found = {name: score["top1"] for name, score in scored.items() if score}
     assert found.pop("own") > 0.2
@@ -74,10 +75,12 @@ def test_a_schedule_that_all_people_share_is_found_by_the_time_alone() -> None:
     y_NGR = course[np.tile(np.arange(6), 12)] + 0.5 * rng.normal(size=(72, 15, 8))
     expected = controls._expected(x_NGK, y_NGR, people_N, np.ones(72, bool), 72)
     similarity = controls._unit(expected) @ controls._unit(y_NGR).T
-    score = top1(Pairs(similarity, people_N, np.zeros(72)), 72, 1, "one person")
+    of = Pairs(similarity, people_N, np.zeros(72), np.ones(72, bool))
+    score = top1(of, 72, 1, "one person")
     assert score is not None and score["top1"] > 2 * score["chance"]
     none = controls._expected(x_NGK, rng.normal(size=y_NGR.shape), people_N, np.ones(72, bool), 72)
-    score = top1(Pairs(controls._unit(none) @ controls._unit(y_NGR).T, people_N, np.zeros(72)), 72, 1, "one person")
+    chance = replace(of, similarity_NN=controls._unit(none) @ controls._unit(y_NGR).T)
+    score = top1(chance, 72, 1, "one person")
     assert score is not None and score["top1"] < 2 * score["chance"]
 
 

@@ -11,7 +11,8 @@ from mcsp.evaluate.retrieval.pairs import Pairs, find_pairs, top1
 
 def pairs(similarity_NN: np.ndarray, windows_per_subject: int = 2, subjects_per_site: int = 20) -> Pairs:
     subject_N = np.arange(len(similarity_NN)) // windows_per_subject
-    return Pairs(similarity_NN, subject_N.astype(str), (subject_N // subjects_per_site).astype(str))
+    holds_N = np.ones(len(similarity_NN), bool)
+    return Pairs(similarity_NN, subject_N.astype(str), (subject_N // subjects_per_site).astype(str), holds_N)
 
 
 def test_a_perfect_model_always_finds_the_window() -> None:
@@ -19,6 +20,19 @@ def test_a_perfect_model_always_finds_the_window() -> None:
     assert (score["top1"], score["sd"], score["top1_subject"]) == (1.0, 0.0, 1.0)
     assert score["chance"] == 1 / 64
     assert (score["candidates"], score["windows"], score["subjects"]) == (64, 80, 40)
+
+
+def test_windows_without_a_signal_are_neither_asked_for_nor_candidates() -> None:
+    similarity_NN = np.eye(80)
+    similarity_NN[[3, 4]] = 9.0  # what a model makes of nothing is alike
+    similarity_NN[:, [3, 4]] = 9.0
+    of = pairs(similarity_NN)
+    of.holds_N[[3, 4]] = False
+    score = top1(of, 80, 1)
+    assert (score["top1"], score["candidates"], score["windows"]) == (1.0, 78, 78)
+    score = top1(of, 80, 1, query_N=np.full(80, 3))  # stands in for others, and holds nothing
+    assert score is None
+    assert top1(of, 80, 1, query_N=np.where(np.arange(80) == 7, 3, np.arange(80)))["windows"] == 77
 
 
 def test_random_similarities_are_at_chance() -> None:

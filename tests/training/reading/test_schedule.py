@@ -193,6 +193,11 @@ def test_other_splits_and_modalities_are_not_read() -> None:
     keys = {c.recording.key for step in range(3) for d in plan.draws(step) for c in d.cuts}
     assert keys == {"p000", "p001", "e001", "e002", "e003", "e004"}
     assert plan.mean_shapes == {"eeg": (4, 6000)}
+    no_such = Schedule(  # which no row has, so that no number stands for it
+        table(samples), index_hash="abc", seed=0, quota=BatchConfig(paired=0, eeg=6, fmri=0),
+        window_seconds={"eeg": 30.0}, delay_seconds=0.0, split="validation",
+    )  # fmt: skip
+    assert not no_such.streams and not no_such.left_out
 
 
 def test_groups_of_shards_are_read_one_after_the_other() -> None:

@@ -1,6 +1,7 @@
 """Checkpoints on an object store: a local server that speaks S3, and a folder."""
 
 import os
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ from mcsp.training.saving.mirror import Mirror, restore
 from mcsp.training.saving.saver import Saver
 from mcsp.training.saving.state import copy_state
 from tests.object_store import object_store
-from tests.training.saving.test_checkpoint import CONFIG, FACTS, fragments, holds
+from tests.training.saving.test_checkpoint import CONFIG, FACTS, fragments, holds, save
 
 
 @pytest.fixture(scope="module")
@@ -49,12 +50,21 @@ def test_a_bare_machine_continues_from_the_newest_whole_copy(place, tmp_path, ca
     saved(run_dir, place, range(1, 5))
     assert there(place)[-1] == 4 and len(there(place)) <= 2
     restore(place, run_dir, "auto")  # has checkpoints of its own: nothing is fetched
+    (run_dir / "config.json").write_text("of the run")
+    copies = Mirror(run_dir, place, 2, 0)
+    copies.finished(checkpoint.checkpoint_path(run_dir, 4))
+    copies.close()
     bare = tmp_path / "bare"
-    bare.mkdir()
+    left = checkpoint.aside(checkpoint.checkpoint_path(bare, 4)) / "state" / "rank-00007.safetensors"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"of a fetch that was cut off")
+    (bare / "config.json").write_text("its own")
     restore(place, bare, "auto")
     found = checkpoint.to_continue(bare, "auto")
     assert found is not None and checkpoint.step_of(found) == 4 and holds(found, 4)
+    assert {p.name for p in (found / "state").iterdir()} == {"rank-00000.safetensors", "ranges.json"}
     assert (bare / "metrics.jsonl").read_text() == '{"step": 1}\n'
+    assert (bare / "config.json").read_text() == "its own"
     with pytest.raises(ValueError, match="resume=never, but it holds checkpoints"):
         restore(place, tmp_path / "other", "never")
     assert "warning" not in capfd.readouterr().err
@@ -98,3 +108,42 @@ def test_a_store_that_fails_is_told_and_ends_nothing(tmp_path, capfd, monkeypatc
     assert os.listdir(tmp_path / "run" / "checkpoints") == ["step-00000001"]
     with pytest.raises(ValueError, match="nosuch://a: cannot use nosuch://"):
         restore("nosuch://a", tmp_path / "bare", "auto")
+
+
+def test_a_copy_or_a_deletion_that_fails_half_way_leaves_no_manifest(place, tmp_path, monkeypatch, capfd) -> None:
+    monkeypatch.setattr(mirror, "_PAUSES_SECONDS", (0.01,))
+
+    def fails(*arguments: object, **options: object) -> None:
+        raise OSError("the store went away")
+
+    run_dir = tmp_path / "run"
+    saved(run_dir, place, range(1, 2), keep=9)
+    fs, root = mirror._opened(place)
+    for step, method in ((3, "put"), (1, "rm")):
+        save(run_dir, 3, keep=9)
+        copies = Mirror(run_dir, place, 1, 0)
+        with monkeypatch.context() as broken:
+            broken.setattr(copies.fs, method, fails)
+            copies.finished(checkpoint.checkpoint_path(run_dir, 3))
+            copies.close()
+        assert "step-00000003 was not copied" in capfd.readouterr().err
+        fs.invalidate_cache()
+        assert not fs.exists(f"{root}/checkpoints/step-{step:08d}/manifest.json"), method
+    assert fs.exists(f"{root}/checkpoints/step-00000003/manifest.json"), "the second time it came whole"
+
+
+def test_of_checkpoints_that_wait_the_newest_is_copied_also_where_the_run_ends(tmp_path, monkeypatch) -> None:
+    run_dir, place = tmp_path / "run", str(tmp_path / "mirror")
+    for step in (1, 2, 3):
+        save(run_dir, step, keep=9)
+    copies, may_copy = Mirror(run_dir, place, 9, 0), threading.Event()
+    upload = copies._upload
+    monkeypatch.setattr(copies, "_upload", lambda path: (may_copy.wait(20), upload(path)))
+    for step in (1, 2, 3):
+        copies.finished(checkpoint.checkpoint_path(run_dir, step))
+        while step == 1 and copies._waiting.queue:
+            time.sleep(0.01)
+    copies._waiting.put(None)  # as close does
+    may_copy.set()
+    copies.join(20)
+    assert there(place) == [1, 3]
