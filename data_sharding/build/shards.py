@@ -272,7 +272,8 @@ def _locate(tar: Path, shard: str, rows: list[Recording], crcs: list[int]) -> li
             offset = file.tell()
             bounds = block_bounds(row.n_samples, row.block_samples)
             row_bytes = row.n_channels * dtype.itemsize
-            found = [zlib.crc32(file.read((b - a) * row_bytes)) for a, b in pairwise(bounds)]
+            content = memoryview(file.read(row.n_samples * row_bytes))
+            found = [zlib.crc32(content[a * row_bytes : b * row_bytes]) for a, b in pairwise(bounds.tolist())]
             expected = crcs[row.crc_offset : row.crc_offset + len(found)]
             if shape != (row.n_samples, row.n_channels) or found != expected:
                 raise ValueError(f"{tar}: {row.member} read back differs from what was written")

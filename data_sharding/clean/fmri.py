@@ -124,7 +124,7 @@ def clean_bold(
     if good_P.sum() < (1 - config.max_bad_fraction) * len(good_P):
         detail = f"{int((~good_P).sum())} of {len(good_P)} parcels have no signal, too many to go on"
         raise RecordingError("parcels-missing", detail)
-    x_TP = np.where(good_P, regress(x_TP, confounds.regressors_TK, steady_T, config, t_r), 0.0)
+    x_TP = _zero_where_bad(regress(x_TP, confounds.regressors_TK, steady_T, config, t_r), good_P)
     quality = summarise(robust_amplitude(x_TP.T), good_P, 1 - steady_T.mean())
     amplitude = quality["amplitude"]
     if unit == SCALE_FREE:  # the divisor goes into the quality in place of an amplitude
@@ -200,9 +200,9 @@ def in_unit(x_TP: np.ndarray, already_percent: bool = False) -> tuple[np.ndarray
     finite_P = np.isfinite(x_TP).all(axis=0)
     x_TP = x_TP if finite_P.all() else np.where(finite_P, x_TP, 0.0)
     mean_P, spread_P = x_TP.mean(axis=0), x_TP.std(axis=0)
-    good_P = require_good(finite_P, np.ptp(x_TP, axis=0) == 0)
+    good_P = require_good(finite_P, (x_TP == x_TP[0]).all(axis=0))
     if already_percent:
-        return np.where(good_P, x_TP - mean_P, 0.0), good_P, UNITS["fmri"]
+        return _zero_where_bad(x_TP - mean_P, good_P), good_P, UNITS["fmri"]
     baseline_P = mean_P / np.where(good_P, spread_P, 1.0)
     median = float(np.median(baseline_P[good_P]))
     if median >= _MIN_BASELINE:
@@ -212,7 +212,11 @@ def in_unit(x_TP: np.ndarray, already_percent: bool = False) -> tuple[np.ndarray
         detail = f"median mean/deviation of the parcels is {median:.2g}, expected raw BOLD with at least"
         raise RecordingError("no-baseline", f"{detail} {_MIN_BASELINE:g}, or a series without its mean (0)")
     good_P &= np.abs(baseline_P) < _MIN_BASELINE
-    return np.where(good_P, x_TP - mean_P, 0.0), good_P, SCALE_FREE
+    return _zero_where_bad(x_TP - mean_P, good_P), good_P, SCALE_FREE
+
+
+def _zero_where_bad(x_TP: np.ndarray, good_P: np.ndarray) -> np.ndarray:
+    return x_TP if good_P.all() else np.where(good_P, x_TP, 0.0)
 
 
 def with_confounds(ref: RecordingRef, x_TP: np.ndarray, config: FmriConfig) -> tuple[np.ndarray, Confounds]:

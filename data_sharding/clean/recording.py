@@ -50,6 +50,7 @@ def spans_of(valid_T: np.ndarray) -> list[int]:
 
 def robust_amplitude(x_CT: np.ndarray) -> np.ndarray:
     """Median absolute deviation over time of each channel, scaled to the standard deviation of a Gaussian, ``(C,)``."""
+    x_CT = np.ascontiguousarray(x_CT)  # sorting along another axis would copy every row
     deviation_CT = np.abs(x_CT - _median(x_CT)[:, None])
     return 1.4826 * _median(deviation_CT)
 
