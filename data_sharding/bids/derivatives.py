@@ -31,7 +31,7 @@ def siblings(ref: RecordingRef, *suffixes: str) -> list[Path]:
     return [
         folder / name
         for name in sorted(os.listdir(folder))
-        if name.endswith(suffixes) and _run(name) == run and folder / name != ref.path
+        if name.endswith(suffixes) and _run(name) == run and name != ref.path.name
     ]
 
 
@@ -47,7 +47,7 @@ def pipeline_root(ref: RecordingRef) -> Path:
 @lru_cache(maxsize=4)  # asked for several times of one recording; a dataset may change before the next build
 def _pipeline_root(inside: Path, root: Path) -> Path:
     for folder in (inside, *inside.parents):
-        if (folder / "dataset_description.json").is_file() or folder.parent.name == "derivatives":
+        if os.path.isfile(f"{folder}/dataset_description.json") or folder.parent.name == "derivatives":
             return folder
         if folder == root:
             break
@@ -87,6 +87,8 @@ def atlas_files(ref: RecordingRef, segmentation: str) -> list[Path]:
     found: list[Path] = []
     for root in dict.fromkeys((pipeline_root(ref), ref.site.root)):
         for place in _ATLASES:
+            if not os.path.isdir(f"{root}/{place}"):
+                continue
             for folder in (root / place / f"atlas-{segmentation}", root / place):
                 if folder.is_dir():
                     found += [folder / name for name in sorted(os.listdir(folder)) if _is_dseg(name, segmentation)]
@@ -105,16 +107,17 @@ def sidecars_of_run(ref: RecordingRef) -> list[Path]:
     """Sidecars of images of the same run: beside the recording, and at the raw dataset's own places."""
     found = siblings(ref, "_bold.json")
     subject, session = (ref.entities.get(name, "") for name in ("subject", "session"))
-    parts = [f"sub-{subject}", *([f"ses-{session}"] if session else []), "func"]
+    parts, own = [f"sub-{subject}", *([f"ses-{session}"] if session else []), "func"], str(ref.path.parent)
     for root in raw_roots(ref):
         for depth in range(len(parts), -1, -1):
-            folder = root.joinpath(*parts[:depth])
-            names = sorted(os.listdir(folder)) if folder.is_dir() and folder != ref.path.parent else []
+            folder = os.path.join(root, *parts[:depth])
+            names = os.listdir(folder) if folder != own and os.path.isdir(folder) else []
             # BIDS's rule of inheritance: a sidecar says of every file that has all of its entities.
-            for name in names:
-                if name.endswith("_bold.json") and _run(name).items() <= run_entities(ref.entities).items():
-                    found.append(folder / name)
-            found += [folder / "bold.json"] if "bold.json" in names else []
+            of_run = run_entities(ref.entities).items()
+            for name in sorted(name for name in names if name.endswith("_bold.json")):
+                if _run(name).items() <= of_run:
+                    found.append(Path(folder, name))
+            found += [Path(folder, "bold.json")] if "bold.json" in names else []
     return list(dict.fromkeys(found))
 
 

@@ -92,14 +92,17 @@ class RecordingRef:
         """``*_desc-confounds_timeseries.tsv`` (fMRIPrep) or ``*_motion.tsv`` (xcp_d) of the run, in the same folder."""
         run = run_entities(self.entities)
         motion = None
-        for file in sorted(self.path.parent.glob("*.tsv")):
-            entities, suffix = parse_name(file.name)
+        for name in sorted(os.listdir(self.path.parent)):
+            entities, suffix = parse_name(name)
+            is_table = suffix in ("timeseries.tsv", "regressors.tsv") and entities.get("description") == "confounds"
+            if not is_table and suffix != "motion.tsv":
+                continue
+            file = self.path.parent / name
             if run_entities(entities_of(file, self.site.root)) != run:
                 continue
-            if suffix in ("timeseries.tsv", "regressors.tsv") and entities.get("description") == "confounds":
+            if is_table:
                 return file
-            if suffix == "motion.tsv":
-                motion = file
+            motion = file
         return motion
 
     def inputs(self) -> list[Path]:
