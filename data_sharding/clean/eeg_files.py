@@ -24,6 +24,7 @@ from mcsp.data_sharding.clean.eeg_headers import (
     check_brainvision,
     check_edf,
     check_eeglab_data,
+    check_eeglab_rows,
     check_fif,
     check_mat,
     read_edf_header,
@@ -96,6 +97,7 @@ def open_eeg(ref: RecordingRef, sidecar: dict[str, object], own_positions_first:
     require_inside(ref.site, files)
     if suffix == ".set":
         check_eeglab_data(path, files, len(raw.ch_names), raw.n_times)
+        check_eeglab_rows(path, len(raw.ch_names), raw._data.shape[0] if raw.preload else None)
     for file in files[1:] if suffix == ".fif" else ():
         check_fif(file)
     channels = eeg_channels(raw, ref, repairs, own_positions_first)
@@ -242,14 +244,17 @@ def valid_times(raw: mne.io.BaseRaw, ref: RecordingRef, sfreq: float, n_samples:
     """Samples at ``sfreq`` outside of "bad" spans and of jumps, bool ``(n_samples,)``.
 
     Spans are the annotations of the file and the rows of ``events.tsv`` whose ``trial_type`` or ``value`` begins with
-    "bad", as MNE means it; one without a length leaves nothing out, as in MNE, and is listed. Jumps are where EEGLAB,
-    BrainVision or MNE put pieces together. Events beyond the end are ignored and listed.
+    "bad", as MNE means it; one without a time or length leaves nothing out, as in MNE, and is listed. Jumps are where
+    EEGLAB, BrainVision or MNE put pieces together. Events beyond the end are ignored and listed.
 
     Raises:
         RecordingError: ``bad-table`` where bad spans stand among times that are no seconds of this recording.
     """
     # With or without a date, MNE counts onsets from the start of the measurement, not from that of the file.
-    spans = [(a["onset"] - raw.first_time, a["duration"], a["description"].lower()) for a in raw.annotations]
+    spans = [
+        (a["onset"] - raw.first_time, a["duration"], a["description"].lower().removeprefix("comment/"))  # BrainVision's
+        for a in raw.annotations
+    ]
     spans += _spans_of_events(ref, n_samples / sfreq, repairs)
     valid_T, without_length = np.ones(n_samples, dtype=bool), 0
     for onset, duration, kind in spans:
@@ -280,8 +285,9 @@ def _spans_of_events(ref: RecordingRef, seconds: float, repairs: list[str]) -> l
         kind = next((text for text in texts if text.startswith(("bad", *_JUMPS))), texts[0])
         bad |= kind.startswith("bad")
         beyond += onset > seconds
-        if onset <= seconds:
-            spans.append((onset, duration if np.isfinite(duration) else 0.0, kind))
+        if not onset > seconds:
+            is_known = np.isfinite(onset) and np.isfinite(duration)
+            spans.append((onset, duration, kind) if is_known else (0.0, 0.0, kind))
     if bad and beyond > len(rows) / 2:  # samples or milliseconds: what is bad would pass for sound
         found = f"{beyond} of {len(rows)} events begin after the end at {seconds:.1f} s, and some are bad spans"
         raise RecordingError("bad-table", f"{table.name}: {found}, expected onsets in seconds of this recording")

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+from pymatreader import read_mat
 
 from mcsp.data_sharding.bids.reasons import RecordingError
 from mcsp.data_sharding.bids.tables import require_content
@@ -190,7 +191,8 @@ def check_brainvision(path: Path) -> None:
     require_content(data)
     require_own_data(path, data)
     if marker := values.get("markerfile"):  # without it, bad spans and jumps would pass for sound
-        require_content(path.with_name(marker.replace("$b", path.stem)))
+        require_content(marks := path.with_name(marker.replace("$b", path.stem)))
+        require_own_data(path, marks)
     _check_resolutions(path, values)
     if (kind := values.get("segmentationtype", "")).upper() == "MARKERBASED":
         raise RecordingError(
@@ -268,6 +270,17 @@ def check_eeglab_data(path: Path, files: Sequence[Path], n_channels: int, n_time
             says = f"its header says {expected} ({n_channels} channels of {n_times} samples)"
             reason = "truncated" if size < expected else "wrong-length"
             raise RecordingError(reason, f"{data.name}: holds {size} bytes, {says}")
+
+
+def check_eeglab_rows(path: Path, n_channels: int, n_rows: int | None) -> None:
+    """Compare the rows of samples, where MNE has read them, else ``nbchan``, with the channels that have a name.
+
+    MNE takes the first rows, whichever channel has lost its name.
+    """
+    rows = n_rows if n_rows is not None else read_mat(path, variable_names=["nbchan"]).get("nbchan", n_channels)
+    if int(rows) != n_channels:
+        found = f"{int(rows)} rows of samples for {n_channels} channels in chanlocs"
+        raise RecordingError("channels-mismatch", f"{path.name}: {found}, expected one row for each")
 
 
 def check_fif(path: Path) -> None:

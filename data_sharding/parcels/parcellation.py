@@ -26,7 +26,7 @@ _NOWHERE = (np.nan,) * 3
 ParcelRow = tuple[str, int | None, tuple[float, ...]]  # name, label, x y z [mm]
 # Columns of tables of parcels, in BIDS's words and in those of the atlases' makers.
 _NAME = ("name", "label")
-_AXES = (("x", "x_mm", "R"), ("y", "y_mm", "A"), ("z", "z_mm", "S"))
+_AXES = (("x", "x_mm", "r"), ("y", "y_mm", "a"), ("z", "z_mm", "s"))
 _LABEL = re.compile(r"(Mean_)?\d+")
 # How far from the origin [mm] the farthest parcel can lie. Ours.
 _REACH_MM = (10.0, 150.0)
@@ -177,7 +177,11 @@ def parcel_table(table: Path) -> list[ParcelRow]:
 
 @lru_cache(maxsize=64)
 def _parcel_table(table: Path, changed: int, size: int) -> list[ParcelRow]:
-    rows = [_parcel_row(row, f"{table.name}: row {i}") for i, row in enumerate(read_tsv(table), 1)]
+    cells = [{column.strip().lower(): cell for column, cell in row.items()} for row in read_tsv(table)]
+    if cells and not any({"index", *_NAME} & row.keys() for row in cells):
+        found = ", ".join(map(repr, cells[0]))
+        raise RecordingError("bad-table", f"{table.name}: no column index or name, found {found[:120]}")
+    rows = [_parcel_row(row, f"{table.name}: row {i}") for i, row in enumerate(cells, 1)]
     rows = [row for row in rows if row[1] != 0 or row[0].lower() not in _BACKGROUND]
     check_twice([name for name, _, _ in rows], table.name)
     return rows
@@ -235,7 +239,7 @@ def place_columns(
     if names is not None and (others := [c for c in names if c not in known and _NO_PARCEL.fullmatch(c)]):
         values_TP = values_TP[:, [name not in others for name in names]]
         names, n = [name for name in names if name not in others], n - len(others)
-        repairs = (f"{file}: {len(others)} columns of confounds are left out: {listed(others)}",)
+        repairs = (f"{file}: {len(others)} columns of no parcel are left out: {listed(others)}",)
     if n != len(rows) and len(values_TP) == len(rows):
         detail = f"{len(values_TP)} rows and {n} columns for {len(rows)} parcels, expected a column for each parcel"
         raise RecordingError("bad-table", f"{file}: {detail}: the table is turned round")

@@ -1,6 +1,7 @@
 """EEG files that must be refused, each with its own reason, and those that are put right."""
 
 import re
+import shutil
 from pathlib import Path
 
 import edfio
@@ -8,6 +9,7 @@ import mne
 import numpy as np
 import pybv
 import pytest
+import scipy.io
 
 from mcsp.config import EegConfig
 from mcsp.data_sharding.bids.find import RecordingRef, Site, find_recordings
@@ -111,6 +113,36 @@ def test_brainvision_headers_of_which_mne_takes_no_notice(tmp_path: Path, line: 
     read(tmp_path)
     header.write_text(text)
     assert reason(tmp_path) == expected
+
+
+def test_comments_and_markers_of_brainvision(tmp_path: Path) -> None:
+    """A comment that begins with "bad" is meant so; the marks of another recording are none of this one."""
+    folder = tmp_path / "sub-1/eeg"
+    folder.mkdir(parents=True)
+    raw = mne.io.RawArray(eeg_uv() * 1e-6, mne.create_info(CHANNELS, SFREQ, "eeg"), verbose="ERROR")
+    raw.set_annotations(mne.Annotations([10.0], [5.0], ["BAD_move"]))
+    path = folder / "sub-1_task-rest_eeg.vhdr"
+    raw.export(path, verbose="ERROR")
+    assert "Comment,BAD_move" in path.with_suffix(".vmrk").read_text()
+    assert read(tmp_path).valid_spans == [0, 2000, 3000, SECONDS * 200]
+    shutil.copy(path.with_suffix(".vmrk"), folder / "sub-1_task-go_eeg.vmrk")
+    path.write_text(path.read_text().replace("MarkerFile=sub-1_task-rest", "MarkerFile=sub-1_task-go"))
+    assert reason(tmp_path) == "other-data"
+
+
+def test_samples_of_eeglab_that_have_more_rows_than_channels(tmp_path: Path) -> None:
+    """MNE takes the first rows, whichever channel has lost its place in chanlocs."""
+    (tmp_path / "sub-1/eeg").mkdir(parents=True)
+    path = tmp_path / f"{STEM}_eeg.set"
+    raw = mne.io.RawArray(eeg_uv() * 1e-6, mne.create_info(CHANNELS, SFREQ, "eeg"), verbose="ERROR")
+    raw.export(path, verbose="ERROR")
+    read(tmp_path)
+    content = scipy.io.loadmat(path, squeeze_me=True)
+    fields = content["EEG"].item() if "EEG" in content else None
+    struct = content if fields is None else dict(zip(content["EEG"].dtype.names, fields, strict=True))
+    struct = {name: value for name, value in struct.items() if not name.startswith("__")}
+    scipy.io.savemat(path, struct | {"chanlocs": struct["chanlocs"][1:]}, appendmat=False)
+    assert reason(tmp_path) == "channels-mismatch"
 
 
 def test_trials_of_eeglab_are_no_continuous_recording(tmp_path: Path) -> None:
@@ -227,7 +259,7 @@ def test_events_beyond_the_end_are_ignored_and_told(tmp_path: Path) -> None:
         (("trial_type", "value"), [(10, 5, "bad", "1"), (15, 1, "n/a", "Bad Interval")], [0, 2000, 3200, 8000], 0),
         (("value",), [(10, 5, "BAD_ACQ_SKIP"), (12, 0, "badge")], [0, 2000, 3000, 8000], 1),
         (("value",), [(10, 0, "boundary")], [0, 1900, 2100, 8000], 0),
-        (("trial_type",), [(10, "n/a", "BAD"), (12, 0, "bad x"), (15, -5, "bad"), (16, "nan", "bad")], [0, 8000], 4),
+        (("trial_type",), [(10, "n/a", "BAD"), (12, 0, "bad x"), (15, -5, "bad"), ("n/a", 5, "bad")], [0, 8000], 4),
     ],
 )  # fmt: skip
 def test_bad_spans_of_either_column_and_those_without_a_length(

@@ -67,7 +67,7 @@ def test_confounds_beside_the_parcels_are_left_out_and_counted(name: str) -> Non
         found_TP, parcels = place_columns(x_TP, names, ROWS, "a.tsv")
         np.testing.assert_array_equal(found_TP, X_TP)
         assert parcels.names == ["CC_1", "CC_2", "CC_4"]
-        assert parcels.repairs == (f"a.tsv: 1 columns of confounds are left out: {name}",)
+        assert parcels.repairs == (f"a.tsv: 1 columns of no parcel are left out: {name}",)
     rows = [*ROWS, (name, 9, (1.0, 2.0, 3.0))]  # a parcel of that name is one
     assert place_columns(x_TP, ["CC_1", name, "CC_2", "CC_4"], rows, "a.tsv")[1].names[-1] == name
 
@@ -109,10 +109,13 @@ def test_a_table_of_parcels_is_read_in_the_words_of_its_maker_and_checked(tmp_pa
         ([("a", "1,5")], "row 1: could not convert"),
         ([("a", 1), ("a", 2)], "'a' is the name of 2"),
     ):
-        write_tsv(path, ("name", "x"), cells)
+        write_tsv(path, ("Name", "X"), cells)
         with pytest.raises(RecordingError, match=pattern) as error:
             parcel_table(path)
         assert error.value.reason == "bad-table"
+    write_tsv(path, ("region", "x", "y", "z"), [("a", 1, 2, 3)])
+    with pytest.raises(RecordingError, match="no column index or name, found 'region', 'x'"):
+        parcel_table(path)
 
 
 def test_columns_without_names_need_a_table_in_the_order_of_its_index() -> None:
