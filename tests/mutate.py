@@ -98,7 +98,8 @@ TARGETS: dict[str, tuple[str, ...]] = {
     "mcsp/evaluate/measured.py": ("tests/evaluate/test_measured.py",),
     "mcsp/evaluate/readout/grams.py": ("tests/evaluate/readout/test_grams.py",),
     "mcsp/evaluate/readout/classifiers.py": ("tests/evaluate/readout/test_classifiers.py",
-                                             "tests/evaluate/readout/test_probe.py"),
+                                             "tests/evaluate/readout/test_probe.py",
+                                             "tests/evaluate/readout/test_task.py"),
     "mcsp/evaluate/readout/harmonize.py": ("tests/evaluate/readout/test_harmonize.py",),
     "mcsp/evaluate/readout/task.py": ("tests/evaluate/readout/test_task.py",),
 }  # fmt: skip
@@ -138,6 +139,8 @@ REASONS: dict[str, str] = {
     ),
     "mcsp/training/reading/schedule.py: +        doubtful = inside & (starts[1:] >= starts[:-1]) & "
     "(longest < LEAST_VALID_SHARE * self._lengths)": "the same: rows without spans are valid where they are looked at",
+    "data_sharding/clean/fmri_files.py: +    if voxels.shape != image.shape[:3] or not "
+    "np.allclose(affine, image.affine, atol= -0.999):": "the same voxels: each is the nearest of its own place",
     "mcsp/training/health.py: +        self.not_finite = 0 if math.isfinite(loss) and math.isfinite(norm or 1.0) "
     "else self.not_finite + 1": "the same: both are finite",
     'mcsp/training/saving/checkpoint.py: +        json.dump({**manifest, "digest": _manifest_digest(manifest)}, '

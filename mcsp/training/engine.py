@@ -132,6 +132,8 @@ def deepspeed_config(config: PretrainConfig, world_size: int, global_batch: int)
         raise ValueError(f"{config.deepspeed}: cannot read the DeepSpeed config ({error.strerror})") from None
     except json.JSONDecodeError as error:
         raise ValueError(f"{config.deepspeed}: not valid JSON ({error})") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{config.deepspeed}: expected a JSON object, found {type(values).__name__}")
     repeated = sorted(_INJECTED & set(values))
     if repeated:
         raise ValueError(f"{config.deepspeed}: {repeated} come from the pretraining config; remove them here")

@@ -110,7 +110,7 @@ def test_encoders_that_the_model_lacks(
 
 
 def test_projections_are_compared_as_well() -> None:
-    """They are in no feature, and whoever trains on from an export starts with them."""
+    """Whoever trains on from an export starts with them."""
     model = MCSP(CONFIG).eval()
     other = copy.deepcopy(model)
     export.check_same(model, other)

@@ -217,6 +217,9 @@ def test_values_of_our_config_reach_deepspeed_and_may_not_be_repeated(tmp_path) 
     broken = PretrainConfig.load(None, ["corpus_dir=c", "run_dir=r", f"deepspeed={tmp_path / 'ds.json'}"])
     with pytest.raises(ValueError, match=r"ds.json: not valid JSON"):
         engine.deepspeed_config(broken, 1, 4)
+    (tmp_path / "ds.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"ds.json: expected a JSON object, found list"):
+        engine.deepspeed_config(broken, 1, 4)
 
 
 @pytest.fixture
