@@ -166,8 +166,8 @@ def compared(
     models: dict[str, MCSP] = {
         "random, at anchors": random_like(first, fmri_parcels=()),
         "start alone, at anchors": windows.started(random_like(first, fmri_parcels=())),
-        "random": random_like(first),
-        "start alone": windows.started(random_like(first)),
+        "random, at parcels": random_like(first),
+        "start alone, at parcels": windows.started(random_like(first)),
         **exports,
     }
     found: dict[str, Any] = {}
