@@ -27,7 +27,7 @@ from pathlib import Path
 
 import torch
 from contrast_peers import PEERS, Loss, versions, why_not
-from measured import commit
+from measured import commit, resident_mib
 from torch import Tensor
 
 from mcsp.kernels.contrastive import contrastive_loss
@@ -109,12 +109,6 @@ def peak_of_this_process(name: str, n: int, width: int) -> float:
     once(name, z, scale)
     raised = resident_mib("VmHWM") - before
     return raised - z.numel() * z.element_size() / 2**20
-
-
-def resident_mib(which: str) -> float:
-    """Memory of this process [MiB]: ``VmRSS`` now, ``VmHWM`` its peak (Linux)."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(which)) / 1024
 
 
 def inputs(n: int, width: int, device: str) -> tuple[Tensor, Tensor]:

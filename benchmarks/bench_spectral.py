@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measured import commit
+from measured import commit, resident_mib
 from scipy.signal import welch
 from torch import Tensor
 
@@ -188,12 +188,6 @@ def peak_mib(call: Contender, x: Tensor, backward: bool) -> float:
         found = result.read()
     os.waitpid(child, 0)
     return round(float(found), 1)
-
-
-def resident_mib(which: str) -> float:
-    """Memory of this process [MiB]: ``VmRSS`` now, ``VmHWM`` its peak (Linux)."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(which)) / 1024
 
 
 def spread(times: list[float]) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Origin of a result file: hardware, versions and commit, also without git."""
+"""What result files say of their origin, also without git, and the memory of this process."""
 
 import subprocess
 from pathlib import Path
@@ -15,3 +15,9 @@ def commit(*folders: str) -> dict[str, object]:
     except (OSError, subprocess.CalledProcessError):
         return {"commit": None, "changed_since": None}
     return {"commit": head, "changed_since": bool(changed.strip())}
+
+
+def resident_mib(which: str) -> float:
+    """Memory of this process [MiB]: ``VmRSS`` now, ``VmHWM`` its peak (Linux)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(which)) / 1024

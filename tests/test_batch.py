@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mcsp.batch import Batch, collate
+from mcsp.batch import Batch, collate, deviations
 from mcsp.schema import UNITS, Modality, Recording, Window, text_key
 
 
@@ -274,3 +274,13 @@ def test_a_batch_says_how_much_of_it_is_not_padding() -> None:
     batch = collate([[window(n_samples=20, n_channels=3)], [window(n_samples=10, n_channels=4)]])
     assert batch.real_share == {"eeg": (20 * 3 + 10 * 4) / (2 * 20 * 4)}
     assert pickle.loads(pickle.dumps(batch)).real_share == batch.real_share
+
+
+def test_where_most_values_are_alike_the_deviation_is_the_standard_deviation_of_a_channel() -> None:
+    x_CT = torch.zeros(3, 100)
+    x_CT[0, :10], x_CT[1, :20] = 1.0, -3.0
+    every = np.ones(3, dtype=bool), np.ones(100, dtype=bool)
+    deviation, furthest = deviations(x_CT, *every)
+    assert (deviation, furthest) == (pytest.approx(3 * 0.4), 3.0)
+    assert deviations(x_CT, np.array([True, False, True]), every[1]) == (pytest.approx(0.3), 1.0)
+    assert deviations(x_CT, *every[:1], np.arange(100) >= 20) == (0.0, 0.0)

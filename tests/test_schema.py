@@ -1,5 +1,6 @@
 """What every part agrees on, with its numbers written out: a moved constant changes corpora and runs without a word."""
 
+import numpy as np
 import pytest
 
 from mcsp.schema import (
@@ -14,12 +15,14 @@ from mcsp.schema import (
     UNITS,
     VIEWS,
     Purpose,
+    Window,
     mix64,
     random_key,
     text_key,
     unit_interval,
     units_of,
 )
+from tests.test_batch import window
 
 
 def test_the_hash_is_splitmix64() -> None:
@@ -83,3 +86,8 @@ def test_purposes_that_meet_under_one_key_differ() -> None:
         (Purpose.DROP_MODALITY, Purpose.WHICH_MODALITY, Purpose.WHICH_RECORDING, Purpose.START),
     ):
         assert len({int(p) for p in together}) == len(together)
+
+
+def test_a_window_ends_behind_its_last_sample() -> None:
+    found = window(n_samples=20)
+    assert (found.start, found.stop) == (0, 20) and Window(np.zeros((7, 3)), found.recording, 5).stop == 12

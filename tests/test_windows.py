@@ -16,6 +16,7 @@ from mcsp.windows import (
     seconds_in_no_window,
     start_ranges,
     window_samples,
+    window_start,
     window_starts,
 )
 from tests.test_batch import window
@@ -103,3 +104,8 @@ def test_instants_of_a_pair_are_those_at_which_both_are_valid() -> None:
     assert common_instants(early, late, seconds, 0.0) == []
     single = replace(fmri, n_samples=23, valid_spans=[], onset_seconds=0.0)
     assert common_instants(recording(6000, [], onset_seconds=0.0), single, seconds, 6.0) == [(0.0, 0.0)]
+
+
+@pytest.mark.parametrize(("clock_seconds", "start"), [(9.0, 0), (9.9976, 0), (10.0, 0), (10.4, 80), (99.0, 2000)])
+def test_a_window_at_an_instant_stays_inside_its_recording(clock_seconds: float, start: int) -> None:
+    assert window_start(recording(8000, [], onset_seconds=10.0), clock_seconds, 30.0) == start

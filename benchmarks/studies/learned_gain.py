@@ -23,7 +23,6 @@ from typing import Any
 import numpy as np
 import torch
 from read_out_ablation import Scorer
-from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, cross_entropy, normalize
 
@@ -164,11 +163,7 @@ class Layers:
 
     def membership(self, rank: int) -> float:
         """AUROC of telling a random half of the people, whom a denoiser was fitted on, from the rest by its length."""
-        subjects = np.asarray(self.scorer.labelled.subjects)
-        every = np.unique(subjects)
-        member_N = np.isin(subjects, np.random.default_rng(0).permutation(every)[: len(every) // 2])
-        x_NR = self.features(np.flatnonzero(member_N), {"rank": rank})
-        return float(roc_auc_score(member_N, np.linalg.norm(x_NR, axis=1)))
+        return self.scorer.given_away(lambda rows: np.linalg.norm(self.features(rows, {"rank": rank}), axis=1))[0]
 
 
 def add_layers(layers: Layers) -> dict[str, float]:

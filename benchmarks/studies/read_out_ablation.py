@@ -15,7 +15,7 @@ benchmarks/results/read_out_<people>_<modality>.json.
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,7 @@ class Scorer:
     def __init__(self, labelled: Labelled, folds: Folds, few: Mapping[str, float] = FEW) -> None:
         """Of all units, in ``folds``; ``few`` are fractions of the labels by the name of their score."""
         self.labelled, self.folds, self.few, self.found = labelled, folds, few, dict[str, dict[str, float]]()
+        self.score_of: dict[str, np.ndarray] = {}  # (P, S, N): all labels, then draws of few of them
 
     def add(self, name: str, readout: Readout) -> None:
         """Score and print."""
@@ -70,9 +71,20 @@ class Scorer:
             "auroc": float(scores.pooled(score_PSN[0], y_N, once)[0]),
             "auroc_sites": float(np.mean([value_R[0] for value_R in within.values()])),
         }
+        self.score_of[name] = score_PSN
         draws = [scores.pooled(score_SN, y_N, once)[0] for score_SN in score_PSN[1:]]
         self.found[name] |= {key: float(np.mean(draws[i * DRAWS :][:DRAWS])) for i, key in enumerate(self.few)}
         print(f"{name:<60}", {k: round(v, 3) for k, v in self.found[name].items()}, flush=True)
+
+    def given_away(self, lengths_of: Callable[[np.ndarray], np.ndarray]) -> tuple[float, int]:
+        """AUROC of telling a random half of the people from the rest by the lengths ``(N,)`` of features that were
+        fitted on that half (rows), and how many units it has.
+        """
+        subject_N = np.asarray(self.labelled.subjects)
+        every = np.unique(subject_N)
+        member_N = np.isin(subject_N, np.random.default_rng(0).permutation(every)[: len(every) // 2])
+        length_N = lengths_of(np.flatnonzero(member_N))
+        return float(roc_auc_score(member_N, length_N)), int(member_N.sum())
 
     def add_blocks(self, name: str, blocks: Sequence[np.ndarray], weights: Sequence[float] | None = None) -> None:
         """A weighted sum of Gram matrices with the evaluation's SVM."""
@@ -136,11 +148,8 @@ def denoisers(scorer: Scorer, root_NF: np.ndarray, halves: tuple[np.ndarray, np.
     scorer.add("(f) denoised, by one fitted on everybody (transductive)", on_grams(SVM, fixed([of(everyone)])))
     weighed_half = weighed([(of, 0.5), (fixed([gram(root_NF)]), 0.5)])
     scorer.add("(f) denoised, and the root itself, half and half", on_grams(SVM, weighed_half))
-    rng, subject_N = np.random.default_rng(0), np.asarray(scorer.labelled.subjects)
-    subjects = np.unique(subject_N)
-    member_N = np.isin(subject_N, rng.permutation(subjects)[: len(subjects) // 2])
-    length_N = np.diagonal(of(np.flatnonzero(member_N)))
-    return {"auroc": float(roc_auc_score(member_N, length_N)), "seen": int(member_N.sum())}
+    auroc, seen = scorer.given_away(lambda rows: np.diagonal(of(rows)))
+    return {"auroc": auroc, "seen": seen}
 
 
 def _half(measured: dict[str, np.ndarray], learned: Mapping[str, Block]) -> tuple[list[np.ndarray], list[float]]:

@@ -10,9 +10,10 @@ which is exact; a site names it in ``first_volume_event``.
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 
 from mcsp.data_sharding.bids.find import FOLDERS, RecordingRef, parse_name, run_entities
@@ -30,7 +31,7 @@ def siblings(ref: RecordingRef, *suffixes: str) -> list[Path]:
     return [
         folder / name
         for name in sorted(os.listdir(folder))
-        if name.endswith(suffixes) and _run(name) == run and folder / name != ref.path
+        if name.endswith(suffixes) and _run(name) == run and name != ref.path.name
     ]
 
 
@@ -46,7 +47,7 @@ def pipeline_root(ref: RecordingRef) -> Path:
 @lru_cache(maxsize=4)  # asked for several times of one recording; a dataset may change before the next build
 def _pipeline_root(inside: Path, root: Path) -> Path:
     for folder in (inside, *inside.parents):
-        if (folder / "dataset_description.json").is_file() or folder.parent.name == "derivatives":
+        if os.path.isfile(f"{folder}/dataset_description.json") or folder.parent.name == "derivatives":
             return folder
         if folder == root:
             break
@@ -86,6 +87,8 @@ def atlas_files(ref: RecordingRef, segmentation: str) -> list[Path]:
     found: list[Path] = []
     for root in dict.fromkeys((pipeline_root(ref), ref.site.root)):
         for place in _ATLASES:
+            if not os.path.isdir(f"{root}/{place}"):
+                continue
             for folder in (root / place / f"atlas-{segmentation}", root / place):
                 if folder.is_dir():
                     found += [folder / name for name in sorted(os.listdir(folder)) if _is_dseg(name, segmentation)]
@@ -104,16 +107,17 @@ def sidecars_of_run(ref: RecordingRef) -> list[Path]:
     """Sidecars of images of the same run: beside the recording, and at the raw dataset's own places."""
     found = siblings(ref, "_bold.json")
     subject, session = (ref.entities.get(name, "") for name in ("subject", "session"))
-    parts = [f"sub-{subject}", *([f"ses-{session}"] if session else []), "func"]
+    parts, own = [f"sub-{subject}", *([f"ses-{session}"] if session else []), "func"], str(ref.path.parent)
     for root in raw_roots(ref):
         for depth in range(len(parts), -1, -1):
-            folder = root.joinpath(*parts[:depth])
-            names = sorted(os.listdir(folder)) if folder.is_dir() and folder != ref.path.parent else []
+            folder = os.path.join(root, *parts[:depth])
+            names = os.listdir(folder) if folder != own and os.path.isdir(folder) else []
             # BIDS's rule of inheritance: a sidecar says of every file that has all of its entities.
-            for name in names:
-                if name.endswith("_bold.json") and all(ref.entities.get(k) == v for k, v in _run(name).items()):
-                    found.append(folder / name)
-            found += [folder / "bold.json"] if "bold.json" in names else []
+            of_run = run_entities(ref.entities).items()
+            for name in sorted(name for name in names if name.endswith("_bold.json")):
+                if _run(name).items() <= of_run:
+                    found.append(Path(folder, name))
+            found += [Path(folder, "bold.json")] if "bold.json" in names else []
     return list(dict.fromkeys(found))
 
 
@@ -125,13 +129,30 @@ def repetition_time_of_run(ref: RecordingRef) -> float | None:
     """
     stated: dict[float, str] = {}
     for file in sidecars_of_run(ref):
-        value = read_json(file).get("RepetitionTime")
+        sidecar = read_json(file)
+        value = sidecar.get("RepetitionTime", even_timing(sidecar, file.name))
         if isinstance(value, int | float) and not isinstance(value, bool) and value > 0:
             stated.setdefault(float(value), file.name)
     if len(stated) > 1:
         told = ", ".join(f"{value:g} s in {name}" for value, name in stated.items())
         raise RecordingError("t_r-mismatch", f"{ref.path.name}: images of this run have different t_r: {told}")
     return next(iter(stated), None)
+
+
+def even_timing(sidecar: Mapping[str, object], file: str) -> float | None:
+    """Time [s] from volume to volume by ``VolumeTiming``, which BIDS has in place of RepetitionTime; None without it.
+
+    Raises:
+        RecordingError: ``t_r-mismatch`` where it is uneven, as in sparse acquisitions: no t_r describes that.
+    """
+    timing = sidecar.get("VolumeTiming")
+    if not isinstance(timing, list) or len(timing) < 2 or not all(isinstance(t, int | float) for t in timing):
+        return None
+    steps = [after - before for before, after in pairwise(timing)]
+    if max(steps) - min(steps) > 0.01 * max(steps):
+        found = f"volumes follow each other after {min(steps):g} to {max(steps):g} s (VolumeTiming)"
+        raise RecordingError("t_r-mismatch", f"{file}: {found}, expected one t_r for all")
+    return float(timing[-1] - timing[0]) / len(steps)
 
 
 def inputs_of(ref: RecordingRef) -> list[Path]:

@@ -92,14 +92,17 @@ class RecordingRef:
         """``*_desc-confounds_timeseries.tsv`` (fMRIPrep) or ``*_motion.tsv`` (xcp_d) of the run, in the same folder."""
         run = run_entities(self.entities)
         motion = None
-        for file in sorted(self.path.parent.glob("*.tsv")):
-            entities, suffix = parse_name(file.name)
+        for name in sorted(os.listdir(self.path.parent)):
+            entities, suffix = parse_name(name)
+            is_table = suffix in ("timeseries.tsv", "regressors.tsv") and entities.get("description") == "confounds"
+            if not is_table and suffix != "motion.tsv":
+                continue
+            file = self.path.parent / name
             if run_entities(entities_of(file, self.site.root)) != run:
                 continue
-            if suffix in ("timeseries.tsv", "regressors.tsv") and entities.get("description") == "confounds":
+            if is_table:
                 return file
-            if suffix == "motion.tsv":
-                motion = file
+            motion = file
         return motion
 
     def inputs(self) -> list[Path]:
@@ -130,8 +133,12 @@ def parse_name(name: str) -> tuple[dict[str, str], str]:
 
 
 def run_entities(entities: Mapping[str, str]) -> dict[str, str]:
-    """Those that tell runs apart, and not versions of one run."""
-    return {k: v for k, v in entities.items() if k not in _VERSION}
+    """Those that tell runs apart, and not versions of one run; run 01 is run 1, which some pipelines make of it."""
+    return {k: _label(k, v) for k, v in entities.items() if k not in _VERSION}
+
+
+def _label(key: str, text: str) -> str:
+    return text.lstrip("0") or text if key == "run" else text
 
 
 def entities_of(path: Path, root: Path = Path()) -> dict[str, str]:
@@ -194,9 +201,8 @@ def _make_site(name: str, site: SiteConfig, config: CorpusConfig, mirrors: Path 
     if not re.fullmatch(SITE_NAME, name):
         shown = printable(name)
         raise ValueError(f"site name {shown!r}: expected letters, digits, '-' and '_' (set another under `sites`)")
-    root, url = Path(site.path), None
-    if "://" in str(site.path):  # it is in an object store
-        url = str(site.path).rstrip("/")
+    root, url = Path(site.path), str(site.path).rstrip("/") if "://" in str(site.path) else None
+    if url:  # it is in an object store
         root = (mirrors or Path(tempfile.mkdtemp(prefix="mcsp-mirror-"))) / name
         root.mkdir(parents=True, exist_ok=True)
         mirror(url, site.storage_options, root)
@@ -212,12 +218,10 @@ def _make_site(name: str, site: SiteConfig, config: CorpusConfig, mirrors: Path 
         simulated = bool(read_json(description).get("Simulated", False))
     except RecordingError as error:
         simulated, fault = False, (error.reason, str(error)) if site.simulated is None else None
-    if site.simulated is not None:
-        simulated = site.simulated
-    selection = config.selection_of(name)
+    simulated = simulated if site.simulated is None else site.simulated
     return Site(
-        name, root, simulated, label_image, site.pairing, site.first_volume_event, selection, fault=fault, url=url,
-        storage_options=site.storage_options, trusted=tuple(config.trusted_link_targets),
+        name, root, simulated, label_image, site.pairing, site.first_volume_event, config.selection_of(name), url,
+        site.storage_options, fault, tuple(config.trusted_link_targets),
     )  # fmt: skip
 
 
@@ -241,9 +245,8 @@ def find_recordings(
     for folder, names in listing.items():
         inside = folder.relative_to(site.root)
         for name in names:
-            _, suffix = parse_name(name)
-            modality = _modality(name)
-            if modality is None:
+            suffix = parse_name(name)[1]
+            if (modality := _modality(name)) is None:
                 continue
             relative, entities = (inside / name).as_posix(), entities_of(folder / name, site.root)
             if "subject" not in entities or is_ignored(relative) or not is_wanted(relative, entities, site.selection):
@@ -258,9 +261,8 @@ def find_recordings(
             best[run] = min(best.get(run, candidate), candidate)
             pipelines.setdefault(run, set()).add(of[-1] if of else "")
     notes += _several_pipelines(site, best, pipelines)
-    chosen = sorted((path, modality) for _, path, modality in best.values())
     found = []
-    for path, modality in chosen:
+    for path, modality in sorted((path, modality) for _, path, modality in best.values()):
         entities = entities_of(path, site.root)
         companions = _companions(path, entities, site.root, listing)
         ref = RecordingRef(site, path, modality, entities, companions)
@@ -296,9 +298,8 @@ def _modality(name: str) -> Modality | None:
         return "fmri"
     # Without a parcellation the table is fMRIPrep's confounds.
     parcellated = "segmentation" in entities or "atlas" in entities
-    is_table = suffix in _TABLES or _UNREAD_TABLE.fullmatch(suffix)
-    is_unread = _UNREAD_BOLD.fullmatch(suffix) or _UNREAD_OLD.fullmatch(name.lower())
-    return "fmri" if is_unread or (is_table and parcellated) else None
+    is_table = parcellated and (suffix in _TABLES or _UNREAD_TABLE.fullmatch(suffix))
+    return "fmri" if is_table or _UNREAD_BOLD.fullmatch(suffix) or _UNREAD_OLD.fullmatch(name.lower()) else None
 
 
 def is_read(name: str) -> bool:
@@ -332,6 +333,7 @@ def _preference(
         suffix not in (*_TABLES, *_PARCELLATED),
         parcellation is not None and segmentation != parcellation,
         entities.get("description") != "preproc",
+        "smooth" in entities.get("description", "").lower(),  # over the edges of parcels
         entities.get("space") not in label_spaces,
         not entities.get("space", "").startswith("MNI"),
         "echo" in entities,  # of several echoes, what was made of all
@@ -374,7 +376,7 @@ def _companions(
     What lies below ``derivatives`` also has the ``scans.tsv`` of the raw run that it comes from.
     """
     found: dict[str, list[Path]] = {}
-    entities = {k: v for k, v in entities.items() if (k, v) != ("space", "template")}  # C-PAC's, which says none
+    entities = {k: _label(k, v) for k, v in entities.items() if (k, v) != ("space", "template")}  # C-PAC's says none
     folders = [folder for folder in reversed(path.parents) if folder == root or root in folder.parents]
     raw = root / f"sub-{entities.get('subject')}"
     elsewhere = [f for f in (raw, raw / f"ses-{entities.get('session')}") if f in listing and f not in folders]
@@ -382,7 +384,7 @@ def _companions(
         matching = []
         for name in listing[folder]:
             own, suffix = parse_name(name)
-            applies = all(entities.get(k) == v for k, v in own.items() if k not in _FREE or k in entities)
+            applies = all(entities.get(k) == _label(k, v) for k, v in own.items() if k not in _FREE or k in entities)
             kind = "scans.tsv" if folder in elsewhere else (".json", ".tsv", "dseg.nii.gz")
             if name != path.name and applies and suffix.endswith(kind):
                 matching.append((len(own), name, suffix))

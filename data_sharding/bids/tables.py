@@ -5,6 +5,7 @@ import io
 import math
 import os
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,17 +56,24 @@ def require_inside(site: "Site", files: Iterable[Path]) -> None:
     """
     if site.trusted is None:
         return
-    allowed = [folder.resolve() for folder in (site.root, *site.trusted)]
+    allowed = [real_folder(folder) for folder in (site.root, *site.trusted)]
     if site.label_image is not None:  # the configuration names it
-        allowed.append(site.label_image.parent.resolve())
+        allowed.append(real_folder(site.label_image.parent))
     for file in files:
-        place = file.resolve()
+        is_link = file.is_symlink() or file.name == ".."
+        place = file.resolve() if is_link else real_folder(file.parent) / file.name
         if not any(place.is_relative_to(folder) for folder in allowed):
             raise RecordingError(
                 "outside-dataset",
                 f"{file.name}: lies outside of its dataset, through a link or a name in a header; expected it below "
                 "the dataset's folder, or its folder under trusted_link_targets",
             )
+
+
+@lru_cache(maxsize=16)
+def real_folder(folder: Path) -> Path:
+    """``folder.resolve()``; asked for several times of one recording, before which its reader forgets what it knew."""
+    return folder.resolve()
 
 
 def read_json(file: Location) -> dict[str, Any]:

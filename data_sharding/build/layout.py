@@ -165,12 +165,13 @@ class FileStates(dict[Path, list[int]]):
 
 
 def _to_line(sample: PlannedSample) -> bytes:
-    def companions(ref: RecordingRef) -> dict[str, list[str]]:
-        root = ref.site.root
-        return {name: [os.path.relpath(file, root) for file in files] for name, files in ref.companions.items()}
+    root = os.path.join(sample.site.root, "")
+
+    def inside(file: Path) -> str:
+        return str(file).removeprefix(root)
 
     recordings = [
-        [os.path.relpath(ref.path, ref.site.root), ref.modality, ref.entities, companions(ref)]
+        [inside(ref.path), ref.modality, ref.entities, {k: [*map(inside, v)] for k, v in ref.companions.items()}]
         for ref in sample.recordings
     ]
     values = {**vars(sample), "site": sample.site.name, "recordings": recordings}

@@ -17,7 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from mcsp.config import CorpusConfig
+from mcsp.config import CorpusConfig, FmriConfig
 from mcsp.config.corpus import Selection
 from mcsp.data_sharding.bids.find import RecordingRef, Site, find_recordings, find_sites
 from mcsp.data_sharding.bids.participants import Participants, read_participants
@@ -152,7 +152,7 @@ def _site_samples(
 ) -> Iterator[PlannedSample]:
     groups: dict[tuple[str, str], list[RecordingRef]] = {}
     fmri = config.fmri_of(site.name)
-    for ref in find_recordings(site, fmri.parcellation, notes, fmri.label_space):
+    for ref in find_recordings(site, fmri.parcellation, notes, _label_space(site, fmri)):
         session = "" if site.pairing == "subject" else printable(ref.entities.get("session", ""))
         groups.setdefault((printable(ref.entities["subject"]), session), []).append(ref)
     for (subject, session), refs in sorted(groups.items()):
@@ -170,6 +170,18 @@ def _site_samples(
             recordings=tuple(sorted(refs, key=lambda ref: (ref.modality, ref.file))),
         )
     notes += [f"{site.name}: {note}" for note in participants.notes(_wanted_columns(config))]
+
+
+def _label_space(site: Site, fmri: FmriConfig) -> str | None:
+    """Space of the labels that the settings name; of a run's images, that in this space is taken where there is one."""
+    if fmri.label_space or site.label_image or not fmri.atlas:
+        return fmri.label_space
+    from mcsp.data_sharding.parcels.atlases import named_atlas  # loads nilearn
+
+    try:
+        return named_atlas(fmri.atlas).parcels.space or None
+    except ValueError:  # told with the recordings that need it
+        return None
 
 
 def _wanted_columns(config: CorpusConfig) -> list[str]:

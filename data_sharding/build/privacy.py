@@ -148,15 +148,16 @@ def find_identifiers(
     """
     known = tuple(known)
 
-    def without_known(text: str) -> str:
+    @lru_cache(maxsize=_REMEMBERED_TEXTS)  # channels of all recordings of a site have the same names
+    def found_in(text: str) -> list[tuple[str, str]]:
         text = _REFERENCE.sub("x", text) if references else text
         for part in known:
             text = text.replace(part, "x")
-        return text
+        return suspicious(text, names)
 
     for place, text in texts:
-        for kind, found in suspicious(without_known(text), names):
-            shown = redact(place, names) if suspicious(without_known(place), names) else place
+        for kind, found in found_in(text):
+            shown = redact(place, names) if found_in(place) else place
             yield f"{shown}: {kind} like {shape(found)!r}"
 
 
@@ -236,8 +237,12 @@ def walk(content: Any, place: str = "") -> Iterator[tuple[str, str]]:
             yield f"{place} key", key
             yield from walk(value, f"{place}.{key}" if place else key)
     elif isinstance(content, list | tuple):
+        inside = f"{place}[]"
         for value in content:
-            yield from walk(value, f"{place}[]")
+            if isinstance(value, str):  # names of channels, mostly: no generator for each of them
+                yield inside, value
+            elif not isinstance(value, float | int):
+                yield from walk(value, inside)
     elif isinstance(content, str):
         yield place, content
 

@@ -2,7 +2,8 @@
 
 Nothing of it is part of the corpus, and it is for the builder alone: receipts and the private list hold original names
 beside their hashes. The receipt of a shard is a file of JSON lines: a header without rows, then one line per stored
-recording, so that the driver of a large build never holds more than one receipt.
+recording, so that the driver of a large build never holds more than one receipt. In place of a list that is the one of
+an earlier recording of the shard, as the channels of a site, stands the number of that recording.
 """
 
 import fcntl
@@ -25,6 +26,7 @@ from mcsp.data_sharding.build.layout import Plan
 from mcsp.data_sharding.build.shards import Receipt
 from mcsp.data_sharding.store.files import Location, is_local, location, names, private_folder, size, write_atomic
 from mcsp.data_sharding.store.index import SHARDS_NAME, crc_name
+from mcsp.data_sharding.store.table_write import REPEATED_LISTS
 from mcsp.outside import sha256_file
 from mcsp.schema import Recording
 
@@ -115,7 +117,10 @@ def _locked(out: Location) -> Iterator[None]:
 
 def write_receipt(private: Location, name: str, receipt: Receipt) -> None:
     """Write the receipt of the shard ``name``."""
-    lines = [asdict(replace(receipt, rows=[])), *receipt.rows]
+    lines, first = [asdict(replace(receipt, rows=[]))], dict[tuple[str, int], int]()
+    for number, row in enumerate(receipt.rows):
+        same = {column: first.setdefault((column, id(row[column])), number) for column in REPEATED_LISTS}
+        lines.append({**row, **{column: before for column, before in same.items() if before < number}})
     write_atomic(_file(private, name), b"".join(json.dumps(line).encode() + b"\n" for line in lines), private=True)
 
 
@@ -168,7 +173,13 @@ def read_rows(private: Location, plan: Plan) -> Iterator[Recording]:
     def read(name: str) -> list[bytes]:
         return _file(private, name).read_bytes().splitlines()[1:]
 
-    return (Recording.from_row(json.loads(line)) for lines in _each(private, plan, read) for line in lines)
+    for lines in _each(private, plan, read):
+        rows: list[dict[str, Any]] = []
+        for line in lines:
+            row = json.loads(line)
+            rows.append(row)
+            row |= {column: rows[row[column]][column] for column in REPEATED_LISTS if isinstance(row[column], int)}
+            yield Recording.from_row(row)
 
 
 def _each(private: Location, plan: Plan, read: Callable[[str], Found]) -> Iterator[Found]:

@@ -9,7 +9,7 @@ import json
 import math
 import tarfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
@@ -24,7 +24,7 @@ from mcsp.data_sharding.build.layout import PlannedSample, PlannedShard
 from mcsp.data_sharding.build.privacy import without_dates
 from mcsp.data_sharding.build.samples import USED_UP, SampleRecording, SiteTime, read_sample
 from mcsp.data_sharding.clean.read import ReadingProcess
-from mcsp.data_sharding.clean.recording import STORED_DTYPE, encode
+from mcsp.data_sharding.clean.recording import STORED_DTYPE, CleanRecording, encode
 from mcsp.data_sharding.store.files import Location, location, publish, scratch_file, write_atomic
 from mcsp.data_sharding.store.index import SHARDS_NAME, Rejection, Repair, block_bounds, crc_name
 from mcsp.outside import sha256_file
@@ -131,7 +131,7 @@ def _publish(
     """Check a tar and move it and its checksums into ``folder``; its description and the complete rows."""
     sha256 = sha256_file(temporary)
     name = f"{stem}-{sha256[:_HASH_DIGITS]}.tar"
-    recordings = _locate(temporary, [replace(r, shard=name) for r in recordings], crcs)
+    recordings = _locate(temporary, name, recordings, crcs)
     sink = io.BytesIO()
     np.save(sink, np.array(crcs, dtype="<u4"), allow_pickle=False)
     write_atomic(folder / crc_name(name), sink.getvalue())
@@ -177,7 +177,7 @@ def _encode_sample(
         members[extension] = sink.getvalue()
         rows.append(row)
     if rows:
-        members["json"] = _metadata(sample, rows)
+        members["json"] = _metadata(sample, survivors, rows)
     return rows, members
 
 
@@ -190,25 +190,28 @@ def _row(sample: PlannedSample, survivor: SampleRecording, member: str, scale: f
         run=without_dates(ref.entities.get("run", "")), split=sample.split, sfreq=clean.sfreq, unit=clean.unit,
         scale=scale, n_samples=n_samples, n_channels=n_channels, dtype=STORED_DTYPE.name, byte_offset=-1,
         crc_offset=crc_offset, block_samples=BLOCK_SAMPLES[ref.modality], simulated=sample.site.simulated,
-        onset_seconds=survivor.onset_seconds, channels=clean.channels,
-        positions_mm=_rounded(np.ascontiguousarray(clean.positions_C3).tobytes(), str(clean.positions_C3.dtype)),
-        channel_good=[bool(good) for good in clean.channel_good_C], valid_spans=clean.valid_spans,
-        participant=sample.participant, quality=json.dumps(clean.quality, sort_keys=True), space=clean.space,
+        onset_seconds=survivor.onset_seconds, valid_spans=clean.valid_spans, participant=sample.participant,
+        quality=json.dumps(clean.quality, sort_keys=True), space=clean.space,
+        **{name: values for name, (values, _) in _lists(clean).items()},
     )  # fmt: skip
 
 
-def _metadata(sample: PlannedSample, rows: list[Recording]) -> bytes:
-    """The ``<key>.json`` member: all that a reader of the tar alone needs; unknown numbers are null."""
-    names = [
-        "member", "modality", "task", "run", "sfreq", "unit", "scale", "n_samples", "n_channels", "channels",
-        "channel_good", "valid_spans", "space",
-    ]  # fmt: skip
+_JSON = json.JSONEncoder(sort_keys=True, allow_nan=False)
+_TOLD = (
+    "member", "modality", "task", "run", "sfreq", "unit", "scale", "n_samples", "n_channels", "valid_spans", "space",
+)  # fmt: skip
+
+
+def _metadata(sample: PlannedSample, survivors: Sequence[SampleRecording], rows: list[Recording]) -> bytes:
+    """The ``<key>.json`` member: all that a reader of the tar alone needs; unknown numbers are null.
+
+    Its text is put together from those of its values, because most of it is the same for all recordings of a site.
+    """
     recordings = []
-    for row in rows:
-        values = {name: getattr(row, name) for name in names}
-        values["onset_seconds"] = None if math.isnan(row.onset_seconds) else row.onset_seconds
-        values["positions_mm"] = [None if math.isnan(v) else v for v in row.positions_mm]
-        recordings.append(values)
+    for survivor, row in zip(survivors, rows, strict=True):
+        texts = {name: _JSON.encode(getattr(row, name)) for name in _TOLD}
+        texts["onset_seconds"] = _JSON.encode(None if math.isnan(row.onset_seconds) else row.onset_seconds)
+        recordings.append(_object_text({**texts, **{name: text for name, (_, text) in _lists(survivor.clean).items()}}))
     content = {
         "schema_version": SCHEMA_VERSION,
         "key": sample.key,
@@ -218,14 +221,34 @@ def _metadata(sample: PlannedSample, rows: list[Recording]) -> bytes:
         "split": sample.split,
         "simulated": sample.site.simulated,
         "participant": json.loads(sample.participant),
-        "recordings": recordings,
     }
-    return json.dumps(content, sort_keys=True, allow_nan=False).encode()
+    texts = {name: _JSON.encode(value) for name, value in content.items()}
+    return _object_text({**texts, "recordings": f"[{', '.join(recordings)}]"}).encode()
+
+
+def _object_text(texts: Mapping[str, str]) -> str:
+    return "{" + ", ".join(f'"{name}": {text}' for name, text in sorted(texts.items())) + "}"
+
+
+def _lists(clean: CleanRecording) -> dict[str, tuple[list[Any], str]]:
+    """The columns that hold a value for each channel, and their JSON; equal ones are the same list."""
+    positions_C3 = np.ascontiguousarray(clean.positions_C3)
+    return {
+        "channels": _list_of(tuple(clean.channels)),
+        "channel_good": _list_of(tuple(clean.channel_good_C.tolist())),
+        "positions_mm": _rounded(positions_C3.tobytes(), str(positions_C3.dtype)),
+    }
 
 
 @lru_cache(maxsize=256)  # all recordings of a site have the same; a row never changes its list
-def _rounded(positions: bytes, dtype: str) -> list[float]:
-    return [round(float(value), 3) for value in np.frombuffer(positions, dtype)]
+def _list_of(values: tuple[str | bool, ...]) -> tuple[list[str | bool], str]:
+    return list(values), _JSON.encode(values)
+
+
+@lru_cache(maxsize=256)
+def _rounded(positions: bytes, dtype: str) -> tuple[list[float], str]:
+    values = [round(float(value), 3) for value in np.frombuffer(positions, dtype)]
+    return values, _JSON.encode([None if math.isnan(value) else value for value in values])
 
 
 @lru_cache(maxsize=256)
@@ -237,8 +260,8 @@ def _array_header(prefix: bytes, header: bytes) -> tuple[tuple[int, ...], np.dty
     return shape, dtype
 
 
-def _locate(tar: Path, rows: list[Recording], crcs: list[int]) -> list[Recording]:
-    """Read a tar back: find each array's byte offset and compare its blocks with the checksums made in memory."""
+def _locate(tar: Path, shard: str, rows: list[Recording], crcs: list[int]) -> list[Recording]:
+    """Read the tar of a shard back: find each array's byte offset, compare its blocks with the checksums of before."""
     located = []
     with tarfile.open(tar, "r:") as archive, open(tar, "rb") as file:
         start = {member.name: member.offset_data for member in archive}
@@ -253,5 +276,5 @@ def _locate(tar: Path, rows: list[Recording], crcs: list[int]) -> list[Recording
             expected = crcs[row.crc_offset : row.crc_offset + len(found)]
             if shape != (row.n_samples, row.n_channels) or found != expected:
                 raise ValueError(f"{tar}: {row.member} read back differs from what was written")
-            located.append(replace(row, byte_offset=offset))
+            located.append(replace(row, shard=shard, byte_offset=offset))
     return located

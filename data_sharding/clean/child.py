@@ -8,6 +8,7 @@ import gc
 import hashlib
 import os
 import resource
+import select
 import shutil
 import signal
 import sys
@@ -26,16 +27,18 @@ from mcsp.data_sharding.bids.derivatives import acquisition_time, inputs_of, raw
 from mcsp.data_sharding.bids.find import RecordingRef, Site, find_recordings, is_read
 from mcsp.data_sharding.bids.reasons import RecordingError, reading
 from mcsp.data_sharding.bids.remote import local_copy
-from mcsp.data_sharding.bids.tables import require_content, require_inside
+from mcsp.data_sharding.bids.tables import real_folder, require_content, require_inside
 from mcsp.data_sharding.bids.write import write_eeg, write_json, write_parcellated_bold, write_parcellation
 from mcsp.data_sharding.clean.eeg import read_eeg
 from mcsp.data_sharding.clean.fmri import read_fmri
-from mcsp.data_sharding.clean.read import READY, Reading, SharedArray
+from mcsp.data_sharding.clean.read import READY, SCRATCH, Reading, SharedArray
 from mcsp.data_sharding.clean.recording import CleanRecording, encode, valid_seconds
 from mcsp.data_sharding.parcels.atlases import named_atlas
 from mcsp.data_sharding.store.landlock import landlock_version, limit_to
 
 _PR_SET_PDEATHSIG = 1
+# A scratch folder stays for the next recording so long. To make one costs as much as half of a table's numbers.
+_IDLE_MILLISECONDS = 100
 # What libraries open after they are imported, beside their own folders.
 _OF_THE_SYSTEM = (
     "/usr/lib", "/usr/lib64", "/usr/local/lib", "/usr/share", "/lib", "/lib64", "/etc/ld.so.cache", "/etc/localtime",
@@ -71,29 +74,38 @@ def serve(descriptor: int, memory: int, parent: int) -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for output in (1, 2):
         os.dup2(nowhere, output)
+    place, questions = tempfile.gettempdir(), select.poll()
+    questions.register(descriptor, select.POLLIN)
     while True:
+        if tempfile.tempdir != place and not questions.poll(_IDLE_MILLISECONDS):
+            shutil.rmtree(str(tempfile.tempdir), ignore_errors=True)  # a killed worker takes this process with it
+            tempfile.tempdir = place
         try:
             ref: RecordingRef | None = connection.recv()
         except EOFError:
             return
-        connection.send(fingerprint() if ref is None else _answered(ref, config, memory, programs))
+        connection.send(fingerprint() if ref is None else _answered(ref, config, memory, programs, place))
 
 
 def _answered(
-    ref: RecordingRef, config: CorpusConfig, memory: int, programs: list[Path] | None
+    ref: RecordingRef, config: CorpusConfig, memory: int, programs: list[Path] | None, place: str
 ) -> SharedArray | tuple[str, str]:
-    """What :func:`_read` gives, from a thread and with a scratch folder of its own: limits end with the thread."""
+    """What :func:`_read` gives, from a thread and with an empty scratch folder in ``place``: limits end with the
+    thread, and a folder in which nothing was left serves the next recording."""
     answers: list[SharedArray | tuple[str, str]] = []
-    place = tempfile.gettempdir()
-    tempfile.tempdir = tempfile.mkdtemp(prefix="mcsp-reading-")
+    if tempfile.tempdir == place:
+        tempfile.tempdir = tempfile.mkdtemp(prefix=f"{SCRATCH}{os.getpid()}-")
     thread = threading.Thread(target=lambda: answers.append(_read(ref, config, memory, programs)))
     thread.start()
     thread.join()
-    scratch, tempfile.tempdir = tempfile.tempdir, place
+    scratch = str(tempfile.tempdir)
     try:
-        os.rmdir(scratch)  # a tenth of what it costs to look for files in it, which few readers leave
+        is_empty = not os.listdir(scratch)
     except OSError:
+        is_empty = False
+    if not is_empty:
         shutil.rmtree(scratch, ignore_errors=True)
+        tempfile.tempdir = place
     return answers[0]
 
 
@@ -101,6 +113,7 @@ def _read(
     ref: RecordingRef, config: CorpusConfig, memory: int, programs: list[Path] | None
 ) -> SharedArray | tuple[str, str]:
     """A recording in ``memory``, or reason and detail; ``programs`` None: without limits."""
+    real_folder.cache_clear()
     try:
         with local_copy(ref) as here:
             if programs is not None:
@@ -141,10 +154,14 @@ def _limit_to_recording(ref: RecordingRef, programs: list[Path]) -> None:
     A link is read where it leads, if that is in the dataset. Files of its annex have no names that tell whose they are.
     """
     roots = [ref.site.root, *raw_roots(ref)]
-    trusted = [root.resolve() for root in (*roots, *(ref.site.trusted or ()))]
+    trusted = [real_folder(root) for root in (*roots, *(ref.site.trusted or ()))]
     folder = ref.path.parent
-    elsewhere = [path for path in inputs_of(ref) if path.parent != folder or path.is_symlink()]
-    own = [path.resolve() for path in (folder, *elsewhere)]
+    own = [real_folder(folder)]
+    for path in inputs_of(ref):
+        if path.is_symlink():
+            own.append(path.resolve())
+        elif path.parent != folder:
+            own.append(real_folder(path.parent) / path.name)
     own = [path for path in own if any(path.is_relative_to(root) for root in trusted)]
     own += [ref.site.root / ".git" / "annex" / "objects", *(ref.site.trusted or ())]
     if ref.site.label_image is not None:

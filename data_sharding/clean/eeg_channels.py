@@ -17,6 +17,7 @@ import numpy as np
 from mcsp.data_sharding.bids.find import RecordingRef, parse_name
 from mcsp.data_sharding.bids.reasons import RecordingError
 from mcsp.data_sharding.bids.tables import number_in, read_columns, read_json
+from mcsp.data_sharding.clean.eeg_frames import MM_PER_UNIT, TO_HEAD, around_head, by_landmarks, nose_of_set, on_sphere
 
 # Old and new names of one place in the 10-20 system.
 _ALIASES = {"t3": "T7", "t4": "T8", "t5": "P7", "t6": "P8", "a1": "M1", "a2": "M2"}
@@ -25,15 +26,6 @@ _OTHER_CHANNEL = re.compile(r"e[ck]g|eog|emg|resp|status|trig|stim|marker|event|
 # C3) and mean other places there. The first pattern has all of them, the second those that the 10-05 system lacks.
 _BIOSEMI = re.compile(r"[A-H]([1-9]|[12]\d|3[0-2])", re.IGNORECASE)
 _BIOSEMI_ALONE = re.compile(r"A([3-9]|[12]\d|3[0-2])|B([1-9]|[12]\d|3[0-2])", re.IGNORECASE)
-# Metres, centimetres, millimetres of coordsystem.json.
-_MM_PER_UNIT = {"m": 1000.0, "cm": 10.0, "mm": 1.0}
-# Frames of coordsystem.json with their origin between the ears; rows give x, y, z of the head frame.
-_TO_HEAD = {
-    "captrak": np.eye(3),
-    "ctf": np.array([[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]),
-    "eeglab": np.array([[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]),
-}
-
 # Distance from the origin [mm] of an electrode on any head, children's included. Ours.
 _RADII_MM = (40.0, 200.0)
 # Fewer electrodes with a place say too little of a montage, unless the file holds no others. Ours, as in encode_raw.
@@ -45,6 +37,9 @@ _UNIT = r"\s*[(\[][\w\u00b5\u03bc]*V[)\]]$"
 # Electrodes of the template that are nearer than this to their measured places [cosine of the angle at the centre of
 # the head, on average] lie in the frame that coordsystem.json says: real heads have 0.95, exchanged axes 0.5. Ours.
 _MIN_COSINE = 0.75
+# How far [mm] all of them together may lie from there: heads that were digitised 6, templates with their ears 21, and
+# a sphere about its own centre, which no frame of BIDS has as its origin, 34 and more. Ours.
+_MAX_SHIFT_MM = 30.0
 NO_POSITION = "no position"
 
 
@@ -149,7 +144,7 @@ class _Names:
 
 
 def _positions_mm(
-    raw: mne.io.BaseRaw, measured: dict[str, np.ndarray], names: list[str], channels: list[str], own_first: bool
+    own: dict[str, np.ndarray], measured: dict[str, np.ndarray], names: list[str], channels: list[str], own_first: bool
 ) -> tuple[np.ndarray, list[str]]:
     """Positions [mm, head frame], float64 ``(C, 3)``, NaN where unknown, and where each is from.
 
@@ -157,7 +152,7 @@ def _positions_mm(
     where ``own_first``, because many files hold the places of some other template), else ``""``. ``names`` are those
     of the file, ``channels`` the normalised ones.
     """
-    own, of_table = _own_positions_mm(raw), _Names(measured, names)
+    of_table = _Names(measured, names)
     positions, sources = [], []
     biosemi = biosemi_names(names)
     for name, channel in zip(names, channels, strict=True):
@@ -175,21 +170,35 @@ def _positions_mm(
     return np.array(positions), sources
 
 
-def _own_positions_mm(raw: mne.io.BaseRaw) -> dict[str, np.ndarray]:
-    """What the file, or a montage that was set, says: only places that a head can have, in the head frame."""
+def _own_positions_mm(raw: mne.io.BaseRaw, file: Path, doubts: list[str]) -> dict[str, np.ndarray]:
+    """What the file, or a montage that was set, says: only places that a head can have, in the head frame.
+
+    What EEGLAB says of the nose counts, and a template's sphere is laid around the head: MNE takes the axes and the
+    origin of both for those of the head frame.
+    """
     montage = raw.get_montage()
     found = montage.get_positions() if montage is not None else {}
     if found.get("coord_frame") != "head":
         return {}
     positions = {name: np.asarray(xyz) * 1e3 for name, xyz in found["ch_pos"].items()}
-    return {name: xyz for name, xyz in positions.items() if _RADII_MM[0] <= np.linalg.norm(xyz) <= _RADII_MM[1]}
+    positions = {name: xyz for name, xyz in positions.items() if _RADII_MM[0] <= np.linalg.norm(xyz) <= _RADII_MM[1]}
+    if positions and file.suffix.lower() == ".set" and file.is_file():
+        rotation = nose_of_set(file)
+        positions = {name: rotation @ xyz for name, xyz in positions.items()}
+    if on_sphere(positions):
+        positions = around_head(positions)
+        doubts.append(f"{file.name}: its electrodes lie on a sphere about its centre, which is laid around the head")
+    if doubt := _misplaced(positions):
+        doubts.append(f"{file.name}: its places are not used: its electrodes {doubt}")
+        return {}
+    return positions
 
 
 def _measured_positions_mm(ref: RecordingRef, repairs: list[str]) -> tuple[dict[str, np.ndarray], list[str]]:
     """Places [mm, head frame] by the closest ``electrodes.tsv`` that is understood; where none is, why not.
 
-    A table counts only where the ``coordsystem.json`` of its space gives a unit and a frame whose origin lies between
-    the ears (CapTrak, CTF, EEGLAB).
+    A table counts only where the ``coordsystem.json`` of its space gives a unit, and landmarks or a frame whose origin
+    lies between the ears (CapTrak, CTF, EEGLAB). Landmarks come before the name of the frame.
     """
     doubts: list[str] = []
     systems = ref.companions.get("coordsystem.json", ())
@@ -203,13 +212,17 @@ def _measured_positions_mm(ref: RecordingRef, repairs: list[str]) -> tuple[dict[
             continue
         system = read_json(beside[-1])
         frame, unit = (str(system.get(f"EEGCoordinate{what}", "")) for what in ("System", "Units"))
-        rotation, scale = _TO_HEAD.get(frame.strip().lower()), _MM_PER_UNIT.get(unit.strip().lower())
-        if rotation is not None and scale is not None:
-            places = _electrodes_mm(table, rotation, scale, beside[-1].name, repairs)
-            if (cosine := _alignment(places)) >= _MIN_COSINE:
+        rotation, scale = TO_HEAD.get(frame.strip().lower()), MM_PER_UNIT.get(unit.strip().lower())
+        to_head = by_landmarks(system)
+        if to_head is None and rotation is not None:
+            to_head = np.eye(4)
+            to_head[:3, :3] = rotation
+        if to_head is not None and scale is not None:
+            places = _electrodes_mm(table, to_head, scale, beside[-1].name, repairs)
+            if not (doubt := _misplaced(places)):
                 return places, []
-            found = f"its electrodes do not lie where their names do (mean cosine {cosine:.2f}) in the frame {frame!r}"
-            doubts.append(f"{table.name} is not used: {found} that {beside[-1].name} says, expected the axes of it")
+            found = f"its electrodes {doubt} in the frame {frame!r} that {beside[-1].name} says"
+            doubts.append(f"{table.name} is not used: {found}, expected axes and origin of it")
             continue
         what = [f"EEGCoordinateSystem {frame!r}, expected CapTrak, CTF or EEGLAB"] if rotation is None else []
         what += [f"EEGCoordinateUnits {unit!r}, expected m, cm or mm"] if scale is None else []
@@ -217,26 +230,36 @@ def _measured_positions_mm(ref: RecordingRef, repairs: list[str]) -> tuple[dict[
     return {}, doubts
 
 
-def _alignment(places: dict[str, np.ndarray]) -> float:
-    """Mean cosine of the angle between measured and usual place of the electrodes of known names; 1 where few are."""
+def _misplaced(places: dict[str, np.ndarray]) -> str:
+    """What is wrong with measured places [mm] by those that electrodes of such names have; empty where nothing is.
+
+    Heads of any size are compared; where fewer than four names are known, only a sphere is seen.
+    """
     biosemi, shared = biosemi_names(list(places)), shared_reference(places)
     pairs = [
         (xyz, standard_positions_mm()[normal][1])
         for name, xyz in places.items()
         if name not in biosemi
         and (normal := normalise_channel(name.removesuffix(shared)).lower()) in standard_positions_mm()
+        and np.linalg.norm(xyz)
     ]
-    cosines = [float(a @ b / np.linalg.norm(a) / np.linalg.norm(b)) for a, b in pairs if np.linalg.norm(a)]
-    return float(np.mean(cosines)) if len(cosines) >= _MIN_PLACED else 1.0
+    if len(pairs) < _MIN_PLACED:
+        return "lie on a sphere about its centre" if on_sphere(places) else ""
+    found, usual = (np.array(side) for side in zip(*pairs, strict=True))
+    radii = [np.linalg.norm(side, axis=1) for side in (found, usual)]
+    if (cosine := float(((found * usual).sum(axis=1) / radii[0] / radii[1]).mean())) < _MIN_COSINE:
+        return f"do not lie where their names do (mean cosine {cosine:.2f})"
+    shift = float(np.linalg.norm((found * np.median(radii[1]) / np.median(radii[0]) - usual).mean(axis=0)))
+    return f"lie {shift:.0f} mm away from where their names do" if shift > _MAX_SHIFT_MM else ""
 
 
 def _electrodes_mm(
-    table: Path, rotation: np.ndarray, scale: float, system: str, repairs: list[str]
+    table: Path, to_head: np.ndarray, scale: float, system: str, repairs: list[str]
 ) -> dict[str, np.ndarray]:
     """Rows of ``electrodes.tsv`` in the head frame; raise :class:`RecordingError` where no head is as large as that."""
     places: dict[str, np.ndarray] = {}
     for number, row in enumerate(read_columns(table, ("name", "x", "y", "z"), repairs), 1):
-        xyz = rotation @ np.array([number_in(table, number, row, axis) for axis in "xyz"]) * scale
+        xyz = to_head[:3, :3] @ [scale * number_in(table, number, row, axis) for axis in "xyz"] + to_head[:3, 3]
         if "name" not in row or np.isnan(xyz).any():
             continue
         if row["name"] in places and not np.allclose(places[row["name"]], xyz):
@@ -245,7 +268,7 @@ def _electrodes_mm(
     radii = {name: float(np.linalg.norm(xyz)) for name, xyz in places.items()}
     median = float(np.median(list(radii.values()))) if radii else _RADII_MM[0]
     if not _RADII_MM[0] <= median <= _RADII_MM[1]:
-        units = {unit: f for unit, f in _MM_PER_UNIT.items() if _RADII_MM[0] <= median / scale * f <= _RADII_MM[1]}
+        units = {unit: f for unit, f in MM_PER_UNIT.items() if _RADII_MM[0] <= median / scale * f <= _RADII_MM[1]}
         likely = f": the values look like {next(iter(units))}" if units else ""
         raise RecordingError(
             "electrodes-unit",
@@ -287,7 +310,10 @@ def eeg_channels(
         raise RecordingError("no-channels", f"none of {len(raw.ch_names)} channels is EEG: {found}")
     channels = normalise_channels(names)
     measured, doubts = _measured_positions_mm(ref, repairs)
-    positions_C3, sources = _positions_mm(raw, measured, names, channels, own_positions_first)
+    positions_C3, sources = _positions_mm({}, measured, names, channels, own_positions_first)
+    if own_positions_first or "" in sources:
+        own = _own_positions_mm(raw, ref.path, doubts)
+        positions_C3, sources = _positions_mm(own, measured, names, channels, own_positions_first)
     placed = [c for c, source in enumerate(sources) if source]
     unplaced = [name for name, source in zip(names, sources, strict=True) if not source]
     if len(placed) < min(_MIN_PLACED, len(names)) or not placed:

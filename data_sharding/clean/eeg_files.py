@@ -241,27 +241,18 @@ def _check_times(path: Path, raw: mne.io.BaseRaw, sidecar: dict[str, object], ch
 def valid_times(raw: mne.io.BaseRaw, ref: RecordingRef, sfreq: float, n_samples: int, repairs: list[str]) -> np.ndarray:
     """Samples at ``sfreq`` outside of "bad" spans and of jumps, bool ``(n_samples,)``.
 
-    Spans are the annotations of the file and the rows of ``events.tsv`` whose text begins with "bad", as MNE means it.
-    Jumps are where EEGLAB, BrainVision or MNE put pieces together. Events beyond the end are ignored and listed.
+    Spans are the annotations of the file and the rows of ``events.tsv`` whose ``trial_type`` or ``value`` begins with
+    "bad", as MNE means it; one without a length leaves nothing out, as in MNE, and is listed. Jumps are where EEGLAB,
+    BrainVision or MNE put pieces together. Events beyond the end are ignored and listed.
+
+    Raises:
+        RecordingError: ``bad-table`` where bad spans stand among times that are no seconds of this recording.
     """
     # With or without a date, MNE counts onsets from the start of the measurement, not from that of the file.
-    spans = [(a["onset"] - raw.first_time, a["duration"], a["description"]) for a in raw.annotations]
-    table = ref.companion("events.tsv")
-    beyond = without_length = 0
-    for number, row in enumerate(read_columns(table, ("onset",), repairs) if table is not None else [], 1):
-        assert table is not None
-        onset, duration = number_in(table, number, row, "onset"), number_in(table, number, row, "duration", 0.0)
-        if onset > n_samples / sfreq:
-            beyond += 1
-        elif np.isfinite(onset) and np.isfinite(duration):
-            spans.append((onset, duration, row.get("trial_type", row.get("value", ""))))
-    if beyond and table is not None:
-        repairs.append(
-            f"{table.name}: {beyond} events begin after the end at {n_samples / sfreq:.1f} s and are ignored"
-        )
-    valid_T = np.ones(n_samples, dtype=bool)
-    for onset, duration, text in spans:
-        kind = text.lower()
+    spans = [(a["onset"] - raw.first_time, a["duration"], a["description"].lower()) for a in raw.annotations]
+    spans += _spans_of_events(ref, n_samples / sfreq, repairs)
+    valid_T, without_length = np.ones(n_samples, dtype=bool), 0
+    for onset, duration, kind in spans:
         if kind.startswith(_JUMPS):
             if onset <= 0:  # BrainVision marks the start as well
                 continue
@@ -275,6 +266,28 @@ def valid_times(raw: mne.io.BaseRaw, ref: RecordingRef, sfreq: float, n_samples:
     if without_length:
         repairs.append(f"{ref.path.name}: {without_length} bad spans without a length leave nothing out")
     return valid_T
+
+
+def _spans_of_events(ref: RecordingRef, seconds: float, repairs: list[str]) -> list[tuple[float, float, str]]:
+    """Onset [s], length [s] and text, in small letters, of the events of a recording of ``seconds``."""
+    if (table := ref.companion("events.tsv")) is None:
+        return []
+    spans, beyond, bad = [], 0, False
+    rows = read_columns(table, ("onset",), repairs)
+    for number, row in enumerate(rows, 1):
+        onset, duration = number_in(table, number, row, "onset"), number_in(table, number, row, "duration", 0.0)
+        texts = [row.get(column, "").lower() for column in ("trial_type", "value")]
+        kind = next((text for text in texts if text.startswith(("bad", *_JUMPS))), texts[0])
+        bad |= kind.startswith("bad")
+        beyond += onset > seconds
+        if onset <= seconds:
+            spans.append((onset, duration if np.isfinite(duration) else 0.0, kind))
+    if bad and beyond > len(rows) / 2:  # samples or milliseconds: what is bad would pass for sound
+        found = f"{beyond} of {len(rows)} events begin after the end at {seconds:.1f} s, and some are bad spans"
+        raise RecordingError("bad-table", f"{table.name}: {found}, expected onsets in seconds of this recording")
+    if beyond:
+        repairs.append(f"{table.name}: {beyond} events begin after the end at {seconds:.1f} s and are ignored")
+    return spans
 
 
 def _brainvision_units(path: Path) -> dict[str, str]:

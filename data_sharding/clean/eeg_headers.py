@@ -196,6 +196,11 @@ def check_brainvision(path: Path) -> None:
         raise RecordingError(
             "not-continuous", f"{path.name}: pieces around markers ({kind}), expected one continuous recording"
         )
+    if values.get("averaged", "").upper() == "YES":
+        raise RecordingError("not-continuous", f"{path.name}: an average (Averaged=YES), expected a recording")
+    if values.get("usebigendianorder", "").upper() == "YES":  # whose reader takes the bytes in the other order
+        found = "UseBigEndianOrder=YES, expected the low byte first, as all of BrainVision's own programs write it"
+        raise RecordingError("unreadable", f"{path.name}: {found}")
     width = {"INT_16": 2, "UINT_16": 2, "IEEE_FLOAT_32": 4}.get(values.get("binaryformat", ""))
     if width is None or not values.get("numberofchannels", "").isdigit():
         return

@@ -18,7 +18,7 @@ import pandas as pd
 from scipy import interpolate, signal
 
 from mcsp.config import FmriConfig
-from mcsp.data_sharding.bids.derivatives import repetition_time_of_run, siblings
+from mcsp.data_sharding.bids.derivatives import even_timing, repetition_time_of_run, siblings
 from mcsp.data_sharding.bids.find import RecordingRef, read_sidecar
 from mcsp.data_sharding.bids.reasons import RecordingError, naming
 from mcsp.data_sharding.clean.fmri_files import is_image, read_time_series
@@ -142,12 +142,12 @@ def clean_bold(
     return CleanRecording(
         x_TC=np.ascontiguousarray(x_TP, dtype=np.float32), sfreq=1 / t_r, unit=unit, channels=parcels.names,
         positions_C3=parcels.positions_P3, channel_good_C=good_P, valid_spans=spans_of(steady_T),
-        quality={**quality, **confounds.quality}, space=parcels.space,
+        quality={**quality, **confounds.quality}, space=parcels.space, repairs=parcels.repairs,
     )  # fmt: skip
 
 
 def repetition_time(sidecar: dict[str, object], ref: RecordingRef | None = None) -> float:
-    """t_r [s] of a sidecar: RepetitionTime, else 1 / SamplingFrequency, else RepetitionTime of an image of the run.
+    """t_r [s] of a sidecar (RepetitionTime, 1 / SamplingFrequency, VolumeTiming), else of that of an image of the run.
 
     What is there of them has to agree.
 
@@ -160,6 +160,8 @@ def repetition_time(sidecar: dict[str, object], ref: RecordingRef | None = None)
         if isinstance(value, int | float) and not isinstance(value, bool) and value > 0:
             t_r = float(value) if key == "RepetitionTime" else 1 / float(value)
             stated[f"{key} of the sidecar"] = plausible_t_r(t_r, f"{key} of the sidecar gives t_r")
+    if (of_volumes := even_timing(sidecar, "the sidecar")) is not None:
+        stated["VolumeTiming of the sidecar"] = plausible_t_r(of_volumes, "VolumeTiming of the sidecar gives t_r")
     if ref is not None and (of_run := repetition_time_of_run(ref)) is not None:
         what = "RepetitionTime of an image of the run"
         stated[what] = plausible_t_r(of_run, f"{what} gives t_r")

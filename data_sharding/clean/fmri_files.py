@@ -45,6 +45,8 @@ from mcsp.data_sharding.parcels.series import check_twice, read_series
 # Header and sidecar may differ by rounding only.
 _T_R_TOLERANCE = 0.01
 _SECONDS_PER_UNIT = {"sec": 1.0, "msec": 1e-3, "usec": 1e-6, "unknown": 1.0, "SECOND": 1.0}
+# A voxel of int16 that ran over spans nearly all of its range; the fraction of them that makes an image useless. Ours.
+_WRAPPED, _MAX_WRAPPED = 0.9 * 2**16, 0.001
 # Bytes of voxels in memory at once.
 _CHUNK_BYTES = 1 << 27
 
@@ -90,17 +92,14 @@ def _read_parcellated(
         names = named or []
     atlas = atlas or _given_atlas(ref, config)
     rows, space = (atlas.rows, atlas.parcels.space) if atlas else _rows_of_dataset(ref)
-    if positions_P3 is not None and not {row[0] for row in rows} & set(names):
-        return values_TP, Parcels(names, [], positions_P3, space_of_name(ref.path))
-    x_TP, parcels = place_columns(values_TP, names or None, rows, name, space or space_of_name(ref.path))
-    if positions_P3 is not None:
-        own = dict(zip(names, positions_P3, strict=True))
-        places = [
-            own.get(n, xyz) if np.isnan(xyz).any() else xyz
-            for n, xyz in zip(parcels.names, parcels.positions_P3, strict=True)
-        ]
-        parcels = replace(parcels, positions_P3=np.array(places))
-    return x_TP, parcels
+    if positions_P3 is not None:  # of parcels for certain; those of the atlas come first
+        known = {row[0] for row in rows}
+        if not known & set(names):
+            return values_TP, Parcels(names, [], positions_P3, space_of_name(ref.path))
+        own = dict(zip(names, map(tuple, positions_P3.tolist()), strict=True))
+        rows = [(n, label, own.get(n, xyz) if np.isnan(xyz).any() else xyz) for n, label, xyz in rows]
+        rows += [(n, None, xyz) for n, xyz in own.items() if n not in known]
+    return place_columns(values_TP, names or None, rows, name, space or space_of_name(ref.path))
 
 
 def _given_atlas(ref: RecordingRef, config: FmriConfig) -> Atlas | None:
@@ -218,8 +217,13 @@ def average_parcels(bold: Named, atlas: Atlas, t_r: float, min_coverage: float) 
     if len(image.shape) != 4:
         raise RecordingError("not-4d", f"{name}: expected a 4-D image, found shape {image.shape}")
     require_orientation(image, name)
-    unit = image.header.get_xyzt_units()[1]
-    _check_t_r(name, t_r, float(image.header.get_zooms()[3]) * _SECONDS_PER_UNIT.get(unit, 1.0), unit)
+    unit, zoom = image.header.get_xyzt_units()[1], float(image.header.get_zooms()[3])
+    if zoom == 1 and unit in ("unknown", "sec"):  # what nibabel, nilearn and releases of fMRIPrep write unasked
+        if t_r != 1 and unit == "sec":
+            told = f"{name}: 1 s in the image header is not used, t_r is {t_r:g} s"
+            parcels = replace(parcels, repairs=(*parcels.repairs, told))
+    else:
+        _check_t_r(name, t_r, zoom * _SECONDS_PER_UNIT.get(unit, 1.0), unit)
     if voxels.shape != image.shape[:3] or not np.allclose(affine, image.affine, atol=1e-3):
         voxels = _onto_grid(voxels, affine, image)
     rank = {label: p for p, label in enumerate(parcels.labels)}
@@ -230,7 +234,11 @@ def average_parcels(bold: Named, atlas: Atlas, t_r: float, min_coverage: float) 
     x_TP = np.full((image.shape[3], len(parcels.labels)), np.nan)
     first = 0
     weight_P, covered_V = np.empty(0), np.empty(0, dtype=bool)
+    may_overflow = image.get_data_dtype() == np.int16 and getattr(image.dataobj, "slope", 1.0) == 1
     for volumes_TV in _chunks(image, name, inside):
+        if may_overflow and (np.ptp(volumes_TV.astype(np.int32), axis=0) > _WRAPPED).mean() > _MAX_WRAPPED:
+            detail = "voxels jump from one end of int16 to the other, expected values within its range"
+            raise RecordingError("clipped", f"{name}: {detail}: they ran over when the image was written")
         if not covered_V.any():
             covered_TV = np.isfinite(volumes_TV) & (volumes_TV != 0)
             empty = int(np.append(covered_TV.any(axis=1), True).argmax())  # volumes before the first one
@@ -278,8 +286,6 @@ def _onto_grid(voxels: np.ndarray, affine: np.ndarray, image: nibabel.Nifti1Imag
 
 
 def _check_t_r(name: str, t_r: float, header_t_r: float, unit: str) -> None:
-    if header_t_r == 1 and unit == "unknown":  # what nibabel and others write where nobody says a time
-        return
     if header_t_r > 0 and abs(header_t_r - t_r) > _T_R_TOLERANCE * t_r:
         milliseconds = " (milliseconds?)" if abs(header_t_r / 1000 - t_r) <= _T_R_TOLERANCE * t_r else ""
         detail = f"{name}: t_r is {t_r:g} s, but {header_t_r:g} s in the image header (unit {unit}){milliseconds}"

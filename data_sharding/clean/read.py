@@ -6,13 +6,16 @@ and fro between the two are messages of ``multiprocessing.connection``.
 
 import os
 import select
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -28,6 +31,7 @@ _CHILD = "mcsp.data_sharding.clean.child"
 _KILL_SECONDS = 10
 _START_SECONDS = 300.0
 READY = "ready"
+SCRATCH = "mcsp-reading-"  # and the process's number: how the names of scratch folders begin
 # A process that dies without a word is asked once more: the machine may have killed it for another one's memory.
 _ATTEMPTS = 2
 # All that the reading process gets of the environment: a hostile file may make it read its own.
@@ -163,6 +167,8 @@ class ReadingProcess:
             self.process.kill()
             with suppress(subprocess.TimeoutExpired):  # stuck in the kernel, on a network disk for example
                 self.process.wait(_KILL_SECONDS)
+            for left in Path(tempfile.gettempdir()).glob(f"{SCRATCH}{self.process.pid}-*"):
+                shutil.rmtree(left, ignore_errors=True)
         if self._memory >= 0:
             os.close(self._memory)
         self.process, self._connection, self._memory = None, None, -1

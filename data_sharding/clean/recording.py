@@ -90,4 +90,7 @@ def encode(x_TC: np.ndarray, good_C: np.ndarray) -> tuple[np.ndarray, float]:
     good_TC = x_TC if good_C.all() else x_TC[:, good_C]
     peak = max(float(good_TC.max(initial=0.0)), -float(good_TC.min(initial=0.0)))
     scale = 2.0 ** math.ceil(math.log2(peak / _TARGET_PEAK)) if peak > 0 else 1.0
-    return np.clip(x_TC / np.float32(scale), -_FP16_MAX, _FP16_MAX).astype(STORED_DTYPE), scale
+    stored_TC = x_TC / np.float32(scale)
+    if not good_C.all():
+        np.clip(stored_TC, -_FP16_MAX, _FP16_MAX, out=stored_TC)
+    return stored_TC.astype(STORED_DTYPE), scale

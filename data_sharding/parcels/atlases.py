@@ -174,6 +174,8 @@ def atlas_of_file(path: Path, rows: list[ParcelRow] | None = None, space: str = 
 
 # Names of one space. FSL's MNI152 is the sixth generation (Evans et al. 2012, NeuroImage 62); C-PAC writes ASym.
 _SAME = {"mni152": "mni152nlin6asym", "fslmni152": "mni152nlin6asym", "mni152nlin6": "mni152nlin6asym"}
+# What sform and qform may differ by where both mean one space [mm]. Ours.
+_APART_MM = 5.0
 # What names say that leave the space open.
 _UNSAID = ("", "template")
 # Spaces of atlases whose files do not name one, by the beginning of the file's name as nilearn stores it. The spaces
@@ -191,11 +193,15 @@ _OF_FILES = {
 
 
 def space_of_name(path: Path) -> str:
-    """The space that a file's name (``space-``, ``tpl-``), or TemplateFlow's folder around it, says; else empty."""
+    """The space that a file's name (``space-``, ``tpl-``), or TemplateFlow's folder around it, says; else empty.
+
+    Cohorts of a template are spaces of their own: ``MNIPediatricAsym:cohort-2``.
+    """
     entities = parse_name(path.name)[0]
     folder = path.parent.name
     template = folder.removeprefix("tpl-").partition("_")[0] if folder.startswith("tpl-") else ""
-    return entities.get("space") or entities.get("template") or template
+    space = entities.get("space") or entities.get("template") or template
+    return f"{space}:cohort-{entities['cohort']}" if space and "cohort" in entities else space
 
 
 def space_of_image(path: Path, setting: str | None) -> str:
@@ -249,3 +255,9 @@ def require_orientation(image: Any, file: str) -> None:
     if s_code and q_code and np.linalg.det(sform[:3, :3]) * np.linalg.det(qform[:3, :3]) < 0:
         detail = f"{file}: sform and qform disagree about left and right, expected one orientation"
         raise RecordingError("no-orientation", detail)
+    if s_code == q_code:  # else each is of a space of its own: MNI and the scanner
+        ends = [0, 0, 0, 1], [*image.shape[:3], 1]
+        distance = max(float(np.linalg.norm((sform - qform) @ end)) for end in ends)
+        if distance > _APART_MM:
+            detail = f"{file}: sform and qform have one code ({s_code}) and lie {distance:.0f} mm apart"
+            raise RecordingError("no-orientation", f"{detail}, expected one place for each voxel")

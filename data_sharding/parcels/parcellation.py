@@ -20,6 +20,7 @@ from mcsp.data_sharding.bids.find import parse_name
 from mcsp.data_sharding.bids.reasons import RecordingError
 from mcsp.data_sharding.bids.tables import read_tsv
 from mcsp.data_sharding.parcels.series import check_twice
+from mcsp.wording import listed
 
 _NOWHERE = (np.nan,) * 3
 ParcelRow = tuple[str, int | None, tuple[float, ...]]  # name, label, x y z [mm]
@@ -35,6 +36,17 @@ _MAX_DISTANCE_MM = 40.0
 # Of so many parcels some lie on either side of the origin. Ours.
 _MANY = 8
 _BACKGROUND = ("background", "unknown", "???")
+# Columns of fMRIPrep's confounds, of xcp_d and C-PAC, which some write into one table with the parcels.
+_NO_PARCEL = re.compile(
+    r"(global_?signal|csf(_wm)?|white_?matter|wm|(trans|rot)_[xyz])(_derivative1)?(_power2)?|(std_)?dvars|rmsd|"
+    r"framewise_displacement|fd(_jenkinson|_power)?|([actwe]|edge|crown)_?comp(_?cor)?_?\d+|cosine_?\d+|"
+    r"(aroma_motion|motion_outlier|non_steady_state_outlier)_?\d+|linear_trend|intercept|background",
+    re.IGNORECASE,
+)
+# The side that a parcel's name says: LH, RH, L, R, left, right.
+_SIDE = re.compile(r"(?:^|[\W_])(l|r)(?:h|eft|ight)?(?=[\W_]|$)", re.IGNORECASE)
+# Parcels nearer than this to the middle [mm] lie on no side. Ours.
+_MIDDLE_MM = 3.0
 
 
 @dataclass(frozen=True)
@@ -45,6 +57,7 @@ class Parcels:
     labels: list[int]  # voxel value of each parcel; empty for tables of time series
     positions_P3: np.ndarray  # mm, NaN where unknown
     space: str = ""  # of the positions
+    repairs: tuple[str, ...] = ()  # what was wrong with the files and put right
 
 
 def require_places(parcels: Parcels, max_unplaced: float, file: str) -> None:
@@ -66,6 +79,21 @@ def require_places(parcels: Parcels, max_unplaced: float, file: str) -> None:
     if not _REACH_MM[0] <= reach <= _REACH_MM[1]:
         detail = f"parcels lie up to {reach:.3g} mm from the origin, expected {_REACH_MM[0]:g} to {_REACH_MM[1]:g}"
         raise RecordingError("unknown-parcellation", f"{file}: {detail}: MNI millimetres, no voxels or metres")
+    x_by_side = [
+        x if side == "r" else -x
+        for name, x in zip(parcels.names, parcels.positions_P3[:, 0].tolist(), strict=True)
+        if abs(x) > _MIDDLE_MM and (side := _side(name))
+    ]
+    if len(x_by_side) >= _MANY and (wrong := sum(x < 0 for x in x_by_side)) > len(x_by_side) / 2:
+        detail = f"{wrong} of {len(x_by_side)} parcels lie on the other side than their names say (left, right)"
+        raise RecordingError("unknown-parcellation", f"{file}: {detail}, expected x that rises to the right")
+
+
+@lru_cache(maxsize=1 << 14)  # all recordings of a site ask for the same
+def _side(name: str) -> str:
+    """``l`` or ``r`` by the name of a parcel, empty where it says neither or both."""
+    sides = {side.lower() for side in _SIDE.findall(name)}
+    return sides.pop() if len(sides) == 1 else ""
 
 
 def label_voxels(path: Path) -> tuple[np.ndarray, np.ndarray, list[int], np.ndarray]:
@@ -191,20 +219,29 @@ def place_columns(
 ) -> tuple[np.ndarray, Parcels]:
     """Put columns into the order of a parcellation; parcels that have no column are NaN.
 
-    Columns are known by name, or by label (``7``, ``Mean_7``); without names they have the order of the rows. Where
-    some names are not those of the parcellation, the columns keep their order and take the positions that are known.
+    Columns are known by name, or by label (``7``, ``Mean_7``); without names they have the order of the rows. Confounds
+    among them, by the names that pipelines give them, are left out.
 
     Raises:
-        RecordingError: ``bad-table`` for a table turned round, ``parcels-mismatch``.
+        RecordingError: ``bad-table`` for a table turned round, or that may be; ``parcels-mismatch``, also for a column
+            that is no parcel.
     """
     n = values_TP.shape[1]
     if not rows:
         names = names or [f"parcel-{i}" for i in range(1, n + 1)]
         return values_TP, Parcels(names, [], np.full((n, 3), np.nan), space)
+    known = [name for name, _, _ in rows]
+    repairs: tuple[str, ...] = ()
+    if names is not None and (others := [c for c in names if c not in known and _NO_PARCEL.fullmatch(c)]):
+        values_TP = values_TP[:, [name not in others for name in names]]
+        names, n = [name for name in names if name not in others], n - len(others)
+        repairs = (f"{file}: {len(others)} columns of confounds are left out: {listed(others)}",)
     if n != len(rows) and len(values_TP) == len(rows):
         detail = f"{len(values_TP)} rows and {n} columns for {len(rows)} parcels, expected a column for each parcel"
         raise RecordingError("bad-table", f"{file}: {detail}: the table is turned round")
-    known = [name for name, _, _ in rows]
+    if names is None and n == len(rows) == len(values_TP):
+        detail = f"{n} rows and {n} columns without names do not say which axis is time"
+        raise RecordingError("bad-table", f"{file}: {detail}, expected names of the columns")
     if (names := _by_label(names, rows) if names is not None else None) is None:
         if n != len(rows):
             raise RecordingError("parcels-mismatch", f"{file}: {n} columns, expected the table's {len(rows)} parcels")
@@ -213,20 +250,19 @@ def place_columns(
             detail = "its columns have no names, and the parcels' table is not in the order of its index"
             raise RecordingError("parcels-mismatch", f"{file}: {detail}, expected names of the columns")
         names = known
-    if not set(names) & set(known):
-        detail = f"no column is one of the {len(rows)} parcels, found {names[0]!r}, expected names like {known[0]!r}"
-        raise RecordingError("parcels-mismatch", f"{file}: {detail}")
-    place = {name: xyz for name, _, xyz in rows}
-    order = known if place.keys() >= set(names) else names
-    positions_P3 = np.array([place.get(name, _NOWHERE) for name in order], dtype=np.float64)
-    if order == names:
-        return values_TP, Parcels(list(order), [], positions_P3, space)
     column = {name: i for i, name in enumerate(names)}
-    x_TP = np.full((len(values_TP), len(order)), np.nan)
-    for p, name in enumerate(order):
+    if foreign := [name for name in names if name not in known]:
+        found = "no column is one" if len(foreign) == n else f"{len(foreign)} of {n} columns are none"
+        detail = f"{found} of the {len(rows)} parcels, found {listed(map(repr, foreign), 3)}, expected names like"
+        raise RecordingError("parcels-mismatch", f"{file}: {detail} {known[0]!r}")
+    parcels = Parcels(known, [], np.array([xyz for _, _, xyz in rows], dtype=np.float64), space, repairs)
+    if names == known:
+        return values_TP, parcels
+    x_TP = np.full((len(values_TP), len(known)), np.nan)
+    for p, name in enumerate(known):
         if name in column:
             x_TP[:, p] = values_TP[:, column[name]]
-    return x_TP, Parcels(list(order), [], positions_P3, space)
+    return x_TP, parcels
 
 
 def _by_label(names: list[str], rows: Sequence[ParcelRow]) -> list[str] | None:

@@ -20,7 +20,7 @@ from mcsp.schema import Recording
 
 # Every other field is text of its own for each row.
 REPEATED_TEXT = ("shard", "modality", "site", "task", "run", "split", "unit", "dtype", "space")
-_REPEATED_LISTS = {"channels": pa.string(), "positions_mm": pa.float64(), "channel_good": pa.bool_()}
+REPEATED_LISTS = {"channels": pa.string(), "positions_mm": pa.float64(), "channel_good": pa.bool_()}
 _NUMBERS = {int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
 _ROWS_AT_ONCE = 1024
 # A list that comes again after so many different ones is stored again: where the positions of every subject were
@@ -31,8 +31,8 @@ _REMEMBERED_LISTS = 1 << 16
 def _arrow_type(name: str, python_type: Any) -> pa.DataType:
     if name in REPEATED_TEXT:
         return pa.dictionary(pa.int32(), pa.large_string())
-    if name in _REPEATED_LISTS:
-        return pa.dictionary(pa.int32(), pa.large_list(_REPEATED_LISTS[name]))
+    if name in REPEATED_LISTS:
+        return pa.dictionary(pa.int32(), pa.large_list(REPEATED_LISTS[name]))
     if python_type == list[int]:
         return pa.large_list(pa.int64())
     return _NUMBERS.get(python_type, pa.large_string())
@@ -119,16 +119,18 @@ class _Column:
             self._values.extend(pa.array(values, self._value_type))
             return
         codes, new = np.empty(len(values), dtype=np.int32), []
+        seen: dict[int, int] = {}  # by the object, as rows of a site share theirs
         for row, value in enumerate(values):
-            key = _key(value)
-            code = self._known.get(key)
+            if (code := seen.get(id(value))) is None:
+                key = _key(value)
+                code = self._known.get(key)
             if code is None:
                 code = self._distinct
                 self._distinct += 1
                 new.append(value)
                 if isinstance(key, str) or len(self._known) < _REMEMBERED_LISTS:
                     self._known[key] = code
-            codes[row] = code
+            codes[row] = seen[id(value)] = code
         self._codes.extend(pa.array(codes))
         if new:
             self._values.extend(pa.array(new, self._value_type))

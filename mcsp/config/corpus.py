@@ -188,7 +188,7 @@ class CorpusConfig(Selection):
     def eeg_of(self, site: str) -> EegConfig:
         """EEG cleaning of one site."""
         own = self.sites[site].eeg if site in self.sites else {}
-        return EegConfig.parse({**self.eeg.dump(), **own}, f"sites.{site}.eeg")
+        return EegConfig.parse({**self.eeg.dump(), **own}, f"sites.{site}.eeg") if own else self.eeg
 
     def selection_of(self, site: str) -> Selection:
         """What is wanted of one site."""
@@ -199,7 +199,7 @@ class CorpusConfig(Selection):
     def fmri_of(self, site: str) -> FmriConfig:
         """BOLD cleaning of one site."""
         own = self.sites[site].fmri if site in self.sites else {}
-        return FmriConfig.parse({**self.fmri.dump(), **own}, f"sites.{site}.fmri")
+        return FmriConfig.parse({**self.fmri.dump(), **own}, f"sites.{site}.fmri") if own else self.fmri
 
     @field_validator("out_dir", "private_dir")
     @classmethod

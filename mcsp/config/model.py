@@ -1,14 +1,15 @@
 """Settings of architecture, objective and views."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, FiniteFloat
 
 from mcsp.config.base import Config
 from mcsp.schema import DOMAINS, MODALITIES, Domain, Modality
 
 Skip = Literal["connectivity", "root", "tangent", "coherence", "band_power", "relative_power"]
 SpatialForm = Literal["logarithm", "root"]
+Positions = Annotated[tuple[tuple[FiniteFloat, FiniteFloat, FiniteFloat], ...], Field(max_length=1024)]
 # Connectivity and its logarithm are off: beside the root they only make features longer.
 SKIPS: tuple[Skip, ...] = ("root", "coherence", "band_power", "relative_power")
 
@@ -34,6 +35,11 @@ class ModelConfig(Config):
     fmri_anchors: int = Field(
         100, ge=4, le=1024, description="anchor positions in the brain that parcels are projected onto"
     )
+    fmri_parcels: Literal["corpus"] | Positions = Field(
+        (),
+        description="positions [mm, MNI] of the parcels that BOLD is read at, instead of anchors; corpus: those of its "
+        "one atlas, which pretraining writes here",
+    )
     spatial_form: SpatialForm = Field(
         "logarithm",
         description="form of the correlation in spatial tokens: matrix logarithm or root",
@@ -41,8 +47,14 @@ class ModelConfig(Config):
     skips: tuple[Skip, ...] = Field(SKIPS, max_length=12, description="measured features beside the learned h")
 
     def anchors(self, modality: Modality) -> int:
-        """Number of anchor positions of a modality."""
-        return self.eeg_anchors if modality == "eeg" else self.fmri_anchors
+        """Number of anchor positions of a modality; of BOLD at parcels, of parcels."""
+        return self.eeg_anchors if modality == "eeg" else len(self.parcels()) or self.fmri_anchors
+
+    def parcels(self) -> Positions:
+        """The parcels that BOLD is read at; ``ValueError`` where they are not known yet."""
+        if self.fmri_parcels == "corpus":
+            raise ValueError("model.fmri_parcels: expected positions of parcels, found corpus, which pretraining reads")
+        return self.fmri_parcels
 
 
 class ObjectiveConfig(Config):

@@ -52,6 +52,11 @@ class PretrainConfig(Config):
     init_from: Path | None = Field(
         None, description="a run, checkpoint or export whose weights a new run starts from; ignored once it has its own"
     )
+    spatial_start: Literal["random", "corpus"] = Field(
+        "random",
+        description="first weights of spatial tokens; corpus: the leading directions of the first windows that are "
+        "read, in closed form",
+    )
     steps: int = Field(1000, ge=1, description="optimizer steps")
     schedule_steps: int | None = Field(
         None, ge=1, description="length of the learning-rate schedule; null: steps. Set it to lengthen a finished run"

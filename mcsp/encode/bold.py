@@ -156,6 +156,7 @@ def _report(
         if "amplitude" in clean.quality
         else "",
         "motion": f"{masked:.0f} of {seconds:.0f} s are masked" if masked else "",
+        "repaired": "; ".join(clean.repairs),
         **steps,
     }
     return Report(source.name, "fmri", tuple(statuses), {k: v for k, v in lines.items() if v}, tuple(warnings))

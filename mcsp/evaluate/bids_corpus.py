@@ -19,7 +19,7 @@ KEY_VARIABLE = "MCSP_SUBJECT_KEY"
 KEY_NAME = "subject.key"
 
 
-def open_corpus(config: LabelledConfig, out_dir: Path, model: PretrainedMCSP, columns: Sequence[str]) -> Corpus:
+def open_corpus(config: LabelledConfig, out_dir: Path, model: PretrainedMCSP, columns: Sequence[str] = ()) -> Corpus:
     """The corpus of ``config``; where it names BIDS folders, one built into ``out_dir/corpus``, or found there.
 
     Recordings are cleaned with the constants in the export's preprocessing.json. Subjects are hashed under
@@ -30,7 +30,7 @@ def open_corpus(config: LabelledConfig, out_dir: Path, model: PretrainedMCSP, co
         config: with ``corpus_dir`` or ``bids_root``.
         out_dir: of the results.
         model: the export.
-        columns: of participants.tsv, or other names that are looked for elsewhere and ignored here.
+        columns: of participants.tsv, beside the label and ``group_column``; names that no table has are ignored here.
 
     Raises:
         ValueError: no usable corpus, or BIDS folders of which none can be built; one line.
@@ -49,6 +49,7 @@ def open_corpus(config: LabelledConfig, out_dir: Path, model: PretrainedMCSP, co
     tables = root.glob("participants.tsv" if one else "*/participants.tsv")
     heads = [read_text(table).partition("\n")[0] for table in tables]
     present = {name.strip() for head in heads for name in head.split("\t")}
+    wanted = [config.label, *columns, *filter(None, [config.group_column])]
     out_dir.mkdir(parents=True, exist_ok=True)
     key_file = None
     if not os.environ.get(KEY_VARIABLE):
@@ -59,7 +60,7 @@ def open_corpus(config: LabelledConfig, out_dir: Path, model: PretrainedMCSP, co
     values: dict[str, Any] = {"sites": {root.name: {"path": root}}} if one else {"bids_root": root}
     values |= cleaning | {
         "out_dir": out_dir / "corpus",
-        "participants_columns": [c for c in dict.fromkeys(columns) if c in present and c not in ENTITIES],
+        "participants_columns": [c for c in dict.fromkeys(wanted) if c in present and c not in ENTITIES],
         "split_fractions": (0.0, 0.0, 1.0),
         "subject_key_file": key_file,
         "max_quarantined": 1.0,

@@ -27,7 +27,7 @@ from mcsp.evaluate.retrieval.pairs import RETRIEVAL_SEED
 from mcsp.evaluate.retrieval.rows import run_retrieval
 from mcsp.evaluate.scores import BOOTSTRAP_SEED
 from mcsp.evaluate.splits import k_fold
-from mcsp.evaluate.units import Labelled, read_labels
+from mcsp.evaluate.units import Labelled, labels_of
 from mcsp.model.mcsp import MCSP
 from mcsp.model.weights import WEIGHTS_FILE
 from mcsp.output import write_whole
@@ -62,7 +62,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """
     model = from_pretrained(config.model_dir)
     labels = [config.label, *config.more_labels]
-    columns = [*labels, *(config.covariates or USUAL_COVARIATES), *filter(None, [config.group_column])]
+    columns = [*config.more_labels, *(config.covariates or USUAL_COVARIATES)]
     corpus = open_corpus(config, config.out_dir, model, columns)
     config = with_windows(config, model)
     runs = {config.label: config.model_copy(update={"more_labels": ()})}
@@ -98,9 +98,7 @@ def label_folders(labels: Sequence[str]) -> dict[str, str]:
 
 def checked_labels(corpus: Corpus, config: EvaluateConfig) -> Labelled:
     """The labelled units of one label; ``ValueError`` where no folds can be made of them, or a covariate is wrong."""
-    labelled = read_labels(
-        corpus, config.label, config.classes, config.window_seconds, config.label_kind, config.group_column
-    )
+    labelled = labels_of(corpus, config)
     k_fold([unit.key for unit in labelled.units], labelled.y_N, labelled.groups, config.folds, 1)
     covariate_table(corpus, labelled, config.covariates, config.label)
     return labelled

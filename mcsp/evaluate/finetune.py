@@ -29,7 +29,7 @@ from mcsp.evaluate.overlap import find_overlap
 from mcsp.evaluate.readout.classifiers import LOGISTIC, RIDGE, cross_validate, on_grams, with_mean
 from mcsp.evaluate.readout.grams import fixed, gram
 from mcsp.evaluate.splits import Folds, k_fold, labelled_part, leave_site_out
-from mcsp.evaluate.units import Labelled, Unit, read_labels
+from mcsp.evaluate.units import Unit, labels_of
 from mcsp.output import write_whole
 from mcsp.schema import Modality, Purpose, Window, random_key, unit_interval
 from mcsp.windows import longest_window, random_start, window_starts
@@ -44,12 +44,9 @@ class Finetuning:
     def __init__(self, config: FinetuneConfig) -> None:
         """Open the export and the corpus and encode every unit once; ``ValueError`` where something does not fit."""
         self.model = from_pretrained(config.model_dir)
-        columns = [config.label, *filter(None, [config.group_column])]
-        self.corpus = open_corpus(config, config.out_dir, self.model, columns)
+        self.corpus = open_corpus(config, config.out_dir, self.model)
         self.config = config = with_windows(config, self.model)
-        self.labelled: Labelled = read_labels(
-            self.corpus, config.label, config.classes, config.window_seconds, config.label_kind, config.group_column
-        )
+        self.labelled = labels_of(self.corpus, config)
         self.task = self.labelled.task
         assert config.window_seconds is not None
         self.window_seconds = config.window_seconds

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mcsp.config.evaluate import LabelKind
+from mcsp.config.evaluate import LabelKind, LabelledConfig
 from mcsp.data_sharding.store.reader import Corpus
 from mcsp.evaluate.readout.task import Task
 from mcsp.schema import Modality, Recording
@@ -89,6 +89,13 @@ class Labelled:
         else:
             found["units"] = np.bincount(y_N, minlength=len(self.classes)).tolist()
         return {**found, "missing": self.missing, "left_out": self.left_out}
+
+
+def labels_of(corpus: Corpus, config: LabelledConfig) -> Labelled:
+    """As :func:`read_labels`, of what a configuration names."""
+    return read_labels(
+        corpus, config.label, config.classes, config.window_seconds, config.label_kind, config.group_column
+    )
 
 
 def read_labels(

@@ -30,7 +30,7 @@ from mcsp.evaluate.evaluate import untrained_like, versions, with_windows
 from mcsp.evaluate.features import unit_features
 from mcsp.evaluate.readout.classifiers import linear_weights
 from mcsp.evaluate.splits import k_fold
-from mcsp.evaluate.units import Labelled, Unit, read_labels
+from mcsp.evaluate.units import Unit, labels_of
 from mcsp.explain.attribution import (
     BANDS_HZ,
     FEWEST_UNITS,
@@ -71,12 +71,9 @@ class Explanation:
     def __init__(self, config: ExplainConfig) -> None:
         """Open everything; ``ValueError`` where something does not fit."""
         self.model: PretrainedMCSP = from_pretrained(config.model_dir)
-        columns = [config.label, *filter(None, [config.group_column])]
-        self.corpus = open_corpus(config, config.out_dir, self.model, columns)
+        self.corpus = open_corpus(config, config.out_dir, self.model)
         self.config = config = with_windows(config, self.model)
-        self.labelled: Labelled = read_labels(
-            self.corpus, config.label, config.classes, config.window_seconds, config.label_kind, config.group_column
-        )
+        self.labelled = labels_of(self.corpus, config)
         if self.labelled.task.kind != "binary":
             raise ValueError(f"label {config.label!r}: expected two classes to explain, found {self.labelled.classes}")
         self.classifier = None if config.finetuned_dir is None else load_finetuned(config.finetuned_dir)

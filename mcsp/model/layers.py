@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mcsp.batch import Signal
+from mcsp.config import ModelConfig
 from mcsp.schema import BRAIN_CENTRE_MM, BRAIN_HALF_AXES_MM, Modality
 
 # width, depth of each of the six encoders, heads, features per channel before the anchors.
@@ -37,6 +38,8 @@ LOWEST_LOG_POWER = -6.0
 # mcsp.schema. Width of the Gaussian: about the distance between neighbouring anchors.
 _SCALP_RADIUS_MM, _SCALP_CENTRE_MM, _SCALP_LOWEST = 97.0, (0.0, 16.0, 45.0), -0.3
 _ANCHOR_SIGMA_MM: dict[Modality, float] = {"eeg": 25.0, "fmri": 12.0}
+# At parcels. Where centres are LEAST_DISTANCE_MM apart, each reads its own channel, and 2e-8 of any other.
+_PARCEL_SIGMA_MM, LEAST_DISTANCE_MM = 0.5, 3.0
 
 
 def anchor_positions_mm(modality: Modality, count: int) -> Tensor:
@@ -89,16 +92,20 @@ class AnchorWeights(nn.Module):
 
     This is how any montage and any parcellation reach one shape; no parameter belongs to a channel name. Rows sum to
     one over channels, so an anchor far from every channel takes the nearest ones. Channels without a position are
-    left out; where no channel of a row has one, all count equally.
+    left out; where no channel of a row has one, all count equally. Where the configuration names the parcels of an
+    atlas, the positions are theirs: each reads its own channel, and of a recording of another atlas the nearest one.
     """
 
     anchors_um_A3: Tensor
 
-    def __init__(self, modality: Modality, count: int) -> None:
+    def __init__(self, modality: Modality, config: ModelConfig) -> None:
         super().__init__()
-        self.sigma_mm = _ANCHOR_SIGMA_MM[modality]
+        parcels = config.parcels() if modality == "fmri" else ()
+        self.sigma_mm = _PARCEL_SIGMA_MM if parcels else _ANCHOR_SIGMA_MM[modality]
+        own_mm = torch.tensor(parcels, dtype=torch.float64)
+        positions_mm = own_mm if parcels else anchor_positions_mm(modality, config.anchors(modality))
         # Integers, because a cast of the model to bf16 would round floating-point buffers by up to half a millimetre.
-        micrometres = (anchor_positions_mm(modality, count) * 1000).round().to(torch.int32)
+        micrometres = (positions_mm * 1000).round().to(torch.int32)
         self.register_buffer("anchors_um_A3", micrometres, persistent=False)
 
     def forward(self, signal: Signal) -> Tensor:

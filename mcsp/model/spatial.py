@@ -78,7 +78,7 @@ class SpatialEncoder(nn.Module):
         self.by_products: bool | None = None  # another formulation than the device's own
         self.bands_hz = list(EEG_BANDS_HZ.values()) if modality == "eeg" else []
         self.n_measures = 1 + len(self.bands_hz)
-        self.anchors = AnchorWeights(modality, self.n_anchors)
+        self.anchors = AnchorWeights(modality, config)
         inputs = self.n_measures * self.n_anchors
         self.embed = nn.Linear(inputs, width)
         self.amplitude = nn.Linear(1, width)
@@ -93,6 +93,22 @@ class SpatialEncoder(nn.Module):
         if modality == "eeg":
             every["coherence"] = len(self.bands_hz) * pairs
         self.skip_widths: dict[str, int] = {name: count for name, count in every.items() if name in config.skips}
+
+    def moment(self, signal: Signal) -> Tensor:
+        """Sum of ``c c'`` over all anchors and windows, c what an anchor's token is made from; float64 ``(I, I)``."""
+        rows_NI = _rows(self.measure(signal)).flatten(0, 1).double()
+        return rows_NI.mT @ rows_NI
+
+    @torch.no_grad()
+    def start_at(self, moment_II: Tensor) -> None:
+        """First weights by which h is, but for the blocks, what the leading eigenvectors say of each anchor's row.
+
+        No other directions lose less of the rows (Eckart and Young, 1936). Tokens stay of about unit size.
+        """
+        leading_DI = torch.linalg.eigh(moment_II)[1].flip(1).mT[: len(self.embed.weight)]
+        scale = math.sqrt(len(self.embed.weight) / len(moment_II)) / TYPICAL[self.form]
+        self.embed.weight.zero_()[: len(leading_DI)] = scale * leading_DI
+        self.encoder.narrow.weight.zero_().diagonal().fill_(1.0)
 
     def forward(self, measured: Connectivity) -> Tensor:
         """``h`` of what :meth:`measure` found, ``(B, A * k)``."""

@@ -39,7 +39,7 @@ class SpectralEncoder(nn.Module):
         width = SIZES[config.size][0]
         self.modality = modality
         n_anchors = config.anchors(modality)
-        self.anchors = AnchorWeights(modality, n_anchors)
+        self.anchors = AnchorWeights(modality, config)
         self.n_bins = round(HIGHEST_HZ[modality] / _STEP_HZ[modality])
         self.n_patches = self.n_bins // BINS_PER_PATCH
         self.bands_hz = list((EEG_BANDS_HZ if modality == "eeg" else BOLD_BANDS_HZ).values())

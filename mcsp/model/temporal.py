@@ -44,7 +44,7 @@ class TemporalEncoder(nn.Module):
         self.patch_seconds = config.eeg_patch_seconds if modality == "eeg" else config.fmri_patch_seconds
         self.patch_samples = max(1, round(self.grid_hz * self.patch_seconds))
         anchors = config.anchors(modality)
-        self.anchors = AnchorWeights(modality, anchors)
+        self.anchors = AnchorWeights(modality, config)
         self.wave = nn.Linear(self.patch_samples, features)
         # A patch's own power spectrum beside its waveform, as in CBraMod: the phase of an oscillation differs from
         # patch to patch, its power is what lasts. BOLD patches are too short to have one.

@@ -105,11 +105,13 @@ class Health:
 
     def _follow_level(self) -> None:
         width = min(_LEVEL_STEPS, self.config.spike_window)
-        if len(self.losses) < width:
+        whole = len(self.losses) >= width
+        if not whole and not self.levels:
             return
+        # Behind a new level there are few losses: enough for doubt about the weights, too few for a best level.
         level = statistics.median(self.losses[-width:])
         first, best = self.levels or (level, level)
-        self.levels = [first, min(best, level)]
+        self.levels = [first, min(best, level) if whole else best]
         self.lost = self.lost + 1 if level > first and level > _FAR * best else 0
 
     @property

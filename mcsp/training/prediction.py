@@ -78,10 +78,14 @@ class PredictionHead(nn.Module):
         if not isinstance(encoder, SpatialEncoder):
             return cls(encoder.h_width, pairs)
         head = cls(encoder.h_width, pairs, anchors)
-        with torch.no_grad():
-            way_KA = encoder.encoder.narrow.weight @ encoder.embed.weight[:, :anchors]
-            head.read.weight.copy_(torch.linalg.pinv(way_KA))
+        head.start_at(encoder)
         return head
+
+    @torch.no_grad()
+    def start_at(self, encoder: SpatialEncoder) -> None:
+        """Undo the way from connectivity to h, as far as it goes."""
+        way_KA = encoder.encoder.narrow.weight @ encoder.embed.weight[:, : self.anchors]
+        self.read.weight.copy_(torch.linalg.pinv(way_KA))
 
     def forward(self, h_BD: Tensor) -> Prediction:
         """Predict from the h of each row."""

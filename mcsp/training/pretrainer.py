@@ -17,6 +17,7 @@ from torch.profiler import record_function
 from mcsp.augmentations.views import halves_of_views, spatial_view, spectral_view, temporal_view
 from mcsp.batch import Batch, Signal, rows_of
 from mcsp.config import AugmentationConfig, ModelConfig, ObjectiveConfig
+from mcsp.distributed import over_ranks
 from mcsp.losses.contrastive import slots
 from mcsp.losses.objective import initial_log_scale, pair_terms
 from mcsp.losses.prediction import Target, prediction_error, prediction_terms
@@ -71,6 +72,19 @@ class Pretrainer(nn.Module):
         self.heads = nn.ModuleDict()
         for term in self.predictions:
             self.heads[_key(term.name)] = PredictionHead.of(self.model, term.modality, term.domain, term.target)
+
+    @torch.no_grad()
+    def start_at(self, batches: Sequence[Batch], device: torch.device) -> None:
+        """Begin spatial tokens at the leading directions of what all ranks show, each its own share of the batches."""
+        for modality in self.model.config.modalities if "spatial" in self.model.config.domains else ():
+            encoder = self.model.encoder(modality, "spatial")
+            assert isinstance(encoder, SpatialEncoder)
+            moments = [encoder.moment(b.signals[modality]) for b in batches if modality in b.signals]
+            encoder.start_at(over_ranks(torch.stack(moments).sum(0).to(device), "sum").cpu())
+            for term in self.predictions:
+                head = self.heads[_key(term.name)]
+                if (term.modality, term.domain) == (modality, "spatial") and isinstance(head, PredictionHead):
+                    head.start_at(encoder)
 
     def forward(self, batch: Batch) -> Output:
         """Draw the views, embed them, and predict from each the half that it did not see."""

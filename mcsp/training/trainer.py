@@ -17,6 +17,7 @@ from mcsp.config import BatchConfig, PretrainConfig
 from mcsp.data_sharding.store.reader import Corpus
 from mcsp.losses.objective import objective
 from mcsp.losses.shuffled import subjects_of_blocks
+from mcsp.model.layers import LEAST_DISTANCE_MM
 from mcsp.outside import read_object
 from mcsp.schema import Split
 from mcsp.training import engine
@@ -33,13 +34,14 @@ from mcsp.training.saving.mirror import Mirror, restore
 from mcsp.training.saving.saver import Saver
 from mcsp.training.stopping import EXIT_DATA, RunEnded
 from mcsp.training.throughput import peak_memory_gib
+from mcsp.wording import listed
 
 
 def for_corpus(config: PretrainConfig, corpus: Corpus) -> PretrainConfig:
-    """The config with the model's modalities reduced to those that the batch quotas ask for.
+    """The config with the model's modalities reduced to those that the batch quotas ask for, and the corpus's parcels.
 
     Raises:
-        ValueError: no quota asks for any modality of the model.
+        ValueError: no quota asks for any modality of the model, or it is to read BOLD at parcels that the corpus lacks.
     """
     asked = {"eeg": config.batch.paired + config.batch.eeg, "fmri": config.batch.paired + config.batch.fmri}
     modalities = tuple(m for m in config.model.modalities if asked[m])
@@ -47,7 +49,32 @@ def for_corpus(config: PretrainConfig, corpus: Corpus) -> PretrainConfig:
         raise ValueError(
             f"batch {config.batch.dump()} asks for none of the model's modalities {config.model.modalities}"
         )
-    return config.model_copy(update={"model": config.model.model_copy(update={"modalities": modalities})})
+    changes: dict[str, Any] = {"modalities": modalities}
+    if config.model.fmri_parcels == "corpus":
+        changes["fmri_parcels"] = shared_parcels(corpus) if "fmri" in modalities else ()
+    return config.model_copy(update={"model": config.model.model_copy(update=changes)})
+
+
+def shared_parcels(corpus: Corpus) -> tuple[tuple[float, ...], ...]:
+    """Positions [mm] of the one atlas of all BOLD in the training split.
+
+    Raises:
+        ValueError: several atlases, parcels without a position, or centres too near each other to be told apart.
+    """
+    bold = [r for r in corpus.recordings if (r.modality, r.split) == ("fmri", "train")]
+    expected = f"{corpus.path}: model.fmri_parcels=corpus: expected BOLD of one atlas"
+    atlases = {(tuple(r.channels), r.positions_C3.tobytes()): r for r in bold}
+    if len(atlases) != 1:
+        found = listed([f"{r.n_channels} parcels of {r.site}" for r in atlases.values()], 5) or "no BOLD"
+        raise ValueError(f"{expected}, found {len(atlases)} ({found}); leave the setting out")
+    positions_P3 = torch.from_numpy(bold[0].positions_C3).double()
+    unknown = [n for n, xyz in zip(bold[0].channels, positions_P3, strict=True) if not bool(xyz.isfinite().all())]
+    if unknown:
+        raise ValueError(f"{expected} with a position for every parcel, found none of {listed(unknown, 3)}")
+    least = float(torch.pdist(positions_P3).min()) if len(positions_P3) > 1 else 0.0
+    if least < LEAST_DISTANCE_MM:
+        raise ValueError(f"{expected} with centres {LEAST_DISTANCE_MM:g} mm apart or more, found two {least:.1f} apart")
+    return tuple(tuple(round(value, 3) for value in xyz) for xyz in positions_P3.tolist())
 
 
 class Embedded(NamedTuple):
@@ -63,6 +90,7 @@ class Embedded(NamedTuple):
 
 _log = logging.getLogger(__name__)
 _RANKS_SHOWN = 16
+_STEPS_OF_START = 8  # whose windows say where spatial tokens start
 
 
 def schedule_of(
@@ -118,6 +146,10 @@ class Trainer:
         )
         if found is None and config.init_from:
             self._say(f"starts from the {start_from(config.init_from, self.module, self.config.model)}")
+        elif found is None and config.spatial_start == "corpus":
+            self.module.start_at(
+                [batch for step in range(_STEPS_OF_START) for batch in self.dataset[step]], self.device
+            )
         self.engine = engine.Engine(self.module, config, self.world_size, schedule.global_batch)
         self.bad_windows = BadWindows(config.max_bad_windows)
         # Evaluations in a row with embeddings all alike; value and step of the best one.

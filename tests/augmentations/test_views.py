@@ -206,5 +206,6 @@ def test_noise_is_white_standard_normal_and_differs_between_channels() -> None:
     correlation = torch.corrcoef(noise[:3].flatten(0, 1)) - torch.eye(48)
     assert float(correlation.abs().max()) < 0.1
     assert float((noise[..., 1:] * noise[..., :-1]).mean().abs()) < 0.01
+    assert views.white_noise(torch.arange(1), 5, 1, 1 << 19).shape == (1, 1, 524288)
     with pytest.raises(ValueError, match="at most 524288 time samples, found 524289"):
         views.white_noise(torch.arange(1), 5, 1, (1 << 19) + 1)

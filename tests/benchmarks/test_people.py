@@ -35,7 +35,9 @@ def test_the_page_of_results_shows_the_result_file(abide: ModuleType, file: Path
 
 
 STUDIES = sorted(
-    p for kind in ("read_out", "learned_gain") for p in (ROOT / "benchmarks/results").glob(f"{kind}_*.json")
+    p
+    for kind in ("read_out", "learned_gain", "spatial_tokens")
+    for p in (ROOT / "benchmarks/results").glob(f"{kind}_*.json")
 )
 # Pages that speak of real people, and what ends that part of each.
 PARTS = {
@@ -80,6 +82,8 @@ def test_every_number_about_people_is_of_a_result_file(abide: ModuleType, page: 
         rows |= {tuple(row) for row in of}
         scores |= {row[0] for row in of}
         told = [content.get("denoiser_membership", {}).get("auroc"), *content.get("membership_by_rank", {}).values()]
+        told += [value for told_of in content.get("beside_the_label", {}).values() for value in told_of.values()]
+        told.append(content.get("membership_of_start"))
         scores |= {f"{value:.3f}" for value in told if value is not None}
     if page == "docs/evidence.md":  # the other page has whole tables, which a test of their own compares
         tables = [tuple(re.findall(r"\d\.\d{3}", line)) for line in lines if line.startswith("|")]

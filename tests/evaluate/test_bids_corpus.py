@@ -29,7 +29,7 @@ def test_a_bids_dataset_is_cleaned_as_the_pretraining_corpus_was(
     reference = Corpus(corpus_dir)
     cleaning = {m: {**reference.index["config"][m], "reference": "average"} for m in ("eeg", "fmri")}
     config = EvaluateConfig(model_dir=tmp_path, bids_root=corpus_dir.parent / "bids" / "simulated-a", out_dir=tmp_path)
-    columns = ["diagnosis", "mean_fd", "session"]
+    columns = ["mean_fd", "session"]
     corpus = open_corpus(config, tmp_path, model(cleaning), columns)
     assert np.bincount(read_labels(corpus, "diagnosis").y_N).tolist() == [8, 8]
     assert {r.split for r in corpus.recordings} == {"test"}

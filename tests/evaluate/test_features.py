@@ -13,12 +13,13 @@ import torch
 from mcsp.batch import collate
 from mcsp.config import EvaluateConfig, ModelConfig
 from mcsp.data_sharding.store.reader import Corpus
-from mcsp.encode.windows import OF_WINDOWS, split_parts
+from mcsp.encode.windows import OF_WINDOWS, encode_windows, split_parts
 from mcsp.evaluate.baselines import measure
 from mcsp.evaluate.features import learned_parts, measured_parts, unit_features
 from mcsp.evaluate.units import Unit
 from mcsp.model.mcsp import MCSP
 from mcsp.schema import Recording, Window
+from tests.test_batch import window
 
 
 def recording(**changes: object) -> Recording:
@@ -149,3 +150,16 @@ def test_a_modality_without_a_window_length_is_refused(corpus_dir: Path, model: 
     corpus = Corpus(corpus_dir)
     with pytest.raises(ValueError, match="window_seconds: expected a length for fmri"):
         unit_features(model, corpus, units_of(corpus)[:1], config)
+
+
+def test_windows_that_hold_nothing_are_left_out_and_named_and_the_others_keep_their_owner(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    windows = [(n, window("eeg", 2000, 4, seed=n)) for n in range(5)]
+    windows[1] = 1, replace(windows[1][1], x_TC=np.zeros((2000, 4), np.float32))
+    windows[4] = 4, replace(windows[4][1], x_TC=np.zeros((2000, 4), np.float32))
+    model = MCSP(ModelConfig()).eval()
+    found = dict(encode_windows(model, "eeg", windows, 2, lambda n: f"file {n}"))
+    assert list(found) == [0, 2, 3] and [r.args[0] for r in caplog.records] == ["file 1", "file 4"]  # type: ignore[index]
+    [(_, alone_F)] = encode_windows(model, "eeg", [windows[3]], 1)
+    np.testing.assert_allclose(found[3], alone_F, rtol=1e-4, atol=1e-5)

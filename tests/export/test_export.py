@@ -1,6 +1,9 @@
 """An export is compared before it gets its name, and what fails leaves what was there."""
 
+import copy
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +14,7 @@ from mcsp.data_sharding.store.reader import Corpus
 from mcsp.encode.pretrained import PretrainedMCSP, from_pretrained
 from mcsp.export import export
 from mcsp.model.mcsp import MCSP
+from mcsp.model.weights import WEIGHTS_FILE
 from mcsp.outside import sha256_file
 from tests.evaluate.report.results import evaluation
 
@@ -103,3 +107,51 @@ def test_encoders_that_the_model_lacks(
     with pytest.raises(ValueError, match=expected):
         export.write_export(weights(1), manifest, [], corpus, tmp_path / "model", **changed)
     assert not list(tmp_path.iterdir())
+
+
+def test_projections_are_compared_as_well() -> None:
+    """Whoever trains on from an export starts with them."""
+    model = MCSP(CONFIG).eval()
+    other = copy.deepcopy(model)
+    export.check_same(model, other)
+    with torch.no_grad():
+        next(other.projections["eeg_temporal"].parameters()).mul_(1.001)
+    with pytest.raises(ValueError, match="the eeg outputs of the reloaded model differ"):
+        export.check_same(model, other)
+
+
+def test_what_an_export_says_of_its_data_is_that_of_the_training_people_alone(
+    corpus: Corpus, manifest: dict[str, Any]
+) -> None:
+    expected = export.preprocessing_of(manifest, corpus, ("eeg",))
+    rows = [r if r.split == "train" else replace(r, sfreq=123.0, unit="mV") for r in corpus.recordings]
+    assert any(r.split != "train" and r.modality == "eeg" for r in rows)
+    other: Any = SimpleNamespace(recordings=rows, index=corpus.index, index_hash=corpus.index_hash)
+    assert export.preprocessing_of(manifest, other, ("eeg",)) == expected
+    assert export.pretraining_subjects(other) == sorted({f"{r.site}/{r.subject}" for r in rows if r.split == "train"})
+
+
+def test_encoders_keep_their_order_whatever_the_order_that_is_asked_for() -> None:
+    config, kept = export.only(CONFIG, weights(1), ["eeg", "fmri"])
+    assert config.modalities == CONFIG.modalities == ("fmri", "eeg") and kept.keys() == weights(1).keys()
+    assert {name.split(".")[1] for name in export.only(CONFIG, weights(1), ["eeg"])[1]} == {"eeg_temporal"}
+
+
+def test_an_earlier_export_is_there_until_the_new_one_has_its_name_and_every_file_has_its_sum(
+    corpus: Corpus, manifest: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "model"
+    export.write_export(weights(1), manifest, [], corpus, out)
+    sums = dict(line.split("  ")[::-1] for line in (out / "SHA256SUMS").read_text().splitlines())
+    assert sums == {p.name: sha256_file(p) for p in out.iterdir() if p.name != "SHA256SUMS"} and "README.md" in sums
+    before, rename = (out / WEIGHTS_FILE).read_bytes(), Path.rename
+
+    def fails(path: Path, target: Path) -> Path:
+        if target == out:
+            raise OSError(5, "Input/output error")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", fails)
+    with pytest.raises(OSError, match="Input/output error"):
+        export.write_export(weights(2), manifest, [], corpus, out)
+    assert [p.read_bytes() for p in tmp_path.rglob(WEIGHTS_FILE)] == [before]

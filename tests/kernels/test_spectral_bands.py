@@ -27,3 +27,11 @@ def test_a_wave_at_the_edge_of_a_band_is_in_the_upper_one(hz: int, band: int) ->
     width_hz = [3, 4, 5, 17, 15][band]
     at_edge = hz in (1, 4, 8, 13, 30)  # then one neighbouring bin is in the band below
     assert power[band].item() * width_hz == pytest.approx(0.5 * (5 / 6 if at_edge else 1), rel=1e-6)
+
+
+def test_the_density_of_a_band_is_the_mean_over_its_bins_also_of_one() -> None:
+    x = torch.randn(1, 2, 600, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    options = {"frame_seconds": 1.0, "eps": 0.0}
+    bins = 10 ** log_power(x, torch.tensor([100.0]), [9.0, 10.0, 11.0], **options)
+    bands = 10 ** log_power(x, torch.tensor([100.0]), bands_hz=[(10.0, 11.0), (9.0, 12.0)], **options)
+    torch.testing.assert_close(bands, torch.stack([bins[..., 1], bins.mean(-1)], -1))

@@ -13,8 +13,10 @@ import torch
 from mcsp.batch import Signal, collate
 from mcsp.config import ModelConfig
 from mcsp.kernels.spectral import BOLD_BANDS_HZ, EEG_BANDS_HZ
-from mcsp.model.layers import SIZES, anchor_positions_mm, to_grid
+from mcsp.model import temporal
+from mcsp.model.layers import SIZES, anchor_positions_mm, sinusoids, to_grid
 from mcsp.model.mcsp import MCSP
+from mcsp.model.spatial import Channels, fisher_z
 from mcsp.model.temporal import TIME_BINS, TemporalEncoder
 from mcsp.schema import DOMAINS, HIGHEST_HZ, MODALITIES
 from tests.test_batch import window
@@ -249,3 +251,34 @@ def test_bins_of_time_are_means_of_valid_patches_also_beside_gaps_and_for_few_pa
     rising_BPD = torch.arange(24.0)[None, :, None]
     means = TemporalEncoder._bin_time(rising_BPD, torch.ones(1, 24, dtype=torch.bool))[0, 1:-1, 0]
     torch.testing.assert_close(means, torch.arange(2.5, 22, 2))
+
+
+def test_connections_are_fisher_z_of_pearson_over_valid_time_of_either_sign() -> None:
+    x_BCT = torch.randn(2, 5, 300, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    x_BCT[:, 1], x_BCT[:, 2], x_BCT[1, 4] = -x_BCT[:, 0], x_BCT[:, 3] - x_BCT[:, 0], 0.0
+    valid_BT = torch.ones(2, 300, dtype=torch.bool)
+    valid_BT[0, 200:] = False
+    seen_B1T, n_B11 = valid_BT[:, None], valid_BT.sum(1)[:, None, None]
+    centred_BCT = (x_BCT - (x_BCT * seen_B1T).sum(-1, keepdim=True) / n_B11) * seen_B1T
+    std_BC = (centred_BCT.square().sum(-1) / n_B11[..., 0]).sqrt()
+    found = fisher_z(Channels(centred_BCT, std_BC, None, valid_BT))
+    expected = torch.stack([torch.corrcoef(x[:, valid]) for x, valid in zip(x_BCT, valid_BT, strict=True)]).nan_to_num()
+    expected = torch.atanh(expected.clamp(-0.999, 0.999)) * (1 - torch.eye(5))
+    torch.testing.assert_close(found, expected)
+    assert found[0, 0, 1].item() == pytest.approx(-3.8002, abs=1e-4) and not found[1, 4].any()
+
+
+def test_places_in_time_are_waves_of_two_patches_to_ten_minutes(model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another longest wave is another model under the same name, and no shape would tell."""
+    asked: list[tuple[float, ...]] = []
+
+    def recorded(centre_P: torch.Tensor, width: int, shortest: float, longest: float) -> torch.Tensor:
+        asked.append((shortest, longest))
+        return sinusoids(centre_P, width, shortest, longest)
+
+    monkeypatch.setattr(temporal, "sinusoids", recorded)
+    for modality in MODALITIES:
+        parts(model, modality, make_signal(modality))
+    assert set(asked) == {
+        (2 * model.config.eeg_patch_seconds, 600.0), (2 * model.config.fmri_patch_seconds, 600.0),
+    }  # fmt: skip

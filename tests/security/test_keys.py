@@ -93,7 +93,7 @@ def test_an_evaluation_of_bids_folders_hashes_under_a_key_of_its_own(
     keys, subjects = set(), set()
     for name in ("first", "second"):
         out = tmp_path / name
-        corpus = open_corpus(EvaluateConfig(model_dir=tmp_path, bids_root=root, out_dir=out), out, model, [])
+        corpus = open_corpus(EvaluateConfig(model_dir=tmp_path, bids_root=root, out_dir=out), out, model)
         keys.add((out / KEY_NAME).read_text())
         subjects.add(corpus.recordings[0].subject)
         assert corpus.recordings[0].subject == subject_hash((out / KEY_NAME).read_text().encode(), "clinic", "1")

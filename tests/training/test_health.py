@@ -152,6 +152,15 @@ def test_a_loss_that_is_lost_for_long_leads_back_and_one_that_recovers_does_not(
     assert not replay(lost, lost_after=0)[2]
 
 
+def test_weights_are_in_doubt_in_every_step_of_a_loss_that_is_lost() -> None:
+    """The five spikes that make a new level, and the steps after it: a checkpoint of one would be gone back to."""
+    health = Health(HealthConfig())
+    for step, (loss, norm) in enumerate(healthy(400)):
+        loss *= 3.0 if step > 300 else 1.0
+        health.seen(loss, norm, counted=not health.fault("loss", loss, health.loss_limit()))
+        assert health.doubtful == (step > 300), step
+
+
 def test_a_loss_is_lost_from_half_as_much_again_as_its_best() -> None:
     health = Health(HealthConfig(spike_factor=0))
     assert not health.doubtful

@@ -13,8 +13,9 @@ from mcsp.batch import Batch, Signal, collate, rows_of
 from mcsp.config import AugmentationConfig, ModelConfig, ObjectiveConfig
 from mcsp.losses.objective import objective
 from mcsp.model.layers import Block
+from mcsp.model.spatial import SpatialEncoder
 from mcsp.schema import DOMAINS, MODALITIES, Domain, Modality, Window
-from mcsp.training.prediction import target_of
+from mcsp.training.prediction import PredictionHead, target_of
 from mcsp.training.pretrainer import Pretrainer, _in_cache
 from tests.model.test_encoders import make_signal
 from tests.test_batch import window
@@ -172,3 +173,29 @@ def test_groups_of_rows_change_nothing_and_a_window_measured_once_gives_what_eac
             torch.testing.assert_close(targets_again[name], found, rtol=1e-3, atol=1e-5)
         assert ("connectivity" in targets) == bool({"spatial", "temporal"} & set(halves))
         assert ("spectrum" in targets) == bool({"temporal", "spectral"} & set(halves))
+
+
+def test_a_start_at_the_corpus_loses_the_least_of_connectivity() -> None:
+    """Against singular vectors of numpy over all anchors and windows; the head then predicts what h was made from."""
+    torch.manual_seed(0)
+    module = Pretrainer(ModelConfig(modalities=("fmri",), fmri_anchors=20), ObjectiveConfig(), AugmentationConfig())
+    model, own = module.model, "fmri_spatial_connectivity"
+    signals = [make_signal("fmri", rows=6, channels=40, seed=seed) for seed in (0, 1)]
+    encoder = model.encoder("fmri", "spatial")
+    assert isinstance(encoder, SpatialEncoder)
+    log_BAA = torch.cat([encoder.measure(signal).measures_BKAA[:, 0] for signal in signals])
+    rows_NA = (log_BAA * ~torch.eye(20, dtype=torch.bool)).flatten(0, 1).double()
+    leading_KA = np.linalg.svd(rows_NA.numpy())[2][:16]
+    keys = [torch.arange(6), torch.zeros(6, dtype=torch.int64), tuple("abcdef")]
+    module.start_at([Batch({"fmri": signal}, *keys) for signal in signals], torch.device("cpu"))
+    way_KA = (encoder.encoder.narrow.weight @ encoder.embed.weight).detach().double()
+    scale = float(way_KA.norm(dim=1).mean())
+    np.testing.assert_allclose(np.abs((way_KA / scale).numpy() @ leading_KA.T), np.eye(16), atol=1e-3)
+    assert 0.3 < float((rows_NA @ encoder.embed.weight.detach().double().mT).square().mean()) < 3, (
+        "tokens of about unit size"
+    )
+    head = module.heads[own]
+    assert isinstance(head, PredictionHead)
+    torch.testing.assert_close(
+        head.read.weight.detach().double() @ way_KA, torch.from_numpy(leading_KA.T @ leading_KA), rtol=0, atol=1e-5
+    )

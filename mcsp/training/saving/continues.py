@@ -18,7 +18,7 @@ from mcsp.training.saving.state import State
 FREE = {
     "corpus_dir", "run_dir", "mirror_dir", "checkpoint_every", "keep_checkpoints", "keep_every", "log_every", "resume",
     "workers", "max_bad_windows", "cache_dir", "cache_gb", "deepspeed", "micro_batches",
-    "activation_checkpointing", "compile", "init_from", "watchdog_seconds",
+    "activation_checkpointing", "compile", "init_from", "spatial_start", "watchdog_seconds",
     "validate_every", "validation_batches", "keep_best", "collapse_after", "ema_decay", "profile_steps", "trackers",
 }  # fmt: skip
 # How far a step goes, or whether it counts. Steps taken stay as they are, those to come follow the new value, and the
@@ -65,7 +65,7 @@ def changes(path: Path, manifest: dict[str, Any], facts: dict[str, Any]) -> dict
     differ = {k: f"{old.get(k)} -> {new.get(k)}" for k in sorted(set(old) | set(new)) if old.get(k) != new.get(k)}
     refused = [k for k in differ if k not in FREE | FROM_NOW_ON | AHEAD]
     if refused:
-        what = "; ".join(f"{k}: {differ[k]}" for k in refused)
+        what = "; ".join(_difference(k, old.get(k), new.get(k)) for k in refused)
         why = dict.fromkeys(REFUSED.get(k, "it is not a setting of this version") for k in refused)
         raise ValueError(
             f"{path}: the config differs from the saved one ({what}); restore it. Otherwise {', and '.join(why)} "
@@ -154,7 +154,15 @@ def start_from(source: Path, module: nn.Module, model: ModelConfig) -> str:
 
 def _check_same(source: Path, found: ModelConfig, expected: ModelConfig) -> None:
     """Raise ``ValueError`` with what differs between two architectures."""
-    old, new = found.dump(), expected.dump()
-    changed = "; ".join(f"model.{name}: {old[name]} -> {new[name]}" for name in new if old[name] != new[name])
-    if changed:
+    if found != expected:
+        changed = _difference("model", found.dump(), expected.dump())
         raise ValueError(f"init_from={source}: weights of another architecture ({changed}); set model to match")
+
+
+def _difference(name: str, old: Any, new: Any) -> str:
+    """What changed, of a section the keys that did; long values, as positions of parcels, are cut."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
+        return "; ".join(_difference(f"{name}.{key}", old.get(key), new.get(key)) for key in keys)
+    before, after = (text if len(text) <= 80 else f"{text[:77]}..." for text in (str(old), str(new)))
+    return f"{name}: {before} -> {after}"

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from mcsp.config import CorpusConfig
+from mcsp.data_sharding.bids.derivatives import repetition_time_of_run
 from mcsp.data_sharding.bids.find import Site, find_recordings, find_sites, is_read, parse_name, read_sidecar
 from mcsp.data_sharding.bids.reasons import RecordingError
 from mcsp.data_sharding.bids.write import write_json
@@ -185,6 +186,30 @@ def test_parts_echoes_and_spaces_of_one_run(tmp_path: Path) -> None:
     wanted = find_recordings(site, label_space="MNI152NLin2009cAsym")[0].file
     (tmp_path / "space-MNI152NLin6Asym_seg-A_dseg.nii.gz").unlink()
     assert wanted == found(site)[0] == f"{stem}_space-MNI152NLin2009cAsym_desc-preproc_bold.nii.gz"
+
+
+def test_run_01_is_run_1_which_some_pipelines_make_of_it(tmp_path: Path) -> None:
+    stem = "derivatives/x/sub-1/func/sub-1_task-rest"
+    site = touch(
+        tmp_path,
+        "sub-1/func/sub-1_task-rest_run-01_bold.nii.gz",
+        f"{stem}_run-1_space-MNI152NLin6Asym_desc-preproc_bold.nii.gz",
+        f"{stem}_run-01_desc-confounds_timeseries.tsv",
+        "sub-1/eeg/sub-1_task-rest_run-2_eeg.edf",
+        "sub-1/eeg/sub-1_task-rest_run-02_channels.tsv",
+        "sub-1/eeg/sub-1_task-rest_run-12_channels.tsv",
+    )
+    write_json(tmp_path / "sub-1/func/sub-1_task-rest_run-01_bold.json", {"RepetitionTime": 2.5})
+    bold, eeg = find_recordings(site)
+    assert bold.file == f"{stem}_run-1_space-MNI152NLin6Asym_desc-preproc_bold.nii.gz"
+    assert bold.confounds() == tmp_path / f"{stem}_run-01_desc-confounds_timeseries.tsv"
+    assert repetition_time_of_run(bold) == 2.5
+    assert [file.name for file in eeg.companions["channels.tsv"]] == ["sub-1_task-rest_run-02_channels.tsv"]
+
+
+def test_a_smoothed_image_comes_after_the_same_without(tmp_path: Path) -> None:
+    stem = "sub-1/func/sub-1_task-rest_space-MNI152NLin6Asym_desc-denoised"
+    assert found(touch(tmp_path, f"{stem}_bold.nii.gz", f"{stem}Smoothed_bold.nii.gz")) == [f"{stem}_bold.nii.gz"]
 
 
 def test_what_is_no_entity_tells_recordings_apart_and_is_refused(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mcsp.data_sharding.bids.derivatives import acquisition_time, marked_times, repetition_time_of_run
+from mcsp.data_sharding.bids.derivatives import acquisition_time, marked_times, raw_roots, repetition_time_of_run
 from mcsp.data_sharding.bids.find import Site, find_recordings
 from mcsp.data_sharding.bids.write import write_json, write_tsv
 
@@ -122,3 +122,20 @@ def test_a_repetition_time_of_the_run_comes_from_every_place_of_its_image_and_is
     assert repetition_time_of_run(ref) is None
     write_json(tmp_path / "task-rest_bold.json", {"RepetitionTime": 2.0})
     assert repetition_time_of_run(ref) == 2.0
+
+
+def test_the_raw_dataset_lies_above_a_pipelines_folder_or_in_its_sourcedata(tmp_path: Path) -> None:
+    """The folder of a pipeline may be the site itself."""
+    raw = tmp_path / "study"
+    pipeline = raw / "derivatives" / "fmriprep"
+    (pipeline / "sub-1/func").mkdir(parents=True)
+    (pipeline / "sub-1/func/sub-1_task-rest_space-MNI_desc-preproc_bold.nii.gz").touch()
+    write_json(pipeline / "dataset_description.json", {})
+    [own] = find_recordings(Site("s", pipeline, False, None))
+    assert raw_roots(own) == [pipeline, raw]
+    [below] = find_recordings(Site("s", raw, False, None))
+    assert raw_roots(below) == [raw]
+    alone = pipeline.rename(tmp_path / "alone")
+    (alone / "sourcedata" / "raw").mkdir(parents=True)
+    [own] = find_recordings(Site("s", alone, False, None))
+    assert raw_roots(own) == [alone, alone / "sourcedata" / "raw"]

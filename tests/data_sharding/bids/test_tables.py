@@ -2,6 +2,7 @@
 
 import math
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,26 @@ def test_links_and_pointers_are_no_content(tmp_path: Path) -> None:
     bytes_name.touch()
     assert refusal(require_content, bytes_name)[0] == "bad-encoding"
     assert printable(bytes_name.name) == "t\\xe9.tsv"
+
+
+def test_files_lie_where_their_links_and_dots_lead(tmp_path: Path) -> None:
+    root = tmp_path / "site"
+    (root / "sub-1" / "func").mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "x.tsv").touch()
+    own = root / "sub-1" / "func" / "x.tsv"
+    own.touch()
+    (root / "again.tsv").symlink_to(own)
+    (root / "sub-2").symlink_to(root / "sub-1")
+    (root / "away.tsv").symlink_to(tmp_path / "elsewhere" / "x.tsv")
+    (root / "sub-3").symlink_to(tmp_path / "elsewhere")
+    site = Site("site", root, False, None, trusted=())
+    require_inside(site, [own, root / "again.tsv", root / "sub-2" / "func" / "x.tsv", root / "none.tsv", root])
+    outside = ["away.tsv", "sub-3/x.tsv", "..", "../elsewhere/x.tsv", "sub-1/../../elsewhere/x.tsv", "sub-3"]
+    for name in outside:
+        assert refusal(require_inside, site, [own, root / name])[0] == "outside-dataset", name
+    trusting = replace(site, trusted=(tmp_path / "elsewhere",))
+    require_inside(trusting, [root / "away.tsv", root / "sub-3" / "x.tsv", root / ".." / "elsewhere" / "x.tsv"])
 
 
 def test_columns_are_found_in_any_case_and_their_absence_is_told(tmp_path: Path) -> None:

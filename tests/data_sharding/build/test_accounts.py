@@ -4,6 +4,9 @@ Covers: data_sharding/build/receipts.py
 """
 
 import json
+import math
+import re
+import tarfile
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -20,15 +23,17 @@ from mcsp.data_sharding.build.receipts import (
     duplicates,
     is_current,
     read_header,
+    read_rows,
     remove_stale,
     write_receipt,
 )
 from mcsp.data_sharding.build.seal import settle
-from mcsp.data_sharding.build.shards import build_shard
+from mcsp.data_sharding.build.shards import Receipt, build_shard
 from mcsp.data_sharding.clean.read import ReadingProcess
 from mcsp.data_sharding.store.files import Location, location, names
 from mcsp.data_sharding.store.index import SHARDS_NAME, read_index, read_rejected
 from tests.data_sharding.conftest import KEY, write_paired_site
+from tests.data_sharding.store.test_table import recording
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +85,27 @@ def test_memory_and_disk_hold_the_same_corpus(
         assert [r.reason for r in read_rejected(folder)] == list(index["reasons"])
     assert found[0] == found[1]
     assert len(found[0][0]["shards"]) >= 2
+    for name in filter(re.compile(r".*\.tar").fullmatch, found[0][2]):
+        with tarfile.open(tmp_path / "corpus" / SHARDS_NAME / name) as tar:
+            for member in (member for member in tar if member.name.endswith(".json")):
+                text = tar.extractfile(member).read().decode()  # type: ignore[union-attr]
+                assert text == json.dumps(json.loads(text), sort_keys=True, allow_nan=False)
+
+
+def test_a_receipt_holds_a_list_of_many_recordings_once(tmp_path: Path) -> None:
+    channels = [f"parcel-{i}" for i in range(200)]
+    shared = {"channels": channels, "channel_good": [True] * 200, "positions_mm": [math.nan, -0.0, *[1.25] * 598]}
+    rows = [vars(recording(f"r{i}", n_channels=200, **shared)) for i in range(3)]
+    rows.insert(1, vars(recording("other", n_channels=2, positions_mm=shared["positions_mm"])))
+    receipt = Receipt("", {}, None, {}, {}, [], [], [], rows)
+    (tmp_path / BUILD_NAME / "receipts").mkdir(parents=True)
+    write_receipt(tmp_path / BUILD_NAME, "train-00001", receipt)
+    assert (tmp_path / BUILD_NAME / "receipts" / "train-00001.jsonl").read_text().count('"parcel-199"') == 1
+    plan = Plan([], "", CorpusConfig(bids_root=tmp_path, out_dir=tmp_path))
+    plan.names = ["train-00001"]
+    found = list(read_rows(tmp_path / BUILD_NAME, plan))
+    assert [repr(vars(row)) for row in found] == [repr(row) for row in rows]
+    assert found[0].channels is found[3].channels and found[0].channels is not found[1].channels
 
 
 def test_a_lost_recording_is_no_corpus(

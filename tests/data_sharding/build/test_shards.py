@@ -4,7 +4,10 @@ Covers: data_sharding/build/samples.py
 """
 
 import tarfile
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,11 +19,12 @@ from mcsp.data_sharding.bids.find import RecordingRef, Site
 from mcsp.data_sharding.bids.write import write_eeg, write_json, write_participants, write_tsv
 from mcsp.data_sharding.build.plan import make_plan
 from mcsp.data_sharding.build.samples import onset_seconds
-from mcsp.data_sharding.build.shards import _rounded, add_members, build_shard
+from mcsp.data_sharding.build.shards import _count_sites, _rounded, add_members, build_shard
 from mcsp.data_sharding.clean.read import ReadingProcess
-from mcsp.data_sharding.store.index import SHARDS_NAME
+from mcsp.data_sharding.store.index import SHARDS_NAME, Rejection
 from mcsp.schema import Modality
 from tests.data_sharding.conftest import CHANNELS, DESCRIPTION, eeg_uv
+from tests.test_batch import window
 
 
 def times(root: Path, starts: dict[str, str]) -> list[tuple[Modality, float, float]]:
@@ -118,3 +122,12 @@ def test_places_in_the_metadata_are_those_of_the_table_micrometre_by_micrometre(
     for dtype in (np.float32, np.float64):
         places = np.array([12.34567, -0.0004, np.nan], dtype)
         assert str(_rounded(places.tobytes(), str(places.dtype))) == "[12.346, -0.0, nan]"
+
+
+def test_sites_are_counted_with_the_hours_that_are_stored() -> None:
+    row = window(sfreq=200.0).recording
+    rows = [replace(row, site=site, n_samples=hours * 720_000) for site, hours in (("a", 1), ("a", 2), ("b", 4))]
+    samples = [SimpleNamespace(site=SimpleNamespace(name=site)) for site in "abbc"]
+    planned: Any = SimpleNamespace(samples=samples)
+    rejected = [Rejection("b", "x.edf", "eeg", "flat", "")]
+    assert _count_sites(planned, rows, rejected) == {"a": [2, 0, 3.0], "b": [1, 1, 4.0], "c": [0, 0, 0.0]}

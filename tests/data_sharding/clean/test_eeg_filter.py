@@ -132,6 +132,18 @@ def test_a_recording_shorter_than_the_filter_is_filtered_too() -> None:
     assert found.shape == (3, 600) and np.isfinite(found).all()
 
 
+@pytest.mark.parametrize("n_times", [2, 5, 30])
+@pytest.mark.parametrize("count", [3, 7, 100])
+def test_a_signal_is_continued_by_its_odd_reflection_and_then_by_zeros(n_times: int, count: int) -> None:
+    x_CT, reach = np.random.default_rng(0).normal(size=(2, n_times)).astype(np.float32), 12
+    mirrored = min(reach, n_times - 1)
+    padded_CT = np.pad(x_CT, ((0, 0), (mirrored, mirrored)), "reflect", reflect_type="odd")
+    expected_CT = np.pad(padded_CT, ((0, 0), (reach - mirrored, reach - mirrored + count)))
+    found = room._Padded(reader(x_CT), n_times, 2, reach)
+    pieces = [found.take(count) for _ in range(expected_CT.shape[1] // count)]
+    np.testing.assert_allclose(np.hstack(pieces), expected_CT[:, : count * len(pieces)], rtol=1e-6)
+
+
 def test_threads_do_not_change_a_bit() -> None:
     code = """
 import hashlib, numpy as np

@@ -12,7 +12,7 @@ from mcsp.data_sharding.bids.find import RecordingRef, ref_of_file
 from mcsp.data_sharding.bids.reasons import RecordingError
 from mcsp.data_sharding.clean.eeg import clean_eeg, read_eeg
 from mcsp.data_sharding.clean.eeg_files import open_raw
-from mcsp.data_sharding.clean.eeg_headers import EdfHeader, check_edf
+from mcsp.data_sharding.clean.eeg_headers import EdfHeader, brainvision_values, check_edf, require_own_data
 from mcsp.data_sharding.clean.recording import CleanRecording
 
 CHANNELS = ["Fp1", "Fp2", "C3", "C4", "O1", "O2"]
@@ -219,3 +219,34 @@ def test_a_header_of_another_length_or_format_and_records_without_a_time(tmp_pat
     assert "BDF by its first bytes, expected the suffix .bdf" in str(refusal(bdf.rename(tmp_path / "y_eeg.edf")))
     path.write_bytes(sound)
     assert "EDF by its first bytes, expected the suffix .edf" in str(refusal(path.rename(tmp_path / "x_eeg.bdf")))
+
+
+@pytest.mark.parametrize(
+    ("data", "beside", "refused"),
+    [("b.eeg", [], False), ("b.eeg", ["a.eeg"], True), ("b.eeg", ["b.vhdr"], True),
+     ("b.eeg", ["a.eeg", "b.vhdr"], True),
+     ("a.eeg", ["a.eeg", "b.vhdr"], False)],
+)  # fmt: skip
+def test_samples_of_another_name_are_those_of_another_recording_where_either_file_says_so(
+    tmp_path: Path, data: str, beside: list[str], refused: bool
+) -> None:
+    for name in ("a.vhdr", "b.eeg", *beside):
+        (tmp_path / name).touch()
+    if not refused:
+        require_own_data(tmp_path / "a.vhdr", tmp_path / data)
+        return
+    with pytest.raises(RecordingError, match=r"a\.vhdr: the header names b\.eeg, ") as caught:
+        require_own_data(tmp_path / "a.vhdr", tmp_path / data)
+    assert caught.value.reason == "other-data"
+
+
+def test_a_header_of_brainvision_is_read_up_to_16_megabytes_and_the_first_of_a_key_counts(tmp_path: Path) -> None:
+    path = tmp_path / "a.vhdr"
+    path.write_text("Brain Vision Data Exchange Header\n[Common Infos]\nDataFile = a.eeg \nDATAFILE=b.eeg\n; x\n")
+    assert brainvision_values(path) == {"datafile": "a.eeg"}
+    with open(path, "r+b") as sparse:
+        sparse.truncate(16 * 2**20)
+        assert brainvision_values(path)["datafile"] == "a.eeg"
+        sparse.truncate(16 * 2**20 + 1)
+    with pytest.raises(RecordingError, match=r"a\.vhdr: 16,777,217 bytes, expected the header of BrainVision"):
+        brainvision_values(path)

@@ -93,6 +93,15 @@ def test_what_passes_in_pieces_is_seen_as_a_whole() -> None:
     assert not watch.clipped_CW()[4:].any()
 
 
+def test_artefacts_are_relative_to_a_channel_however_quiet_it_is() -> None:
+    """From a hundredth of a microvolt on; a signal in another unit is told by its own check."""
+    for scale in (1e-3, 1.0, 1e3):
+        x_TC = noise() * scale
+        x_TC[900:1000, :3] *= 50
+        found = artefact_windows(x_TC, np.ones(CHANNELS, dtype=bool), watched(x_TC), SFREQ)
+        assert np.flatnonzero(found).tolist() == [9], scale
+
+
 def test_a_window_is_an_artefact_where_more_than_a_quarter_of_the_channels_say_so() -> None:
     x_TC = noise()
     x_TC[500:600, :2] *= 50

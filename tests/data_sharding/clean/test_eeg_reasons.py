@@ -97,6 +97,22 @@ def test_brainvision_files_that_do_not_belong_together(tmp_path: Path) -> None:
     assert reason(tmp_path) == "missing-file"
 
 
+@pytest.mark.parametrize(
+    ("line", "expected"), [("Averaged=YES", "not-continuous"), ("UseBigEndianOrder=YES", "unreadable")]
+)
+def test_brainvision_headers_of_which_mne_takes_no_notice(tmp_path: Path, line: str, expected: str) -> None:
+    folder = tmp_path / "sub-1/eeg"
+    folder.mkdir(parents=True)
+    names = {"ch_names": CHANNELS, "fname_base": "sub-1_task-rest_eeg", "folder_out": folder}
+    pybv.write_brainvision(data=eeg_uv() * 1e-6, sfreq=SFREQ, **names)
+    header = folder / "sub-1_task-rest_eeg.vhdr"
+    text = header.read_text().replace("[Binary Infos]", f"[Binary Infos]\n{line}")
+    header.write_text(text.replace("=YES", "=NO"))
+    read(tmp_path)
+    header.write_text(text)
+    assert reason(tmp_path) == expected
+
+
 def test_trials_of_eeglab_are_no_continuous_recording(tmp_path: Path) -> None:
     info = mne.create_info(CHANNELS, SFREQ, "eeg")
     trials = mne.EpochsArray(eeg_uv().reshape(len(CHANNELS), 10, -1).transpose(1, 0, 2) * 1e-6, info, verbose="error")
@@ -202,6 +218,39 @@ def test_events_beyond_the_end_are_ignored_and_told(tmp_path: Path) -> None:
     recording = read(tmp_path)
     assert recording.valid_spans == [0, 1000, 1400, SECONDS * 200]
     assert recording.repairs == ("sub-1_task-rest_events.tsv: 2 events begin after the end at 40.0 s and are ignored",)
+
+
+@pytest.mark.parametrize(
+    ("columns", "rows", "spans", "without_length"),
+    [
+        (("trial_type", "value"), [(10, 5, "STATUS", "BAD_move"), (20, 0, "stim", "1")], [0, 2000, 3000, 8000], 0),
+        (("trial_type", "value"), [(10, 5, "bad", "1"), (15, 1, "n/a", "Bad Interval")], [0, 2000, 3200, 8000], 0),
+        (("value",), [(10, 5, "BAD_ACQ_SKIP"), (12, 0, "badge")], [0, 2000, 3000, 8000], 1),
+        (("value",), [(10, 0, "boundary")], [0, 1900, 2100, 8000], 0),
+        (("trial_type",), [(10, "n/a", "BAD"), (12, 0, "bad x"), (15, -5, "bad"), (16, "nan", "bad")], [0, 8000], 4),
+    ],
+)  # fmt: skip
+def test_bad_spans_of_either_column_and_those_without_a_length(
+    tmp_path: Path, columns: tuple[str, ...], rows: list[tuple], spans: list[int], without_length: int
+) -> None:
+    """MNE takes nothing out where a span has no length; here the report says so."""
+    write(tmp_path)
+    write_tsv(tmp_path / f"{STEM}_events.tsv", ("onset", "duration", *columns), rows)
+    recording = read(tmp_path)
+    assert recording.valid_spans == spans
+    told = f"sub-1_task-rest_eeg.edf: {without_length} bad spans without a length leave nothing out"
+    assert recording.repairs == ((told,) if without_length else ())
+
+
+@pytest.mark.parametrize("per_second", [SFREQ, 1000], ids=["samples", "milliseconds"])
+def test_bad_spans_among_times_that_are_no_seconds_are_refused(tmp_path: Path, per_second: float) -> None:
+    write(tmp_path)
+    events = [(0, 1, "stim"), (10, 5, "BAD_move"), (20, 1, "stim"), (30, 1, "stim")]
+    rows = [(onset * per_second, length * per_second, text) for onset, length, text in events]
+    write_tsv(tmp_path / f"{STEM}_events.tsv", ("onset", "duration", "trial_type"), rows)
+    assert reason(tmp_path) == "bad-table"
+    write_tsv(tmp_path / f"{STEM}_events.tsv", ("onset", "duration", "trial_type"), [r for r in rows if r[2] == "stim"])
+    assert read(tmp_path).valid_spans == [0, SECONDS * 200]  # nothing that is used
 
 
 def test_jumps_between_pieces_are_left_out(tmp_path: Path) -> None:

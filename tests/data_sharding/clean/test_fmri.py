@@ -51,14 +51,15 @@ def test_a_table_becomes_percent_of_each_parcels_mean_without_its_drift(tmp_path
     means = np.array([[9000.0], [400.0], [12_000.0]])
     x_PT = means * (1 + (percent_PT + drift) / 100)
     write_parcellated_bold(tmp_path, "1", "S", ["a", "b", "c"], x_PT, {"RepetitionTime": T_R})
-    write_parcellation(tmp_path, "S", ["c", "a"], np.array([[10.0, 20, 30], [40, 50, 60]]))
+    places = np.array([[10.0, 20, 30], [np.nan] * 3, [40, 50, 60]])
+    write_parcellation(tmp_path, "S", ["c", "b", "a"], places)
     recording = read(tmp_path)
     assert recording.sfreq == 1 / T_R
-    assert recording.channels == ["a", "b", "c"]
-    np.testing.assert_array_equal(recording.positions_C3, [[40, 50, 60], [np.nan] * 3, [10, 20, 30]])
-    np.testing.assert_allclose(recording.x_TC.T, percent_PT, atol=2e-3)
+    assert recording.channels == ["c", "b", "a"]
+    np.testing.assert_array_equal(recording.positions_C3, places)
+    np.testing.assert_allclose(recording.x_TC.T, percent_PT[::-1], atol=2e-3)
     kept = read(tmp_path, FmriConfig(detrend=False))
-    np.testing.assert_allclose(kept.x_TC.T, percent_PT + drift, atol=2e-3)
+    np.testing.assert_allclose(kept.x_TC.T, percent_PT[::-1] + drift, atol=2e-3)
 
 
 def test_bad_parcels_are_marked_and_zero(tmp_path: Path) -> None:
@@ -226,3 +227,57 @@ def test_a_repetition_time_that_is_said_twice_must_agree(tmp_path: Path) -> None
     write_json(tmp_path / "sub-1/func/sub-1_task-rest_bold.json", {"RepetitionTime": 0.8})
     with pytest.raises(RecordingError, match=r"0\.8 s by RepetitionTime of an image of the run, expected one"):
         read(tmp_path)
+
+
+def test_times_of_volumes_stand_for_a_repetition_time_where_they_are_even(tmp_path: Path) -> None:
+    even = [1.5 * i for i in range(80)]
+    assert repetition_time({"VolumeTiming": even}) == pytest.approx(1.5)
+    with pytest.raises(RecordingError, match=r"2 s by RepetitionTime of the sidecar and 1\.5 s by VolumeT") as error:
+        repetition_time({"RepetitionTime": 2.0, "VolumeTiming": even})
+    assert error.value.reason == "t_r-mismatch"
+    sparse = [*even[:40], *(time + 3 for time in even[40:])]
+    write_parcellated_bold(tmp_path, "1", "S", ["a", "b"], 1000 + fluctuation(2), {"RepetitionTime": 1.5})
+    write_json(tmp_path / "sub-1/func/sub-1_task-rest_bold.json", {"VolumeTiming": sparse})
+    with pytest.raises(RecordingError, match=r"follow each other after 1\.5 to 4\.5 s \(VolumeTiming\)") as error:
+        read(tmp_path)
+    assert error.value.reason == "t_r-mismatch"
+
+
+def labelled_image(path: Path, x_TP: np.ndarray, dtype: type, header_t_r: float) -> RecordingRef:
+    """An image of one voxel for each of three parcels, and its label image."""
+    path.parent.mkdir(parents=True)
+    affine = np.diag([20.0, 20, 20, 1])
+    image = nibabel.Nifti1Image(x_TP.T[:, None, None].astype(dtype), affine)
+    image.header.set_xyzt_units("mm", "sec")
+    image.header.set_zooms((20, 20, 20, header_t_r))
+    nibabel.save(image, path)
+    write_json(path.with_name(path.name.replace(".nii.gz", ".json")), {"RepetitionTime": T_R})
+    root = path.parents[2]
+    labels = nibabel.Nifti1Image(np.array([1, 2, 3], np.int16)[:, None, None], affine)
+    nibabel.save(labels, root / "space-MNI152NLin6Asym_seg-S_dseg.nii.gz")
+    return only_ref(root)
+
+
+IMAGE = "sub-1/func/sub-1_task-rest_space-MNI152NLin6Asym_desc-preproc_bold.nii.gz"
+
+
+def test_one_second_in_a_header_is_what_pipelines_write_unasked(tmp_path: Path) -> None:
+    """Releases of fMRIPrep and xcp_d write it whatever the run has; the sidecar counts, and the report says so."""
+    ref = labelled_image(tmp_path / IMAGE, 1000 * (1 + fluctuation(3).T / 100), np.float64, 1.0)
+    recording = read_fmri(ref, FmriConfig(), 30)
+    assert recording.sfreq == 1 / T_R
+    assert recording.repairs == (f"{ref.path.name}: 1 s in the image header is not used, t_r is {T_R:g} s",)
+    np.testing.assert_allclose(recording.x_TC.T, fluctuation(3), atol=2e-3)
+
+
+@pytest.mark.parametrize(("mean", "sound"), [(20_000, True), (32_700, False)])
+def test_voxels_that_ran_over_the_range_of_their_integers(tmp_path: Path, mean: float, sound: bool) -> None:
+    x_TP = np.round(mean * (1 + fluctuation(3).T / 100))
+    wrapped_TP = (x_TP + 2**15) % 2**16 - 2**15
+    ref = labelled_image(tmp_path / IMAGE, wrapped_TP, np.int16, T_R)
+    if sound:
+        np.testing.assert_allclose(read_fmri(ref, FmriConfig(), 30).x_TC.T, fluctuation(3), atol=2e-2)
+        return
+    with pytest.raises(RecordingError, match="voxels jump from one end of int16 to the other") as error:
+        read_fmri(ref, FmriConfig(), 30)
+    assert error.value.reason == "clipped"

@@ -12,11 +12,14 @@ from mcsp.data_sharding.bids.derivatives import acquisition_time, atlas_files, i
 from mcsp.data_sharding.bids.find import RecordingRef, Site, find_recordings
 from mcsp.data_sharding.bids.reasons import RecordingError
 from mcsp.data_sharding.bids.write import write_json, write_parcellated_bold, write_tsv
+from mcsp.data_sharding.build.plan import make_plan
+from mcsp.data_sharding.build.pseudonyms import KEY_VARIABLE
 from mcsp.data_sharding.clean.fmri import detrend, read_fmri
 from mcsp.data_sharding.clean.recording import CleanRecording, robust_amplitude
+from mcsp.data_sharding.parcels.atlases import named_atlas
 from mcsp.schema import SCALE_FREE
 from tests.data_sharding.clean.test_fmri_files import T_R, VOLUMES, bold_PT, expected_TP, kept_of, write_image
-from tests.data_sharding.conftest import DESCRIPTION
+from tests.data_sharding.conftest import DESCRIPTION, KEY
 
 NAMES = [f"LH_Vis_{i}" for i in range(1, 5)]
 AFFINE = np.array([[6.0, 0, 0, -90], [0, 6, 0, -126], [0, 0, 6, -72], [0, 0, 0, 1]])
@@ -267,3 +270,37 @@ def test_a_derivative_began_when_its_raw_run_did(tmp_path: Path, nested: bool) -
     ref = only_ref(tmp_path if nested else func.parents[1])
     assert acquisition_time(ref) == 1557136808.0
     assert tmp_path / "sub-1/sub-1_scans.tsv" in inputs_of(ref)
+
+
+def test_an_atlas_by_name_is_laid_over_images_of_its_own_space_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It never says the space of an image; of a run in several spaces that of the atlas is taken."""
+    folder = tmp_path / "nilearn/schaefer_2018"
+    folder.mkdir(parents=True)
+    site = tmp_path / "site"
+    fmriprep(site, "MNI152NLin2009cAsym")
+    labels = nibabel.load(site / "seg-S_dseg.nii.gz")
+    padded = nibabel.Nifti1Image(np.pad(np.asarray(labels.dataobj), [(0, 1)] * 3), labels.affine)
+    nibabel.save(padded, folder / "Schaefer2018_100Parcels_7Networks_order_FSLMNI152_2mm.nii.gz")
+    (site / "seg-S_dseg.nii.gz").unlink()
+    lines = [f"{i}\t{name}\t0\t0\t0\t0\n" for i, name in enumerate(NAMES, 1)]
+    (folder / "Schaefer2018_100Parcels_7Networks_order.txt").write_text("".join(lines))
+    monkeypatch.setenv("NILEARN_DATA", str(tmp_path / "nilearn"))
+    monkeypatch.setenv(KEY_VARIABLE, KEY)
+    named_atlas.cache_clear()
+    fmri = {"atlas": "Schaefer2018_100Parcels_7Networks"}
+    assert reason(site, **fmri) == "label-space-mismatch"
+    image = next(site.rglob("*_bold.nii.gz"))
+    shutil.copy(image, raw := image.with_name(image.name.replace("space-MNI152NLin2009cAsym_", "")))
+    shutil.move(image, tmp_path / image.name)
+    assert reason(site, **fmri) == "label-space-mismatch"  # nothing says where it is
+    right = raw.with_name(image.name.replace("2009c", "6"))
+    shutil.move(raw, right)
+    shutil.move(tmp_path / image.name, image)
+    config = CorpusConfig.parse({"bids_root": tmp_path, "out_dir": tmp_path / "out", "fmri": fmri}, "test")
+    (ref,) = [ref for shard in make_plan(config, KEY.encode()).shards for s in shard.samples for ref in s.recordings]
+    assert ref.path == right
+    recording = read_fmri(ref, config.fmri, 30)
+    assert (recording.space, recording.channels) == ("MNI152NLin6Asym", NAMES)
+    np.testing.assert_allclose(recording.x_TC, expected_TP(bold_PT()), atol=1e-3)

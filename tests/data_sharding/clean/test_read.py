@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +71,33 @@ def test_the_other_process_reads_the_same_and_serves_many(
         np.testing.assert_array_equal(there.x_TC, here.x_TC)
         assert there.channels == here.channels and there.valid_spans == here.valid_spans
     assert process.fingerprint() == fingerprint()
+
+
+def test_a_scratch_folder_serves_many_and_vanishes(
+    refs: dict[str, RecordingRef], process: ReadingProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    with ReadingProcess(process.config) as own:
+        places: set[Path] = set()
+        for _ in range(12):
+            own.read(refs["sound"])
+            places.update(tmp_path.glob("mcsp-reading-*"))
+        assert 0 < len(places) < 12
+        for _ in range(50):  # in a pause of 0.1 s it vanishes
+            own.read(refs["sound"])
+            with suppress(ValueError, FileNotFoundError):
+                (scratch,) = tmp_path.glob("mcsp-reading-*")
+                (scratch / "left.txt").touch()  # as a reader may
+                break
+        own.read(refs["sound"])
+        assert not scratch.exists()
+        deadline = time.monotonic() + 60
+        while list(tmp_path.glob("mcsp-reading-*")) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert list(tmp_path.glob("mcsp-reading-*")) == []
+        own.read(refs["sound"])
+    assert list(tmp_path.glob("mcsp-reading-*")) == []
 
 
 def test_a_hang_is_ended_and_the_next_file_is_read(refs: dict[str, RecordingRef], process: ReadingProcess) -> None:

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.signal import welch
 
 from launchers.corpus_report import main
 from mcsp.data_sharding.inspect import charts
 from mcsp.data_sharding.inspect.report import REPORT_NAME, index_table, make_page, write_report
-from mcsp.data_sharding.inspect.survey import FREQUENCIES, QUANTITIES, Group, survey, table_groups
+from mcsp.data_sharding.inspect.survey import FREQUENCIES, QUANTITIES, Group, _power, survey, table_groups
 from mcsp.data_sharding.store.files import location
 from mcsp.data_sharding.store.index import read_rejected
 from mcsp.data_sharding.store.reader import Corpus
@@ -120,6 +121,17 @@ def test_spectra_and_traces_are_those_of_the_recordings(corpus: Corpus, groups: 
     for window in eeg.examples:
         again = corpus.read_window(window.recording, window.start, len(window.x_TC))
         np.testing.assert_array_equal(window.x_TC, again.x_TC)
+
+
+def test_power_is_that_of_scipy(corpus: Corpus) -> None:
+    recording = corpus.recordings[0]
+    x_TC = corpus.read_window(recording, 0, recording.n_samples).x_TC + np.arange(recording.n_samples)[:, None]
+    x_CT = x_TC[:, np.asarray(recording.channel_good)].T.astype(np.float64)
+    length = round({"eeg": 4.0, "fmri": 128.0}[recording.modality] * recording.sfreq)
+    frequencies, power_CF = welch(x_CT, recording.sfreq, nperseg=min(length, x_CT.shape[1]), detrend="linear")
+    wanted = FREQUENCIES[recording.modality]
+    expected = np.interp(wanted, frequencies, np.median(power_CF, axis=0), left=np.nan, right=np.nan)
+    np.testing.assert_allclose(_power(Window(x_TC, recording, 0)), expected, rtol=1e-9)
 
 
 def test_a_damaged_shard_costs_its_charts_only(copied: Path) -> None:

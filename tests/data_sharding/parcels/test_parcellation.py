@@ -45,7 +45,9 @@ def test_columns_are_known_by_name_label_or_order(names: list[str] | None, colum
         (X_TP[:3].T.repeat(3, axis=1), None, "bad-table", "the table is turned round"),
         (X_TP[:, :2], None, "parcels-mismatch", "2 columns, expected the table's 3 parcels"),
         (X_TP[:, :2], ["1", "2"], "parcels-mismatch", "2 columns, expected the table's 3 parcels"),
-        (X_TP, ["a", "b", "c"], "parcels-mismatch", "no column is one of the 3 parcels, found 'a', expected"),
+        (X_TP, ["a", "b", "c"], "parcels-mismatch", "no column is one of the 3 parcels, found 'a', 'b', 'c', exp"),
+        (X_TP, ["CC_1", "CC_2", "Vermis"], "parcels-mismatch", "1 of 3 columns are none of the 3 parcels, found 'Ver"),
+        (X_TP[:3], None, "bad-table", "3 rows and 3 columns without names do not say which axis is time"),
     ],
 )
 def test_columns_of_something_else_are_refused(
@@ -54,6 +56,32 @@ def test_columns_of_something_else_are_refused(
     with pytest.raises(RecordingError, match=pattern) as error:
         place_columns(x_TP, names, ROWS, "a.tsv")
     assert error.value.reason == reason
+
+
+@pytest.mark.parametrize(
+    "name", ["global_signal", "csf", "framewise_displacement", "trans_x_derivative1_power2", "a_comp_cor_03", "DVARS"]
+)
+def test_confounds_beside_the_parcels_are_left_out_and_counted(name: str) -> None:
+    x_TP = np.insert(X_TP, 1, -1.0, axis=1)
+    for names in (["CC_1", name, "CC_2", "CC_4"], ["1", name, "2", "4"]):
+        found_TP, parcels = place_columns(x_TP, names, ROWS, "a.tsv")
+        np.testing.assert_array_equal(found_TP, X_TP)
+        assert parcels.names == ["CC_1", "CC_2", "CC_4"]
+        assert parcels.repairs == (f"a.tsv: 1 columns of confounds are left out: {name}",)
+    rows = [*ROWS, (name, 9, (1.0, 2.0, 3.0))]  # a parcel of that name is one
+    assert place_columns(x_TP, ["CC_1", name, "CC_2", "CC_4"], rows, "a.tsv")[1].names[-1] == name
+
+
+@pytest.mark.parametrize("name", ["7Networks_{}H_Vis_{}", "{}_V{}_ROI", "Caudate {} {}", "Area{1}_{0}", "{0}h-{1}"])
+def test_a_parcel_lies_on_the_side_that_its_name_says(name: str) -> None:
+    """Positions in LPS, as ITK has them, would turn the brain round."""
+    sides = ["L" if i % 2 else "R" for i in range(10)]
+    names = [name.format(side, i) for i, side in enumerate(sides)]
+    positions_P3 = np.array([[-30.0 if side == "L" else 30, 4 * i - 20, 8] for i, side in enumerate(sides)])
+    require_places(Parcels(names, [], positions_P3), 0.5, "a.tsv")
+    with pytest.raises(RecordingError, match="10 of 10 parcels lie on the other side than their names say") as error:
+        require_places(Parcels(names, [], positions_P3 * [-1, -1, 1]), 0.5, "a.tsv")
+    assert error.value.reason == "unknown-parcellation"
 
 
 @pytest.mark.parametrize(
@@ -119,3 +147,10 @@ def test_labels_of_an_image_are_all_but_the_background_with_their_centres() -> N
     for wrong in (np.zeros((6, 5, 4)), labels[..., 0] + 0.5, np.where(labels, np.nan, 0.0)[..., 0], labels[:, :, 0, 0]):
         with pytest.raises(RecordingError, match="expected integer labels in three dimensions"):
             voxels_of(nibabel.Nifti1Image(wrong, np.eye(4)), "a.nii")
+
+
+def test_columns_of_no_known_parcellation_are_numbered_from_one() -> None:
+    x_TP, parcels = place_columns(X_TP, None, [], "a.tsv")
+    assert x_TP is X_TP and parcels.names == ["parcel-1", "parcel-2", "parcel-3"]
+    assert parcels.positions_P3.shape == (3, 3) and np.isnan(parcels.positions_P3).all()
+    assert place_columns(X_TP, ["a", "b", "c"], [], "a.tsv")[1].names == ["a", "b", "c"]

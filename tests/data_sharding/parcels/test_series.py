@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from mcsp.data_sharding.bids.reasons import RecordingError
-from mcsp.data_sharding.parcels.series import check_names, read_series
+from mcsp.data_sharding.parcels.series import _plain_table, check_names, read_series
 
 NAMES = ["left", "right", "middle"]
 
@@ -32,6 +32,7 @@ def text_of(x_TP: np.ndarray, separator: str = "\t", header: str = "", newline: 
         ("a.tsv", text_of(values_TP(), "\t", "\t".join(NAMES)), NAMES),
         ("a.tsv", text_of(values_TP(), "\t", "\t".join(NAMES), "\r\n"), NAMES),
         ("a.tsv", "\ufeff" + text_of(values_TP(), "\t", "1\t2\t3"), ["1", "2", "3"]),
+        ("a.tsv", text_of(values_TP(), "\t", "\t".join(NAMES), "\t\n")[:-2] + "\t\n", NAMES),  # a tab at each end
         ("a.csv", text_of(values_TP(), ",", ",".join(NAMES)), NAMES),
         ("a.csv", text_of(values_TP(), ","), None),
         ("a.csv", text_of(values_TP(), ",", "0,1,2"), ["0", "1", "2"]),
@@ -62,6 +63,39 @@ def test_arrays_and_tables_of_pandas_are_read(tmp_path: Path) -> None:
     found_TP, names = read_series(tmp_path / "a.tsv")
     np.testing.assert_array_equal(found_TP, frame.to_numpy())
     assert names == NAMES
+
+
+def test_plain_tables_are_read_by_arrow_to_the_bit_of_python_and_any_other_the_long_way(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    x_TP = rng.standard_normal((300, 40)) * 10.0 ** rng.integers(-30, 30, (300, 40))
+    x_TP[0, :4], x_TP[1, :3] = (
+        (5e-324, 1.7976931348623157e308, 2.2250738585072014e-308, -0.0),
+        (np.nan, np.inf, -np.inf),
+    )
+    names = [f"p{i}" for i in range(40)]
+    for form in ("{!r}", "{:.6g}", "{:.18e}"):
+        cells = [[form.format(float(value)) for value in row] for row in x_TP]
+        text = "\n".join(["\t".join(row) for row in [names, *cells]]) + "\n"
+        plain = _plain_table(text.encode(), ".tsv")
+        assert plain is not None and plain[1] == names
+        np.testing.assert_array_equal(plain[0].view(np.int64), np.array(cells, dtype=np.float64).view(np.int64))
+        found_TP, found = read_series(written(tmp_path / "a.tsv", text[:-1]))  # without its last end of line
+        np.testing.assert_array_equal(found_TP, plain[0])
+        assert found == names
+    others = (
+        "1\t2\n3\n4\t5\t6\n",
+        "1\t2\n3\t\n",
+        "1\t2\n3\tx\n",
+        "1\t2\n\n",
+        "1\t 2\n",
+        "1\t2\r\n",
+        "1\t\0002\n",
+        "1\b2\n",
+        "",
+    )
+    for body in others:
+        assert _plain_table(f"a\tb\n{body}".encode(), ".tsv") is None, body
+    assert _plain_table(b"", ".tsv") is None and _plain_table(b"1\t2\n", ".1D") is None
 
 
 HEADER = "\t".join(NAMES)
@@ -113,3 +147,15 @@ def test_an_array_of_another_shape_and_a_table_of_another_encoding_are_refused(t
 def test_of_values_in_the_first_line_the_first_is_shown() -> None:
     with pytest.raises(RecordingError, match=r"a.tsv: the first line holds values \(1.5\), expected the names"):
         check_names(["left", "1.5", "-2.5", "nan"], "a.tsv")
+
+
+def test_a_column_that_rises_by_uneven_steps_counts_the_rows_from_twenty_two_rows_on(tmp_path: Path) -> None:
+    """Fewer may be a drift; by even steps four are enough."""
+    rising_T = np.arange(22.0) ** 1.5
+    for rows in (21, 22):
+        path = written(tmp_path / "a.tsv", text_of(np.c_[rising_T, values_TP(22)[:, :2]][:rows], "\t", HEADER))
+        if rows == 21:
+            assert read_series(path)[1] == NAMES
+        else:
+            with pytest.raises(RecordingError, match="column 'left' counts the rows"):
+                read_series(path)

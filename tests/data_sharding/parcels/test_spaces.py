@@ -23,6 +23,7 @@ from mcsp.data_sharding.parcels.atlases import (
         ("sub-1/func/sub-1_task-rest_space-MNI152NLin2009cAsym_desc-preproc_bold.nii.gz", "MNI152NLin2009cAsym"),
         ("tpl-MNI152NLin6Asym_res-02_atlas-Schaefer2018_desc-400Parcels7Networks_dseg.nii.gz", "MNI152NLin6Asym"),
         ("tpl-MNI152NLin6Asym/atlas.nii.gz", "MNI152NLin6Asym"),
+        ("tpl-MNIPediatricAsym_cohort-2_res-1_seg-A_dseg.nii.gz", "MNIPediatricAsym:cohort-2"),
         ("schaefer_2018/Schaefer2018_400Parcels_7Networks_order_FSLMNI152_2mm.nii.gz", "MNI152NLin6Asym"),
         ("fsl/HarvardOxford/HarvardOxford-cort-maxprob-thr25-2mm.nii.gz", "MNI152NLin6Asym"),
         ("aal/atlas/AAL.nii", "MNIColin27"),
@@ -71,3 +72,17 @@ def test_an_image_says_where_left_is() -> None:
         with pytest.raises(RecordingError, match="left and right") as error:
             require_orientation(made, "a.nii")
         assert error.value.reason == "no-orientation"
+
+
+@pytest.mark.parametrize(("codes", "sound"), [((4, 4), False), ((1, 1), False), ((4, 1), True)])
+def test_sform_and_qform_of_one_space_are_one_place(codes: tuple[int, int], sound: bool) -> None:
+    made = image(codes)
+    moved = made.affine.copy()
+    moved[:3, 3] += [0, 12, 5]
+    made.set_qform(moved, codes[1], update_affine=False)
+    if sound:  # MNI's and the scanner's
+        require_orientation(made, "a.nii")
+        return
+    with pytest.raises(RecordingError, match=rf"one code \({codes[0]}\) and lie 13 mm apart") as error:
+        require_orientation(made, "a.nii")
+    assert error.value.reason == "no-orientation"

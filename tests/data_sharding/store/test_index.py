@@ -1,5 +1,6 @@
 """The index: written after its tables, a digest over every shard, and totals where people come again."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -54,6 +55,9 @@ def test_the_index_comes_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert sorted(p.name for p in out.iterdir()) == ["recordings-0.arrow", "rejected-0.jsonl"]
     for file in tables.values():
         file.write_bytes(b"x")
+    with pytest.raises(ValueError, match="JSON compliant"):  # other readers of JSON than Python's know no NaN
+        write_index(out, {"a": math.nan}, {})
+    assert not (out / "index.json").exists()
     write_index(out, {"a": 1}, tables)
     assert sorted(p.name for p in out.iterdir()) == ["index.json", *tables]
 

@@ -5,6 +5,7 @@ Covers: data_sharding/store/table_write.py
 
 import math
 import os
+import pickle
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -68,6 +69,18 @@ def test_rows_come_back_as_they_went_in(tmp_path: Path) -> None:
     for wrong in (4, -5):
         with pytest.raises(IndexError, match="of 4 recordings"):
             table[wrong]
+
+
+def test_a_list_that_rows_share_is_looked_at_once_and_one_that_is_equal_is_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rows = [recording(key) for key in "abcdef"]
+    shared = [replace(row, channels=rows[0].channels, positions_mm=rows[0].positions_mm) for row in rows]
+    asked: list[object] = []
+    key = table_write._key
+    monkeypatch.setattr(table_write, "_key", lambda value: asked.append(value) or key(value))
+    assert encode_table(rows) == encode_table(shared)
+    assert sum(value is rows[0].channels for value in asked) == 2  # once in either table
 
 
 def test_an_empty_table_has_no_rows(tmp_path: Path) -> None:
@@ -159,3 +172,15 @@ def test_a_truncated_table_is_refused(tmp_path: Path) -> None:
         (tmp_path / "t").write_bytes(content[:size])
         with pytest.raises(ValueError, match="cannot read the table of recordings"):
             Recordings.open(tmp_path / "t")
+
+
+def test_another_process_gets_the_name_of_a_mapped_file_and_the_rows_of_a_table_in_memory(tmp_path: Path) -> None:
+    rows = [recording(f"k{i:04d}", n_channels=20) for i in range(300)]
+    file = tmp_path / "recordings.arrow"
+    write_table(file, rows)
+    mapped, held = Recordings.open(file), Recordings.of(rows)
+    assert len(pickle.dumps(mapped)) < 1000 < len(pickle.dumps(held))
+    for found in (mapped, held):
+        again = pickle.loads(pickle.dumps(found))
+        assert repr(list(again)) == repr(list(found)) == repr(rows)
+    assert pickle.loads(pickle.dumps(pickle.loads(pickle.dumps(mapped))))._file == file

@@ -14,6 +14,7 @@ from mcsp.evaluate.readout.classifiers import (
     SVM,
     SVM_C,
     Readout,
+    _features,
     cross_validate,
     discriminant,
     linear_weights,
@@ -171,3 +172,11 @@ def test_units_that_no_fold_tests_have_no_score() -> None:
 def test_features_that_do_not_vary_give_the_odds_of_the_classes() -> None:
     linear = LOGISTIC.fit(np.zeros((4, 4)), np.array([1, 0, 1, 1]))
     assert linear.bias == pytest.approx(np.log(3)) and not linear.dual_M.any()
+
+
+def test_directions_that_rounding_alone_fills_are_left_out() -> None:
+    x_MF = np.random.default_rng(0).normal(size=(8, 2)) @ np.random.default_rng(1).normal(size=(2, 30))
+    x_MR, root_R, vector_MR = _features(x_MF @ x_MF.T)
+    assert x_MR.shape == vector_MR.shape == (8, 2) and len(root_R) == 2
+    np.testing.assert_allclose(x_MR @ x_MR.T, x_MF @ x_MF.T, atol=1e-9)
+    assert _features(np.zeros((4, 4)))[0].shape == (4, 0)

@@ -164,3 +164,12 @@ def test_units_that_no_fold_has_tested_are_called_nothing() -> None:
     found = THREE.all_scores(score_SNK, y_N, ["a"] * 4, np.ones((3, 4)), np.ones(4), False)
     assert found["confusion"] == [[1, 0, 0], [0, 0.5, 0], [0.5, 0, 1]]
     assert found["accuracy"] == pytest.approx((1 + 2 / 3) / 2)
+
+
+def test_the_spread_over_seeds_needs_two() -> None:
+    y_N, score_SN = np.array([0, 1, 0, 1]), np.array([[0.0, 1, 2, 3], [0.0, 3, 1, 2]])
+    weights = np.ones((3, 4))
+    two, one = (
+        BINARY.all_scores(score, y_N, ["a"] * 4, weights, np.ones(4), False) for score in (score_SN, score_SN[:1])
+    )
+    assert two["auroc_sd_over_seeds"] == pytest.approx(0.125) and one["auroc_sd_over_seeds"] is None

@@ -1,0 +1,70 @@
+"""Frames of electrode positions: nose, ears and origin by what a file or ``coordsystem.json`` says of them.
+
+Everything becomes the head frame of MNE in millimetres: x to the right ear, y to the nasion, z up, the origin between
+the ears.
+"""
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+import mne
+import numpy as np
+from pymatreader import read_mat
+
+# Metres, centimetres, millimetres of coordsystem.json.
+MM_PER_UNIT = {"m": 1000.0, "cm": 10.0, "mm": 1.0}
+_TURNED = np.array([[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])  # from x to the nose, y to the left ear
+# Frames of coordsystem.json with their origin between the ears; rows give x, y, z of the head frame.
+TO_HEAD = {"captrak": np.eye(3), "ctf": _TURNED, "eeglab": _TURNED}
+# EEGLAB's ``chaninfo.nosedir``, whose axes MNE takes for those of "+X"; rows as above.
+_NOSE = {"-X": np.diag([-1.0, -1.0, 1.0]), "+Y": _TURNED.T, "-Y": _TURNED}
+# Electrodes at one distance from the origin, up to this fraction, lie on a sphere about its centre. Ours.
+_ON_SPHERE, _MANY = 0.02, 8
+# Centre and radius [mm] of the sphere that fits MNE's 10-05 template best.
+_CENTRE_MM, _RADIUS_MM = np.array([-1.0, 14.8, 39.4]), 98.6
+# Distance of two landmarks [mm] on any head. Ours.
+_APART_MM = (40.0, 250.0)
+
+
+def nose_of_set(file: Path) -> np.ndarray:
+    """Rotation that brings the axes that MNE gives to a file of EEGLAB into the head frame, by where its nose is."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        content = read_mat(file, variable_names=["EEG", "chaninfo"])
+    info = content.get("EEG", content).get("chaninfo")
+    return _NOSE.get(str(info.get("nosedir", "")).upper() if isinstance(info, dict) else "", np.eye(3))
+
+
+def on_sphere(places: Mapping[str, np.ndarray]) -> bool:
+    """Whether electrodes lie on a sphere about the origin: a template's, for no head is one about its ears."""
+    radii = [float(np.linalg.norm(xyz)) for xyz in places.values()]
+    return len(radii) >= _MANY and float(np.ptp(radii)) <= _ON_SPHERE * max(radii)
+
+
+def around_head(places: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Places on a sphere about its centre, laid around the head as the template's are [mm]."""
+    return {name: _CENTRE_MM + _RADIUS_MM * xyz / np.linalg.norm(xyz) for name, xyz in places.items()}
+
+
+def by_landmarks(system: Mapping[str, object]) -> np.ndarray | None:
+    """Affine from the electrodes' frame [mm] to the head frame by ``AnatomicalLandmarkCoordinates``; None without them.
+
+    They count where they are in the frame of the electrodes and as far from each other as on a head.
+    """
+    marks = system.get("AnatomicalLandmarkCoordinates")
+    frames = [str(system.get(f"{what}CoordinateSystem", "")).lower() for what in ("EEG", "AnatomicalLandmark")]
+    unit = system.get("AnatomicalLandmarkCoordinateUnits", system.get("EEGCoordinateUnits"))
+    scale = MM_PER_UNIT.get(str(unit).strip().lower())
+    if not isinstance(marks, Mapping) or scale is None or frames[1] not in ("", frames[0]):
+        return None
+    try:
+        nasion, lpa, rpa = (
+            np.array(marks[name], dtype=np.float64).reshape(3) * scale for name in ("NAS", "LPA", "RPA")
+        )
+    except (KeyError, TypeError, ValueError):
+        return None
+    apart = [float(np.linalg.norm(a - b)) for a, b in ((nasion, lpa), (nasion, rpa), (lpa, rpa))]
+    if not all(_APART_MM[0] <= distance <= _APART_MM[1] for distance in apart):
+        return None
+    return np.asarray(mne.transforms.get_ras_to_neuromag_trans(nasion, lpa, rpa))

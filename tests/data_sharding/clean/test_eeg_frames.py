@@ -1,0 +1,113 @@
+"""Positions in frames that are not what they are called: another nose, a sphere, landmarks that say it."""
+
+import json
+from pathlib import Path
+
+import mne
+import numpy as np
+import pytest
+import scipy.io
+
+from mcsp.config import EegConfig
+from mcsp.data_sharding.bids.find import ref_of_file
+from mcsp.data_sharding.bids.reasons import RecordingError
+from mcsp.data_sharding.bids.write import write_eeg, write_json, write_tsv
+from mcsp.data_sharding.clean.eeg import read_eeg
+from mcsp.data_sharding.clean.eeg_channels import standard_positions_mm
+from mcsp.data_sharding.clean.eeg_frames import by_landmarks
+from mcsp.data_sharding.clean.recording import CleanRecording
+
+KNOWN = ["Fp1", "Fp2", "F7", "F8", "C3", "C4", "Cz", "P3", "P4", "T7", "T8", "O1", "O2"]
+NET = [f"E{i}" for i in range(1, len(KNOWN) + 1)]
+PLACES = np.array([standard_positions_mm()[name.lower()][1] for name in KNOWN])
+SPHERE = PLACES - [0, 15, 40]
+SPHERE *= 85 / np.linalg.norm(SPHERE, axis=1, keepdims=True)
+
+
+def eeg_uv() -> np.ndarray:
+    t = np.arange(20 * 250) / 250
+    phases = np.arange(len(KNOWN))[:, None]
+    return 25 * np.sin(2 * np.pi * 10 * t + phases) + np.random.default_rng(0).standard_normal((len(KNOWN), len(t)))
+
+
+def read(path: Path) -> CleanRecording:
+    return read_eeg(ref_of_file(path, "eeg"), EegConfig(), min_seconds=10)
+
+
+def write_set(path: Path, xyz: np.ndarray, nose: str) -> Path:
+    """A net of EEGLAB whose names say nothing, with places in EEGLAB's axes."""
+    kinds = [("labels", "O"), ("X", "f8"), ("Y", "f8"), ("Z", "f8"), ("type", "O")]
+    places = np.array([(name, *row, "EEG") for name, row in zip(NET, xyz, strict=True)], dtype=kinds)
+    nothing = {n: np.array([]) for n in ("icaweights", "icasphere", "icawinv", "icaact", "event", "urevent", "epoch")}
+    content = {
+        "setname": "x", "nbchan": len(NET), "trials": 1, "pnts": 5000, "srate": 250.0, "xmin": 0.0, "xmax": 20.0,
+        "chanlocs": places, "chaninfo": {"nosedir": nose}, "ref": "common", "data": eeg_uv().astype(np.float32),
+        **nothing,
+    }  # fmt: skip
+    scipy.io.savemat(path, {"EEG": content}, appendmat=False)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("nose", "axes"),
+    [
+        ("+X", np.array([[0, 1, 0], [-1, 0, 0], [0, 0, 1]])),
+        ("-X", np.array([[0, -1, 0], [1, 0, 0], [0, 0, 1]])),
+        ("+Y", np.eye(3)),
+        ("-Y", np.diag([-1, -1, 1])),
+    ],
+)
+def test_the_nose_of_eeglab_is_where_its_file_says(tmp_path: Path, nose: str, axes: np.ndarray) -> None:
+    recording = read(write_set(tmp_path / "x_eeg.set", PLACES @ axes.T, nose))
+    np.testing.assert_allclose(recording.positions_C3, PLACES, atol=0.1)
+
+
+def test_a_templates_sphere_is_laid_around_the_head(tmp_path: Path) -> None:
+    """MNE takes its centre for the middle between the ears, some 40 mm too low."""
+    recording = read(write_set(tmp_path / "x_eeg.set", SPHERE, "+Y"))
+    assert np.linalg.norm(recording.positions_C3 - PLACES, axis=1).max() < 22
+    assert recording.repairs == ("x_eeg.set: its electrodes lie on a sphere about its centre, which is laid around the "
+                                 "head",)  # fmt: skip
+
+
+def write_table(root: Path, names: list[str], places: np.ndarray, **system: object) -> Path:
+    write_json(root / "dataset_description.json", {"Name": "x"})
+    path = write_eeg(root, "1", "rest", eeg_uv(), names, {"SamplingFrequency": 250})
+    rows = [(name, *(f"{v:.4f}" for v in xyz)) for name, xyz in zip(names, places, strict=True)]
+    write_tsv(root / "sub-1/eeg/sub-1_electrodes.tsv", ("name", "x", "y", "z"), rows)
+    write_json(root / "sub-1/eeg/sub-1_coordsystem.json", {"EEGCoordinateUnits": "mm", **system})
+    return path
+
+
+def test_a_sphere_about_its_centre_is_in_no_frame_of_bids(tmp_path: Path) -> None:
+    recording = read(write_table(tmp_path / "known", KNOWN, SPHERE, EEGCoordinateSystem="CapTrak"))
+    np.testing.assert_array_equal(recording.positions_C3, PLACES)  # by their names
+    assert "mm away from where their names do in the frame 'CapTrak'" in recording.repairs[0]
+    with pytest.raises(RecordingError, match="its electrodes lie on a sphere about its centre") as error:
+        read(write_table(tmp_path / "net", NET, SPHERE, EEGCoordinateSystem="CapTrak"))
+    assert error.value.reason == "unknown-montage"
+
+
+def landmarks(to_frame: np.ndarray, origin: np.ndarray) -> dict[str, list[float]]:
+    """Of the template, in other axes about another origin [mm]."""
+    name = "colin27_1005" if "colin27_1005" in mne.channels.get_builtin_montages() else "standard_1005"
+    marks = mne.channels.transform_to_head(mne.channels.make_standard_montage(name)).get_positions()
+    return {ours: (to_frame @ (1e3 * marks[theirs]) + origin).tolist() for ours, theirs in
+            (("NAS", "nasion"), ("LPA", "lpa"), ("RPA", "rpa"))}  # fmt: skip
+
+
+@pytest.mark.parametrize("frame", ["CTF", "ScanRAS", "Other"])
+def test_landmarks_say_where_nose_and_ears_are_whatever_the_frame_is_called(tmp_path: Path, frame: str) -> None:
+    axes, origin = np.array([[0, 1, 0], [-1, 0, 0], [0, 0, 1]]) if frame == "Other" else np.eye(3), [3.0, 10.0, -30.0]
+    marks = {"AnatomicalLandmarkCoordinates": landmarks(axes, np.array(origin)),
+             "AnatomicalLandmarkCoordinateSystem": frame}  # fmt: skip
+    path = write_table(tmp_path, NET, PLACES @ axes.T + origin, EEGCoordinateSystem=frame, **marks)
+    np.testing.assert_allclose(read(path).positions_C3, PLACES, atol=0.1)
+    system = json.loads((tmp_path / "sub-1/eeg/sub-1_coordsystem.json").read_text())
+    for change in (
+        {"AnatomicalLandmarkCoordinates": {"NAS": "n/a", "LPA": [1, 2, 3], "RPA": [1, 2, 3]}},
+        {"AnatomicalLandmarkCoordinateSystem": "MNI305"},
+        {"AnatomicalLandmarkCoordinateUnits": "m"},
+        {"AnatomicalLandmarkCoordinates": {}},
+    ):
+        assert by_landmarks({**system, **change}) is None
