@@ -107,7 +107,7 @@ def _lines(content: bytes, file: str) -> list[str]:
     lines = (text.replace("\r\n", "\n") if b"\r" in content else text).split("\n")
     while lines and not lines[-1].strip():
         lines.pop()
-    if lines and path.suffix == ".tsv" and all(line.endswith("\t") for line in lines):  # a column without anything
+    if lines and file.endswith(".tsv") and all(line.endswith("\t") for line in lines):  # a column without anything
         lines = [line[:-1] for line in lines]
     return lines
 
