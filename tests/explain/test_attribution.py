@@ -137,7 +137,8 @@ def test_a_fine_tuned_model_is_loaded_and_explained_like_a_probe(corpus_dir: Pat
         "threshold": 0.5, "channels": {}, "simulated": [],
         "skill": {"measure": "AUROC", "chance": 0.5, "estimate": None},
     }  # fmt: skip
-    heads = {m: Head(arrays, facts) for m, arrays in heads_of(classifier).items()}
+    training = {m: dict.fromkeys(("centre_F", "spread_F"), np.ones(size)) for m, size in sizes.items()}
+    heads = {m: Head({**arrays, **training[m]}, facts) for m, arrays in heads_of(classifier).items()}
     task = {"kind": "classification", "label": "diagnosis", "classes": ["control", "case"]}
     write_classifier(tmp_path / "classifier", from_pretrained(tmp_path / "model"), heads, task, {}, "")
     loaded = load_finetuned(tmp_path)
