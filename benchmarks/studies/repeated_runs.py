@@ -1,6 +1,6 @@
 """Whether run after run ends with status 0: two ranks, ZeRO-3, two micro-batches, activation checkpointing.
 
-    python -m benchmarks.studies.repeated_runs [--runs 50]     writes benchmarks/results/repeated_runs.json
+python benchmarks/studies/repeated_runs.py [--runs 50] [--busy N]     writes benchmarks/results/repeated_runs.json
 
 Each run is the command that users type, of two steps of the smallest model, on two simulated sites. A run counts as
 ended well where the launcher's status is 0, ``exit.json`` says "finished", and no rank wrote "terminate called", which
@@ -19,10 +19,12 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from benchmarks.bench_training import make_corpus
 from mcsp.provenance import made_by
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+from bench_training import make_corpus  # noqa: E402
+
 RESULT = ROOT / "benchmarks" / "results" / "repeated_runs.json"
 SETTINGS = (
     "steps=2", "batch={paired: 8, eeg: 0, fmri: 0}", "window_seconds={eeg: 4, fmri: 20}", "micro_batches=2",

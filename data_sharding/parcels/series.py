@@ -11,7 +11,6 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 
 from mcsp.data_sharding.bids.reasons import RecordingError
 
@@ -71,6 +70,10 @@ def _plain_table(content: bytes, suffix: str) -> tuple[np.ndarray, list[str]] | 
     """
     separator, start = _SEPARATORS[suffix], content.find(b"\n") + 1
     if separator is None or not start or not content.endswith(b"\n") or len(content) > np.iinfo(np.int32).max:
+        return None
+    try:
+        import pyarrow as pa  # comes with the corpus extra; a laboratory reads few tables
+    except ModuleNotFoundError:
         return None
     try:
         names = _sound_names(content[: start - 1].decode("utf-8-sig"), suffix)

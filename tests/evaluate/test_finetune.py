@@ -17,7 +17,7 @@ from mcsp.data_sharding.store.reader import Corpus
 from mcsp.encode.classifier import MCSPClassifier
 from mcsp.evaluate.finetune import Finetuning, finetune
 from mcsp.evaluate.splits import labelled_part
-from mcsp.evaluate.units import Labelled, read_labels
+from mcsp.evaluate.units import Labelled, labels_of, read_labels
 from mcsp.explain.explain import load_finetuned
 from mcsp.model.mcsp import MCSP
 from mcsp.model.weights import write_pretrained
@@ -113,13 +113,13 @@ def test_units_may_lack_a_modality_where_they_train_and_where_they_are_tested(
     """A third of the units has EEG alone, a third BOLD alone."""
 
     def some(*arguments: Any) -> Labelled:
-        whole = read_labels(*arguments)
+        whole = labels_of(*arguments)
         kept = [unit.of("eeg") if i % 3 == 0 else unit.of("fmri") if i % 3 == 1 else unit.recordings
                 for i, unit in enumerate(whole.units)]  # fmt: skip
         units = [replace(unit, recordings=tuple(r)) for unit, r in zip(whole.units, kept, strict=True)]
         return replace(whole, units=units)
 
-    monkeypatch.setattr("mcsp.evaluate.finetune.read_labels", some)
+    monkeypatch.setattr("mcsp.evaluate.finetune.labels_of", some)
     results = finetune(config.model_copy(update={"out_dir": tmp_path, "max_passes": 1}))
     (row,) = results["scores"]  # a probe on both modalities at once needs both
     assert row["features"] == "fine-tuned" and 0 <= row["auroc"]["value"] <= 1
