@@ -52,7 +52,10 @@ def test_ctrl_c_saves_and_ends_without_a_traceback(corpus_dir: Path, tmp_path: P
     ]
     command += ["steps=1000", "window_seconds={eeg: 10, fmri: 30}", "batch={paired: 4, eeg: 0, fmri: 0}"]
     with (tmp_path / "told").open("w+") as told:
+        # A shell starts jobs in the background without the signal, and commands keep what they are started with.
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
         process = subprocess.Popen(command, stdout=told, stderr=told, cwd=ROOT, start_new_session=True)
+        signal.signal(signal.SIGINT, before)
         try:
             deadline = time.monotonic() + 200
             while not (run_dir / "metrics.jsonl").is_file() or not (run_dir / "metrics.jsonl").stat().st_size:
