@@ -267,5 +267,10 @@ def _replace(aside: Path, out_dir: Path) -> None:
     old = out_dir.with_name(f".{out_dir.name}.{os.getpid()}.old")
     if out_dir.exists():
         out_dir.rename(old)
-    aside.rename(out_dir)
+    try:
+        aside.rename(out_dir)
+    except OSError:
+        if old.exists():
+            old.rename(out_dir)
+        raise
     shutil.rmtree(old, ignore_errors=True)

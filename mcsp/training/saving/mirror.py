@@ -72,9 +72,14 @@ class Mirror(threading.Thread):
         self.fs.put_file(str(path / checkpoint.MANIFEST), f"{folder}/{checkpoint.MANIFEST}")
 
     def _prune(self, step: int) -> None:
-        """As :func:`mcsp.training.saving.checkpoint.retire`; the run went back behind those of later steps."""
+        """As :func:`mcsp.training.saving.checkpoint.retire`; the run went back behind those of later steps.
+
+        A copy that was cut off has no manifest, takes nobody's place and goes.
+        """
         steps = _steps(self.fs, self.root)
-        past = sorted(s for s in steps if s <= step)
+        past = sorted(
+            s for s, folder in steps.items() if s <= step and self.fs.exists(f"{folder}/{checkpoint.MANIFEST}")
+        )
         lasting = {s for s in past if s in past[-self.keep :] or (self.keep_every and s % self.keep_every == 0)}
         for gone in steps.keys() - lasting:
             manifest = f"{steps[gone]}/{checkpoint.MANIFEST}"

@@ -98,6 +98,10 @@ def test_an_abandoned_future_and_old_copies_go(place, tmp_path) -> None:
     assert there(place) == [1, 6], "a run that went back to 6 must not find 8 again"
     saved(tmp_path / "run", place, range(7, 8), keep=2, keep_every=4)
     assert there(place) == [6, 7]
+    fs, root = mirror._opened(place)
+    fs.rm_file(f"{root}/checkpoints/step-00000007/manifest.json")  # as a copy that was cut off
+    saved(tmp_path / "run", place, range(8, 9), keep=2)
+    assert there(place) == [6, 8], "what cannot be read takes the place of a whole copy"
 
 
 def test_a_store_that_fails_is_told_and_ends_nothing(tmp_path, capfd, monkeypatch) -> None:
