@@ -158,8 +158,8 @@ def main() -> None:
     arguments = parser.parse_args()
     os.environ.setdefault("MCSP_SUBJECT_KEY", KEY)
     writers: dict[str, Callable[[Path], None]] = {
-        "abide": lambda bids: abide.write_sites(arguments.abide, arguments.positions, bids),
-        "eegmat": lambda bids: eegmat.write_site(arguments.eegmat, bids),
+        "abide": lambda bids: abide.write_sites(abide.people(arguments.abide), arguments.positions, bids),
+        "eegmat": lambda bids: eegmat.write_site(eegmat.recordings(arguments.eegmat, None), bids),
     }
     found: dict[str, dict[str, Any]] = json.loads(arguments.out.read_text())["runs"] if arguments.only else {}
     for name in [arguments.only] if arguments.only else list(RUNS):
