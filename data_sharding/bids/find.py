@@ -46,10 +46,8 @@ _VERSION = {
 FOLDERS: dict[Modality, str] = {"eeg": "eeg", "fmri": "func"}
 # Entities that files beside a recording may have although the recording has not.
 _FREE = {"", "space", "segmentation", "atlas", "resolution", "template"}
-_SKIPPED_FOLDERS = {"sourcedata", "code", "stimuli"}
-_DESCRIPTION = "dataset_description.json"
-# Companions of a remote recording that a local one finds in its folder.
-DATA_FILES = "files beside it"
+_SKIPPED_FOLDERS, _DESCRIPTION = {"sourcedata", "code", "stimuli"}, "dataset_description.json"
+DATA_FILES = "files beside it"  # companions of a remote recording; a local one has them in its folder
 
 
 @dataclass(frozen=True)

@@ -136,10 +136,9 @@ def model_card(
         programs: content of programs.json, where programs were written.
         contact: who answers questions.
         terms: under which the weights may be used.
-        weights_sha256: of model.safetensors, to know whether ``evaluation`` is of these weights.
+        weights_sha256: of model.safetensors; ``evaluation`` may be of other weights.
     """
-    evaluated = ((evaluation or {}).get("model") or {}).get("weights_sha256")
-    others = evaluated not in (None, weights_sha256)
+    others = ((evaluation or {}).get("model") or {}).get("weights_sha256") not in (None, weights_sha256)
     own = None if others else evaluation
     used = [r for r in corpus.recordings if r.split == "train" and r.modality in model.config.modalities]
     return _CARD.format(
@@ -152,8 +151,7 @@ def model_card(
         step=manifest["step"],
         hours=sum(r.seconds for r in used) / 3600,
         contact=markdown(contact or "") or "not given. Ask the person who gave you this folder.",
-        terms=markdown(terms or "")
-        or "not given. They do not follow from the licence of the code; ask before you use or pass them on.",
+        terms=markdown(terms or "") or _NO_TERMS,
         use="\n".join(_USE[m] for m in model.config.modalities),
         programs="".join(_program_line(program) for program in (programs or {}).values()),
         preparation="\n".join(_PREPARED[m](preprocessing) for m in model.config.modalities),
@@ -172,6 +170,7 @@ def model_card(
     )
 
 
+_NO_TERMS = "not given. They do not follow from the licence of the code; ask before you use or pass them on."
 _OTHER_WEIGHTS = "**These are results of other weights**, not of those in this folder.\n\n"
 _PRINT = "print(encoded.report, encoded.features.shape)  # read its warnings first"
 _USE: dict[Modality, str] = {
