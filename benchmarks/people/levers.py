@@ -11,6 +11,7 @@ directions of the corpus, with half of the people in pretraining: evaluate's own
 What WORK has is not made again. Writes benchmarks/results/levers_<people>.json.
 """
 
+import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -230,8 +231,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     half = half_at_parcels(work, corpora["half"])
     bold = Bold.of(corpora["tenth"], LABEL)
     bold.add_rulers()
-    study = Study(bold)
-    study.layers()
+    study, made = Study(bold), work / "layers.json"
+    if not made.is_file():
+        study.layers()
+        made.write_text(json.dumps([bold.scorer.found, study.gains, study.shares]))
+    bold.scorer.found, study.gains, study.shares = json.loads(made.read_text())
     study.encoders(exports)
     more = {"differences": study.gains, "shares": study.shares, "runs_of_the_encoder": told, "half_at_parcels": half}
     return write(bold.scorer, LABEL, "levers_{people}", arguments.out, **more)
