@@ -53,7 +53,7 @@ RUNS: dict[str, list[str]] = {
 }
 EXPORTS = {"last weights": [], "averaged weights": ["--ema"], "weights best in validation": ["--best"]}
 PARCELS = ["model.fmri_parcels=corpus", "model.spatial_form=root", "spatial_start=corpus"]
-PARCEL_STEPS = 150
+PARCEL_STEPS = 100
 SPLITS = {"tenth": ("corpus-tenth", ["split_fractions=[0.9, 0.1, 0]"]), "half": ("corpus-half", [abide.HALF_SPLIT])}
 SHARES = (0.0, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0)
 
