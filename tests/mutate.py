@@ -143,12 +143,14 @@ def cosmic_ray(*arguments: str | Path, folder: Path) -> str:
 def unjudged(source: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
     """Where no test can judge: (line, column) from and to.
 
-    Texts of errors and of the log, annotations, decorators, and what the code asserts of itself (``strict=`` of zip too).
+    Texts of errors and of the log, annotations, decorators, and what the code asserts of itself, as by ``strict=``.
     """
     nodes: list[ast.AST | None] = []
     for node in ast.walk(ast.parse(source)):
         match node:
-            case ast.Raise() | ast.Assert() | ast.keyword(arg="strict") | ast.Call(func=ast.Attribute(value=ast.Name("_log"))):
+            case ast.Raise() | ast.Call(func=ast.Attribute(value=ast.Name("_log"))):
+                nodes.append(node)
+            case ast.Assert() | ast.keyword(arg="strict"):
                 nodes.append(node)
             case ast.AnnAssign() | ast.arg():
                 nodes.append(node.annotation)
