@@ -320,8 +320,6 @@ def regress(
 def evenly(x_KP: np.ndarray, kept_T: np.ndarray) -> np.ndarray:
     """Values at every volume from the first to the last that is kept; those between are of a cubic spline."""
     kept = np.flatnonzero(kept_T)
-    if kept[-1] - kept[0] + 1 == len(kept) or not x_KP.shape[1]:
-        return x_KP
     every = np.arange(kept[0], kept[-1] + 1)
     found_EP = interpolate.CubicSpline(kept, x_KP, axis=0)(every)
     found_EP[kept - kept[0]] = x_KP

@@ -150,6 +150,8 @@ def twice(info: tarfile.TarInfo, content: bytes) -> bytes:
 SHARD_PLANTS: dict[str, tuple[str, Edit, str]] = {
     "date in a channel name": (".json", in_metadata(lambda m: m["recordings"][0]["channels"].append("4.5.19")), "date"),
     "name in a task": (".json", in_metadata(lambda m: m["recordings"][0].update(task="anna")), "name like 'xxxx'"),
+    "name in place of a hash": (".json", in_metadata(lambda m: m.update(subject="anna")), "name like 'xxxx'"),
+    "number in place of a hash": (".json", in_metadata(lambda m: m.update(subject="0012345678")), "record number"),
     "record number in the session": (".json", in_metadata(lambda m: m.update(session="00123456")), "record number"),
     "e-mail in a column": (".json", in_metadata(lambda m: m["participant"].update(note="a@b.org")), "e-mail"),
     "number in a column": (".json", in_metadata(lambda m: m["participant"].update(id=1234567)), "record number"),

@@ -207,6 +207,16 @@ def test_only_what_stays_at_the_very_extreme_of_the_whole_counts() -> None:
     assert watch.held_2C[0, :2].tolist() == [4, 22]
 
 
+@pytest.mark.parametrize("piece", [2, 99, 101, 202, 4000])
+def test_the_windows_do_not_depend_on_the_pieces(piece: int) -> None:
+    x_TC = noise()
+    watch = watched(x_TC, piece)
+    x_WTC = x_TC.astype(np.float32).reshape(SECONDS, SFREQ, CHANNELS)
+    np.testing.assert_array_equal(watch.high_CW, x_WTC.max(axis=1).T)
+    np.testing.assert_array_equal(watch.low_CW, x_WTC.min(axis=1).T)
+    np.testing.assert_array_equal(watch.extreme_2C, [x_WTC.max(axis=(0, 1)), -x_WTC.min(axis=(0, 1))])
+
+
 def test_less_than_a_second_is_one_window() -> None:
     watch = RawWatch(1, 60, 100.0)
     watch.see(np.ones((1, 60), np.float32), 0)
