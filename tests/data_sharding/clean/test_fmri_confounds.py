@@ -105,3 +105,50 @@ def test_confounds_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     path = folder(tmp_path) / "sub-1_task-rest_desc-confounds_timeseries.tsv"
     frame.drop(columns="trans_x").to_csv(path, sep="\t", na_rep="n/a", index=False)
     assert reason(tmp_path, confounds=["motion"]) == "missing-confounds"
+
+
+def save(root: Path, frame: pd.DataFrame) -> Path:
+    """In place of what :func:`write_confounds` wrote."""
+    path = folder(root) / "sub-1_task-rest_desc-confounds_timeseries.tsv"
+    frame.to_csv(path, sep="\t", na_rep="n/a", index=False)
+    return path
+
+
+def test_numbers_of_motion_are_rounded_to_the_nanometre_and_a_volume_at_the_limit_stays(tmp_path: Path) -> None:
+    write_image(tmp_path)
+    frame = write_confounds(tmp_path)
+    frame["framewise_displacement"] = [np.nan, *np.linspace(0.1, 0.5, VOLUMES - 1)]
+    frame["std_dvars"] = [np.nan, *np.linspace(1.0, 2.0, VOLUMES - 1) ** 2]
+    frame["std_dvars"] = frame["std_dvars"].astype(str)
+    frame.loc[5, "std_dvars"] = "none"
+    frame.to_csv(
+        folder(tmp_path) / "sub-1_task-rest_desc-confounds_timeseries.tsv", sep="\t", na_rep="n/a", index=False
+    )
+    quality = read(tmp_path, max_fd_mm=0.5).quality
+    dvars_T = np.delete(np.linspace(1.0, 2.0, VOLUMES - 1) ** 2, 4)
+    assert quality["mean_dvars"] == round(dvars_T.mean(), 6) != round(dvars_T.mean(), 5)
+    assert (quality["mean_fd_mm"], quality["max_fd_mm"]) == (0.3, 0.5)
+    assert read(tmp_path, max_fd_mm=0.5).valid_spans == [0, VOLUMES]
+    assert read(tmp_path, max_fd_mm=0.499).valid_spans == [0, VOLUMES - 1]
+
+
+def test_a_column_without_any_number_is_as_none(tmp_path: Path) -> None:
+    write_image(tmp_path)
+    frame = write_confounds(tmp_path)
+    frame["framewise_displacement"] = np.nan
+    path = save(tmp_path, frame)
+    assert "mean_fd_mm" not in read(tmp_path).quality
+    assert reason(tmp_path, max_fd_mm=0.5) == "missing-confounds"
+    path.unlink()
+    assert reason(tmp_path, max_fd_mm=0.5) == "missing-confounds"
+    path.write_text("")
+    assert reason(tmp_path) == "bad-table"
+
+
+def test_only_volumes_that_a_column_of_the_steady_state_marks_are_taken_out(tmp_path: Path) -> None:
+    write_image(tmp_path)
+    frame = write_confounds(tmp_path, non_steady=2)
+    frame["non_steady_state_outlier02"] = [0.0] * VOLUMES
+    frame.loc[3, "non_steady_state_outlier02"] = 1.0
+    save(tmp_path, frame)
+    assert read(tmp_path).valid_spans == [2, 3, 4, VOLUMES]
