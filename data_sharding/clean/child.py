@@ -14,7 +14,7 @@ import signal
 import sys
 import tempfile
 import threading
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import lru_cache
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -115,7 +115,7 @@ def _read(
     """A recording in ``memory``, or reason and detail; ``programs`` None: without limits."""
     real_folder.cache_clear()
     try:
-        with local_copy(ref) as here:
+        with nullcontext(ref) if ref.site.url is None else local_copy(ref) as here:
             if programs is not None:
                 _limit_to_recording(here, programs)
             reading = Reading(read_recording(here, config), acquisition_time(here))
