@@ -17,7 +17,7 @@ from upath import UPath
 from mcsp.data_sharding.bids.reasons import RecordingError
 
 if TYPE_CHECKING:
-    from mcsp.data_sharding.bids.find import RecordingRef
+    from mcsp.data_sharding.bids.ref import RecordingRef
 
 # What planning reads; no table of this length is worth a copy of a whole dataset.
 _TEXTS = (".json", ".tsv", ".bidsignore")

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from mcsp.config import CorpusConfig
-from mcsp.data_sharding.bids.find import RecordingRef
+from mcsp.data_sharding.bids.ref import RecordingRef
 from mcsp.data_sharding.build.layout import PlannedSample, PlannedShard
 from mcsp.data_sharding.build.privacy import without_dates
 from mcsp.data_sharding.build.samples import USED_UP, SampleRecording, SiteTime, read_sample

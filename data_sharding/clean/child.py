@@ -23,9 +23,9 @@ import numpy as np
 from nilearn.datasets import get_data_dirs
 
 from mcsp.config import CorpusConfig
-from mcsp.data_sharding.bids.derivatives import acquisition_time, inputs_of, raw_roots
-from mcsp.data_sharding.bids.find import RecordingRef, Site, find_recordings, is_read
+from mcsp.data_sharding.bids.find import find_recordings
 from mcsp.data_sharding.bids.reasons import RecordingError, reading
+from mcsp.data_sharding.bids.ref import RecordingRef, Site, acquisition_time, inputs_of, is_read, raw_roots
 from mcsp.data_sharding.bids.remote import local_copy
 from mcsp.data_sharding.bids.tables import real_folder, require_content, require_inside
 from mcsp.data_sharding.bids.write import write_eeg, write_json, write_parcellated_bold, write_parcellation

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mcsp.data_sharding.bids.derivatives import acquisition_time, marked_times, raw_roots, repetition_time_of_run
-from mcsp.data_sharding.bids.find import Site, find_recordings
+from mcsp.data_sharding.bids.find import find_recordings
+from mcsp.data_sharding.bids.ref import Site, acquisition_time, raw_roots, repetition_time_of_run
 from mcsp.data_sharding.bids.write import write_json, write_tsv
+from mcsp.data_sharding.build.samples import marked_times
 
 MARKER = "R128"
 
