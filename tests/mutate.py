@@ -90,7 +90,7 @@ TARGETS: dict[str, tuple[str, ...]] = {
     "mcsp/batch.py": ("tests/test_batch.py",),
     "mcsp/augmentations/views.py": ("tests/augmentations/test_views.py",),
     "mcsp/losses/objective.py": ("tests/losses/test_objective.py",),
-    "mcsp/losses/prediction.py": ("tests/losses/test_prediction.py",),
+    "mcsp/training/prediction.py": ("tests/training/test_prediction.py",),
     "mcsp/model/tangent.py": ("tests/model/test_tangent.py",),
     "mcsp/model/spatial.py": ("tests/model/test_encoders.py", "tests/model/test_skips.py"),
     "mcsp/model/temporal.py": ("tests/model/test_encoders.py",),
