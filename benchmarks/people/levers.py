@@ -20,12 +20,12 @@ from typing import Any
 import numpy as np
 from learned_gain import TRAINED_RANK, Layers, Span
 from scipy.linalg import solve
-from spatial_tokens import Windows
 from study import DENOISER, ROOT_ROW, Bold, write
 
 from mcsp.config import EvaluateConfig
 from mcsp.encode.pretrained import from_pretrained
 from mcsp.evaluate.evaluate import untrained_like, with_windows
+from mcsp.evaluate.features import learned_parts
 from mcsp.evaluate.readout.classifiers import SVM, on_grams
 from mcsp.evaluate.readout.grams import (
     DENOISER_PENALTY,
@@ -184,20 +184,16 @@ class Study:
         return of
 
     def encoders(self, exports: dict[str, Path]) -> None:
-        """The spatial h of exports, alone and beside the root; the untrained one is the same for all."""
-        first = next(iter(exports.values()))
-        untrained = untrained_like(from_pretrained(first))
-        config = EvaluateConfig(model_dir=first, corpus_dir=self.bold.corpus.path, out_dir=first, label=LABEL)
-        windows = Windows(self.bold.corpus, self.bold.labelled.units, with_windows(config, untrained))
-        before: list[str] = []
-        for name, model in (("untrained", untrained), *((n, from_pretrained(folder)) for n, folder in exports.items())):
-            whole_NF, half_N2F = windows.spatial_h(model)
-            row, beside = f"encoder, {name}", f"encoder, {name}, beside the root, share chosen without labels"
-            self.add(row, fixed([gram(whole_NF)]), before)
-            before.append(row)
-            if name == "untrained" or "last" in name:
-                learned = gram(np.concatenate([whole_NF, half_N2F[:, 0], half_N2F[:, 1]]))
-                self.add_shared(beside, lambda _, learned=learned: learned)
+        """The spatial h of exports; the untrained one is the same for all."""
+        folder = next(iter(exports.values()))
+        config = EvaluateConfig(model_dir=folder, corpus_dir=self.bold.corpus.path, out_dir=folder, label=LABEL)
+        first = from_pretrained(folder)
+        config, before = with_windows(config, first), list[str]()
+        for name in ("untrained", *exports):
+            model = untrained_like(first) if name == "untrained" else from_pretrained(exports[name])
+            parts = learned_parts(model, self.bold.corpus, self.bold.labelled.units, config, name)["fmri"]
+            self.add(f"encoder, {name}", fixed([gram(parts["spatial"])]), before)
+            before.append(f"encoder, {name}")
 
 
 def exported(work: Path, corpus: Path, steps: int) -> tuple[dict[str, Path], dict[str, Any]]:
