@@ -22,8 +22,8 @@ import numpy as np
 import scipy.fft
 
 from mcsp.config import EegConfig
-from mcsp.data_sharding.bids.find import RecordingRef, read_sidecar
 from mcsp.data_sharding.bids.reasons import RecordingError, naming
+from mcsp.data_sharding.bids.ref import RecordingRef, read_sidecar
 from mcsp.data_sharding.clean.eeg_files import OpenEeg, open_eeg, positive_number, valid_times
 from mcsp.data_sharding.clean.eeg_quality import (
     RawWatch,

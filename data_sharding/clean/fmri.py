@@ -18,9 +18,8 @@ import pandas as pd
 from scipy import interpolate, signal
 
 from mcsp.config import FmriConfig
-from mcsp.data_sharding.bids.derivatives import even_timing, repetition_time_of_run, siblings
-from mcsp.data_sharding.bids.find import RecordingRef, read_sidecar
 from mcsp.data_sharding.bids.reasons import RecordingError, naming
+from mcsp.data_sharding.bids.ref import RecordingRef, even_timing, read_sidecar, repetition_time_of_run, siblings
 from mcsp.data_sharding.clean.fmri_files import is_image, read_time_series
 from mcsp.data_sharding.clean.recording import CleanRecording, require_good, robust_amplitude, spans_of, summarise
 from mcsp.data_sharding.parcels.parcellation import Parcels

@@ -16,9 +16,8 @@ import numpy as np
 from nibabel.affines import apply_affine
 
 from mcsp.config import FmriConfig
-from mcsp.data_sharding.bids.derivatives import atlas_files
-from mcsp.data_sharding.bids.find import RecordingRef, parse_name
 from mcsp.data_sharding.bids.reasons import RecordingError
+from mcsp.data_sharding.bids.ref import RecordingRef, atlas_files, parse_name
 from mcsp.data_sharding.parcels.atlases import (
     Atlas,
     atlas_of_file,

@@ -18,8 +18,8 @@ import nibabel
 import numpy as np
 
 from mcsp.config.corpus import ATLAS_NAMES, ATLASES
-from mcsp.data_sharding.bids.find import parse_name
 from mcsp.data_sharding.bids.reasons import RecordingError
+from mcsp.data_sharding.bids.ref import parse_name
 from mcsp.data_sharding.parcels.parcellation import (
     ParcelRow,
     Parcels,

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import torch
 
+from mcsp.batch import Batch
 from mcsp.config import HealthConfig
 from mcsp.run_log import read_events, read_metrics
-from mcsp.training.health import Health, clean, suspects
+from mcsp.training.health import BadWindows, Health, clean, suspects
 from tests.training.ranks import run_ranks, same, weights
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -339,3 +341,22 @@ def test_a_checkpoint_is_clean_where_nothing_was_wrong() -> None:
         {"in_a_row": 2, "lost": 2},
     )]  # fmt: skip
     assert found == [True, True, False, False, False]
+
+
+@pytest.mark.parametrize(("most", "bad", "read", "ends"), [
+    (0.01, 10, 64, False), (0.01, 11, 64, True), (0.01, 50, 5000, False), (0.01, 51, 5000, True),
+    (3, 3, 10, False), (3, 4, 10**9, True), (1, 1, 10, False), (1, 2, 10, True), (0, 0, 10, False), (0, 1, 10**9, True),
+])  # fmt: skip
+def test_too_many_bad_windows_are_a_fraction_or_a_number(most: float, bad: int, read: int, ends: bool) -> None:
+    counter = BadWindows(most)
+    counter.add(bad, read)
+    assert bool(counter.too_many()) == ends
+    assert not ends or counter.too_many().startswith(f"{bad} of {read} windows could not be read, more than max_bad")
+
+
+def test_each_bad_place_is_logged_once_and_counted_every_time(caplog: pytest.LogCaptureFixture) -> None:
+    empty = torch.zeros(0)
+    found = [Batch({}, empty, empty, (), ("a.tar: block 3", "b.tar: block 1")), Batch({}, empty, empty, ())]
+    counter = BadWindows(1)
+    assert counter.tell(found) == counter.tell(found) == 2
+    assert [r.getMessage().split(": ", 1)[1] for r in caplog.records] == list(found[0].unreadable)

@@ -9,21 +9,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mcsp.data_sharding.bids.derivatives import (
+from mcsp.data_sharding.bids.find import find_recordings
+from mcsp.data_sharding.bids.reasons import RecordingError
+from mcsp.data_sharding.bids.ref import (
+    Site,
     acquisition_time,
     atlas_files,
     even_timing,
     inputs_of,
-    marked_times,
     pipeline_root,
     raw_roots,
     repetition_time_of_run,
     scans_tables,
     siblings,
 )
-from mcsp.data_sharding.bids.find import Site, find_recordings
-from mcsp.data_sharding.bids.reasons import RecordingError
 from mcsp.data_sharding.bids.write import write_json, write_tsv
+from mcsp.data_sharding.build.samples import marked_times
 
 MARKER = "R128"
 

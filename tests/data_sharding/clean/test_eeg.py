@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from mcsp.config import EegConfig
-from mcsp.data_sharding.bids.find import RecordingRef, Site, find_recordings
+from mcsp.data_sharding.bids.find import find_recordings
 from mcsp.data_sharding.bids.reasons import RecordingError
+from mcsp.data_sharding.bids.ref import RecordingRef, Site
 from mcsp.data_sharding.bids.write import write_eeg, write_json, write_tsv
 from mcsp.data_sharding.clean.eeg import EegDetails, _line_hz, clean_eeg, read_eeg
 from mcsp.data_sharding.clean.eeg_channels import normalise_channel, standard_positions_mm

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from mcsp.config import FmriConfig
-from mcsp.data_sharding.bids.find import RecordingRef, Site, find_recordings
+from mcsp.data_sharding.bids.find import find_recordings
 from mcsp.data_sharding.bids.reasons import RecordingError
+from mcsp.data_sharding.bids.ref import RecordingRef, Site
 from mcsp.data_sharding.bids.write import write_json, write_parcellated_bold, write_parcellation, write_tsv
 from mcsp.data_sharding.clean import fmri
 from mcsp.data_sharding.clean.fmri import (

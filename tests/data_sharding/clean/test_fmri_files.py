@@ -1,6 +1,6 @@
 """BOLD in every format, confounds of fMRIPrep and damaged files, written by nibabel, pandas and numpy.
 
-Covers: data_sharding/bids/derivatives.py, data_sharding/clean/fmri.py, data_sharding/parcels/atlases.py,
+Covers: data_sharding/bids/ref.py, data_sharding/clean/fmri.py, data_sharding/parcels/atlases.py,
 data_sharding/parcels/parcellation.py, data_sharding/parcels/series.py
 """
 
@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 
 from mcsp.config import FmriConfig
-from mcsp.data_sharding.bids.find import RecordingRef, Site, find_recordings
+from mcsp.data_sharding.bids.find import find_recordings
 from mcsp.data_sharding.bids.reasons import RecordingError
+from mcsp.data_sharding.bids.ref import RecordingRef, Site
 from mcsp.data_sharding.bids.write import write_json, write_parcellated_bold, write_tsv
 from mcsp.data_sharding.clean.fmri import detrend, read_fmri
 from mcsp.data_sharding.clean.recording import CleanRecording

@@ -1,7 +1,4 @@
-"""Prediction across windows: the error against numpy, where targets come from, and that it can be learned.
-
-Covers: mcsp/training/prediction.py
-"""
+"""Prediction across windows: the error against numpy, where targets come from, and that it can be learned."""
 
 import numpy as np
 import pytest
@@ -11,10 +8,9 @@ from mcsp.augmentations.views import halves_of_views
 from mcsp.batch import Batch, Signal, rows_of
 from mcsp.config import AugmentationConfig, ModelConfig, ObjectiveConfig
 from mcsp.losses.objective import objective
-from mcsp.losses.prediction import prediction_error
 from mcsp.model.mcsp import MCSP
 from mcsp.schema import DOMAINS
-from mcsp.training.prediction import MEAN_SCALE, PredictionHead, target_of
+from mcsp.training.prediction import MEAN_SCALE, PredictionHead, prediction_error, target_of
 from mcsp.training.pretrainer import Pretrainer
 from tests.model.test_encoders import make_signal
 
