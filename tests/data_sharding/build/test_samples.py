@@ -213,3 +213,12 @@ def test_losses_of_other_workers_are_looked_for_every_five_seconds(
         one.require("a")
     with pytest.raises(RecordingError, match=USED_UP):
         other.require("a")
+
+
+def test_another_run_of_a_build_begins_without_losses(tmp_path: Path) -> None:
+    used = site_time(tmp_path, limit=100)
+    for site in ("a", "b", "a"):
+        used.lose(site)
+    site_time(tmp_path).forget()
+    assert [list((tmp_path / "timeouts" / site).iterdir()) for site in "ab"] == [[], []]
+    site_time(tmp_path, limit=100).require("a")
