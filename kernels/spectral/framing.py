@@ -16,7 +16,6 @@ from torch.utils.weak import WeakTensorKeyDictionary
 # Floor of a channel without any variation, in unit^2/Hz; far below the noise of any amplifier, in uV or in V.
 FLAT_POWER = 1e-20
 
-DETRENDS = ("constant", "linear")
 # Samples in a block of rows on a CPU, with a gradient and without: 2 and 4 MiB of float32, so that the passes over a
 # block find it in the cache and there are few blocks.
 _BLOCK_SAMPLES = (2**19, 2**20)
@@ -135,8 +134,8 @@ def in_order(parts: list[Tensor], order: list[int]) -> Tensor:
     return whole[sorted(range(len(order)), key=order.__getitem__)]
 
 
-def spectra(block: Block, freqs_hz: tuple[float, ...], detrend: str) -> Spectra:
-    """Demean or detrend each frame, weight it with a Hann window and project it onto ``freqs_hz``."""
+def spectra(block: Block, freqs_hz: tuple[float, ...]) -> Spectra:
+    """Demean each frame, weight it with a Hann window and project it onto ``freqs_hz``."""
     x_bCT, valid_bT = block.x_bCT, block.valid_bT
     # On a CPU a look at the mask is cheaper than a copy of the signal; on a GPU it would wait for the device.
     whole = block.whole or (x_bCT.device.type == "cpu" and bool(valid_bT.all()))
@@ -157,9 +156,9 @@ def spectra(block: Block, freqs_hz: tuple[float, ...], detrend: str) -> Spectra:
     else:
         window_bL, density_b = _window(counted_bL, block.sfreq, x_bCT.dtype)
     counted = counted_bL[:, None, None].to(x_bCT.dtype)
-    centred, rest, total = _centred(frames, counted, whole or block.hop > 0, detrend)
+    centred, rest, total = _centred(frames, counted, whole or block.hop > 0)
     norm = torch.linalg.vector_norm(centred, dim=-1, keepdim=True)
-    # What is left of a constant or a line after rounding must count as nothing, or its logarithm has a huge gradient.
+    # What is left of a constant after rounding must count as nothing, or its logarithm has a huge gradient.
     lively = norm.detach() > 8 * torch.finfo(norm.dtype).eps * rest
     level_bCP = (norm.square() * lively / total * (2 / block.sfreq))[..., 0]
     scale = lively * density_b[:, None, None, None]
@@ -180,10 +179,10 @@ def _whole_window(length: int, sfreq: float, dtype: torch.dtype, device: torch.d
     return _window(torch.ones(1, length, dtype=torch.bool, device=device), sfreq, dtype)
 
 
-def _centred(frames: Tensor, counted: Tensor, whole: bool, detrend: str) -> tuple[Tensor, Tensor, Tensor | float]:
-    """Frames without their mean (and line); a norm of what may be left of those; and the number of counted samples.
+def _centred(frames: Tensor, counted: Tensor, whole: bool) -> tuple[Tensor, Tensor, Tensor | float]:
+    """Frames without their mean; a norm of what may be left of it; and the number of counted samples.
 
-    Both are removed twice, as the first time leaves as much of a large offset as its sum was rounded by. Gradients go
+    It is removed twice, as the first time leaves as much of a large offset as its sum was rounded by. Gradients go
     through the first removal alone: it is the same projection.
     """
     # Where all samples count, their number needs no tensor.
@@ -194,13 +193,6 @@ def _centred(frames: Tensor, counted: Tensor, whole: bool, detrend: str) -> tupl
         mean = centred.sum(-1, keepdim=True) / total
         rest = mean.abs() * total**0.5
         centred.sub_(mean if whole else mean * counted)
-    if detrend == "linear":
-        time = unit_line(counted).to(frames.dtype)
-        slope = (centred * time).sum(-1, keepdim=True)
-        rest = rest + slope.detach().abs()
-        centred = centred - slope * time
-        with torch.no_grad():
-            centred.sub_((centred * time).sum(-1, keepdim=True) * time)
     return centred, rest, total
 
 
@@ -274,14 +266,6 @@ def _one_sided(freqs_F: Tensor, sfreq: float) -> Tensor:
     nyquist = sfreq / 2
     edge = (freqs_F == 0) | ((freqs_F - nyquist).abs() <= _SAME * nyquist)
     return (2.0 - edge.double()).sqrt() * (freqs_F <= nyquist * (1 + _SAME))
-
-
-def unit_line(counted: Tensor) -> Tensor:
-    """A line over the counted samples with mean 0 and norm 1, 0 elsewhere; float64, (..., L) as ``counted``."""
-    time = torch.arange(counted.shape[-1], device=counted.device, dtype=torch.float64)
-    total = counted.double().sum(-1, keepdim=True).clamp(min=1)
-    time = (time - (time * counted).sum(-1, keepdim=True) / total) * counted
-    return time / torch.linalg.vector_norm(time, dim=-1, keepdim=True).clamp(min=1e-9)
 
 
 def _take(spectrum: Tensor, bins: list[int]) -> Tensor:

@@ -56,7 +56,7 @@ def case(seed: int) -> dict[str, Any]:
     most = max(rates) / 2
     freqs = [some(0, 1 + int(10 * most)) / 10 for _ in range(some(1, 8))] + [most] * often(0.3) + [0.0] * often(0.3)
     p: dict[str, Any] = {"x_BCT": x, "freqs_hz_F": freqs, "time_valid_BT": valid}
-    p |= {"sfreq_B": torch.tensor(rates, dtype=torch.float64), "detrend": "linear" if often(0.4) else "constant"}
+    p["sfreq_B"] = torch.tensor(rates, dtype=torch.float64)
     least = min(rates)
     if often(0.5) and n_times > 20:
         p |= {"frame_seconds": some(8, n_times - 8) / max(rates), "hop_seconds": some(3, n_times) / least}
@@ -78,20 +78,17 @@ def truth(p: dict[str, Any]) -> np.ndarray:
             there = np.flatnonzero(valid_BT[b])
             frames = [there] if len(there) >= 2 else []
         for c in range(channels):
-            powers = [_density(x_BCT[b, c], at, rate, p["freqs_hz_F"], p["detrend"]) for at in frames]
+            powers = [_density(x_BCT[b, c], at, rate, p["freqs_hz_F"]) for at in frames]
             if powers:
                 out[b, c] = np.log10(np.mean(powers, axis=0) + FLAT)
     return out
 
 
-def _density(x_T: np.ndarray, at: np.ndarray, rate: float, freqs: list[float], detrend: str) -> np.ndarray:
+def _density(x_T: np.ndarray, at: np.ndarray, rate: float, freqs: list[float]) -> np.ndarray:
     """One-sided density and its floor, from the samples ``at`` of one frame."""
     x, n = x_T[at], at[-1] - at[0] + 1
     with np.errstate(invalid="ignore"):
         x = x - x.mean()
-        if detrend == "linear":
-            line = at - at.mean()
-            x = x - line * (x @ line) / max(line @ line, 1e-18)
         size = np.abs(x_T[at]).max()
         if np.sqrt(x @ x) <= 1e-9 * size * len(x):
             x = np.zeros_like(x)
