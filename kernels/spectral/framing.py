@@ -13,12 +13,14 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from mcsp.kernels.spectral.transforms import fits, transformed
+
 # Floor of a channel without any variation, in unit^2/Hz; far below the noise of any amplifier, in uV or in V.
 FLAT_POWER = 1e-20
 
-# Samples in a block of rows on a CPU, with a gradient and without: 2 and 4 MiB of float32, so that the passes over a
+# Samples in a block of rows on a CPU, with a gradient and without: 2 and 8 MiB of float32, so that the passes over a
 # block find it in the cache and there are few blocks.
-_BLOCK_SAMPLES = (2**19, 2**20)
+_BLOCK_SAMPLES = (2**19, 2**21)
 # Frequencies from which a CPU's FFT, which computes all bins, is faster than a product for the wanted ones alone; on a
 # GPU the frame's length decides. Both count only where the frequencies are bins of the frame.
 _FFT_FREQS_CPU, _FFT_LENGTH_GPU = 24, 1000
@@ -139,6 +141,9 @@ def spectra(block: Block, freqs_hz: tuple[float, ...]) -> Spectra:
     x_bCT, valid_bT = block.x_bCT, block.valid_bT
     # On a CPU a look at the mask is cheaper than a copy of the signal; on a GPU it would wait for the device.
     whole = block.whole or (x_bCT.device.type == "cpu" and bool(valid_bT.all()))
+    bins = _bins_by_transform(block, freqs_hz)
+    if bins is not None:
+        return _by_transform(block, bins, whole)
     if block.hop == 0:
         frames = (x_bCT if whole else x_bCT.masked_fill(~valid_bT[:, None], 0))[:, :, None]
         frames_valid_bP = (valid_bT.sum(1) >= 2)[:, None]
@@ -164,6 +169,26 @@ def spectra(block: Block, freqs_hz: tuple[float, ...]) -> Spectra:
     scale = lively * density_b[:, None, None, None]
     re, im, one_sided_F = _transform(centred, window_bL[:, None, None], block.sfreq, freqs_hz)
     return Spectra(re, im, scale * one_sided_F.to(scale), level_bCP, frames_valid_bP)
+
+
+def _bins_by_transform(block: Block, freqs_hz: tuple[float, ...]) -> range | None:
+    """The bins of the frames that :func:`_by_transform` finds, where it can and is faster."""
+    wanted = block.x_bCT.requires_grad and torch.is_grad_enabled()
+    if wanted or block.x_bCT.device.type != "cpu" or block.hop == 0 or len(freqs_hz) < _FFT_FREQS_CPU:
+        return None
+    _, bins = _plan(block.length, block.sfreq, freqs_hz)
+    return None if bins is None else fits(block.length, block.hop, bins)
+
+
+def _by_transform(block: Block, bins: range, whole: bool) -> Spectra:
+    x_bCT, valid_bT, length = block.x_bCT, block.valid_bT, block.length
+    frames_valid_bP = valid_bT.unfold(-1, length, block.hop).all(-1)
+    found = transformed(x_bCT if whole else x_bCT.masked_fill(~valid_bT[:, None], 0), length, block.hop, bins)
+    _, density_1 = _whole_window(length, block.sfreq, x_bCT.dtype, x_bCT.device)
+    scale_bCP = found.lively_bCP * (density_1 * (math.sqrt(2) * found.factor))
+    level_bCP = found.norm_bCP.square() * found.lively_bCP * (2 / block.sfreq / length)
+    re, im = found.spectrum_bCPF.real, found.spectrum_bCPF.imag
+    return Spectra(re, im, scale_bCP[..., None], level_bCP, frames_valid_bP)
 
 
 def _window(counted_bL: Tensor, sfreq: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
