@@ -41,18 +41,18 @@ class Block(NamedTuple):
 
 
 class Spectra(NamedTuple):
-    """Spectra of a block: ``(re^2 + im^2) * scale^2`` is a one-sided density."""
+    """Spectra of a block: ``square * scale^2`` is a one-sided density."""
 
     re_bCPF: Tensor
     im_bCPF: Tensor
+    square_bCPF: Tensor  # re^2 + im^2
     scale_bCPF: Tensor  # 0 for a channel without variation; broadcasts
     level_bCP: Tensor  # a channel's mean density over 0 .. sfreq / 2
     frames_valid_bP: Tensor
 
     def density(self) -> Tensor:
         """``(b, C, P, F)`` in unit^2/Hz."""
-        square_bCPF = self.re_bCPF.square().addcmul_(self.im_bCPF, self.im_bCPF)
-        return square_bCPF.mul_(self.scale_bCPF.square())
+        return self.square_bCPF * self.scale_bCPF.square()
 
 
 def planned_rows(
@@ -168,7 +168,8 @@ def spectra(block: Block, freqs_hz: tuple[float, ...]) -> Spectra:
     level_bCP = (norm.square() * lively / total * (2 / block.sfreq))[..., 0]
     scale = lively * density_b[:, None, None, None]
     re, im, one_sided_F = _transform(centred, window_bL[:, None, None], block.sfreq, freqs_hz)
-    return Spectra(re, im, scale * one_sided_F.to(scale), level_bCP, frames_valid_bP)
+    square = re.square().addcmul_(im, im)
+    return Spectra(re, im, square, scale * one_sided_F.to(scale), level_bCP, frames_valid_bP)
 
 
 def _bins_by_transform(block: Block, freqs_hz: tuple[float, ...]) -> range | None:
@@ -182,13 +183,17 @@ def _bins_by_transform(block: Block, freqs_hz: tuple[float, ...]) -> range | Non
 
 def _by_transform(block: Block, bins: range, whole: bool) -> Spectra:
     x_bCT, valid_bT, length = block.x_bCT, block.valid_bT, block.length
-    frames_valid_bP = valid_bT.unfold(-1, length, block.hop).all(-1)
+    frames_bPL = valid_bT.unfold(-1, length, block.hop)
+    frames_valid_bP = valid_bT.new_ones(frames_bPL.shape[:2]) if whole else frames_bPL.all(-1)
     found = transformed(x_bCT if whole else x_bCT.masked_fill(~valid_bT[:, None], 0), length, block.hop, bins)
     _, density_1 = _whole_window(length, block.sfreq, x_bCT.dtype, x_bCT.device)
     scale_bCP = found.lively_bCP * (density_1 * (math.sqrt(2) * found.factor))
     level_bCP = found.norm_bCP.square() * found.lively_bCP * (2 / block.sfreq / length)
-    re, im = found.spectrum_bCPF.real, found.spectrum_bCPF.imag
-    return Spectra(re, im, scale_bCP[..., None], level_bCP, frames_valid_bP)
+    # As pairs of numbers, which lie side by side: a pass over real parts alone takes up to four times as long.
+    pairs = torch.view_as_real(found.spectrum_bCPF)
+    squares = pairs.square()
+    square_bCPF = squares[..., 0] + squares[..., 1]
+    return Spectra(pairs[..., 0], pairs[..., 1], square_bCPF, scale_bCP[..., None], level_bCP, frames_valid_bP)
 
 
 def _window(counted_bL: Tensor, sfreq: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -167,13 +167,11 @@ def imaginary_coherence(
         level = (found.level_bCP[..., None] * keep).sum(2, keepdim=True)
         gain = keep * found.scale_bCPF * torch.rsqrt(power + eps * level + FLAT_POWER)
         sizes = [len(band) for band in bins]
-        bands = []
         re, im = (found.re_bCPF * gain).split(sizes, -1), (found.im_bCPF * gain).split(sizes, -1)
-        for re_band, im_band in zip(re, im, strict=True):
-            with torch.autocast(power.device.type, enabled=False):
-                half = im_band.flatten(2) @ re_band.flatten(2).transpose(1, 2)
-            bands.append((half - half.transpose(1, 2)).abs() / max(1, re_band.shape[-1]))
-        parts.append(torch.stack(bands, 1).clamp(max=1.0))
+        with torch.autocast(power.device.type, enabled=False):
+            half = [i.flatten(2) @ r.flatten(2).mT / max(1, n) for r, i, n in zip(re, im, sizes, strict=True)]
+        half_bKCC = torch.stack(half, 1)
+        parts.append((half_bKCC - half_bKCC.mT).abs().clamp(max=1.0))
         order += block.rows
     return in_order(parts, order)
 
