@@ -171,14 +171,6 @@ def test_each_bad_place_is_logged_once_and_counted_every_time(caplog: pytest.Log
     assert [r.getMessage().split(": ", 1)[1] for r in caplog.records] == list(found[0].unreadable)
 
 
-def test_windows_left_out_are_counted_by_site_over_ranks_and_steps() -> None:
-    counter = BadWindows(0.5)
-    assert counter.tell([]) == 0 and counter.left_out == {} and (counter.bad, counter.read) == (0, 0)
-    counter.add(1, 10, [{"a": 2}, {"a": 1, "b": 4}])
-    counter.add(2, 20, [{"b": 1}])
-    assert (counter.bad, counter.read, counter.left_out) == (3, 30, {"a": 3, "b": 5})
-
-
 def test_reading_takes_time_and_draws_nothing_from_the_generator_of_the_run(corpus_dir: Path) -> None:
     before = torch.get_rng_state()
     begin = time.perf_counter()
