@@ -89,7 +89,7 @@ TARGETS: dict[str, tuple[str, ...]] = {
     "data_sharding/store/table.py": ("tests/data_sharding/store/test_table.py",),
     "kernels/spectral/framing.py": ("tests/kernels/test_spectral_cases.py", "tests/kernels/test_spectral_reference.py"),
     "mcsp/batch.py": ("tests/test_batch.py",),
-    "mcsp/augmentations/views.py": ("tests/augmentations/test_views.py",),
+    "mcsp/augmentations/views.py": ("tests/augmentations/test_draws.py", "tests/augmentations/test_views.py"),
     "mcsp/losses/objective.py": ("tests/losses/test_objective.py",),
     "mcsp/losses/prediction.py": ("tests/losses/test_prediction.py",),
     "mcsp/model/tangent.py": ("tests/model/test_tangent.py",),
