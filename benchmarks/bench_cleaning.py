@@ -26,7 +26,8 @@ from nilearn.maskers import NiftiLabelsMasker
 from threadpoolctl import threadpool_limits
 
 from mcsp.config import EegConfig, FmriConfig
-from mcsp.data_sharding.bids.find import RecordingRef, Site, find_recordings
+from mcsp.data_sharding.bids.find import find_recordings
+from mcsp.data_sharding.bids.ref import RecordingRef, Site
 from mcsp.data_sharding.bids.write import write_json
 from mcsp.data_sharding.clean.eeg import read_eeg
 from mcsp.data_sharding.clean.eeg_channels import standard_positions_mm

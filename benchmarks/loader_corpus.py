@@ -15,11 +15,10 @@ import numpy as np
 import pyarrow as pa
 import webdataset
 
-from mcsp.data_sharding.store.index import INDEX_NAME, SHARDS_NAME, block_bounds, crc_name, index_hash
-from mcsp.data_sharding.store.table import RECORDINGS_NAME
-from mcsp.data_sharding.store.table_write import make_batch, write_table
+from mcsp.data_sharding.store.index import INDEX_NAME, SHARDS_NAME, index_hash
+from mcsp.data_sharding.store.table import RECORDINGS_NAME, make_batch, write_table
 from mcsp.outside import sha256_file
-from mcsp.schema import BLOCK_SAMPLES, SCHEMA_VERSION, Recording
+from mcsp.schema import BLOCK_SAMPLES, SCHEMA_VERSION, Recording, block_bounds, crc_name
 
 CHANNELS, SAMPLES, SFREQ = 64, 60_000, 200.0  # five minutes
 RECORDINGS, PER_SHARD = 64, 8

@@ -54,6 +54,16 @@ def units_of(modality: Modality) -> tuple[str, ...]:
 BLOCK_SAMPLES: dict[Modality, int] = {"eeg": 400, "fmri": 10}
 
 
+def block_bounds(n_samples: int, block_samples: int) -> list[int]:
+    """First time sample of each CRC block, and the end."""
+    return [*range(0, n_samples, block_samples), n_samples]
+
+
+def crc_name(shard: str) -> str:
+    """File name of the block checksums of a shard: ``train-00000.tar`` -> ``train-00000.crc.npy``."""
+    return shard.removesuffix(".tar") + ".crc.npy"
+
+
 @dataclass(frozen=True)
 class Recording:
     """One stored recording: a row of ``recordings.arrow``.

@@ -27,8 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mcsp.config import ModelConfig, ObjectiveConfig
 from mcsp.kernels.contrastive import Columns, contrastive_loss, retrieval_accuracy
-from mcsp.losses.contrastive import slots
-from mcsp.losses.objective import pair_terms
+from mcsp.losses.objective import pair_terms, slots
 from mcsp.training.saving.saver import Saver
 from mcsp.training.saving.state import KINDS, Fragment, State, copy_state, write_ranges, write_state
 

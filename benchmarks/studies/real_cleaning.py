@@ -21,8 +21,9 @@ import mne
 import numpy as np
 
 from mcsp.config import CorpusConfig
-from mcsp.data_sharding.bids.find import Site, find_recordings
+from mcsp.data_sharding.bids.find import find_recordings
 from mcsp.data_sharding.bids.reasons import RecordingError
+from mcsp.data_sharding.bids.ref import Site
 from mcsp.data_sharding.bids.write import write_json
 from mcsp.data_sharding.clean.child import read_recording
 from mcsp.data_sharding.clean.recording import CleanRecording, valid_seconds

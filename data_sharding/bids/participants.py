@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from mcsp.data_sharding.bids.find import Site
 from mcsp.data_sharding.bids.reasons import RecordingError
+from mcsp.data_sharding.bids.ref import Site
 from mcsp.data_sharding.bids.tables import read_tsv
 from mcsp.wording import listed
 

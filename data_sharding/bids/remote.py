@@ -17,7 +17,7 @@ from upath import UPath
 from mcsp.data_sharding.bids.reasons import RecordingError
 
 if TYPE_CHECKING:
-    from mcsp.data_sharding.bids.find import RecordingRef
+    from mcsp.data_sharding.bids.ref import RecordingRef
 
 # What planning reads; no table of this length is worth a copy of a whole dataset.
 _TEXTS = (".json", ".tsv", ".bidsignore")
@@ -56,14 +56,12 @@ def mirror(url: str, options: Mapping[str, Any], folder: Path) -> None:
 
 @contextmanager
 def local_copy(ref: "RecordingRef") -> Iterator["RecordingRef"]:
-    """The recording as files of this machine: itself, or copies that vanish with the block.
+    """A recording of a remote dataset as files of this machine: copies that vanish with the block.
 
     Raises:
         RecordingError: ``missing-file`` or ``unreadable``, where the store does not give a file.
     """
-    if ref.site.url is None:
-        yield ref
-        return
+    assert ref.site.url is not None, "a local dataset has its files here"
     store, top = _open(ref.site.url, ref.site.storage_options)
     with tempfile.TemporaryDirectory(prefix="mcsp-remote-") as folder:
         here = Path(folder)

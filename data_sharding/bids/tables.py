@@ -14,7 +14,7 @@ from mcsp.data_sharding.store.files import Location
 from mcsp.outside import MOST_BYTES, parse_json
 
 if TYPE_CHECKING:
-    from mcsp.data_sharding.bids.find import Site
+    from mcsp.data_sharding.bids.ref import Site
 
 # What stands in a file whose content was not fetched.
 _POINTERS = {b"/annex/objects/": "git-annex", b"version https://git-lfs.github.com/spec": "Git LFS"}

@@ -16,8 +16,7 @@ from typing import Any
 import numpy as np
 
 from mcsp.config import CorpusConfig
-from mcsp.data_sharding.bids.derivatives import inputs_of
-from mcsp.data_sharding.bids.find import RecordingRef, Site
+from mcsp.data_sharding.bids.ref import RecordingRef, Site, inputs_of
 from mcsp.schema import SPLITS, Split
 
 # What of each sample stays in memory: 49 bytes.

@@ -19,9 +19,10 @@ from typing import Any
 
 from mcsp.config import CorpusConfig, FmriConfig
 from mcsp.config.corpus import Selection
-from mcsp.data_sharding.bids.find import RecordingRef, Site, find_recordings, find_sites
+from mcsp.data_sharding.bids.find import find_recordings, find_sites
 from mcsp.data_sharding.bids.participants import Participants, read_participants
 from mcsp.data_sharding.bids.reasons import RecordingError
+from mcsp.data_sharding.bids.ref import RecordingRef, Site
 from mcsp.data_sharding.bids.tables import printable
 from mcsp.data_sharding.build.layout import FileStates, Plan, PlannedSample, sha256_json
 from mcsp.data_sharding.build.pseudonyms import keyed_hash, session_label, subject_hash

@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from mcsp.config import CorpusConfig
-from mcsp.data_sharding.bids.derivatives import marked_times
-from mcsp.data_sharding.bids.find import RecordingRef
 from mcsp.data_sharding.bids.reasons import RecordingError
-from mcsp.data_sharding.bids.tables import printable
+from mcsp.data_sharding.bids.ref import RecordingRef
+from mcsp.data_sharding.bids.tables import printable, read_tsv
 from mcsp.data_sharding.build.layout import PlannedSample
 from mcsp.data_sharding.build.privacy import find_identifiers, find_identifiers_in_participant, without_dates
 from mcsp.data_sharding.clean.read import Reading, ReadingProcess
@@ -31,6 +30,9 @@ _FOLDER = "timeouts"
 USED_UP = "the time of the site is used up"  # how the line of such a recording begins
 # Between two looks at what the other workers have lost: a listing of an object store takes some 20 ms.
 _LOOK_SECONDS = 5.0
+# Runs whose distance in time is not known lie this far apart on the clock, so that they never overlap. Ours.
+_GAP_SECONDS = 3600.0
+_OF_GROUP = ("session", "task", "acquisition", "run")
 
 
 class SiteTime:
@@ -182,3 +184,40 @@ def onset_seconds(times: Sequence[tuple[Modality, float, float]]) -> list[float]
     shared = [start if simultaneous(m, start, seconds) else math.nan for m, start, seconds in times]
     first = min((start for start in shared if not math.isnan(start)), default=math.nan)
     return [round(start - first, 6) for start in shared]
+
+
+def marked_times(recordings: Sequence[tuple[RecordingRef, float]], marker: str) -> list[float] | None:
+    """Starts [s] of recordings, given with their durations [s]; NaN for those of no marked run.
+
+    An EEG and the fMRI of its session, task, acquisition and run are one group; the fMRI starts at the first event
+    whose ``trial_type`` or ``value`` is ``marker``. Groups follow each other with a gap. None where no EEG has it.
+    """
+    times = [math.nan] * len(recordings)
+    base = 0.0
+    for e, (eeg, seconds) in enumerate(recordings):
+        offset = _event_onset(eeg, marker) if eeg.modality == "eeg" else math.nan
+        if math.isnan(offset):
+            continue
+        times[e] = base
+        end = base + seconds
+        for f, (fmri, volumes_seconds) in enumerate(recordings):
+            if fmri.modality == "fmri" and _group(fmri) == _group(eeg):
+                times[f] = base + offset
+                end = max(end, times[f] + volumes_seconds)
+        base = end + _GAP_SECONDS
+    return None if all(math.isnan(time) for time in times) else times
+
+
+def _group(ref: RecordingRef) -> tuple[str, ...]:
+    return tuple(ref.entities.get(name, "") for name in _OF_GROUP)
+
+
+def _event_onset(ref: RecordingRef, marker: str) -> float:
+    """Onset [s] of the first event called ``marker``, or NaN."""
+    table = ref.companion("events.tsv")
+    try:
+        rows = read_tsv(table) if table is not None else []
+        found = [float(row["onset"]) for row in rows if marker in (row.get("trial_type"), row.get("value"))]
+    except (RecordingError, KeyError, ValueError):  # costs the pairing, not the recordings
+        return math.nan
+    return min(found, default=math.nan)

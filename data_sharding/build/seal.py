@@ -11,9 +11,9 @@ from typing import Any
 
 from mcsp.config import CorpusConfig
 from mcsp.data_sharding.bids.description import DESCRIPTION_NAME, dataset_description
-from mcsp.data_sharding.bids.find import Site, entities_of
 from mcsp.data_sharding.bids.participants import read_participants
 from mcsp.data_sharding.bids.reasons import measurements
+from mcsp.data_sharding.bids.ref import Site, entities_of
 from mcsp.data_sharding.build.layout import Plan
 from mcsp.data_sharding.build.plan import public_config, software_versions
 from mcsp.data_sharding.build.privacy import (

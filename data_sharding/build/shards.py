@@ -19,16 +19,16 @@ from typing import Any
 import numpy as np
 
 from mcsp.config import CorpusConfig
-from mcsp.data_sharding.bids.find import RecordingRef
+from mcsp.data_sharding.bids.ref import RecordingRef
 from mcsp.data_sharding.build.layout import PlannedSample, PlannedShard
 from mcsp.data_sharding.build.privacy import without_dates
 from mcsp.data_sharding.build.samples import USED_UP, SampleRecording, SiteTime, read_sample
 from mcsp.data_sharding.clean.read import ReadingProcess
 from mcsp.data_sharding.clean.recording import STORED_DTYPE, CleanRecording, encode
 from mcsp.data_sharding.store.files import Location, location, publish, scratch_file, write_atomic
-from mcsp.data_sharding.store.index import SHARDS_NAME, Rejection, Repair, block_bounds, crc_name
+from mcsp.data_sharding.store.index import SHARDS_NAME, Rejection, Repair
 from mcsp.outside import sha256_file
-from mcsp.schema import BLOCK_SAMPLES, SCHEMA_VERSION, Recording
+from mcsp.schema import BLOCK_SAMPLES, SCHEMA_VERSION, Recording, block_bounds, crc_name
 
 # Digits of a shard's SHA-256 in its name.
 _HASH_DIGITS = 12
@@ -273,7 +273,7 @@ def _locate(tar: Path, shard: str, rows: list[Recording], crcs: list[int]) -> li
             bounds = block_bounds(row.n_samples, row.block_samples)
             row_bytes = row.n_channels * dtype.itemsize
             content = memoryview(file.read(row.n_samples * row_bytes))
-            found = [zlib.crc32(content[a * row_bytes : b * row_bytes]) for a, b in pairwise(bounds.tolist())]
+            found = [zlib.crc32(content[a * row_bytes : b * row_bytes]) for a, b in pairwise(bounds)]
             expected = crcs[row.crc_offset : row.crc_offset + len(found)]
             if shape != (row.n_samples, row.n_channels) or found != expected:
                 raise ValueError(f"{tar}: {row.member} read back differs from what was written")

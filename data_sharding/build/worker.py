@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from mcsp.config import CorpusConfig
-from mcsp.data_sharding.bids.find import RecordingRef
+from mcsp.data_sharding.bids.ref import RecordingRef
 from mcsp.data_sharding.build.layout import PlannedShard
 from mcsp.data_sharding.build.progress import SiteCounts
 from mcsp.data_sharding.build.pseudonyms import without_key_in_environment

@@ -14,7 +14,7 @@ import signal
 import sys
 import tempfile
 import threading
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import lru_cache
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -23,9 +23,9 @@ import numpy as np
 from nilearn.datasets import get_data_dirs
 
 from mcsp.config import CorpusConfig
-from mcsp.data_sharding.bids.derivatives import acquisition_time, inputs_of, raw_roots
-from mcsp.data_sharding.bids.find import RecordingRef, Site, find_recordings, is_read
+from mcsp.data_sharding.bids.find import find_recordings
 from mcsp.data_sharding.bids.reasons import RecordingError, reading
+from mcsp.data_sharding.bids.ref import RecordingRef, Site, acquisition_time, inputs_of, is_read, raw_roots
 from mcsp.data_sharding.bids.remote import local_copy
 from mcsp.data_sharding.bids.tables import real_folder, require_content, require_inside
 from mcsp.data_sharding.bids.write import write_eeg, write_json, write_parcellated_bold, write_parcellation
@@ -115,7 +115,7 @@ def _read(
     """A recording in ``memory``, or reason and detail; ``programs`` None: without limits."""
     real_folder.cache_clear()
     try:
-        with local_copy(ref) as here:
+        with nullcontext(ref) if ref.site.url is None else local_copy(ref) as here:
             if programs is not None:
                 _limit_to_recording(here, programs)
             reading = Reading(read_recording(here, config), acquisition_time(here))

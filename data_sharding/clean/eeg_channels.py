@@ -14,8 +14,8 @@ from pathlib import Path
 import mne
 import numpy as np
 
-from mcsp.data_sharding.bids.find import RecordingRef, parse_name
 from mcsp.data_sharding.bids.reasons import RecordingError
+from mcsp.data_sharding.bids.ref import RecordingRef, parse_name
 from mcsp.data_sharding.bids.tables import number_in, read_columns, read_json
 from mcsp.data_sharding.clean.eeg_frames import MM_PER_UNIT, TO_HEAD, around_head, by_landmarks, nose_of_set, on_sphere
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import mne
 import numpy as np
 
-from mcsp.data_sharding.bids.find import RecordingRef, parse_name
 from mcsp.data_sharding.bids.reasons import RecordingError, reading
+from mcsp.data_sharding.bids.ref import RecordingRef, parse_name
 from mcsp.data_sharding.bids.tables import number_in, read_columns, require_content, require_inside
 from mcsp.data_sharding.clean.eeg_channels import EegChannels, eeg_channels
 from mcsp.data_sharding.clean.eeg_headers import (

@@ -21,8 +21,8 @@ from typing import Any, Self
 import numpy as np
 
 from mcsp.config import CorpusConfig
-from mcsp.data_sharding.bids.find import RecordingRef
 from mcsp.data_sharding.bids.reasons import RecordingError
+from mcsp.data_sharding.bids.ref import RecordingRef
 from mcsp.data_sharding.clean.recording import CleanRecording
 from mcsp.provenance import ROOT
 

@@ -20,20 +20,12 @@ from tqdm import tqdm
 from mcsp.data_sharding.bids.description import DESCRIPTION_NAME, dataset_description
 from mcsp.data_sharding.bids.reasons import REASONS
 from mcsp.data_sharding.store.files import Location, names
-from mcsp.data_sharding.store.index import (
-    INDEX_NAME,
-    REJECTED_NAME,
-    SHARDS_NAME,
-    Totals,
-    block_bounds,
-    crc_name,
-    read_rejected,
-)
+from mcsp.data_sharding.store.index import INDEX_NAME, REJECTED_NAME, SHARDS_NAME, Totals, read_rejected
 from mcsp.data_sharding.store.index import index_hash as hash_of
 from mcsp.data_sharding.store.reader import Corpus
 from mcsp.data_sharding.store.table import RECORDINGS_NAME, Recordings
 from mcsp.outside import MOST_BYTES, parse_json, read_bounded, sha256_file
-from mcsp.schema import BLOCK_SAMPLES, MODALITIES, SPLITS, Recording, units_of
+from mcsp.schema import BLOCK_SAMPLES, MODALITIES, SPLITS, Recording, block_bounds, crc_name, units_of
 
 # What a hostile file can make the readers of tars, arrays and JSON raise; lint tells it and goes on.
 _TOLD = (OSError, ValueError, LookupError, TypeError, ArithmeticError, EOFError, RecursionError, MemoryError)

@@ -16,8 +16,8 @@ import numpy as np
 from nibabel.affines import apply_affine
 from scipy import ndimage
 
-from mcsp.data_sharding.bids.find import parse_name
 from mcsp.data_sharding.bids.reasons import RecordingError
+from mcsp.data_sharding.bids.ref import parse_name
 from mcsp.data_sharding.bids.tables import read_tsv
 from mcsp.data_sharding.parcels.series import check_twice
 from mcsp.wording import listed

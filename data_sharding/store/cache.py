@@ -20,8 +20,9 @@ from filelock import FileLock
 from platformdirs import user_cache_path
 
 from mcsp.data_sharding.store.files import Location
-from mcsp.data_sharding.store.index import SHARDS_NAME, crc_name
+from mcsp.data_sharding.store.index import SHARDS_NAME
 from mcsp.outside import sha256_file
+from mcsp.schema import crc_name
 
 _PIECE_BYTES = 8 << 20
 _ATTEMPTS = 3

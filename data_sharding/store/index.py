@@ -18,8 +18,7 @@ import numpy as np
 
 from mcsp.data_sharding.store.files import Location, publish, write_atomic
 from mcsp.data_sharding.store.foreign import require_sound_index
-from mcsp.data_sharding.store.table import RECORDINGS_NAME
-from mcsp.data_sharding.store.table_write import write_table
+from mcsp.data_sharding.store.table import RECORDINGS_NAME, write_table
 from mcsp.outside import bounded_lines, parse_json, read_bounded, sha256_file
 from mcsp.schema import MODALITIES, SCHEMA_VERSION, SPLITS, Recording, text_key
 
@@ -241,13 +240,3 @@ def read_index(path: Location) -> dict[str, Any]:
         raise ValueError(f"{file}: expected the keys {sorted(missing)}, found only {sorted(index)}")
     require_sound_index(index, str(file))
     return index
-
-
-def block_bounds(n_samples: int, block_samples: int) -> np.ndarray:
-    """First time sample of each CRC block and the end, int64 ``(blocks + 1,)``."""
-    return np.append(np.arange(0, n_samples, block_samples, dtype=np.int64), n_samples)
-
-
-def crc_name(shard: str) -> str:
-    """File name of the block checksums of a shard: ``train-00000.tar`` -> ``train-00000.crc.npy``."""
-    return shard.removesuffix(".tar") + ".crc.npy"

@@ -14,10 +14,10 @@ import numpy as np
 
 from mcsp.data_sharding.store.cache import ShardCache
 from mcsp.data_sharding.store.files import READ_ONLY, Location, is_local, location, read_into
-from mcsp.data_sharding.store.index import INDEX_NAME, SHARDS_NAME, crc_name, read_index
+from mcsp.data_sharding.store.index import INDEX_NAME, SHARDS_NAME, read_index
 from mcsp.data_sharding.store.table import Recordings, Samples
 from mcsp.outside import parse_json
-from mcsp.schema import SPLITS, Recording, Window
+from mcsp.schema import SPLITS, Recording, Window, crc_name
 
 try:
     from isal.isal_zlib import crc32  # the same checksum as zlib's, several times as fast

@@ -169,7 +169,7 @@ print(
 # A format that needs code is a reader and its check:
 #
 # * EEG: ``_READERS`` and ``_CHECKS`` in ``data_sharding/clean/eeg_files.py``, and the suffix in
-#   ``EEG_EXTENSIONS`` of ``data_sharding/bids/find.py``.
+#   ``EEG_EXTENSIONS`` of ``data_sharding/bids/ref.py``.
 # * BOLD: ``data_sharding/clean/fmri_files.py``.
 # * A test that writes such a file and reads back the same values in uV, and one with a file cut short.
 #

@@ -74,8 +74,8 @@ def _of_file(
     config: FmriConfig,
 ) -> Source:
     """Read a file with the companions of its BIDS dataset; a table of another format (``.csv``, ``.npy``) by itself."""
-    from mcsp.data_sharding.bids.find import read_sidecar, ref_of_file
     from mcsp.data_sharding.bids.reasons import RecordingError, reading
+    from mcsp.data_sharding.bids.ref import read_sidecar, ref_of_file
     from mcsp.data_sharding.clean.fmri import in_percent, repetition_time, with_confounds
     from mcsp.data_sharding.clean.fmri_files import is_image, read_time_series
     from mcsp.data_sharding.parcels.series import EXTENSIONS

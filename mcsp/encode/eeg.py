@@ -33,7 +33,7 @@ from mcsp.wording import listed
 if TYPE_CHECKING:
     import mne
 
-    from mcsp.data_sharding.bids.find import RecordingRef
+    from mcsp.data_sharding.bids.ref import RecordingRef
     from mcsp.data_sharding.clean.eeg import EegDetails
     from mcsp.data_sharding.clean.eeg_files import OpenEeg
     from mcsp.data_sharding.clean.recording import CleanRecording
@@ -131,8 +131,8 @@ def raw_of_array(
 def _open(raw: "mne.io.BaseRaw | str | Path", measured_positions: bool) -> _Source:
     import mne
 
-    from mcsp.data_sharding.bids.find import EEG_EXTENSIONS, RecordingRef, Site, read_sidecar, ref_of_file
     from mcsp.data_sharding.bids.reasons import naming, reading
+    from mcsp.data_sharding.bids.ref import EEG_EXTENSIONS, RecordingRef, Site, read_sidecar, ref_of_file
     from mcsp.data_sharding.clean.eeg_files import open_eeg, open_raw
 
     if isinstance(raw, mne.io.BaseRaw):

@@ -15,8 +15,7 @@ from sklearn.utils import Tags
 from sklearn.utils.validation import check_memory
 
 from mcsp.config.evaluate import WINDOWS_PER_RECORDING
-from mcsp.data_sharding.bids.derivatives import inputs_of
-from mcsp.data_sharding.bids.find import ref_of_file
+from mcsp.data_sharding.bids.ref import inputs_of, ref_of_file
 from mcsp.encode.bold import encode_bold
 from mcsp.encode.eeg import encode_raw, raw_of_array
 from mcsp.encode.pretrained import PretrainedMCSP, from_pretrained

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from mcsp.data_sharding.bids.find import EEG_EXTENSIONS, Site, find_recordings
+from mcsp.data_sharding.bids.find import find_recordings
+from mcsp.data_sharding.bids.ref import EEG_EXTENSIONS, Site
 from mcsp.data_sharding.parcels.series import EXTENSIONS
 from mcsp.encode.extractor import FeatureExtractor
 from mcsp.output import whole_file

@@ -7,7 +7,7 @@ For modality m and domain d with views z, z' (L2-normalised projections) and NTX
       + alpha * sum_d [ NTXent(z_fd, z_ed) + beta * KD_d + gamma * mean(1 - cos(z_fd, z_ed)) ]
       + prediction * sum_q e_q
 
-with e_q the mean error of predicting one half of a window from the other (:mod:`mcsp.losses.prediction`).
+with e_q the mean error of predicting one half of a window from the other (:mod:`mcsp.training.prediction`).
 The first line follows TF-C (arXiv 2206.08496), which contrasts views within a domain and domains within a sample.
 Arrangement, sums (not means) over terms and weights are ours; the paper of the method (arXiv 2409.19130) names
 cross-domain contrast, cross-modal distillation within a domain and convergence across modalities, and its abstract
@@ -16,24 +16,46 @@ gives no formula.
 Everything returned is this rank's **share**: shares of all ranks sum to the value that one process would find on the
 whole batch, and so do their gradients. Where gradients are averaged over ranks, multiply the loss by ``world_size()``.
 
-Shape letters: M slots, n rows of this rank, K projection width, P contrasted pairs.
+Shape letters: M slots, n rows of this rank, N rows of all ranks, K projection width, P contrasted pairs, Q predictions.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from mcsp.config import ObjectiveConfig
-from mcsp.distributed import rank
-from mcsp.kernels.contrastive import contrastive_loss, relational_distillation, retrieval_accuracy
-from mcsp.losses.contrastive import Slot, convergence, gather_columns, products
-from mcsp.losses.prediction import PredictionTerm, prediction_loss
-from mcsp.schema import DOMAINS
+from mcsp.distributed import gather_rows, rank
+from mcsp.kernels.contrastive import Columns, contrastive_loss, relational_distillation, retrieval_accuracy
+from mcsp.kernels.dispatch import Precision
+from mcsp.schema import DOMAINS, MODALITIES, VIEWS, Domain, Modality
+
+Target = Literal["connectivity", "spectrum"]
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One embedding of a sample; its place in the list is its index in a stack ``z_MnK``."""
+
+    modality: Modality
+    domain: Domain
+    view: int
+
+
+def slots(modalities: Sequence[Modality], domains: Sequence[Domain]) -> list[Slot]:
+    """One slot per modality, domain and view, in the order of the schema, whatever the order of the arguments."""
+    return [
+        Slot(modality, domain, view)
+        for modality in MODALITIES
+        if modality in modalities
+        for domain in DOMAINS
+        if domain in domains
+        for view in VIEWS
+    ]
 
 
 @dataclass(frozen=True)
@@ -45,6 +67,18 @@ class PairTerm:
     b: int
     weight: float
     cross_modal: bool
+
+
+@dataclass(frozen=True)
+class PredictionTerm:
+    """One target of the other half, predicted from one domain of one modality."""
+
+    name: str
+    modality: Modality
+    domain: Domain
+    target: Target
+    slot: int  # one that is valid where the modality is there
+    weight: float
 
 
 def pair_terms(stack: Sequence[Slot], config: ObjectiveConfig) -> list[PairTerm]:
@@ -76,6 +110,71 @@ def initial_log_scale(stack: Sequence[Slot], terms: Sequence[PairTerm], config: 
     return torch.tensor([-(log_temperature[a] + log_temperature[b]) / 2 for a, b in pairs])
 
 
+def products(config: ObjectiveConfig, device: torch.device) -> Precision:
+    """The precision of products of embeddings: ``config.precision``, and for "auto" that of autocast.
+
+    "auto" is bf16 where autocast computes in bfloat16 on this device, else fp32.
+    """
+    if config.precision != "auto":
+        return config.precision
+    autocast = torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type) == torch.bfloat16
+    return "bf16" if autocast else "fp32"
+
+
+def gather_columns(z_MnK: Tensor, valid_Mn: Tensor, subject_n: Tensor, site_n: Tensor) -> Columns:
+    """The rows of all ranks, through two collectives: one with gradient for all embeddings, one without for the rest.
+
+    This rank's rows start at ``rank() * n``. The gradient of a column returns to the rank that it came from. All ranks
+    must hold the same M, n and K (the schedule gives every rank the same composition of samples).
+
+    Args:
+        z_MnK: embeddings.
+        valid_Mn: bool.
+        subject_n, site_n: int64 keys, equal where the subject or the site is.
+
+    Raises:
+        ValueError: shapes that do not fit, found before anything is sent.
+    """
+    if z_MnK.ndim != 3 or valid_Mn.shape != z_MnK.shape[:2] or valid_Mn.dtype != torch.bool:
+        found = f"{tuple(z_MnK.shape)} and {valid_Mn.dtype} {tuple(valid_Mn.shape)}"
+        raise ValueError(f"z_MnK and valid_Mn: expected (M, n, K) and bool (M, n), found {found}")
+    for name, key_n in (("subject_n", subject_n), ("site_n", site_n)):
+        if key_n.shape != z_MnK.shape[1:2] or key_n.dtype != torch.int64:
+            found = f"{key_n.dtype} {tuple(key_n.shape)}"
+            raise ValueError(f"{name}: expected int64 ({z_MnK.shape[1]},), found {found}")
+    z_MNK = gather_rows(z_MnK, dim=1)
+    facts = gather_rows(torch.cat([valid_Mn.to(torch.int64), subject_n[None], site_n[None]]), dim=1)
+    return Columns(z_MNK, facts[:-2].bool(), facts[-2], facts[-1])
+
+
+def convergence(z_MnK: Tensor, pairs: Sequence[tuple[int, int]], valid_Mn: Tensor, columns: Columns) -> Tensor:
+    """Mean of 1 - cos(z_a, z_b) over rows valid in both, this rank's share of it per pair, (P,); between 0 and 2.
+
+    The alignment term of Wang and Isola (arXiv 2005.10242), halved, taken across modalities. The anchors of
+    all ranks, told by the columns, are the divisor; a pair without an anchor is 0.
+    """
+    assert columns.valid_MN is not None, "gather_columns always fills it"
+    z_MnK = z_MnK if z_MnK.dtype == torch.float64 else z_MnK.float()
+    shares: list[Tensor] = []
+    for a, b in pairs:
+        both_n = valid_Mn[a] & valid_Mn[b]
+        left, right = (z_MnK[i].masked_fill(~both_n[:, None], 0) for i in (a, b))
+        distance_n = 1 - torch.nn.functional.cosine_similarity(left, right, dim=-1)
+        anchors = (columns.valid_MN[a] & columns.valid_MN[b]).sum().clamp(min=1)
+        shares.append(torch.where(both_n, distance_n, 0).sum() / anchors)
+    return torch.stack(shares)
+
+
+def prediction_loss(error_Qn: Tensor, terms: Sequence[PredictionTerm], valid_Mn: Tensor, columns: Columns) -> Tensor:
+    """This rank's share of each prediction's mean error, (Q,); a term without a valid row on any rank is 0."""
+    assert columns.valid_MN is not None, "gather_columns always fills it"
+    if not terms:
+        return error_Qn.sum(1)
+    of_term = [term.slot for term in terms]
+    counts_Q = columns.valid_MN[of_term].sum(1).clamp(min=1)
+    return torch.where(valid_Mn[of_term], error_Qn, 0.0).sum(1) / counts_Q
+
+
 def objective(
     z_MnK: Tensor,
     valid_Mn: Tensor,
@@ -98,7 +197,7 @@ def objective(
         subject_n, site_n: int64 keys, as in :class:`mcsp.batch.Batch`.
         config: weights, distillation temperature, and which negatives are kept.
         terms: from :func:`pair_terms`.
-        predictions: from :func:`mcsp.losses.prediction.prediction_terms`.
+        predictions: from :func:`mcsp.training.prediction.prediction_terms`.
         retrieval: find the accuracies of retrieval too, which takes as long as the contrast.
 
     Returns:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mcsp.batch import Batch
-from mcsp.losses.contrastive import Slot
+from mcsp.losses.objective import Slot
 from mcsp.schema import DOMAINS
 
 BLOCK = 4  # the domains and views of one modality, and two modalities, need so many that differ where they are compared

@@ -13,14 +13,18 @@ The history enters the checkpoint and is the same on every rank, so a resumed ru
 OLMo (arXiv 2501.00656, section 3.2: above the mean of the last 128 by 6 standard deviations) with median and median
 absolute deviation for mean and deviation; going back and skipping data follows PaLM (arXiv 2204.02311, section 5.1).
 The new level and the loss of all that was learned are ours.
+
+A run ends where too many windows could not be read.
 """
 
+import logging
 import math
 import statistics
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mcsp.batch import Batch
 from mcsp.config import HealthConfig
 
 _TO_SIGMA = 1.4826  # times the median absolute deviation: the standard deviation of a normal distribution
@@ -28,6 +32,9 @@ _LEAST_SIGMA = 0.05  # of the median loss, or of the logarithm of a norm: after 
 _LEVEL_STEPS = 32  # whose median is the level of the loss
 _FAR = 1.5  # times the best level
 _SMALLEST, _LARGEST_LOG = 1e-30, 700.0  # norm that has a logarithm, and logarithm that has a norm
+# A fraction of bad windows means nothing before so many were read.
+_LEAST_WINDOWS = 1000
+_log = logging.getLogger(__name__)
 
 
 class Health:
@@ -144,6 +151,41 @@ class Health:
         for name in self.state().keys() & state.keys():
             value = state[name]
             setattr(self, name, list(value) if isinstance(value, list) else value)
+
+
+class BadWindows:
+    """Counts the windows that could not be read, and says when they are too many."""
+
+    def __init__(self, most: float) -> None:
+        """``most``: below 1 a fraction of the windows read, from 1 on a number."""
+        self.most, self.bad, self.read = most, 0, 0
+        self.left_out: Counter[str] = Counter()  # by site: read, and not fit to be learned from
+        self._logged: set[str] = set()
+
+    def tell(self, batches: list[Batch]) -> int:
+        """Log each place that could not be read, once; returns how many windows of this rank were replaced."""
+        errors = [line for batch in batches for line in batch.unreadable]
+        for line in errors:
+            if line not in self._logged:
+                _log.warning("window replaced by the next sample of its stream: %s", line)
+                self._logged.add(line)
+        return len(errors)
+
+    def add(self, bad: int, read: int, left_out: Sequence[Mapping[str, int]] = ()) -> None:
+        """Count windows of all ranks, and those that each rank left out, by site."""
+        self.bad, self.read = self.bad + bad, self.read + read
+        for of_rank in left_out:
+            self.left_out.update(of_rank)
+
+    def too_many(self) -> str:
+        """Why the run has to end, in one line; empty where it may go on. The same on every rank."""
+        allowed = self.most if self.most >= 1 else self.most * max(self.read, _LEAST_WINDOWS)
+        if self.bad <= allowed:
+            return ""
+        return (
+            f"{self.bad} of {self.read} windows could not be read, more than max_bad_windows={self.most:g} allows; "
+            "lint_corpus lists what is damaged"
+        )
 
 
 def clean(state: dict[str, Any]) -> bool:

@@ -18,16 +18,21 @@ from mcsp.augmentations.views import halves_of_views, spatial_view, spectral_vie
 from mcsp.batch import Batch, Signal, rows_of
 from mcsp.config import AugmentationConfig, ModelConfig, ObjectiveConfig
 from mcsp.distributed import over_ranks
-from mcsp.losses.contrastive import slots
-from mcsp.losses.objective import initial_log_scale, pair_terms
-from mcsp.losses.prediction import Target, prediction_error, prediction_terms
+from mcsp.losses.objective import Target, initial_log_scale, pair_terms, slots
 from mcsp.losses.shuffled import other_rows, place, places_Kn
 from mcsp.model.layers import Block, TokenEncoder
 from mcsp.model.mcsp import MCSP, Measured
 from mcsp.model.spatial import SpatialEncoder
 from mcsp.model.spectral import SpectralEncoder, Spectrum
 from mcsp.schema import VIEWS, Domain, Modality
-from mcsp.training.prediction import Prediction, PredictionHead, connectivity_of, spectrum_of
+from mcsp.training.prediction import (
+    Prediction,
+    PredictionHead,
+    connectivity_of,
+    prediction_error,
+    prediction_terms,
+    spectrum_of,
+)
 
 _CACHE_BYTES = 8 << 20  # of windows that are measured together on a CPU; 2 to 8 MiB are about as fast
 MAX_SCALE = 100.0  # of logits, as in CLIP (arXiv 2103.00020); at least 1, as in OpenCLIP

@@ -22,11 +22,11 @@ from mcsp.outside import read_object
 from mcsp.schema import Split
 from mcsp.training import engine
 from mcsp.training.clock import Clock
-from mcsp.training.health import Health, clean
+from mcsp.training.health import BadWindows, Health, clean
 from mcsp.training.metrics import Metrics, is_evaluated, is_logged, values_of_pairs
 from mcsp.training.pretrainer import Pretrainer
 from mcsp.training.rate import learning_rate
-from mcsp.training.reading.loader import BadWindows, StepDataset
+from mcsp.training.reading.loader import StepDataset
 from mcsp.training.reading.schedule import Schedule
 from mcsp.training.saving import checkpoint
 from mcsp.training.saving.continues import changes, in_words, start_from

@@ -16,8 +16,9 @@ import torch
 
 from mcsp.batch import collate
 from mcsp.config import EegConfig
-from mcsp.data_sharding.bids.find import Site, find_recordings
+from mcsp.data_sharding.bids.find import find_recordings
 from mcsp.data_sharding.bids.reasons import RecordingError
+from mcsp.data_sharding.bids.ref import Site
 from mcsp.data_sharding.bids.write import write_eeg, write_json, write_tsv
 from mcsp.data_sharding.build.pseudonyms import subject_hash, subject_key
 from mcsp.data_sharding.clean.eeg import read_eeg

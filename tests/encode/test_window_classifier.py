@@ -61,7 +61,7 @@ def test_a_plain_loop_overfits_and_trains_what_the_depth_says(model: PretrainedM
 def test_frozen_features_are_those_of_encode_raw(model: PretrainedMCSP) -> None:
     """With an identity for a head, logits are the features of the same cleaned window, here the whole recording."""
     from mcsp.config import EegConfig
-    from mcsp.data_sharding.bids.find import RecordingRef, Site
+    from mcsp.data_sharding.bids.ref import RecordingRef, Site
     from mcsp.data_sharding.clean.eeg import clean_eeg
     from mcsp.data_sharding.clean.eeg_files import open_raw
 

@@ -9,7 +9,8 @@ import pytest
 
 from launchers.write_bids import main
 from mcsp.config import FmriConfig
-from mcsp.data_sharding.bids.find import Site, find_recordings
+from mcsp.data_sharding.bids.find import find_recordings
+from mcsp.data_sharding.bids.ref import Site
 from mcsp.data_sharding.bids.write import write_tsv
 from mcsp.data_sharding.clean.fmri import detrend, read_fmri
 from mcsp.schema import SCALE_FREE

@@ -1,7 +1,4 @@
-"""The objective on one process against a second formulation of the design's formula.
-
-Covers: mcsp/losses/contrastive.py
-"""
+"""The objective on one process against a second formulation of the design's formula."""
 
 import pytest
 import torch
@@ -10,10 +7,9 @@ from torch.nn.functional import cross_entropy, kl_div, normalize
 
 from mcsp.config import ObjectiveConfig
 from mcsp.kernels import dispatch
-from mcsp.losses.contrastive import products, slots
-from mcsp.losses.objective import initial_log_scale, objective, pair_terms
-from mcsp.losses.prediction import prediction_terms
+from mcsp.losses.objective import initial_log_scale, objective, pair_terms, products, slots
 from mcsp.schema import DOMAINS, MODALITIES
+from mcsp.training.prediction import prediction_terms
 
 CONFIG = ObjectiveConfig(
     alpha=0.7, beta=0.3, gamma=0.4, cross_domain=1.3, within_domain=0.9, prediction=0.6, distillation_temperature=0.2

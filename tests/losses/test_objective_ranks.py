@@ -16,10 +16,9 @@ from mcsp.config import ObjectiveConfig
 from mcsp.distributed import gather_rows, is_main, over_ranks, rank, world_size
 from mcsp.kernels import dispatch
 from mcsp.kernels.contrastive import blocks
-from mcsp.losses.contrastive import slots
-from mcsp.losses.objective import objective, pair_terms
-from mcsp.losses.prediction import prediction_terms
+from mcsp.losses.objective import objective, pair_terms, slots
 from mcsp.schema import DOMAINS, MODALITIES
+from mcsp.training.prediction import prediction_terms
 
 N = 16
 STACK = slots(MODALITIES, DOMAINS)

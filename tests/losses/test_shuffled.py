@@ -8,8 +8,7 @@ import torch
 
 from mcsp.batch import Batch, collate
 from mcsp.config import AugmentationConfig, ModelConfig, ObjectiveConfig
-from mcsp.losses.contrastive import slots
-from mcsp.losses.objective import pair_terms
+from mcsp.losses.objective import pair_terms, slots
 from mcsp.losses.shuffled import BLOCK, other_rows, place, places_Kn, subjects_of_blocks
 from mcsp.schema import DOMAINS, MODALITIES
 from mcsp.training.pretrainer import Pretrainer

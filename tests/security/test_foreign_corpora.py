@@ -26,17 +26,9 @@ import pytest
 
 from mcsp import outside
 from mcsp.data_sharding.inspect.lint import lint_corpus
-from mcsp.data_sharding.store.index import (
-    INDEX_NAME,
-    SHARDS_NAME,
-    block_bounds,
-    crc_name,
-    make_index,
-    read_index,
-    write_index,
-)
+from mcsp.data_sharding.store.index import INDEX_NAME, SHARDS_NAME, make_index, read_index, write_index
 from mcsp.data_sharding.store.reader import Corpus
-from mcsp.schema import Recording
+from mcsp.schema import Recording, block_bounds, crc_name
 from tests.data_sharding.store.test_table import recording
 from tests.object_store import object_store
 
@@ -238,7 +230,7 @@ def test_lint_tells_what_it_cannot_read_and_goes_on(tmp_path: Path, attack: str)
     folder = write_corpus(tmp_path / "corpus", lambda row: row)
     if changed:
         # Written beside, as the builder itself would fail on such rows.
-        from mcsp.data_sharding.store.table_write import write_table
+        from mcsp.data_sharding.store.table import write_table
 
         (table,) = folder.glob("recordings-*.arrow")
         write_table(table, [Recording(**{**vars(Corpus(folder).recordings[0]), **changed})])

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import torch
 
+from mcsp.batch import Batch
 from mcsp.config import HealthConfig
 from mcsp.run_log import read_events, read_metrics
-from mcsp.training.health import Health, clean, suspects
+from mcsp.training.health import BadWindows, Health, clean, suspects
 from tests.training.ranks import run_ranks, same, weights
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -335,3 +337,30 @@ def test_between_the_first_level_and_half_as_much_again_as_the_best_nothing_is_l
 def test_a_checkpoint_is_clean_where_nothing_was_wrong() -> None:
     states = [{"in_a_row": skipped, "lost": lost} for skipped in (0, 1, 2) for lost in (0, 1)]
     assert [clean(state) for state in states] == [True, False, False, False, False, False]
+
+
+@pytest.mark.parametrize(("most", "bad", "read", "ends"), [
+    (0.01, 10, 64, False), (0.01, 11, 64, True), (0.01, 50, 5000, False), (0.01, 51, 5000, True),
+    (3, 3, 10, False), (3, 4, 10**9, True), (1, 1, 10, False), (1, 2, 10, True), (0, 0, 10, False), (0, 1, 10**9, True),
+])  # fmt: skip
+def test_too_many_bad_windows_are_a_fraction_or_a_number(most: float, bad: int, read: int, ends: bool) -> None:
+    counter = BadWindows(most)
+    counter.add(bad, read)
+    assert bool(counter.too_many()) == ends
+    assert not ends or counter.too_many().startswith(f"{bad} of {read} windows could not be read, more than max_bad")
+
+
+def test_each_bad_place_is_logged_once_and_counted_every_time(caplog: pytest.LogCaptureFixture) -> None:
+    empty = torch.zeros(0)
+    found = [Batch({}, empty, empty, (), ("a.tar: block 3", "b.tar: block 1")), Batch({}, empty, empty, ())]
+    counter = BadWindows(1)
+    assert counter.tell(found) == counter.tell(found) == 2
+    assert [r.getMessage().split(": ", 1)[1] for r in caplog.records] == list(found[0].unreadable)
+
+
+def test_windows_left_out_are_counted_by_site_over_ranks_and_steps() -> None:
+    counter = BadWindows(0.5)
+    assert counter.tell([]) == 0 and counter.left_out == {} and (counter.bad, counter.read) == (0, 0)
+    counter.add(1, 10, [{"a": 2}, {"a": 1, "b": 4}])
+    counter.add(2, 20, [{"b": 1}])
+    assert (counter.bad, counter.read, counter.left_out) == (3, 30, {"a": 3, "b": 5})

@@ -5,11 +5,9 @@ That depends on the corpus alone, so every number of ranks and workers, and a re
 """
 
 import faulthandler
-import logging
 import signal
 import time
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -22,14 +20,11 @@ from mcsp.data_sharding.store.reader import BadWindowError, Corpus
 from mcsp.schema import Window
 from mcsp.training.reading.schedule import Cut, Draw, Schedule
 
-_log = logging.getLogger(__name__)
 _PREFETCH = 2  # steps that a worker is ahead
 # Steps of a worker whose shards are fetched before their turn; one step may take as long as many shards.
 _FETCH_AHEAD = 16
 # So many samples of a stream in a row are unreadable only where the whole corpus is.
 _MOST_ATTEMPTS = 100
-# A fraction of bad windows means nothing before so many were read.
-_LEAST_WINDOWS = 1000
 
 
 class StepDataset(Dataset[list[Batch]]):
@@ -100,41 +95,6 @@ class StepDataset(Dataset[list[Batch]]):
                 draws = self._draws(later, i)
                 self.corpus.fetch_ahead(dict.fromkeys(c.recording.shard for draw in draws for c in draw.cuts))
             self._fetched = later
-
-
-class BadWindows:
-    """Counts the windows that could not be read, and says when they are too many."""
-
-    def __init__(self, most: float) -> None:
-        """``most``: below 1 a fraction of the windows read, from 1 on a number."""
-        self.most, self.bad, self.read = most, 0, 0
-        self.left_out: Counter[str] = Counter()  # by site: read, and not fit to be learned from
-        self._logged: set[str] = set()
-
-    def tell(self, batches: list[Batch]) -> int:
-        """Log each place that could not be read, once; returns how many windows of this rank were replaced."""
-        errors = [line for batch in batches for line in batch.unreadable]
-        for line in errors:
-            if line not in self._logged:
-                _log.warning("window replaced by the next sample of its stream: %s", line)
-                self._logged.add(line)
-        return len(errors)
-
-    def add(self, bad: int, read: int, left_out: Sequence[Mapping[str, int]] = ()) -> None:
-        """Count windows of all ranks, and those that each rank left out, by site."""
-        self.bad, self.read = self.bad + bad, self.read + read
-        for of_rank in left_out:
-            self.left_out.update(of_rank)
-
-    def too_many(self) -> str:
-        """Why the run has to end, in one line; empty where it may go on. The same on every rank."""
-        allowed = self.most if self.most >= 1 else self.most * max(self.read, _LEAST_WINDOWS)
-        if self.bad <= allowed:
-            return ""
-        return (
-            f"{self.bad} of {self.read} windows could not be read, more than max_bad_windows={self.most:g} allows; "
-            "lint_corpus lists what is damaged"
-        )
 
 
 def _same(batch: Any) -> Any:

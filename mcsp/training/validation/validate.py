@@ -19,10 +19,9 @@ from mcsp.augmentations.views import halves
 from mcsp.batch import Batch, Signal, rows_of
 from mcsp.config import BatchConfig, PretrainConfig
 from mcsp.data_sharding.store.reader import Corpus
-from mcsp.losses.prediction import TARGETS
 from mcsp.schema import Modality
 from mcsp.training.metrics import values_of_pairs
-from mcsp.training.prediction import target_of
+from mcsp.training.prediction import TARGETS, target_of
 from mcsp.training.reading.loader import StepDataset
 from mcsp.training.reading.schedule import STREAMS, Schedule
 from mcsp.training.trainer import Embedded, Trainer, schedule_of

@@ -6,8 +6,8 @@ import pytest
 
 from mcsp.config import CorpusConfig
 from mcsp.config.corpus import Selection
-from mcsp.data_sharding.bids.find import Site, find_recordings, find_sites
-from mcsp.data_sharding.bids.select import is_label, pipelines_of
+from mcsp.data_sharding.bids.find import find_recordings, find_sites, is_label, pipelines_of
+from mcsp.data_sharding.bids.ref import Site
 from mcsp.data_sharding.bids.write import write_json
 
 FILES = [

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from mcsp.data_sharding.bids import tables
-from mcsp.data_sharding.bids.find import Site
 from mcsp.data_sharding.bids.reasons import RecordingError
+from mcsp.data_sharding.bids.ref import Site
 from mcsp.data_sharding.bids.tables import (
     number_in,
     printable,

@@ -12,7 +12,7 @@ import pytest
 
 from mcsp.config import CorpusConfig, SiteConfig
 from mcsp.data_sharding.bids.description import dataset_description, source_dataset
-from mcsp.data_sharding.bids.find import Site
+from mcsp.data_sharding.bids.ref import Site
 from mcsp.data_sharding.bids.write import write_eeg, write_json, write_participants, write_tsv
 from mcsp.data_sharding.build.corpus import build_corpus
 from mcsp.data_sharding.build.privacy import (

@@ -14,8 +14,7 @@ import pytest
 import webdataset
 
 from mcsp.config import CorpusConfig
-from mcsp.data_sharding.bids.derivatives import acquisition_time
-from mcsp.data_sharding.bids.find import RecordingRef, Site
+from mcsp.data_sharding.bids.ref import RecordingRef, Site, acquisition_time
 from mcsp.data_sharding.bids.write import write_eeg, write_json, write_participants, write_tsv
 from mcsp.data_sharding.build.plan import make_plan
 from mcsp.data_sharding.build.samples import onset_seconds

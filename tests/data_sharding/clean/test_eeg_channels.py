@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from mcsp.config import EegConfig
-from mcsp.data_sharding.bids.find import ref_of_file
 from mcsp.data_sharding.bids.reasons import RecordingError
+from mcsp.data_sharding.bids.ref import ref_of_file
 from mcsp.data_sharding.bids.write import write_eeg, write_json, write_tsv
 from mcsp.data_sharding.clean.eeg import read_eeg
 from mcsp.data_sharding.clean.eeg_channels import _one_rate, normalise_channel, standard_positions_mm

@@ -14,8 +14,9 @@ import pytest
 import scipy.io
 
 from mcsp.config import CorpusConfig, EegConfig
-from mcsp.data_sharding.bids.find import Site, find_recordings, ref_of_file
+from mcsp.data_sharding.bids.find import find_recordings
 from mcsp.data_sharding.bids.reasons import RecordingError
+from mcsp.data_sharding.bids.ref import Site, ref_of_file
 from mcsp.data_sharding.bids.write import write_json, write_tsv
 from mcsp.data_sharding.clean.child import read_recording
 from mcsp.data_sharding.clean.eeg import read_eeg

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from mcsp.config import EegConfig
-from mcsp.data_sharding.bids.find import RecordingRef, ref_of_file
 from mcsp.data_sharding.bids.reasons import RecordingError
+from mcsp.data_sharding.bids.ref import RecordingRef, ref_of_file
 from mcsp.data_sharding.clean.eeg import clean_eeg, read_eeg
 from mcsp.data_sharding.clean.eeg_files import open_raw
 from mcsp.data_sharding.clean.eeg_headers import EdfHeader, brainvision_values, check_edf, require_own_data

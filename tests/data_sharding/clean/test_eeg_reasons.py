@@ -12,8 +12,9 @@ import pytest
 import scipy.io
 
 from mcsp.config import EegConfig
-from mcsp.data_sharding.bids.find import RecordingRef, Site, find_recordings
+from mcsp.data_sharding.bids.find import find_recordings
 from mcsp.data_sharding.bids.reasons import RecordingError
+from mcsp.data_sharding.bids.ref import RecordingRef, Site
 from mcsp.data_sharding.bids.write import write_eeg, write_json, write_tsv
 from mcsp.data_sharding.clean.eeg import read_eeg
 from mcsp.data_sharding.clean.recording import CleanRecording

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from mcsp.config import CorpusConfig, FmriConfig
-from mcsp.data_sharding.bids.derivatives import acquisition_time, atlas_files, inputs_of
-from mcsp.data_sharding.bids.find import RecordingRef, Site, find_recordings
+from mcsp.data_sharding.bids.find import find_recordings
 from mcsp.data_sharding.bids.reasons import RecordingError
+from mcsp.data_sharding.bids.ref import RecordingRef, Site, acquisition_time, atlas_files, inputs_of
 from mcsp.data_sharding.bids.write import write_json, write_parcellated_bold, write_tsv
 from mcsp.data_sharding.build.plan import make_plan
 from mcsp.data_sharding.build.pseudonyms import KEY_VARIABLE

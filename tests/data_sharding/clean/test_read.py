@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 
 from mcsp.config import CorpusConfig
-from mcsp.data_sharding.bids.find import RecordingRef, Site, find_recordings
+from mcsp.data_sharding.bids.find import find_recordings
 from mcsp.data_sharding.bids.reasons import RecordingError
+from mcsp.data_sharding.bids.ref import RecordingRef, Site
 from mcsp.data_sharding.bids.write import write_eeg, write_json
 from mcsp.data_sharding.clean.child import fingerprint, read_recording
 from mcsp.data_sharding.clean.read import ReadingProcess

@@ -11,7 +11,8 @@ import pytest
 
 from launchers.write_bids import main
 from mcsp.config import FmriConfig
-from mcsp.data_sharding.bids.find import Site, find_recordings
+from mcsp.data_sharding.bids.find import find_recordings
+from mcsp.data_sharding.bids.ref import Site
 from mcsp.data_sharding.bids.tables import read_json, read_tsv
 from mcsp.data_sharding.bids.write import write_eeg, write_tsv
 from mcsp.data_sharding.clean.fmri import read_fmri

@@ -21,7 +21,6 @@ from mcsp.data_sharding.inspect.lint import _metadata_lies, _table_lies, lint_co
 from mcsp.data_sharding.store.files import location, scratch_folder
 from mcsp.data_sharding.store.index import (
     SHARDS_NAME,
-    crc_name,
     index_hash,
     make_index,
     read_index,
@@ -32,7 +31,7 @@ from mcsp.data_sharding.store.index import (
 from mcsp.data_sharding.store.reader import Corpus
 from mcsp.data_sharding.store.table import Recordings
 from mcsp.outside import sha256_file
-from mcsp.schema import Recording
+from mcsp.schema import Recording, crc_name
 
 
 def test_a_fresh_corpus_is_sound(built: Path) -> None:

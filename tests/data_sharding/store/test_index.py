@@ -12,14 +12,13 @@ from mcsp.data_sharding.store.index import (
     Rejection,
     Repair,
     Totals,
-    block_bounds,
     index_hash,
     make_index,
     read_rejected,
     read_repairs,
     write_index,
 )
-from mcsp.schema import Recording
+from mcsp.schema import Recording, block_bounds
 from tests.test_batch import window
 
 

@@ -10,9 +10,9 @@ from zlib import crc32
 import numpy as np
 import pytest
 
-from mcsp.data_sharding.store.index import SHARDS_NAME, crc_name
+from mcsp.data_sharding.store.index import SHARDS_NAME
 from mcsp.data_sharding.store.reader import Corpus
-from mcsp.schema import Recording, Window
+from mcsp.schema import Recording, Window, crc_name
 
 
 def eeg_of(corpus: Corpus) -> Recording:

@@ -1,7 +1,4 @@
-"""The table of recordings: rows come back as they went in, and cost nothing until they are asked for.
-
-Covers: data_sharding/store/table_write.py
-"""
+"""The table of recordings: rows come back as they went in, and cost nothing until they are asked for."""
 
 import math
 import os
@@ -15,9 +12,8 @@ import pyarrow as pa
 import pyarrow.feather
 import pytest
 
-from mcsp.data_sharding.store import table_write
-from mcsp.data_sharding.store.table import Recordings, Samples
-from mcsp.data_sharding.store.table_write import SCHEMA, make_batch, write_table
+from mcsp.data_sharding.store import table as store_table
+from mcsp.data_sharding.store.table import SCHEMA, Recordings, Samples, make_batch, write_table
 from mcsp.schema import Recording
 
 
@@ -77,8 +73,8 @@ def test_a_list_that_rows_share_is_looked_at_once_and_one_that_is_equal_is_the_s
     rows = [recording(key) for key in "abcdef"]
     shared = [replace(row, channels=rows[0].channels, positions_mm=rows[0].positions_mm) for row in rows]
     asked: list[object] = []
-    key = table_write._key
-    monkeypatch.setattr(table_write, "_key", lambda value: asked.append(value) or key(value))
+    key = store_table._key
+    monkeypatch.setattr(store_table, "_key", lambda value: asked.append(value) or key(value))
     assert encode_table(rows) == encode_table(shared)
     assert sum(value is rows[0].channels for value in asked) == 2  # once in either table
 
@@ -104,7 +100,7 @@ def test_a_table_grows_on_the_disk_and_not_in_memory(tmp_path: Path, monkeypatch
     assert (tmp_path / "t").read_bytes() == encode_table(rows).to_pybytes()
     assert all(same(a, b) for a, b in zip(Recordings.open(tmp_path / "t"), rows, strict=True))
     # Beyond what is remembered a list is stored again, and reads the same.
-    monkeypatch.setattr(table_write, "_REMEMBERED_LISTS", 10)
+    monkeypatch.setattr(store_table, "_REMEMBERED_LISTS", 10)
     write_table(tmp_path / "u", iter(rows))
     table = Recordings.open(tmp_path / "u")
     assert len(table.distinct("positions_mm")) > 40 and all(same(a, b) for a, b in zip(table, rows, strict=True))

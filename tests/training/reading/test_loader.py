@@ -18,7 +18,7 @@ from mcsp.data_sharding.store.index import SHARDS_NAME
 from mcsp.data_sharding.store.reader import Corpus
 from mcsp.run_log import read_metrics
 from mcsp.training.reading import loader
-from mcsp.training.reading.loader import BadWindows, StepDataset, batches
+from mcsp.training.reading.loader import StepDataset, batches
 from mcsp.training.reading.schedule import Schedule
 from tests.training.ranks import pretrain
 
@@ -150,25 +150,6 @@ def test_a_corpus_of_which_nothing_can_be_read_ends_the_run(corpus_dir: Path, tm
         shard.unlink()
     with pytest.raises(ValueError, match=r"100 samples of stream paired in a row cannot be read; the first: .*No such"):
         dataset(tmp_path / "empty")[0]
-
-
-@pytest.mark.parametrize(("most", "bad", "read", "ends"), [
-    (0.01, 10, 64, False), (0.01, 11, 64, True), (0.01, 50, 5000, False), (0.01, 51, 5000, True),
-    (3, 3, 10, False), (3, 4, 10**9, True), (1, 1, 10, False), (1, 2, 10, True), (0, 0, 10, False), (0, 1, 10**9, True),
-])  # fmt: skip
-def test_too_many_bad_windows_are_a_fraction_or_a_number(most: float, bad: int, read: int, ends: bool) -> None:
-    counter = BadWindows(most)
-    counter.add(bad, read)
-    assert bool(counter.too_many()) == ends
-    assert not ends or counter.too_many().startswith(f"{bad} of {read} windows could not be read, more than max_bad")
-
-
-def test_each_bad_place_is_logged_once_and_counted_every_time(caplog: pytest.LogCaptureFixture) -> None:
-    empty = torch.zeros(0)
-    found = [Batch({}, empty, empty, (), ("a.tar: block 3", "b.tar: block 1")), Batch({}, empty, empty, ())]
-    counter = BadWindows(1)
-    assert counter.tell(found) == counter.tell(found) == 2
-    assert [r.getMessage().split(": ", 1)[1] for r in caplog.records] == list(found[0].unreadable)
 
 
 def test_reading_takes_time_and_draws_nothing_from_the_generator_of_the_run(corpus_dir: Path) -> None:

@@ -1,7 +1,4 @@
-"""Prediction across windows: the error against numpy, where targets come from, and that it can be learned.
-
-Covers: mcsp/training/prediction.py
-"""
+"""Prediction across windows: the error against numpy, where targets come from, and that it can be learned."""
 
 import numpy as np
 import pytest
@@ -10,12 +7,18 @@ import torch
 from mcsp.augmentations.views import halves_of_views
 from mcsp.batch import Batch, Signal, rows_of
 from mcsp.config import AugmentationConfig, ModelConfig, ObjectiveConfig
-from mcsp.losses.contrastive import gather_columns, slots
-from mcsp.losses.objective import objective
-from mcsp.losses.prediction import MEASURED_IN, TARGETS, prediction_error, prediction_loss, prediction_terms
+from mcsp.losses.objective import gather_columns, objective, prediction_loss, slots
 from mcsp.model.mcsp import MCSP
 from mcsp.schema import DOMAINS, MODALITIES
-from mcsp.training.prediction import MEAN_SCALE, PredictionHead, target_of
+from mcsp.training.prediction import (
+    MEAN_SCALE,
+    MEASURED_IN,
+    TARGETS,
+    PredictionHead,
+    prediction_error,
+    prediction_terms,
+    target_of,
+)
 from mcsp.training.pretrainer import Pretrainer
 from tests.model.test_encoders import make_signal
 
