@@ -3,6 +3,10 @@
 Covers: mcsp/training/saving/checkpoint.py
 """
 
+import os
+from pathlib import Path
+from typing import Any
+
 import pytest
 
 from mcsp.training.saving import checkpoint
@@ -52,3 +56,25 @@ def test_a_rollback_drops_later_steps_alone(tmp_path) -> None:
     assert [p.name for p in (tmp_path / "checkpoints").iterdir() if p.name[0] != "s"] == ["damaged-step-00000004-1"]
     checkpoint.retire(tmp_path, 2, keep=1, keep_every=0)
     assert steps(tmp_path) == [2]
+
+
+def test_a_retired_checkpoint_of_which_a_file_stays_is_out_of_the_way(
+    tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As NFS keeps a file that somebody holds open: what is left does not look like a checkpoint."""
+    for step in (1, 2):
+        save(tmp_path, step, keep=9)
+    real = os.unlink
+
+    def unlink(name: Any, **more: Any) -> None:
+        if Path(name).name == "manifest.json":
+            raise OSError(16, "Device or resource busy")
+        real(name, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", unlink)
+        checkpoint.retire(tmp_path, 2, keep=1, keep_every=0)
+    assert steps(tmp_path) == [2]
+    [left] = [p for p in (tmp_path / "checkpoints").iterdir() if p.name != "step-00000002"]
+    assert left.name == "incomplete-deleted-step-00000001" and [p.name for p in left.rglob("*")] == ["manifest.json"]
+    assert checkpoint.to_continue(tmp_path, "auto") == checkpoint.checkpoint_path(tmp_path, 2) and not left.exists()
