@@ -7,16 +7,15 @@ import torch
 from mcsp.augmentations.views import halves_of_views
 from mcsp.batch import Batch, Signal, rows_of
 from mcsp.config import AugmentationConfig, ModelConfig, ObjectiveConfig
-from mcsp.losses.objective import gather_columns, objective, prediction_loss, slots
+from mcsp.losses.objective import objective
 from mcsp.model.mcsp import MCSP
-from mcsp.schema import DOMAINS, MODALITIES
+from mcsp.schema import DOMAINS
 from mcsp.training.prediction import (
     MEAN_SCALE,
     MEASURED_IN,
     TARGETS,
     PredictionHead,
     prediction_error,
-    prediction_terms,
     target_of,
 )
 from mcsp.training.pretrainer import Pretrainer
@@ -174,26 +173,6 @@ def test_the_error_does_not_depend_on_scale_and_nothing_predicts_nothing() -> No
         found = prediction_error(scale * predicted, scale**0.5 * target + 7, zero, zero)
         np.testing.assert_allclose(found, expected, rtol=1e-6)
     np.testing.assert_allclose(prediction_error(1e-9 * predicted, target, zero, zero), 1.0, atol=0.01)
-
-
-def test_the_loss_is_the_mean_over_rows_that_have_the_modality() -> None:
-    """Of three, one and no rows; what stands for the others is whatever it is."""
-    config = ObjectiveConfig(prediction=0.25)
-    stack = slots(MODALITIES, DOMAINS)
-    terms = prediction_terms(stack, config, ("temporal",))
-    assert [(t.modality, t.domain, t.target, t.slot, t.weight) for t in terms] == [
-        ("fmri", "temporal", "connectivity", 2, 0.25), ("fmri", "temporal", "spectrum", 2, 0.25),
-        ("eeg", "temporal", "connectivity", 8, 0.25), ("eeg", "temporal", "spectrum", 8, 0.25),
-    ]  # fmt: skip
-    valid = torch.zeros(12, 4, dtype=torch.bool)
-    valid[:6, 1:], valid[6:, 2] = True, True
-    error = torch.tensor([[np.nan, 1.0, 2.0, 6.0], [9.0, 0.5, 0.25, 0.0], [9.0, 9.0, 7.0, np.inf], [9.0, 9, 4, 9]])
-    columns = gather_columns(torch.zeros(12, 4, 2), valid, torch.arange(4), torch.arange(4))
-    assert prediction_loss(error, terms, valid, columns).tolist() == [3.0, 0.25, 7.0, 4.0]
-    none = torch.zeros_like(valid)
-    columns = gather_columns(torch.zeros(12, 4, 2), none, torch.arange(4), torch.arange(4))
-    assert prediction_loss(error, terms, none, columns).tolist() == [0.0] * 4
-    assert prediction_loss(torch.zeros(0, 4), (), valid, columns).shape == (0,)
 
 
 def test_what_each_domain_predicts_is_written_out() -> None:
