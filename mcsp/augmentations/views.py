@@ -41,6 +41,10 @@ def mix64(x: Tensor) -> Tensor:
     """SplitMix64 finaliser on int64 tensors, bit for bit :func:`mcsp.schema.mix64`."""
     if x.device.type == "cpu":  # draws are small and many, and numpy, which has unsigned integers, takes a third
         return torch.from_numpy(_mixed(x.numpy().view(np.uint64)).view(np.int64))
+    return _mixed_by_torch(x)
+
+
+def _mixed_by_torch(x: Tensor) -> Tensor:
     x = x + _signed(int(_ADDED))
     x = (x ^ _shift_right(x, int(_SHIFTS[0]))) * _signed(int(_FACTORS[0]))
     x = (x ^ _shift_right(x, int(_SHIFTS[1]))) * _signed(int(_FACTORS[1]))
@@ -64,10 +68,14 @@ def uniform(key_B: Tensor, purpose: int, *shape: int) -> Tensor:
         for size in shape:
             mixed = _mixed(mixed[..., None] ^ np.arange(size, dtype=np.uint64))
         return torch.from_numpy((_mixed(mixed) >> _DROPPED).astype(np.float32) * np.float32(2.0**-24))
-    bits = mix64(key_B ^ purpose)
+    return _uniform_by_torch(key_B, purpose, *shape)
+
+
+def _uniform_by_torch(key_B: Tensor, purpose: int, *shape: int) -> Tensor:
+    bits = _mixed_by_torch(key_B ^ purpose)
     for size in shape:
-        bits = mix64(bits[..., None] ^ torch.arange(size, device=key_B.device))
-    return _shift_right(mix64(bits), int(_DROPPED)).float() * 2.0**-24
+        bits = _mixed_by_torch(bits[..., None] ^ torch.arange(size, device=key_B.device))
+    return _shift_right(_mixed_by_torch(bits), int(_DROPPED)).float() * 2.0**-24
 
 
 def normal(key_B: Tensor, purpose: int, *shape: int) -> Tensor:

@@ -68,7 +68,7 @@ class TemporalEncoder(nn.Module):
         """
         x_BCT, valid_BT = to_grid(signal, self.grid_hz)
         short = self.patch_samples - x_BCT.shape[-1]
-        if short > 0:  # shorter than one patch: pad, and let its only patch count
+        if short > 0:  # shorter than one patch: padded to one, which is not whole and so not valid
             x_BCT, valid_BT = F.pad(x_BCT, (0, short)), F.pad(valid_BT, (0, short))
         n_patches = x_BCT.shape[-1] // self.patch_samples
         whole = n_patches * self.patch_samples
