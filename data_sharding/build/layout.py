@@ -17,6 +17,7 @@ import numpy as np
 
 from mcsp.config import CorpusConfig
 from mcsp.data_sharding.bids.ref import RecordingRef, Site, inputs_of
+from mcsp.outside import sha256_json
 from mcsp.schema import SPLITS, Split
 
 # What of each sample stays in memory: 49 bytes.
@@ -191,8 +192,3 @@ def _from_line(line: bytes, sites: Mapping[str, Site]) -> PlannedSample:
         for file, modality, entities, companions in values["recordings"]
     )
     return PlannedSample(**{**values, "site": site, "recordings": recordings})
-
-
-def sha256_json(values: Any) -> str:
-    """SHA-256 of plain values, by their JSON."""
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

@@ -7,7 +7,6 @@ never written.
 The recipe of a corpus is everything beside the recordings that decides the bytes of its shards.
 """
 
-import hashlib
 import json
 import math
 import tempfile
@@ -24,8 +23,9 @@ from mcsp.data_sharding.bids.participants import Participants, read_participants
 from mcsp.data_sharding.bids.reasons import RecordingError
 from mcsp.data_sharding.bids.ref import RecordingRef, Site
 from mcsp.data_sharding.bids.tables import printable
-from mcsp.data_sharding.build.layout import FileStates, Plan, PlannedSample, sha256_json
+from mcsp.data_sharding.build.layout import FileStates, Plan, PlannedSample
 from mcsp.data_sharding.build.pseudonyms import keyed_hash, session_label, subject_hash
+from mcsp.outside import sha256_file, sha256_json
 from mcsp.provenance import ROOT
 from mcsp.schema import SCHEMA_VERSION, SPLITS, Split
 from mcsp.version import __version__
@@ -74,7 +74,7 @@ def code_digest() -> str:
     folder = ROOT / "mcsp" / "data_sharding"
     files = [ROOT / "mcsp" / "schema.py", *(folder / file for file in _FILES)]
     files += [file for room in _ROOMS for file in sorted((folder / room).glob("*.py"))]
-    return sha256_json([hashlib.sha256(file.read_bytes()).hexdigest() for file in files])
+    return sha256_json([sha256_file(file) for file in files])
 
 
 _IDENTIFYING = {"participant_id", "name", "first_name", "last_name", "date_of_birth", "birth_date", "dob", "acq_time"}

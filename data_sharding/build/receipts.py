@@ -179,7 +179,7 @@ def read_rows(private: Location, plan: Plan) -> Iterator[Recording]:
             row = json.loads(line)
             rows.append(row)
             row |= {column: rows[row[column]][column] for column in REPEATED_LISTS if isinstance(row[column], int)}
-            yield Recording.from_row(row)
+            yield Recording(**row)
 
 
 def _each(private: Location, plan: Plan, read: Callable[[str], Found]) -> Iterator[Found]:

@@ -85,9 +85,9 @@ class SampleRecording:
 def read_sample(
     sample: PlannedSample,
     process: ReadingProcess,
-    excluded: Mapping[str, str] | None = None,
-    done: Callable[[RecordingRef, float | None], None] | None = None,
-    site_time: SiteTime | None = None,
+    excluded: Mapping[str, str],
+    done: Callable[[RecordingRef, float | None], None],
+    site_time: SiteTime,
 ) -> tuple[list[SampleRecording], list[Rejection]]:
     """Read every recording of a sample; one that fails is listed and does not disturb the others.
 
@@ -102,24 +102,22 @@ def read_sample(
     rejected: list[Rejection] = []
     for ref in sample.recordings:
         try:
-            if (twin := (excluded or {}).get(f"{ref.site.name}/{ref.file}")) is not None:
+            if (twin := excluded.get(f"{ref.site.name}/{ref.file}")) is not None:
                 raise RecordingError("duplicate", twin)
             if sample.site.fault is not None:
                 raise RecordingError(*sample.site.fault)
             require_labels(ref)
-            if site_time is not None:
-                site_time.require(sample.site.name)
+            site_time.require(sample.site.name)
             found = process.read(ref)
             _refuse_personal(sample, ref, found.clean.channels)
             readings.append((ref, found))
             seconds_read = _seconds(found)
         except RecordingError as error:
-            if site_time is not None and error.reason == "timeout" and not str(error).startswith(USED_UP):
+            if error.reason == "timeout" and not str(error).startswith(USED_UP):
                 site_time.lose(sample.site.name)
             rejected.append(Rejection(sample.site.name, ref.file, ref.modality, error.reason, str(error)))
             seconds_read = None
-        if done is not None:
-            done(ref, seconds_read)
+        done(ref, seconds_read)
     onsets = [math.nan] * len(readings)
     if sample.site.pairing == "simultaneous":
         seconds = [_seconds(r) for _, r in readings]

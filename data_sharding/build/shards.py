@@ -60,7 +60,7 @@ def build_shard(
     config: CorpusConfig,
     process: ReadingProcess,
     excluded: Mapping[str, str] | None = None,
-    done: Callable[[RecordingRef, float | None], None] | None = None,
+    done: Callable[[RecordingRef, float | None], None] = lambda ref, seconds: None,
 ) -> Receipt:
     """Read, clean and store every recording of a shard.
 
@@ -90,7 +90,7 @@ def build_shard(
     with scratch_file(folder) as temporary:
         with tarfile.TarFile(temporary, "w", copybufsize=1 << 20) as tar:
             for sample in planned.samples:
-                survivors, failures = read_sample(sample, process, excluded, done, site_time)
+                survivors, failures = read_sample(sample, process, excluded or {}, done, site_time)
                 rows, members = _encode_sample(sample, survivors, crcs)
                 recordings += rows
                 rejected += failures

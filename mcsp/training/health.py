@@ -26,8 +26,8 @@ from typing import Any
 
 from mcsp.batch import Batch
 from mcsp.config import HealthConfig
+from mcsp.schema import MAD_TO_SD
 
-_TO_SIGMA = 1.4826  # times the median absolute deviation: the standard deviation of a normal distribution
 _LEAST_SIGMA = 0.05  # of the median loss, or of the logarithm of a norm: after a quiet stretch no wobble is a spike
 _LEVEL_STEPS = 32  # whose median is the level of the loss
 _FAR = 1.5  # times the best level
@@ -68,7 +68,7 @@ class Health:
         if self.config.spike_factor == 0 or len(values) < self.config.spike_window // 2:
             return math.inf
         median = statistics.median(values)
-        sigma = _TO_SIGMA * statistics.median(abs(v - median) for v in values)
+        sigma = MAD_TO_SD * statistics.median(abs(v - median) for v in values)
         return median + self.config.spike_factor * max(sigma, _LEAST_SIGMA * (unit or abs(median)))
 
     def fault(self, name: str, value: float, limit: float) -> str:
@@ -147,9 +147,8 @@ class Health:
         return {name: value for name, value in vars(self).items() if name != "config"}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Read what :meth:`state` wrote; what an older version did not write stays as it is."""
-        for name in self.state().keys() & state.keys():
-            value = state[name]
+        """Read what :meth:`state` wrote."""
+        for name, value in state.items():
             setattr(self, name, list(value) if isinstance(value, list) else value)
 
 
@@ -190,7 +189,7 @@ class BadWindows:
 
 def clean(state: dict[str, Any]) -> bool:
     """Whether a run may go back to a checkpoint with this state: nothing was wrong when it was saved."""
-    return not state["in_a_row"] and not state.get("lost")
+    return not state["in_a_row"] and not state["lost"]
 
 
 def suspects(events: Sequence[dict[str, Any]]) -> dict[str, int]:

@@ -195,7 +195,7 @@ class Trainer:
         self.engine.load(path)
         self.step, self.useful_seconds = manifest["step"], manifest["useful_seconds"]
         self.health.load_state(manifest["health"])
-        self.validated = manifest.get("validated", self.validated)  # not in a checkpoint of before
+        self.validated = manifest["validated"]
         saved, now = manifest["config"], self.config.dump()
         if any(saved.get(k) != now[k] for k in ("keep_best", "validation_batches")):
             self.validated |= {"best": None, "best_step": None}  # of another quantity
@@ -234,7 +234,7 @@ class Trainer:
             checkpoint.drop_after(self.config.run_dir, manifest["step"])
         self.step, self.useful_seconds = manifest["step"], manifest["useful_seconds"]
         self.health.rolled_back(manifest["health"], steps)
-        self.validated = manifest.get("validated", self.validated)
+        self.validated = manifest["validated"]
         self.clock.split()
         if metrics:
             skipped = f"{self.step + self.health.data_offset - steps} to {self.step + self.health.data_offset - 1}"
