@@ -2,9 +2,10 @@
 
 Cosmic Ray finds the places and makes the changes, in a copy of the tree. Every mutant is tested in a fork of one
 process that has imported the large packages already, so that it costs seconds. The mutants are a sample, drawn in turn
-from all files; the files and the tests that must notice are below. Result: ``benchmarks/results/mutants.json``, with
-the line of every survivor and why no test notices it. A run that was cut short goes on with ``--resume``, which also
-tries survivors again, after tests were added for them: ``first`` counts what was found before.
+from all files; the files and the tests that are tried first are below. What these do not notice is tried once more,
+with all tests of the file's room. Result: ``benchmarks/results/mutants.json``, with the line of every survivor and why
+no test notices it. A run that was cut short goes on with ``--resume``, which also tries survivors again, after tests
+were added for them: ``first`` counts what was found before.
 """
 
 import argparse
@@ -21,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import chain, zip_longest
@@ -77,12 +79,17 @@ TARGETS: dict[str, tuple[str, ...]] = {
     "data_sharding/parcels/atlases.py": ("tests/data_sharding/parcels/test_spaces.py",
                                          "tests/data_sharding/parcels/test_atlases.py",
                                          "tests/data_sharding/clean/test_fmri_files.py"),
-    "data_sharding/clean/eeg_headers.py": ("tests/data_sharding/clean/test_eeg_headers.py",),
+    "data_sharding/clean/eeg_headers.py": ("tests/data_sharding/clean/test_eeg_header_sizes.py",
+                                           "tests/data_sharding/clean/test_eeg_headers.py",
+                                           "tests/data_sharding/clean/test_eeg_reasons.py"),
     "data_sharding/clean/eeg_channels.py": ("tests/data_sharding/clean/test_eeg_channels.py",),
     "data_sharding/clean/fmri.py": ("tests/data_sharding/clean/test_fmri.py",
+                                    "tests/data_sharding/clean/test_fmri_confounds.py",
                                     "tests/data_sharding/clean/test_fmri_files.py",
                                     "tests/data_sharding/clean/test_fmri_layouts.py"),
-    "data_sharding/clean/fmri_files.py": ("tests/data_sharding/clean/test_fmri_files.py",
+    "data_sharding/clean/fmri_files.py": ("tests/data_sharding/clean/test_fmri.py",
+                                          "tests/data_sharding/clean/test_fmri_voxels.py",
+                                          "tests/data_sharding/clean/test_fmri_files.py",
                                           "tests/data_sharding/clean/test_fmri_layouts.py"),
     "data_sharding/build/shards.py": ("tests/data_sharding/build/test_shards.py",),
     "data_sharding/store/table.py": ("tests/data_sharding/store/test_table.py",),
@@ -105,53 +112,13 @@ TARGETS: dict[str, tuple[str, ...]] = {
     "mcsp/evaluate/readout/harmonize.py": ("tests/evaluate/readout/test_harmonize.py",),
     "mcsp/evaluate/readout/task.py": ("tests/evaluate/readout/test_task.py",),
 }  # fmt: skip
+# The room of a file at the top: those who use it.
+USERS = ("tests/test_batch.py", "tests/test_schema.py", "tests/test_windows.py", "tests/model", "tests/losses",
+         "tests/training/reading", "tests/encode")  # fmt: skip
+ROOM_SECONDS = 240.0
 # Survivors that no test can or should notice: the change, and why.
-REASONS: dict[str, str] = {
-    "kernels/contrastive/problem.py: +        wrong = valid & ~((norms - 1).abs() < 1e-2)  # also where not finite": (
-        "the same: no float near 1 is 0.01 away from it to the last bit"
-    ),
-    "mcsp/training/rate.py: +_COMPARED = 999": "the same but for courses that differ at one step in a thousand",
-    "kernels/contrastive/blocks.py: +            if problem.site_n is not None or problem.site_N is not None:": (
-        "the same: a problem has both or neither"
-    ),
-    "kernels/contrastive/blocks.py: +    room = max(1, plan.workspace_bytes // ( 9 * width))": "a little less memory",
-    "kernels/contrastive/blocks.py: +    group = max( 2, room // (n * total)) if (height, width) == (n, total) "
-    "else 1": "two products at a time, of which each alone is larger than the memory for blocks",
-    'mcsp/training/saving/checkpoint.py: +            print(f"warning: damaged checkpoint passed over: {error}", '
-    "file=sys.stderr, flush=False)": "the same: stderr is not buffered by blocks",
-    "mcsp/evaluate/scores.py: +        p_N = 1 / (1 + np.exp(-np.clip(score_N, - 501, 500)))": (
-        "the same: both are 0 to 200 digits"
-    ),
-    'kernels/spectral/reference.py: +        if not value.device.type != "cpu" or not bool(frames_valid_bP.all()):': (
-        "the same on a CPU, with a mask that masks nothing"
-    ),
-    "data_sharding/build/privacy.py: +    fields = [header[a:b] for a, b in (( 1, 100), (157, 257), (265, 297), "
-    "(297, 329), (345, 512))]": "the same: the name is looked at by itself too",
-    'data_sharding/build/privacy.py: +    return float(found[1].replace(",", ".")) if found else 1.0': (
-        "the same: neither is an age above 89"
-    ),
-    "kernels/spectral/framing.py: +    if step > 1 and bins == list(range(bins[0], bins[-1] + 1, step)):": (
-        "the same values, from a copy where a view would do"
-    ),
-    'kernels/spectral/reference.py: +        if value.device.type == "cpu" or not bool(frames_valid_bP.all()):': (
-        "the same on a CPU, with a mask that masks nothing"
-    ),
-    "data_sharding/store/index.py: +    return index, dict(zip(tables.values(), files.values(), strict=False))": (
-        "the same: there is one name for each file"
-    ),
-    "mcsp/training/reading/schedule.py: +        doubtful = inside & (starts[1:] >= starts[:-1]) & "
-    "(longest < LEAST_VALID_SHARE * self._lengths)": "the same: rows without spans are valid where they are looked at",
-    "data_sharding/clean/fmri_files.py: +    if voxels.shape != image.shape[:3] or not "
-    "np.allclose(affine, image.affine, atol= -0.999):": "the same voxels: each is the nearest of its own place",
-    "mcsp/model/spatial.py: +    count_B11 = channels.valid_BT.sum(-1).clamp_min( 2).to(channels.std_BC.dtype)"
-    "[:, None, None]": "the same: of one sample nothing is left without its mean",
-    "mcsp/training/health.py: +        self.not_finite = 0 if math.isfinite(loss) and math.isfinite(norm or 1.0) "
-    "else self.not_finite + 1": "the same: both are finite",
-    'mcsp/training/saving/checkpoint.py: +        json.dump({**manifest, "digest": _manifest_digest(manifest)}, '
-    "handle, indent= 0)": "the same content, in another layout",
-    "mcsp/evaluate/splits.py: +        by_seed.append(tuple(splitter.split(np.zeros((len(y_N), 0)), balanced_N, "
-    "groups=subjects)))": "the same: of the features the splitter looks at their number of rows alone",
-}
+_REASONS = tomllib.loads((ROOT / "tests" / "mutants.toml").read_text())["reason"]
+REASONS: dict[str, str] = {f"{row['file']}: {row['change']}": row["why"] for row in _REASONS}
 # Mistakes that people make. Left out: bit operations (in annotations nothing would change) and unlikely exchanges.
 ORDER, EQUAL = ("Lt", "LtE", "Gt", "GtE"), ("Eq", "NotEq")
 OPERATORS = {f"ReplaceComparisonOperator_{a}_{b}" for kind in (ORDER, EQUAL) for a in kind for b in kind if a != b}
@@ -181,11 +148,16 @@ def cosmic_ray(*arguments: str | Path, folder: Path) -> str:
 
 
 def unjudged(source: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
-    """Where no test can judge: texts of errors and of the log, annotations, decorators; (line, column) from and to."""
+    """Where no test can judge: (line, column) from and to.
+
+    Texts of errors and of the log, annotations, decorators, and what the code asserts of itself, as by ``strict=``.
+    """
     nodes: list[ast.AST | None] = []
     for node in ast.walk(ast.parse(source)):
         match node:
             case ast.Raise() | ast.Call(func=ast.Attribute(value=ast.Name("_log"))):
+                nodes.append(node)
+            case ast.Assert() | ast.keyword(arg="strict"):
                 nodes.append(node)
             case ast.AnnAssign() | ast.arg():
                 nodes.append(node.annotation)
@@ -258,13 +230,22 @@ def sample(copy: Path, paths: Sequence[str], count: int, seed: int) -> list[Muta
     return [m for m in chain.from_iterable(zip_longest(*by_file.values())) if m is not None][:count]
 
 
+def room(path: str) -> tuple[str, ...]:
+    """The folders of tests that belong to a file's folder, the nearest first; of a file at the top, its users'."""
+    parts = Path(path.removeprefix("mcsp/")).parent.parts
+    if parts[:1] == ("data_sharding",):
+        return (str(Path("tests", *parts)),)  # all rooms of the builder take too long
+    folders = [Path("tests", *parts[:n]) for n in range(len(parts), 0, -1)]
+    return tuple(str(folder) for folder in folders if (ROOT / folder).is_dir()) or USERS
+
+
 def judge(rows: Sequence[dict[str, Any]], copy: Path, seconds: float) -> str:
     """Try every mutant that was not noticed yet, and put the outcome into its row; none is begun after ``seconds``.
 
     Returns:
         Which tests fail without any mutation, in words; mostly nothing.
     """
-    begin, usual = time.monotonic(), dict[str, float]()
+    begin, usual, sound = time.monotonic(), dict[str, float](), set[tuple[str, ...]]()
     for row in rows:
         path = row["file"]
         if row["outcome"] == KILLED:
@@ -281,8 +262,14 @@ def judge(rows: Sequence[dict[str, Any]], copy: Path, seconds: float) -> str:
         cosmic_ray("apply", path, row["operator"], str(row["occurrence"]), folder=copy)
         row["change"] = changed_lines(before, file.read_text())
         row["outcome"] = SURVIVED if outcome(TARGETS[path], copy, 10 + 3 * usual[path]) == "passed" else KILLED
-        row.setdefault("first", row["outcome"])
+        by_room = row["outcome"] == SURVIVED and outcome(room(path), copy, ROOM_SECONDS) == "failed"
         file.write_text(before)
+        if by_room:
+            if room(path) not in sound and outcome(room(path), copy, 2 * ROOM_SECONDS) == "failed":
+                return f"{' '.join(room(path))}: expected tests that pass without any mutation"
+            sound.add(room(path))
+            row["outcome"] = KILLED
+        row.setdefault("first", row["outcome"])
         print(f"{row['outcome']} {path}:{row['line']} {' '.join(row['change'])}", flush=True)
     return ""
 

@@ -187,7 +187,7 @@ _MAX_DENOMINATOR = 2048
 # Both ends of a block fade out over this time beyond the filter's reach: what the FFT wraps around is smooth.
 _FADE_SECONDS = 1.0
 # Samples of a block that are no overlap, at least, and channels that are transformed together; bounds of memory.
-_MIN_HOP, _CHANNELS_AT_ONCE = 1 << 15, 32
+_MIN_HOP, _CHANNELS_AT_ONCE = 32_768, 32
 
 
 def line_harmonics(line_hz: float | None, sfreq: float, config: EegConfig) -> np.ndarray:
@@ -277,9 +277,9 @@ def filter_resample(
             part = block[first : first + _CHANNELS_AT_ONCE].copy()
             part[:, :fade] *= ramp
             part[:, n_fft - fade :] *= ramp[::-1]
-            spectrum = scipy.fft.rfft(part, workers=1)[:, :kept]
+            spectrum = scipy.fft.rfft(part)[:, :kept]
             spectrum *= gain
-            new = scipy.fft.irfft(spectrum, n=n_new, workers=1)
+            new = scipy.fft.irfft(spectrum, n=n_new)
             out_TC[start : start + length, first : first + len(part)] = new[:, skip : skip + length].T
     return out_TC
 

@@ -56,7 +56,7 @@ class EdfHeader:
         """Sampling frequency of each signal [Hz], but of annotations that of the first signal."""
         first = self.samples[self.signals[0]] if self.signals else 0
         counts = [first if _is_annotations(label) else n for label, n in zip(self.labels, self.samples, strict=True)]
-        return [n / self.record_seconds if self.record_seconds > 0 else float(n) for n in counts]
+        return [n / self.record_seconds for n in counts]
 
     @property
     def record_bytes(self) -> int:
@@ -156,7 +156,8 @@ def check_edf(path: Path, header: EdfHeader) -> None:
         raise RecordingError("not-continuous", f"{path.name}: {what}, expected a continuous file")
     # Times are written in decimal: half a sample of the fastest signal is no gap.
     gap_R = np.diff(onset_R) - header.record_seconds
-    gaps = np.flatnonzero(np.abs(gap_R) > 0.5 * header.record_seconds / max(header.samples))
+    most = max((header.samples[i] for i in header.signals), default=1)
+    gaps = np.flatnonzero(np.abs(gap_R) > 0.5 * header.record_seconds / most)
     if len(gaps):
         first, after = gap_R[gaps[0]], onset_R[gaps[0]] - onset_R[0] + header.record_seconds
         what = f"{header.kind} with {len(gaps)} gap{'s' if len(gaps) > 1 else ''}, the first of {first:g} s"

@@ -22,7 +22,7 @@ _MIN_HELD = 10
 # Fraction of good channels that may be bad in a window (autoreject's consensus, Jas et al., NeuroImage 159, 2017; there
 # it is found by cross-validation).
 _CONSENSUS = 0.25
-# Amplitudes are medians over at most this many samples: 1 % of error.
+# Amplitudes are medians over about this many samples, less than twice as many: 1 % of error.
 _SAMPLES = 1 << 14
 
 # Factors by which mistaken units are off, and what the mistake was; the recording would be ordinary without it.
@@ -89,7 +89,11 @@ class RawWatch:
 
 def subsampled(x_TC: np.ndarray) -> np.ndarray:
     """Evenly spaced samples ``(C, T')``, enough for a median."""
-    return np.ascontiguousarray(x_TC[:: max(1, len(x_TC) // _SAMPLES)].T)
+    return np.ascontiguousarray(x_TC[:: _stride(x_TC)].T)
+
+
+def _stride(x_TC: np.ndarray) -> int:
+    return max(1, len(x_TC) // _SAMPLES)
 
 
 def scale_by_table(x_TC: np.ndarray, factor_C: np.ndarray, config: EegConfig) -> str:
@@ -129,8 +133,8 @@ def unlike_others(x_TC: np.ndarray, amplitude_C: np.ndarray, usable_C: np.ndarra
     """
     if usable_C.sum() < _MIN_FOR_OUTLIERS:
         return np.zeros(len(usable_C), dtype=bool)
-    step = max(1, len(x_TC) // _SAMPLES)
-    difference_CT = np.ascontiguousarray((x_TC[1::step] - x_TC[: len(x_TC) - 1 : step]).T)
+    stride = _stride(x_TC)
+    difference_CT = np.ascontiguousarray((x_TC[1::stride] - x_TC[: len(x_TC) - 1 : stride]).T)
     roughness_C = robust_amplitude(difference_CT) / np.maximum(amplitude_C, 1e-12)
     return (np.abs(_robust_z(amplitude_C, usable_C)) > _OUTLIER_Z) | (_robust_z(roughness_C, usable_C) > _OUTLIER_Z)
 

@@ -111,8 +111,7 @@ def clean_bold(
     """
     steady_T = np.ones(len(x_TP), dtype=bool) if confounds.steady_T is None else confounds.steady_T
     # Zeros or NaN in every parcel: a volume that was censored or lost.
-    empty_T = ~(np.abs(x_TP[:, :1]) > 0).any(axis=1)
-    empty_T[empty_T] = ~(np.abs(x_TP[empty_T]) > 0).any(axis=1)
+    empty_T = ~(np.abs(x_TP) > 0).any(axis=1)
     if empty_T.any() and not empty_T.all():
         steady_T = steady_T & ~empty_T
     if steady_T.sum() * t_r < min_seconds or steady_T.sum() < 2:
@@ -199,7 +198,7 @@ def in_unit(x_TP: np.ndarray, already_percent: bool = False) -> tuple[np.ndarray
     finite_P = np.isfinite(x_TP).all(axis=0)
     x_TP = x_TP if finite_P.all() else np.where(finite_P, x_TP, 0.0)
     mean_P, spread_P = x_TP.mean(axis=0), x_TP.std(axis=0)
-    good_P = require_good(finite_P, (x_TP == x_TP[0]).all(axis=0))
+    good_P = require_good(finite_P, x_TP.max(axis=0) == x_TP.min(axis=0))
     if already_percent:
         return _zero_where_bad(x_TP - mean_P, good_P), good_P, UNITS["fmri"]
     baseline_P = mean_P / np.where(good_P, spread_P, 1.0)
@@ -227,16 +226,16 @@ def with_confounds(ref: RecordingRef, x_TP: np.ndarray, config: FmriConfig) -> t
     Raises:
         RecordingError: as :func:`read_confounds`; ``confounds-mismatch`` where volumes are missing otherwise.
     """
-    tables = siblings(ref, "_outliers.tsv")
-    if not tables:
+    table = next(iter(siblings(ref, "_outliers.tsv")), None)
+    if table is None:
         return x_TP, read_confounds(ref, len(x_TP), config)
-    outlier_T = (_table(tables[0]).apply(pd.to_numeric, errors="coerce").to_numpy() > 0).any(axis=1)
+    outlier_T = (_table(table).apply(pd.to_numeric, errors="coerce").to_numpy() > 0).any(axis=1)
     if len(x_TP) == (~outlier_T).sum() < len(outlier_T):
         kept_TP, x_TP = x_TP, np.full((len(outlier_T), x_TP.shape[1]), np.nan)
         x_TP[~outlier_T] = kept_TP
     if len(x_TP) != len(outlier_T):
         expected = f"expected {len(outlier_T)} volumes, or {(~outlier_T).sum()} without the censored ones"
-        raise RecordingError("confounds-mismatch", f"{tables[0].name}: {len(x_TP)} volumes in the series, {expected}")
+        raise RecordingError("confounds-mismatch", f"{table.name}: {len(x_TP)} volumes in the series, {expected}")
     confounds = read_confounds(ref, len(x_TP), config)
     steady_T = ~outlier_T if confounds.steady_T is None else confounds.steady_T & ~outlier_T
     return x_TP, replace(confounds, steady_T=steady_T)
@@ -319,8 +318,6 @@ def regress(
 def evenly(x_KP: np.ndarray, kept_T: np.ndarray) -> np.ndarray:
     """Values at every volume from the first to the last that is kept; those between are of a cubic spline."""
     kept = np.flatnonzero(kept_T)
-    if kept[-1] - kept[0] + 1 == len(kept) or not x_KP.shape[1]:
-        return x_KP
     every = np.arange(kept[0], kept[-1] + 1)
     found_EP = interpolate.CubicSpline(kept, x_KP, axis=0)(every)
     found_EP[kept - kept[0]] = x_KP
@@ -375,7 +372,7 @@ def _strategies(ref: RecordingRef, config: FmriConfig, n_volumes: int) -> tuple[
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            frame, kept = load_confounds(str(ref.path), strategy=list(config.confounds or []), demean=True)
+            frame, kept = load_confounds(str(ref.path), strategy=list(config.confounds or []))
         except ValueError as error:  # nilearn names the missing columns or files
             raise RecordingError("missing-confounds", f"{ref.path.name}: {' '.join(str(error).split())}") from None
     regressors_TK = frame.to_numpy(dtype=np.float64)

@@ -46,8 +46,8 @@ _T_R_TOLERANCE = 0.01
 _SECONDS_PER_UNIT = {"sec": 1.0, "msec": 1e-3, "usec": 1e-6, "unknown": 1.0, "SECOND": 1.0}
 # A voxel of int16 that ran over spans nearly all of its range; the fraction of them that makes an image useless. Ours.
 _WRAPPED, _MAX_WRAPPED = 0.9 * 2**16, 0.001
-# Bytes of voxels in memory at once.
-_CHUNK_BYTES = 1 << 27
+# Bytes of voxels in memory at once: 128 MiB.
+_CHUNK_BYTES = 134_217_728
 
 
 def read_time_series(
@@ -147,7 +147,7 @@ def read_ptseries(path: Path, t_r: float) -> tuple[np.ndarray, list[str], np.nda
     if kinds != ["SeriesAxis", "ParcelsAxis"]:
         raise RecordingError("unreadable", f"{path.name}: expected time by parcels, found {' by '.join(kinds)}")
     series, parcels = axes
-    _check_t_r(path.name, t_r, float(series.step) * _SECONDS_PER_UNIT.get(series.unit, 1.0), series.unit)
+    _check_t_r(path.name, t_r, float(series.step), series.unit)
     names = [str(name) for name in parcels.name]
     check_twice(names, path.name)
     positions_P3 = np.full((len(parcels), 3), np.nan)
@@ -222,7 +222,7 @@ def average_parcels(bold: Named, atlas: Atlas, t_r: float, min_coverage: float) 
             told = f"{name}: 1 s in the image header is not used, t_r is {t_r:g} s"
             parcels = replace(parcels, repairs=(*parcels.repairs, told))
     else:
-        _check_t_r(name, t_r, zoom * _SECONDS_PER_UNIT.get(unit, 1.0), unit)
+        _check_t_r(name, t_r, zoom, unit)
     if voxels.shape != image.shape[:3] or not np.allclose(affine, image.affine, atol=1e-3):
         voxels = _onto_grid(voxels, affine, image)
     rank = {label: p for p, label in enumerate(parcels.labels)}
@@ -284,7 +284,10 @@ def _onto_grid(voxels: np.ndarray, affine: np.ndarray, image: nibabel.Nifti1Imag
     return found.reshape(image.shape[:3])
 
 
-def _check_t_r(name: str, t_r: float, header_t_r: float, unit: str) -> None:
+def _check_t_r(name: str, t_r: float, step: float, unit: str) -> None:
+    if unit not in _SECONDS_PER_UNIT:
+        raise RecordingError("t_r-mismatch", f"{name}: volumes follow each other in {unit}, expected a unit of time")
+    header_t_r = step * _SECONDS_PER_UNIT[unit]
     if header_t_r > 0 and abs(header_t_r - t_r) > _T_R_TOLERANCE * t_r:
         milliseconds = " (milliseconds?)" if abs(header_t_r / 1000 - t_r) <= _T_R_TOLERANCE * t_r else ""
         detail = f"{name}: t_r is {t_r:g} s, but {header_t_r:g} s in the image header (unit {unit}){milliseconds}"

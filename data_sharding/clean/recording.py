@@ -90,7 +90,7 @@ def encode(x_TC: np.ndarray, good_C: np.ndarray) -> tuple[np.ndarray, float]:
     have beyond the range of float16 is clipped.
     """
     good_TC = x_TC if good_C.all() else x_TC[:, good_C]
-    peak = max(float(good_TC.max(initial=0.0)), -float(good_TC.min(initial=0.0)))
+    peak = max(float(good_TC.max()), -float(good_TC.min()))
     scale = 2.0 ** math.ceil(math.log2(peak / _TARGET_PEAK)) if peak > 0 else 1.0
     stored_TC = x_TC / np.float32(scale)
     if not good_C.all():

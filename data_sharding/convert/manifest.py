@@ -156,10 +156,12 @@ def _seconds_per_sample(values: Mapping[str, str], kind: str) -> float:
         if rate is None:
             raise ValueError(f"no sampling_rate, expected Hz: {Path(values['path']).name}")
         return 1 / rate
-    if t_r is None and rate is None:
-        raise ValueError(f"no t_r, expected seconds: {Path(values['path']).name}")
+    if t_r is None:
+        if rate is None:
+            raise ValueError(f"no t_r, expected seconds: {Path(values['path']).name}")
+        t_r = 1 / rate
     try:
-        return plausible_t_r(t_r if t_r is not None else 1 / float(rate or 1))
+        return plausible_t_r(t_r)
     except RecordingError as error:
         raise ValueError(str(error)) from None
 

@@ -252,7 +252,8 @@ def require_orientation(image: Any, file: str) -> None:
     if not s_code and not q_code:
         detail = f"{file}: neither sform nor qform, expected one: left and right may be exchanged"
         raise RecordingError("no-orientation", detail)
-    if s_code and q_code and np.linalg.det(sform[:3, :3]) * np.linalg.det(qform[:3, :3]) < 0:
+    hands = {np.sign(np.linalg.det(form[:3, :3])) for form in (sform, qform) if form is not None}
+    if len(hands) > 1:
         detail = f"{file}: sform and qform disagree about left and right, expected one orientation"
         raise RecordingError("no-orientation", detail)
     if s_code == q_code:  # else each is of a space of its own: MNI and the scanner

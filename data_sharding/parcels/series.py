@@ -46,7 +46,7 @@ def read_series(path: Path) -> tuple[np.ndarray, list[str] | None]:
     separator = _SEPARATORS[path.suffix]
     if separator is None and len(lines) > first and "," in lines[first]:
         separator = ","
-    values_TP = _numbers(path.name, lines, first, separator)
+    values_TP = _numbers(path.name, lines, first, separator, len(names))
     has_names = bool(names) or path.suffix == ".tsv"
     return _checked(values_TP, names if has_names else None, path.name)
 
@@ -167,8 +167,8 @@ def _are_labels(cells: Sequence[str]) -> bool:
     return bool((np.diff(labels) > 0).all()) and (labels[0] <= 1 or len(labels) >= _MANY)
 
 
-def _numbers(file: str, lines: list[str], first: int, separator: str | None) -> np.ndarray:
-    """The numbers of all lines from ``first`` on."""
+def _numbers(file: str, lines: list[str], first: int, separator: str | None, n_names: int) -> np.ndarray:
+    """The numbers of all lines from ``first`` on, as many as there are names where there are any."""
     body = lines[first:]
     if not body:
         return np.empty((0, 0))
@@ -179,7 +179,7 @@ def _numbers(file: str, lines: list[str], first: int, separator: str | None) -> 
         return np.loadtxt(body, dtype=np.float64, comments=None, delimiter=separator, ndmin=2)
     except ValueError:
         cells = [line.split(separator) for line in body]
-    width = len(cells[0])
+    width = n_names or len(cells[0])
     for number, row in enumerate(cells, first + 1):
         if len(row) != width:
             raise RecordingError("bad-table", f"{file}: line {number} has {len(row)} cells, expected {width}")
@@ -199,7 +199,7 @@ def _checked(values_TP: np.ndarray, names: list[str] | None, file: str) -> tuple
         if not len(values_TP):
             values_TP = np.empty((0, len(names)))
     if len(values_TP) > 3:
-        rising = np.flatnonzero((np.diff(values_TP[:8], axis=0) > 0).all(axis=0))
+        rising = np.flatnonzero((np.diff(values_TP[:_RISING], axis=0) > 0).all(axis=0))
         for p in rising:  # looked at in full only where the beginning counts
             steps_T = np.diff(values_TP[:, p])
             if (steps_T > 0).all() and (len(steps_T) > _RISING or np.ptp(steps_T) <= 1e-6 * steps_T[0]):

@@ -47,8 +47,9 @@ def _direction(problem: Problem, left: list[int], right: list[int], scale_P: Ten
     anchor_PnD, positive_PnD, columns_PND = _sides(problem, left, right)
     keep_PnN = problem.other() & problem.valid_MN[right][:, None]
     some_Pn = keep_PnN.any(-1)
-    # In float64, as positives cancel against competitors.
-    positive_Pn = (anchor_PnD.double() * positive_PnD.double()).sum(-1) * scale_P.double()[:, None]
+    # In float64, as positives cancel against competitors, and the terms of a scale's gradient against each other.
+    scale_P = scale_P.double()
+    positive_Pn = (anchor_PnD.double() * positive_PnD.double()).sum(-1) * scale_P[:, None]
     logits_PnN = _similarities(anchor_PnD, columns_PND) * scale_P[:, None, None]
     # Rows without negatives get finite logits, as logsumexp of nothing has no gradient; they are dropped below.
     logits_PnN = logits_PnN.masked_fill(~keep_PnN & some_Pn[..., None], -torch.inf)

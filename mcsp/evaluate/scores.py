@@ -6,6 +6,7 @@ Shape letters: S seeds, N units, R bootstrap draws, G subjects, P and Q units of
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from scipy.special import expit
 
 BOOTSTRAP_DRAWS = 1000
 BOOTSTRAP_SEED = 0
@@ -93,7 +94,7 @@ def at_threshold(score_SN: np.ndarray, y_N: np.ndarray, probabilities: bool) -> 
         score_N, y = score_N[known], y_N[known]
         called = score_N > 0
         sensitivity, specificity = called[y == 1].mean(), (~called[y == 0]).mean()
-        p_N = 1 / (1 + np.exp(-np.clip(score_N, -500, 500)))
+        p_N = expit(score_N)
         bins = np.minimum((p_N * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
         gaps = [abs(p_N[bins == b].mean() - y[bins == b].mean()) * (bins == b).mean() for b in set(bins.tolist())]
         brier = ((p_N - y) ** 2).mean()

@@ -3,15 +3,19 @@
 import numpy as np
 import pytest
 from scipy import signal
+from sklearn.covariance import ledoit_wolf
 
 from mcsp.batch import valid_times
 from mcsp.evaluate.measured import (
+    BRAIN_SIGMA_MM,
     SCALP_REGIONS_MM,
+    SCALP_SIGMA_MM,
     Points,
     band_power,
     brain_lattice_mm,
     common_points,
     connectivity,
+    covariance,
     log_band_power,
     root_connectivity,
     series,
@@ -154,3 +158,110 @@ def test_the_root_of_connectivity_is_what_its_definition_says(samples: int, atol
     expected -= expected.mean()
     # Of fewer samples, eigenvalues that are 0 are 1e-17 by rounding, whose root is 3e-9.
     np.testing.assert_allclose(root_connectivity(x_TC), expected / np.linalg.norm(expected), atol=atol)
+
+
+def test_places_and_widths_are_written_out() -> None:
+    """Another place or width is another baseline from the same recordings."""
+    right = {
+        "frontal": (51, 87, 78), "central": (66, 24, 105), "temporal": (85, 15, 31), "parietal": (55, -44, 100),
+        "occipital": (30, -80, 55),
+    }  # fmt: skip
+    expected = {f"left {name}": (-x, y, z) for name, (x, y, z) in right.items()}
+    assert expected | {f"right {name}": place for name, place in right.items()} == SCALP_REGIONS_MM
+    assert (SCALP_SIGMA_MM, BRAIN_SIGMA_MM) == (25.0, 15.0)
+    eeg, fmri = common_points("eeg"), common_points("fmri")
+    assert (eeg.sigma_mm, fmri.sigma_mm, OWN.places_R3) == (25.0, 15.0, None)
+    np.testing.assert_array_equal(eeg.places_R3, list(SCALP_REGIONS_MM.values()))
+    grid = np.array(
+        [(x, y, z) for x in range(-105, 106, 30) for y in range(-105, 106, 30) for z in range(-105, 106, 30)]
+    )
+    inside = (grid[:, 0] / 70) ** 2 + (grid[:, 1] / 88) ** 2 + (grid[:, 2] / 65) ** 2 < 1
+    np.testing.assert_array_equal(fmri.places_R3, grid[inside] + [0, -18, 10])
+
+
+def test_a_place_is_the_gaussian_mean_of_the_channels_around_it() -> None:
+    """Two channels at 10 and 40 mm from one place, and a third that is bad, not finite, flat or nowhere."""
+    x_TC = np.random.default_rng(5).normal(size=(80, 3)) * [2.0, 5.0, 1.0]
+    positions = np.array([[10.0, 0, 0], [0, 40.0, 0], [1.0, 0, 0]])
+    place = Points(np.zeros((1, 3)), 20.0)
+    weight = np.exp(-np.array([100.0, 1600.0]) / 800)
+    weight /= weight.sum()
+    both = x_TC[:, :2].astype(np.float32)
+    for what in ("bad", "not finite", "flat", "nowhere"):
+        x, where, good = x_TC.copy(), positions.copy(), [True, True, what != "bad"]
+        if what in ("not finite", "flat"):
+            x[:, 2] = np.inf if what == "not finite" else 3.0
+        where[2, 1] = np.nan if what == "nowhere" else 0
+        cut = window(x, where, 0.5, channel_good=good)
+        np.testing.assert_allclose(series(cut, place, False)[:, 0], both @ weight, atol=1e-6)
+        z = (both - both.mean(0)) / both.std(0) @ weight
+        np.testing.assert_allclose(series(cut, place, True)[:, 0], (z - z.mean()) / z.std(), atol=1e-5)
+    assert series(window(x_TC, np.full((3, 3), np.nan), 0.5), place, True) is None
+    assert series(window(x_TC, positions, 0.5, channel_good=[False] * 3), place, False) is None
+    far = series(window(x_TC, positions + 1e4, 0.5), place, False)
+    assert np.isfinite(far).all(), "the nearest channel always counts"
+
+
+def test_channels_themselves_are_in_their_unit_over_valid_time_and_zero_where_bad() -> None:
+    x_TC = np.random.default_rng(6).normal(size=(50, 3)) + 4
+    x_TC[20, 2] = np.nan
+    cut = window(x_TC, np.full((3, 3), np.nan), 0.5, channel_good=[True, False, True], valid_spans=[5, 15, 30, 50])
+    stored = Window(cut.x_TC / np.float32(4), cut.recording, 0, 4.0)
+    kept = np.r_[5:15, 30:50]
+    np.testing.assert_allclose(series(stored, OWN, False), cut.x_TC[kept] * [1, 0, 1], atol=1e-6)
+    standard = series(stored, OWN, True)
+    np.testing.assert_allclose(standard[:, 0], (x_TC[kept, 0] - x_TC[kept, 0].mean()) / x_TC[kept, 0].std(), atol=1e-5)
+    assert not standard[:, 1].any() and standard.shape == (30, 3)
+    lost = window(x_TC, np.zeros((3, 3)), 0.5, valid_spans=[0, 50])
+    assert not series(lost, OWN, False)[:, 2].any(), "a channel with a value that is not finite"
+
+
+def test_alike_channels_are_limited_and_covariance_is_shrunk() -> None:
+    x_TC = np.random.default_rng(7).normal(size=(40, 3))
+    x_TC[:, 1], x_TC[:, 2] = x_TC[:, 0], -x_TC[:, 0]
+    limit = np.arctanh(0.999)
+    np.testing.assert_allclose(connectivity(x_TC), [limit, -limit, -limit])
+    np.testing.assert_array_equal(covariance(x_TC), ledoit_wolf(x_TC)[0])
+
+
+@pytest.mark.parametrize("sfreq", [100.0, 100.5])  # frames of 200 and, odd, of 201 samples
+def test_power_is_the_mean_of_all_frames_of_two_seconds_inside_valid_spans(sfreq: float) -> None:
+    """Hann's window, half overlap, each frame without its mean: written out frame by frame."""
+    frame, spans = round(2 * sfreq), [(0, 517), (600, 799), (850, 1050 + (sfreq > 100)), (1060, 1510)]
+    x_TC = np.random.default_rng(8).normal(size=(1600, 3)).cumsum(0).astype(np.float32).astype(np.float64)
+    hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(frame) / frame)
+    found = []
+    for a, b in spans:
+        for start in range(a, b - frame + 1, frame - frame // 2):
+            part = x_TC[start : start + frame]
+            density = np.abs(np.fft.rfft((part - part.mean(0)) * hann[:, None], axis=0)) ** 2 / (
+                sfreq * (hann**2).sum()
+            )
+            density[1 : None if frame % 2 else -1] *= 2
+            found.append(density)
+    assert len(found) == 8
+    hz = np.arange(frame // 2 + 1) * sfreq / frame
+    bands = {"delta": (1, 4), "theta": (4, 8), "alpha": (8, 13), "beta": (13, 30), "gamma": (30, 45)}
+    expected = [np.mean(found, 0)[(hz >= a) & (hz < b)].sum(0) * sfreq / frame for a, b in bands.values()]
+    assert list(EEG_BANDS_HZ) == list(bands)
+    cut = window(x_TC, np.zeros((3, 3)), sfreq, valid_spans=[edge for span in spans for edge in span])
+    power_KC, good_C = band_power(cut)
+    np.testing.assert_allclose(power_KC, expected, rtol=1e-9)
+    assert good_C.all()
+
+
+def test_a_channel_without_power_is_not_good_and_the_share_of_little_power_is_finite() -> None:
+    x_TC = np.random.default_rng(9).normal(size=(1000, 3))
+    x_TC[:, 1] = 0.0
+    positions = np.array([[0.0, 0, 90], [30.0, 0, 85], [-30.0, 0, 85]])
+    power_KC, good_C = band_power(window(x_TC, positions, 200.0))
+    assert good_C.tolist() == [True, False, True] and not power_KC[:, 1].any()
+    absolute, share = (found.reshape(5, 3) for found in log_band_power(window(x_TC, positions, 200.0), OWN))
+    # Channels at 0 and 2 are about 30 and 60 mm from channel 1; the width for a bad channel is that of the scalp.
+    squared = ((positions[[0, 2]] - positions[1]) ** 2).sum(1)
+    weight = np.exp(-squared / (2 * 25.0**2)) / np.exp(-squared / (2 * 25.0**2)).sum()
+    log_KC = np.log10(power_KC[:, [0, 2]] + 1e-6)
+    np.testing.assert_allclose(absolute[:, 1], log_KC @ weight, rtol=1e-12)
+    np.testing.assert_allclose(absolute[:, [0, 2]], log_KC, rtol=1e-12)
+    np.testing.assert_allclose(share[:, [0, 2]], log_KC - np.log10((power_KC[:, [0, 2]] + 1e-6).sum(0)), rtol=1e-12)
+    assert log_band_power(window(0 * x_TC, positions, 200.0), OWN) is None

@@ -125,3 +125,69 @@ def test_labels_are_shuffled_within_sites_by_subject_or_within_subjects() -> Non
     mixed = shuffled(tasks, groups_N, site_N, rng)
     assert (mixed[::2] + mixed[1::2] == 1).all()
     assert (mixed != tasks).any()
+
+
+def test_a_thousand_draws_of_one_seed_and_an_interval_of_95_percent() -> None:
+    """Written out: another number of draws, seed or interval is another result from the same scores."""
+    weight_RN = scores.subject_weights(np.array([0, 1, 1, 2]))
+    drawn = np.random.default_rng(0).integers(0, 3, (1000, 3))
+    assert weight_RN.shape == (1001, 4)
+    np.testing.assert_array_equal(weight_RN[1:, [0, 1, 3]], np.stack([(drawn == g).sum(1) for g in range(3)], axis=1))
+    found = scores.estimate(np.concatenate([[-5.0], np.arange(1001.0), [np.nan] * 3]))
+    assert found == {"value": -5.0, "ci_low": 25.0, "ci_high": 975.0}
+    assert scores.estimate(np.array([np.nan, 1.0, 2.0])) is None
+
+
+def test_calibration_is_measured_in_ten_bins_of_equal_width() -> None:
+    """Two units in every bin, at a quarter and three quarters of it; each bin's gap by hand."""
+    p_N = np.sort(np.concatenate([np.arange(10) / 10 + 0.025, np.arange(10) / 10 + 0.075]))
+    y_N = np.array([0, 0, 0, 1, 0, 0, 1, 0, 0, 1, 1, 1, 0, 1, 1, 1, 0, 1, 1, 1])
+    gaps = [abs(p_N[2 * b : 2 * b + 2].mean() - y_N[2 * b : 2 * b + 2].mean()) for b in range(10)]
+    found = scores.at_threshold(np.log(p_N / (1 - p_N))[None], y_N, probabilities=True)
+    assert found["calibration_error"] == pytest.approx(np.mean(gaps))
+    certain = scores.at_threshold(np.array([[900.0, 900.0, -900.0]]), np.array([1, 0, 0]), probabilities=True)
+    assert (certain["calibration_error"], certain["brier"]) == (pytest.approx(1 / 3), pytest.approx(1 / 3))
+
+
+def test_a_score_of_zero_calls_nobody_and_seeds_are_averaged_over_the_units_they_tested() -> None:
+    y_N = np.array([1, 1, 0, 0])
+    found = scores.at_threshold(np.array([[0.0, 1.0, 0.0, -1.0], [2.0, np.nan, np.nan, 3.0]]), y_N, True)
+    assert (found["sensitivity"], found["specificity"]) == (0.75, 0.5)  # 1/2 and 1; 1 and 0
+    assert found["balanced_accuracy"] == 0.625
+    p = 1 / (1 + np.exp(-np.array([1.0, 2.0, 3.0])))
+    of_first = (2 * 0.5**2 + (1 - p[0]) ** 2 + (1 - p[0]) ** 2) / 4
+    assert found["brier"] == pytest.approx((of_first + ((1 - p[1]) ** 2 + p[2] ** 2) / 2) / 2)
+    plain = scores.at_threshold(np.array([[0.0, 1.0, 0.0, -1.0]]), y_N, False)
+    assert [name for name, value in plain.items() if value is None] == ["brier", "calibration_error"]
+
+
+def test_a_site_of_one_class_or_without_scores_has_none() -> None:
+    y_N, sites = np.array([0, 1, 1, 1, 0, 1]), ["a", "a", "b", "b", "c", "c"]
+    score_SN = np.array([[1.0, 2.0, 3.0, 4.0, np.nan, np.nan]])
+    assert {s: v.tolist() for s, v in scores.by_site(score_SN, y_N, sites, np.ones((2, 6))).items()} == {"a": [1, 1]}
+    score_SN = np.stack([np.full(6, np.nan), [2.0, 1.0, 0.0, 0.0, 1.0, 2.0]])
+    assert {s: v[0] for s, v in scores.by_site(score_SN, y_N, sites, np.ones((1, 6))).items()} == {"a": 0.0, "c": 1.0}
+
+
+def test_what_is_not_known_is_left_out_of_means_and_stays_unknown_alone() -> None:
+    rows = [np.array([1.0, np.nan, np.nan]), np.array([3.0, 5.0, np.nan])]
+    np.testing.assert_array_equal(scores.mean_of_known(rows), [2.0, 5.0, np.nan])
+    score_SN = np.array([[1.0, 3.0, np.nan, 10.0], [np.nan, np.nan, 4.0, 6.0]])
+    found = scores.centred(score_SN, ["a", "a", "a", "b"])
+    np.testing.assert_array_equal(found, [[-1.0, 1.0, np.nan, 0.0], [np.nan, np.nan, 0.0, 0.0]])
+    assert score_SN[0, 0] == 1.0, "the scores themselves stay"
+
+
+def test_unseen_subjects_count_where_it_is_known_who_was_seen() -> None:
+    assert scores.unseen_weights(["a", "b", "a"], frozenset("b")).tolist() == [1.0, 0.0, 1.0]
+    assert scores.unseen_weights(["a", "b"], frozenset()).tolist() == [1.0, 1.0]
+    assert scores.unseen_weights(["a", "b"], None).tolist() == [0.0, 0.0]
+
+
+def test_draws_without_a_class_are_in_no_interval_of_the_curve() -> None:
+    score_SN, y_N = np.array([[0.0, 3.0, 1.0, 2.0]]), np.array([0, 0, 1, 1])
+    whole, no_control, no_case = np.ones(4), np.array([0, 0, 2, 2.0]), np.array([2, 2, 0, 0.0])
+    expected = scores.roc_curve(score_SN, y_N, np.stack([whole, whole]))
+    assert scores.roc_curve(score_SN, y_N, np.stack([whole, no_control, whole, no_case])) == expected
+    # One control above both cases, one below: up to a rate of 1/2 none is found, then all.
+    assert expected["roc"] == pytest.approx([0.0] * 50 + [1.0] * 51) and expected["roc_low"] == expected["roc_high"]

@@ -1,9 +1,21 @@
 """No subject is in two parts, no site trains for itself, and digests name the folds."""
 
+import hashlib
+import json
+
 import numpy as np
 import pytest
+from sklearn.model_selection import StratifiedGroupKFold
 
-from mcsp.evaluate.splits import _checked, k_fold, labelled_part, leave_site_out, require_disjoint
+from mcsp.evaluate.splits import (
+    _checked,
+    described_folds,
+    k_fold,
+    labelled_part,
+    leave_site_out,
+    require_disjoint,
+    strata,
+)
 
 
 def people(n: int = 40, sessions: int = 2) -> tuple[list[str], np.ndarray, list[str], list[str]]:
@@ -148,3 +160,83 @@ def test_a_part_of_numbers_has_some_of_each_fifth() -> None:
     part = labelled_part(np.arange(50), y_N, groups_N, 0.1, seed=1)
     assert np.bincount((y_N[part] - 20).astype(int) // 12).tolist()[:5] == [2] * 5
     assert set(part) <= set(labelled_part(np.arange(50), y_N, groups_N, 0.5, seed=1))
+
+
+def test_numbers_are_balanced_by_rank_in_parts_of_one_size_and_classes_as_they_are() -> None:
+    number = np.array([30.0, 10.0, 20.0, 50.0, 40.0, 60.0, 20.0, 80.0, 70.0, 90.0])
+    assert strata(number).tolist() == [1, 0, 0, 2, 2, 3, 1, 4, 3, 4]  # two of each fifth; ties in their order
+    assert strata(number, 2).tolist() == [0, 0, 0, 1, 0, 1, 0, 1, 1, 1]
+    assert strata(number, 1).tolist() == strata(number, 0).tolist() == [0] * 10
+    assert strata(np.arange(7.0), 3).tolist() == [0, 0, 0, 1, 1, 2, 2]
+    assert strata(np.array([2, 0, 1]), 1).tolist() == [2, 0, 1]
+
+
+def test_the_folds_are_scikit_learns_of_the_seeds_from_zero_on() -> None:
+    """Anybody can make them again; numbers are in fifths, or in as many parts as there are subjects for each fold."""
+    keys, y_N, subjects, _ = people(24, 2)
+    number = np.random.default_rng(0).normal(size=48)
+    for label_N, folds, parts in ((y_N, 4, None), (number, 3, 5), (number, 8, 3), (number, 12, 2)):
+        balanced = y_N if parts is None else np.argsort(np.argsort(number)) * parts // 48
+        found = k_fold(keys, label_N, subjects, folds, 2)
+        assert found.protocol == "kfold" and [len(of_seed) for of_seed in found.by_seed] == [folds] * 2
+        for seed, of_seed in enumerate(found.by_seed):
+            expected = StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(keys, balanced, subjects)
+            for (train, test), (their_train, their_test) in zip(of_seed, expected, strict=True):
+                assert train.tolist() == their_train.tolist() and test.tolist() == their_test.tolist()
+        tested = [sorted(keys[i] for i in test) for of_seed in found.by_seed for _, test in of_seed]
+        assert found.sha256 == hashlib.sha256(json.dumps(tested).encode()).hexdigest()
+        described = described_folds(found, keys)
+        assert described == {"sha256": found.sha256, "units": 48, "test": [tested[:folds], tested[folds:]]}
+
+
+def test_exactly_enough_subjects_are_enough() -> None:
+    names = list("abcdefgh")
+    assert len(k_fold(names, np.array([0, 1] * 4), names, 4, 1).by_seed[0]) == 4
+    with pytest.raises(ValueError, match="folds=5: expected at least that many subjects in each class, found 4 and 4"):
+        k_fold(names, np.array([0, 1] * 4), names, 5, 1)
+    assert len(k_fold(names, np.arange(8.0), names, 4, 1).by_seed[0]) == 4
+    with pytest.raises(ValueError, match="folds=5: expected at least 10 subjects, found 8"):
+        k_fold(names, np.arange(8.0), names, 5, 1)
+    two_each = ["a", "a", "b", "b", "c", "c", "d", "d"]  # subjects count, not units
+    with pytest.raises(ValueError, match="folds=3: expected at least that many subjects in each class, found 2 and 2"):
+        k_fold(names, np.array([0, 0, 0, 0, 1, 1, 1, 1]), two_each, 3, 1)
+    with pytest.raises(ValueError, match="folds=3: expected at least 6 subjects, found 4"):
+        k_fold(names, np.arange(8.0), two_each, 3, 1)
+
+
+def test_labels_as_booleans_are_classes_and_five_wrong_ones_are_named() -> None:
+    names = list("abcd")
+    assert len(k_fold(names, np.array([True, False, False, True]), names, 2, 1).by_seed[0]) == 2
+    with pytest.raises(ValueError, match=r"found \[-1, -2, -3, -4, -5\]$"):
+        k_fold(["u"] * 9, np.arange(-9, 0), ["u"] * 9, 2, 1)
+
+
+def test_a_part_of_the_labels_rounds_to_whole_subjects_and_has_two_at_least() -> None:
+    """Of eleven subjects of one class and three of the other, two units each."""
+    groups_N = np.repeat(np.arange(14), 2)
+    y_N = (groups_N >= 11).astype(int)
+    rows = np.arange(28)
+    for fraction, first, second in ((0.0, 2, 2), (0.3, 3, 2), (0.6, 7, 2), (0.9, 10, 3), (1.0, 11, 3)):
+        part = labelled_part(rows, y_N, groups_N, fraction, seed=0)
+        assert part.tolist() == sorted(part.tolist()) and (np.bincount(groups_N[part], minlength=14) % 2 == 0).all()
+        assert np.bincount(y_N[part]).tolist() == [2 * first, 2 * second], fraction
+    one = labelled_part(np.array([3, 2, 27]), y_N, groups_N, 0.1, seed=0)
+    assert one.tolist() == [3, 2, 27], "a subject alone in its class is taken"
+
+
+def test_a_part_of_the_labels_is_the_one_of_its_seed() -> None:
+    """Written out: another draw is another learning curve from the same features."""
+    groups_N = np.arange(20)
+    y_N = groups_N % 2
+    for seed in (0, 3):
+        of_class = [np.flatnonzero(y_N == c)[np.random.default_rng([seed, c]).permutation(10)[:4]] for c in (0, 1)]
+        found = labelled_part(np.arange(20), y_N, groups_N, 0.4, seed)
+        assert found.tolist() == sorted(np.concatenate(of_class).tolist())
+
+
+def test_leaving_sites_out_has_one_seed_and_every_other_site_trains() -> None:
+    keys, y_N, subjects, sites = people(12, 1)
+    found = leave_site_out(keys, y_N, subjects, sites)
+    assert found.protocol == "leave_site_out" and len(found.by_seed) == 1
+    for train, test in found.by_seed[0]:
+        assert sorted([*train, *test]) == list(range(12))

@@ -7,8 +7,6 @@ import torch
 from mcsp.kernels.contrastive import Columns
 
 ENDS = (-(2**63), 2**63 - 1, -1, 0, 1)  # of int64
-# Seeds whose contrast has a gradient in which all terms cancel: of rows and scales, and of scales (2.7e-3 is left).
-CANCELLING = (3, 15)
 
 
 def case(seed: int, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
@@ -110,15 +108,18 @@ def moved(loss: Any, p: dict[str, Any], seed: int) -> list[torch.Tensor]:
 
 
 def expect_float64(
-    loss: Any, p: dict[str, Any], truth: list[torch.Tensor], found: list[torch.Tensor], cancelling: bool
+    loss: Any, p: dict[str, Any], truth: list[torch.Tensor], found: list[torch.Tensor], gpu: bool = False
 ) -> None:
-    """A millionth of the norm, or, if ``cancelling``, eight times what rounding of the inputs moves in float64.
+    """A millionth of the norm. Where the truth is 0, eight times what rounding of the inputs moves in float64.
 
-    Eight operations round one after the other: similarity, scale, less the maximum, exponential, sum, share, product
-    with embeddings, total.
+    A truth is 0 where all its terms cancel: of seed 3, whose two rows are equal. Eight operations round one after the
+    other: similarity, scale, less the maximum, exponential, sum, share, product with embeddings, total. A GPU's
+    exponentials are less exact, so it may be eight times that everywhere.
     """
-    rounded = [moved(loss, p, seed) for seed in range(4 * cancelling)]
+    zero = [float(x.norm()) <= 1e-14 * max(1.0, float(truth[0].norm())) for x in truth]
+    rounded = [moved(loss, p, seed) for seed in range(4 * (gpu or any(zero)))]
     for i, name in enumerate(("value", "rows", "scale", "columns")[: len(truth)]):
-        error, size = float((found[i] - truth[i]).norm()), float(truth[i].norm())
-        conditioned = max((float((other[i] - truth[i]).norm()) for other in rounded), default=0.0)
-        assert error <= max(1e-6 * size, 8 * conditioned), f"{name}: {error} of {size}, rounding moves {conditioned}"
+        error, bound = float((found[i] - truth[i]).norm()), 1e-6 * float(truth[i].norm())
+        if gpu or zero[i]:
+            bound = max(bound, 8 * max(float((other[i] - truth[i]).norm()) for other in rounded))
+        assert error <= bound, f"{name}: {error} from {float(truth[i].norm())}, expected at most {bound}"

@@ -11,7 +11,7 @@ import torch
 from mcsp.batch import Batch
 from mcsp.config import HealthConfig
 from mcsp.run_log import read_events, read_metrics
-from mcsp.training.health import BadWindows, Health, suspects
+from mcsp.training.health import BadWindows, Health, clean, suspects
 from tests.training.ranks import run_ranks, same, weights
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -231,6 +231,114 @@ def test_a_second_rollback_leaves_the_data_of_the_first_behind() -> None:
 def test_samples_of_several_skipped_steps_are_named() -> None:
     events = [{"event": "skip", "samples": names} for names in (["a", "b"], ["b", "c"], ["b", "a"], ["d"])]
     assert suspects([*events, {"event": "start"}, {"event": "skip"}]) == {"b": 3, "a": 2}
+    assert list(suspects([*events, {"event": "skip", "samples": ["a", "b", "d"]}]).items()) == [
+        ("b", 4),
+        ("a", 3),
+        ("d", 2),
+    ]
+    tied = [{"event": "skip", "samples": names} for names in (["z", "y", "x"], ["x", "y", "z"])]
+    assert list(suspects(tied)) == ["x", "y", "z"]
+
+
+def test_a_new_run_has_nothing_behind_it() -> None:
+    assert Health(HealthConfig()).state() == {
+        "losses": [], "log_norms": [], "loss_spikes": [], "norm_spikes": [], "levels": [], "lost": 0, "not_finite": 0,
+        "skipped_steps": 0, "in_a_row": 0, "rollbacks": 0, "data_offset": 0,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("window", "needed"), [(8, 4), (9, 4), (11, 5)])
+def test_half_a_window_rounded_down_is_compared_with(window: int, needed: int) -> None:
+    health = Health(HealthConfig(spike_window=window, spike_factor=10))
+    for n in range(1, 2 * window):
+        health.seen(2.0, 0.01, True)
+        assert (health.loss_limit() < math.inf) == (health.norm_limit() < math.inf) == (n >= needed)
+        assert len(health.losses) == len(health.log_norms) == min(n, window)
+    # The least spread of a loss is a twentieth of its median; that of a norm a factor of exp(0.05), also below 1.
+    assert health.loss_limit() == pytest.approx(2.0 + 10 * 0.05 * 2.0)
+    assert health.norm_limit() == pytest.approx(0.01 * math.exp(0.5))
+
+
+def test_norms_of_nothing_and_norms_too_large_to_multiply() -> None:
+    nothing, huge = (Health(HealthConfig(spike_window=4, spike_factor=10)) for _ in range(2))
+    for _ in range(4):
+        nothing.seen(-2.0, 0.0, True)
+        huge.seen(-2.0, 1e307, True)
+    assert nothing.norm_limit() == pytest.approx(1e-30 * math.exp(0.5)) and huge.norm_limit() == math.inf
+    assert nothing.loss_limit() == pytest.approx(-2.0 + 10 * 0.05 * 2.0), "a loss below 0"
+
+
+@pytest.mark.parametrize(("apart", "followed"), [(1, True), (2, True), (3, False)])
+def test_five_spikes_among_the_last_ten_are_a_new_level(apart: int, followed: bool) -> None:
+    """Of twenty values each, where every first, second or third is a spike."""
+    for kind in ("loss", "gradient norm"):
+        health = Health(HealthConfig(new_level_after=5))
+        for _ in range(128):
+            health.seen(2.0, 3.0, True)
+        news = []
+        for step in range(20):
+            large = step % apart == 0
+            loss, norm = (50.0, 3.0) if kind == "loss" else (2.0, 900.0)
+            news.append(health.seen(loss if large else 2.0, norm if large else 3.0, not large))
+        assert [i for i, told in enumerate(news) if told] == ([4 * apart] if followed else [])
+        assert set(news) == ({"", kind} if followed else {""})
+        values = health.losses if kind == "loss" else health.log_norms
+        assert len(values) == (5 + 19 - 4 * apart if followed else 128), "what was seen before is forgotten"
+
+
+def test_both_levels_may_be_new_in_one_step() -> None:
+    health = Health(HealthConfig(new_level_after=3))
+    told = [health.seen(2.0, 3.0, True) for _ in range(128)] + [health.seen(50.0, 900.0, False) for _ in range(3)]
+    assert told == [""] * 130 + ["loss and gradient norm"]
+
+
+@pytest.mark.parametrize(("window", "width"), [(8, 8), (31, 31), (32, 32), (128, 32)])
+def test_the_level_of_a_loss_is_the_median_of_32_steps(window: int, width: int) -> None:
+    health = Health(HealthConfig(spike_window=window, spike_factor=0))
+    for n in range(1, width + 1):
+        health.seen(float(n), 1.0, True)
+        assert bool(health.levels) == (n == width)
+    middle = (width + 1) / 2
+    assert health.levels == [middle, middle]
+    for _ in range(width):
+        health.seen(0.5, 1.0, True)
+    assert health.levels == [middle, 0.5]
+
+
+def test_a_run_goes_back_after_exactly_so_many_lost_steps() -> None:
+    health = Health(HealthConfig(spike_window=4, spike_factor=0, lost_after=3))
+    for loss in (2.0, 1.0):
+        for _ in range(4):
+            health.seen(loss, 1.0, True)
+    lost = []
+    for _ in range(6):
+        health.seen(9.0, 1.0, True)
+        lost.append((health.lost, health.why_back))
+    # The median of four is above the first level from the second high loss on: (1 + 9) / 2.
+    assert [n for n, _ in lost] == [0, 1, 2, 3, 4, 5] and [bool(why) for _, why in lost] == [False] * 3 + [True] * 3
+    assert lost[3][1] == "the loss was above its first level 2 for 3 steps, after 1"
+    health.seen(math.nan, None, False)
+    assert (health.lost, health.not_finite, health.in_a_row, health.skipped_steps) == (5, 1, 1, 1)
+    for _ in range(3):
+        health.seen(1.0, 1.0, True)
+    assert (health.lost, health.not_finite, health.in_a_row, health.skipped_steps) == (0, 0, 0, 1)
+
+
+def test_between_the_first_level_and_half_as_much_again_as_the_best_nothing_is_lost() -> None:
+    """Above the first level but near the best, or far from the best but below the first: both may be learning."""
+    for first, best, now, lost in ((2.0, 1.9, 2.5, False), (9.0, 1.0, 8.0, False), (2.0, 1.9, 3.0, True)):
+        health = Health(HealthConfig(spike_window=4, spike_factor=0))
+        for loss in (first, best, now):
+            for _ in range(4):
+                health.seen(loss, 1.0, True)
+        assert (health.lost > 0, health.doubtful) == (lost, lost), (first, best, now)
+
+
+def test_a_checkpoint_is_clean_where_nothing_was_wrong() -> None:
+    found = [clean(state) for state in (
+        {"in_a_row": 0, "lost": 0}, {"in_a_row": 1, "lost": 0}, {"in_a_row": 0, "lost": 1}, {"in_a_row": 2, "lost": 2},
+    )]  # fmt: skip
+    assert found == [True, False, False, False]
 
 
 @pytest.mark.parametrize(("most", "bad", "read", "ends"), [

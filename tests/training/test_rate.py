@@ -53,7 +53,25 @@ def test_warmup_stable_decay_falls_at_the_end() -> None:
         ({"schedule": "constant"}, {"schedule": "warmup-stable-decay"}, 60, True),
         ({}, {"schedule": "constant"}, 60, False),
         ({}, {"schedule": "constant"}, 5, True),
+        ({}, {"warmup_steps": 12}, 0, True),
+        ({}, {"warmup_steps": 12}, 1, False),
     ],
 )
 def test_a_course_may_change_ahead_and_not_behind(old, new, steps, same) -> None:
     assert same_so_far(config(**old).dump(), config(**new).dump(), steps) == same
+
+
+def test_behind_its_end_a_course_stays_at_a_tenth_whatever_its_warm_up() -> None:
+    for course in ("cosine", "warmup-stable-decay"):
+        for values in ({}, {"warmup_steps": 0}, {"steps": 50, "schedule_steps": 110}):
+            rates = [learning_rate(config(learning_rate=1.0, schedule=course, **values), step) for step in range(170)]
+            assert rates[110:] == pytest.approx([0.1] * 60) and min(rates[10:110]) > 0.1
+    half = config(learning_rate=1.0, warmup_steps=0)
+    assert [learning_rate(half, step) for step in (0, 55)] == pytest.approx([1.0, 0.55])
+
+
+def test_of_a_long_course_the_last_step_is_compared_too() -> None:
+    """Steps 0 to 1998 have the same rate; only every second of 2000 steps is looked at, and the last."""
+    old = config(schedule="constant", steps=4000).dump()
+    new = config(schedule="warmup-stable-decay", steps=2498, decay_steps=500).dump()
+    assert same_so_far(old, new, 1999) and not same_so_far(old, new, 2000)

@@ -39,12 +39,12 @@ def scales(grams: Sequence[np.ndarray], train: np.ndarray, weights: Sequence[flo
     The spread is the mean squared distance of the training units from their mean. A block that does not vary among them
     gets 0.
     """
-    weights = [1.0] * len(grams) if weights is None else weights
+    shares = [1 / len(grams)] * len(grams) if weights is None else [weight / sum(weights) for weight in weights]
     found = []
-    for gram_NN, weight in zip(grams, weights, strict=True):
+    for gram_NN, share in zip(grams, shares, strict=True):
         size = float(np.diagonal(gram_NN)[train].mean())
         spread = size - float(gram_NN[np.ix_(train, train)].mean())
-        found.append(weight / sum(weights) / spread if spread > 1e-12 * size else 0.0)
+        found.append(share / spread if spread > 1e-12 * size else 0.0)
     return found
 
 

@@ -57,8 +57,8 @@ class Combat(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         self.mean_F_ = x_NF.mean(axis=0)
         means = np.stack([x_NF[site_N == s].mean(axis=0) for s in known])
         residual_NF = x_NF - means[np.searchsorted(known, site_N)]
-        scale_F = np.sqrt((residual_NF**2).mean(axis=0))
-        self.scale_F_ = np.where(scale_F > 0, scale_F, 1.0)
+        varies_F = np.any([_varies(x_NF[site_N == s]) for s in known], axis=0)
+        self.scale_F_ = np.where(varies_F, np.sqrt((residual_NF**2).mean(axis=0)), 1.0)
         z_NF = (x_NF - self.mean_F_) / self.scale_F_
         found = [_shrunk(z_NF[site_N == s]) for s in self.sites_]
         self.shift_SF_ = np.array([shift_F for shift_F, _ in found]).reshape(len(found), -1)
@@ -89,6 +89,12 @@ def _site_of_each(x_NF: np.ndarray, sites: ArrayLike | None) -> np.ndarray:
     return site_N
 
 
+def _varies(x_NF: np.ndarray) -> np.ndarray:
+    """Which features are not the same in all rows ``(F,)``; a variance of equal values may be above 0 by rounding."""
+    varies_F: np.ndarray = np.ptp(x_NF, axis=0) > 0
+    return varies_F
+
+
 def _shrunk(z_NF: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Shift and variance ``(F,)`` of one site's standardised features, shrunk towards their distribution over features.
 
@@ -96,7 +102,7 @@ def _shrunk(z_NF: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
     n = len(z_NF)
     shift_F, variance_F = z_NF.mean(axis=0), z_NF.var(axis=0, ddof=1)
-    varying = variance_F > 0
+    varying = _varies(z_NF)
     out_shift_F, out_variance_F = shift_F.copy(), np.where(varying, variance_F, 1.0)
     if varying.sum() < 2:  # no distribution over features to shrink towards
         return out_shift_F, out_variance_F

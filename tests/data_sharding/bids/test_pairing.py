@@ -10,7 +10,19 @@ import numpy as np
 import pytest
 
 from mcsp.data_sharding.bids.find import find_recordings
-from mcsp.data_sharding.bids.ref import Site, acquisition_time, raw_roots, repetition_time_of_run
+from mcsp.data_sharding.bids.reasons import RecordingError
+from mcsp.data_sharding.bids.ref import (
+    Site,
+    acquisition_time,
+    atlas_files,
+    even_timing,
+    inputs_of,
+    pipeline_root,
+    raw_roots,
+    repetition_time_of_run,
+    scans_tables,
+    siblings,
+)
 from mcsp.data_sharding.bids.write import write_json, write_tsv
 from mcsp.data_sharding.build.samples import marked_times
 
@@ -140,3 +152,133 @@ def test_the_raw_dataset_lies_above_a_pipelines_folder_or_in_its_sourcedata(tmp_
     (alone / "sourcedata" / "raw").mkdir(parents=True)
     [own] = find_recordings(Site("s", alone, False, None))
     assert raw_roots(own) == [alone, alone / "sourcedata" / "raw"]
+
+
+def test_runs_without_a_marker_between_others_and_volumes_that_go_on_after_the_eeg(tmp_path: Path) -> None:
+    refs = find_recordings(site(tmp_path, 3))
+    events(tmp_path, 1, [(20.0, 0, MARKER)])
+    events(tmp_path, 3, [(5.0, 0, MARKER)])
+    refs = find_recordings(site(tmp_path, 3))
+    seconds = {("1", "fmri"): 400.0}
+    found = marked_times([(r, seconds.get((r.entities["run"], r.modality), 300.0)) for r in refs], MARKER)
+    assert found is not None
+    start = {(ref.entities["run"], ref.modality): time for ref, time in zip(refs, found, strict=True)}
+    assert start["1", "eeg"] == 0 and start["1", "fmri"] == 20
+    assert math.isnan(start["2", "eeg"]) and math.isnan(start["2", "fmri"])
+    assert start["3", "eeg"] == 20 + 400 + 3600 and start["3", "fmri"] == start["3", "eeg"] + 5
+
+
+def test_a_marker_may_stand_in_the_column_of_trial_types_and_is_of_its_session_alone(tmp_path: Path) -> None:
+    for session in "ab":
+        for kind, name in (("eeg", "eeg.edf"), ("func", "seg-S_timeseries.tsv")):
+            folder = tmp_path / f"sub-1/ses-{session}/{kind}"
+            folder.mkdir(parents=True)
+            (folder / f"sub-1_ses-{session}_task-rest_{name}").touch()
+    table = tmp_path / "sub-1/ses-b/eeg/sub-1_ses-b_task-rest_events.tsv"
+    write_tsv(table, ("onset", "duration", "trial_type", "value"), [(3.5, 0, MARKER, 7), (9.0, 0, "x", MARKER)])
+    refs = find_recordings(Site("s", tmp_path, False, None))
+    found = marked_times([(ref, 100.0) for ref in refs], MARKER)
+    assert found is not None
+    start = {(ref.entities["session"], ref.modality): time for ref, time in zip(refs, found, strict=True)}
+    assert start["b", "eeg"] == 0 and start["b", "fmri"] == 3.5
+    assert math.isnan(start["a", "eeg"]) and math.isnan(start["a", "fmri"])
+
+
+def write_run(root: Path, stem: str = "sub-1_ses-a_task-rest", pipeline: str = "derivatives/x") -> Path:
+    path = root / pipeline / "sub-1/ses-a/func" / f"{stem}_space-MNI_seg-S_timeseries.tsv"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    return path
+
+
+def test_files_of_the_same_run_beside_a_recording_are_found_whatever_their_version(tmp_path: Path) -> None:
+    table = write_run(tmp_path)
+    for name in ("sub-1_ses-a_task-rest_outliers.tsv", "sub-1_ses-a_task-rest_space-T1w_desc-x_bold.json",
+                 "sub-1_ses-a_task-rest_run-2_outliers.tsv", "sub-1_ses-a_task-go_bold.json"):  # fmt: skip
+        (table.parent / name).write_text("{}")
+    [ref] = find_recordings(Site("s", tmp_path, False, None))
+    assert [f.name for f in siblings(ref, "_outliers.tsv", "_bold.json", "_timeseries.tsv")] == [
+        "sub-1_ses-a_task-rest_outliers.tsv", "sub-1_ses-a_task-rest_space-T1w_desc-x_bold.json",
+    ]  # fmt: skip
+    assert pipeline_root(ref) == tmp_path / "derivatives/x"
+
+
+def test_the_tables_of_times_of_a_derivative_are_its_own_and_those_of_the_raw_dataset(tmp_path: Path) -> None:
+    table = write_run(tmp_path)
+    own = table.parents[1] / "sub-1_ses-a_scans.tsv"
+    raw = [tmp_path / "sub-1/ses-a/sub-1_ses-a_scans.tsv", tmp_path / "sub-1/sub-1_scans.tsv"]
+    for file in (own, *raw, tmp_path / "sub-1/ses-a/sub-1_ses-b_scans.tsv"):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("filename\tacq_time\n")
+    [ref] = find_recordings(Site("s", tmp_path, False, None))
+    assert scans_tables(ref)[0] == own and set(scans_tables(ref)) == {own, *raw}
+    [own_site] = find_recordings(Site("s", tmp_path / "derivatives/x", False, None))
+    assert scans_tables(own_site) == [own, *raw]
+
+
+def test_a_row_of_times_is_that_of_the_recording_itself_before_any_of_its_run(tmp_path: Path) -> None:
+    """Also where another version of the run has another time, and where the table that comes first has none."""
+    table = write_run(tmp_path)
+    raw = tmp_path / "sub-1/ses-a/sub-1_ses-a_scans.tsv"
+    raw.parent.mkdir(parents=True)
+    name = "sub-1_ses-a_task-rest"
+    rows = [(f"func/{name}_bold.nii.gz", "2019-05-06T10:00:00"), (f"eeg/{name}_eeg.edf", "2019-05-06T08:00:00")]
+    write_tsv(raw, ("filename", "acq_time"), rows)
+    own = table.parents[1] / "sub-1_ses-a_scans.tsv"
+    write_tsv(own, ("filename", "acq_time"), [("func/other.tsv", "2019-05-06T07:00:00")])
+    site_ = Site("s", tmp_path, False, None)
+    ten = datetime(2019, 5, 6, 10, tzinfo=UTC).timestamp()
+    assert acquisition_time(find_recordings(site_)[0]) == ten
+    own_rows = [(f"func/{name}_desc-a_bold.nii.gz", "2019-05-06T07:00:00"), (f"func/{table.name}", "2019-05-06T11:00")]
+    write_tsv(own, ("filename", "acq_time"), own_rows)
+    assert acquisition_time(find_recordings(site_)[0]) == ten + 3600
+    write_tsv(own, ("filename",), [(f"func/{table.name}",)])
+    assert acquisition_time(find_recordings(site_)[0]) == ten, "a table without times says nothing"
+
+
+def test_atlases_lie_in_their_own_folders_or_beside_each_other(tmp_path: Path) -> None:
+    write_run(tmp_path)
+    own = tmp_path / "derivatives/x"
+    names = ("sourcedata/atlases/atlas-S/atlas-S_dseg.nii.gz", "atlases/atlas-S_dseg.tsv", "atlases/seg-S_dseg.nii")
+    for name in (*names, "atlases/atlas-S/atlas-T_dseg.tsv", "atlases/atlas-S_probseg.nii.gz"):
+        (own / name).parent.mkdir(parents=True, exist_ok=True)
+        (own / name).touch()
+    (tmp_path / "atlases").mkdir()
+    (tmp_path / "atlases/atlas-S_desc-site_dseg.tsv").touch()
+    [ref] = find_recordings(Site("s", tmp_path, False, None))
+    found = atlas_files(ref, "S")
+    assert [f.name for f in found] == [
+        "atlas-S_desc-site_dseg.tsv", "atlas-S_dseg.tsv", "atlas-S_dseg.nii.gz", "seg-S_dseg.nii",
+    ]  # fmt: skip
+    assert set(found) <= set(inputs_of(ref)), "who changes an atlas builds again"
+
+
+@pytest.mark.parametrize(
+    ("timing", "t_r"),
+    [([0, 2, 4], 2.0), ([1.0, 2.5], 1.5), ([0.0], None), ([], None), ([0, "2"], None), (2.0, None),
+     ([0, 2.0, 4.02], 2.01)],
+)  # fmt: skip
+def test_times_of_volumes_give_a_repetition_time_where_there_are_two(timing: object, t_r: float | None) -> None:
+    found = even_timing({"VolumeTiming": timing}, "x.json")
+    assert found is None if t_r is None else found == pytest.approx(t_r)
+
+
+def test_times_of_volumes_may_differ_by_a_hundredth() -> None:
+    assert even_timing({"VolumeTiming": [0, 100, 199]}, "x.json") == 99.5
+    with pytest.raises(RecordingError, match=r"x\.json: volumes follow each other after 98\.9 to 100 s") as error:
+        even_timing({"VolumeTiming": [0, 100, 198.9]}, "x.json")
+    assert error.value.reason == "t_r-mismatch"
+
+
+def test_images_of_a_run_have_one_repetition_time_and_true_is_none(tmp_path: Path) -> None:
+    table = write_run(tmp_path)
+    beside = table.parent / "sub-1_ses-a_task-rest_bold.json"
+    write_json(beside, {"RepetitionTime": True})
+    write_json(tmp_path / "bold.json", {"RepetitionTime": 2})
+    [ref] = find_recordings(Site("s", tmp_path, False, None))
+    assert repetition_time_of_run(ref) == 2.0
+    write_json(beside, {"VolumeTiming": [0, 1.5, 3.0]})
+    with pytest.raises(RecordingError, match=r"1\.5 s in sub-1_ses-a_task-rest_bold\.json, 2 s in bold\.json"):
+        repetition_time_of_run(ref)
+    write_json(beside, {"RepetitionTime": "1.5"})
+    assert repetition_time_of_run(ref) == 2.0

@@ -4,20 +4,30 @@ import io
 import json
 import tarfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from mcsp.data_sharding.build import privacy
 from mcsp.data_sharding.build.privacy import (
+    find_identifiers,
+    find_identifiers_in_index,
+    find_identifiers_in_lists,
     find_identifiers_in_participant,
     find_identifiers_in_shard,
+    find_identifiers_in_table,
+    may_be_date,
     name_words,
     redact,
     suspicious,
+    without_dates,
 )
-from mcsp.data_sharding.store.index import SHARDS_NAME
+from mcsp.data_sharding.store.index import SHARDS_NAME, Rejection, Repair
+from mcsp.data_sharding.store.table import Recordings
+from tests.test_batch import window
 
 HASH = "0123456789abcdef" * 2
 PLANTED = {
@@ -140,6 +150,8 @@ def twice(info: tarfile.TarInfo, content: bytes) -> bytes:
 SHARD_PLANTS: dict[str, tuple[str, Edit, str]] = {
     "date in a channel name": (".json", in_metadata(lambda m: m["recordings"][0]["channels"].append("4.5.19")), "date"),
     "name in a task": (".json", in_metadata(lambda m: m["recordings"][0].update(task="anna")), "name like 'xxxx'"),
+    "name in place of a hash": (".json", in_metadata(lambda m: m.update(subject="anna")), "name like 'xxxx'"),
+    "number in place of a hash": (".json", in_metadata(lambda m: m.update(subject="0012345678")), "record number"),
     "record number in the session": (".json", in_metadata(lambda m: m.update(session="00123456")), "record number"),
     "e-mail in a column": (".json", in_metadata(lambda m: m["participant"].update(note="a@b.org")), "e-mail"),
     "number in a column": (".json", in_metadata(lambda m: m["participant"].update(id=1234567)), "record number"),
@@ -187,3 +199,100 @@ def test_a_damaged_shard_is_told(copied: Path) -> None:
     shard.chmod(0o644)
     shard.write_bytes(np.random.default_rng(0).bytes(4096))
     assert len(find_identifiers_in_shard(shard)) == 1
+
+
+@pytest.mark.parametrize("place", [94, 157, 251, 265, 291, 297, 323, 494, 506])
+def test_a_number_at_either_end_of_every_text_field_of_a_tar_header_is_found(copied: Path, place: int) -> None:
+    """Behind the end of the name, in the name of a link, of the user, of the group, of the folder, and in the rest."""
+    shard = min((copied / SHARDS_NAME).glob("train-*.tar"))
+    with tarfile.open(shard) as archive:
+        offset = next(m.offset for m in archive if m.name.endswith(".npy"))
+    shard.chmod(0o644)
+    content = bytearray(shard.read_bytes())
+    content[offset + place : offset + place + 6] = b"123456"
+    content[offset + 148 : offset + 156] = 8 * b" "
+    content[offset + 148 : offset + 156] = b"%06o\0 " % sum(content[offset : offset + 512])
+    shard.write_bytes(content)
+    findings = find_identifiers_in_shard(shard)
+    assert findings and all("tar header: record number like '999999'" in line for line in findings)
+
+
+def table_of(n: int, **changes: object) -> Recordings:
+    """Rows of people with hashes; the last one has ``changes``."""
+    subjects = [f"{i:032x}" for i in range(n)]
+    rows = [
+        replace(window().recording, key=f"a_{s}", member=f"a_{s}.eeg-0.npy", subject=s, session="", site="a")
+        for s in subjects
+    ]
+    return Recordings.of([*rows[:-1], replace(rows[-1], **changes)])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("column", "text", "kind"),
+    [
+        ("shard", "train-1987-05-12.tar", "shard: date"), ("site", "mrn0012345678", "site: record number"),
+        ("task", "1987-05-12", "task: date"), ("run", "0012345678", "run: record number"),
+        ("key", "a_1987-05-12", "key: date"), ("member", "a_1987-05-12.npy", "member: date"),
+        ("session", "20190504", "session: date like '99999999'"), ("session", "2019", "session: date"),
+        ("participant", '{"age": 93}', "participant: age above 89"),
+        ("participant", '{"dob": "x"}', "participant: column 'dob' may identify a person"),
+        ("quality", '{"anna": 1.0}', "quality: name like 'xxxx'"),
+        ("channels", ["Cz", "anna", "Pz"], "channels: name like 'xxxx'"),
+    ],
+)  # fmt: skip
+def test_what_is_planted_in_any_column_of_the_table_is_found(
+    monkeypatch: pytest.MonkeyPatch, column: str, text: object, kind: str
+) -> None:
+    """Also in the last of the rows that are looked at together; hashes of subjects are none."""
+    monkeypatch.setattr(privacy, "_ROWS_AT_ONCE", 2)
+    assert list(find_identifiers_in_table(table_of(5), frozenset())) == []
+    for n in (4, 5):
+        found = list(find_identifiers_in_table(table_of(n, **{column: text}), name_words(["Anna"])))
+        assert any(line.startswith(f"recordings.arrow: {kind}") for line in found), found
+
+
+def test_what_comes_again_in_the_table_is_told_once_as_long_as_it_is_remembered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rows = [replace(row, participant='{"age": 93}') for row in table_of(6)]
+    monkeypatch.setattr(privacy, "_ROWS_AT_ONCE", 2)
+    assert len(list(find_identifiers_in_table(Recordings.of(rows), frozenset()))) == 1
+    monkeypatch.setattr(privacy, "_REMEMBERED_TEXTS", 0)
+    assert len(list(find_identifiers_in_table(Recordings.of(rows), frozenset()))) == 3
+
+
+def test_the_description_may_have_references_and_versions_and_no_person() -> None:
+    index = {"software": {"numpy": "2019.05.04"}, "reasons": {"flat": 1}}
+    description = {"GeneratedBy": [{"Name": "mcsp", "Description": "made 2019-05-04"}],
+                   "DatasetDOI": "doi:10.18112/openneuro.ds0012345678.v1.0.0",
+                   "HowToAcknowledge": "see https://x.org/2019-05-04"}  # fmt: skip
+    assert list(find_identifiers_in_index(index, description, name_words(["Anna"]))) == []
+    planted = {**index, "config": {"sites": ["Anna"]}}, {**description, "Authors": ["Anna", "b@c.org"]}
+    assert list(find_identifiers_in_index(*planted, name_words(["Anna"]))) == [
+        "index.json: config.sites[]: name like 'xxxx'",
+        "dataset_description.json: Authors[]: name like 'xxxx'",
+        "dataset_description.json: Authors[]: e-mail like 'x@x.xxx'",
+    ]
+    assert list(find_identifiers([("x", "https://x.org/2019-05-04")], frozenset())) == ["x: date like '9999-99-99'"]
+
+
+def test_lists_of_rejections_and_repairs_are_searched_in_every_field() -> None:
+    entries = [Rejection("a", "x", "eeg", "flat", "of Anna"), Repair("a", "sub-01_eeg.edf", "eeg", "unit")]
+    assert list(find_identifiers_in_lists(entries, name_words(["Anna"]))) == [
+        "rejected.jsonl: detail: name like 'xxxx'", "repairs.jsonl: file: subject id like 'xxx-99'",
+    ]  # fmt: skip
+
+
+def test_a_place_that_is_personal_itself_is_not_repeated() -> None:
+    assert list(find_identifiers([("born 1931", "4.5.19")], frozenset())) == ["[birth year]: date like '9.9.99'"]
+    known = [HASH[:12]]
+    assert list(find_identifiers([("x", f"mrn0012345678 {HASH[:12]}")], frozenset(), known)) == [
+        "x: record number like '9999999999'"
+    ]
+
+
+def test_labels_of_six_digits_may_be_dates_and_shorter_ones_are_kept() -> None:
+    assert [without_dates(label) for label in ("rest", "12345", "123456", "a1234567b")] == ["rest", "12345", "", ""]
+    dates = ["20190504", "2019", "190504", "04May", "May04", "y2019x"]
+    assert [may_be_date(label) for label in dates] == [True] * 6
+    assert [may_be_date(label) for label in ("1", "12345", "baseline", "Mayo", "12019")] == [False] * 5

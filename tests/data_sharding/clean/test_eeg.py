@@ -11,8 +11,9 @@ from mcsp.data_sharding.bids.find import find_recordings
 from mcsp.data_sharding.bids.reasons import RecordingError
 from mcsp.data_sharding.bids.ref import RecordingRef, Site
 from mcsp.data_sharding.bids.write import write_eeg, write_json, write_tsv
-from mcsp.data_sharding.clean.eeg import read_eeg
+from mcsp.data_sharding.clean.eeg import EegDetails, _line_hz, clean_eeg, read_eeg
 from mcsp.data_sharding.clean.eeg_channels import normalise_channel, standard_positions_mm
+from mcsp.data_sharding.clean.eeg_files import open_raw
 from mcsp.data_sharding.clean.recording import CleanRecording
 
 CHANNELS = ["Fp1", "Fp2", "C3", "C4", "O1", "O2", "T7", "T8"]
@@ -170,3 +171,69 @@ def test_a_rate_that_no_eeg_has_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RecordingError, match="sampling frequency 10 Hz, expected 30 to 200000 Hz") as error:
         clean(tmp_path, noise(10), 10)
     assert error.value.reason == "sfreq-mismatch"
+
+
+def in_memory(
+    x_CT: np.ndarray, names: list[str], sfreq: float, min_seconds: float = 10, **config: float
+) -> tuple[CleanRecording, EegDetails]:
+    """Microvolts in memory through the cleaning."""
+    raw = mne.io.RawArray(1e-6 * x_CT, mne.create_info(names, sfreq, "eeg"), verbose="ERROR")
+    ref = RecordingRef(Site("site", Path(), False, None), Path("x_eeg.edf"), "eeg", {}, {})
+    return clean_eeg(open_raw(raw, ref), ref, {"PowerLineFrequency": 50}, EegConfig.parse(config, "test"), min_seconds)
+
+
+def test_exactly_the_least_length_is_enough() -> None:
+    x_CT = (tone(10, 20, 250) + noise(250))[:, :2500]
+    assert in_memory(x_CT, CHANNELS, 250)[0].valid_spans == [0, 2000]
+    with pytest.raises(RecordingError, match=r"x_eeg\.edf: 10\.0 s, expected at least 10 s") as error:
+        in_memory(x_CT[:, :-1], CHANNELS, 250)
+    assert error.value.reason == "too-short"
+
+
+def test_what_is_left_outside_of_artefacts_is_at_least_as_long() -> None:
+    x_CT = tone(10, 20, 250) + noise(250)
+    x_CT[:, 1250:1500] *= 40  # the sixth second, whose edges the filter smears
+    found, _ = in_memory(x_CT, CHANNELS, 250)
+    left = sum(np.diff(found.valid_spans)[::2]) / 200
+    assert found.quality["artefact_fraction"] == pytest.approx(1 - left / SECONDS, abs=1e-6) and 25 < left < 30
+    assert all(edge % 200 == 0 for edge in found.valid_spans), "whole seconds"
+    assert not any(a < 5.5 * 200 < b for a, b in zip(found.valid_spans[::2], found.valid_spans[1::2], strict=True))
+    assert in_memory(x_CT, CHANNELS, 250, left)[0].valid_spans == found.valid_spans
+    with pytest.raises(RecordingError, match=f"{left:.1f} s outside of artefacts") as error:
+        in_memory(x_CT, CHANNELS, 250, left + 0.01)
+    assert error.value.reason == "artefacts"
+    assert in_memory(x_CT, CHANNELS, 250, mask_artefacts=False)[0].valid_spans == [0, 6000]
+
+
+def test_a_single_channel_is_not_referenced_to_itself_and_two_are_to_their_mean() -> None:
+    x_CT = tone(10, 20, 250) + noise(250)
+    one, two = in_memory(x_CT[2:3], ["C3"], 250)[0], in_memory(x_CT[2:4], ["C3", "C4"], 250)[0]
+    assert amplitude(one, 10) == pytest.approx(20, rel=0.01)
+    np.testing.assert_allclose(two.x_TC.sum(axis=1), 0, atol=1e-4)
+
+
+def test_details_say_what_cleaning_found_and_did() -> None:
+    names = [*CHANNELS[:6], "EEG T3-REF", "T8", "ECG", "X9"]
+    x_CT = np.vstack([tone(10, 20, 250) + noise(250), noise(250)[:2]])
+    x_CT[3], x_CT[4, 7] = 3.0, np.nan
+    details = in_memory(x_CT, names, 250)[1]
+    assert (details.sfreq, details.names) == (250.0, names[:8]) and details.position_from == ["10-05"] * 8
+    assert details.bad == ["", "", "", "flat", "non-finite", "", "", ""]
+    assert details.others == {"ECG": "named like another kind of channel", "X9": "no position"}
+    assert details.notches_hz == [50.0] and details.band_hz == (0.5, 75.0)
+    assert in_memory(x_CT, names, 128)[1].band_hz == (0.5, 64.0)
+    assert in_memory(x_CT, names, 250, lowpass_hz=120.0)[1].band_hz == (0.5, 100.0), "half of the new rate"
+    assert in_memory(x_CT, names, 250, lowpass_hz=120.0)[1].notches_hz == [50.0, 100.0]
+
+
+@pytest.mark.parametrize(("stated", "line_hz"), [(45, 45.0), (65, 65.0), (44.9, None), (65.1, None), ("60 Hz", 60.0)])
+def test_a_power_line_has_45_to_65_hertz(stated: object, line_hz: float | None) -> None:
+    repairs: list[str] = []
+    assert _line_hz(stated, repairs) == line_hz and bool(repairs) == (line_hz is None)
+
+
+def test_the_slowest_rate_that_an_eeg_has_is_taken() -> None:
+    x_CT = tone(5, 20, 30) + noise(30)
+    assert amplitude(in_memory(x_CT, CHANNELS, 30)[0], 5) == pytest.approx(20, rel=0.01)
+    with pytest.raises(RecordingError, match=r"sampling frequency 29\.9 Hz"):
+        in_memory(x_CT, CHANNELS, 29.9)

@@ -11,6 +11,7 @@ from mcsp.data_sharding.clean.eeg_quality import (
     check_unit,
     require_enough,
     scale_by_table,
+    subsampled,
     unlike_others,
 )
 from mcsp.data_sharding.clean.recording import robust_amplitude
@@ -144,3 +145,123 @@ def test_channels_are_odd_in_any_unit() -> None:
     x_TC = noise()
     x_TC[:, 5] = 11 * np.random.default_rng(9).standard_normal(len(x_TC))
     assert odd_ones(x_TC) == odd_ones(1e-4 * x_TC) == odd_ones(1e5 * x_TC) == [5]
+
+
+def test_a_channel_is_odd_beyond_five_robust_deviations_of_the_logarithm_of_at_least_a_fifth() -> None:
+    """Where all are alike, a factor of e either way is borne; where they differ, 5 times 1.4826 of the median."""
+    alike = [0.0] * 8 + [1.0, -1.0, 1.001, -1.001]
+    differing = [-0.4] * 6 + [0.4] * 4 + [2.96, 2.97]  # 5 * 1.4826 * 0.4 = 2.965
+    for logs, expected in ((alike, [10, 11]), (differing, [11])):
+        amplitude_C, usable_C = np.exp(logs), np.ones(len(logs), dtype=bool)
+        x_TC = noise()[:, :1] * amplitude_C  # one signal: all are as rough
+        assert np.flatnonzero(unlike_others(x_TC, amplitude_C, usable_C)).tolist() == expected
+        rough_C = unlike_others(x_TC, np.ones(len(logs)), usable_C)  # as much signal, and another roughness
+        assert np.flatnonzero(rough_C).tolist() == [c for c in expected if logs[c] > 0]
+
+
+def square_waves(range_W: np.ndarray) -> np.ndarray:
+    """A second of each peak-to-peak range, the same in all channels."""
+    wave = np.tile([0.5, -0.5], SFREQ // 2)
+    return np.repeat(np.outer(range_W, wave).reshape(-1, 1), CHANNELS, axis=1)
+
+
+def test_a_window_is_an_artefact_beyond_five_robust_deviations_of_its_range() -> None:
+    alike = np.ones(SECONDS)
+    alike[[7, 9]] = np.e, 1.001 * np.e  # where all are alike: 5 * 0.2
+    differing = np.exp([-0.4] * 20 + [0.4] * 18 + [2.96, 2.97])
+    for range_W, expected in ((alike, [9]), (differing, [39])):
+        x_TC = square_waves(range_W)
+        found = artefact_windows(x_TC, np.ones(CHANNELS, dtype=bool), watched(x_TC), SFREQ)
+        assert np.flatnonzero(found).tolist() == expected
+
+
+def test_windows_that_are_flat_or_clipped_in_many_channels_are_artefacts() -> None:
+    x_TC = noise()
+    x_TC[500:600, :3] = 1.5
+    x_TC[900:920, 5:] = 400.0
+    found = artefact_windows(x_TC, np.ones(CHANNELS, dtype=bool), watched(x_TC), SFREQ)
+    assert np.flatnonzero(found).tolist() == [5, 9]
+
+
+def test_a_channel_is_clipped_where_more_than_a_hundredth_stays_at_an_extreme_and_its_windows_from_ten_samples_on() -> (
+    None
+):
+    x_TC = noise()
+    for channel, sign, n in ((0, 1, 41), (1, 1, 42), (2, -1, 41), (3, -1, 42), (4, 1, 10), (5, 1, 11), (6, -1, 10),
+                             (7, -1, 11)):  # fmt: skip
+        x_TC[1500 : 1500 + n, channel] = sign * 500.0  # n - 1 of them stay where they were; 40 of 4000 are borne
+    watch = watched(x_TC)
+    assert np.flatnonzero(watch.clipped_C()).tolist() == [1, 3]
+    assert np.flatnonzero(watch.clipped_CW().any(axis=1)).tolist() == [0, 1, 2, 3, 5, 7]
+    assert np.flatnonzero(watch.clipped_CW()[5]).tolist() == [15]
+
+
+def test_only_what_stays_at_the_very_extreme_of_the_whole_counts() -> None:
+    x_TC = noise()
+    x_TC[100:200, 0] = 100.0
+    x_TC[3000:3005, 0] = 200.0  # a new extreme, at which four samples stay
+    x_TC[100:112, 1], x_TC[3000:3012, 1] = 100.0, 100.0  # the same extreme again: 11 and 11
+    watch = watched(x_TC)
+    assert not watch.clipped_CW()[0].any()
+    assert np.flatnonzero(watch.clipped_CW()[1]).tolist() == [1, 30]
+    assert watch.held_2C[0, :2].tolist() == [4, 22]
+
+
+@pytest.mark.parametrize("piece", [2, 99, 101, 202, 4000])
+def test_the_windows_do_not_depend_on_the_pieces(piece: int) -> None:
+    x_TC = noise()
+    watch = watched(x_TC, piece)
+    x_WTC = x_TC.astype(np.float32).reshape(SECONDS, SFREQ, CHANNELS)
+    np.testing.assert_array_equal(watch.high_CW, x_WTC.max(axis=1).T)
+    np.testing.assert_array_equal(watch.low_CW, x_WTC.min(axis=1).T)
+    np.testing.assert_array_equal(watch.extreme_2C, [x_WTC.max(axis=(0, 1)), -x_WTC.min(axis=(0, 1))])
+
+
+def test_less_than_a_second_is_one_window() -> None:
+    watch = RawWatch(1, 60, 100.0)
+    watch.see(np.ones((1, 60), np.float32), 0)
+    assert watch.flat_CW().tolist() == [[True]] and watch.edges.tolist() == [0]
+
+
+@pytest.mark.parametrize(("n", "stride"), [(1, 1), (32_767, 1), (32_768, 2), (49_152, 3)])
+def test_medians_are_over_sixteen_thousand_samples_and_less_than_twice_as_many(n: int, stride: int) -> None:
+    x_TC = np.stack([np.arange(n), -np.arange(n)], axis=1)
+    np.testing.assert_array_equal(subsampled(x_TC), x_TC[::stride].T)
+
+
+def test_each_unit_of_a_table_is_judged_by_its_own_channels() -> None:
+    factor_C = np.array([1.0, 1.0, 1e3, 1e3, 1e3, 1e6, 1e6, 1e3])
+    expected = noise()
+    x_TC = expected / np.where(np.arange(CHANNELS) < 7, factor_C, 1.0)
+    assert scale_by_table(x_TC, factor_C, EegConfig()) == (
+        "no unit in the file, that of channels.tsv taken (4 channels times 1000, 2 channels times 1e+06)"
+    )
+    expected[:, 7] *= 1e3  # the median of its unit decides
+    np.testing.assert_allclose(x_TC, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "factor", "scaled"), [(1, 1e3, 1e3, False), (1e-3, 1, 1e-3, False), (1e3, 1e3, 1e3, True)]
+)
+def test_amplitudes_at_the_limits_are_those_of_a_scalp(low: float, high: float, factor: float, scaled: bool) -> None:
+    """What the file says is believed where it may be; limits as multiples of the amplitude that was read."""
+    x_TC = noise()
+    median = float(np.median(robust_amplitude(subsampled(x_TC))))
+    config = EegConfig(min_amplitude_uv=median * low, max_amplitude_uv=median * high)
+    assert bool(scale_by_table(x_TC, np.full(CHANNELS, factor), config)) == scaled
+
+
+@pytest.mark.parametrize(
+    ("median", "guess"),
+    [
+        (5.01e8, ""), (5e8, " (microvolts where volts"), (1e6, " (microvolts where volts"), (9.9e5, ""),
+        (5e5, " (millivolts taken for volts"), (5001.0, " (millivolts taken for volts"),
+        (0.09, " (millivolts where"), (5.1e-4, ""), (1.01e-3, " (millivolts where"), (4.9e-4, " (volts where"),
+        (1.01e-6, " (volts where"), (0.99e-6, ""),
+    ],
+)  # fmt: skip
+def test_the_guess_is_the_unit_in_which_the_recording_would_have_1_to_500_microvolts(median: float, guess: str) -> None:
+    with pytest.raises(RecordingError) as error:
+        check_unit(np.full(3, median), np.ones(3, dtype=bool), EegConfig())
+    assert str(error.value).partition("expected 0.1 to 5000 uV")[2].startswith(guess)
+    assert bool(str(error.value).endswith("uV")) == (not guess)

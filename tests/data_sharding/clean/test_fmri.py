@@ -211,11 +211,73 @@ def test_a_mean_is_a_baseline_a_zero_or_neither() -> None:
 
 
 def test_t_r_at_the_bounds_is_plausible() -> None:
-    low, high = fmri._T_R_BOUNDS
-    assert plausible_t_r(low) == low and plausible_t_r(high) == high
-    for t_r in (np.nextafter(low, 0.0), np.nextafter(high, 99.0)):
-        with pytest.raises(RecordingError, match=rf"expected {low:g} to {high:g} s"):
-            plausible_t_r(float(t_r))
+    assert plausible_t_r(0.05) == 0.05 and plausible_t_r(20.0) == 20.0
+    for t_r, told in ((0.0499, ""), (20.01, ""), (49.9, ""), (50.0, " (milliseconds?)"), (2e4, " (milliseconds?)"),
+                      (20_001.0, "")):  # fmt: skip
+        with pytest.raises(RecordingError) as error:
+            plausible_t_r(t_r)
+        assert str(error.value) == f"t_r {t_r:g}{told}, expected 0.05 to 20 s"
+
+
+def test_a_repetition_time_that_is_written_twice_may_be_rounded() -> None:
+    """To a fiftieth: 0.33 Hz is 3 s."""
+    assert repetition_time({"RepetitionTime": 3.0, "SamplingFrequency": 0.33}) == 3.0
+    assert repetition_time({"RepetitionTime": 2.0, "SamplingFrequency": 1 / 2.0399}) == 2.0
+    assert repetition_time({"RepetitionTime": 2.0399, "SamplingFrequency": 0.5}) == 2.0399
+    for other in (2.0401, 1.9607):
+        with pytest.raises(RecordingError, match="expected one"):
+            repetition_time({"RepetitionTime": 2.0, "SamplingFrequency": 1 / other})
+    for key in ("RepetitionTime", "SamplingFrequency"):
+        with pytest.raises(RecordingError, match="no RepetitionTime"):
+            repetition_time({key: True})
+
+
+def test_exactly_the_least_length_is_enough() -> None:
+    fmri.require_length(15, 2.0, 30.0)
+    with pytest.raises(RecordingError, match=r"^28\.0 s, expected at least 30 s$") as error:
+        fmri.require_length(14, 2.0, 30.0)
+    assert error.value.reason == "too-short"
+
+
+@pytest.mark.parametrize(
+    ("sidecar", "percent"), [({"Units": "%"}, True), ({"Units": "Percent"}, True), ({"Units": "a.u."}, False),
+                             ({"Units": "percent signal change"}, True), ({}, False)]
+)  # fmt: skip
+def test_values_are_percent_where_the_sidecar_says_so(sidecar: dict[str, object], percent: bool) -> None:
+    assert fmri.in_percent(sidecar) == percent
+
+
+def test_regressors_are_taken_out_as_by_least_squares_also_where_they_nearly_repeat() -> None:
+    rng = np.random.default_rng(4)
+    x_TP, one_T, other_T = rng.standard_normal((50, 3)), rng.standard_normal(50), rng.standard_normal(50)
+    columns = [one_T, 0 * one_T, one_T, other_T, one_T + 1e-6 * other_T, one_T - 3 * other_T]
+    basis_T2 = np.stack([one_T, other_T], axis=1)
+    expected_TP = x_TP - basis_T2 @ np.linalg.lstsq(basis_T2, x_TP, rcond=None)[0]
+    found_TP = fmri.project_out(x_TP, np.stack(columns, axis=1))
+    np.testing.assert_allclose(found_TP, expected_TP, atol=1e-10)
+    nearly_T = one_T + 1e-7 * rng.standard_normal(50)  # another direction, however small
+    found_TP = fmri.project_out(x_TP, np.stack([one_T, nearly_T], axis=1))
+    for column_T in (one_T, (nearly_T - one_T) / 1e-7):
+        assert np.abs(column_T @ found_TP).max() < 1e-6 * np.linalg.norm(column_T)
+    np.testing.assert_array_equal(fmri.project_out(x_TP, np.empty((50, 0))), x_TP)
+
+
+def test_volumes_between_those_that_are_kept_are_of_a_cubic_and_those_are_as_they_were() -> None:
+    t_T = np.arange(12.0)
+    cubic_TP = np.stack([t_T**3 - 5 * t_T**2, 2 * t_T], axis=1)
+    kept_T = np.isin(np.arange(12), [2, 3, 5, 6, 9, 10])
+    np.testing.assert_allclose(fmri.evenly(cubic_TP[kept_T], kept_T), cubic_TP[2:11], atol=1e-9)
+    noise_KP = np.random.default_rng(0).standard_normal((6, 2))
+    np.testing.assert_array_equal(fmri.evenly(noise_KP, kept_T)[[0, 1, 3, 4, 7, 8]], noise_KP)
+
+
+@pytest.mark.parametrize("lost", [0.0, np.nan])
+def test_a_volume_is_empty_where_all_of_its_parcels_are(lost: float) -> None:
+    percent_PT = fluctuation(3)
+    percent_PT[:, [0, 7]] = lost
+    percent_PT[0, 20] = 0.0  # one parcel of three
+    found = cleaned(percent_PT)
+    assert found.valid_spans == [1, 7, 8, 80] and found.channel_good_C.all()
 
 
 def test_a_repetition_time_that_is_said_twice_must_agree(tmp_path: Path) -> None:

@@ -12,10 +12,7 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
-import pandas as pd
 import pytest
-from nilearn.interfaces.fmriprep import load_confounds
-from nilearn.signal import clean
 
 from mcsp.config import FmriConfig
 from mcsp.data_sharding.bids.find import find_recordings
@@ -107,26 +104,6 @@ def write_image(
     return path
 
 
-def write_confounds(root: Path, rows: int = VOLUMES, non_steady: int = 0) -> pd.DataFrame:
-    rng = np.random.default_rng(5)
-    motion = ("trans_x", "trans_y", "trans_z", "rot_x", "rot_y", "rot_z", "csf", "white_matter")
-    columns = {
-        name + ending: rng.standard_normal(rows)
-        for name in motion
-        for ending in ("", "_derivative1", "_power2", "_derivative1_power2")
-    }
-    displacement = np.full(rows, 0.1)
-    displacement[[20, 40]] = 1.5
-    frame = pd.DataFrame({**columns, "framewise_displacement": displacement, "std_dvars": 1.2})
-    frame.loc[0, ["framewise_displacement", "std_dvars"]] = np.nan
-    for volume in range(non_steady):
-        frame[f"non_steady_state_outlier{volume:02d}"] = (np.arange(rows) == volume).astype(int)
-    path = folder(root) / "sub-1_task-rest_desc-confounds_timeseries.tsv"
-    frame.to_csv(path, sep="\t", na_rep="n/a", index=False)
-    write_json(path.with_suffix(".json"), {name: {"Method": "x"} for name in frame.columns})
-    return frame
-
-
 @pytest.mark.parametrize("write", [write_1d, write_ptseries])
 def test_a_parcellated_format_gives_the_values_that_were_written(
     tmp_path: Path, write: Callable[[Path, np.ndarray], None]
@@ -214,67 +191,6 @@ def test_uncovered_voxels_do_not_count_and_uncovered_parcels_are_masked(tmp_path
 def kept_of(recording: CleanRecording) -> np.ndarray:
     spans = np.array(recording.valid_spans).reshape(-1, 2)
     return np.concatenate([np.arange(start, stop) for start, stop in spans])
-
-
-@pytest.mark.parametrize("first", [0, 4], ids=["", "non-steady"])
-@pytest.mark.parametrize("bandpass_hz", [None, [0.01, 0.1]], ids=["", "bandpass"])
-@pytest.mark.parametrize("detrend", [True, False], ids=["detrend", ""])
-def test_volumes_are_censored_before_the_fit_as_nilearn_does(
-    tmp_path: Path, first: int, bandpass_hz: list[float] | None, detrend: bool
-) -> None:
-    x_PT = bold_PT() + np.linspace(0, 30, VOLUMES)
-    x_PT[:, :first] *= np.array([1.4, 1.2, 1.1, 1.05])[:first]
-    x_PT[:, [20, 40]] *= 1.3  # the volumes of motion
-    path = write_image(tmp_path, x_PT=x_PT)
-    write_confounds(tmp_path, non_steady=first)
-    strategy = ["motion", "wm_csf", "scrub"]
-    frame, kept = load_confounds(str(path), strategy=strategy, demean=True)
-    recording = read(tmp_path, confounds=strategy, bandpass_hz=bandpass_hz, detrend=detrend)
-    kept = np.setdiff1d(kept, np.arange(first))
-    np.testing.assert_array_equal(kept_of(recording), kept)
-    # What nilearn reads from the same file, in percent of the mean of the volumes that stay.
-    series_TP = nibabel.load(path).get_fdata()[:, 0, 0].T
-    percent_TP = 100 * (series_TP / series_TP[kept].mean(axis=0) - 1)
-    high, low = bandpass_hz or (None, None)
-    expected = clean(
-        percent_TP, detrend=detrend, standardize=None, confounds=frame.to_numpy(), t_r=T_R, high_pass=high,
-        low_pass=low, sample_mask=kept.copy(), extrapolate=False,
-    )  # fmt: skip
-    np.testing.assert_allclose(recording.x_TC[kept], expected, atol=1e-4)
-    assert not np.delete(recording.x_TC, kept, axis=0).any()
-    assert np.abs(recording.x_TC).max() < 6  # percent; 30 and 40 with the excess
-
-
-def test_volumes_before_the_steady_state_are_taken_out_by_default(tmp_path: Path) -> None:
-    x_PT = bold_PT()
-    x_PT[:, :4] *= np.array([1.4, 1.2, 1.1, 1.05])
-    write_image(tmp_path, x_PT=x_PT)
-    write_confounds(tmp_path, non_steady=4)
-    recording = read(tmp_path)
-    assert recording.valid_spans == [4, VOLUMES]
-    np.testing.assert_allclose(recording.x_TC[4:], expected_TP(bold_PT()[:, 4:]), atol=1e-3)
-
-
-def test_motion_goes_into_the_quality_and_on_request_out_of_the_valid_spans(tmp_path: Path) -> None:
-    write_image(tmp_path)
-    frame = write_confounds(tmp_path)
-    recording = read(tmp_path)
-    assert recording.valid_spans == [0, VOLUMES]
-    assert recording.quality["mean_fd_mm"] == pytest.approx(frame["framewise_displacement"].mean(), abs=1e-6)
-    assert recording.quality["max_fd_mm"] == 1.5 and recording.quality["mean_dvars"] == pytest.approx(1.2)
-    assert read(tmp_path, max_fd_mm=0.5).valid_spans == [0, 20, 21, 40, 41, VOLUMES]
-    assert reason(tmp_path, max_fd_mm=0.05) == "motion"
-
-
-def test_confounds_that_do_not_fit_are_refused(tmp_path: Path) -> None:
-    write_image(tmp_path)
-    assert reason(tmp_path, confounds=["motion"]) == "missing-confounds"
-    write_confounds(tmp_path, rows=VOLUMES - 1)
-    assert reason(tmp_path) == "confounds-mismatch"
-    frame = write_confounds(tmp_path)
-    path = folder(tmp_path) / "sub-1_task-rest_desc-confounds_timeseries.tsv"
-    frame.drop(columns="trans_x").to_csv(path, sep="\t", na_rep="n/a", index=False)
-    assert reason(tmp_path, confounds=["motion"]) == "missing-confounds"
 
 
 def test_damaged_images_have_reasons_of_their_own(tmp_path: Path) -> None:

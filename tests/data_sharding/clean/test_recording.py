@@ -78,3 +78,20 @@ def test_a_bad_channel_neither_sets_the_scale_nor_overflows() -> None:
     stored_TC, scale = encode(x_TC, np.array([True, False]))
     assert stored_TC[0, 0] * scale == 1.0 and (stored_TC[:, 1] == 65504).all()
     assert encode(-x_TC, np.array([True, False]))[0].tolist() == (-stored_TC).tolist()
+
+
+def test_the_largest_good_value_is_stored_as_five_to_ten_thousand() -> None:
+    """Also where it is negative; of zeros nothing is scaled."""
+    one = np.ones(1, dtype=bool)
+    for peak, expected in ((10_000.0, 1.0), (10_000.5, 2.0), (5_000.5, 1.0), (5_000.0, 0.5), (1e-3, 2.0**-23)):
+        for x_TC in (np.array([[peak], [0.1 * peak]]), np.array([[-peak], [-0.1 * peak]])):
+            stored_TC, scale = encode(x_TC.astype(np.float32), one)
+            assert scale == expected and 5_000 <= np.abs(stored_TC).max() <= 10_000
+    assert encode(np.zeros((3, 1), np.float32), one)[1] == 1.0
+
+
+@given(st.integers(1, 9), st.integers(0, 2**31))
+def test_the_amplitude_is_that_of_numpys_median(n: int, seed: int) -> None:
+    x_CT = np.random.default_rng(seed).standard_normal((2, n))
+    expected_C = 1.4826 * np.median(np.abs(x_CT - np.median(x_CT, axis=1)[:, None]), axis=1)
+    np.testing.assert_array_equal(robust_amplitude(x_CT), expected_C)

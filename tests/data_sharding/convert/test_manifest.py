@@ -76,9 +76,11 @@ def test_every_kind_of_file_and_its_rate(tmp_path: Path) -> None:
         ("a.tsv\t1\t2000\t\t", r"row 2: t_r 2000 \(milliseconds\?\), expected"),
         ("a.tsv\t1\t2,0\t\t", "row 2: t_r '2,0': expected a number with a decimal point"),
         ("a.tsv\t1\t-2\t\t", "row 2: t_r -2: expected a positive number"),
+        ("a.tsv\t1\t0\t\t", "row 2: t_r 0: expected a positive number"),
         ("a.tsv\t1\tnan\t\t", "row 2: t_r nan: expected a positive number"),
         ("a.tsv\t1\t2\t0.51\t", "row 2: t_r 2 s and sampling_rate 0.51 Hz differ"),
         ("c.edf\t1\t2\t\t", "row 2: no sampling_rate, expected Hz: c.edf"),
+        ("a.tsv\t1\t2\t0.5051\t", r"row 2: t_r 2 s and sampling_rate 0\.5051 Hz differ"),
         ("b.csv\t9\t2\t\t", "site site: sub-9_task-rest comes more than once, expected a session or run for each"),
     ],
 )
@@ -98,3 +100,36 @@ def test_a_rate_that_agrees_to_a_hundredth_is_taken_and_more_faults_are_counted(
         rows(tmp_path, header)
     with pytest.raises(ValueError, match=r"files.xlsx: expected a table, .tsv or .csv"):
         rows(tmp_path, header, "files.xlsx")
+
+
+def test_a_rate_may_be_a_hundredth_off_and_no_more(tmp_path: Path) -> None:
+    header = "path\tsubject\tt_r\tsampling_rate\n"
+    assert rows(tmp_path, f"{header}a.tsv\t9\t2\t0.5049\n")[0].seconds_per_sample == 2.0
+    assert rows(tmp_path, f"{header}c.edf\t9\t0.004\t252\n")[0].seconds_per_sample == 1 / 252, "of EEG the rate"
+    assert rows(tmp_path, f"{header}a.tsv\t9\t\t0.5\n")[0].seconds_per_sample == 2.0
+    assert rows(tmp_path, f"{header}a.tsv\t9\t0.5\t\n")[0].seconds_per_sample == 0.5
+
+
+def test_one_person_may_have_eeg_and_bold_of_one_name_and_no_two_of_either(tmp_path: Path) -> None:
+    header = "path\tsubject\tt_r\tsampling_rate\tsite\tsession\n"
+    both = rows(tmp_path, f"{header}a.tsv\t9\t2\t\t\t\nc.edf\t9\t\t250\t\t\n")
+    assert both[0].stem == both[1].stem == "sub-9_task-rest"
+    other = f"{header}a.tsv\t9\t2\t\tx\t1\nb.csv\t9\t2\t\ty\t1\nd.nii.gz\t9\t2\t\tx\t2\n"
+    assert [row.stem for row in rows(tmp_path, other)] == [f"sub-9_ses-{n}_task-rest" for n in (1, 1, 2)]
+    with pytest.raises(ValueError, match=r"^files\.tsv: site x: sub-9_ses-1_task-rest comes more than once, .*each$"):
+        rows(tmp_path, f"{other}d.nii.gz\tsub-9\t2\t\tx\tses-1\n")
+
+
+def test_all_that_a_row_says_of_its_recording_is_kept(tmp_path: Path) -> None:
+    table = "path,subject,t_r,space,units,line_hz,session,run,site,age\n"
+    table += " a.tsv ,1,2,MNI152NLin6Asym,percent,,,01,A_b-2, 34 \n"
+    table += "c.edf,1,0.01,,,60,,,A_b-2,\n"
+    with pytest.raises(ValueError, match=r"row 2: no sampling_rate, expected Hz: c\.edf"):
+        rows(tmp_path, table, "files.csv")
+    bold, eeg = rows(tmp_path, table.replace("t_r,", "sfreq,").replace("1,2,", "1,.5,").replace("0.01", "100"), "f.csv")
+    assert (bold.space, bold.units, bold.line_hz, bold.run) == ("MNI152NLin6Asym", "percent", "", "01")
+    assert (bold.path, bold.labels, bold.site) == (tmp_path / "a.tsv", {"age": " 34 "}, "A_b-2")
+    assert (eeg.line_hz, eeg.seconds_per_sample, eeg.labels, eeg.kind) == ("60", 0.01, {}, "eeg")
+    for site in ("-a", "_a", "a b"):
+        with pytest.raises(ValueError, match=f"site '{site}': expected letters"):
+            rows(tmp_path, f"path\tsubject\tt_r\tsite\na.tsv\t1\t2\t{site}\n")

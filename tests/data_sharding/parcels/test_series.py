@@ -159,3 +159,104 @@ def test_a_column_that_rises_by_uneven_steps_counts_the_rows_from_twenty_two_row
         else:
             with pytest.raises(RecordingError, match="column 'left' counts the rows"):
                 read_series(path)
+
+
+@pytest.mark.parametrize(
+    ("times", "refused"),
+    [
+        ([0, 2, 4, 6], True), ([0, 2, 4], False), ([0, 2, 4, 6.01], False), ([1, 3, 5 + 9e-7, 7], True),
+        ([1, 3, 5 + 3e-6, 7], False), ([6, 4, 2, 0], False), ([0, 0, 1, 2], False),
+        ([*range(15), 3, *range(15, 30)], False), ([*range(25), 3], False),
+    ],
+)  # fmt: skip
+def test_four_rows_that_rise_by_even_steps_are_times(tmp_path: Path, times: list[float], refused: bool) -> None:
+    """To a millionth; with a step back it is a parcel."""
+    x_TP = np.c_[values_TP(len(times))[:, :2], times]
+    path, plain = (
+        written(tmp_path / "a.tsv", text_of(x_TP, "\t", HEADER)),
+        written(tmp_path / "a.csv", text_of(x_TP, ",")),
+    )
+    if not refused:
+        np.testing.assert_array_equal(read_series(path)[0], x_TP)
+        return
+    for file, name in ((path, "'middle'"), (plain, "3")):
+        with pytest.raises(RecordingError, match=f"{file.name}: column {name} counts the rows, expected parcels"):
+            read_series(file)
+
+
+@pytest.mark.parametrize(
+    ("names", "sound"),
+    [
+        ("1 2 3", True), ("0 2 3", True), ("2 3 5", False), ("1 3 2", False), ("1 1 2", False), ("5", True),
+        ("5 6 7 8 9 10 11", False), ("5 6 7 8 9 10 11 12", True), ("5 6 7 8 9 10 11 11", False), ("1.5", False),
+        ("a 2", True), ("a n/a", False),
+    ],
+)  # fmt: skip
+def test_whole_numbers_that_rise_are_labels_and_not_values(names: str, sound: bool) -> None:
+    """From 0 or 1 on, or eight of them."""
+    if sound:
+        check_names(names.split(), "a.tsv")
+    else:
+        with pytest.raises(RecordingError, match="the first line holds values"):
+            check_names(names.split(), "a.tsv")
+
+
+@pytest.mark.parametrize(
+    ("text", "names", "rows"),
+    [
+        ("#a b\n1 2\n3 5\n", ["a", "b"], [[1, 2], [3, 5]]),
+        ("# a\n1\n2\n", None, [[1], [2]]),  # of a single column a comment is no name
+        ("# a b c\n1 2\n", None, [[1, 2]]),
+        ("# made by\n# a,b\n1,2 # the first\n3,5\n", ["a", "b"], [[1, 2], [3, 5]]),
+        ("1 2\n# between\n3 5\n", None, "line 2 is empty, expected a volume in every line"),
+        ("# a b\n", None, []),
+    ],
+)
+def test_comments_of_afni(tmp_path: Path, text: str, names: list[str] | None, rows: list[list[float]] | str) -> None:
+    path = written(tmp_path / "a.1D", text)
+    if isinstance(rows, str):
+        with pytest.raises(RecordingError, match=rows):
+            read_series(path)
+        return
+    found_TP, found = read_series(path)
+    assert found_TP.tolist() == rows and found == names
+
+
+def test_cells_that_are_empty_are_nan_in_any_word_for_it(tmp_path: Path) -> None:
+    text = f"{HEADER}\n1\tn/a\t3\nNA\t2\tNaN\n\tnan\t 5\n"
+    expected = [[1, np.nan, 3], [np.nan, 2, np.nan], [np.nan, np.nan, 5]]
+    np.testing.assert_array_equal(read_series(written(tmp_path / "a.tsv", text))[0], expected)
+    for cells in ("1\t2", "1\t2\t3\t4"):
+        with pytest.raises(RecordingError, match=f"line 2 has {len(cells.split())} cells, expected 3"):
+            read_series(written(tmp_path / "a.tsv", f"{HEADER}\n{cells}\nx\t1\t2\n"))
+
+
+def test_a_table_of_names_alone_has_no_volumes(tmp_path: Path) -> None:
+    for text in (f"{HEADER}\n", HEADER, f"{HEADER}\n\n \n"):
+        found_TP, names = read_series(written(tmp_path / "a.tsv", text))
+        assert found_TP.shape == (0, 3) and names == NAMES
+    assert read_series(written(tmp_path / "a.tsv", ""))[1] == []
+    with pytest.raises(RecordingError, match="2 columns below 3 names, expected as many"):
+        read_series(written(tmp_path / "a.tsv", f"{HEADER}\n1\t2\n3\t4\n"))
+    with pytest.raises(RecordingError, match="the first line is empty, expected the names"):
+        read_series(written(tmp_path / "a.tsv", "\t\n1\t2\n"))
+
+
+@pytest.mark.parametrize(
+    ("values", "sound"),
+    [(np.ones((3, 2), np.uint8), True), (np.ones((3, 2), ">f8"), True), (np.ones(3), False),
+     (np.ones((3, 2), bool), False), (np.ones((3, 2), complex), False), (np.array([["a", "b"]]), False)],
+)  # fmt: skip
+def test_an_array_is_of_numbers_by_volume_and_parcel(tmp_path: Path, values: np.ndarray, sound: bool) -> None:
+    np.save(tmp_path / "a.npy", values)
+    if sound:
+        found_TP, names = read_series(tmp_path / "a.npy")
+        assert found_TP.dtype == np.float64 and names is None and (found_TP == 1).all()
+    else:
+        with pytest.raises(RecordingError, match="expected numbers of shape") as error:
+            read_series(tmp_path / "a.npy")
+        assert error.value.reason == "bad-table"
+    np.savez(tmp_path / "b.npz", values)
+    (tmp_path / "b.npz").rename(tmp_path / "b.npy")
+    with pytest.raises(RecordingError, match="NpzFile, expected numbers"):
+        read_series(tmp_path / "b.npy")

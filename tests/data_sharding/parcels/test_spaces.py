@@ -13,6 +13,7 @@ from mcsp.data_sharding.parcels.atlases import (
     require_standard,
     same_space,
     space_of_atlas,
+    space_of_image,
     space_of_name,
 )
 
@@ -86,3 +87,45 @@ def test_sform_and_qform_of_one_space_are_one_place(codes: tuple[int, int], soun
     with pytest.raises(RecordingError, match=rf"one code \({codes[0]}\) and lie 13 mm apart") as error:
         require_orientation(made, "a.nii")
     assert error.value.reason == "no-orientation"
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_sform_and_qform_may_be_five_millimetres_apart_at_either_end_of_the_image(axis: int) -> None:
+    """Voxels of 3.0 and 3.2 mm: what is near at one end is far at the other."""
+    for shape, at_first, at_last, sound in (
+        ((4, 4, 4), 4.9, 4.1, True), ((4, 4, 4), 5.1, 4.3, False), ((4, 4, 4, 9), 4.1, 4.9, True),
+        ((4, 4, 4, 9), 4.3, 5.1, False), ((60, 60, 60), -4.0, 8.0, False),
+    ):  # fmt: skip
+        made = nibabel.Nifti1Image(np.zeros(shape, np.int16), np.diag([3.0, 3, 3, 1]))
+        made.set_sform(made.affine, 4)
+        other = np.diag([3.0, 3, 3, 1])
+        other[axis, axis] += (at_last - at_first) / shape[axis]
+        other[axis, 3] = at_first
+        made.set_qform(other, 4, update_affine=False)
+        if sound:
+            require_orientation(made, "a.nii")
+        else:
+            with pytest.raises(RecordingError, match=r"one code \(4\) and lie \d mm apart"):
+                require_orientation(made, "a.nii")
+
+
+def test_small_voxels_have_a_place_and_flat_ones_have_none() -> None:
+    require_orientation(nibabel.Nifti1Image(np.zeros((4, 4, 4), np.int16), np.diag([0.02, 0.02, 0.02, 1])), "a.nii")
+    for zooms in ([3.0, 3, 0, 1], [np.nan, 3, 3, 1], [0.009, 0.009, 0.009, 1]):
+        made = nibabel.Nifti1Image(np.zeros((4, 4, 4), np.int16), np.eye(4))
+        made._affine = np.diag(zooms)
+        with pytest.raises(RecordingError, match="maps no voxel to a place") as error:
+            require_orientation(made, "a.nii")
+        assert error.value.reason == "singular-affine"
+
+
+@pytest.mark.parametrize(
+    ("name", "setting", "space"),
+    [("space-T1w_bold.nii", "MNI", "T1w"), ("bold.nii", "MNI", "MNI"),
+     ("space-template_bold.nii", "MNI", "MNI"),
+     ("bold.nii", None, ""), ("space-template_bold.nii", None, "template"),
+     ("space-MNI_cohort-2_x.nii", "", "MNI:cohort-2")],
+)  # fmt: skip
+def test_a_setting_says_the_space_of_an_image_whose_name_says_none(name: str, setting: str | None, space: str) -> None:
+    assert space_of_image(Path(name), setting).startswith(space)
+    assert bool(space_of_image(Path(name), setting)) == bool(space)

@@ -11,6 +11,8 @@ from mcsp.evaluate import scores
 from mcsp.evaluate.readout.classifiers import (
     LOGISTIC,
     LOGISTIC_C,
+    RIDGE,
+    RIDGE_PENALTIES,
     SVM,
     SVM_C,
     Readout,
@@ -180,3 +182,28 @@ def test_directions_that_rounding_alone_fills_are_left_out() -> None:
     assert x_MR.shape == vector_MR.shape == (8, 2) and len(root_R) == 2
     np.testing.assert_allclose(x_MR @ x_MR.T, x_MF @ x_MF.T, atol=1e-9)
     assert _features(np.zeros((4, 4)))[0].shape == (4, 0)
+
+
+def test_penalties_are_written_out_and_only_the_logistic_gives_probabilities() -> None:
+    assert (SVM_C, LOGISTIC_C) == (1.0, 10.0)
+    np.testing.assert_allclose(RIDGE_PENALTIES, [0.001, 0.01, 0.1, 1.0, 10.0, 100.0, 1000.0])
+    assert [c.probabilities for c in (SVM, LOGISTIC, RIDGE)] == [False, True, False]
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-8, 1e8])
+def test_directions_of_a_ten_billionth_of_the_largest_are_left_out(scale: float) -> None:
+    _, root_R, vector_MR = _features(scale * np.diag([0.9e-10, 1.0, 1.1e-10, 0.0]))
+    np.testing.assert_allclose(root_R, np.sqrt(scale * np.array([1.1e-10, 1.0])))
+    assert np.abs(vector_MR).argmax(axis=0).tolist() == [2, 1]
+
+
+def test_the_logistic_fit_has_converged() -> None:
+    """At its end the gradient of the penalised loss is nothing, also where classes are far apart."""
+    rng = np.random.default_rng(6)
+    y_M = np.arange(30) % 2
+    x_MF = rng.normal(size=(30, 6)) + 5 * y_M[:, None]
+    linear = LOGISTIC.fit(x_MF @ x_MF.T, y_M)
+    weight_F = linear.dual_M @ x_MF
+    error_M = 1 / (1 + np.exp(-(x_MF @ weight_F + linear.bias))) - y_M
+    np.testing.assert_allclose(10.0 * (error_M @ x_MF) + weight_F, 0, atol=2e-4)
+    assert abs(10.0 * error_M.sum()) < 2e-4

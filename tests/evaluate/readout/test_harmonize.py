@@ -100,3 +100,65 @@ def test_three_training_units_of_a_site_are_enough_and_two_are_not() -> None:
     assert combat.sites_.tolist() == [0, 1]
     changed = (combat.transform(x_NF, site_N) != x_NF).all(axis=1)
     assert changed.tolist() == [True] * 13 + [False] * 2
+
+
+def standardised(x_NF: np.ndarray, site_N: np.ndarray) -> np.ndarray:
+    """By the mean of all and the spread within sites; a feature that varies in no site is only centred."""
+    residual = np.vstack([x_NF[site_N == s] - x_NF[site_N == s].mean(0) for s in np.unique(site_N)])
+    spread = np.sqrt((residual**2).mean(0))
+    return (x_NF - x_NF.mean(0)) / np.where(spread > 0, spread, 1)
+
+
+def test_shifts_and_variances_solve_the_equations_of_the_authors() -> None:
+    """Equations of Johnson, Li and Rabinovic: each posterior mean given the other, priors by the method of moments."""
+    x_NF, site_N = example()
+    combat = Combat().fit(x_NF, sites=site_N)
+    np.testing.assert_allclose(combat.mean_F_, x_NF.mean(0))
+    z_NF = standardised(x_NF, site_N)
+    for s in range(3):
+        z, shift, variance = z_NF[site_N == s], combat.shift_SF_[s], combat.variance_SF_[s]
+        n, own, var = len(z), z.mean(0), z.var(0, ddof=1)
+        m, v = var.mean(), var.var(ddof=1)
+        prior_shape, prior_scale = 2 + m**2 / v, m * (1 + m**2 / v)
+        tau2 = own.var(ddof=1)
+        np.testing.assert_allclose(shift, (n * tau2 * own + variance * own.mean()) / (n * tau2 + variance), rtol=2e-4)
+        squares = ((z - shift) ** 2).sum(0)
+        np.testing.assert_allclose(variance, (prior_scale + squares / 2) / (prior_shape + n / 2 - 1), rtol=2e-4)
+
+
+def test_features_without_others_to_learn_from_keep_their_own_mean_and_variance() -> None:
+    x_NF, site_N = example()
+    alone = Combat().fit(x_NF[:, :1], sites=site_N)
+    z_N1 = standardised(x_NF[:, :1], site_N)
+    for s in range(3):
+        np.testing.assert_allclose(alone.shift_SF_[s], z_N1[site_N == s].mean(0))
+        np.testing.assert_allclose(alone.variance_SF_[s], z_N1[site_N == s].var(0, ddof=1))
+    x_NF[site_N == 1, 2:] = [5.0, 6.0, 7.0, 8.0]  # two of six vary in site 1
+    some = Combat().fit(x_NF, sites=site_N)
+    np.testing.assert_allclose(some.shift_SF_[1, 2:], standardised(x_NF, site_N)[site_N == 1].mean(0)[2:])
+    assert (some.variance_SF_[1, 2:] == 1).all() and (some.variance_SF_[1, :2] != 1).all()
+    two = Combat().fit(x_NF[:, :2], sites=site_N)
+    np.testing.assert_allclose(some.variance_SF_[1, :2], two.variance_SF_[1])
+    assert np.abs(two.shift_SF_[1] - standardised(x_NF[:, :2], site_N)[site_N == 1].mean(0)).max() > 1e-6
+
+
+@pytest.mark.parametrize("values", [(1.0, 2.0, 4.0), (0.1, 0.3, 0.7), (0.1, 0.1, 0.1)])
+def test_a_feature_that_varies_in_no_site_is_centred_and_moves_no_other(values: tuple[float, ...]) -> None:
+    """Whose variance is 0 or, by rounding, 1e-34: a shift in units of that would be the prior of all features."""
+    x_NF, site_N = example()
+    x_NF[:, 0] = np.array(values)[site_N]
+    combat = Combat().fit(x_NF, sites=site_N)
+    assert combat.scale_F_[0] == 1 and (combat.scale_F_[1:] != 1).all() and (combat.variance_SF_[:, 0] == 1).all()
+    out_NF = combat.transform(x_NF, site_N)
+    np.testing.assert_allclose(out_NF[:, 0], x_NF[:, 0].mean(), atol=1e-12)
+    np.testing.assert_array_equal(out_NF[:, 1:], Combat().fit_transform(x_NF[:, 1:], sites=site_N))
+
+
+def test_features_of_one_variance_end_without_a_division_by_zero() -> None:
+    """The prior of variances is then as narrow as can be, and each variance is nearly their mean."""
+    wave = np.array([1.0, -1.0, 2.0, -2.0])
+    x_NF = np.concatenate([np.stack([wave, wave[::-1], -wave], axis=1) + s for s in (0.0, 3.0)])
+    site_N = np.repeat([0, 1], 4)
+    combat = Combat().fit(x_NF, sites=site_N)
+    expected = standardised(x_NF, site_N)[:4].var(0, ddof=1)
+    np.testing.assert_allclose(combat.variance_SF_, np.stack([expected] * 2), rtol=1e-6)

@@ -40,3 +40,28 @@ def test_several_classes_are_told_apart_in_a_pipeline() -> None:
     p_N3 = pipeline.predict_proba(x_NF[45:])
     assert p_N3.shape == (15, 3) and np.allclose(p_N3.sum(axis=1), 1)
     assert (pipeline.predict(x_NF[45:]) == y_N[45:]).mean() > 0.8
+
+
+def test_blocks_start_where_the_one_before_ends_and_one_block_is_the_default() -> None:
+    rng = np.random.default_rng(2)
+    y_N = np.arange(30) % 2
+    x_NF = rng.standard_normal((30, 6)) * [1, 1, 1, 50, 50, 9] + y_N[:, None]
+    by_hand = on_grams(LOGISTIC, fixed([gram(x_NF[:, :3]), gram(x_NF[:, 3:5]), gram(x_NF[:, 5:])]))
+    everyone = np.arange(30)
+    np.testing.assert_allclose(
+        LinearProbe([3, 2, 1]).fit(x_NF, y_N).decision_function(x_NF), by_hand(everyone)(everyone, everyone, y_N),
+        atol=1e-6,
+    )  # fmt: skip
+    np.testing.assert_array_equal(LinearProbe().fit(x_NF, y_N).coef_, LinearProbe([6]).fit(x_NF, y_N).coef_)
+
+
+def test_rows_that_every_class_finds_impossible_have_finite_probabilities() -> None:
+    x_NF, y_N = (
+        np.eye(3)[np.arange(30) % 3] + 0.1 * np.random.default_rng(3).standard_normal((30, 3)),
+        np.arange(30) % 3,
+    )
+    probe = LinearProbe().fit(x_NF, y_N)
+    probe.intercept_ = np.array([-800.0, -900.0, -1000.0])
+    assert probe.predict_proba(x_NF).tolist() == np.zeros((30, 3)).tolist()
+    probe.intercept_ = np.array([-50.0, -60.0, -70.0])
+    np.testing.assert_allclose(probe.predict_proba(0 * x_NF[:1]), [[1, np.exp(-10), np.exp(-20)]], rtol=1e-4)

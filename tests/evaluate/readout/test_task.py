@@ -173,3 +173,80 @@ def test_the_spread_over_seeds_needs_two() -> None:
         BINARY.all_scores(score, y_N, ["a"] * 4, weights, np.ones(4), False) for score in (score_SN, score_SN[:1])
     )
     assert two["auroc_sd_over_seeds"] == pytest.approx(0.125) and one["auroc_sd_over_seeds"] is None
+
+
+def test_weights_of_units_are_repetitions_of_units() -> None:
+    rng = np.random.default_rng(2)
+    y_N, score_SN2 = rng.normal(50, 10, 12), rng.normal(50, 10, (2, 12, 2))
+    weight_RN = rng.integers(0, 4, (5, 12)).astype(float)
+    for measure in NUMBER.measures.values():
+        for weights, value in zip(weight_RN.astype(int), measure(score_SN2, y_N, weight_RN), strict=True):
+            again = measure(np.repeat(score_SN2, weights, axis=1), np.repeat(y_N, weights), np.ones((1, weights.sum())))
+            assert value == pytest.approx(again[0])
+    mae = np.abs(y_N - score_SN2[..., 0]).mean()
+    assert tasks.mean_absolute_error(score_SN2, y_N, np.ones((1, 12)))[0] == pytest.approx(mae)
+
+
+def test_numbers_of_units_without_a_prediction_and_draws_without_a_unit_are_not_known() -> None:
+    y_N = np.array([1.0, 2.0, 4.0, 8.0])
+    score_SN2 = np.stack([y_N + np.array([1, -1, 1, -1]), np.full(4, 3.0)], axis=1)[None].copy()
+    score_SN2[0, 3, 0] = np.nan
+    weight_RN = np.array([[1.0, 1, 1, 1], [0, 0, 0, 5], [1, 1, 1, 0]])
+    for measure in NUMBER.measures.values():
+        whole, nothing, same = measure(score_SN2, y_N, weight_RN)
+        assert np.isnan(nothing) and whole == same
+    assert tasks.r2(score_SN2, y_N, weight_RN)[0] == pytest.approx(1 - 3 / (4 + 1 + 1))
+    assert tasks.mean_absolute_error(score_SN2, y_N, weight_RN)[0] == 1.0
+
+
+def test_a_prediction_that_differs_by_rounding_alone_has_no_correlation() -> None:
+    y_N = np.array([10.0, 20.0, 30.0, 40.0])
+    for spread, known in ((1e-14, False), (1e-6, True)):
+        score_SN2 = np.stack([50 + spread * np.array([-1, 0, 1, 2.0]), np.full(4, 25.0)], axis=1)[None]
+        assert np.isfinite(tasks.correlation(score_SN2, y_N, np.ones((1, 4)))[0]) == known
+    assert np.isnan(tasks.correlation(score_SN2, np.full(4, 30.0), np.ones((1, 4)))[0])
+
+
+def test_names_of_all_scores_and_what_is_not_defined_without_a_site_of_two_labels() -> None:
+    weights, alone = np.ones((3, 4)), ["a", "b", "c", "d"]
+    shared = {"auroc", "auroc_sd_over_seeds", "auroc_sites", "auroc_unseen", "per_site", "auroc_centred"}
+    called = {"balanced_accuracy", "sensitivity", "specificity", "brier", "calibration_error"}
+    y_N, score_SN = np.array([0, 1, 0, 1]), np.array([[0.0, 1, 2, 3]])
+    found = BINARY.all_scores(score_SN, y_N, alone, weights, np.ones(4), True)
+    assert set(found) == shared | called
+    assert (found["auroc_sites"], found["auroc_centred"], found["per_site"]) == (None, None, {})
+    assert found["auroc"]["value"] == 0.75 and found["auroc_unseen"] == found["auroc"]
+    assert np.isnan(BINARY.site_mean(score_SN, y_N, weights, alone)).tolist() == [True] * 3
+    pairs = BINARY.all_scores(score_SN + np.array([0, 0, 9, 9]), y_N, ["a", "a", "b", "b"], weights, np.ones(4), False)
+    assert pairs["auroc"]["value"] == 0.75 and pairs["auroc_sites"]["value"] == pairs["auroc_centred"]["value"] == 1.0
+    three = THREE.all_scores(np.eye(3)[[0, 1, 2, 1]][None], np.array([0, 1, 2, 2]), alone, weights, np.ones(4), False)
+    assert set(three) == shared | called | {"per_class", "confusion", "accuracy"} and three["auroc_sites"] is None
+    assert [three[name] for name in ("sensitivity", "specificity", "brier", "calibration_error")] == [None] * 4
+    age = NUMBER.all_scores(np.ones((1, 4, 2)), np.arange(4.0), alone, weights, np.ones(4), False)
+    names = {"r2", "r", "mae", "mae_of_mean", "r2_sd_over_seeds", "r_sites", "r2_unseen", "per_site"}
+    assert set(age) == names and age["r_sites"] is None
+
+
+def test_the_confusion_is_the_mean_of_seeds_and_a_class_without_units_has_no_recall() -> None:
+    y_N = np.array([0, 0, 1])
+    score_SNK = np.eye(3)[[[0, 0, 1], [0, 2, 1], [0, 0, 2]]]
+    found = THREE._called(score_SNK, y_N)
+    assert found["confusion"] == [[1.666667, 0, 0.333333], [0, 0.666667, 0.333333], [0, 0, 0]]
+    assert found["accuracy"] == pytest.approx(7 / 9)
+    assert found["balanced_accuracy"] == pytest.approx((1 + 1 + 0.5 + 1 + 1 + 0) / 6)
+
+
+def test_several_classes_are_centred_class_by_class() -> None:
+    rng = np.random.default_rng(3)
+    score_SNK, y_N = rng.normal(size=(2, 30, 3)), np.arange(30) % 3
+    sites = ["a"] * 12 + ["b"] * 18
+    centred = np.concatenate(
+        [s - s.mean(axis=1, keepdims=True) for s in (score_SNK[:, :12], score_SNK[:, 12:])], axis=1
+    )
+    weights = np.ones((3, 30))
+    found = THREE.all_scores(score_SNK, y_N, sites, weights, np.ones(30), False)
+    assert found["auroc_centred"]["value"] == pytest.approx(tasks.macro(centred, y_N, weights)[0])
+    assert found["auroc_centred"]["value"] != pytest.approx(found["auroc"]["value"], abs=1e-6)
+    of_site = [v["value"] for v in found["per_site"].values()]
+    assert found["auroc_sites"]["value"] == pytest.approx(np.mean(of_site))
+    assert THREE.site_mean(score_SNK, y_N, weights, sites)[0] == pytest.approx(np.mean(of_site))

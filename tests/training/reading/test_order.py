@@ -230,3 +230,33 @@ def test_what_is_rounded_moves_by_the_golden_ratio_of_the_sizes(sizes: tuple, to
     """0.618 of the total, or the next number without a common divisor with it, so that every place is met."""
     order = SiteBatches(np.repeat([0, 1], sizes), np.zeros(total, int), 1.0, key=5, quota=4, sites=2)
     assert (order._total, order._stride) == (total, stride)
+
+
+def test_the_order_of_a_key_is_written_out() -> None:
+    """Another order is another run from the same seed, and a run that is resumed would read other data."""
+    assert [Permutation(10, 7)(i) for i in range(10)] == [9, 8, 6, 1, 5, 3, 7, 0, 4, 2]
+    assert [Permutation(1000, 1)(i) for i in range(6)] == [978, 605, 378, 545, 195, 237]
+    assert [Permutation(10**9, 7)(i) for i in range(3)] == [183117974, 341937549, 460101571]
+    sites, groups = [0] * 5 + [1] * 2, [0, 1, 0, 1, 1, 0, 1]
+    found = [stream(sites, groups)(p) for p in range(14)]
+    assert [i for i, _ in found] == [5, 2, 0, 3, 1, 4, 6, 3, 1, 6, 4, 5, 0, 2]
+    assert [pass_ for _, pass_ in found] == [0] * 7 + [1] * 7
+    warm = stream(sites, groups, temperature=3.0)
+    assert warm.length == 6
+    assert [warm(p) for p in range(12)] == [
+        (5, 0), (2, 0), (0, 0), (3, 0), (1, 0), (6, 0), (3, 1), (4, 0), (6, 1), (5, 1), (0, 1), (2, 1),
+    ]  # fmt: skip
+    mixed = site_batches([5, 2, 4], 4, 2)
+    assert (mixed._total, mixed._stride, mixed._offset, mixed.cycle_steps) == (11, 7, 0, 3)
+    assert [mixed(p)[0] for p in range(24)] == [
+        5, 6, 8, 7, 9, 10, 1, 4, 7, 8, 3, 2, 0, 3, 10, 9, 2, 1, 5, 6, 4, 0, 7, 9,
+    ]  # fmt: skip
+
+
+def test_a_site_of_many_unreadable_samples_is_left_after_sixteen() -> None:
+    sizes = [40, 40, 40, 40]
+    order = site_batches(sizes, 12, 3)
+    site_of = np.repeat(np.arange(4), sizes)
+    tried = [int(site_of[order(0, attempt)[0]]) for attempt in range(18)]
+    assert len(set(tried[:17])) == 1 and len({order(0, attempt)[0] for attempt in range(17)}) == 17
+    assert order(0, 17) == order(12, 1), "from the site of the same place in the next step"

@@ -271,3 +271,41 @@ def test_recordings_without_a_valid_window_are_left_out_and_counted_by_site() ->
     assert read == {"e000", "e001", "e003"}
     with pytest.raises(ValueError, match="half of it valid"):
         schedule({k: rs for k, rs in samples.items() if k in ("e002", "e005")}, BatchConfig(paired=0, eeg=1, fmri=0))
+
+
+def test_what_a_seed_reads_is_written_out() -> None:
+    """Other keys or places are another run from the same seed, and other data for a run that is resumed."""
+    plan = schedule(corpus(3, 4, 4), BatchConfig(paired=1, eeg=2, fmri=2))
+    assert [what_is_read(d) for d in plan.draws(7)] == [
+        (8063570873933488750, 7, [("p000.eeg-0.npy", 13171, 6000), ("p000.fmri-0.npy", 35, 20)]),
+        (7687544630470629729, 14, [("e003.eeg-0.npy", 15650, 6000)]),
+        (2310670350598218847, 15, [("e002.eeg-0.npy", 11857, 6000)]),
+        (5197607492134913884, 14, [("f003.fmri-0.npy", 0, 20)]),
+        (9144452234555289200, 15, [("f000.fmri-0.npy", 34, 20)]),
+    ]
+    assert what_is_read(plan.draw(1, 3, 2)) == (5632213374660156717, 3, [("e003.eeg-0.npy", 14152, 6000)])
+    assert [stream.name for stream in plan.streams] == ["paired", "eeg", "fmri"] and plan.global_batch == 5
+
+
+def test_shapes_are_channels_then_time_of_the_longest_recording_of_a_sample() -> None:
+    """Of both modalities, EEG and BOLD in turn; a recording without a window has no shape."""
+    samples = corpus(0, 4, 0)
+    for key, (channels, sfreq) in zip(samples, ((8, 100.0), (4, 200.0), (4, 100.0), (8, 100.0)), strict=True):
+        samples[key] = [replace(samples[key][0], n_channels=channels, sfreq=sfreq)]
+    long = replace(samples["e002"][0], member="e002.eeg-1.npy", sfreq=400.0, n_samples=400 * 20)  # 20 s are too short
+    samples["e002"].append(long)
+    plan = schedule(samples, BatchConfig(paired=0, eeg=4, fmri=0))
+    assert plan.streams[0].shape_N.tolist() == [2, 1, 0, 2]
+    assert next(d.cuts[0].recording.key for d in plan.draws(0)) == "e002"
+    assert [d.cuts[0].n_samples for d in plan.draws(0)] == [3000, 6000, 3000, 3000]
+    assert plan.mean_shapes == {"eeg": (6, 3750)}
+
+
+def test_a_step_of_more_than_4096_positions_is_cut_among_groups_of_ranks() -> None:
+    """Each looks up its own part of the step; up to 4096, all of it."""
+    samples = corpus(0, 2, 0)
+    samples["e001"] = [replace(samples["e001"][0], n_channels=8)]
+    for quota, first in ((4096, 4096), (4098, 2049)):
+        plan = schedule(samples, BatchConfig(paired=0, eeg=quota, fmri=0))
+        next(iter(plan.draws(0, 1, 2)))
+        assert list(plan._in_order) == [(0, quota - first, first)]

@@ -56,3 +56,43 @@ def test_site_is_told_where_it_is_in_the_embedding() -> None:
     assert site_accuracy(x, site) == pytest.approx(1 / 3, abs=0.2)
     assert site_accuracy(x + 8 * torch.eye(10, dtype=torch.float64)[site], site) > 0.95
     assert site_accuracy(x, torch.tensor([7] * 38 + [8, 8])) is None, "one site of two people"
+    assert site_accuracy(x, torch.tensor([7] * 37 + [8, 8, 8])) is not None, "three are enough"
+    assert site_accuracy(x, torch.tensor([7] * 40)) is None
+
+
+def test_effective_rank_is_the_exponential_of_an_entropy() -> None:
+    share = np.array([0.75, 0.25])
+    expected = np.exp(-(share * np.log(share)).sum())
+    assert effective_rank(torch.diag(torch.tensor([-6.0, 2.0]))) == pytest.approx(expected)
+    assert effective_rank(1e-20 * torch.diag(torch.tensor([6.0, 2.0]))) == pytest.approx(expected)
+
+
+def test_identification_is_the_mean_of_both_directions() -> None:
+    """Cosines without the mean over people, written out; one direction alone has another share of hits."""
+    first, second = noise(40, 3, seed=9) + 5, noise(40, 3, seed=7) - 2
+    second += 1.5 * first
+    a, b = (x.numpy() - x.numpy().mean(0) for x in (first, second))
+    cosine = (a @ b.T) / np.outer(np.linalg.norm(a, axis=1), np.linalg.norm(b, axis=1))
+    hits = [(c.argmax(1) == np.arange(40)).mean() for c in (cosine, cosine.T)]
+    assert hits[0] != hits[1] and identification(first, second) == pytest.approx(sum(hits) / 2)
+
+
+def test_site_accuracy_is_that_of_fitting_without_the_person() -> None:
+    """Three sites that count and one of two people that does not, of sizes far apart."""
+    site = np.array([4] * 9 + [1] * 3 + [7] * 2 + [2] * 5)
+    x = noise(19, 4, seed=8).numpy() + 1.2 * np.eye(8)[site][:, [1, 2, 4, 7]]
+    kept = site != 7
+    rows, names = x[kept], [1, 2, 4]
+    member = np.stack([site[kept] == name for name in names], axis=1).astype(float)
+    share = member.mean(0)
+    target = (member - share) / np.sqrt(share * (1 - share))
+    strength = ((rows - rows.mean(0)) ** 2).sum(1).mean()
+    hits = []
+    for person in range(len(rows)):
+        others = np.arange(len(rows)) != person
+        # In closed form centre and strength are those of all rows; left out is the error of the person alone.
+        fit = Ridge(alpha=strength).fit(rows[others], target[others])
+        hits.append(member[person, fit.predict(rows[[person]])[0].argmax()])
+    expected = np.mean([np.mean(np.array(hits)[member[:, k] == 1]) for k in range(3)])
+    assert 0 < expected < 1
+    assert site_accuracy(torch.from_numpy(x), torch.from_numpy(site)) == pytest.approx(expected)
