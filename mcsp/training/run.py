@@ -15,7 +15,7 @@ from mcsp.config import PretrainConfig
 from mcsp.run_log import iter_events
 from mcsp.training import engine
 from mcsp.training.clock import Clock, Profile
-from mcsp.training.metrics import Metrics, check_installed, is_logged, trackers
+from mcsp.training.metrics import Metrics, check_installed, trackers
 from mcsp.training.reading.loader import batches
 from mcsp.training.run_dir import InUse, Lock, check
 from mcsp.training.stopping import (
@@ -134,7 +134,7 @@ class Run:
         step = self.trainer.step
         if not self.metrics:
             return
-        if is_logged(self.config, step) or self.trainer.stopping:
+        if self.config.is_logged(step) or self.trainer.stopping:
             self.metrics.write(step, {**values, **self._speed(step - self.logged_step)})
             self.logged_step = step
         self.metrics.advance()

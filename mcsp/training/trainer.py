@@ -14,6 +14,7 @@ from torch import Tensor
 from mcsp import distributed
 from mcsp.batch import Batch
 from mcsp.config import BatchConfig, PretrainConfig
+from mcsp.config.pretrain import learning_rate
 from mcsp.data_sharding.store.reader import Corpus
 from mcsp.losses.objective import objective
 from mcsp.losses.shuffled import subjects_of_blocks
@@ -23,9 +24,8 @@ from mcsp.schema import Split
 from mcsp.training import engine
 from mcsp.training.clock import Clock
 from mcsp.training.health import BadWindows, Health, clean
-from mcsp.training.metrics import Metrics, is_evaluated, is_logged, values_of_pairs
+from mcsp.training.metrics import Metrics
 from mcsp.training.pretrainer import Pretrainer
-from mcsp.training.rate import learning_rate
 from mcsp.training.reading.loader import StepDataset
 from mcsp.training.reading.schedule import Schedule
 from mcsp.training.saving import checkpoint
@@ -75,6 +75,11 @@ def shared_parcels(corpus: Corpus) -> tuple[tuple[float, ...], ...]:
     if least < LEAST_DISTANCE_MM:
         raise ValueError(f"{expected} with centres {LEAST_DISTANCE_MM:g} mm apart or more, found two {least:.1f} apart")
     return tuple(tuple(round(value, 3) for value in xyz) for xyz in positions_P3.tolist())
+
+
+def values_of_pairs(config: PretrainConfig, values: dict[str, float]) -> dict[str, float]:
+    """``values`` without those of two modalities where no batch holds a pair: they would be 0 throughout."""
+    return {name: value for name, value in values.items() if config.batch.paired or "/fmri-eeg/" not in name}
 
 
 class Embedded(NamedTuple):
@@ -286,7 +291,7 @@ class Trainer:
         self.clock.step = self.step
         self.clock.enter("forward")
         embedded = self.embed(batches)
-        share, terms = self.loss(embedded, is_logged(self.config, self.step + 1))
+        share, terms = self.loss(embedded, self.config.is_logged(self.step + 1))
         names = [name if name.startswith("top1/") else f"loss/{name}" for name in terms]
         read = sum(len(signal) for batch in batches for signal in batch.signals.values())
         left_out = sum((Counter(batch.left_out) for batch in batches), Counter[str]())
@@ -297,7 +302,7 @@ class Trainer:
         told = torch.cat([summed, embedded.scale_P.detach().to(summed.dtype)])
         rate = learning_rate(self.config, self.step - self.health.skipped_steps)
         details: dict[str, float] = {}
-        in_detail = is_evaluated(self.config, self.step + 1)
+        in_detail = self.config.is_evaluated(self.step + 1)
         norm, found = self._update(share, told, rate, embedded, batches, metrics, details if in_detail else None)
         (*totals, stopping, left, bad, n_read), scales = found[: len(summed)], found[len(summed) :]
         self.bad_windows.add(round(bad), round(n_read), distributed.gather_objects(left_out) if left else [])

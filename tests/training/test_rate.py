@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from mcsp.config import PretrainConfig
-from mcsp.training.rate import learning_rate, same_so_far
+from mcsp.config.pretrain import learning_rate, same_so_far
 
 
 def config(**values: Any) -> PretrainConfig:
