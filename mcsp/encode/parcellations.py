@@ -70,7 +70,8 @@ def _described(recording: Recording, source: str) -> dict[str, Any]:
 
 def parcellation_name(known: Mapping[str, Any]) -> str:
     """What a person may recognise an entry of :func:`parcellations_of` by."""
-    return f"{known['parcels']} parcels ({known['first']} to {known['last']})"
+    ends = f" ({known['first']} to {known['last']})" if "first" in known else ""  # exports of before lack them
+    return f"{known['parcels']} parcels{ends}"
 
 
 def atlas_of_pretraining(known: Sequence[Mapping[str, Any]], asked: str, n_parcels: int | None) -> "Atlas":
@@ -88,9 +89,10 @@ def atlas_of_pretraining(known: Sequence[Mapping[str, Any]], asked: str, n_parce
     from mcsp.data_sharding.parcels.parcellation import Parcels
 
     start = asked.partition(":")[2]
-    fitting = [k for k in known if k["sha256"].startswith(start) and n_parcels in (None, k["parcels"])]
+    held = [k for k in known if "names" in k]  # exports of before lack them
+    fitting = [k for k in held if k["sha256"].startswith(start) and n_parcels in (None, k["parcels"])]
     if len(fitting) != 1:
-        names = listed([f"{PRETRAINING}:{k['sha256'][:12]} ({parcellation_name(k)})" for k in known]) or "none"
+        names = listed([f"{PRETRAINING}:{k['sha256'][:12]} ({parcellation_name(k)})" for k in held]) or "none"
         of = "" if n_parcels is None else f" of {n_parcels} parcels"
         raise ValueError(
             f"parcellation {asked!r}: expected one{of} in the export, found {len(fitting)}; it has {names}"

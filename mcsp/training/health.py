@@ -147,8 +147,9 @@ class Health:
         return {name: value for name, value in vars(self).items() if name != "config"}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Read what :meth:`state` wrote."""
-        for name, value in state.items():
+        """Read what :meth:`state` wrote; what an older version did not write stays as it is."""
+        for name in self.state().keys() & state.keys():
+            value = state[name]
             setattr(self, name, list(value) if isinstance(value, list) else value)
 
 
@@ -189,7 +190,7 @@ class BadWindows:
 
 def clean(state: dict[str, Any]) -> bool:
     """Whether a run may go back to a checkpoint with this state: nothing was wrong when it was saved."""
-    return not state["in_a_row"] and not state["lost"]
+    return not state["in_a_row"] and not state.get("lost")
 
 
 def suspects(events: Sequence[dict[str, Any]]) -> dict[str, int]:

@@ -200,7 +200,7 @@ class Trainer:
         self.engine.load(path)
         self.step, self.useful_seconds = manifest["step"], manifest["useful_seconds"]
         self.health.load_state(manifest["health"])
-        self.validated = manifest["validated"]
+        self.validated = manifest.get("validated", self.validated)  # not in a checkpoint of before
         saved, now = manifest["config"], self.config.dump()
         if any(saved.get(k) != now[k] for k in ("keep_best", "validation_batches")):
             self.validated |= {"best": None, "best_step": None}  # of another quantity
@@ -239,7 +239,7 @@ class Trainer:
             checkpoint.drop_after(self.config.run_dir, manifest["step"])
         self.step, self.useful_seconds = manifest["step"], manifest["useful_seconds"]
         self.health.rolled_back(manifest["health"], steps)
-        self.validated = manifest["validated"]
+        self.validated = manifest.get("validated", self.validated)
         self.clock.split()
         if metrics:
             skipped = f"{self.step + self.health.data_offset - steps} to {self.step + self.health.data_offset - 1}"

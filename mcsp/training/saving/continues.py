@@ -81,8 +81,8 @@ def changes(path: Path, manifest: dict[str, Any], facts: dict[str, Any]) -> dict
             f"start another run_dir with init_from={path}"
         )
     found = {k: change for k, change in differ.items() if k in FROM_NOW_ON}
-    then, now = manifest["arithmetic"], facts["arithmetic"]
-    if then != now:
+    then, now = manifest.get("arithmetic"), facts["arithmetic"]
+    if then not in (None, now):  # None: a checkpoint of before
         found["arithmetic"] = f"{then} -> {now}"
     return found
 
@@ -95,7 +95,7 @@ def in_words(path: Path, manifest: dict[str, Any], facts: dict[str, Any]) -> lis
         if k in old and old[k] != new[k] and k not in ("run_dir", "resume"):
             effect = "steps from here on follow it" if k in FROM_NOW_ON | AHEAD else "changes nothing in the results"
             said.append(f"{k}: {old[k]} -> {new[k]}: {effect}")
-    if manifest["arithmetic"] != facts["arithmetic"]:
+    if manifest.get("arithmetic") not in (None, facts["arithmetic"]):
         said.append(f"arithmetic: {manifest['arithmetic']} -> {facts['arithmetic']}: numbers change by rounding")
     then, now = ((f["world_size"], f["zero_stage"]) for f in (manifest, facts))
     if then != now:
