@@ -22,6 +22,8 @@ SCHEMA_VERSION = 2
 SITE_NAME = "[A-Za-z0-9][A-Za-z0-9_-]{0,99}"
 # Where index.json and an export say under which key subjects were hashed: only equal fingerprints are compared.
 KEY_FINGERPRINT = "subject_key_fingerprint"
+# Environment variable with the secret of these hashes.
+KEY_VARIABLE = "MCSP_SUBJECT_KEY"
 
 Modality = Literal["fmri", "eeg"]
 Domain = Literal["spatial", "temporal", "spectral"]

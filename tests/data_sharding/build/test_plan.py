@@ -15,8 +15,8 @@ from mcsp.config import CorpusConfig, EegConfig, FmriConfig, SiteConfig
 from mcsp.data_sharding.bids.write import write_json, write_tsv
 from mcsp.data_sharding.build.layout import Plan, cut
 from mcsp.data_sharding.build.plan import assign_split, make_plan, public_config
-from mcsp.data_sharding.build.pseudonyms import KEY_VARIABLE, subject_key
-from mcsp.schema import SPLITS
+from mcsp.data_sharding.build.pseudonyms import subject_key
+from mcsp.schema import KEY_VARIABLE, SPLITS
 from tests.conftest import SUBJECT_KEY
 
 KEY = SUBJECT_KEY.encode()
