@@ -35,6 +35,12 @@ class CleanRecording:
     quality: dict[str, float] = field(default_factory=dict)
     space: str = ""  # of the parcels' positions
     repairs: tuple[str, ...] = ()  # one line for each thing that was wrong with the files and put right
+    began: float = math.nan  # seconds since 1970 by the scanner's clock; NaN where unknown; never stored
+
+    @property
+    def seconds(self) -> float:
+        """Duration [s]."""
+        return len(self.x_TC) / self.sfreq
 
 
 def valid_seconds(recording: CleanRecording) -> float:

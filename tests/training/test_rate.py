@@ -1,4 +1,7 @@
-"""The course of the learning rate, and which settings of it may change in a run."""
+"""The course of the learning rate, and which settings of it may change in a run.
+
+Covers: mcsp/config/pretrain.py
+"""
 
 from itertools import pairwise
 from typing import Any
