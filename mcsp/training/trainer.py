@@ -33,7 +33,6 @@ from mcsp.training.saving.continues import changes, in_words, start_from
 from mcsp.training.saving.mirror import Mirror, restore
 from mcsp.training.saving.saver import Saver
 from mcsp.training.stopping import EXIT_DATA, RunEnded
-from mcsp.training.throughput import peak_memory_gib
 from mcsp.wording import listed
 
 
@@ -94,7 +93,6 @@ class Embedded(NamedTuple):
 
 
 _log = logging.getLogger(__name__)
-_RANKS_SHOWN = 16
 _STEPS_OF_START = 8  # whose windows say where spatial tokens start
 
 
@@ -286,7 +284,7 @@ class Trainer:
     def train_step(self, batches: Sequence[Batch], metrics: Metrics | None = None) -> dict[str, float]:
         """One optimizer step; a loss or gradient that is not finite, or spikes, is counted and changes nothing.
 
-        Where the step is evaluated, also the gradient norm of each part of the model, and the memory of each rank.
+        Where the step is evaluated, also the gradient norm of each part of the model.
         """
         self.clock.step = self.step
         self.clock.enter("forward")
@@ -313,8 +311,6 @@ class Trainer:
         }
         values = {**dict(zip(["loss", *names], totals, strict=True)), **temperatures}
         values = values_of_pairs(self.config, values)
-        if in_detail:
-            details |= self._memory_of_ranks()
         for batch in batches:
             for stream, seconds in batch.read_seconds.items():
                 values[f"read_seconds/{stream}"] = values.get(f"read_seconds/{stream}", 0.0) + seconds
@@ -322,13 +318,6 @@ class Trainer:
                 name = f"real_share/{modality}"
                 values[name] = values.get(name, 0.0) + part / len(batches)
         return {**values, "gradient_norm": norm, "learning_rate": rate, **details}
-
-    def _memory_of_ranks(self) -> dict[str, float]:
-        """Peak of each rank, or of the fullest and the emptiest where there are many."""
-        gib = distributed.gather_objects(peak_memory_gib(self.device))
-        if len(gib) > _RANKS_SHOWN:
-            return {"memory_gib/most": max(gib), "memory_gib/least": min(gib)}
-        return {f"memory_gib/rank-{rank}": value for rank, value in enumerate(gib)}
 
     def _update(
         self,
