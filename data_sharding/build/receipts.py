@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from mcsp.config import CorpusConfig
-from mcsp.data_sharding.build.layout import Plan
+from mcsp.data_sharding.build.plan import Plan
 from mcsp.data_sharding.build.shards import Receipt
 from mcsp.data_sharding.store.files import Location, is_local, location, names, private_folder, size, write_atomic
 from mcsp.data_sharding.store.index import SHARDS_NAME

@@ -13,7 +13,7 @@ from mcsp.config import CorpusConfig
 from mcsp.data_sharding.bids.reasons import RecordingError
 from mcsp.data_sharding.bids.ref import RecordingRef
 from mcsp.data_sharding.bids.tables import printable, read_tsv
-from mcsp.data_sharding.build.layout import PlannedSample
+from mcsp.data_sharding.build.plan import PlannedSample
 from mcsp.data_sharding.build.privacy import find_identifiers, find_identifiers_in_participant, without_dates
 from mcsp.data_sharding.clean.read import ReadingProcess
 from mcsp.data_sharding.clean.recording import CleanRecording

@@ -20,7 +20,7 @@ import numpy as np
 
 from mcsp.config import CorpusConfig
 from mcsp.data_sharding.bids.ref import RecordingRef
-from mcsp.data_sharding.build.layout import PlannedSample, PlannedShard
+from mcsp.data_sharding.build.plan import PlannedSample, PlannedShard
 from mcsp.data_sharding.build.privacy import without_dates
 from mcsp.data_sharding.build.samples import USED_UP, SampleRecording, SiteTime, read_sample
 from mcsp.data_sharding.clean.read import ReadingProcess

@@ -1,6 +1,6 @@
 """The plan: splits, keys and shards as a pure function of the inputs.
 
-Covers: data_sharding/build/layout.py, data_sharding/build/pseudonyms.py
+Covers: data_sharding/build/pseudonyms.py
 """
 
 import json
@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 
 from mcsp.config import CorpusConfig, EegConfig, FmriConfig, SiteConfig
 from mcsp.data_sharding.bids.write import write_json, write_tsv
-from mcsp.data_sharding.build.layout import Plan, cut
-from mcsp.data_sharding.build.plan import assign_split, make_plan, public_config
+from mcsp.data_sharding.build.plan import Plan, assign_split, cut, make_plan, public_config
 from mcsp.data_sharding.build.pseudonyms import subject_key
 from mcsp.schema import KEY_VARIABLE, SPLITS
 from tests.conftest import SUBJECT_KEY
