@@ -201,3 +201,10 @@ def test_folders_that_cannot_be_listed_are_told_and_formats_that_are_folders_are
         f"{EEG}_eeg.edf", "sub-2/eeg/sub-2_task-rest_eeg.mff",
     ]  # fmt: skip
     assert notes == []
+
+
+def test_of_several_folders_that_are_no_dataset_the_first_is_told(tmp_path: Path) -> None:
+    for name in "cab":
+        (tmp_path / name).mkdir()
+    with pytest.raises(ValueError, match=f"^{tmp_path / 'a' / 'dataset_description.json'}: missing"):
+        find_sites(CorpusConfig(bids_root=tmp_path, out_dir=tmp_path / "out"))
