@@ -84,7 +84,7 @@ class TemporalEncoder(nn.Module):
                 hop_seconds=self.patch_seconds,
             )
             power_BCPF = power_BCPF.clamp_min(LOWEST_LOG_POWER)
-            power_BCPF.masked_fill_(~valid_BP[:, None, :, None], LOWEST_LOG_POWER)
+            power_BCPF = torch.where(valid_BP[:, None, :, None], power_BCPF, LOWEST_LOG_POWER)
         return Patches(
             rearrange(unit_BCT[..., :whole], "b c (p l) -> b c p l", p=n_patches),
             log_std_BC,
