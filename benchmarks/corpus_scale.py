@@ -150,7 +150,7 @@ def seal(root: str, n: int) -> dict[str, Any]:
     """What the driver does after the last shard: duplicates, accounts, table, lists, report; shards are not scanned."""
     from mcsp.config import CorpusConfig
     from mcsp.data_sharding.bids.ref import Site
-    from mcsp.data_sharding.build.layout import Plan
+    from mcsp.data_sharding.build.plan import Plan
     from mcsp.data_sharding.build.receipts import BUILD_NAME, duplicates, headers
     from mcsp.data_sharding.build.seal import settle
 

@@ -16,8 +16,7 @@ from typing import Any, TypeVar
 import ray
 
 from mcsp.config import CorpusConfig
-from mcsp.data_sharding.build.layout import Plan, PlannedShard
-from mcsp.data_sharding.build.plan import make_plan
+from mcsp.data_sharding.build.plan import Plan, PlannedShard, make_plan
 from mcsp.data_sharding.build.privacy import find_identifiers_in_shards
 from mcsp.data_sharding.build.progress import BuildStatus, Progress
 from mcsp.data_sharding.build.pseudonyms import subject_key, without_key_in_environment

@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from mcsp.config import CorpusConfig
-from mcsp.data_sharding.build.layout import Plan
+from mcsp.data_sharding.build.plan import Plan
 from mcsp.data_sharding.build.shards import Receipt
 from mcsp.data_sharding.store.files import Location, is_local, location, names, private_folder, size, write_atomic
 from mcsp.data_sharding.store.index import SHARDS_NAME
@@ -179,7 +179,7 @@ def read_rows(private: Location, plan: Plan) -> Iterator[Recording]:
             row = json.loads(line)
             rows.append(row)
             row |= {column: rows[row[column]][column] for column in REPEATED_LISTS if isinstance(row[column], int)}
-            yield Recording.from_row(row)
+            yield Recording(**row)
 
 
 def _each(private: Location, plan: Plan, read: Callable[[str], Found]) -> Iterator[Found]:

@@ -14,8 +14,7 @@ from mcsp.data_sharding.bids.description import DESCRIPTION_NAME, dataset_descri
 from mcsp.data_sharding.bids.participants import read_participants
 from mcsp.data_sharding.bids.reasons import measurements
 from mcsp.data_sharding.bids.ref import Site, entities_of
-from mcsp.data_sharding.build.layout import Plan
-from mcsp.data_sharding.build.plan import public_config, software_versions
+from mcsp.data_sharding.build.plan import Plan, public_config, software_versions
 from mcsp.data_sharding.build.privacy import (
     find_identifiers_in_index,
     find_identifiers_in_lists,

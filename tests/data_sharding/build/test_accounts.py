@@ -14,8 +14,7 @@ from pathlib import Path
 import pytest
 
 from mcsp.config import CorpusConfig
-from mcsp.data_sharding.build.layout import Plan
-from mcsp.data_sharding.build.plan import make_plan
+from mcsp.data_sharding.build.plan import Plan, make_plan
 from mcsp.data_sharding.build.privacy import find_identifiers_in_shards
 from mcsp.data_sharding.build.pseudonyms import subject_key
 from mcsp.data_sharding.build.receipts import (

@@ -1,6 +1,6 @@
 """The plan: splits, keys and shards as a pure function of the inputs.
 
-Covers: data_sharding/build/layout.py, data_sharding/build/pseudonyms.py
+Covers: data_sharding/build/pseudonyms.py
 """
 
 import hmac
@@ -15,10 +15,17 @@ from hypothesis import strategies as st
 from mcsp.config import CorpusConfig, EegConfig, FmriConfig, SiteConfig
 from mcsp.data_sharding.bids.write import write_json, write_tsv
 from mcsp.data_sharding.build import plan as room
-from mcsp.data_sharding.build.layout import Plan, cut
-from mcsp.data_sharding.build.plan import assign_split, code_digest, make_plan, public_config, recipe_config
-from mcsp.data_sharding.build.pseudonyms import KEY_VARIABLE, subject_key
-from mcsp.schema import SPLITS
+from mcsp.data_sharding.build.plan import (
+    Plan,
+    assign_split,
+    code_digest,
+    cut,
+    make_plan,
+    public_config,
+    recipe_config,
+)
+from mcsp.data_sharding.build.pseudonyms import subject_key
+from mcsp.schema import KEY_VARIABLE, SPLITS
 from tests.conftest import SUBJECT_KEY
 
 KEY = SUBJECT_KEY.encode()

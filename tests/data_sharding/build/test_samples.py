@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,14 +11,21 @@ import numpy as np
 import pytest
 
 from mcsp.config import CorpusConfig
-from mcsp.data_sharding.bids.find import RecordingRef, Site
 from mcsp.data_sharding.bids.reasons import RecordingError
+from mcsp.data_sharding.bids.ref import RecordingRef, Site
 from mcsp.data_sharding.bids.write import write_tsv
 from mcsp.data_sharding.build import samples
-from mcsp.data_sharding.build.layout import PlannedSample
-from mcsp.data_sharding.build.samples import USED_UP, SiteTime, onset_seconds, read_sample, require_labels
-from mcsp.data_sharding.clean.read import Reading
+from mcsp.data_sharding.build.plan import PlannedSample
+from mcsp.data_sharding.build.samples import (
+    USED_UP,
+    SampleRecording,
+    SiteTime,
+    onset_seconds,
+    read_sample,
+    require_labels,
+)
 from mcsp.data_sharding.clean.recording import CleanRecording
+from mcsp.data_sharding.store.index import Rejection
 
 HASH = "0123456789abcdef" * 2
 
@@ -25,10 +33,10 @@ HASH = "0123456789abcdef" * 2
 class Given:
     """Reads what a test gives for each file: a reading, or an error."""
 
-    def __init__(self, answers: dict[str, Reading | RecordingError]) -> None:
+    def __init__(self, answers: dict[str, CleanRecording | RecordingError]) -> None:
         self.answers, self.asked = answers, list[str]()
 
-    def read(self, ref: RecordingRef) -> Reading:
+    def read(self, ref: RecordingRef) -> CleanRecording:
         self.asked.append(ref.path.name)
         answer = self.answers[ref.path.name]
         if isinstance(answer, RecordingError):
@@ -36,9 +44,9 @@ class Given:
         return answer
 
 
-def reading(began: float = math.nan, seconds: float = 60.0, sfreq: float = 200.0, name: str = "Cz") -> Reading:
+def reading(began: float = math.nan, seconds: float = 60.0, sfreq: float = 200.0, name: str = "Cz") -> CleanRecording:
     x_TC = np.zeros((round(seconds * sfreq), 1), np.float32)
-    return Reading(CleanRecording(x_TC, sfreq, "uV", [name], np.zeros((1, 3)), np.ones(1, dtype=bool)), began)
+    return CleanRecording(x_TC, sfreq, "uV", [name], np.zeros((1, 3)), np.ones(1, dtype=bool), began=began)
 
 
 def ref_of(site: Site, name: str) -> RecordingRef:
@@ -52,9 +60,16 @@ def sample(site: Site, *names: str, participant: str = "{}") -> PlannedSample:
     return PlannedSample(f"a_{HASH}", site, HASH, "", "train", participant, refs)
 
 
-def read(planned: PlannedSample, process: Given, **options: Any) -> tuple[list[str], list[tuple[str, str]]]:
+def read_all(planned: PlannedSample, process: Given, **changes: Any) -> tuple[list[SampleRecording], list[Rejection]]:
+    """Of a site that has lost no time."""
+    with TemporaryDirectory() as folder:
+        options = {"excluded": {}, "done": lambda ref, seconds: None, "site_time": site_time(Path(folder))}
+        return read_sample(planned, process, **options | changes)  # type: ignore[arg-type]
+
+
+def read(planned: PlannedSample, process: Given, **changes: Any) -> tuple[list[str], list[tuple[str, str]]]:
     """Names of what is stored, and file and reason of what is not."""
-    stored, rejected = read_sample(planned, process, **options)  # type: ignore[arg-type]
+    stored, rejected = read_all(planned, process, **changes)
     return [s.ref.path.name for s in stored], [(r.file, r.reason) for r in rejected]
 
 
@@ -66,7 +81,7 @@ def test_a_recording_that_fails_disturbs_no_other_and_each_is_told_with_its_leng
     process = Given({EEG: RecordingError("flat", "why"), BOLD: reading(seconds=90.0, sfreq=0.5)})
     told: list[tuple[str, float | None]] = []
     done = lambda ref, seconds: told.append((ref.path.name, seconds))  # noqa: E731
-    stored, rejected = read_sample(sample(SITE, EEG, BOLD), process, done=done)  # type: ignore[arg-type]
+    stored, rejected = read_all(sample(SITE, EEG, BOLD), process, done=done)
     assert [s.ref.path.name for s in stored] == [BOLD] and math.isnan(stored[0].onset_seconds)
     assert told == [(EEG, None), (BOLD, 90.0)]
     [rejection] = rejected
@@ -108,11 +123,11 @@ def test_texts_that_would_go_along_and_may_be_personal_keep_a_recording_out(
 
 
 def test_findings_are_told_by_their_form_and_a_long_name_by_its_beginning() -> None:
-    many = Reading(replace(reading().clean, channels=[f"{i}.5.19" for i in range(1, 6)]), math.nan)
-    [rejection] = read_sample(sample(SITE, EEG), Given({EEG: many}))[1]  # type: ignore[arg-type]
+    many = replace(reading(), channels=[f"{i}.5.19" for i in range(1, 6)])
+    [rejection] = read_all(sample(SITE, EEG), Given({EEG: many}))[1]
     assert rejection.detail == "; ".join(["channel: date like '9.9.99'"] * 3) + " and 2 more"
     long = Given({EEG: reading(name="electrode-" * 7)})
-    [rejection] = read_sample(sample(SITE, EEG), long)[1]  # type: ignore[arg-type]
+    [rejection] = read_all(sample(SITE, EEG), long)[1]
     assert rejection.detail == (
         f"{EEG}: a channel or parcel is called 'electrode-electrode-'..., 70 characters, expected at most 64"
     )
@@ -147,7 +162,7 @@ def test_only_simultaneous_recordings_have_onsets_by_the_marker_or_else_by_the_c
     process = Given({EEG: reading(1000.0), BOLD: reading(1003.5, sfreq=0.5)})
     for pairing, expected in (("simultaneous", [0.0, 3.5]), ("session", [math.nan, math.nan])):
         site = replace(simultaneous(tmp_path, None), pairing=pairing)
-        stored, _ = read_sample(sample(site, EEG, BOLD), process)  # type: ignore[arg-type]
+        stored, _ = read_all(sample(site, EEG, BOLD), process)
         np.testing.assert_array_equal([s.onset_seconds for s in stored], expected)
     marked = simultaneous(tmp_path, "R128")
     table = tmp_path / "sub-1/sub-1_task-rest_events.tsv"
@@ -156,7 +171,7 @@ def test_only_simultaneous_recordings_have_onsets_by_the_marker_or_else_by_the_c
     planned = replace(sample(marked, EEG, BOLD), recordings=tuple(refs))
     for value, expected in (("R128", 7.25), ("S1", 3.5)):
         write_tsv(table, ("onset", "duration", "value"), [(7.25, 0, value)])
-        stored, _ = read_sample(planned, process)  # type: ignore[arg-type]
+        stored, _ = read_all(planned, process)
         assert [s.onset_seconds for s in stored] == [0.0, expected]
 
 
@@ -181,7 +196,7 @@ def test_timeouts_are_counted_against_the_site_and_no_other_failures_are(tmp_pat
     reasons = ["timeout", "flat", "timeout", "timeout", "timeout"]
     process = Given({n: RecordingError(r, "x") for n, r in zip(names, reasons, strict=True)})
     used = site_time(tmp_path)
-    _, rejected = read_sample(sample(SITE, *names), process, site_time=used)  # type: ignore[arg-type]
+    _, rejected = read_all(sample(SITE, *names), process, site_time=used)
     assert process.asked == names[:3] and [r.reason for r in rejected] == reasons
     assert [r.detail.startswith(USED_UP) for r in rejected] == [False] * 3 + [True] * 2
     assert len(list((tmp_path / "timeouts" / "a").iterdir())) == 2

@@ -21,8 +21,7 @@ import webdataset
 from mcsp.config import CorpusConfig
 from mcsp.data_sharding.bids.ref import RecordingRef, Site, acquisition_time
 from mcsp.data_sharding.bids.write import write_eeg, write_json, write_participants, write_tsv
-from mcsp.data_sharding.build.layout import PlannedSample
-from mcsp.data_sharding.build.plan import make_plan
+from mcsp.data_sharding.build.plan import PlannedSample, make_plan
 from mcsp.data_sharding.build.samples import USED_UP, SampleRecording, onset_seconds
 from mcsp.data_sharding.build.shards import (
     _count_sites,

@@ -10,8 +10,8 @@ import mne
 import numpy as np
 import pytest
 
-from mcsp.data_sharding.bids.find import RecordingRef, Site, ref_of_file
 from mcsp.data_sharding.bids.reasons import RecordingError
+from mcsp.data_sharding.bids.ref import RecordingRef, Site, ref_of_file
 from mcsp.data_sharding.bids.write import write_json, write_tsv
 from mcsp.data_sharding.clean.eeg_files import OpenEeg, open_eeg, positive_number, valid_times
 

@@ -12,8 +12,9 @@ import pytest
 from nibabel.affines import apply_affine
 
 from mcsp.config import FmriConfig
-from mcsp.data_sharding.bids.find import RecordingRef, Site, find_recordings
+from mcsp.data_sharding.bids.find import find_recordings
 from mcsp.data_sharding.bids.reasons import RecordingError
+from mcsp.data_sharding.bids.ref import RecordingRef, Site
 from mcsp.data_sharding.bids.write import write_json, write_tsv
 from mcsp.data_sharding.clean import fmri_files
 from mcsp.data_sharding.clean.fmri_files import Named, average_parcels, read_time_series

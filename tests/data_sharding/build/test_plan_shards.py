@@ -1,4 +1,7 @@
-"""Which sample lies in which shard, and what a shard's digest stands for: pinned, because builds are continued."""
+"""Which sample lies in which shard, and what a shard's digest stands for: pinned, because builds are continued.
+
+Covers: data_sharding/build/plan.py
+"""
 
 import hashlib
 import json
@@ -10,8 +13,9 @@ from typing import Any
 import pytest
 
 from mcsp.config import CorpusConfig
-from mcsp.data_sharding.bids.find import RecordingRef, Site
-from mcsp.data_sharding.build.layout import FileStates, Plan, PlannedSample, cut, sha256_json
+from mcsp.data_sharding.bids.ref import RecordingRef, Site
+from mcsp.data_sharding.build.plan import FileStates, Plan, PlannedSample, cut
+from mcsp.outside import sha256_json
 
 
 def site(root: Path, name: str = "a", **changes: Any) -> Site:
