@@ -140,10 +140,9 @@ class Asked:
     evaluation: Sequence[str]
 
 
-def one_run(work: Path, corpus: Path, name: str, seed: int, changes: Sequence[str], config: Asked) -> dict[str, Any]:
-    """Pretrain with ``changes`` of the settings, export and evaluate; scores and the course of the losses."""
-    trained, model, scored = (work / f"{name}-{seed}-{what}" for what in ("run", "model", "evaluation"))
-    folder = Path(sys.executable).parent
+def pretrained(work: Path, corpus: Path, name: str, seed: int, changes: Sequence[str], config: Asked) -> Path:
+    """Pretrain with ``changes`` of the settings; the run's folder, whose exit.json says that it finished."""
+    trained, folder = work / f"{name}-{seed}-run", Path(sys.executable).parent
     with socket.create_server(("127.0.0.1", 0)) as server:  # another run may have the usual port
         port = str(server.getsockname()[1])
     start: list[str | Path] = [folder / "deepspeed", "--log_level", "error", "--num_accelerators", "1"]
@@ -154,17 +153,25 @@ def one_run(work: Path, corpus: Path, name: str, seed: int, changes: Sequence[st
     if ended.is_file() and json.loads(ended.read_text())["reason"] != "finished":
         ended.unlink()
     run([*start, *values, *config.pretraining, *changes], ended, environment)  # of one key the last value counts
+    return trained
+
+
+def one_run(work: Path, corpus: Path, name: str, seed: int, changes: Sequence[str], config: Asked) -> dict[str, Any]:
+    """Pretrain with ``changes`` of the settings, export and evaluate; scores and the course of the losses."""
+    trained = pretrained(work, corpus, name, seed, changes, config)
+    model, scored = (work / f"{name}-{seed}-{what}" for what in ("model", "evaluation"))
     run(launcher("export", trained, model), model / "config.json")
     values = [f"model_dir={model}", f"corpus_dir={corpus}", f"out_dir={scored}", *config.evaluation]
     evaluate = ["--config", "configs/evaluate/fmri-consortium.yaml", *values]
     run(launcher("evaluate", *evaluate), scored / "results.json")
     found = json.loads((scored / "results.json").read_text())
+    ended = json.loads((trained / "exit.json").read_text())["reason"]
     lines = [{k: v for k, v in line.items() if k.split("/")[0] in ("step", "loss")} for line in read_metrics(trained)]
     dropped = ("roc", "roc_low", "roc_high")
     rows = [{k: v for k, v in row.items() if k not in dropped} for row in found["classification"]]  # curves are long
     kept = ("label_efficiency", "site_decoding", "membership", "overlap", "splits_sha256", "subjects", "sites", "notes")
     return {
-        "seed": seed, "steps": config.steps, "ended": json.loads(ended.read_text())["reason"],
+        "seed": seed, "steps": config.steps, "ended": ended,
         "changes": list(changes), "first_step": lines[0], "last_step": lines[-1],
         "classification": rows, **{k: found[k] for k in kept if k in found},
     }  # fmt: skip
@@ -184,6 +191,7 @@ def all_runs(work: Path, seeds: Sequence[int], config: Asked, corpora: dict[str,
     return runs
 
 
+PRETRAINING = (f"window_seconds={{fmri: {WINDOW_SECONDS}}}", "model.modalities=[fmri]")
 # Pairs of different people of a site teach what a site has in common; what is learned of a person has to be more.
 CONTROL, SHUFFLED = ["objective.shuffled_pairs=within_site"], "pairs shuffled within sites"
 # Half of each site's people in pretraining: who was, and what those who were not are worth.
@@ -308,21 +316,30 @@ def show(path: Path) -> int:
 
 def study(arguments: argparse.Namespace) -> int:
     """Run what is missing, write the file, print the tables."""
+    chosen, positions, work = wanted(arguments)
+    began(work, arguments, len(chosen))
+    corpora = built(chosen, positions, work, {"all": ("corpus", []), "half": ("corpus-half", [HALF_SPLIT])})
+    config = Asked(arguments.steps, [*PRETRAINING, *arguments.set], [])
+    return written(arguments, "abide", all_runs(work, arguments.seeds, config, corpora))
+
+
+def wanted(arguments: argparse.Namespace) -> tuple[pd.DataFrame, Path, Path]:
+    """Whose recordings are used, fetched where they are not there; the file of the parcels' centres; ``--work``."""
     fetched(arguments.data)
     positions = arguments.positions or arguments.data / "cc200_positions.tsv"
     if not positions.is_file():
         raise ValueError(f"{positions}: expected the centres of the parcels (label, x_mm, y_mm, z_mm), found no file")
-    chosen, work = people(arguments.data, arguments.limit), arguments.work
-    began(work, arguments, len(chosen))
-    bids = work / "bids"
-    if not (work / "corpus").exists():
-        write_sites(chosen, positions, bids)
-    values = [f"min_seconds={{fmri: {LEAST_SECONDS}}}", "participants_columns=[diagnosis, age, sex, mean_fd_mm]"]
-    corpora = {"all": build(bids, work / "corpus", *values)}
-    corpora["half"] = build(bids, work / "corpus-half", *values, HALF_SPLIT)
-    pretraining = [f"window_seconds={{fmri: {WINDOW_SECONDS}}}", "model.modalities=[fmri]", *arguments.set]
-    runs = all_runs(work, arguments.seeds, Asked(arguments.steps, pretraining, []), corpora)
-    return written(arguments, "abide", runs)
+    return people(arguments.data, arguments.limit), positions, arguments.work
+
+
+def built(
+    chosen: pd.DataFrame, positions: Path, work: Path, of: dict[str, tuple[str, Sequence[str]]]
+) -> dict[str, Path]:
+    """Corpora of the people of ``chosen``: folders in ``work`` by name, from their names there and other settings."""
+    if any(not (work / folder).exists() for folder, _ in of.values()):
+        write_sites(chosen, positions, work / "bids")
+    usual = [f"min_seconds={{fmri: {LEAST_SECONDS}}}", "participants_columns=[diagnosis, age, sex, mean_fd_mm]"]
+    return {name: build(work / "bids", work / folder, *usual, *values) for name, (folder, values) in of.items()}
 
 
 def guarded(run_study: Callable[[argparse.Namespace], int], arguments: argparse.Namespace) -> int:

@@ -136,7 +136,7 @@ class Plan:
         self._entries = bytearray()  # of _ENTRY, one per sample
         self.names: list[str] = []
         self.digests: list[str] = []
-        self._offsets = np.empty(0, dtype=np.uint64)  # in the spool, of all samples in the order of the shards
+        self._offsets: np.ndarray  # in the spool, of all samples in the order of the shards
         self._starts: list[int] = []  # the first of each shard there
 
     def add(self, sample: PlannedSample, seed: int, states: "FileStates", options: Any) -> None:

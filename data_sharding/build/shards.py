@@ -88,7 +88,7 @@ def build_shard(
     crcs: list[int] = []
     shard = None
     with scratch_file(folder) as temporary:
-        with tarfile.TarFile(temporary, "w", copybufsize=1 << 20) as tar:
+        with tarfile.TarFile(temporary, "w") as tar:
             for sample in planned.samples:
                 survivors, failures = read_sample(sample, process, excluded or {}, done, site_time)
                 rows, members = _encode_sample(sample, survivors, crcs)

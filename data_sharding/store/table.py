@@ -37,7 +37,7 @@ _NUMBERS = {int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
 _ROWS_AT_ONCE = 1024
 # A list that comes again after so many different ones is stored again: where the positions of every subject were
 # measured, the memory of all of them would grow with the corpus.
-_REMEMBERED_LISTS = 1 << 16
+_REMEMBERED_LISTS = 65_536
 
 
 def _arrow_type(name: str, python_type: Any) -> pa.DataType:

@@ -30,7 +30,7 @@ CLASSICAL: dict[str, str] = {"eeg": RELATIVE_POWER, "fmri": ROOT, "both": ROOT_A
 MAIN = SVM  # the classifier that every feature set has; of a number it is the ridge
 
 # How blocks are weighed. Chosen on development people (522 of ABIDE, 12 of eegmat), whose scores flatter the choice;
-# benchmarks/studies/read_out_ablation.py has the comparison.
+# benchmarks/people/read_out_ablation.py has the comparison.
 # The learned parts that are used, where the model has them, else all. What the others say of people is little (the
 # course in time, spectra of BOLD), and z is made to forget; equal weights would drown the spatial domain in them.
 LEARNED: tuple[str, ...] = ("spatial",)

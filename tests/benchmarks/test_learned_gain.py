@@ -11,7 +11,7 @@ import torch
 
 from mcsp.evaluate.readout.grams import combined, denoised, gram
 
-STUDIES = Path(__file__).parents[2] / "benchmarks" / "studies"
+STUDIES = Path(__file__).parents[2] / "benchmarks" / "people"
 SITES = [f"site-{i % 3}" for i in range(36)]
 
 
@@ -68,6 +68,6 @@ def test_training_lowers_the_loss_and_depends_on_the_seed_alone(
     for steps in (0, 40, 40):
         monkeypatch.setattr(study, "STEPS", steps)
         found_NR = study.trained(span, terms, 0, at_denoiser=False, mlp=True)
-        losses.append(study.loss_of(made[-1], halves, site_M, terms).item())
+        losses.append(study.loss_of(made[-1], halves, halves[::-1], site_M, terms).item())
         np.testing.assert_array_equal(found.setdefault(steps, found_NR), found_NR)
     assert losses[1] < 0.9 * losses[0]

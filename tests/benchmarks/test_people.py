@@ -36,7 +36,7 @@ def test_the_page_of_results_shows_the_result_file(abide: ModuleType, file: Path
 
 STUDIES = sorted(
     p
-    for kind in ("read_out", "learned_gain", "spatial_tokens")
+    for kind in ("read_out", "learned_gain", "spatial_tokens", "levers")
     for p in (ROOT / "benchmarks/results").glob(f"{kind}_*.json")
 )
 # Pages that speak of real people, and what ends that part of each.
@@ -84,6 +84,12 @@ def test_every_number_about_people_is_of_a_result_file(abide: ModuleType, page: 
         told = [content.get("denoiser_membership", {}).get("auroc"), *content.get("membership_by_rank", {}).values()]
         told += [value for told_of in content.get("beside_the_label", {}).values() for value in told_of.values()]
         told.append(content.get("membership_of_start"))
+        half = content.get("half_at_parcels", {})
+        learned = [row for row in half.get("classification", ()) if "learned part" in row["features"]]
+        for interval in [row["auroc"] for row in (*learned, *half.get("membership", ()))]:
+            told += [interval[key] for key in ("value", "ci_low", "ci_high")]
+        told += [row["auroc"] for row in half.get("site_decoding", ())]
+        told += [share for shares in content.get("shares", {}).values() for share in shares]
         scores |= {f"{value:.3f}" for value in told if value is not None}
     if page == "docs/evidence.md":  # the other page has whole tables, which a test of their own compares
         tables = [tuple(re.findall(r"\d\.\d{3}", line)) for line in lines if line.startswith("|")]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-STUDIES = Path(__file__).parents[2] / "benchmarks" / "studies"
+STUDIES = Path(__file__).parents[2] / "benchmarks" / "people"
 SITES = [f"site-{i % 3}" for i in range(60)]
 
 

@@ -10,7 +10,14 @@ from mcsp.config import AugmentationConfig, ModelConfig, ObjectiveConfig
 from mcsp.losses.objective import objective
 from mcsp.model.mcsp import MCSP
 from mcsp.schema import DOMAINS
-from mcsp.training.prediction import MEAN_SCALE, PredictionHead, prediction_error, target_of
+from mcsp.training.prediction import (
+    MEAN_SCALE,
+    MEASURED_IN,
+    TARGETS,
+    PredictionHead,
+    prediction_error,
+    target_of,
+)
 from mcsp.training.pretrainer import Pretrainer
 from tests.model.test_encoders import make_signal
 
@@ -154,3 +161,22 @@ def test_what_sets_people_apart_is_learned() -> None:
 
     assert error_of_new_people(0.7) < 0.5
     assert error_of_new_people(0.0) > 0.85
+
+
+def test_the_error_does_not_depend_on_scale_and_nothing_predicts_nothing() -> None:
+    """Deviations of a thousandth have the same correlation; those of a billionth are none."""
+    draw = torch.Generator().manual_seed(1)
+    predicted, target = (torch.randn(4, 20, generator=draw, dtype=torch.float64) for _ in range(2))
+    zero = torch.zeros(20, dtype=torch.float64)
+    expected = [1 - np.corrcoef(a, b)[0, 1] for a, b in zip(predicted.numpy(), target.numpy(), strict=True)]
+    for scale in (1e-3, 1.0, 1e3):
+        found = prediction_error(scale * predicted, scale**0.5 * target + 7, zero, zero)
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+    np.testing.assert_allclose(prediction_error(1e-9 * predicted, target, zero, zero), 1.0, atol=0.01)
+
+
+def test_what_each_domain_predicts_is_written_out() -> None:
+    assert TARGETS == {
+        "spatial": ("connectivity",), "temporal": ("connectivity", "spectrum"), "spectral": ("spectrum",),
+    }  # fmt: skip
+    assert MEASURED_IN == {"connectivity": "spatial", "spectrum": "spectral"}

@@ -71,7 +71,7 @@ def weighed(parts: Sequence[tuple[GramOf, float]]) -> GramOf:
 def without_site_means(gram_NN: np.ndarray, sites: Sequence[str]) -> np.ndarray:
     """The Gram matrix of features without the mean of their site over all units, tested ones included: transductive."""
     site_N = np.asarray(sites)
-    return _without_means(_without_means(gram_NN, site_N).T, site_N)
+    return without_means(without_means(gram_NN, site_N).T, site_N)
 
 
 def harmonized(blocks: Sequence[np.ndarray], sites: Sequence[str], weights: Sequence[float] | None = None) -> GramOf:
@@ -111,9 +111,9 @@ def denoised(gram_3N3N: np.ndarray, sites: Sequence[str], shuffled: bool = False
 
     def of(train: np.ndarray) -> np.ndarray:
         """The ridge of one training part, on all units."""
-        own_AA, whole_NA = within_sites(gram_3N3N, site_N, train, shuffled)
+        own_AA, every_A = within_sites(gram_3N3N, site_N, train, shuffled)
         penalty = DENOISER_PENALTY * np.trace(own_AA) / len(own_AA)
-        ridge_NA = solve(own_AA + penalty * np.eye(len(own_AA)), whole_NA.T, assume_a="pos").T
+        ridge_NA = solve(own_AA + penalty * np.eye(len(own_AA)), every_A[: len(site_N)].T, assume_a="pos").T
         exchanged_AA = np.roll(own_AA, (len(train), len(train)), axis=(0, 1))  # B B'
         return combined([ridge_NA @ exchanged_AA @ ridge_NA.T], train)
 
@@ -124,19 +124,19 @@ def within_sites(
     gram_3N3N: np.ndarray, site_N: np.ndarray, train: np.ndarray, shuffled: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
     """Inner products of the training halves without their site's mean with each other, ``A A'`` of :func:`denoised`,
-    first halves first; and of all whole recordings, without the mean of the halves, with them, ``(N, A)``.
+    first halves first; and of all recordings and halves, without the mean of the halves, with them, ``(3 N, A)``.
     """
     n_units = len(site_N)
-    second = _others(train, site_N) if shuffled else train
+    second = others_of_site(train, site_N) if shuffled else train
     chosen = np.concatenate([n_units + train, 2 * n_units + second])
     site_A = np.concatenate([site_N[train], site_N[train]])
     site_A = np.char.add(site_A.astype(str), np.repeat([" 1", " 2"], len(train)))  # halves have means of their own
     halves_AA = gram_3N3N[np.ix_(chosen, chosen)]
-    own_AA = _without_means(_without_means(halves_AA, site_A).T, site_A)
-    return own_AA, _without_means((gram_3N3N[:n_units, chosen] - halves_AA.mean(axis=0)).T, site_A).T
+    own_AA = without_means(without_means(halves_AA, site_A).T, site_A)
+    return own_AA, without_means((gram_3N3N[:, chosen] - halves_AA.mean(axis=0)).T, site_A).T
 
 
-def _others(train: np.ndarray, site_N: np.ndarray) -> np.ndarray:
+def others_of_site(train: np.ndarray, site_N: np.ndarray) -> np.ndarray:
     """Another unit of the same site for each, where there is one; drawn, and always the same."""
     out, rng = train.copy(), np.random.default_rng(SHUFFLE_SEED)
     for site in np.unique(site_N[train]):
@@ -145,7 +145,7 @@ def _others(train: np.ndarray, site_N: np.ndarray) -> np.ndarray:
     return out
 
 
-def _without_means(x_AB: np.ndarray, group_A: np.ndarray) -> np.ndarray:
+def without_means(x_AB: np.ndarray, group_A: np.ndarray) -> np.ndarray:
     """Rows minus the mean of their group."""
     out_AB = x_AB.copy()
     for group in np.unique(group_A):

@@ -215,7 +215,7 @@ def floor_sum(n: int, m: int, a: int, b: int) -> int:
 def _weights(site_N: np.ndarray, site_temperature: float) -> np.ndarray:
     """How often each site's samples are drawn, by the site's number: in all as many draws as there are samples."""
     sizes = np.bincount(site_N).astype(float)
-    weights = np.where(sizes > 0, sizes, 1.0) ** (1 / site_temperature - 1) * (sizes > 0)
+    weights = np.maximum(sizes, 1.0) ** (1 / site_temperature - 1)  # a number without a sample is never drawn
     return np.asarray(weights * len(site_N) / (weights @ sizes))
 
 

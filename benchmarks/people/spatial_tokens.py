@@ -1,6 +1,6 @@
 """What spatial tokens at the corpus's parcels, and their start, bring to the learned part: BOLD, sites left out.
 
-python benchmarks/studies/spatial_tokens.py --corpus DIR --label COLUMN --exports NAME=DIR [NAME=DIR ...] [--out FILE]
+python benchmarks/people/spatial_tokens.py --corpus DIR --label COLUMN --exports NAME=DIR [NAME=DIR ...] [--out FILE]
 
 The spatial h of exports, alone and beside the denoiser; of the same architecture with random weights; of its start
 alone (spatial_start=corpus, no step), both at parcels and at anchors. Differences from these, from the rulers and from
@@ -8,41 +8,29 @@ each other have intervals over people. Beside the label: whether the halves of a
 of one site, and how well features tell one site from the rest. Writes benchmarks/results/spatial_tokens_<people>.json.
 """
 
-import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from read_out_ablation import DRAWS, Scorer
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedKFold
+from study import DENOISER, ROOT_ROW, Bold, arguments_of, write
 
 from mcsp.batch import collate
 from mcsp.config import EvaluateConfig
 from mcsp.data_sharding.store.reader import Corpus
 from mcsp.encode.pretrained import from_pretrained
-from mcsp.evaluate import scores
-from mcsp.evaluate.baselines import measure
 from mcsp.evaluate.evaluate import UNTRAINED_SEED, with_windows
 from mcsp.evaluate.features import UnitMean, read_windows
-from mcsp.evaluate.methods import Halves
 from mcsp.evaluate.readout.classifiers import SVM, on_grams
-from mcsp.evaluate.readout.grams import GramOf, fixed, gram, weighed
-from mcsp.evaluate.splits import leave_site_out
-from mcsp.evaluate.units import read_labels
+from mcsp.evaluate.readout.grams import fixed, gram, weighed
 from mcsp.model.mcsp import MCSP
 from mcsp.model.spatial import SpatialEncoder
-from mcsp.provenance import made_by
 from mcsp.schema import Window
 
-ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ("torch", "numpy", "scikit-learn")
-FEW = {"auroc_twentieth_of_labels": 0.05, "auroc_tenth_of_labels": 0.1}
 SHARE, BATCH, FOLDS = 0.25, 64, 5
-ROOT_ROW, DENOISER = "root of connectivity", "denoiser"
 
 
 class Windows:
@@ -139,30 +127,11 @@ def site_auroc(x_NF: np.ndarray, sites: Sequence[str]) -> float:
     return float(np.mean([roc_auc_score(site_N[rows] == n, score_KN[k, rows]) for k, n in enumerate(names)]))
 
 
-def differences(scorer: Scorer, name: str, others: Sequence[str]) -> dict[str, Any]:
-    """A row minus others, with intervals over people, for all labels and for few."""
-    y_N = scorer.labelled.y_N
-    weight_RN = scores.subject_weights(scorer.labelled.group_index())
-    parts = {"auroc": slice(0, 1)} | {k: slice(1 + i * DRAWS, 1 + (i + 1) * DRAWS) for i, k in enumerate(scorer.few)}
-    found: dict[str, Any] = {}
-    for other in others:
-        a_PSN, b_PSN = scorer.score_of[name], scorer.score_of[other]
-        found[other] = {
-            key: scores.difference(
-                a_PSN[part].reshape(-1, len(y_N)),
-                b_PSN[part].reshape(-1, len(y_N)),
-                lambda score_SN: scores.pooled(score_SN, y_N, weight_RN),
-            )
-            for key, part in parts.items()
-        }
-    return found
-
-
 def compared(
-    scorer: Scorer, windows: Windows, exports: dict[str, Any], denoised: GramOf, told: dict[str, dict[str, float]]
+    bold: Bold, windows: Windows, exports: dict[str, Any], told: dict[str, dict[str, float]]
 ) -> dict[str, Any]:
-    """Score h of every model, into ``scorer`` and ``told``; what it gains over what was scored before."""
-    first, sites = next(iter(exports.values())), scorer.labelled.sites
+    """Score h of every model, into ``told`` too; what it gains over what was scored before."""
+    first, scorer, sites = next(iter(exports.values())), bold.scorer, bold.labelled.sites
     models: dict[str, MCSP] = {
         "random, at anchors": random_like(first, fmri_parcels=()),
         "start alone, at anchors": windows.started(random_like(first, fmri_parcels=())),
@@ -175,53 +144,36 @@ def compared(
         x_NF, half_N2F = windows.spatial_h(model)
         own, beside = fixed([gram(x_NF)]), f"{name}, {SHARE:g} of it beside the denoiser"
         scorer.add(name, on_grams(SVM, own))
-        scorer.add(beside, on_grams(SVM, weighed([(own, SHARE), (denoised, 1 - SHARE)])))
+        scorer.add(beside, on_grams(SVM, weighed([(own, SHARE), (bold.denoised, 1 - SHARE)])))
         told[name] = {"same_person": identification(half_N2F, sites), "site_auroc": site_auroc(x_NF, sites)}
-        found[name] = differences(scorer, name, [ROOT_ROW, *(other for other in models if other in found)])
-        found[beside] = differences(scorer, beside, [DENOISER])
+        found[name] = scorer.differences(name, [ROOT_ROW, *(other for other in models if other in found)])
+        found[beside] = scorer.differences(beside, [DENOISER])
         print(f"{name:<60}", {k: round(v, 3) for k, v in told[name].items()}, flush=True)
     return found
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Score everything, write the file."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--corpus", type=Path, required=True)
-    parser.add_argument("--label", required=True)
-    parser.add_argument("--exports", nargs="+", required=True, metavar="NAME=DIR", help="of BOLD; the first at parcels")
-    parser.add_argument("--out", type=Path)
-    arguments = parser.parse_args(argv)
-    corpus = Corpus(arguments.corpus)
-    labelled = read_labels(corpus, arguments.label, None, None)
-    keys, sites = [unit.key for unit in labelled.units], labelled.sites
-    scorer = Scorer(labelled, leave_site_out(keys, labelled.y_N, labelled.subjects, sites), FEW)
+    exports_of = {"nargs": "+", "required": True, "metavar": "NAME=DIR", "help": "of BOLD; the first at parcels"}
+    arguments = arguments_of(__doc__, argv, exports=exports_of)
+    bold = Bold.of(arguments.corpus, arguments.label)
     folders = {name: Path(folder) for name, _, folder in (export.partition("=") for export in arguments.exports)}
     exports = {name: from_pretrained(folder) for name, folder in folders.items()}
-    first = next(iter(exports.values()))
-    config = EvaluateConfig(
-        model_dir=next(iter(folders.values())), corpus_dir=corpus.path, out_dir=corpus.path, label=arguments.label
-    )
-    windows = Windows(corpus, labelled.units, with_windows(config, first))
-    ruler = measure(corpus, labelled.units)["fmri"]
-    assert ruler.halves is not None
-    halves = Halves(ruler.features["root"], ruler.halves, sites)
-    denoised = halves.gram_of(np.arange(len(keys)))
-    scorer.add_blocks(ROOT_ROW, [halves.x_NF])
-    scorer.add(DENOISER, on_grams(SVM, denoised))
-    told = {ROOT_ROW: {"same_person": identification(np.stack(ruler.halves, 1), sites)}}
-    told[ROOT_ROW]["site_auroc"] = site_auroc(halves.x_NF, sites)
-    found = compared(scorer, windows, exports, denoised, told)
+    first, folder = next(iter(exports.values())), next(iter(folders.values()))
+    config = EvaluateConfig(model_dir=folder, corpus_dir=bold.corpus.path, out_dir=folder, label=arguments.label)
+    windows = Windows(bold.corpus, bold.labelled.units, with_windows(config, first))
+    bold.add_rulers()
+    told = {
+        ROOT_ROW: {
+            "same_person": identification(np.stack(bold.root[1], 1), bold.labelled.sites),
+            "site_auroc": site_auroc(bold.halves.x_NF, bold.labelled.sites),
+        }
+    }
+    found = compared(bold, windows, exports, told)
     numbers = spatial(first).h_width // spatial(first).n_anchors
     given_away = membership_of_start(windows.moments(first), numbers)
-    people = len(set(labelled.subjects))
-    content = {
-        **made_by(PACKAGES), "people": people, "label": arguments.label, "splits_sha256": scorer.folds.sha256,
-        "rows": scorer.found, "beside_the_label": told, "differences": found, "membership_of_start": given_away,
-    }  # fmt: skip
-    out = arguments.out or ROOT / "benchmarks" / "results" / f"spatial_tokens_{people}.json"
-    out.write_text(json.dumps(content, indent=1) + "\n")
-    print(f"results: {out}")
-    return 0
+    more = {"beside_the_label": told, "differences": found, "membership_of_start": given_away}
+    return write(bold.scorer, arguments.label, "spatial_tokens_{people}", arguments.out, **more)
 
 
 if __name__ == "__main__":

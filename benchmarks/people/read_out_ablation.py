@@ -1,6 +1,6 @@
 """Scores of the read-out with one change at a time from the root of connectivity, and of each block alone.
 
-python benchmarks/studies/read_out_ablation.py --corpus DIR --model DIR --label COLUMN [--out FILE]
+python benchmarks/people/read_out_ablation.py --corpus DIR --model DIR --label COLUMN [--out FILE]
 
 No training: the rulers and an export (of random weights, say) on a labelled corpus. BOLD is tested on sites left out,
 EEG on folds of people. Changes from the root of connectivity over all valid time at the recordings' own parcels:
@@ -13,82 +13,32 @@ Of EEG also coherence over whole recordings, which differ in length. Writes
 benchmarks/results/read_out_<people>_<modality>.json.
 """
 
-import argparse
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import GridSearchCV, GroupKFold
 from sklearn.svm import SVC
+from study import Scorer, arguments_of, write
 
 from mcsp.config import EvaluateConfig
 from mcsp.data_sharding.store.reader import Corpus
 from mcsp.encode.pretrained import from_pretrained
 from mcsp.encode.windows import encode_windows, split_parts
-from mcsp.evaluate import scores
 from mcsp.evaluate.evaluate import describe, with_windows
 from mcsp.evaluate.features import measured_parts, read_whole, read_windows
 from mcsp.evaluate.measured import Points, root_connectivity, series
 from mcsp.evaluate.methods import Block, Halves
-from mcsp.evaluate.readout.classifiers import SVM, Readout, cross_validate, on_grams
+from mcsp.evaluate.readout.classifiers import SVM, Readout, on_grams
 from mcsp.evaluate.readout.grams import combined, fixed, gram, weighed
-from mcsp.evaluate.splits import Folds, k_fold, labelled_part, leave_site_out
+from mcsp.evaluate.splits import k_fold, leave_site_out
 from mcsp.evaluate.units import Labelled, read_labels
 from mcsp.model.mcsp import MCSP
 from mcsp.model.tangent import log_correlation, upper_triangle
-from mcsp.provenance import made_by
 
-ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ("torch", "numpy", "scikit-learn")
 C_GRID = [0.01, 0.1, 1.0, 10.0, 100.0]
-FEW, DRAWS = {"auroc_tenth_of_labels": 0.1}, 5
-
-
-class Scorer:
-    """Pooled AUROC, mean over sites, and with few of the labels, of a read-out."""
-
-    def __init__(self, labelled: Labelled, folds: Folds, few: Mapping[str, float] = FEW) -> None:
-        """Of all units, in ``folds``; ``few`` are fractions of the labels by the name of their score."""
-        self.labelled, self.folds, self.few, self.found = labelled, folds, few, dict[str, dict[str, float]]()
-        self.score_of: dict[str, np.ndarray] = {}  # (P, S, N): all labels, then draws of few of them
-
-    def add(self, name: str, readout: Readout) -> None:
-        """Score and print."""
-        y_N, groups_N = self.labelled.y_N, self.labelled.group_index()
-        parts = [lambda train, seed: train]
-        parts += [
-            lambda train, seed, f=f, d=d: labelled_part(train, y_N, groups_N, f, d)
-            for f in self.few.values()
-            for d in range(DRAWS)
-        ]
-        score_PSN, once = cross_validate(readout, y_N, self.folds, parts), np.ones((1, len(y_N)))
-        within = scores.by_site(score_PSN[0], y_N, self.labelled.sites, once)
-        self.found[name] = {
-            "auroc": float(scores.pooled(score_PSN[0], y_N, once)[0]),
-            "auroc_sites": float(np.mean([value_R[0] for value_R in within.values()])),
-        }
-        self.score_of[name] = score_PSN
-        draws = [scores.pooled(score_SN, y_N, once)[0] for score_SN in score_PSN[1:]]
-        self.found[name] |= {key: float(np.mean(draws[i * DRAWS :][:DRAWS])) for i, key in enumerate(self.few)}
-        print(f"{name:<60}", {k: round(v, 3) for k, v in self.found[name].items()}, flush=True)
-
-    def given_away(self, lengths_of: Callable[[np.ndarray], np.ndarray]) -> tuple[float, int]:
-        """AUROC of telling a random half of the people from the rest by the lengths ``(N,)`` of features that were
-        fitted on that half (rows), and how many units it has.
-        """
-        subject_N = np.asarray(self.labelled.subjects)
-        every = np.unique(subject_N)
-        member_N = np.isin(subject_N, np.random.default_rng(0).permutation(every)[: len(every) // 2])
-        length_N = lengths_of(np.flatnonzero(member_N))
-        return float(roc_auc_score(member_N, length_N)), int(member_N.sum())
-
-    def add_blocks(self, name: str, blocks: Sequence[np.ndarray], weights: Sequence[float] | None = None) -> None:
-        """A weighted sum of Gram matrices with the evaluation's SVM."""
-        self.add(name, on_grams(SVM, fixed([gram(x_NF) for x_NF in blocks], weights)))
 
 
 def chosen_c(x_NF: np.ndarray, sites: Sequence[str]) -> Readout:
@@ -167,13 +117,9 @@ def coherence_of_whole(model: MCSP, corpus: Corpus, labelled: Labelled) -> np.nd
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Score everything, write the file."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--corpus", type=Path, required=True)
-    parser.add_argument("--model", type=Path, required=True, help="an export of one modality")
-    parser.add_argument("--label", required=True)
-    parser.add_argument("--note", default="", help="what the export is, for the result file")
-    parser.add_argument("--out", type=Path)
-    arguments = parser.parse_args(argv)
+    of_model: dict[str, Any] = {"type": Path, "required": True, "help": "an export of one modality"}
+    note = {"default": "", "help": "what the export is, for the result file"}
+    arguments = arguments_of(__doc__, argv, model=of_model, note=note)
     model, corpus = from_pretrained(arguments.model), Corpus(arguments.corpus)
     (modality,) = model.config.modalities
     values = {"model_dir": arguments.model, "corpus_dir": arguments.corpus, "out_dir": arguments.corpus}
@@ -216,15 +162,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         scorer.add_blocks("(e) at anchors", [anchors["root"]])
         assert rulers.halves is not None
         told["denoiser_membership"] = denoisers(scorer, root_NF, rulers.halves)
-    content = {
-        **made_by(PACKAGES), "people": len(set(labelled.subjects)), "modality": modality, "label": arguments.label,
-        "export": arguments.note, "protocol": folds.protocol, "splits_sha256": folds.sha256, "rows": scorer.found,
-        **told,
-    }  # fmt: skip
-    out = arguments.out or ROOT / "benchmarks" / "results" / f"read_out_{content['people']}_{modality}.json"
-    out.write_text(json.dumps(content, indent=1) + "\n")
-    print(f"results: {out}")
-    return 0
+    kind = f"read_out_{{people}}_{modality}"
+    more = {"modality": modality, "export": arguments.note, "protocol": folds.protocol, **told}
+    return write(scorer, arguments.label, kind, arguments.out, **more)
 
 
 if __name__ == "__main__":
