@@ -1,4 +1,7 @@
-"""Which sample lies in which shard, and what a shard's digest stands for: pinned, because builds are continued."""
+"""Which sample lies in which shard, and what a shard's digest stands for: pinned, because builds are continued.
+
+Covers: data_sharding/build/plan.py
+"""
 
 import hashlib
 import json
