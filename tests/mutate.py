@@ -100,7 +100,7 @@ TARGETS: dict[str, tuple[str, ...]] = {
                                          "tests/data_sharding/clean/test_eeg_files.py"),
     "data_sharding/clean/eeg_frames.py": ("tests/data_sharding/clean/test_eeg_frames.py",),
     "data_sharding/build/samples.py": ("tests/data_sharding/build/test_samples.py",),
-    "data_sharding/build/plan.py": ("tests/data_sharding/build/test_layout.py",
+    "data_sharding/build/plan.py": ("tests/data_sharding/build/test_plan_shards.py",
                                     "tests/data_sharding/build/test_plan.py"),
     "data_sharding/build/pseudonyms.py": ("tests/data_sharding/build/test_pseudonyms.py",),
     "data_sharding/build/shards.py": ("tests/data_sharding/build/test_shards.py",),

@@ -15,7 +15,15 @@ from hypothesis import strategies as st
 from mcsp.config import CorpusConfig, EegConfig, FmriConfig, SiteConfig
 from mcsp.data_sharding.bids.write import write_json, write_tsv
 from mcsp.data_sharding.build import plan as room
-from mcsp.data_sharding.build.plan import Plan, assign_split, code_digest, cut, make_plan, public_config, recipe_config
+from mcsp.data_sharding.build.plan import (
+    Plan,
+    assign_split,
+    code_digest,
+    cut,
+    make_plan,
+    public_config,
+    recipe_config,
+)
 from mcsp.data_sharding.build.pseudonyms import subject_key
 from mcsp.schema import KEY_VARIABLE, SPLITS
 from tests.conftest import SUBJECT_KEY

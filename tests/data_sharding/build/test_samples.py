@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,7 +17,14 @@ from mcsp.data_sharding.bids.ref import RecordingRef, Site
 from mcsp.data_sharding.bids.write import write_tsv
 from mcsp.data_sharding.build import samples
 from mcsp.data_sharding.build.plan import PlannedSample
-from mcsp.data_sharding.build.samples import USED_UP, SampleRecording, SiteTime, onset_seconds, require_labels
+from mcsp.data_sharding.build.samples import (
+    USED_UP,
+    SampleRecording,
+    SiteTime,
+    onset_seconds,
+    read_sample,
+    require_labels,
+)
 from mcsp.data_sharding.clean.recording import CleanRecording
 from mcsp.data_sharding.store.index import Rejection
 
@@ -39,8 +47,7 @@ class Given:
 
 def reading(began: float = math.nan, seconds: float = 60.0, sfreq: float = 200.0, name: str = "Cz") -> CleanRecording:
     x_TC = np.zeros((round(seconds * sfreq), 1), np.float32)
-    good_C = np.ones(1, dtype=bool)
-    return CleanRecording(x_TC, sfreq, "uV", [name], np.zeros((1, 3)), good_C, began=began)
+    return CleanRecording(x_TC, sfreq, "uV", [name], np.zeros((1, 3)), np.ones(1, dtype=bool), began=began)
 
 
 def ref_of(site: Site, name: str) -> RecordingRef:
@@ -54,20 +61,16 @@ def sample(site: Site, *names: str, participant: str = "{}") -> PlannedSample:
     return PlannedSample(f"a_{HASH}", site, HASH, "", "train", participant, refs)
 
 
-def read_all(
-    planned: PlannedSample,
-    process: Given,
-    excluded: Mapping[str, str] | None = None,
-    done: Callable[[RecordingRef, float | None], None] = lambda ref, seconds: None,
-    used: SiteTime | None = None,
-) -> tuple[list[SampleRecording], list[Rejection]]:
-    """:func:`read_sample`, where nothing else is said without exclusions, and of a site that has lost no time."""
-    return samples.read_sample(planned, process, excluded or {}, done, used or site_time(Path("/nowhere")))  # type: ignore[arg-type]
+def read_all(planned: PlannedSample, process: Given, **changes: Any) -> tuple[list[SampleRecording], list[Rejection]]:
+    """Of a site that has lost no time."""
+    with TemporaryDirectory() as folder:
+        options = {"excluded": {}, "done": lambda ref, seconds: None, "site_time": site_time(Path(folder))}
+        return read_sample(planned, process, **options | changes)  # type: ignore[arg-type]
 
 
-def read(planned: PlannedSample, process: Given, **options: Any) -> tuple[list[str], list[tuple[str, str]]]:
+def read(planned: PlannedSample, process: Given, **changes: Any) -> tuple[list[str], list[tuple[str, str]]]:
     """Names of what is stored, and file and reason of what is not."""
-    stored, rejected = read_all(planned, process, **options)
+    stored, rejected = read_all(planned, process, **changes)
     return [s.ref.path.name for s in stored], [(r.file, r.reason) for r in rejected]
 
 
@@ -194,7 +197,7 @@ def test_timeouts_are_counted_against_the_site_and_no_other_failures_are(tmp_pat
     reasons = ["timeout", "flat", "timeout", "timeout", "timeout"]
     process = Given({n: RecordingError(r, "x") for n, r in zip(names, reasons, strict=True)})
     used = site_time(tmp_path)
-    _, rejected = read_all(sample(SITE, *names), process, used=used)
+    _, rejected = read_all(sample(SITE, *names), process, site_time=used)
     assert process.asked == names[:3] and [r.reason for r in rejected] == reasons
     assert [r.detail.startswith(USED_UP) for r in rejected] == [False] * 3 + [True] * 2
     assert len(list((tmp_path / ".build" / "timeouts" / "a").iterdir())) == 2

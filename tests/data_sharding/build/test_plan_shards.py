@@ -14,7 +14,8 @@ import pytest
 
 from mcsp.config import CorpusConfig
 from mcsp.data_sharding.bids.ref import RecordingRef, Site
-from mcsp.data_sharding.build.plan import FileStates, Plan, PlannedSample, cut, sha256_json
+from mcsp.data_sharding.build.plan import FileStates, Plan, PlannedSample, cut
+from mcsp.outside import sha256_json
 
 
 def site(root: Path, name: str = "a", **changes: Any) -> Site:
