@@ -1,7 +1,6 @@
 """A sample is read recording by recording: what is refused, what is told of it, and the clock of the others."""
 
 import math
-from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
