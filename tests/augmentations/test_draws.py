@@ -9,21 +9,21 @@ import torch
 
 from mcsp.augmentations import views
 from mcsp.augmentations.views import (
-    add_noise,
     drop_channels,
     halves,
     jitter_positions,
     log_gain,
-    mask_and_scale,
+    noisy,
     spatial_view,
     spectral_view,
-    temporal_view,
+    temporal_views,
 )
 from mcsp.config import AugmentationConfig
 from mcsp.schema import DOMAINS, mix64
 from tests.augmentations.test_views import make_signal
 
 KEYS = [0, 1, 7932, 2**62 + 12345]
+OFF = dict(channel_dropout=0, position_jitter_mm=0, time_mask=0, amplitude_jitter=0, noise=0, band_mask=0, tilt=0)
 
 
 def drawn(key: int, purpose: int, *index: int) -> float:
@@ -72,16 +72,16 @@ def test_a_span_and_a_gain_are_those_drawn(fraction: float, sd: float) -> None:
     valid = signal.time_valid_BT.clone()
     valid[1, 150:] = False
     signal = signal.replace(x_BCT=signal.x_BCT * valid[:, None], time_valid_BT=valid, key_B=torch.tensor(KEYS))
-    found = mask_and_scale(signal, fraction, sd, signal.key_B)
-    for b, key in enumerate(KEYS):
-        n = 150 if b == 1 else 200
+    found = temporal_views(signal, AugmentationConfig(**(OFF | {"time_mask": fraction, "amplitude_jitter": sd})))
+    for row, key in enumerate([mix64(key ^ (1002 + view)) for view in (0, 1) for key in KEYS]):
+        b, n = row % 4, 150 if row % 4 == 1 else 200
         span = int(drawn(key, 201) * fraction * n)
         start = int(drawn(key, 202) * (n - span + 1))
         seen = valid[b].clone()
         seen[start : start + span] = False
-        assert torch.equal(found.time_valid_BT[b], seen)
+        assert torch.equal(found.time_valid_BT[row], seen)
         gain = np.exp(gaussian(key, 203) * sd)
-        np.testing.assert_allclose(found.x_BCT[b], (signal.x_BCT[b] * seen * gain), rtol=1e-5)
+        np.testing.assert_allclose(found.x_BCT[row], (signal.x_BCT[b] * seen * gain), rtol=1e-5)
 
 
 def test_noise_is_relative_to_the_deviation_over_valid_time_of_valid_channels() -> None:
@@ -91,15 +91,15 @@ def test_noise_is_relative_to_the_deviation_over_valid_time_of_valid_channels() 
     times[1, 100:], channels[0, 2] = False, False
     x = x * times[:, None] * channels[..., None]
     signal = signal.replace(x_BCT=x, time_valid_BT=times, channel_valid_BC=channels)
-    kept, found = x.clone(), add_noise(signal, 0.25, signal.key_B).x_BCT
+    kept, found = x.clone(), noisy(signal, times.float(), 0.25, signal.key_B)
     noise = views.white_noise(signal.key_B, 204, 3, 300)
     for b in range(2):
         std = x[b][:, times[b]].double().std(1, correction=0)
-        expected = (x[b] + 0.25 * std[:, None] * noise[b]) * times[b]
+        expected = x[b] + 0.25 * std[:, None] * noise[b]
         np.testing.assert_allclose(found[b], expected, atol=2e-3)
     assert not found[0, 2].any() and torch.equal(signal.x_BCT, kept)
     nothing = signal.replace(time_valid_BT=torch.zeros_like(times), x_BCT=torch.zeros_like(x))
-    assert not add_noise(nothing, 0.25, signal.key_B).x_BCT.any()
+    assert not noisy(nothing, torch.zeros_like(times).float(), 0.25, signal.key_B).any()
 
 
 def test_channels_below_the_drawn_fraction_are_dropped_and_the_highest_stays() -> None:
@@ -151,28 +151,27 @@ def test_the_slope_is_bounded_at_both_ends() -> None:
 
 def test_each_domain_and_view_has_a_key_of_its_own() -> None:
     signal = make_signal(rows=2)
-    keys = {(d, v): views._key_B(signal, d, v).tolist() for d in DOMAINS for v in (0, 1)}
+    keys = {(d, v): views._key_B(signal.key_B, d, v).tolist() for d in DOMAINS for v in (0, 1)}
     for (domain, view), found in keys.items():
         number = 1000 + 2 * ("spatial", "temporal", "spectral").index(domain) + view
         assert [key % 2**64 for key in found] == [mix64(key ^ number) for key in signal.key_B.tolist()]
 
 
 def test_each_strength_alone_is_applied_and_none_leaves_the_signal_as_it_is() -> None:
-    off = dict(channel_dropout=0, position_jitter_mm=0, time_mask=0, amplitude_jitter=0, noise=0, band_mask=0, tilt=0)
     signal, freqs = make_signal(), torch.arange(1, 46.0)
     power = torch.zeros(6, 2, 45)
-    for strength, value in {"": 0.0, **dict.fromkeys(off, 0.5)}.items():
-        config = AugmentationConfig(**(off | ({strength: value} if strength else {})))
-        spatial, temporal = spatial_view(signal, 0, config), temporal_view(signal, 0, config)
+    for strength, value in {"": 0.0, **dict.fromkeys(OFF, 0.5)}.items():
+        config = AugmentationConfig(**(OFF | ({strength: value} if strength else {})))
+        spatial, temporal = spatial_view(signal, 0, config), temporal_views(signal, config)
         spectral = spectral_view(power, freqs, signal, 0, "eeg", config)
         changed = {
             "channel_dropout": not torch.equal(spatial.channel_valid_BC, signal.channel_valid_BC),
             "position_jitter_mm": not torch.equal(spatial.position_BC3, signal.position_BC3),
-            "time_mask": not torch.equal(temporal.time_valid_BT, signal.time_valid_BT),
+            "time_mask": not torch.equal(temporal.time_valid_BT, signal.time_valid_BT.repeat(2, 1)),
             "band_mask": bool((spectral == 0).any() and spectral.any()),
         }
         assert [name for name, found in changed.items() if found] == [n for n in changed if n == strength]
-        same = [spatial is signal, temporal is signal, spectral is power]
+        same = [spatial is signal, torch.equal(temporal.x_BCT, signal.x_BCT.repeat(2, 1, 1)), spectral is power]
         expected = [strength not in ("channel_dropout", "position_jitter_mm")]
         expected += [strength not in ("time_mask", "amplitude_jitter", "noise"), strength not in ("band_mask", "tilt")]
         assert same == expected, strength
