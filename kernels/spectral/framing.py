@@ -185,9 +185,10 @@ def _by_transform(block: Block, bins: range, whole: bool) -> Spectra:
     x_bCT, valid_bT, length = block.x_bCT, block.valid_bT, block.length
     frames_bPL = valid_bT.unfold(-1, length, block.hop)
     frames_valid_bP = valid_bT.new_ones(frames_bPL.shape[:2]) if whole else frames_bPL.all(-1)
-    found = transformed(x_bCT if whole else x_bCT.masked_fill(~valid_bT[:, None], 0), length, block.hop, bins)
-    _, density_1 = _whole_window(length, block.sfreq, x_bCT.dtype, x_bCT.device)
-    scale_bCP = found.lively_bCP * (density_1 * (math.sqrt(2) * found.factor))
+    window_1L, density_1 = _whole_window(length, block.sfreq, x_bCT.dtype, x_bCT.device)
+    x_bCT = x_bCT if whole else x_bCT.masked_fill(~valid_bT[:, None], 0)
+    found = transformed(x_bCT, window_1L[0], block.hop, bins)
+    scale_bCP = found.lively_bCP * (density_1 * math.sqrt(2))
     level_bCP = found.norm_bCP.square() * found.lively_bCP * (2 / block.sfreq / length)
     # As pairs of numbers, which lie side by side: a pass over real parts alone takes up to four times as long.
     pairs = torch.view_as_real(found.spectrum_bCPF)
