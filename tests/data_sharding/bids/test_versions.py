@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from mcsp.config import CorpusConfig
 from mcsp.config.corpus import Selection
-from mcsp.data_sharding.bids.find import find_recordings
+from mcsp.data_sharding.bids.find import find_recordings, find_sites
 from mcsp.data_sharding.bids.ref import RecordingRef, Site, entities_of, parse_name, ref_of_file, run_entities
 from mcsp.data_sharding.bids.write import write_json
 
@@ -158,3 +159,52 @@ def test_a_file_by_its_path_has_what_applies_to_it_in_its_dataset(tmp_path: Path
     assert (ref.site.root, ref.site.name, ref.site.simulated) == (tmp_path, tmp_path.name, False)
     assert ref.companion("channels.tsv") == tmp_path / "task-rest_channels.tsv" and ref.file == f"{EEG}_eeg.edf"
     assert ref_of_file(tmp_path / "alone.edf", "eeg").companions == {}
+
+
+def sites(root: Path, **site: object) -> list[Site]:
+    """What is said of the dataset in ``root / "b"``."""
+    config = {"sites": {"b": {"path": str(root / "b"), **site}}, "out_dir": str(root / "out"), "subjects": ["1"]}
+    return find_sites(CorpusConfig.parse(config, "test"))
+
+
+def test_what_a_dataset_and_the_settings_say_of_a_site(tmp_path: Path) -> None:
+    """The settings come first; what cannot be read is a fault unless they say it."""
+    write_json(tmp_path / "b/dataset_description.json", {"Simulated": True})
+    (tmp_path / "a.nii.gz").touch()
+    [found] = sites(tmp_path)
+    assert (found.name, found.root, found.simulated, found.label_image) == ("b", tmp_path / "b", True, None)
+    assert (found.pairing, found.first_volume_event, found.fault, found.trusted) == ("simultaneous", None, None, ())
+    assert found.selection.subjects == ["1"]
+    [found] = sites(tmp_path, simulated=False, label_image=str(tmp_path / "a.nii.gz"), pairing="subject",
+                    first_volume_event="R128", subjects=["2"])  # fmt: skip
+    assert (found.simulated, found.label_image) == (False, tmp_path / "a.nii.gz")
+    assert (found.pairing, found.first_volume_event, found.selection.subjects) == ("subject", "R128", ["2"])
+    with pytest.raises(ValueError, match=r"none\.nii\.gz: no such label image \(site b\)"):
+        sites(tmp_path, label_image=str(tmp_path / "none.nii.gz"))
+    (tmp_path / "b/dataset_description.json").write_text("{")
+    [found] = sites(tmp_path)
+    assert not found.simulated and found.fault is not None and found.fault[0] == "invalid-json"
+    [found] = sites(tmp_path, simulated=True)
+    assert found.simulated and found.fault is None
+    (tmp_path / "b/dataset_description.json").unlink()
+    with pytest.raises(ValueError, match=r"dataset_description\.json: missing; expected a BIDS dataset"):
+        sites(tmp_path)
+    with pytest.raises(ValueError, match="no such folder; bids_root must hold one BIDS dataset per site"):
+        find_sites(CorpusConfig(bids_root=tmp_path / "none", out_dir=tmp_path / "out"))
+
+
+def test_folders_that_cannot_be_listed_are_told_and_formats_that_are_folders_are_found(tmp_path: Path) -> None:
+    site = site_of(tmp_path, f"{EEG}_eeg.edf", "sub-2/eeg/sub-2_task-rest_eeg.mff/x.bin", "code/sub-3_eeg.edf",
+                   ".git/sub-4_eeg.edf", "sub-5/stimuli/sub-5_eeg.edf")  # fmt: skip
+    notes: list[str] = []
+    assert [ref.file for ref in find_recordings(site, notes=notes)] == [
+        f"{EEG}_eeg.edf", "sub-2/eeg/sub-2_task-rest_eeg.mff",
+    ]  # fmt: skip
+    assert notes == []
+
+
+def test_of_several_folders_that_are_no_dataset_the_first_is_told(tmp_path: Path) -> None:
+    for name in "cab":
+        (tmp_path / name).mkdir()
+    with pytest.raises(ValueError, match=f"^{tmp_path / 'a' / 'dataset_description.json'}: missing"):
+        find_sites(CorpusConfig(bids_root=tmp_path, out_dir=tmp_path / "out"))

@@ -37,8 +37,8 @@ from mcsp.data_sharding.clean.read import ReadingProcess
 from mcsp.data_sharding.clean.recording import CleanRecording
 from mcsp.data_sharding.store.index import SHARDS_NAME, Rejection
 from mcsp.data_sharding.store.reader import Corpus
-from mcsp.schema import Modality
-from tests.data_sharding.conftest import CHANNELS, DESCRIPTION, eeg_uv
+from mcsp.schema import Modality, Recording
+from tests.data_sharding.conftest import CHANNELS, DESCRIPTION, KEY, eeg_uv, make_config, write_paired_site
 from tests.test_batch import window
 
 
@@ -148,40 +148,45 @@ def test_sites_are_counted_with_the_hours_that_are_stored() -> None:
     assert _count_sites(planned, rows, rejected) == {"a": [2, 0, 3.0], "b": [1, 1, 4.0], "c": [0, 0, 0.0]}
 
 
-def test_a_shard_and_its_rows_are_what_tarfile_and_numpy_read_of_it(built: Path) -> None:
+def test_a_shard_and_its_rows_are_what_tarfile_and_numpy_read_of_it(tmp_path: Path) -> None:
     """Names by the beginning of the hash, offsets, checksums of every block, and the same text beside the arrays."""
-    corpus = Corpus(built)
-    for shard in corpus.index["shards"]:
-        path = built / SHARDS_NAME / shard["name"]
-        content = path.read_bytes()
-        assert shard["sha256"] == sha256(content).hexdigest() and shard["bytes"] == len(content)
-        assert path.stem.split("-", 2)[2] == shard["sha256"][:12]
-        rows = [row for row in corpus.recordings if row.shard == shard["name"]]
-        assert shard["recordings"] == len(rows) and shard["samples"] == len({row.key for row in rows})
-        crcs = np.load(path.with_suffix(".crc.npy"))
-        assert crcs.dtype == np.dtype("<u4")
-        with tarfile.open(path) as archive:
-            members = {m.name: archive.extractfile(m).read() for m in archive}  # type: ignore[union-attr]
-        expected: list[int] = []
-        for row in rows:
-            array_TC = np.load(io.BytesIO(members[row.member]))
-            assert array_TC.shape == (row.n_samples, row.n_channels) and array_TC.dtype == np.dtype("<f2")
-            assert content[row.byte_offset :][: array_TC.nbytes] == array_TC.tobytes()
-            assert row.crc_offset == len(expected) and row.block_samples == {"eeg": 400, "fmri": 10}[row.modality]
-            starts = range(0, row.n_samples, row.block_samples)
-            expected += [crc32(array_TC[start : start + row.block_samples].tobytes()) for start in starts]
-            told = json.loads(members[f"{row.key}.json"])
-            assert [told[name] for name in ("key", "site", "subject", "session", "split", "simulated")] == [
-                row.key, row.site, row.subject, row.session, row.split, row.simulated
-            ]  # fmt: skip
-            [of_row] = [entry for entry in told["recordings"] if entry["member"] == row.member]
-            same = ("modality", "task", "run", "sfreq", "unit", "scale", "n_samples", "n_channels", "valid_spans",
-                    "space", "channels", "channel_good")  # fmt: skip
-            assert {name: of_row[name] for name in same} == {name: getattr(row, name) for name in same}
-            assert told["participant"] == json.loads(row.participant) and told["schema_version"] == 2
-            places = [math.nan if value is None else value for value in of_row["positions_mm"]]
-            np.testing.assert_array_equal(places, row.positions_mm)
-        assert crcs.tolist() == expected
+    write_paired_site(tmp_path / "bids" / "a", 2)
+    config = make_config(tmp_path / "bids", tmp_path / "corpus").model_copy(update={"split_fractions": (1, 0, 0)})
+    folder = tmp_path / "corpus" / SHARDS_NAME
+    folder.mkdir(parents=True)
+    [planned] = make_plan(config, KEY.encode()).shards
+    with ReadingProcess(config) as process:
+        receipt = build_shard(planned, config, process)
+    rows, shard = [Recording(**row) for row in receipt.rows], receipt.shard
+    assert shard is not None and receipt.digest == planned.digest and receipt.limits is None and not receipt.rejected
+    path = folder / shard["name"]
+    content = path.read_bytes()
+    assert shard["sha256"] == sha256(content).hexdigest() and shard["bytes"] == len(content)
+    assert path.name == f"train-00001-{shard['sha256'][:12]}.tar" and len(rows) == shard["recordings"] == 4
+    assert shard["samples"] == 2 and receipt.sites == {"a": [4, 0, pytest.approx((2 * 60 + 2 * 40 * 1.5) / 3600)]}
+    with tarfile.open(path) as archive:
+        members = {m.name: archive.extractfile(m).read() for m in archive}  # type: ignore[union-attr]
+    expected: list[int] = []
+    for row, (site, file, digest) in zip(rows, receipt.contents, strict=True):
+        array_TC = np.load(io.BytesIO(members[row.member]))
+        assert array_TC.shape == (row.n_samples, row.n_channels) and array_TC.dtype == np.dtype("<f2")
+        assert content[row.byte_offset :][: array_TC.nbytes] == array_TC.tobytes() and row.shard == path.name
+        assert (site, file[:4], digest) == ("a", "sub-", sha256(members[row.member]).hexdigest()[:32])
+        assert row.crc_offset == len(expected) and row.block_samples == {"eeg": 400, "fmri": 10}[row.modality]
+        starts = range(0, row.n_samples, row.block_samples)
+        expected += [crc32(array_TC[start : start + row.block_samples].tobytes()) for start in starts]
+        told = json.loads(members[f"{row.key}.json"])
+        for name in ("key", "site", "subject", "session", "split", "simulated"):
+            assert told[name] == getattr(row, name)
+        [of_row] = [entry for entry in told["recordings"] if entry["member"] == row.member]
+        for name in ("modality", "task", "run", "sfreq", "unit", "scale", "n_samples", "n_channels", "valid_spans",
+                     "space", "channels", "channel_good", "onset_seconds"):  # fmt: skip
+            assert of_row[name] == getattr(row, name)
+        assert told["participant"] == json.loads(row.participant) and told["schema_version"] == 2
+        places = [math.nan if value is None else value for value in of_row["positions_mm"]]
+        np.testing.assert_array_equal(places, row.positions_mm)
+    crcs = np.load(path.with_suffix(".crc.npy"))
+    assert crcs.tolist() == expected and crcs.dtype == np.dtype("<u4")
 
 
 def test_an_array_that_reads_back_otherwise_stops_the_build(built: Path) -> None:
