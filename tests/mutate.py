@@ -42,7 +42,7 @@ TARGETS: dict[str, tuple[str, ...]] = {
     "mcsp/training/health.py": ("tests/training/test_health.py",),
     "mcsp/training/reading/loader.py": ("tests/training/reading/test_loader.py", "-k", "not test_a_run"),
     "mcsp/training/reading/order.py": ("tests/training/reading/test_order.py",),
-    "mcsp/config/pretrain.py": ("tests/training/test_rate.py", "tests/test_config.py"),
+    "mcsp/config/pretrain.py": ("tests/test_config_pretrain.py", "tests/training/test_rate.py", "tests/test_config.py"),
     "mcsp/training/saving/checkpoint.py": ("tests/training/saving/test_checkpoint.py",
                                            "tests/training/saving/test_starts.py", "-k", "not at_any_point"),
     "mcsp/evaluate/scores.py": ("tests/evaluate/test_scores.py", "tests/evaluate/test_roc_ties.py"),
