@@ -1,6 +1,6 @@
 """What every part agrees on, with its numbers written out: a moved constant changes corpora and runs without a word."""
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,7 +17,6 @@ from mcsp.schema import (
     UNITS,
     VIEWS,
     Purpose,
-    Recording,
     Window,
     mix64,
     random_key,
@@ -94,18 +93,6 @@ def test_purposes_that_meet_under_one_key_differ() -> None:
 def test_a_window_ends_behind_its_last_sample() -> None:
     found = window(n_samples=20)
     assert (found.start, found.stop) == (0, 20) and Window(np.zeros((7, 3)), found.recording, 5).stop == 12
-
-
-def test_a_recording_is_made_from_a_row_and_missing_columns_are_named() -> None:
-    recording = replace(window(n_samples=50, n_channels=2).recording, space="MNI152NLin6Asym")
-    row = asdict(recording) | {"more": 1}
-    assert Recording.from_row(row).space == "MNI152NLin6Asym" and asdict(
-        Recording.from_row(row)
-    ).keys() == row.keys() - {"more"}
-    del row["space"]  # which older corpora do not have
-    assert Recording.from_row(row).space == "" and Recording.from_row(row).positions_mm == recording.positions_mm
-    with pytest.raises(ValueError, match=r"recordings.arrow: missing columns \['site', 'sfreq'\]"):
-        Recording.from_row({name: value for name, value in row.items() if name not in ("site", "sfreq")})
 
 
 def test_duration_and_positions_of_a_recording() -> None:

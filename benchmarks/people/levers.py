@@ -47,7 +47,10 @@ LABEL, SEED = "diagnosis", 0
 KEPT = ["ema_decay=0.99", "keep_best=loss", "validate_every=25"]
 SHUFFLED = "pairs shuffled within sites"
 # The control of the preset's encoder is in the results of abide.py.
-RUNS: dict[str, list[str]] = {"four sites a step": [], "one site a step": ["sites_per_batch=1"]}
+RUNS: dict[str, list[str]] = {
+    "four sites a step": [],
+    "one site a step, 150 steps": ["sites_per_batch=1", "steps=150"],
+}
 EXPORTS = {"last weights": [], "averaged weights": ["--ema"], "weights best in validation": ["--best"]}
 PARCELS = ["model.fmri_parcels=corpus", "model.spatial_form=root", "spatial_start=corpus"]
 PARCEL_STEPS = 100
@@ -207,7 +210,7 @@ def exported(work: Path, corpus: Path, steps: int) -> tuple[dict[str, Path], dic
             abide.run(abide.launcher("export", trained, model, *flags), model / "config.json")
         losses = {int(x["step"]): x["validation/loss"] for x in read_metrics(trained) if "validation/loss" in x}
         told[name] = {
-            "steps": steps, "changes": [*KEPT, *changes], "validation_loss": losses,
+            "steps": int(read_metrics(trained)[-1]["step"]), "changes": [*KEPT, *changes], "validation_loss": losses,
             "best_step": min(losses, key=losses.__getitem__),
         }  # fmt: skip
     return found, told

@@ -17,8 +17,8 @@ from mcsp.data_sharding.build.plan import PlannedSample
 from mcsp.data_sharding.build.privacy import find_identifiers, find_identifiers_in_participant, without_dates
 from mcsp.data_sharding.clean.read import ReadingProcess
 from mcsp.data_sharding.clean.recording import CleanRecording
-from mcsp.data_sharding.store.files import Location, names, private_folder, write_atomic
-from mcsp.data_sharding.store.index import Rejection
+from mcsp.data_sharding.store.files import location, names, private_folder, write_atomic
+from mcsp.data_sharding.store.index import BUILD_NAME, Rejection
 from mcsp.schema import Modality
 from mcsp.wording import listed
 
@@ -41,9 +41,9 @@ class SiteTime:
     A mark for each loss lies beside the shards, where all workers see it.
     """
 
-    def __init__(self, build: Location, config: CorpusConfig) -> None:
-        """``build`` is the folder of the build's own files."""
-        self._folder = build / _FOLDER
+    def __init__(self, config: CorpusConfig) -> None:
+        """Of the build that ``config`` describes."""
+        self._folder = location(config.out_dir) / BUILD_NAME / _FOLDER
         self._config = config
         self._known: dict[str, tuple[float, int]] = {}  # site -> when looked at, marks
 

@@ -22,9 +22,9 @@ from mcsp.data_sharding.build.privacy import (
     name_words,
 )
 from mcsp.data_sharding.build.pseudonyms import key_fingerprint, subject_hash
-from mcsp.data_sharding.build.receipts import BUILD_NAME, headers, private_place, read_rows
+from mcsp.data_sharding.build.receipts import headers, private_place, read_rows
 from mcsp.data_sharding.store.files import Location, new_file, scratch_folder, write_atomic
-from mcsp.data_sharding.store.index import Rejection, Repair, make_index, read_entries, write_index
+from mcsp.data_sharding.store.index import BUILD_NAME, Rejection, Repair, make_index, read_entries, write_index
 from mcsp.data_sharding.store.table import Recordings
 from mcsp.schema import KEY_FINGERPRINT, Recording
 from mcsp.wording import listed

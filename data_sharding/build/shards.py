@@ -80,7 +80,7 @@ def build_shard(
         ValueError: what was read back differs from what was written.
     """
     folder = location(config.out_dir) / SHARDS_NAME
-    site_time = SiteTime(location(config.out_dir) / ".build", config)
+    site_time = SiteTime(config)
     recordings: list[Recording] = []
     rejected: list[Rejection] = []
     repairs: list[Repair] = []

@@ -118,34 +118,29 @@ def halves(signal: Signal, late_B: Tensor) -> Signal:
     stop_B = samples - signal.time_valid_BT.flip(1).int().argmax(1)
     length_B = ((stop_B - first_B) // 2).clamp_min(1)
     start_2B = torch.cat([torch.where(late, stop_B - length_B, first_B) for late in (late_B, ~late_B)])
-    cut = _by_rows if late_B.device.type == "cpu" else _by_index
-    x_2BCL, valid_2BL = cut(signal, start_2B, length_B.repeat(2), max(1, samples // 2))
+    x_2BCL, valid_2BL = _cuts(signal, start_2B, length_B.repeat(2), max(1, samples // 2))
     return as_one([signal, signal], x_BCT=x_2BCL, time_valid_BT=valid_2BL)
 
 
-def _by_rows(signal: Signal, start_2B: Tensor, length_2B: Tensor, longest: int) -> tuple[Tensor, Tensor]:
-    """Windows and valid time of the cuts, where reading their places waits for nothing: each row is one copy."""
-    rows, channels, _ = signal.x_BCT.shape
-    starts, lengths = start_2B.tolist(), length_2B.tolist()
-    whole = min(lengths) == longest
-    x_2BCL = signal.x_BCT.new_empty(2 * rows, channels, longest)
-    valid_2BL = signal.time_valid_BT.new_empty(2 * rows, longest)
-    for cut, of in ((x_2BCL, signal.x_BCT), (valid_2BL, signal.time_valid_BT)):
-        if not whole:
-            cut.zero_()
-        for row, window, start, length in zip(cut.unbind(), of.unbind() * 2, starts, lengths, strict=True):
-            row[..., :length].copy_(window[..., start : start + length])
+def _cuts(signal: Signal, start_2B: Tensor, length_2B: Tensor, longest: int) -> tuple[Tensor, Tensor]:
+    """Windows and valid time from each start on, zero and not valid beyond the length: each channel is one copy."""
+    rows, channels, samples = signal.x_BCT.shape
+    # On a GPU to look would be to wait.
+    whole = start_2B.device.type == "cpu" and bool((length_2B == longest).all())
+
+    def cut(x: Tensor, first_N: Tensor) -> Tensor:
+        flat = x.reshape(-1) if whole else torch.nn.functional.pad(x.reshape(-1), (0, longest))
+        return flat.unfold(0, longest, 1).index_select(0, first_N)
+
+    row_2B = torch.arange(rows, device=start_2B.device).repeat(2)
+    channel_C = torch.arange(channels, device=start_2B.device)
+    first_2BC = (row_2B[:, None] * channels + channel_C) * samples + start_2B[:, None]
+    x_2BCL = cut(signal.x_BCT, first_2BC.flatten()).view(2 * rows, channels, longest)
+    valid_2BL = cut(signal.time_valid_BT, row_2B * samples + start_2B)
+    if not whole:
+        valid_2BL &= torch.arange(longest, device=start_2B.device) < length_2B[:, None]
+        x_2BCL.masked_fill_(~valid_2BL[:, None], 0)
     return x_2BCL, valid_2BL
-
-
-def _by_index(signal: Signal, start_2B: Tensor, length_2B: Tensor, longest: int) -> tuple[Tensor, Tensor]:
-    """The same without reading the places."""
-    step_L = torch.arange(longest, device=start_2B.device)
-    index_2BL = (start_2B[:, None] + step_L).clamp_max(signal.x_BCT.shape[-1] - 1)
-    valid_2BL = signal.time_valid_BT.repeat(2, 1).gather(1, index_2BL) & (step_L < length_2B[:, None])
-    channels = signal.x_BCT.shape[1]
-    of_halves = [signal.x_BCT.gather(2, i_BL[:, None].expand(-1, channels, -1)) for i_BL in index_2BL.chunk(2)]
-    return torch.cat(of_halves) * valid_2BL[:, None], valid_2BL
 
 
 def without_span(valid_BT: Tensor, largest_fraction: float, key_B: Tensor) -> Tensor:

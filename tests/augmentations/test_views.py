@@ -122,16 +122,23 @@ def test_time_halves_lie_at_both_ends_of_the_valid_extent() -> None:
         assert kept[1] == [float(t + 1) for t in range(stop - length, stop)]
 
 
-def test_halves_cut_by_index_are_those_cut_row_by_row() -> None:
-    """The first way is a GPU's, the second a CPU's."""
+@pytest.mark.parametrize("ragged", [False, True])
+def test_each_row_is_cut_at_its_own_place_and_length(ragged: bool) -> None:
     signal = make_signal(rows=6)
     valid = torch.rand(6, 1000, generator=torch.Generator().manual_seed(0)) < 0.9
     valid[1, :300], valid[2, 501:], valid[3] = False, False, False
     signal = signal.replace(x_BCT=signal.x_BCT * valid[:, None], time_valid_BT=valid)
-    start, length = torch.tensor([0, 300, 250, 0, 500, 1] * 2), torch.tensor([500, 350, 250, 500, 500, 499] * 2)
-    by_index, by_rows = (cut(signal, start, length, 500) for cut in (views._by_index, views._by_rows))
-    assert all(torch.equal(a, b) for a, b in zip(by_index, by_rows, strict=True))
-    assert not by_rows[1][1, 350:].any() and by_rows[1].any(1).tolist() == ([True] * 3 + [False] + [True] * 2) * 2
+    start, length = torch.tensor([0, 300, 250, 0, 500, 1] * 2), torch.full((12,), 500)
+    if ragged:
+        length = torch.tensor([500, 350, 250, 500, 500, 499, 500, 500, 250, 500, 300, 10])
+        start = torch.tensor([0, 300, 250, 0, 500, 1, 2, 499, 700, 0, 700, 990])  # the last ends with the signal
+    x_2BCL, valid_2BL = views._cuts(signal, start, length, 500)
+    assert x_2BCL.shape == (12, 8, 500) and valid_2BL.shape == (12, 500)
+    for row, (first, count) in enumerate(zip(start.tolist(), length.tolist(), strict=True)):
+        assert torch.equal(x_2BCL[row, :, :count], signal.x_BCT[row % 6, :, first : first + count])
+        assert torch.equal(valid_2BL[row, :count], valid[row % 6, first : first + count])
+        assert not x_2BCL[row, :, count:].any() and not valid_2BL[row, count:].any()
+    assert not valid_2BL[3].any()
 
 
 def test_halves_of_both_views_are_opposite_and_drawn() -> None:

@@ -1,6 +1,7 @@
 """Order of a stream of samples, as functions of integers with random access and without state."""
 
 import functools
+import itertools
 import math
 from itertools import accumulate, pairwise
 
@@ -150,8 +151,8 @@ class SiteBatches:
         self._whole = [share // self._total for share in shares]
         self._edges = [0, *accumulate(share % self._total for share in shares)]
         self._offset = random_key(key, Purpose.OFFSET) % self._total
-        stride = max(1, round(self._total * (math.sqrt(5) - 1) / 2))
-        self._stride = next(s for s in range(stride, 2 * self._total + 1) if math.gcd(s, self._total) == 1)
+        stride = round(self._total * (math.sqrt(5) - 1) / 2)  # 1 at least
+        self._stride = next(s for s in itertools.count(stride) if math.gcd(s, self._total) == 1)
 
     def __call__(self, position: int, attempt: int = 0) -> tuple[int, int]:
         """The sample that ``position`` reads and how many passes over its site came before.

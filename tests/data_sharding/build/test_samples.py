@@ -186,8 +186,8 @@ def test_onsets_are_rounded_to_microseconds_and_recordings_that_touch_do_not_ove
 
 
 def site_time(root: Path, seconds: float = 100, limit: float = 200) -> SiteTime:
-    return SiteTime(root, CorpusConfig(bids_root=root, out_dir=root, read_timeout_seconds=seconds,
-                                       site_timeout_seconds=limit))  # fmt: skip
+    return SiteTime(CorpusConfig(bids_root=root, out_dir=root, read_timeout_seconds=seconds,
+                                 site_timeout_seconds=limit))  # fmt: skip
 
 
 def test_timeouts_are_counted_against_the_site_and_no_other_failures_are(tmp_path: Path) -> None:
@@ -199,8 +199,10 @@ def test_timeouts_are_counted_against_the_site_and_no_other_failures_are(tmp_pat
     _, rejected = read_all(sample(SITE, *names), process, site_time=used)
     assert process.asked == names[:3] and [r.reason for r in rejected] == reasons
     assert [r.detail.startswith(USED_UP) for r in rejected] == [False] * 3 + [True] * 2
-    assert len(list((tmp_path / "timeouts" / "a").iterdir())) == 2
-    assert read(sample(SITE, names[1]), process)[1] == [(f"sub-1/{names[1]}", "flat")], "without a count all is read"
+    assert len(list((tmp_path / ".build" / "timeouts" / "a").iterdir())) == 2
+    assert read(sample(SITE, names[1]), process)[1] == [(f"sub-1/{names[1]}", "flat")], (
+        "of a site without losses all is read"
+    )
 
 
 def test_a_site_without_losses_is_read_whatever_the_limit(tmp_path: Path) -> None:
@@ -235,5 +237,5 @@ def test_another_run_of_a_build_begins_without_losses(tmp_path: Path) -> None:
     for site in ("a", "b", "a"):
         used.lose(site)
     site_time(tmp_path).forget()
-    assert [list((tmp_path / "timeouts" / site).iterdir()) for site in "ab"] == [[], []]
+    assert [list((tmp_path / ".build" / "timeouts" / site).iterdir()) for site in "ab"] == [[], []]
     site_time(tmp_path, limit=100).require("a")
