@@ -97,6 +97,7 @@ TARGETS: dict[str, tuple[str, ...]] = {
                                           "tests/data_sharding/clean/test_fmri_files.py",
                                           "tests/data_sharding/clean/test_fmri_layouts.py"),
     "data_sharding/clean/eeg_files.py": ("tests/data_sharding/clean/test_eeg_times.py",
+                                         "tests/data_sharding/clean/test_eeg_headers.py",
                                          "tests/data_sharding/clean/test_eeg_files.py"),
     "data_sharding/clean/eeg_frames.py": ("tests/data_sharding/clean/test_eeg_frames.py",),
     "data_sharding/build/samples.py": ("tests/data_sharding/build/test_samples.py",),
