@@ -14,18 +14,19 @@ What WORK has is not made again. Writes benchmarks/results/levers_<people>.json.
 import json
 import sys
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from learned_gain import TRAINED_RANK, Layers, Span
 from scipy.linalg import solve
-from spatial_tokens import Windows
 from study import DENOISER, ROOT_ROW, Bold, write
 
 from mcsp.config import EvaluateConfig
 from mcsp.encode.pretrained import from_pretrained
 from mcsp.evaluate.evaluate import untrained_like, with_windows
+from mcsp.evaluate.features import learned_parts
 from mcsp.evaluate.readout.classifiers import SVM, on_grams
 from mcsp.evaluate.readout.grams import (
     DENOISER_PENALTY,
@@ -55,6 +56,7 @@ EXPORTS = {"last weights": [], "averaged weights": ["--ema"], "weights best in v
 PARCELS = ["model.fmri_parcels=corpus", "model.spatial_form=root", "spatial_start=corpus"]
 PARCEL_STEPS = 100
 SPLITS = {"tenth": ("corpus-tenth", ["split_fractions=[0.9, 0.1, 0]"]), "half": ("corpus-half", [abide.HALF_SPLIT])}
+RULERS = [ROOT_ROW, DENOISER]
 SHARES = (0.0, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0)
 
 
@@ -133,15 +135,19 @@ class Study:
     """Rows with differences from others, and the shares that were chosen."""
 
     def __init__(self, bold: Bold) -> None:
-        self.bold, self.gram_3N3N = bold, bold.halves.stacked.gram_NN
-        self.site_N = np.asarray(bold.labelled.sites)
+        self.bold, self.site_N = bold, np.asarray(bold.labelled.sites)
         self.gains: dict[str, Any] = {}
         self.shares: dict[str, list[float]] = {}
 
+    @cached_property
+    def gram_3N3N(self) -> np.ndarray:
+        """Inner products of the root of connectivity of whole recordings and halves."""
+        return self.bold.halves.stacked.gram_NN
+
     def add(self, name: str, of: GramOf, others: Sequence[str] = ()) -> None:
-        """One row, and what it gains over the rulers and ``others``."""
+        """One row, and what it gains over ``others``."""
         self.bold.scorer.add(name, on_grams(SVM, of))
-        self.gains[name] = self.bold.scorer.differences(name, [ROOT_ROW, DENOISER, *others])
+        self.gains[name] = self.bold.scorer.differences(name, others)
 
     def add_shared(self, name: str, learned_of: Callable[[np.ndarray], np.ndarray], others: Sequence[str] = ()) -> None:
         """One row of a learned part beside the root."""
@@ -151,28 +157,33 @@ class Study:
 
     def layers(self) -> None:
         """Half to whole, one site a step, and shares, each after its control and what it differs from."""
+        self.bold.add_rulers()
         layers, seed = Layers(self.bold), {"seed": SEED}
         whole = f"denoiser, half to whole, {SHUFFLED}"
-        self.add(whole, to_whole(self.gram_3N3N, self.site_N, shuffled=True))
-        self.add("denoiser, half to whole", to_whole(self.gram_3N3N, self.site_N), [whole])
+        self.add(whole, to_whole(self.gram_3N3N, self.site_N, shuffled=True), RULERS)
+        self.add("denoiser, half to whole", to_whole(self.gram_3N3N, self.site_N), [*RULERS, whole])
         numbers, alone = f"{TRAINED_RANK} numbers", {"terms": "prediction", **seed}
         for name, how in (("", {"rank": TRAINED_RANK}), (", trained on by prediction", alone)):
             before: list[str] = []
             for target, to in (("half", False), ("whole", True)):
                 for control, shuffled in ((f", {SHUFFLED}", True), ("", False)):
                     row = f"{numbers}, half to {target}{name}{control}"
-                    self.add(row, layers.gram_of(how, shuffled=shuffled, to_whole=to), [] if shuffled else before)
+                    self.add(
+                        row,
+                        layers.gram_of(how, shuffled=shuffled, to_whole=to),
+                        RULERS if shuffled else [*RULERS, *before],
+                    )
                     before.append(row)
         for sites, words in ((4, "four sites a step"), (1, "one site a step")):
             how = {"terms": "prediction and contrast", "sites_a_step": sites, **seed}
             row = f"{numbers}, trained on, {words}"
-            self.add(f"{row}, {SHUFFLED}", layers.gram_of(how, shuffled=True))
+            self.add(f"{row}, {SHUFFLED}", layers.gram_of(how, shuffled=True), RULERS)
             usual = [f"{numbers}, half to half", f"{numbers}, trained on, four sites a step"][: 1 + (sites == 1)]
-            self.add(row, layers.gram_of(how), [f"{row}, {SHUFFLED}", *usual])
+            self.add(row, layers.gram_of(how), [*RULERS, f"{row}, {SHUFFLED}", *usual])
         for rank, words in ((TRAINED_RANK, numbers), (10**6, DENOISER)):
             row = f"{words} beside the root, share chosen without labels"
-            self.add_shared(f"{row}, {SHUFFLED}", self.through(rank, shuffled=True))
-            self.add_shared(row, self.through(rank), [f"{row}, {SHUFFLED}"])
+            self.add_shared(f"{row}, {SHUFFLED}", self.through(rank, shuffled=True), RULERS)
+            self.add_shared(row, self.through(rank), [*RULERS, f"{row}, {SHUFFLED}"])
 
     def through(self, rank: int, shuffled: bool = False) -> Callable[[np.ndarray], np.ndarray]:
         """Recordings and halves through the denoiser of people of given indices."""
@@ -184,20 +195,23 @@ class Study:
         return of
 
     def encoders(self, exports: dict[str, Path]) -> None:
-        """The spatial h of exports, alone and beside the root; the untrained one is the same for all."""
-        first = next(iter(exports.values()))
-        untrained = untrained_like(from_pretrained(first))
-        config = EvaluateConfig(model_dir=first, corpus_dir=self.bold.corpus.path, out_dir=first, label=LABEL)
-        windows = Windows(self.bold.corpus, self.bold.labelled.units, with_windows(config, untrained))
-        before: list[str] = []
-        for name, model in (("untrained", untrained), *((n, from_pretrained(folder)) for n, folder in exports.items())):
-            whole_NF, half_N2F = windows.spatial_h(model)
-            row, beside = f"encoder, {name}", f"encoder, {name}, beside the root, share chosen without labels"
-            self.add(row, fixed([gram(whole_NF)]), before)
-            before.append(row)
-            if name == "untrained" or "last" in name:
-                learned = gram(np.concatenate([whole_NF, half_N2F[:, 0], half_N2F[:, 1]]))
-                self.add_shared(beside, lambda _, learned=learned: learned)
+        """The spatial h of exports, which stays beside each; the untrained one is the same for all."""
+        first, before = next(iter(exports.values())), list[str]()
+        for name in ("untrained", *exports):
+            kept = (first if name == "untrained" else exports[name]) / f"{name.split()[0]}-h.npy"
+            if not kept.is_file():
+                np.save(kept, self.spatial_h(kept.parent, name == "untrained"))
+            self.add(f"encoder, {name}", fixed([gram(np.load(kept))]), before)
+            before.append(f"encoder, {name}")
+
+    def spatial_h(self, folder: Path, untrained: bool) -> np.ndarray:
+        """Mean over windows ``(N, F)``, as an evaluation takes it."""
+        config = EvaluateConfig(model_dir=folder, corpus_dir=self.bold.corpus.path, out_dir=folder, label=LABEL)
+        model = from_pretrained(folder)
+        config, encoder = with_windows(config, model), untrained_like(model) if untrained else model
+        found = learned_parts(encoder, self.bold.corpus, self.bold.labelled.units, config, folder.name)
+        h_NF: np.ndarray = found["fmri"]["spatial"]
+        return h_NF
 
 
 def exported(work: Path, corpus: Path, steps: int) -> tuple[dict[str, Path], dict[str, Any]]:
@@ -231,7 +245,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     exports, told = exported(work, corpora["tenth"], arguments.steps)
     half = half_at_parcels(work, corpora["half"])
     bold = Bold.of(corpora["tenth"], LABEL)
-    bold.add_rulers()
     study, made = Study(bold), work / "layers.json"
     if not made.is_file():
         study.layers()
