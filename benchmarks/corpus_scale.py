@@ -117,9 +117,9 @@ def use(root: str, what: str) -> dict[str, Any]:
 
 def write_receipts(root: str, n: int) -> dict[str, Any]:
     """What the workers of a build leave of ``n`` recordings: 1 % more are rejected, every tenth was repaired."""
-    from mcsp.data_sharding.build.receipts import BUILD_NAME, write_receipt
+    from mcsp.data_sharding.build.receipts import write_receipt
     from mcsp.data_sharding.build.shards import Receipt
-    from mcsp.data_sharding.store.index import Rejection, Repair
+    from mcsp.data_sharding.store.index import BUILD_NAME, Rejection, Repair
 
     (Path(root) / BUILD_NAME / "receipts").mkdir(parents=True)
     for number in range(n // PER_SHARD):
@@ -150,9 +150,10 @@ def seal(root: str, n: int) -> dict[str, Any]:
     """What the driver does after the last shard: duplicates, accounts, table, lists, report; shards are not scanned."""
     from mcsp.config import CorpusConfig
     from mcsp.data_sharding.bids.ref import Site
-    from mcsp.data_sharding.build.layout import Plan
-    from mcsp.data_sharding.build.receipts import BUILD_NAME, duplicates, headers
+    from mcsp.data_sharding.build.plan import Plan
+    from mcsp.data_sharding.build.receipts import duplicates, headers
     from mcsp.data_sharding.build.seal import settle
+    from mcsp.data_sharding.store.index import BUILD_NAME
 
     config = CorpusConfig(bids_root=Path(root) / "none", out_dir=Path(root))
     made = Plan([Site(site, Path(root) / site, False, None) for site in site_names()], "", config)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from mcsp.schema import MODALITIES, SCALE_FREE, UNITS, Modality, Window, text_key
+from mcsp.schema import MAD_TO_SD, MODALITIES, SCALE_FREE, UNITS, Modality, Window, text_key
 
 # A value so many robust deviations from its channel's median is an artefact of storage or of a device, not of a brain.
 MOST_DEVIATIONS = 1e4
@@ -25,7 +25,6 @@ MOST_DEVIATIONS = 1e4
 # to 50 uV; percent signal change, of which parcels have about 1. Ours.
 LOUDEST: dict[str, float] = {UNITS["eeg"]: 5000.0, UNITS["fmri"]: 100.0}
 _LOOKED_AT = 256  # time samples that robust statistics of a window are taken from
-_MAD_TO_SD = 1.4826
 
 
 @dataclass(frozen=True)
@@ -145,7 +144,7 @@ def deviations(x_CT: Tensor, good_C: np.ndarray, valid_T: np.ndarray) -> tuple[f
     good = torch.from_numpy(good_C)
     some_CT = x_CT[:, torch.from_numpy(at_T[:: -(-len(at_T) // _LOOKED_AT)])][good]
     middle_C1 = some_CT.median(dim=1, keepdim=True).values
-    deviation = float((some_CT - middle_C1).abs().median(dim=1).values.median()) * _MAD_TO_SD
+    deviation = float((some_CT - middle_C1).abs().median(dim=1).values.median()) * MAD_TO_SD
     low_C, high_C = x_CT.aminmax(dim=1)
     furthest = float(torch.maximum(high_C[good] - middle_C1[:, 0], middle_C1[:, 0] - low_C[good]).max())
     if float((some_CT.amax(1) - some_CT.amin(1)).max()) == 0.0:

@@ -69,6 +69,11 @@ def bounded_lines(file: BinaryIO) -> Iterator[bytes]:
         yield rest
 
 
+def sha256_json(values: Any) -> str:
+    """SHA-256 of plain values, by their JSON with sorted keys."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
 def sha256_file(path: Any) -> str:
     """SHA-256 of a file as hexadecimal digits; ``path`` is local or any other that opens as ``pathlib.Path`` does."""
     with path.open("rb") as file:

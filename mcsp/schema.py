@@ -10,9 +10,9 @@ The corpus (see ``docs/corpus-format.md``) is a folder::
 Shape letters: T time samples, C channels.
 """
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,6 +22,8 @@ SCHEMA_VERSION = 2
 SITE_NAME = "[A-Za-z0-9][A-Za-z0-9_-]{0,99}"
 # Where index.json and an export say under which key subjects were hashed: only equal fingerprints are compared.
 KEY_FINGERPRINT = "subject_key_fingerprint"
+# Environment variable with the secret of these hashes.
+KEY_VARIABLE = "MCSP_SUBJECT_KEY"
 
 Modality = Literal["fmri", "eeg"]
 Domain = Literal["spatial", "temporal", "spectral"]
@@ -34,6 +36,8 @@ VIEWS = (0, 1)  # of each window, in every domain
 # Highest frequency [Hz] that models read. EEG: the range of the classical bands, to 45 Hz; BOLD: slow-5 to slow-2 (Zuo
 # et al., NeuroImage 2010).
 HIGHEST_HZ: dict[Modality, float] = {"eeg": 45.0, "fmri": 0.25}
+# Times the median absolute deviation: the standard deviation of a normal distribution.
+MAD_TO_SD = 1.4826
 # Ellipsoid around the cerebrum of the MNI152 template [mm].
 BRAIN_CENTRE_MM, BRAIN_HALF_AXES_MM = (0.0, -18.0, 16.0), (66.0, 82.0, 56.0)
 
@@ -113,14 +117,6 @@ class Recording:
         import numpy as np  # here: a command's help needs this file and no array
 
         return np.asarray(self.positions_mm, dtype=np.float32).reshape(self.n_channels, 3)
-
-    @classmethod
-    def from_row(cls, row: dict[str, Any]) -> "Recording":
-        """Make a recording from one row of the table; raise ``ValueError`` naming missing columns."""
-        missing = [f.name for f in fields(cls) if f.name not in row and f.name != "space"]
-        if missing:
-            raise ValueError(f"recordings.arrow: missing columns {missing}")
-        return cls(**{f.name: row[f.name] for f in fields(cls) if f.name in row})
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mcsp.batch import Batch, collate, deviations
+from mcsp import batch as batches
+from mcsp.batch import Batch, as_one, collate, deviations, rows_of, valid_times
 from mcsp.schema import UNITS, Modality, Recording, Window, text_key
 
 
@@ -284,3 +285,78 @@ def test_where_most_values_are_alike_the_deviation_is_the_standard_deviation_of_
     assert (deviation, furthest) == (pytest.approx(3 * 0.4), 3.0)
     assert deviations(x_CT, np.array([True, False, True]), every[1]) == (pytest.approx(0.3), 1.0)
     assert deviations(x_CT, *every[:1], np.arange(100) >= 20) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize(("valid", "step"), [(256, 1), (257, 2), (512, 2), (513, 3)])
+def test_the_robust_deviation_is_of_256_valid_samples_at_most_and_the_distance_of_all(valid: int, step: int) -> None:
+    draw = np.random.default_rng(valid)
+    x_CT = draw.normal(size=(5, 700)).astype(np.float32) * np.array([1, 2, 3, 4, 90], np.float32)[:, None]
+    valid_T = np.zeros(700, dtype=bool)
+    valid_T[draw.permutation(700)[:valid]] = True
+    x_CT[:, ~valid_T] = 0.0
+    x_CT[1, np.flatnonzero(valid_T)[-1]] = -70.0
+    good_C = np.array([True, True, True, True, False])
+    some = x_CT[:4, valid_T][:, ::step]
+    # torch's median is the lower of two in the middle.
+    middle = np.sort(some, axis=1)[:, (some.shape[1] - 1) // 2]
+    spread = np.sort(np.abs(some - middle[:, None]), axis=1)[:, (some.shape[1] - 1) // 2]
+    deviation, furthest = deviations(torch.from_numpy(x_CT), good_C, valid_T)
+    assert deviation == pytest.approx(1.4826 * np.sort(spread)[1], rel=1e-6)
+    assert furthest == pytest.approx(np.abs(x_CT[:4] - middle[:, None]).max(), rel=1e-6)
+
+
+def test_nothing_good_or_valid_deviates_by_nothing() -> None:
+    x_CT, good_C, valid_T = torch.ones(2, 9), np.ones(2, dtype=bool), np.ones(9, dtype=bool)
+    x_CT[0, ::2] = -1.0
+    assert deviations(x_CT, good_C, valid_T) != (0.0, 0.0)
+    assert deviations(x_CT, ~good_C, valid_T) == deviations(x_CT, good_C, ~valid_T) == (0.0, 0.0)
+    assert deviations(x_CT, np.array([False, True]), valid_T) == (0.0, 0.0), "the good one is flat"
+
+
+def test_valid_times_are_the_spans_seen_from_the_window() -> None:
+    whole = window(n_samples=50)
+    for spans, expected in (
+        ([], range(20)),
+        ([0, 50], range(20)),
+        ([0, 10], []),
+        ([0, 11], [0]),
+        ([5, 12, 29, 40], [0, 1, 19]),
+    ):
+        cut = Window(whole.x_TC[10:30], replace(whole.recording, valid_spans=spans), 10)
+        assert np.flatnonzero(valid_times(cut)).tolist() == list(expected), spans
+
+
+def test_rows_are_taken_and_joined_with_all_of_their_tensors() -> None:
+    signal = collate([[window(seed=i, subject=f"s{i}")] for i in range(4)], keys=[5, 6, 7, 8]).signals["eeg"]
+    for rows in (torch.tensor([2, 0]), slice(1, 3), [3]):
+        some = rows_of(signal, rows)
+        for f in fields(signal):
+            assert torch.equal(getattr(some, f.name), getattr(signal, f.name)[rows]), f.name
+    again = as_one([rows_of(signal, slice(0, 1)), rows_of(signal, slice(1, 4))])
+    assert all(torch.equal(getattr(again, f.name), getattr(signal, f.name)) for f in fields(signal))
+    other = as_one([signal, signal], key_B=torch.arange(8))
+    assert other.key_B.tolist() == list(range(8)) and other.sample_B.tolist() == [0, 1, 2, 3] * 2
+
+
+def test_a_row_is_valid_where_it_has_a_channel_and_a_time() -> None:
+    signal = collate([[window()]] * 4).signals["eeg"]
+    channels, times = signal.channel_valid_BC.clone(), signal.time_valid_BT.clone()
+    channels[1], times[2], channels[3], times[3] = False, False, False, False
+    channels[0, 1:], times[0, :-1] = False, False
+    assert signal.replace(channel_valid_BC=channels, time_valid_BT=times).row_valid_B.tolist() == [True] + [False] * 3
+
+
+def test_without_keys_they_are_zero_and_left_out_windows_are_counted_by_site_in_order() -> None:
+    flat = [window(site=site, bad=(0, 1, 2)) for site in ("z", "b", "b")]
+    batch = collate([[cut] for cut in (*flat, window(site="a"))])
+    assert list(batch.left_out.items()) == [("b", 2), ("z", 1)] and len(batch) == 4
+    assert batch.signals["eeg"].key_B.tolist() == [0] * 4 and batch.unreadable == () and batch.read_seconds == {}
+
+
+def test_in_a_worker_windows_are_in_shared_memory_from_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = collate([[window()], [window(n_samples=9, seed=1)]]).signals["eeg"].x_BCT
+    assert not plain.is_shared()
+    monkeypatch.setattr(batches, "get_worker_info", lambda: "a worker")
+    shared = collate([[window()], [window(n_samples=9, seed=1)]]).signals["eeg"].x_BCT
+    assert shared.is_shared() and torch.equal(shared, plain) and shared.is_contiguous()
+    assert shared.untyped_storage().nbytes() == 4 * 2 * 3 * 20

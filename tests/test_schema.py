@@ -1,5 +1,7 @@
 """What every part agrees on, with its numbers written out: a moved constant changes corpora and runs without a word."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -91,3 +93,10 @@ def test_purposes_that_meet_under_one_key_differ() -> None:
 def test_a_window_ends_behind_its_last_sample() -> None:
     found = window(n_samples=20)
     assert (found.start, found.stop) == (0, 20) and Window(np.zeros((7, 3)), found.recording, 5).stop == 12
+
+
+def test_duration_and_positions_of_a_recording() -> None:
+    recording = replace(window(n_samples=50, n_channels=2).recording, positions_mm=[1.0, 2.0, 3.0, 4.0, 5.0, 6.5])
+    assert recording.seconds == 0.25
+    assert recording.positions_C3.dtype == np.float32 and recording.positions_C3.tolist() == [[1, 2, 3], [4, 5, 6.5]]
+    assert (recording.participant, recording.quality, recording.space) == ("{}", "{}", "")

@@ -12,6 +12,7 @@ from mcsp.schema import Recording
 from mcsp.windows import (
     common_instants,
     longest_window,
+    no_window,
     random_start,
     seconds_in_no_window,
     start_ranges,
@@ -109,3 +110,37 @@ def test_instants_of_a_pair_are_those_at_which_both_are_valid() -> None:
 @pytest.mark.parametrize(("clock_seconds", "start"), [(9.0, 0), (9.9976, 0), (10.0, 0), (10.4, 80), (99.0, 2000)])
 def test_a_window_at_an_instant_stays_inside_its_recording(clock_seconds: float, start: int) -> None:
     assert window_start(recording(8000, [], onset_seconds=10.0), clock_seconds, 30.0) == start
+
+
+def test_lengths_are_rounded_and_one_sample_at_least() -> None:
+    r = recording(50, [])
+    assert [window_samples(r, seconds) for seconds in (0.0, 0.001, 0.0124, 0.0126, 0.25)] == [1, 1, 2, 3, 50]
+    assert [longest_window(r, seconds) for seconds in (0.0, 0.245, 0.25, 0.3)] == [1, 49, 50, 50]
+
+
+@pytest.mark.parametrize(("late", "found"), [(-1.0, True), (0.0, True), (0.9e-6, True), (1.1e-6, False), (0.5, False)])
+def test_clocks_that_differ_by_rounding_have_an_instant_in_common(late: float, found: bool) -> None:
+    """Both recordings are one window long; EEG that starts earlier reaches into both sides of an instant."""
+    eeg = recording(6000 + 200 * (late < 0), [], onset_seconds=10.0)
+    fmri = recording(20, [], 0.5, modality="fmri", onset_seconds=10.0 + abs(late))
+    instants = common_instants(eeg, fmri, {"eeg": 30.0, "fmri": 40.0}, 0.0)
+    assert instants == ([(10.0 + abs(late), 10.0 + abs(late))] if found else [])
+    assert common_instants(eeg, replace(fmri, onset_seconds=math.nan), {"eeg": 30.0, "fmri": 40.0}, 0.0) == []
+
+
+def test_without_windows_all_of_a_recording_is_in_none_and_the_line_says_why() -> None:
+    r = recording(400, [0, 30, 100, 140])
+    assert seconds_in_no_window(r, 200) == 2.0 and seconds_in_no_window(r, 40) == pytest.approx(1.8)
+    told = (
+        "0.3 of 2.0 s are valid, expected a window of 1 s with at least 50% of it valid: leave the recording out, or "
+    )
+    assert no_window(r, 200) == f"a/a_s1.eeg-0.npy: {told}take shorter windows"
+    assert no_window(r, 200, "mine.edf") == f"mine.edf: {told}take shorter windows"
+    assert no_window(recording(400, []), 800).startswith("a/a_s1.eeg-0.npy: 2.0 of 2.0 s are valid")
+
+
+def test_one_window_of_many_is_the_first_and_a_draw_of_nearly_one_the_last() -> None:
+    r = recording(100, [0, 40, 50, 100])
+    assert start_ranges(r, 20) == [(0, 20), (50, 80)]
+    assert window_starts(r, 20, 1) == [0] and window_starts(r, 20, 3) == [0, 55, 80]
+    assert [random_start(r, 20, draw) for draw in (0.0, 20.5 / 52, 21.5 / 52, math.nextafter(1, 0))] == [0, 20, 50, 80]

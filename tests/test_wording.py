@@ -10,7 +10,7 @@ import markdown
 import pytest
 
 from mcsp.outside import sha256_file
-from mcsp.wording import CYAN, columns, counted, listed, printable, shortened, styled
+from mcsp.wording import BOLD, CYAN, YELLOW, columns, counted, listed, printable, shortened, styled
 from mcsp.wording import markdown as plain
 
 
@@ -80,3 +80,20 @@ def test_markdown_of_somebody_else_is_words() -> None:
     page = markdown.markdown(f"| x | y |\n|---|---|\n| {plain(attack)} | z |\n", extensions=["tables"])
     assert page.count("<td>") == 2 and not re.search("<(a|img|h1|b|code|em|strong)\\b", page)
     assert html.unescape(re.findall("<td>(.*)</td>", page)[0]) == " ".join(attack.split())
+
+
+def test_marks_of_markdown_are_escaped_and_everything_else_stays() -> None:
+    shown = r"""\!"\#\$%&amp;'\(\)\*+,-./0123456789:;&lt;=&gt;?@ABCDEFGHIJKLMNOPQRSTUVWXYZ\[\\\]^\_\`"""
+    assert plain("".join(map(chr, range(32, 127)))) == shown + r"abcdefghijklmnopqrstuvwxyz\{\|\}\~"
+    assert plain(" a \n\t b ") == "a b" and plain("ä\x07") == "ä?"
+
+
+def test_columns_to_the_right_begin_where_they_are_said_to() -> None:
+    rows = [["a", "b", "c"], ["aaa", "bbb", "ccc"]]
+    assert columns(rows) == ["a    b    c", "aaa  bbb  ccc"]
+    assert columns(rows, right=2) == ["a    b      c", "aaa  bbb  ccc"]
+    assert columns(rows, right=0) == ["  a    b    c", "aaa  bbb  ccc"]
+
+
+def test_codes_of_a_terminal() -> None:
+    assert (BOLD, CYAN, YELLOW) == ("1", "1;36", "1;33")

@@ -110,7 +110,7 @@ def of_eeg(name: str) -> dict[str, Any]:
             reasons.append(recording)
             continue
         bad.append(1 - recording.channel_good_C.mean())
-        artefacts.append(1 - valid_seconds(recording) / (len(recording.x_TC) / recording.sfreq))
+        artefacts.append(1 - valid_seconds(recording) / recording.seconds)
         for kind in KINDS:
             y_CT, places = spoiled(x_CT, sfreq, kind, np.random.default_rng(number))
             second = clean_eeg(y_CT, channels, sfreq)

@@ -5,13 +5,12 @@ GeneratedBy and SourceDatasets are those of BIDS derivatives
 only its name, version, licence, DOI and links go along.
 """
 
-import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from mcsp.data_sharding.bids.tables import read_json
+from mcsp.outside import sha256_json
 from mcsp.version import __version__
 from mcsp.wording import markdown
 
@@ -61,7 +60,6 @@ def dataset_description(
         versions: of the software that made the corpus.
         sources: folder of each site.
     """
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
     software = ", ".join(f"{name} {version}" for name, version in sorted(versions.items()) if name != "mcsp")
     return {
         "Name": "MCSP corpus",
@@ -72,7 +70,7 @@ def dataset_description(
                 "Name": "mcsp-pretraining",
                 "Version": versions.get("mcsp", __version__),
                 "Description": f"launchers/build_corpus.py, with {software}",
-                "ConfigSHA256": digest,
+                "ConfigSHA256": sha256_json(config),
             }
         ],
         "SourceDatasets": [source_dataset(site, root) for site, root in sorted(sources.items())],

@@ -107,7 +107,7 @@ class RecordingRef:
         return motion
 
     def inputs(self) -> list[Path]:
-        """Every file that decides what is stored of this recording."""
+        """Every file of its own dataset that decides what is stored; :func:`inputs_of` adds those elsewhere."""
         folder, stem = self.path.parent, self.path.name.split(".")[0]
         if "_split-" in stem:  # one FIF recording in several files
             same_stem = list(folder.glob(re.sub(r"_split-\d+", "_split-*", stem) + ".*"))

@@ -10,14 +10,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from upath import UPath
 
 from mcsp.data_sharding.bids.reasons import RecordingError
-
-if TYPE_CHECKING:
-    from mcsp.data_sharding.bids.ref import RecordingRef
+from mcsp.data_sharding.bids.ref import RecordingRef
 
 # What planning reads; no table of this length is worth a copy of a whole dataset.
 _TEXTS = (".json", ".tsv", ".bidsignore")
@@ -55,7 +53,7 @@ def mirror(url: str, options: Mapping[str, Any], folder: Path) -> None:
 
 
 @contextmanager
-def local_copy(ref: "RecordingRef") -> Iterator["RecordingRef"]:
+def local_copy(ref: RecordingRef) -> Iterator[RecordingRef]:
     """A recording of a remote dataset as files of this machine: copies that vanish with the block.
 
     Raises:

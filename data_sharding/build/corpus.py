@@ -16,13 +16,11 @@ from typing import Any, TypeVar
 import ray
 
 from mcsp.config import CorpusConfig
-from mcsp.data_sharding.build.layout import Plan, PlannedShard
-from mcsp.data_sharding.build.plan import make_plan
+from mcsp.data_sharding.build.plan import Plan, PlannedShard, make_plan
 from mcsp.data_sharding.build.privacy import find_identifiers_in_shards
 from mcsp.data_sharding.build.progress import BuildStatus, Progress
 from mcsp.data_sharding.build.pseudonyms import subject_key, without_key_in_environment
 from mcsp.data_sharding.build.receipts import (
-    BUILD_NAME,
     claimed,
     duplicates,
     headers,
@@ -39,7 +37,7 @@ from mcsp.data_sharding.build.shards import Receipt, reading_limits
 from mcsp.data_sharding.build.worker import build_or_keep, fingerprint_here
 from mcsp.data_sharding.clean.read import ONE_THREAD
 from mcsp.data_sharding.store.files import Location, location, size, write_atomic
-from mcsp.data_sharding.store.index import INDEX_NAME, SHARDS_NAME, read_index
+from mcsp.data_sharding.store.index import BUILD_NAME, INDEX_NAME, SHARDS_NAME, read_index
 from mcsp.data_sharding.store.landlock import landlock_version
 from mcsp.provenance import ROOT
 
@@ -191,7 +189,7 @@ def _is_finished(out: Location) -> bool:
 
 def _run(plan: Plan, config: CorpusConfig, out: Location, status: BuildStatus) -> str:
     """Build every shard, then once more those with recordings that are stored elsewhere too; the fingerprint."""
-    SiteTime(out / BUILD_NAME, config).forget()
+    SiteTime(config).forget()
     fingerprint = _common_fingerprint(config, out)
     # Files of a finished corpus were compared when they were written; those of an interrupted build are read again.
     deep = sealed_plan(out) is None

@@ -278,7 +278,7 @@ def shape(text: str) -> str:
     return re.sub(r"[^\W\d_]", "x", re.sub(r"\d", "9", text))
 
 
-_ROWS_AT_ONCE, _REMEMBERED_TEXTS = 8192, 1 << 16
+_ROWS_AT_ONCE, _REMEMBERED_TEXTS = 8192, 65_536
 
 
 def find_identifiers_in_shards(path: Location, shards: Sequence[str], names: frozenset[str]) -> Iterator[list[str]]:

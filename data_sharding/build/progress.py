@@ -9,10 +9,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 from mcsp.data_sharding.store.files import Location, size, write_atomic
-from mcsp.data_sharding.store.index import INDEX_NAME
+from mcsp.data_sharding.store.index import BUILD_NAME, INDEX_NAME
 from mcsp.wording import columns
 
-STATUS_FILE = ".build/status.json"
+STATUS_FILE = f"{BUILD_NAME}/status.json"
 # A build writes its status when a shard is done, which may take minutes.
 _STALE_SECONDS = 900
 _WRITE_SECONDS = 3.0

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 
 from mcsp.config import CorpusConfig
 from mcsp.data_sharding.build.privacy import may_be_date
+from mcsp.schema import KEY_VARIABLE
 
-KEY_VARIABLE = "MCSP_SUBJECT_KEY"
 _KEY = re.compile(r"[0-9a-fA-F]{64}")
 # Of 32 random bytes fewer are different, or all are text, less than once in 10^13 keys.
 _LEAST_DIFFERENT = 16

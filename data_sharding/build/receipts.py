@@ -22,15 +22,14 @@ from typing import Any, TypeVar
 import numpy as np
 
 from mcsp.config import CorpusConfig
-from mcsp.data_sharding.build.layout import Plan
+from mcsp.data_sharding.build.plan import Plan
 from mcsp.data_sharding.build.shards import Receipt
 from mcsp.data_sharding.store.files import Location, is_local, location, names, private_folder, size, write_atomic
-from mcsp.data_sharding.store.index import SHARDS_NAME
+from mcsp.data_sharding.store.index import BUILD_NAME, SHARDS_NAME
 from mcsp.data_sharding.store.table import REPEATED_LISTS
 from mcsp.outside import sha256_file
 from mcsp.schema import Recording, crc_name
 
-BUILD_NAME = ".build"
 _RECIPE_NAME, _SEALED_NAME, _LOCK_NAME, _RECEIPTS_NAME = "recipe.json", "sealed.json", "lock", "receipts"
 # A network disk may show another machine's new file only after a while.
 _APPEAR_SECONDS = 60
@@ -179,7 +178,7 @@ def read_rows(private: Location, plan: Plan) -> Iterator[Recording]:
             row = json.loads(line)
             rows.append(row)
             row |= {column: rows[row[column]][column] for column in REPEATED_LISTS if isinstance(row[column], int)}
-            yield Recording.from_row(row)
+            yield Recording(**row)
 
 
 def _each(private: Location, plan: Plan, read: Callable[[str], Found]) -> Iterator[Found]:

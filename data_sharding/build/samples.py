@@ -13,12 +13,12 @@ from mcsp.config import CorpusConfig
 from mcsp.data_sharding.bids.reasons import RecordingError
 from mcsp.data_sharding.bids.ref import RecordingRef
 from mcsp.data_sharding.bids.tables import printable, read_tsv
-from mcsp.data_sharding.build.layout import PlannedSample
+from mcsp.data_sharding.build.plan import PlannedSample
 from mcsp.data_sharding.build.privacy import find_identifiers, find_identifiers_in_participant, without_dates
-from mcsp.data_sharding.clean.read import Reading, ReadingProcess
+from mcsp.data_sharding.clean.read import ReadingProcess
 from mcsp.data_sharding.clean.recording import CleanRecording
-from mcsp.data_sharding.store.files import Location, names, private_folder, write_atomic
-from mcsp.data_sharding.store.index import Rejection
+from mcsp.data_sharding.store.files import location, names, private_folder, write_atomic
+from mcsp.data_sharding.store.index import BUILD_NAME, Rejection
 from mcsp.schema import Modality
 from mcsp.wording import listed
 
@@ -41,9 +41,9 @@ class SiteTime:
     A mark for each loss lies beside the shards, where all workers see it.
     """
 
-    def __init__(self, build: Location, config: CorpusConfig) -> None:
-        """``build`` is the folder of the build's own files."""
-        self._folder = build / _FOLDER
+    def __init__(self, config: CorpusConfig) -> None:
+        """Of the build that ``config`` describes."""
+        self._folder = location(config.out_dir) / BUILD_NAME / _FOLDER
         self._config = config
         self._known: dict[str, tuple[float, int]] = {}  # site -> when looked at, marks
 
@@ -85,9 +85,9 @@ class SampleRecording:
 def read_sample(
     sample: PlannedSample,
     process: ReadingProcess,
-    excluded: Mapping[str, str] | None = None,
-    done: Callable[[RecordingRef, float | None], None] | None = None,
-    site_time: SiteTime | None = None,
+    excluded: Mapping[str, str],
+    done: Callable[[RecordingRef, float | None], None],
+    site_time: SiteTime,
 ) -> tuple[list[SampleRecording], list[Rejection]]:
     """Read every recording of a sample; one that fails is listed and does not disturb the others.
 
@@ -98,38 +98,36 @@ def read_sample(
         done: called for every recording with its length in seconds, or None where it is rejected.
         site_time: what the site has lost to files that never end.
     """
-    readings: list[tuple[RecordingRef, Reading]] = []
+    readings: list[tuple[RecordingRef, CleanRecording]] = []
     rejected: list[Rejection] = []
     for ref in sample.recordings:
         try:
-            if (twin := (excluded or {}).get(f"{ref.site.name}/{ref.file}")) is not None:
+            if (twin := excluded.get(f"{ref.site.name}/{ref.file}")) is not None:
                 raise RecordingError("duplicate", twin)
             if sample.site.fault is not None:
                 raise RecordingError(*sample.site.fault)
             require_labels(ref)
-            if site_time is not None:
-                site_time.require(sample.site.name)
+            site_time.require(sample.site.name)
             found = process.read(ref)
-            _refuse_personal(sample, ref, found.clean.channels)
+            _refuse_personal(sample, ref, found.channels)
             readings.append((ref, found))
-            seconds_read = _seconds(found)
+            seconds_read = found.seconds
         except RecordingError as error:
-            if site_time is not None and error.reason == "timeout" and not str(error).startswith(USED_UP):
+            if error.reason == "timeout" and not str(error).startswith(USED_UP):
                 site_time.lose(sample.site.name)
             rejected.append(Rejection(sample.site.name, ref.file, ref.modality, error.reason, str(error)))
             seconds_read = None
-        if done is not None:
-            done(ref, seconds_read)
+        done(ref, seconds_read)
     onsets = [math.nan] * len(readings)
     if sample.site.pairing == "simultaneous":
-        seconds = [_seconds(r) for _, r in readings]
-        began = [r.began for _, r in readings]
+        seconds = [clean.seconds for _, clean in readings]
+        began = [clean.began for _, clean in readings]
         if (marker := sample.site.first_volume_event) is not None:
             refs = [ref for ref, _ in readings]
             began = marked_times(list(zip(refs, seconds, strict=True)), marker) or began
         times = zip(readings, began, seconds, strict=True)
         onsets = onset_seconds([(ref.modality, start, length) for (ref, _), start, length in times])
-    return [SampleRecording(ref, r.clean, onset) for (ref, r), onset in zip(readings, onsets, strict=True)], rejected
+    return [SampleRecording(*reading, onset) for reading, onset in zip(readings, onsets, strict=True)], rejected
 
 
 def require_labels(ref: RecordingRef) -> None:
@@ -163,10 +161,6 @@ def _refuse_personal(sample: PlannedSample, ref: RecordingRef, channels: Sequenc
 @lru_cache(maxsize=256)  # all recordings of a site have the same
 def _of_channels(names: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(find_identifiers([("channel", name) for name in names], frozenset()))
-
-
-def _seconds(reading: Reading) -> float:
-    return len(reading.clean.x_TC) / reading.clean.sfreq
 
 
 def onset_seconds(times: Sequence[tuple[Modality, float, float]]) -> list[float]:

@@ -14,8 +14,7 @@ from mcsp.data_sharding.bids.description import DESCRIPTION_NAME, dataset_descri
 from mcsp.data_sharding.bids.participants import read_participants
 from mcsp.data_sharding.bids.reasons import measurements
 from mcsp.data_sharding.bids.ref import Site, entities_of
-from mcsp.data_sharding.build.layout import Plan
-from mcsp.data_sharding.build.plan import public_config, software_versions
+from mcsp.data_sharding.build.plan import Plan, public_config, software_versions
 from mcsp.data_sharding.build.privacy import (
     find_identifiers_in_index,
     find_identifiers_in_lists,
@@ -23,9 +22,9 @@ from mcsp.data_sharding.build.privacy import (
     name_words,
 )
 from mcsp.data_sharding.build.pseudonyms import key_fingerprint, subject_hash
-from mcsp.data_sharding.build.receipts import BUILD_NAME, headers, private_place, read_rows
+from mcsp.data_sharding.build.receipts import headers, private_place, read_rows
 from mcsp.data_sharding.store.files import Location, new_file, scratch_folder, write_atomic
-from mcsp.data_sharding.store.index import Rejection, Repair, make_index, read_entries, write_index
+from mcsp.data_sharding.store.index import BUILD_NAME, Rejection, Repair, make_index, read_entries, write_index
 from mcsp.data_sharding.store.table import Recordings
 from mcsp.schema import KEY_FINGERPRINT, Recording
 from mcsp.wording import listed

@@ -20,7 +20,7 @@ import numpy as np
 
 from mcsp.config import CorpusConfig
 from mcsp.data_sharding.bids.ref import RecordingRef
-from mcsp.data_sharding.build.layout import PlannedSample, PlannedShard
+from mcsp.data_sharding.build.plan import PlannedSample, PlannedShard
 from mcsp.data_sharding.build.privacy import without_dates
 from mcsp.data_sharding.build.samples import USED_UP, SampleRecording, SiteTime, read_sample
 from mcsp.data_sharding.clean.read import ReadingProcess
@@ -60,7 +60,7 @@ def build_shard(
     config: CorpusConfig,
     process: ReadingProcess,
     excluded: Mapping[str, str] | None = None,
-    done: Callable[[RecordingRef, float | None], None] | None = None,
+    done: Callable[[RecordingRef, float | None], None] = lambda ref, seconds: None,
 ) -> Receipt:
     """Read, clean and store every recording of a shard.
 
@@ -80,7 +80,7 @@ def build_shard(
         ValueError: what was read back differs from what was written.
     """
     folder = location(config.out_dir) / SHARDS_NAME
-    site_time = SiteTime(location(config.out_dir) / ".build", config)
+    site_time = SiteTime(config)
     recordings: list[Recording] = []
     rejected: list[Rejection] = []
     repairs: list[Repair] = []
@@ -88,9 +88,9 @@ def build_shard(
     crcs: list[int] = []
     shard = None
     with scratch_file(folder) as temporary:
-        with tarfile.TarFile(temporary, "w", copybufsize=1 << 20) as tar:
+        with tarfile.TarFile(temporary, "w") as tar:
             for sample in planned.samples:
-                survivors, failures = read_sample(sample, process, excluded, done, site_time)
+                survivors, failures = read_sample(sample, process, excluded or {}, done, site_time)
                 rows, members = _encode_sample(sample, survivors, crcs)
                 recordings += rows
                 rejected += failures

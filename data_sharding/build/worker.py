@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from mcsp.config import CorpusConfig
 from mcsp.data_sharding.bids.ref import RecordingRef
-from mcsp.data_sharding.build.layout import PlannedShard
+from mcsp.data_sharding.build.plan import PlannedShard
 from mcsp.data_sharding.build.progress import SiteCounts
 from mcsp.data_sharding.build.pseudonyms import without_key_in_environment
 from mcsp.data_sharding.build.receipts import is_current, private_place, read_header, write_receipt

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import threading
 from contextlib import nullcontext, suppress
+from dataclasses import replace
 from functools import lru_cache
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -31,7 +32,7 @@ from mcsp.data_sharding.bids.tables import real_folder, require_content, require
 from mcsp.data_sharding.bids.write import write_eeg, write_json, write_parcellated_bold, write_parcellation
 from mcsp.data_sharding.clean.eeg import read_eeg
 from mcsp.data_sharding.clean.fmri import read_fmri
-from mcsp.data_sharding.clean.read import READY, SCRATCH, Reading, SharedArray
+from mcsp.data_sharding.clean.read import READY, SCRATCH, SharedArray
 from mcsp.data_sharding.clean.recording import CleanRecording, encode, valid_seconds
 from mcsp.data_sharding.parcels.atlases import named_atlas
 from mcsp.data_sharding.store.landlock import landlock_version, limit_to
@@ -118,8 +119,8 @@ def _read(
         with nullcontext(ref) if ref.site.url is None else local_copy(ref) as here:
             if programs is not None:
                 _limit_to_recording(here, programs)
-            reading = Reading(read_recording(here, config), acquisition_time(here))
-        return SharedArray.of(reading, memory)
+            clean = replace(read_recording(here, config), began=acquisition_time(here))
+        return SharedArray.of(clean, memory)
     except RecordingError as error:
         return error.reason, str(error)
     except MemoryError:

@@ -105,12 +105,11 @@ def clean_eeg(
         repairs.append(f"{ref.path.name}: {scaled}")
     marked_bad = opened.channels.marked_bad
     good_C, amplitude_C, bad = _judge(x_TC, stream, np.array([name in marked_bad for name in names]), config)
-    if not stream.finite_C.all():
-        x_TC[:, ~stream.finite_C] = 0.0
     # Before the reference, which would carry what one channel has into all.
     bad_W = artefact_windows(x_TC, good_C, stream.watch, config.sfreq) if config.mask_artefacts else np.array([])
     if good_C.sum() >= 2:  # referenced to itself, a single channel would vanish
         x_TC -= (x_TC if good_C.all() else x_TC[:, good_C]).mean(axis=1, keepdims=True)
+    x_TC[:, ~stream.finite_C] = 0.0
     valid_T = valid_times(raw, ref, config.sfreq, len(x_TC), repairs)
     edges = np.append(np.round(np.arange(len(bad_W)) * config.sfreq).astype(np.int64), len(valid_T))
     for window in np.flatnonzero(bad_W):
@@ -163,7 +162,7 @@ class _Stream:
         self.picks = [raw.ch_names.index(name) for name in names]
         self.watch = RawWatch(len(names), raw.n_times, float(raw.info["sfreq"]))
         self.finite_C = np.ones(len(names), dtype=bool)
-        self.offset_C1 = np.nan_to_num(self._volts(0, 1), posinf=0.0, neginf=0.0)
+        self.offset_C1 = _zero_where_not_finite(self._volts(0, 1))
 
     def _volts(self, start: int, stop: int) -> np.ndarray:
         return self.raw.get_data(picks=self.picks, start=start, stop=stop, verbose="ERROR")
@@ -177,9 +176,13 @@ class _Stream:
         finite_C = np.isfinite(x_CT).all(axis=1)
         if not finite_C.all():
             self.finite_C &= finite_C
-            x_CT = np.nan_to_num(x_CT, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
+            x_CT = _zero_where_not_finite(x_CT)
         self.watch.see(x_CT, start)
         return x_CT
+
+
+def _zero_where_not_finite(x_CT: np.ndarray) -> np.ndarray:
+    return np.where(np.isfinite(x_CT), x_CT, 0.0)
 
 
 # Ratio of the rates: 1 / (2 * 2048^2) of timing error is 10 ms in a day.

@@ -16,8 +16,17 @@ import numpy as np
 
 from mcsp.data_sharding.bids.reasons import RecordingError
 from mcsp.data_sharding.bids.ref import RecordingRef, parse_name
-from mcsp.data_sharding.bids.tables import number_in, read_columns, read_json
-from mcsp.data_sharding.clean.eeg_frames import MM_PER_UNIT, TO_HEAD, around_head, by_landmarks, nose_of_set, on_sphere
+from mcsp.data_sharding.bids.tables import read_columns, read_json
+from mcsp.data_sharding.clean.eeg_frames import (
+    MM_PER_UNIT,
+    RADII_MM,
+    TO_HEAD,
+    around_head,
+    by_landmarks,
+    electrodes_mm,
+    nose_of_set,
+    on_sphere,
+)
 
 # Old and new names of one place in the 10-20 system.
 _ALIASES = {"t3": "T7", "t4": "T8", "t5": "P7", "t6": "P8", "a1": "M1", "a2": "M2"}
@@ -26,8 +35,6 @@ _OTHER_CHANNEL = re.compile(r"e[ck]g|eog|emg|resp|status|trig|stim|marker|event|
 # C3) and mean other places there. The first pattern has all of them, the second those that the 10-05 system lacks.
 _BIOSEMI = re.compile(r"[A-H]([1-9]|[12]\d|3[0-2])", re.IGNORECASE)
 _BIOSEMI_ALONE = re.compile(r"A([3-9]|[12]\d|3[0-2])|B([1-9]|[12]\d|3[0-2])", re.IGNORECASE)
-# Distance from the origin [mm] of an electrode on any head, children's included. Ours.
-_RADII_MM = (40.0, 200.0)
 # Fewer electrodes with a place say too little of a montage, unless the file holds no others. Ours, as in encode_raw.
 _MIN_PLACED = 4
 # Ears and mastoids, to which other channels are referenced.
@@ -181,7 +188,7 @@ def _own_positions_mm(raw: mne.io.BaseRaw, file: Path, doubts: list[str]) -> dic
     if found.get("coord_frame") != "head":
         return {}
     positions = {name: np.asarray(xyz) * 1e3 for name, xyz in found["ch_pos"].items()}
-    positions = {name: xyz for name, xyz in positions.items() if _RADII_MM[0] <= np.linalg.norm(xyz) <= _RADII_MM[1]}
+    positions = {name: xyz for name, xyz in positions.items() if RADII_MM[0] <= np.linalg.norm(xyz) <= RADII_MM[1]}
     if positions and file.suffix.lower() == ".set" and file.is_file():
         rotation = nose_of_set(file)
         positions = {name: rotation @ xyz for name, xyz in positions.items()}
@@ -218,7 +225,7 @@ def _measured_positions_mm(ref: RecordingRef, repairs: list[str]) -> tuple[dict[
             to_head = np.eye(4)
             to_head[:3, :3] = rotation
         if to_head is not None and scale is not None:
-            places = _electrodes_mm(table, to_head, scale, beside[-1].name, repairs)
+            places = electrodes_mm(table, to_head, scale, beside[-1].name, repairs)
             if not (doubt := _misplaced(places)):
                 return places, []
             found = f"its electrodes {doubt} in the frame {frame!r} that {beside[-1].name} says"
@@ -251,34 +258,6 @@ def _misplaced(places: dict[str, np.ndarray]) -> str:
         return f"do not lie where their names do (mean cosine {cosine:.2f})"
     shift = float(np.linalg.norm((found * np.median(radii[1]) / np.median(radii[0]) - usual).mean(axis=0)))
     return f"lie {shift:.0f} mm away from where their names do" if shift > _MAX_SHIFT_MM else ""
-
-
-def _electrodes_mm(
-    table: Path, to_head: np.ndarray, scale: float, system: str, repairs: list[str]
-) -> dict[str, np.ndarray]:
-    """Rows of ``electrodes.tsv`` in the head frame; raise :class:`RecordingError` where no head is as large as that."""
-    places: dict[str, np.ndarray] = {}
-    for number, row in enumerate(read_columns(table, ("name", "x", "y", "z"), repairs), 1):
-        xyz = to_head[:3, :3] @ [scale * number_in(table, number, row, axis) for axis in "xyz"] + to_head[:3, 3]
-        if "name" not in row or np.isnan(xyz).any():
-            continue
-        if row["name"] in places and not np.allclose(places[row["name"]], xyz):
-            raise RecordingError("bad-table", f"{table.name}: row {number}: {row['name']!r} twice, at two places")
-        places[row["name"]] = xyz
-    radii = {name: float(np.linalg.norm(xyz)) for name, xyz in places.items()}
-    median = float(np.median(list(radii.values()))) if radii else _RADII_MM[0]
-    if not _RADII_MM[0] <= median <= _RADII_MM[1]:
-        units = {unit: f for unit, f in MM_PER_UNIT.items() if _RADII_MM[0] <= median / scale * f <= _RADII_MM[1]}
-        likely = f": the values look like {next(iter(units))}" if units else ""
-        raise RecordingError(
-            "electrodes-unit",
-            f"{table.name}: electrodes lie {median:.3g} mm from the centre of the head in the unit that {system} "
-            f"gives, expected {_RADII_MM[0]:g} to {_RADII_MM[1]:g} mm{likely}",
-        )
-    outside = [name for name, radius in radii.items() if not _RADII_MM[0] <= radius <= _RADII_MM[1]]
-    if outside:
-        repairs.append(f"{table.name}: places where no head is are not used: {', '.join(outside)}")
-    return {name: xyz for name, xyz in places.items() if name not in outside}
 
 
 def eeg_channels(

@@ -1,4 +1,4 @@
-"""Frames of electrode positions: nose, ears and origin by what a file or ``coordsystem.json`` says of them.
+"""Places of electrodes and their frames: nose, ears and origin by what a file or ``coordsystem.json`` says of them.
 
 Everything becomes the head frame of MNE in millimetres: x to the right ear, y to the nasion, z up, the origin between
 the ears.
@@ -11,6 +11,9 @@ from pathlib import Path
 import mne
 import numpy as np
 from pymatreader import read_mat
+
+from mcsp.data_sharding.bids.reasons import RecordingError
+from mcsp.data_sharding.bids.tables import number_in, read_columns
 
 # Metres, centimetres, millimetres of coordsystem.json.
 MM_PER_UNIT = {"m": 1000.0, "cm": 10.0, "mm": 1.0}
@@ -25,6 +28,8 @@ _ON_SPHERE, _MANY = 0.02, 8
 _CENTRE_MM, _RADIUS_MM = np.array([-1.0, 14.8, 39.4]), 98.6
 # Distance of two landmarks [mm] on any head. Ours.
 _APART_MM = (40.0, 250.0)
+# Distance from the origin [mm] of an electrode on any head, children's included. Ours.
+RADII_MM = (40.0, 200.0)
 
 
 def nose_of_set(file: Path) -> np.ndarray:
@@ -68,3 +73,31 @@ def by_landmarks(system: Mapping[str, object]) -> np.ndarray | None:
     if not all(_APART_MM[0] <= distance <= _APART_MM[1] for distance in apart):
         return None
     return np.asarray(mne.transforms.get_ras_to_neuromag_trans(nasion, lpa, rpa))
+
+
+def electrodes_mm(
+    table: Path, to_head: np.ndarray, scale: float, system: str, repairs: list[str]
+) -> dict[str, np.ndarray]:
+    """Rows of ``electrodes.tsv`` in the head frame; raise :class:`RecordingError` where no head is as large as that."""
+    places: dict[str, np.ndarray] = {}
+    for number, row in enumerate(read_columns(table, ("name", "x", "y", "z"), repairs), 1):
+        xyz = to_head[:3, :3] @ [scale * number_in(table, number, row, axis) for axis in "xyz"] + to_head[:3, 3]
+        if "name" not in row or np.isnan(xyz).any():
+            continue
+        if row["name"] in places and not np.allclose(places[row["name"]], xyz):
+            raise RecordingError("bad-table", f"{table.name}: row {number}: {row['name']!r} twice, at two places")
+        places[row["name"]] = xyz
+    radii = {name: float(np.linalg.norm(xyz)) for name, xyz in places.items()}
+    median = float(np.median(list(radii.values()))) if radii else RADII_MM[0]
+    if not RADII_MM[0] <= median <= RADII_MM[1]:
+        units = {unit: f for unit, f in MM_PER_UNIT.items() if RADII_MM[0] <= median / scale * f <= RADII_MM[1]}
+        likely = f": the values look like {next(iter(units))}" if units else ""
+        raise RecordingError(
+            "electrodes-unit",
+            f"{table.name}: electrodes lie {median:.3g} mm from the centre of the head in the unit that {system} "
+            f"gives, expected {RADII_MM[0]:g} to {RADII_MM[1]:g} mm{likely}",
+        )
+    outside = [name for name, radius in radii.items() if not RADII_MM[0] <= radius <= RADII_MM[1]]
+    if outside:
+        repairs.append(f"{table.name}: places where no head is are not used: {', '.join(outside)}")
+    return {name: xyz for name, xyz in places.items() if name not in outside}

@@ -10,6 +10,7 @@ import numpy as np
 from mcsp.config import EegConfig
 from mcsp.data_sharding.bids.reasons import RecordingError
 from mcsp.data_sharding.clean.recording import robust_amplitude
+from mcsp.schema import MAD_TO_SD
 
 # Robust z above which a channel or a window is an outlier: 5 as in PREP (Bigdely-Shamlo et al., Front. Neuroinform.
 # 9:16, 2015). The floor of the spread (of the log) keeps montages of nearly equal channels from losing some.
@@ -141,7 +142,7 @@ def unlike_others(x_TC: np.ndarray, amplitude_C: np.ndarray, usable_C: np.ndarra
 def _robust_z(value_C: np.ndarray, usable_C: np.ndarray) -> np.ndarray:
     log_C = np.log(np.maximum(value_C, 1e-12))
     centre = np.median(log_C[usable_C])
-    return (log_C - centre) / max(1.4826 * float(np.median(np.abs(log_C[usable_C] - centre))), _MIN_LOG_SPREAD)
+    return (log_C - centre) / max(MAD_TO_SD * float(np.median(np.abs(log_C[usable_C] - centre))), _MIN_LOG_SPREAD)
 
 
 def require_enough(bad: dict[str, np.ndarray], max_fraction: float) -> np.ndarray:
@@ -172,7 +173,7 @@ def artefact_windows(x_TC: np.ndarray, good_C: np.ndarray, watch: RawWatch, sfre
     range_WC = np.maximum.reduceat(x_TC, edges, axis=0) - np.minimum.reduceat(x_TC, edges, axis=0)
     log_WC = np.log(np.maximum(range_WC[:, good_C], 1e-6))
     median_C = np.median(log_WC, axis=0)
-    spread_C = np.maximum(1.4826 * np.median(np.abs(log_WC - median_C), axis=0), _MIN_LOG_SPREAD)
+    spread_C = np.maximum(MAD_TO_SD * np.median(np.abs(log_WC - median_C), axis=0), _MIN_LOG_SPREAD)
     bad_WC = log_WC > median_C + _OUTLIER_Z * spread_C
     bad_WC |= (watch.flat_CW() | watch.clipped_CW())[good_C].T
     return bad_WC.mean(axis=1) > _CONSENSUS

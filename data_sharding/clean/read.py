@@ -45,32 +45,23 @@ ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", 
 
 
 @dataclass(frozen=True)
-class Reading:
-    """A clean recording and when it began."""
+class SharedArray:
+    """A recording whose values lie in memory that both processes have: in a message they would be copied five times."""
 
     clean: CleanRecording
-    began: float  # seconds since 1970 by the scanner's clock; NaN where unknown
-
-
-@dataclass(frozen=True)
-class SharedArray:
-    """A reading whose values lie in memory that both processes have: in a message they would be copied five times."""
-
-    reading: Reading
     shape: tuple[int, ...]
 
     @classmethod
-    def of(cls, reading: Reading, memory: int) -> "SharedArray":
-        """Put the values of a reading into ``memory``, a file descriptor."""
-        x_TC = np.ascontiguousarray(reading.clean.x_TC, dtype=np.float32)
+    def of(cls, clean: CleanRecording, memory: int) -> "SharedArray":
+        """Put the values of a recording into ``memory``, a file descriptor."""
+        x_TC = np.ascontiguousarray(clean.x_TC, dtype=np.float32)
         content, place = x_TC.data.cast("B"), 0
         while place < len(content):
             place += os.pwrite(memory, content[place:], place)
-        clean = replace(reading.clean, x_TC=np.empty((0, x_TC.shape[1]), dtype=np.float32))
-        return cls(replace(reading, clean=clean), x_TC.shape)
+        return cls(replace(clean, x_TC=np.empty((0, x_TC.shape[1]), dtype=np.float32)), x_TC.shape)
 
-    def take(self, memory: int) -> Reading:
-        """The reading with its values; where these are many, they leave ``memory``."""
+    def take(self, memory: int) -> CleanRecording:
+        """The recording with its values; where these are many, they leave ``memory``."""
         x_TC = np.empty(self.shape, dtype=np.float32)
         content, place = x_TC.data.cast("B"), 0
         while place < len(content):
@@ -80,7 +71,7 @@ class SharedArray:
             place += n_bytes
         if len(content) > _KEPT_BYTES:
             os.ftruncate(memory, 0)
-        return replace(self.reading, clean=replace(self.reading.clean, x_TC=x_TC))
+        return replace(self.clean, x_TC=x_TC)
 
 
 class ReadingProcess:
@@ -94,12 +85,12 @@ class ReadingProcess:
         self._answer = select.poll()
         self._memory = -1
 
-    def read(self, ref: RecordingRef) -> Reading:
+    def read(self, ref: RecordingRef) -> CleanRecording:
         """Read and clean one recording; raise :class:`RecordingError` with the reason, whatever happens to it."""
         ended = "no process"
         for _ in range(_ATTEMPTS):
             answer, ended = self._ask(ref, self.config.read_timeout_seconds)
-            if isinstance(answer, Reading):
+            if isinstance(answer, CleanRecording):
                 return answer
             if isinstance(answer, tuple):
                 raise RecordingError(*answer)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from mcsp.data_sharding.bids.reasons import RecordingError
+from mcsp.schema import MAD_TO_SD
 
 STORED_DTYPE = np.dtype("<f2")
 # The largest good value is stored as 5,000..10,000: values down to a billionth of it keep fp16's 11 bits, and bad
@@ -34,6 +35,12 @@ class CleanRecording:
     quality: dict[str, float] = field(default_factory=dict)
     space: str = ""  # of the parcels' positions
     repairs: tuple[str, ...] = ()  # one line for each thing that was wrong with the files and put right
+    began: float = math.nan  # seconds since 1970 by the scanner's clock; NaN where unknown; never stored
+
+    @property
+    def seconds(self) -> float:
+        """Duration [s]."""
+        return len(self.x_TC) / self.sfreq
 
 
 def valid_seconds(recording: CleanRecording) -> float:
@@ -52,7 +59,7 @@ def robust_amplitude(x_CT: np.ndarray) -> np.ndarray:
     """Median absolute deviation over time of each channel, scaled to the standard deviation of a Gaussian, ``(C,)``."""
     x_CT = np.ascontiguousarray(x_CT)  # sorting along another axis would copy every row
     deviation_CT = np.abs(x_CT - _median(x_CT)[:, None])
-    return 1.4826 * _median(deviation_CT)
+    return MAD_TO_SD * _median(deviation_CT)
 
 
 def _median(x_CT: np.ndarray) -> np.ndarray:

@@ -29,7 +29,7 @@ from mcsp.schema import BLOCK_SAMPLES, MODALITIES, SPLITS, Recording, block_boun
 
 # What a hostile file can make the readers of tars, arrays and JSON raise; lint tells it and goes on.
 _TOLD = (OSError, ValueError, LookupError, TypeError, ArithmeticError, EOFError, RecursionError, MemoryError)
-_SUBJECT = re.compile(r"(?:[0-9a-f]{16}){1,2}")  # corpora of before have 16 digits
+_SUBJECT = re.compile(r"[0-9a-f]{32}")
 
 
 def lint_corpus(path: Location, workers: int = 1) -> list[str]:

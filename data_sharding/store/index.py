@@ -26,6 +26,7 @@ INDEX_NAME = "index.json"
 REJECTED_NAME = "rejected.jsonl"
 REPAIRS_NAME = "repairs.jsonl"
 SHARDS_NAME = "shards"
+BUILD_NAME = ".build"  # of the build alone, and never a part of the corpus
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ _NUMBERS = {int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
 _ROWS_AT_ONCE = 1024
 # A list that comes again after so many different ones is stored again: where the positions of every subject were
 # measured, the memory of all of them would grow with the corpus.
-_REMEMBERED_LISTS = 1 << 16
+_REMEMBERED_LISTS = 65_536
 
 
 def _arrow_type(name: str, python_type: Any) -> pa.DataType:
@@ -225,10 +225,6 @@ class Recordings(Sequence[Recording]):
             batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
         except (OSError, pa.ArrowInvalid) as error:
             raise ValueError(f"{file}: cannot read the table of recordings ({str(error).splitlines()[0]})") from None
-        if len(batches) == 1 and "space" not in reader.schema.names:  # corpora of before have no column for it
-            unknown = pa.array([""] * batches[0].num_rows, pa.large_string()).dictionary_encode()
-            schema = batches[0].schema.append(SCHEMA.field("space"))
-            batches = [pa.RecordBatch.from_arrays([*batches[0].columns, unknown], schema=schema)]
         found = batches[0].schema if len(batches) == 1 else reader.schema
         missing = [f.name for f in SCHEMA if f.name not in found.names]
         if missing:

@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from mcsp.kernels.spectral.transforms import fits, transformed
+
 # Floor of a channel without any variation, in unit^2/Hz; far below the noise of any amplifier, in uV or in V.
 FLAT_POWER = 1e-20
 
-DETRENDS = ("constant", "linear")
-# Samples in a block of rows on a CPU, with a gradient and without: 2 and 4 MiB of float32, so that the passes over a
+# Samples in a block of rows on a CPU, with a gradient and without: 2 and 8 MiB of float32, so that the passes over a
 # block find it in the cache and there are few blocks.
-_BLOCK_SAMPLES = (2**19, 2**20)
+_BLOCK_SAMPLES = (2**19, 2**21)
 # Frequencies from which a CPU's FFT, which computes all bins, is faster than a product for the wanted ones alone; on a
 # GPU the frame's length decides. Both count only where the frequencies are bins of the frame.
 _FFT_FREQS_CPU, _FFT_LENGTH_GPU = 24, 1000
@@ -40,18 +41,18 @@ class Block(NamedTuple):
 
 
 class Spectra(NamedTuple):
-    """Spectra of a block: ``(re^2 + im^2) * scale^2`` is a one-sided density."""
+    """Spectra of a block: ``square * scale^2`` is a one-sided density."""
 
     re_bCPF: Tensor
     im_bCPF: Tensor
+    square_bCPF: Tensor  # re^2 + im^2
     scale_bCPF: Tensor  # 0 for a channel without variation; broadcasts
     level_bCP: Tensor  # a channel's mean density over 0 .. sfreq / 2
     frames_valid_bP: Tensor
 
     def density(self) -> Tensor:
         """``(b, C, P, F)`` in unit^2/Hz."""
-        square_bCPF = self.re_bCPF.square().addcmul_(self.im_bCPF, self.im_bCPF)
-        return square_bCPF.mul_(self.scale_bCPF.square())
+        return self.square_bCPF * self.scale_bCPF.square()
 
 
 def planned_rows(
@@ -135,11 +136,14 @@ def in_order(parts: list[Tensor], order: list[int]) -> Tensor:
     return whole[sorted(range(len(order)), key=order.__getitem__)]
 
 
-def spectra(block: Block, freqs_hz: tuple[float, ...], detrend: str) -> Spectra:
-    """Demean or detrend each frame, weight it with a Hann window and project it onto ``freqs_hz``."""
+def spectra(block: Block, freqs_hz: tuple[float, ...]) -> Spectra:
+    """Demean each frame, weight it with a Hann window and project it onto ``freqs_hz``."""
     x_bCT, valid_bT = block.x_bCT, block.valid_bT
     # On a CPU a look at the mask is cheaper than a copy of the signal; on a GPU it would wait for the device.
     whole = block.whole or (x_bCT.device.type == "cpu" and bool(valid_bT.all()))
+    bins = _bins_by_transform(block, freqs_hz)
+    if bins is not None:
+        return _by_transform(block, bins, whole)
     if block.hop == 0:
         frames = (x_bCT if whole else x_bCT.masked_fill(~valid_bT[:, None], 0))[:, :, None]
         frames_valid_bP = (valid_bT.sum(1) >= 2)[:, None]
@@ -157,14 +161,40 @@ def spectra(block: Block, freqs_hz: tuple[float, ...], detrend: str) -> Spectra:
     else:
         window_bL, density_b = _window(counted_bL, block.sfreq, x_bCT.dtype)
     counted = counted_bL[:, None, None].to(x_bCT.dtype)
-    centred, rest, total = _centred(frames, counted, whole or block.hop > 0, detrend)
+    centred, rest, total = _centred(frames, counted, whole or block.hop > 0)
     norm = torch.linalg.vector_norm(centred, dim=-1, keepdim=True)
-    # What is left of a constant or a line after rounding must count as nothing, or its logarithm has a huge gradient.
+    # What is left of a constant after rounding must count as nothing, or its logarithm has a huge gradient.
     lively = norm.detach() > 8 * torch.finfo(norm.dtype).eps * rest
     level_bCP = (norm.square() * lively / total * (2 / block.sfreq))[..., 0]
     scale = lively * density_b[:, None, None, None]
     re, im, one_sided_F = _transform(centred, window_bL[:, None, None], block.sfreq, freqs_hz)
-    return Spectra(re, im, scale * one_sided_F.to(scale), level_bCP, frames_valid_bP)
+    square = re.square().addcmul_(im, im)
+    return Spectra(re, im, square, scale * one_sided_F.to(scale), level_bCP, frames_valid_bP)
+
+
+def _bins_by_transform(block: Block, freqs_hz: tuple[float, ...]) -> range | None:
+    """The bins of the frames that :func:`_by_transform` finds, where it can and is faster."""
+    wanted = block.x_bCT.requires_grad and torch.is_grad_enabled()
+    if wanted or block.x_bCT.device.type != "cpu" or block.hop == 0 or len(freqs_hz) < _FFT_FREQS_CPU:
+        return None
+    _, bins = _plan(block.length, block.sfreq, freqs_hz)
+    return None if bins is None else fits(block.length, block.hop, bins)
+
+
+def _by_transform(block: Block, bins: range, whole: bool) -> Spectra:
+    x_bCT, valid_bT, length = block.x_bCT, block.valid_bT, block.length
+    frames_bPL = valid_bT.unfold(-1, length, block.hop)
+    frames_valid_bP = valid_bT.new_ones(frames_bPL.shape[:2]) if whole else frames_bPL.all(-1)
+    window_1L, density_1 = _whole_window(length, block.sfreq, x_bCT.dtype, x_bCT.device)
+    x_bCT = x_bCT if whole else x_bCT.masked_fill(~valid_bT[:, None], 0)
+    found = transformed(x_bCT, window_1L[0], block.hop, bins)
+    scale_bCP = found.lively_bCP * (density_1 * math.sqrt(2))
+    level_bCP = found.norm_bCP.square() * found.lively_bCP * (2 / block.sfreq / length)
+    # As pairs of numbers, which lie side by side: a pass over real parts alone takes up to four times as long.
+    pairs = torch.view_as_real(found.spectrum_bCPF)
+    squares = pairs.square()
+    square_bCPF = squares[..., 0] + squares[..., 1]
+    return Spectra(pairs[..., 0], pairs[..., 1], square_bCPF, scale_bCP[..., None], level_bCP, frames_valid_bP)
 
 
 def _window(counted_bL: Tensor, sfreq: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -180,10 +210,10 @@ def _whole_window(length: int, sfreq: float, dtype: torch.dtype, device: torch.d
     return _window(torch.ones(1, length, dtype=torch.bool, device=device), sfreq, dtype)
 
 
-def _centred(frames: Tensor, counted: Tensor, whole: bool, detrend: str) -> tuple[Tensor, Tensor, Tensor | float]:
-    """Frames without their mean (and line); a norm of what may be left of those; and the number of counted samples.
+def _centred(frames: Tensor, counted: Tensor, whole: bool) -> tuple[Tensor, Tensor, Tensor | float]:
+    """Frames without their mean; a norm of what may be left of it; and the number of counted samples.
 
-    Both are removed twice, as the first time leaves as much of a large offset as its sum was rounded by. Gradients go
+    It is removed twice, as the first time leaves as much of a large offset as its sum was rounded by. Gradients go
     through the first removal alone: it is the same projection.
     """
     # Where all samples count, their number needs no tensor.
@@ -194,13 +224,6 @@ def _centred(frames: Tensor, counted: Tensor, whole: bool, detrend: str) -> tupl
         mean = centred.sum(-1, keepdim=True) / total
         rest = mean.abs() * total**0.5
         centred.sub_(mean if whole else mean * counted)
-    if detrend == "linear":
-        time = unit_line(counted).to(frames.dtype)
-        slope = (centred * time).sum(-1, keepdim=True)
-        rest = rest + slope.detach().abs()
-        centred = centred - slope * time
-        with torch.no_grad():
-            centred.sub_((centred * time).sum(-1, keepdim=True) * time)
     return centred, rest, total
 
 
@@ -274,14 +297,6 @@ def _one_sided(freqs_F: Tensor, sfreq: float) -> Tensor:
     nyquist = sfreq / 2
     edge = (freqs_F == 0) | ((freqs_F - nyquist).abs() <= _SAME * nyquist)
     return (2.0 - edge.double()).sqrt() * (freqs_F <= nyquist * (1 + _SAME))
-
-
-def unit_line(counted: Tensor) -> Tensor:
-    """A line over the counted samples with mean 0 and norm 1, 0 elsewhere; float64, (..., L) as ``counted``."""
-    time = torch.arange(counted.shape[-1], device=counted.device, dtype=torch.float64)
-    total = counted.double().sum(-1, keepdim=True).clamp(min=1)
-    time = (time - (time * counted).sum(-1, keepdim=True) / total) * counted
-    return time / torch.linalg.vector_norm(time, dim=-1, keepdim=True).clamp(min=1e-9)
 
 
 def _take(spectrum: Tensor, bins: list[int]) -> Tensor:

@@ -3,7 +3,7 @@
 is written. For frames of up to about 1,000 samples; ``fused_fft`` has those for longer ones.
 
 One launch serves rows of any sampling rate: each has its frame length, hop, window, basis and bands in tables. The mean
-(and line) is removed in float32 before the product rounds anything. The backward pass keeps the signal and the result
+is removed in float32 before the product rounds anything. The backward pass keeps the signal and the result
 only: one kernel transforms each frame again and writes the gradient at its frequencies, a second one gathers, for every
 sample, the frames that cover it, so nothing is added atomically and the same input gives the same bits.
 
@@ -43,13 +43,12 @@ def _load(x_ptr, valid_ptr, start, n, length, channels_ok, stride_c, c):
 
 @triton.jit
 def _transform(
-    x_ptr, valid_ptr, window_ptr, line_ptr, basis_ptr, sums_ptr, start, length, count, stride_c, c, channels_ok, f,
+    x_ptr, valid_ptr, window_ptr, basis_ptr, sums_ptr, start, length, count, stride_c, c, channels_ok, f,
     FP: tl.constexpr, LP: tl.constexpr, BC: tl.constexpr, BF: tl.constexpr, BT: tl.constexpr,
-    LINEAR: tl.constexpr, PRECISION: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Cosine and sine parts of a frame of BC channels, its mean, slope, energy, and 0 for a flat channel."""
+    """Cosine and sine parts of a frame of BC channels, its mean, energy, and 0 for a flat channel."""
     mean = tl.zeros((BC,), tl.float32)
-    slope = tl.zeros((BC,), tl.float32)
     rest = tl.zeros((BC,), tl.float32)
     norm2 = tl.zeros((BC,), tl.float32)
     re = tl.zeros((BC, BF), tl.float32)
@@ -58,18 +57,10 @@ def _transform(
         x, _ = _load(x_ptr, valid_ptr, start, i * BT + tl.arange(0, BT), length, channels_ok, stride_c, c)
         mean += tl.sum(x, 1)
     mean = mean / tl.maximum(count, 1.0)
-    if LINEAR:
-        for i in range(LP // BT):
-            n = i * BT + tl.arange(0, BT)
-            x, good = _load(x_ptr, valid_ptr, start, n, length, channels_ok, stride_c, c)
-            slope += tl.sum(tl.where(good[None, :], x - mean[:, None], 0.0) * tl.load(line_ptr + n)[None, :], 1)
     for i in range(LP // BT):
         n = i * BT + tl.arange(0, BT)
         x, good = _load(x_ptr, valid_ptr, start, n, length, channels_ok, stride_c, c)
-        x = x - mean[:, None]
-        if LINEAR:
-            x = x - slope[:, None] * tl.load(line_ptr + n)[None, :]
-        x = tl.where(good[None, :], x, 0.0)
+        x = tl.where(good[None, :], x - mean[:, None], 0.0)
         rest += tl.sum(x, 1)
         norm2 += tl.sum(x * x, 1)
         x = x * tl.load(window_ptr + n)[None, :]
@@ -84,25 +75,25 @@ def _transform(
     rest2 = rest * rest * count
     norm2 = tl.maximum(norm2 - rest2, 0.0)
     eps32: tl.constexpr = 1.1920929e-07
-    lively = (norm2 > 64 * eps32 * (rest2 + eps32 * slope * slope)).to(tl.float32)
-    return re, im, mean, slope, norm2, lively
+    lively = (norm2 > 64 * eps32 * rest2).to(tl.float32)
+    return re, im, mean, norm2, lively
 
 
 @triton.jit
 def _density(
-    x_ptr, valid_ptr, window_ptr, line_ptr, basis_ptr, sums_ptr, count_ptr, share_ptr, per_sample, length, hop, first,
+    x_ptr, valid_ptr, window_ptr, basis_ptr, sums_ptr, count_ptr, share_ptr, per_sample, length, hop, first,
     stride_c, c, channels_ok, f, eps,
     FRAMES: tl.constexpr, FP: tl.constexpr, LP: tl.constexpr, BC: tl.constexpr, BF: tl.constexpr, BT: tl.constexpr,
-    LINEAR: tl.constexpr, PRECISION: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Density of BC channels at BF frequencies and its floor, the mean over FRAMES frames that count."""
     total = tl.zeros((BC, BF), tl.float32)
     floor = tl.zeros((BC,), tl.float32)
     for j in range(FRAMES):
         count, share = tl.load(count_ptr + first + j), tl.load(share_ptr + first + j)
-        re, im, _, _, norm2, lively = _transform(
-            x_ptr, valid_ptr, window_ptr, line_ptr, basis_ptr, sums_ptr, (first + j) * hop,
-            tl.where(share > 0, length, 0), count, stride_c, c, channels_ok, f, FP, LP, BC, BF, BT, LINEAR, PRECISION,
+        re, im, _, norm2, lively = _transform(
+            x_ptr, valid_ptr, window_ptr, basis_ptr, sums_ptr, (first + j) * hop,
+            tl.where(share > 0, length, 0), count, stride_c, c, channels_ok, f, FP, LP, BC, BF, BT, PRECISION,
         )  # fmt: skip
         total += (re * re + im * im) * (lively * share)[:, None]
         floor += norm2 * (lively * share) * (eps * per_sample / tl.maximum(count, 1.0))
@@ -111,10 +102,10 @@ def _density(
 
 @triton.jit
 def forward_kernel(
-    x_ptr, valid_ptr, rows_ptr, count_ptr, share_ptr, level_ptr, window_ptr, line_ptr, basis_ptr, sums_ptr, pool_ptr,
+    x_ptr, valid_ptr, rows_ptr, count_ptr, share_ptr, level_ptr, window_ptr, basis_ptr, sums_ptr, pool_ptr,
     out_ptr, C, stride_b, stride_c, stride_valid, eps, flat,
     P: tl.constexpr, FRAMES: tl.constexpr, OUT: tl.constexpr, FP: tl.constexpr, KP: tl.constexpr, LP: tl.constexpr,
-    BC: tl.constexpr, BF: tl.constexpr, BT: tl.constexpr, LINEAR: tl.constexpr, PRECISION: tl.constexpr,
+    BC: tl.constexpr, BF: tl.constexpr, BT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Log10 of density plus its floor, (B, C, P / FRAMES, OUT): of the mean over FRAMES frames that count."""
     b = tl.program_id(0).to(tl.int64)
@@ -130,9 +121,9 @@ def forward_kernel(
         group = tl.program_id(2) // (FP // BF)
         o = (tl.program_id(2) % (FP // BF)) * BF + tl.arange(0, BF)
         total, floor = _density(
-            x_ptr, valid_ptr, window_ptr + w * LP, line_ptr + w * LP, basis_ptr, sums_ptr + w * (4 * FP),
+            x_ptr, valid_ptr, window_ptr + w * LP, basis_ptr, sums_ptr + w * (2 * FP),
             count_ptr + b * P, share_ptr + b * P, per_sample, length, hop, group * FRAMES, stride_c, c, channels_ok, o,
-            eps, FRAMES, FP, LP, BC, BF, BT, LINEAR, PRECISION,
+            eps, FRAMES, FP, LP, BC, BF, BT, PRECISION,
         )  # fmt: skip
     else:
         group = tl.program_id(2)
@@ -142,9 +133,9 @@ def forward_kernel(
         for i in range(FP // BF):
             f = i * BF + tl.arange(0, BF)
             power, floor = _density(
-                x_ptr, valid_ptr, window_ptr + w * LP, line_ptr + w * LP, basis_ptr, sums_ptr + w * (4 * FP),
+                x_ptr, valid_ptr, window_ptr + w * LP, basis_ptr, sums_ptr + w * (2 * FP),
                 count_ptr + b * P, share_ptr + b * P, per_sample, length, hop, group * FRAMES, stride_c, c,
-                channels_ok, f, eps, FRAMES, FP, LP, BC, BF, BT, LINEAR, PRECISION,
+                channels_ok, f, eps, FRAMES, FP, LP, BC, BF, BT, PRECISION,
             )  # fmt: skip
             total = _dot(power, tl.load(pool_ptr + (g * FP + f[:, None]) * KP + o[None, :]), total, PRECISION)
     value = tl.log2(total + floor[:, None] + flat) * 0.3010299956639812
@@ -161,14 +152,14 @@ def _power_gradient(out_ptr, grad_ptr, place, known):
 
 @triton.jit
 def frequency_gradient_kernel(
-    x_ptr, valid_ptr, rows_ptr, count_ptr, share_ptr, level_ptr, window_ptr, line_ptr, basis_ptr, sums_ptr, pool_ptr,
+    x_ptr, valid_ptr, rows_ptr, count_ptr, share_ptr, level_ptr, window_ptr, basis_ptr, sums_ptr, pool_ptr,
     out_ptr, grad_ptr, work_ptr, stats_ptr, C, stride_b, stride_c, stride_valid, eps,
     P: tl.constexpr, FRAMES: tl.constexpr, OUT: tl.constexpr, FP: tl.constexpr, KP: tl.constexpr, LP: tl.constexpr,
-    BC: tl.constexpr, BF: tl.constexpr, BT: tl.constexpr, LINEAR: tl.constexpr, PRECISION: tl.constexpr,
+    BC: tl.constexpr, BF: tl.constexpr, BT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Per frame: gradients of the cosine and sine parts, and the numbers that the gather needs beside them.
 
-    ``stats``: mean, slope, factor of the centred sample, then the mean and slope of the windowed gradient.
+    ``stats``: mean, factor of the centred sample, mean of the windowed gradient.
     """
     b = tl.program_id(0).to(tl.int64)
     c = tl.program_id(1) * BC + tl.arange(0, BC)
@@ -182,17 +173,15 @@ def frequency_gradient_kernel(
     frame = (signal * P + p)[:, None]
     written = (signal * (P // FRAMES) + p // FRAMES)[:, None] * OUT
     mean = tl.zeros((BC,), tl.float32)
-    slope = tl.zeros((BC,), tl.float32)
     factor = tl.zeros((BC,), tl.float32)
     lively = tl.zeros((BC,), tl.float32)
     grad_mean = tl.zeros((BC,), tl.float32)
-    grad_slope = tl.zeros((BC,), tl.float32)
     for i in range(FP // BF):
         f = i * BF + tl.arange(0, BF)
-        re, im, mean, slope, _, lively = _transform(
-            x_ptr + b * stride_b, valid_ptr + b * stride_valid, window_ptr + w * LP, line_ptr + w * LP,
-            basis_ptr + g * (LP * 2 * FP), sums_ptr + w * (4 * FP), p * hop, tl.where(share > 0, length, 0), count,
-            stride_c, c, channels_ok, f, FP, LP, BC, BF, BT, LINEAR, PRECISION,
+        re, im, mean, _, lively = _transform(
+            x_ptr + b * stride_b, valid_ptr + b * stride_valid, window_ptr + w * LP,
+            basis_ptr + g * (LP * 2 * FP), sums_ptr + w * (2 * FP), p * hop, tl.where(share > 0, length, 0), count,
+            stride_c, c, channels_ok, f, FP, LP, BC, BF, BT, PRECISION,
         )  # fmt: skip
         if KP == 0:
             o = f
@@ -208,26 +197,21 @@ def frequency_gradient_kernel(
         grad_re, grad_im = 2.0 * grad * re, 2.0 * grad * im
         tl.store(work_ptr + frame * (2 * FP) + f[None, :], grad_re, mask=channels_ok[:, None])
         tl.store(work_ptr + frame * (2 * FP) + FP + f[None, :], grad_im, mask=channels_ok[:, None])
-        sums = sums_ptr + w * (4 * FP) + f
+        sums = sums_ptr + w * (2 * FP) + f
         grad_mean += tl.sum(grad_re * tl.load(sums)[None, :] + grad_im * tl.load(sums + FP)[None, :], 1)
-        if LINEAR:
-            tilts = sums + 2 * FP
-            grad_slope += tl.sum(grad_re * tl.load(tilts)[None, :] + grad_im * tl.load(tilts + FP)[None, :], 1)
     factor = factor * lively * (share * 2.0 * eps * per_sample / tl.maximum(count, 1.0))
-    stats = stats_ptr + (signal * P + p) * 5
+    stats = stats_ptr + (signal * P + p) * 3
     tl.store(stats, mean, mask=channels_ok)
-    tl.store(stats + 1, slope, mask=channels_ok)
-    tl.store(stats + 2, factor, mask=channels_ok)
-    tl.store(stats + 3, grad_mean / tl.maximum(count, 1.0), mask=channels_ok)
-    tl.store(stats + 4, grad_slope, mask=channels_ok)
+    tl.store(stats + 1, factor, mask=channels_ok)
+    tl.store(stats + 2, grad_mean / tl.maximum(count, 1.0), mask=channels_ok)
 
 
 @triton.jit
 def sample_gradient_kernel(
-    x_ptr, valid_ptr, rows_ptr, share_ptr, window_ptr, line_ptr, basis_ptr, work_ptr, stats_ptr, grad_x_ptr,
+    x_ptr, valid_ptr, rows_ptr, share_ptr, window_ptr, basis_ptr, work_ptr, stats_ptr, grad_x_ptr,
     C, T, stride_b, stride_c, stride_valid,
     P: tl.constexpr, COVER: tl.constexpr, FP: tl.constexpr, LP: tl.constexpr, BC: tl.constexpr, BF: tl.constexpr,
-    BT: tl.constexpr, LINEAR: tl.constexpr, PRECISION: tl.constexpr,
+    BT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Gradient of BT samples, gathered from the at most COVER frames that hold one of them."""
     b = tl.program_id(0).to(tl.int64)
@@ -259,15 +243,11 @@ def sample_gradient_kernel(
             grad_im = tl.load(work + FP, mask=channels_ok[:, None], other=0.0)
             part = _dot(grad_re, tl.load(basis, mask=inside[None, :], other=0.0), part, PRECISION)
             part = _dot(grad_im, tl.load(basis + FP, mask=inside[None, :], other=0.0), part, PRECISION)
-        stats = stats_ptr + frame * 5
+        stats = stats_ptr + frame * 3
         centred = x - tl.load(stats, mask=channels_ok, other=0.0)[:, None]
         part = part * tl.load(window_ptr + w * LP + n, mask=inside, other=0.0)[None, :]
-        part -= tl.load(stats + 3, mask=channels_ok, other=0.0)[:, None]
-        if LINEAR:
-            line = tl.load(line_ptr + w * LP + n, mask=inside, other=0.0)[None, :]
-            centred -= tl.load(stats + 1, mask=channels_ok, other=0.0)[:, None] * line
-            part -= tl.load(stats + 4, mask=channels_ok, other=0.0)[:, None] * line
-        part += tl.load(stats + 2, mask=channels_ok, other=0.0)[:, None] * centred
+        part -= tl.load(stats + 2, mask=channels_ok, other=0.0)[:, None]
+        part += tl.load(stats + 1, mask=channels_ok, other=0.0)[:, None] * centred
         total += tl.where((inside & good)[None, :], part, 0.0)
     place = signal[:, None] * T + t[None, :]
     tl.store(grad_x_ptr + place, total, mask=channels_ok[:, None] & (t < T)[None, :])

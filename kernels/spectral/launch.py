@@ -36,7 +36,7 @@ class ProductFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x_BCT: Tensor, request: Request, frames: FrameTables, product: ProductTables, linear: bool,
+        ctx: Any, x_BCT: Tensor, request: Request, frames: FrameTables, product: ProductTables,
         eps: float, precision: str,
     ) -> Tensor:  # fmt: skip
         """One launch."""
@@ -50,13 +50,13 @@ class ProductFunction(torch.autograd.Function):
             named = "ieee"
         shared = {
             "P": frames.frames, "FP": product.padded_freqs, "LP": frames.padded_length, "BF": BLOCK_FREQS,
-            "BT": BLOCK_TIME, "LINEAR": linear, "PRECISION": named, **options,
+            "BT": BLOCK_TIME, "PRECISION": named, **options,
         }  # fmt: skip
         strides = (x_BCT.stride(0), x_BCT.stride(1), frames.valid_stride)
         both = {"FRAMES": frames.averaged, "OUT": request.outputs, "KP": product.padded_bands}
         tables = (
             frames.valid_BT, frames.rows_B4, frames.count_BP, frames.share_BP, frames.level_B, frames.window_WL,
-            frames.line_WL, product.basis_GL2F, product.sums_W4F, product.pool_GFK,
+            product.basis_GL2F, product.sums_W2F, product.pool_GFK,
         )  # fmt: skip
         fused.forward_kernel[grid](x_BCT, *tables, out, channels, *strides, eps, FLAT_POWER, **shared, **both)
         ctx.save_for_backward(x_BCT, out)
@@ -69,11 +69,11 @@ class ProductFunction(torch.autograd.Function):
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         """Two launches; the gradient at the frequencies, (B, C, P, 2 F), lives only here."""
         x_BCT, out = ctx.saved_tensors
-        valid, rows_table, _, share, _, window, line, basis, _, _ = ctx.tables
+        valid, rows_table, _, share, _, window, basis, _, _ = ctx.tables
         rows, channels, times = x_BCT.shape
         frames = ctx.shared["P"]
         work = x_BCT.new_empty(rows, channels, frames, 2 * ctx.shared["FP"], dtype=torch.float32)
-        stats = work.new_empty(rows, channels, frames, 5)
+        stats = work.new_empty(rows, channels, frames, 3)
         grad_x = torch.empty_like(x_BCT, memory_format=torch.contiguous_format)
         blocks = -(-channels // ctx.shared["BC"])
         fused.frequency_gradient_kernel[(rows, blocks, frames)](
@@ -81,10 +81,10 @@ class ProductFunction(torch.autograd.Function):
             **ctx.shared, **ctx.both,
         )  # fmt: skip
         fused.sample_gradient_kernel[(rows, blocks, -(-times // BLOCK_TIME))](
-            x_BCT, valid, rows_table, share, window, line, basis, work, stats, grad_x, channels, times, *ctx.strides,
+            x_BCT, valid, rows_table, share, window, basis, work, stats, grad_x, channels, times, *ctx.strides,
             COVER=ctx.cover, **ctx.shared | {"BF": GATHER_FREQS[ctx.precision]},
         )  # fmt: skip
-        return grad_x, *[None] * 6
+        return grad_x, *[None] * 5
 
 
 def log_density(
@@ -96,7 +96,6 @@ def log_density(
     time_valid_BT: Tensor | None,
     frame_seconds: float | None,
     hop_seconds: float | None,
-    detrend: str,
     eps: float,
     average: bool,
     precision: str,
@@ -117,7 +116,6 @@ def log_density(
         multiple=BLOCK_TIME,
         device=x_BCT.device,
     )
-    linear = detrend == "linear"
     frames = frame_tables(request, time_valid_BT)
     product = product_tables(request, frames, BLOCK_FREQS)
-    return ProductFunction.apply(x_BCT, request, frames, product, linear, eps, precision), frames.share_BP > 0
+    return ProductFunction.apply(x_BCT, request, frames, product, eps, precision), frames.share_BP > 0

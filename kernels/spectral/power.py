@@ -25,7 +25,6 @@ def log_power(
     time_valid_BT: Tensor | None = None,
     frame_seconds: float | None = None,
     hop_seconds: float | None = None,
-    detrend: str = "constant",
     eps: float = 1e-6,
     precision: Precision = "fp32",
     impl: Impl = "auto",
@@ -50,7 +49,6 @@ def log_power(
         "time_valid_BT": time_valid_BT,
         "frame_seconds": frame_seconds,
         "hop_seconds": hop_seconds,
-        "detrend": detrend,
         "eps": eps,
     }
     if _chosen("log_power", x_BCT, sfreq_B, frame_seconds, impl, precision) == "reference":
@@ -67,7 +65,6 @@ def log_power_frames(
     bands_hz: Bands | None = None,
     hop_seconds: float | None = None,
     time_valid_BT: Tensor | None = None,
-    detrend: str = "constant",
     eps: float = 1e-6,
     precision: Precision = "fp32",
     impl: Impl = "auto",
@@ -83,7 +80,6 @@ def log_power_frames(
         "time_valid_BT": time_valid_BT,
         "frame_seconds": frame_seconds,
         "hop_seconds": hop_seconds,
-        "detrend": detrend,
         "eps": eps,
     }
     if _chosen("log_power_frames", x_BCT, sfreq_B, frame_seconds, impl, precision) == "reference":
@@ -101,7 +97,7 @@ def _fused(
 ) -> tuple[Tensor, Tensor]:
     from mcsp.kernels.spectral import launch
 
-    freqs_hz = reference.checked_freqs(freqs_hz_F, options["bands_hz"], options["detrend"])
+    freqs_hz = reference.checked_freqs(freqs_hz_F, options["bands_hz"])
     return launch.log_density(x_BCT, sfreq_B, freqs_hz, average=average, precision=precision, **options)
 
 

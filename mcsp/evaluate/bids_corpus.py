@@ -13,9 +13,8 @@ from mcsp.encode.pretrained import PretrainedMCSP
 from mcsp.encode.recording import cleaning_of
 from mcsp.evaluate.units import ENTITIES
 from mcsp.outside import read_text
-from mcsp.schema import Modality
+from mcsp.schema import KEY_VARIABLE, Modality
 
-KEY_VARIABLE = "MCSP_SUBJECT_KEY"
 KEY_NAME = "subject.key"
 
 

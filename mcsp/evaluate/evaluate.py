@@ -23,8 +23,8 @@ from mcsp.evaluate.features import learned_parts, measured_parts
 from mcsp.evaluate.methods import PRETRAINED, UNTRAINED, Block, Described, Encoded
 from mcsp.evaluate.overlap import find_overlap, membership
 from mcsp.evaluate.report.page import write_report
+from mcsp.evaluate.retrieval.controls import run_retrieval
 from mcsp.evaluate.retrieval.pairs import RETRIEVAL_SEED
-from mcsp.evaluate.retrieval.rows import run_retrieval
 from mcsp.evaluate.scores import BOOTSTRAP_SEED
 from mcsp.evaluate.splits import k_fold
 from mcsp.evaluate.units import Labelled, labels_of

@@ -23,7 +23,7 @@ from mcsp.evaluate.methods import Encoded
 from mcsp.evaluate.units import Labelled
 from mcsp.model.weights import SUBJECTS_FILE
 from mcsp.outside import read_bounded
-from mcsp.schema import KEY_FINGERPRINT
+from mcsp.schema import KEY_FINGERPRINT, KEY_VARIABLE
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def find_overlap(preprocessing: Mapping[str, Any], model_dir: Path, corpus: Corp
             return _unknown(
                 f"its subjects were hashed under another key (fingerprint {here[:8]}) than those of pretraining "
                 f"({there[:8]}), so that the same person has two hashes; with the pretraining's key in "
-                "MCSP_SUBJECT_KEY when the corpus is built, or by the holders of both keys, it can be checked"
+                f"{KEY_VARIABLE} when the corpus is built, or by the holders of both keys, it can be checked"
             )
     text = f"{len(seen) or 'None'} of the {len(own)} subjects {'was' if len(seen) == 1 else 'were'} in the pretraining "
     text += "data."

@@ -256,7 +256,8 @@ def log_correlation_of_mixture(
     open_B = _shrinkage(bound_B, squares_B, n_B, factor_BAC.shape[1]) > LEAST_SHRINKAGE
     if bool(open_B.any()):
         of_channels = scale_BC[open_B, :, None] * form_BCC[open_B] * scale_BC[open_B, None]
-        norm2_BT = (of_channels @ x_BCT[open_B]).mul_(x_BCT[open_B]).sum(1)
+        some_BCT = x_BCT[open_B]
+        norm2_BT = (of_channels @ some_BCT).mul_(some_BCT).sum(1)
         bound_B[open_B] = norm2_BT.double().square().sum(-1) / n_B[open_B]
     r_B = _shrinkage(bound_B, squares_B, n_B, factor_BAC.shape[1])
     return _log_of_factor(factor_BAC, gram_BCC, flat_BA, r_B).to(x_BCT.dtype)

@@ -68,7 +68,7 @@ class TemporalEncoder(nn.Module):
         """
         x_BCT, valid_BT = to_grid(signal, self.grid_hz)
         short = self.patch_samples - x_BCT.shape[-1]
-        if short > 0:  # shorter than one patch: pad, and let its only patch count
+        if short > 0:  # shorter than one patch: padded to one, which is not whole and so not valid
             x_BCT, valid_BT = F.pad(x_BCT, (0, short)), F.pad(valid_BT, (0, short))
         n_patches = x_BCT.shape[-1] // self.patch_samples
         whole = n_patches * self.patch_samples
@@ -84,7 +84,7 @@ class TemporalEncoder(nn.Module):
                 hop_seconds=self.patch_seconds,
             )
             power_BCPF = power_BCPF.clamp_min(LOWEST_LOG_POWER)
-            power_BCPF.masked_fill_(~valid_BP[:, None, :, None], LOWEST_LOG_POWER)
+            power_BCPF = torch.where(valid_BP[:, None, :, None], power_BCPF, LOWEST_LOG_POWER)
         return Patches(
             rearrange(unit_BCT[..., :whole], "b c (p l) -> b c p l", p=n_patches),
             log_std_BC,

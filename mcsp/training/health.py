@@ -26,8 +26,8 @@ from typing import Any
 
 from mcsp.batch import Batch
 from mcsp.config import HealthConfig
+from mcsp.schema import MAD_TO_SD
 
-_TO_SIGMA = 1.4826  # times the median absolute deviation: the standard deviation of a normal distribution
 _LEAST_SIGMA = 0.05  # of the median loss, or of the logarithm of a norm: after a quiet stretch no wobble is a spike
 _LEVEL_STEPS = 32  # whose median is the level of the loss
 _FAR = 1.5  # times the best level
@@ -68,7 +68,7 @@ class Health:
         if self.config.spike_factor == 0 or len(values) < self.config.spike_window // 2:
             return math.inf
         median = statistics.median(values)
-        sigma = _TO_SIGMA * statistics.median(abs(v - median) for v in values)
+        sigma = MAD_TO_SD * statistics.median(abs(v - median) for v in values)
         return median + self.config.spike_factor * max(sigma, _LEAST_SIGMA * (unit or abs(median)))
 
     def fault(self, name: str, value: float, limit: float) -> str:

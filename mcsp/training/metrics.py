@@ -26,7 +26,6 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from mcsp.config import PretrainConfig
 from mcsp.run_log import iter_metrics, keep_steps, open_to_append
 from mcsp.wording import listed
 
@@ -40,22 +39,6 @@ class Tracker(NamedTuple):
 
     log: Callable[[int, dict[str, float]], object]
     close: Callable[[], object]
-
-
-def is_logged(config: PretrainConfig, step: int) -> bool:
-    """Whether the step, counted from 1, gets a line: those that are evaluated do."""
-    return is_evaluated(config, step) or step in (1, config.steps) or step % config.log_every == 0
-
-
-def is_evaluated(config: PretrainConfig, step: int) -> bool:
-    """Whether a run looks closely at the step: people set aside, where there are any, norms of parts, memory."""
-    every = config.validate_every
-    return bool(every) and (step % every == 0 or step in (1, config.steps))
-
-
-def values_of_pairs(config: PretrainConfig, values: dict[str, float]) -> dict[str, float]:
-    """``values`` without those of two modalities where no batch holds a pair: they would be 0 throughout."""
-    return {name: value for name, value in values.items() if config.batch.paired or "/fmri-eeg/" not in name}
 
 
 class Metrics:

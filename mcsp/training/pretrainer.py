@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import record_function
 
-from mcsp.augmentations.views import halves_of_views, spatial_view, spectral_view, temporal_view
+from mcsp.augmentations.views import halves_of_views, spatial_view, spectral_view, temporal_views
 from mcsp.batch import Batch, Signal, rows_of
 from mcsp.config import AugmentationConfig, ModelConfig, ObjectiveConfig
 from mcsp.distributed import over_ranks
@@ -149,12 +149,11 @@ class Pretrainer(nn.Module):
                 stop, channels = first + len(rows), rows.x_BCT.shape[1]
                 found.append(self._measure_rows(modality, rows, [w[first:stop, :, :channels] for w in weights]))
                 first = stop
-        views = {d: _joined([f[0][d][v] for v in VIEWS for f in found]) for d in domains}
+        views = {d: _joined([f[0][d] for f in found]) for d in domains}
         if "spectral" in domains:
             with self.part("views"):
                 views["spectral"] = self._spectral_views(modality, signal, views["spectral"])
-        wanted = found[0][1]
-        return views, {name: torch.cat([f[1][name].chunk(2)[v] for v in VIEWS for f in found]) for name in wanted}
+        return views, {name: _stacked([f[1][name] for f in found]) for name in found[0][1]}
 
     def _spectral_views(self, modality: Modality, signal: Signal, measured: Spectrum) -> Spectrum:
         encoder = self.model.encoder(modality, "spectral")
@@ -168,14 +167,12 @@ class Pretrainer(nn.Module):
 
     def _measure_rows(
         self, modality: Modality, signal: Signal, weights: Sequence[Tensor]
-    ) -> tuple[dict[Domain, list[Any]], dict[Target, Tensor]]:
-        """What encoders read of each view, spectra not yet augmented; and what is to be predicted, of all rows of a
-        view together.
-        """
+    ) -> tuple[dict[Domain, Measured], dict[Target, Tensor]]:
+        """What encoders read of both views, spectra not yet augmented; and what is to be predicted; (2 B, ...)."""
         config, model = self.augmentation, self.model
         with self.part("views"):
             halves = halves_of_views(signal) if config.opposite_halves else signal
-        views: dict[Domain, list[Any]] = {}
+        views: dict[Domain, Measured] = {}
         targets: dict[Target, Tensor] = {}
         wanted = {term.target for term in self.predictions if term.modality == modality}
         plain_BAC = torch.cat([weights[0]] * len(VIEWS))  # to the anchors, as the signal is
@@ -185,23 +182,20 @@ class Pretrainer(nn.Module):
             if isinstance(encoder, SpatialEncoder):
                 channels = encoder.channels(seen)
                 twice = channels if apart else _twice(channels)
-                connectivity = encoder.at_anchors(twice, torch.cat(list(weights[1:])))
-                views[domain] = [_view_of(connectivity, v) for v in VIEWS]
+                views[domain] = encoder.at_anchors(twice, torch.cat(list(weights[1:])))
                 if "connectivity" in wanted:
                     channels = channels if apart else encoder.channels(halves, coherence=False)
                     targets["connectivity"] = _other_half(connectivity_of(encoder, channels, plain_BAC))
             elif isinstance(encoder, SpectralEncoder):
                 spectrum = encoder.measure(seen, seen_BAC)
-                views[domain] = [_view_of(spectrum, v) if apart else spectrum for v in VIEWS]
+                views[domain] = spectrum if apart else _twice(spectrum)
                 if "spectrum" in wanted:
                     spectrum = spectrum if apart else encoder.measure(halves, plain_BAC)
                     targets["spectrum"] = _other_half(spectrum_of(spectrum))
             else:
-                views[domain] = []
-                for v in VIEWS:
-                    with self.part("views"):
-                        drawn = temporal_view(_view_of(halves, v) if apart else signal, v, config)
-                    views[domain].append(encoder.measure(drawn, weights[0]))
+                with self.part("views"):
+                    drawn = temporal_views(seen, config, apart)
+                views[domain] = encoder.measure(drawn, plain_BAC)
         return views, targets
 
     def _prediction_errors(
@@ -268,30 +262,28 @@ def _twice(measured: Any) -> Any:
     return type(measured)(*(None if x is None else torch.cat([x] * len(VIEWS)) for x in measured))
 
 
-def _view_of(rows: Any, view: int) -> Any:
-    """The rows of one view, of a signal or a named tuple of tensors that hold those of both."""
-    if isinstance(rows, Signal):
-        count = len(rows) // len(VIEWS)
-        return rows_of(rows, slice(view * count, (view + 1) * count))
-    return type(rows)(*(None if x is None else x.chunk(len(VIEWS))[view] for x in rows))
-
-
 def _other_half(target_BE: Tensor) -> Tensor:
     """What was measured of each view's half, in the place of the view that predicts it."""
     return target_BE.roll(len(target_BE) // len(VIEWS), 0)
 
 
 def _joined(parts: Sequence[Any]) -> Any:
-    """Named tuples of tensors as one, row after row, padded with zeros; what is None in all stays None."""
+    """Named tuples of tensors that hold the rows of one view, then of the other, as one such; padded with zeros.
+
+    What is None in all stays None.
+    """
+    if len(parts) == 1:
+        return parts[0]
     columns = zip(*parts, strict=True)
     return type(parts[0])(*(None if column[0] is None else _stacked(column) for column in columns))
 
 
 def _stacked(tensors: Sequence[Tensor]) -> Tensor:
-    """Rows of all tensors, (sum of rows, ...) of the largest shape."""
+    """Rows of all tensors view by view, (sum of rows, ...) of the largest shape."""
+    tensors = [x.chunk(len(VIEWS))[v] for v in VIEWS for x in tensors]
     shape = [max(sizes) for sizes in zip(*(x.shape[1:] for x in tensors), strict=True)]
     if all(list(x.shape[1:]) == shape for x in tensors):
-        return torch.cat(list(tensors))
+        return torch.cat(tensors)
     whole, first = tensors[0].new_zeros(sum(len(x) for x in tensors), *shape), 0
     for x in tensors:
         whole[(slice(first, first + len(x)), *(slice(size) for size in x.shape[1:]))] = x

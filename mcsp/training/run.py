@@ -15,7 +15,7 @@ from mcsp.config import PretrainConfig
 from mcsp.run_log import iter_events
 from mcsp.training import engine
 from mcsp.training.clock import Clock, Profile
-from mcsp.training.metrics import Metrics, check_installed, is_logged, trackers
+from mcsp.training.metrics import Metrics, check_installed, trackers
 from mcsp.training.reading.loader import batches
 from mcsp.training.run_dir import InUse, Lock, check
 from mcsp.training.stopping import (
@@ -29,10 +29,12 @@ from mcsp.training.stopping import (
     reserve_exit,
     write_exit,
 )
-from mcsp.training.throughput import Throughput, goodput
+from mcsp.training.throughput import Throughput, goodput, peak_memory_gib
 from mcsp.training.trainer import Trainer
 from mcsp.training.validation.evaluations import Evaluations
 from mcsp.training.watchdog import Watchdog, clear_heartbeats
+
+_RANKS_SHOWN = 16  # whose memory is logged one by one
 
 
 class Run:
@@ -103,6 +105,8 @@ class Run:
                 trainer.useful_seconds += time.perf_counter() - begin
             begin = time.perf_counter()
             too_bad = trainer.bad_windows.too_many()
+            if self.config.is_evaluated(trainer.step):
+                values |= self._memory_of_ranks()
             # First the line: a crash behind a checkpoint would lose it, one before the checkpoint has the step redone.
             evaluated, untrained = {**untrained, **self.evaluations.after_step()}, {}
             self._log({**values, **evaluated})
@@ -134,10 +138,17 @@ class Run:
         step = self.trainer.step
         if not self.metrics:
             return
-        if is_logged(self.config, step) or self.trainer.stopping:
+        if self.config.is_logged(step) or self.trainer.stopping:
             self.metrics.write(step, {**values, **self._speed(step - self.logged_step)})
             self.logged_step = step
         self.metrics.advance()
+
+    def _memory_of_ranks(self) -> dict[str, float]:
+        """Peak of each rank, or of the fullest and the emptiest where there are many."""
+        gib = distributed.gather_objects(peak_memory_gib(self.trainer.device))
+        if len(gib) > _RANKS_SHOWN:
+            return {"memory_gib/most": max(gib), "memory_gib/least": min(gib)}
+        return {f"memory_gib/rank-{rank}": value for rank, value in enumerate(gib)}
 
     def _speed(self, steps: int) -> dict[str, float]:
         """Means over the ``steps`` since the last line; of rank 0, which waits for the slowest."""

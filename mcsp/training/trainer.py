@@ -14,6 +14,7 @@ from torch import Tensor
 from mcsp import distributed
 from mcsp.batch import Batch
 from mcsp.config import BatchConfig, PretrainConfig
+from mcsp.config.pretrain import learning_rate
 from mcsp.data_sharding.store.reader import Corpus
 from mcsp.losses.objective import objective
 from mcsp.losses.shuffled import subjects_of_blocks
@@ -23,9 +24,8 @@ from mcsp.schema import Split
 from mcsp.training import engine
 from mcsp.training.clock import Clock
 from mcsp.training.health import BadWindows, Health, clean
-from mcsp.training.metrics import Metrics, is_evaluated, is_logged, values_of_pairs
+from mcsp.training.metrics import Metrics
 from mcsp.training.pretrainer import Pretrainer
-from mcsp.training.rate import learning_rate
 from mcsp.training.reading.loader import StepDataset
 from mcsp.training.reading.schedule import Schedule
 from mcsp.training.saving import checkpoint
@@ -33,7 +33,6 @@ from mcsp.training.saving.continues import changes, in_words, start_from
 from mcsp.training.saving.mirror import Mirror, restore
 from mcsp.training.saving.saver import Saver
 from mcsp.training.stopping import EXIT_DATA, RunEnded
-from mcsp.training.throughput import peak_memory_gib
 from mcsp.wording import listed
 
 
@@ -77,6 +76,11 @@ def shared_parcels(corpus: Corpus) -> tuple[tuple[float, ...], ...]:
     return tuple(tuple(round(value, 3) for value in xyz) for xyz in positions_P3.tolist())
 
 
+def values_of_pairs(config: PretrainConfig, values: dict[str, float]) -> dict[str, float]:
+    """``values`` without those of two modalities where no batch holds a pair: they would be 0 throughout."""
+    return {name: value for name, value in values.items() if config.batch.paired or "/fmri-eeg/" not in name}
+
+
 class Embedded(NamedTuple):
     """What the objective compares, of this rank."""
 
@@ -89,7 +93,6 @@ class Embedded(NamedTuple):
 
 
 _log = logging.getLogger(__name__)
-_RANKS_SHOWN = 16
 _STEPS_OF_START = 8  # whose windows say where spatial tokens start
 
 
@@ -281,12 +284,12 @@ class Trainer:
     def train_step(self, batches: Sequence[Batch], metrics: Metrics | None = None) -> dict[str, float]:
         """One optimizer step; a loss or gradient that is not finite, or spikes, is counted and changes nothing.
 
-        Where the step is evaluated, also the gradient norm of each part of the model, and the memory of each rank.
+        Where the step is evaluated, also the gradient norm of each part of the model.
         """
         self.clock.step = self.step
         self.clock.enter("forward")
         embedded = self.embed(batches)
-        share, terms = self.loss(embedded, is_logged(self.config, self.step + 1))
+        share, terms = self.loss(embedded, self.config.is_logged(self.step + 1))
         names = [name if name.startswith("top1/") else f"loss/{name}" for name in terms]
         read = sum(len(signal) for batch in batches for signal in batch.signals.values())
         left_out = sum((Counter(batch.left_out) for batch in batches), Counter[str]())
@@ -297,7 +300,7 @@ class Trainer:
         told = torch.cat([summed, embedded.scale_P.detach().to(summed.dtype)])
         rate = learning_rate(self.config, self.step - self.health.skipped_steps)
         details: dict[str, float] = {}
-        in_detail = is_evaluated(self.config, self.step + 1)
+        in_detail = self.config.is_evaluated(self.step + 1)
         norm, found = self._update(share, told, rate, embedded, batches, metrics, details if in_detail else None)
         (*totals, stopping, left, bad, n_read), scales = found[: len(summed)], found[len(summed) :]
         self.bad_windows.add(round(bad), round(n_read), distributed.gather_objects(left_out) if left else [])
@@ -308,8 +311,6 @@ class Trainer:
         }
         values = {**dict(zip(["loss", *names], totals, strict=True)), **temperatures}
         values = values_of_pairs(self.config, values)
-        if in_detail:
-            details |= self._memory_of_ranks()
         for batch in batches:
             for stream, seconds in batch.read_seconds.items():
                 values[f"read_seconds/{stream}"] = values.get(f"read_seconds/{stream}", 0.0) + seconds
@@ -317,13 +318,6 @@ class Trainer:
                 name = f"real_share/{modality}"
                 values[name] = values.get(name, 0.0) + part / len(batches)
         return {**values, "gradient_norm": norm, "learning_rate": rate, **details}
-
-    def _memory_of_ranks(self) -> dict[str, float]:
-        """Peak of each rank, or of the fullest and the emptiest where there are many."""
-        gib = distributed.gather_objects(peak_memory_gib(self.device))
-        if len(gib) > _RANKS_SHOWN:
-            return {"memory_gib/most": max(gib), "memory_gib/least": min(gib)}
-        return {f"memory_gib/rank-{rank}": value for rank, value in enumerate(gib)}
 
     def _update(
         self,

@@ -5,16 +5,14 @@ import torch
 
 from mcsp.augmentations import views
 from mcsp.augmentations.views import (
-    add_noise,
     drop_channels,
     halves,
     halves_of_views,
     jitter_positions,
     log_gain,
-    mask_and_scale,
     spatial_view,
     spectral_view,
-    temporal_view,
+    temporal_views,
 )
 from mcsp.batch import Signal, rows_of
 from mcsp.config import AugmentationConfig
@@ -66,13 +64,20 @@ def test_draws_look_uniform_and_normal() -> None:
     assert float((neighbours - torch.eye(3)).abs().max()) < 0.08
 
 
-@pytest.mark.parametrize("view", [spatial_view, temporal_view])
+def temporal_view(signal: Signal, index: int, config: AugmentationConfig, apart: bool = False) -> Signal:
+    rows = len(signal) // 2 if apart else len(signal)
+    return rows_of(temporal_views(signal, config, apart), slice(index * rows, (index + 1) * rows))
+
+
+@pytest.mark.parametrize("domain", ["spatial", "temporal"])
 @pytest.mark.parametrize("opposite", [False, True])
-def test_a_view_depends_on_its_row_alone(view, opposite) -> None:
+def test_a_view_depends_on_its_row_alone(domain: str, opposite: bool) -> None:
     config = AugmentationConfig()
 
     def drawn(signal: Signal, index: int) -> Signal:
-        return view(half_of_view(signal, index) if opposite else signal, index, config)
+        if domain == "temporal":
+            return temporal_view(halves_of_views(signal) if opposite else signal, index, config, opposite)
+        return spatial_view(half_of_view(signal, index) if opposite else signal, index, config)
 
     signal = make_signal()
     whole, part, wide = drawn(signal, 0), drawn(rows_of(signal, [4, 1]), 0), drawn(padded(signal, 3), 0)
@@ -117,16 +122,23 @@ def test_time_halves_lie_at_both_ends_of_the_valid_extent() -> None:
         assert kept[1] == [float(t + 1) for t in range(stop - length, stop)]
 
 
-def test_halves_cut_by_index_are_those_cut_row_by_row() -> None:
-    """The first way is a GPU's, the second a CPU's."""
+@pytest.mark.parametrize("ragged", [False, True])
+def test_each_row_is_cut_at_its_own_place_and_length(ragged: bool) -> None:
     signal = make_signal(rows=6)
     valid = torch.rand(6, 1000, generator=torch.Generator().manual_seed(0)) < 0.9
     valid[1, :300], valid[2, 501:], valid[3] = False, False, False
     signal = signal.replace(x_BCT=signal.x_BCT * valid[:, None], time_valid_BT=valid)
-    start, length = torch.tensor([0, 300, 250, 0, 500, 1] * 2), torch.tensor([500, 350, 250, 500, 500, 499] * 2)
-    by_index, by_rows = (cut(signal, start, length, 500) for cut in (views._by_index, views._by_rows))
-    assert all(torch.equal(a, b) for a, b in zip(by_index, by_rows, strict=True))
-    assert not by_rows[1][1, 350:].any() and by_rows[1].any(1).tolist() == ([True] * 3 + [False] + [True] * 2) * 2
+    start, length = torch.tensor([0, 300, 250, 0, 500, 1] * 2), torch.full((12,), 500)
+    if ragged:
+        length = torch.tensor([500, 350, 250, 500, 500, 499, 500, 500, 250, 500, 300, 10])
+        start = torch.tensor([0, 300, 250, 0, 500, 1, 2, 499, 700, 0, 700, 990])  # the last ends with the signal
+    x_2BCL, valid_2BL = views._cuts(signal, start, length, 500)
+    assert x_2BCL.shape == (12, 8, 500) and valid_2BL.shape == (12, 500)
+    for row, (first, count) in enumerate(zip(start.tolist(), length.tolist(), strict=True)):
+        assert torch.equal(x_2BCL[row, :, :count], signal.x_BCT[row % 6, :, first : first + count])
+        assert torch.equal(valid_2BL[row, :count], valid[row % 6, first : first + count])
+        assert not x_2BCL[row, :, count:].any() and not valid_2BL[row, count:].any()
+    assert not valid_2BL[3].any()
 
 
 def test_halves_of_both_views_are_opposite_and_drawn() -> None:
@@ -157,7 +169,7 @@ def test_position_jitter_has_the_stated_width_and_leaves_unknown_positions() -> 
 
 def test_time_mask_hides_one_span_of_valid_time() -> None:
     signal = make_signal(rows=100)
-    masked = mask_and_scale(signal, 0.4, 0.0, signal.key_B)
+    masked = temporal_views(signal, AugmentationConfig(time_mask=0.4, amplitude_jitter=0))
     hidden = ~masked.time_valid_BT
     assert 0.15 < float(hidden.float().mean()) < 0.25 and float(hidden.float().mean(1).max()) <= 0.4
     assert (hidden.int().diff(dim=1).abs().sum(1) <= 2).all()
@@ -167,7 +179,8 @@ def test_time_mask_hides_one_span_of_valid_time() -> None:
 def test_noise_is_relative_to_each_channel() -> None:
     signal = make_signal()
     signal = signal.replace(x_BCT=signal.x_BCT * torch.logspace(-2, 2, 8)[:, None])
-    ratio = (add_noise(signal, 0.1, signal.key_B).x_BCT - signal.x_BCT).std(-1) / signal.x_BCT.std(-1)
+    noisy = temporal_views(signal, AugmentationConfig(noise=0.1, time_mask=0, amplitude_jitter=0)).x_BCT
+    ratio = (noisy.view(2, *signal.x_BCT.shape) - signal.x_BCT).std(-1) / signal.x_BCT.std(-1)
     assert float((ratio - 0.1).abs().max()) < 0.02
 
 

@@ -22,8 +22,8 @@ from mcsp.data_sharding.bids.write import (
     write_tsv,
 )
 from mcsp.data_sharding.build.corpus import build_corpus, ray_session
-from mcsp.data_sharding.build.pseudonyms import KEY_VARIABLE
 from mcsp.data_sharding.store.index import INDEX_NAME
+from mcsp.schema import KEY_VARIABLE
 from tests.conftest import folder_of
 
 KEY = sha256(b"a key for tests 0").hexdigest()

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 
 from examples import abide
-from mcsp.data_sharding.build.pseudonyms import KEY_VARIABLE
 from mcsp.data_sharding.store.reader import Corpus
-from mcsp.schema import SCALE_FREE
+from mcsp.schema import KEY_VARIABLE, SCALE_FREE
 from tests.conftest import SUBJECT_KEY
 
 PEOPLE = {"Pitt_0050003": ("PITT", "1"), "Pitt_0050004": ("PITT", "2"), "UM_1_0050272": ("UM_1", "1")}

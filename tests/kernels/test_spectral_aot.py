@@ -17,10 +17,10 @@ from tests.kernels.ahead_of_time import SHARED_BYTES, build, check  # noqa: E402
 POINTERS = {"valid_ptr": "*u8", "rows_ptr": "*i32"}
 SCALARS = {"eps": "fp32", "flat": "fp32"} | dict.fromkeys(("C", "T", "stride_b", "stride_c", "stride_valid"), "i32")
 PRODUCT = (fused.forward_kernel, fused.frequency_gradient_kernel, fused.sample_gradient_kernel)
-# Frames of 2 s at 200 Hz in 5 bands, averaged; a BOLD window of 295 volumes with a line taken out.
+# Frames of 2 s at 200 Hz in 5 bands, averaged; a BOLD window of 295 volumes.
 SHAPES = {
-    "eeg": {"P": 29, "FRAMES": 29, "OUT": 5, "FP": 128, "KP": 16, "LP": 416, "LINEAR": False, "COVER": 3},
-    "bold": {"P": 1, "FRAMES": 1, "OUT": 25, "FP": 64, "KP": 0, "LP": 320, "LINEAR": True, "COVER": 1},
+    "eeg": {"P": 29, "FRAMES": 29, "OUT": 5, "FP": 128, "KP": 16, "LP": 416, "COVER": 3},
+    "bold": {"P": 1, "FRAMES": 1, "OUT": 25, "FP": 64, "KP": 0, "LP": 320, "COVER": 1},
 }
 
 

@@ -1,5 +1,7 @@
 """The objective on one process against a second formulation of the design's formula."""
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -7,7 +9,16 @@ from torch.nn.functional import cross_entropy, kl_div, normalize
 
 from mcsp.config import ObjectiveConfig
 from mcsp.kernels import dispatch
-from mcsp.losses.objective import initial_log_scale, objective, pair_terms, products, slots
+from mcsp.losses.objective import (
+    convergence,
+    gather_columns,
+    initial_log_scale,
+    objective,
+    pair_terms,
+    prediction_loss,
+    products,
+    slots,
+)
 from mcsp.schema import DOMAINS, MODALITIES
 from mcsp.training.prediction import prediction_terms
 
@@ -244,3 +255,86 @@ def test_the_precision_of_products_is_the_runs_or_that_of_autocast() -> None:
     rounded = [name for name, value in values[0].items() if not torch.equal(value, values[1][name])]
     assert any(name.startswith("distillation/") for name in rounded)
     assert any("/" in name and name.split("/")[0] in ("fmri", "eeg", "fmri-eeg") for name in rounded)
+
+
+def test_the_loss_is_the_mean_over_rows_that_have_the_modality() -> None:
+    """Of three, one and no rows; what stands for the others is whatever it is."""
+    config = ObjectiveConfig(prediction=0.25)
+    stack = slots(MODALITIES, DOMAINS)
+    terms = prediction_terms(stack, config, ("temporal",))
+    assert [(t.modality, t.domain, t.target, t.slot, t.weight) for t in terms] == [
+        ("fmri", "temporal", "connectivity", 2, 0.25), ("fmri", "temporal", "spectrum", 2, 0.25),
+        ("eeg", "temporal", "connectivity", 8, 0.25), ("eeg", "temporal", "spectrum", 8, 0.25),
+    ]  # fmt: skip
+    valid = torch.zeros(12, 4, dtype=torch.bool)
+    valid[:6, 1:], valid[6:, 2] = True, True
+    error = torch.tensor(
+        [[torch.nan, 1.0, 2.0, 6.0], [9.0, 0.5, 0.25, 0.0], [9.0, 9.0, 7.0, torch.inf], [9.0, 9, 4, 9]]
+    )
+    columns = gather_columns(torch.zeros(12, 4, 2), valid, torch.arange(4), torch.arange(4))
+    assert prediction_loss(error, terms, valid, columns).tolist() == [3.0, 0.25, 7.0, 4.0]
+    none = torch.zeros_like(valid)
+    columns = gather_columns(torch.zeros(12, 4, 2), none, torch.arange(4), torch.arange(4))
+    assert prediction_loss(error, terms, none, columns).tolist() == [0.0] * 4
+    assert prediction_loss(torch.zeros(0, 4), (), valid, columns).shape == (0,)
+
+
+def test_convergence_is_the_mean_distance_of_rows_that_have_both() -> None:
+    """Of one, three and no rows, in angles: 1 less the cosine, whatever the lengths; other rows hold anything."""
+    angle = torch.tensor([[0.0, 0.0, 0.0, 0.0], [0.5, 1.0, 2.0, 3.0], [1.5, 0.0, 0.0, 0.0]], dtype=torch.float64)
+    z = torch.stack([angle.cos(), angle.sin()], -1) * torch.tensor([0.5, 1.0, 2.0])[:, None, None]
+    valid = torch.tensor([[True, True, True, True], [True, True, False, True], [True, False, False, False]])
+    z[~valid] = torch.nan
+    keys = torch.arange(4)
+    columns = gather_columns(z, valid, keys, keys)
+    found = convergence(z, [(0, 1), (0, 2), (1, 2)], valid, columns)
+    of_first = [1 - math.cos(x) for x in (0.5, 1.0, 3.0)]
+    expected = [sum(of_first) / 3, 1 - math.cos(1.5), 1 - math.cos(1.0)]
+    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64))
+    none = torch.zeros_like(valid)
+    assert convergence(z, [(0, 1)], none, gather_columns(z, none, keys, keys)).tolist() == [0.0]
+    assert convergence(z.bfloat16(), [(0, 2)], valid, columns).dtype == torch.float32
+
+
+@pytest.mark.parametrize("change", [
+    {"z_MnK": torch.ones(3, 4)}, {"valid_Mn": torch.ones(3, 4)}, {"valid_Mn": torch.ones(3, 5, dtype=torch.bool)},
+    {"subject_n": torch.ones(4)}, {"site_n": torch.arange(5)},
+])  # fmt: skip
+def test_columns_that_do_not_fit_are_refused_before_anything_is_sent(change: dict) -> None:
+    keys, valid = torch.arange(4) + 2**62, torch.arange(12).view(3, 4) % 2 == 0
+    right = {"z_MnK": torch.randn(3, 4, 2), "valid_Mn": valid, "subject_n": keys, "site_n": keys - 7}
+    columns = gather_columns(**right)
+    assert torch.equal(columns.z_MND, right["z_MnK"]) and columns.valid_MN is not None
+    assert torch.equal(columns.valid_MN, valid) and columns.valid_MN.dtype == torch.bool
+    assert torch.equal(columns.subject_N, keys) and torch.equal(columns.site_N, keys - 7)
+    with pytest.raises(ValueError, match="expected"):
+        gather_columns(**(right | change))
+
+
+@pytest.mark.parametrize(("weights", "dropped"), [
+    ({"beta": 0.0}, "distillation/"), ({"gamma": 0.0}, "convergence/"), ({"alpha": 0.0}, "distillation/ convergence/"),
+])  # fmt: skip
+def test_each_weight_of_zero_drops_its_own_terms(weights: dict, dropped: str) -> None:
+    config = ObjectiveConfig(**({"beta": 0.3, "gamma": 0.4} | weights))
+    _, terms = objective(**batch(), config=config, terms=pair_terms(STACK, config), predictions=PREDICTIONS)
+    for kind in ("distillation/", "convergence/"):
+        assert sum(name.startswith(kind) for name in terms) == (0 if kind in dropped else 3)
+
+
+def test_another_type_of_autocast_multiplies_in_float32() -> None:
+    with torch.autocast("cpu", torch.float16):
+        assert products(ObjectiveConfig(), torch.device("cpu")) == "fp32"
+
+
+def test_every_weight_multiplies_its_term() -> None:
+    """The loss is the weighted sum of what is logged."""
+    b = batch()
+    loss, terms = objective(**b, config=CONFIG, terms=TERMS, predictions=PREDICTIONS)
+    of_pairs = sum(term.weight * terms[term.name] for term in TERMS)
+    crossing = [term.name for term in TERMS if term.cross_modal]
+    of_pairs += sum(
+        0.7 * 0.3 * terms[f"distillation/{name}"] + 0.7 * 0.4 * terms[f"convergence/{name}"] for name in crossing
+    )
+    expected = of_pairs + sum(0.6 * terms[term.name] for term in PREDICTIONS)
+    torch.testing.assert_close(loss, expected)
+    assert sorted({(t.cross_modal, round(t.weight, 6)) for t in TERMS}) == [(False, 0.9), (False, 1.3), (True, 0.7)]

@@ -1,9 +1,11 @@
 """Logarithm and root of a correlation: their definition, their gradient, and products over time in float32."""
 
+import numpy as np
 import pytest
 import torch
 
 from mcsp.config import ModelConfig
+from mcsp.model import tangent
 from mcsp.model.mcsp import MCSP
 from mcsp.model.tangent import (
     LEAST_SHRINKAGE,
@@ -15,6 +17,7 @@ from mcsp.model.tangent import (
     root_by_eigenvectors,
     root_by_products,
     root_correlation,
+    unit_triangle,
     upper_triangle,
 )
 from tests.model.test_encoders import make_signal
@@ -178,3 +181,85 @@ def test_a_triangle_with_its_diagonal_has_the_length_and_the_products_of_the_who
     torch.testing.assert_close(triangle_BE @ triangle_BE.T, a_BAA.flatten(1) @ a_BAA.flatten(1).T)
     above_BE = upper_triangle(a_BAA)
     assert above_BE.shape == (2, 21) and (above_BE[0, :6] == a_BAA[0, 0, 1:]).all()
+
+
+def test_bounds_are_written_out() -> None:
+    """Another bound is another feature under the same name."""
+    assert (tangent.LEAST_EIGENVALUE, tangent.LEAST_SHRINKAGE, tangent.ROOT_SHRINKAGE) == (0.1, 0.1, 0.01)
+    assert (tangent.LEAST_NORM, tangent._FLAT) == (0.1, 1e-12)
+
+
+def shrunk_logarithm(x_AT: np.ndarray) -> np.ndarray:
+    """Of the correlation with the shrinkage of Ledoit and Wolf; a flat anchor is uncorrelated with all others."""
+    n, std = x_AT.shape[1], np.sqrt((x_AT**2).mean(1))
+    x_AT = x_AT / np.where(std > 1e-6, std, np.inf)[:, None]
+    correlation = x_AT @ x_AT.T / n
+    np.fill_diagonal(correlation, 1.0)
+    noise = (((x_AT**2).sum(0) ** 2).mean() - (correlation**2).sum()) / n
+    r = np.clip(noise / max(((correlation - np.eye(len(x_AT))) ** 2).sum(), 1e-12), 0.1, 1.0)
+    value, vector = np.linalg.eigh((1 - r) * correlation + r * np.eye(len(x_AT)))
+    return (vector * np.log(value)) @ vector.T
+
+
+@pytest.mark.parametrize(("anchors", "samples"), [(6, 9), (6, 200), (30, 20), (4, 3), (5, 1)])
+@pytest.mark.parametrize("way", ["short", "eigenvectors", "products"])
+def test_the_logarithm_is_its_definition_by_every_way(anchors: int, samples: int, way: str) -> None:
+    """The second row has fewer valid samples and two flat anchors, one of them next to flat."""
+    x, valid = courses(2, anchors, samples)
+    cut = max(1, samples - 4)
+    valid[1, cut:] = False
+    x[1] = (x[1] - x[1, :, :cut].mean(-1, keepdim=True)) * valid[1]
+    x[1, 1], x[1, 3] = 0.0, 1e-7 * x[1, 3]
+    x[1, 2] = 2e-6 * x[1, 2] / x[1, 2, :cut].square().mean().sqrt() if samples > 5 else 0.0
+    if way == "eigenvectors":  # a gradient takes them
+        x.requires_grad_()
+    found = log_correlation(x, valid, by_products=True if way == "products" else None).detach()
+    for b, seen in enumerate((samples, cut)):
+        expected = shrunk_logarithm(x[b, :, :seen].detach().numpy())
+        np.testing.assert_allclose(found[b], expected, atol=1e-9)
+
+
+def test_eigenvalues_below_their_bound_count_as_the_bound() -> None:
+    matrix = torch.diag(torch.tensor([1.0, 0.3, 0.05, -1e-9], dtype=torch.float64))[None]
+    expected = np.log([1.0, 0.3, 0.1, 0.1])
+    np.testing.assert_allclose(log_by_eigenvectors(matrix)[0].diagonal(), expected)
+    np.testing.assert_allclose(root_by_eigenvectors(matrix, 0.04)[0].diagonal() ** 2, [1.0, 0.3, 0.05, 0.04])
+    np.testing.assert_allclose(root_by_eigenvectors(matrix, 0.0)[0].diagonal() ** 2, [1.0, 0.3, 0.05, 0.0], atol=1e-15)
+    zero = torch.zeros(1, 3, 3, dtype=torch.float64, requires_grad=True)
+    [gradient] = torch.autograd.grad(root_by_eigenvectors(zero, 0.0).diagonal(dim1=1, dim2=2).sum(), zero)
+    np.testing.assert_allclose(gradient[0], 1e6 * np.eye(3), rtol=1e-6)
+
+
+@pytest.mark.parametrize("least", [0.1, 0.01, 0.5])
+def test_products_are_eigenvectors_down_to_the_bound(least: float) -> None:
+    """Of matrices whose smallest eigenvalue is the bound, the hardest for the iteration."""
+    rotation = torch.linalg.qr(torch.randn(8, 8, generator=torch.Generator().manual_seed(3), dtype=torch.float64))[0]
+    value = torch.linspace(least, 8 - 7 * least, 8, dtype=torch.float64)
+    value = value * 8 / value.sum()
+    low = float(value.min())
+    matrix = ((rotation * value) @ rotation.T)[None]
+    exact = (rotation * value.log()) @ rotation.T
+    np.testing.assert_allclose(log_by_products(matrix, low)[0], exact, atol=1e-11)
+    root = (rotation * value.sqrt()) @ rotation.T
+    np.testing.assert_allclose(root_by_products(matrix, low)[0], root, atol=1e-11)
+
+
+def test_entries_of_a_root_have_length_one_and_little_of_nothing_stays_little() -> None:
+    draw = torch.randn(3, 6, 6, generator=torch.Generator().manual_seed(4))
+    matrix = torch.stack([draw[0] + draw[0].T, 1e-3 * (draw[1] + draw[1].T), torch.full((6, 6), 0.7)])
+    found = unit_triangle(matrix)
+    for row, entries in zip(found, matrix.double().numpy()[:, *np.triu_indices(6, 1)], strict=True):
+        centred = entries - entries.mean()
+        np.testing.assert_allclose(row, centred / max(np.linalg.norm(centred), 0.1), atol=1e-6)
+    assert float(found[0].norm()) == pytest.approx(1) and 0 < float(found[1].norm()) < 0.2 and not found[2].any()
+
+
+def test_samples_take_the_place_of_anchors_where_they_are_fewer_and_no_gradient_is_wanted() -> None:
+    x = torch.zeros(1, 5, 4)
+    ways = [tangent._few_samples(x, way) for way in (None, False, True)]
+    assert ways == [True, True, False]
+    assert not tangent._few_samples(torch.zeros(1, 5, 5), None) and not tangent._few_samples(torch.zeros(1, 4, 5), None)
+    wanted = x.clone().requires_grad_()
+    assert not tangent._few_samples(wanted, None)
+    with torch.no_grad():
+        assert tangent._few_samples(wanted, None)

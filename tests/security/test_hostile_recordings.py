@@ -156,7 +156,7 @@ def test_the_kernel_keeps_the_reading_process_in_the_folder_of_its_recording(tmp
     with ReadingProcess(config) as process:
         for subject in ("1", "2", "4", "2"):
             if subject == "2":
-                assert len(process.read(refs[subject]).clean.channels) == len(CHANNELS)
+                assert len(process.read(refs[subject]).channels) == len(CHANNELS)
                 continue
             with pytest.raises(RecordingError, match=r"^x.fdt: cannot be opened \(Permission denied\)$") as why:
                 process.read(refs[subject])

@@ -13,9 +13,10 @@ from mcsp.config import CorpusConfig, EvaluateConfig, ModelConfig
 from mcsp.data_sharding.bids.write import write_eeg, write_json
 from mcsp.data_sharding.build.corpus import build_corpus
 from mcsp.data_sharding.build.plan import make_plan
-from mcsp.data_sharding.build.pseudonyms import KEY_VARIABLE, subject_hash, subject_key
+from mcsp.data_sharding.build.pseudonyms import subject_hash, subject_key
 from mcsp.encode.pretrained import PretrainedMCSP
 from mcsp.evaluate.bids_corpus import KEY_NAME, open_corpus
+from mcsp.schema import KEY_VARIABLE
 from tests.conftest import PREPROCESSING
 from tests.data_sharding.conftest import CHANNELS, DESCRIPTION, eeg_uv
 

@@ -17,8 +17,9 @@ from mcsp.data_sharding.bids.write import (
 )
 from mcsp.data_sharding.build.corpus import build_corpus
 from mcsp.data_sharding.build.privacy import find_identifiers, find_identifiers_in_index
-from mcsp.data_sharding.build.pseudonyms import KEY_VARIABLE, subject_hash
+from mcsp.data_sharding.build.pseudonyms import subject_hash
 from mcsp.data_sharding.store.index import read_rejected, read_repairs
+from mcsp.schema import KEY_VARIABLE
 from tests.data_sharding.conftest import CHANNELS, DESCRIPTION, KEY, PARCELS, PLACES, bold, eeg_uv
 from tests.security.published import published_bytes
 

@@ -335,12 +335,8 @@ def test_between_the_first_level_and_half_as_much_again_as_the_best_nothing_is_l
 
 
 def test_a_checkpoint_is_clean_where_nothing_was_wrong() -> None:
-    """Checkpoints of versions before the loss of all that was learned say nothing of it."""
-    found = [clean(state) for state in (
-        {"in_a_row": 0, "lost": 0}, {"in_a_row": 0}, {"in_a_row": 1, "lost": 0}, {"in_a_row": 0, "lost": 1},
-        {"in_a_row": 2, "lost": 2},
-    )]  # fmt: skip
-    assert found == [True, True, False, False, False]
+    states = [{"in_a_row": skipped, "lost": lost} for skipped in (0, 1, 2) for lost in (0, 1)]
+    assert [clean(state) for state in states] == [True, False, False, False, False, False]
 
 
 @pytest.mark.parametrize(("most", "bad", "read", "ends"), [
@@ -360,3 +356,11 @@ def test_each_bad_place_is_logged_once_and_counted_every_time(caplog: pytest.Log
     counter = BadWindows(1)
     assert counter.tell(found) == counter.tell(found) == 2
     assert [r.getMessage().split(": ", 1)[1] for r in caplog.records] == list(found[0].unreadable)
+
+
+def test_windows_left_out_are_counted_by_site_over_ranks_and_steps() -> None:
+    counter = BadWindows(0.5)
+    assert counter.tell([]) == 0 and counter.left_out == {} and (counter.bad, counter.read) == (0, 0)
+    counter.add(1, 10, [{"a": 2}, {"a": 1, "b": 4}])
+    counter.add(2, 20, [{"b": 1}])
+    assert (counter.bad, counter.read, counter.left_out) == (3, 30, {"a": 3, "b": 5})

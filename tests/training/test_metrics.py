@@ -13,7 +13,8 @@ import pytest
 
 from mcsp.config import PretrainConfig
 from mcsp.run_log import iter_metrics, keep_steps, read_events, read_metrics
-from mcsp.training.metrics import Metrics, progress, values_of_pairs
+from mcsp.training.metrics import Metrics, progress
+from mcsp.training.trainer import values_of_pairs
 
 
 def test_a_line_that_a_full_disk_cut_off_is_left_out(tmp_path: Path) -> None:

@@ -10,7 +10,14 @@ from mcsp.config import AugmentationConfig, ModelConfig, ObjectiveConfig
 from mcsp.losses.objective import objective
 from mcsp.model.mcsp import MCSP
 from mcsp.schema import DOMAINS
-from mcsp.training.prediction import MEAN_SCALE, PredictionHead, prediction_error, target_of
+from mcsp.training.prediction import (
+    MEAN_SCALE,
+    MEASURED_IN,
+    TARGETS,
+    PredictionHead,
+    prediction_error,
+    target_of,
+)
 from mcsp.training.pretrainer import Pretrainer
 from tests.model.test_encoders import make_signal
 
@@ -154,3 +161,77 @@ def test_what_sets_people_apart_is_learned() -> None:
 
     assert error_of_new_people(0.7) < 0.5
     assert error_of_new_people(0.0) > 0.85
+
+
+def test_the_error_does_not_depend_on_scale_and_nothing_predicts_nothing() -> None:
+    """Deviations of a thousandth have the same correlation; those of a billionth are none."""
+    draw = torch.Generator().manual_seed(1)
+    predicted, target = (torch.randn(4, 20, generator=draw, dtype=torch.float64) for _ in range(2))
+    zero = torch.zeros(20, dtype=torch.float64)
+    expected = [1 - np.corrcoef(a, b)[0, 1] for a, b in zip(predicted.numpy(), target.numpy(), strict=True)]
+    for scale in (1e-3, 1.0, 1e3):
+        found = prediction_error(scale * predicted, scale**0.5 * target + 7, zero, zero)
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+    np.testing.assert_allclose(prediction_error(1e-9 * predicted, target, zero, zero), 1.0, atol=0.01)
+
+
+def test_what_each_domain_predicts_is_written_out() -> None:
+    assert TARGETS == {
+        "spatial": ("connectivity",), "temporal": ("connectivity", "spectrum"), "spectral": ("spectrum",),
+    }  # fmt: skip
+    assert MEASURED_IN == {"connectivity": "spatial", "spectrum": "spectral"}
+
+
+def test_heads_have_the_widths_of_what_they_read_and_predict() -> None:
+    model = MCSP(ModelConfig(eeg_anchors=10, fmri_anchors=20))
+    for modality, anchors, patches in (("eeg", 10, 9), ("fmri", 20, 5)):
+        widths = {d: model.encoder(modality, d).h_width for d in DOMAINS}
+        assert (widths["spatial"], widths["temporal"], widths["spectral"]) == (16 * anchors, 96, 96)
+        for domain, target, shape in (
+            ("temporal", "connectivity", (anchors * (anchors - 1) // 2, 96)),
+            ("temporal", "spectrum", (anchors * patches, 96)), ("spectral", "spectrum", (anchors * patches, 96)),
+            ("spatial", "connectivity", (anchors, 16)),
+        ):  # fmt: skip
+            head = PredictionHead.of(model, modality, domain, target)
+            assert tuple(head.read.weight.shape) == shape and head.read.bias is None
+            assert head.anchors == (anchors if domain == "spatial" else 0)
+            numbers = shape[0] if domain != "spatial" else anchors * (anchors - 1) // 2
+            assert head.mean_target_E.tolist() == head.mean_predicted_E.tolist() == [0.0] * numbers
+            assert head(torch.zeros(3, widths[domain])).predicted_BE.shape == (3, numbers)
+
+
+@torch.no_grad()
+def test_a_head_starts_with_the_pseudo_inverse_of_the_way_from_connectivity_to_h() -> None:
+    torch.manual_seed(2)
+    model = MCSP(ModelConfig(eeg_anchors=10, fmri_anchors=20))
+    encoder = model.encoder("eeg", "spatial")
+    weight = PredictionHead.of(model, "eeg", "spatial", "connectivity").read.weight
+    way = encoder.encoder.narrow.weight.double().numpy() @ encoder.embed.weight.double().numpy()[:, :10]
+    np.testing.assert_allclose(weight, np.linalg.pinv(way), atol=1e-4)
+
+
+def test_what_a_head_says_is_in_float32_at_least() -> None:
+    head = PredictionHead(6, 4)
+    for dtype, wide in (
+        (torch.bfloat16, torch.float32),
+        (torch.float32, torch.float32),
+        (torch.float64, torch.float64),
+    ):
+        assert {x.dtype for x in head.to(dtype)(torch.ones(2, 6, dtype=dtype))} == {wide}
+    assert MEAN_SCALE == 20.0
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("modality", ["eeg", "fmri"])
+def test_targets_are_the_logarithm_between_anchors_and_the_power_of_each_patch_of_frequencies(modality) -> None:
+    model = MCSP(ModelConfig(eeg_anchors=10, fmri_anchors=20))
+    signal = make_signal(modality, rows=2)
+    spatial, temporal, spectral = (model.encoder(modality, d).measure(signal) for d in DOMAINS)
+    assert target_of(temporal) is None
+    name, found = target_of(spatial)
+    rows, columns = np.triu_indices(spatial.measures_BKAA.shape[-1], 1)
+    assert name == "connectivity" and torch.equal(found, spatial.measures_BKAA[:, 0][:, rows, columns])
+    name, found = target_of(spectral)
+    power = spectral.power_BAF.unflatten(2, (-1, 5)).mean(-1)
+    assert name == "spectrum" and power.shape[2] == (9 if modality == "eeg" else 5)
+    torch.testing.assert_close(found, power.flatten(1))

@@ -1,4 +1,7 @@
-"""The course of the learning rate, and which settings of it may change in a run."""
+"""The course of the learning rate, and which settings of it may change in a run.
+
+Covers: mcsp/config/pretrain.py
+"""
 
 from itertools import pairwise
 from typing import Any
@@ -6,7 +9,7 @@ from typing import Any
 import pytest
 
 from mcsp.config import PretrainConfig
-from mcsp.training.rate import learning_rate, same_so_far
+from mcsp.config.pretrain import learning_rate, same_so_far
 
 
 def config(**values: Any) -> PretrainConfig:

@@ -1,4 +1,4 @@
-"""Controls of retrieval: another person's EEG, EEG of another minute, time in the run, band power.
+"""Cross-modal retrieval with its controls: another person's EEG, EEG of another minute, time in the run, band power.
 
 A schedule that all people share (a task, drowsiness, the warming of a scanner) lets time alone find windows, and then
 so does the EEG of somebody else. Both, and a ridge regression from the EEG's band power, stand beside every number.
@@ -8,6 +8,7 @@ Shape letters: N windows, G times of a BOLD window, F frames of an EEG window, K
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any, get_args
 
 import numpy as np
 from scipy.stats import gamma
@@ -16,10 +17,14 @@ from sklearn.model_selection import GroupKFold
 from sklearn.preprocessing import StandardScaler
 
 from mcsp.batch import valid_times
+from mcsp.config import EvaluateConfig
 from mcsp.data_sharding.store.reader import Corpus
+from mcsp.encode.pretrained import PretrainedMCSP
 from mcsp.evaluate import measured
-from mcsp.evaluate.retrieval.pairs import RETRIEVAL_SEED, PairedCut
-from mcsp.schema import Modality, Window
+from mcsp.evaluate.methods import PRETRAINED
+from mcsp.evaluate.retrieval.pairs import RETRIEVAL_SEED, PairedCut, Pairs, Scope, find_pairs, similarities, top1
+from mcsp.model.mcsp import MCSP
+from mcsp.schema import MODALITIES, Modality, Split, Window
 from mcsp.windows import window_samples
 
 SHIFT_SECONDS = 60.0  # least distance of an EEG window that stands for another minute of the same recording
@@ -29,6 +34,10 @@ TIME_POWERS = 5  # of the time in the run, as a polynomial: slow enough for any 
 Courses = tuple[np.ndarray | None, np.ndarray | None]  # of a window's BOLD, and of what its band power lets expect
 PENALTIES = np.logspace(0, 5, 6)
 FOLDS = 5  # of people
+OTHER_PERSON, OTHER_MINUTE = "EEG of another person, same time", "EEG of the person, another minute"
+RIDGES = {"band power": "ridge from band power", "time": "time in the run alone"}
+CONTROLS = (OTHER_PERSON, OTHER_MINUTE, *RIDGES.values())
+GROUPS: dict[str, tuple[Split, ...]] = {"held out": ("validation", "test"), "training": ("train",)}
 
 
 def minute_of(cut: PairedCut) -> float:
@@ -176,3 +185,85 @@ def _frames(window: Window) -> list[Window]:
 def _powers_of_time(seconds_G: np.ndarray) -> np.ndarray:
     """Powers of the time in units of ten minutes, ``(G, 5)``."""
     return np.stack([(seconds_G / 600.0) ** k for k in range(1, TIME_POWERS + 1)], axis=1)
+
+
+def run_retrieval(
+    models: Mapping[str, MCSP], corpus: Corpus, config: EvaluateConfig
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Cross-modal retrieval on held-out and on training subjects, among candidates of all sites, one site, one person.
+
+    For each model, and for :data:`CONTROLS`, of which the first two use the pretrained one. Where a control cannot be
+    made (one person alone, recordings of a minute), the numbers it belongs to are left out, with a note.
+    """
+    pretrained = models[PRETRAINED]
+    if set(pretrained.config.modalities) != set(MODALITIES):
+        return [], [f"No cross-modal retrieval: the model knows {', '.join(pretrained.config.modalities)} only."]
+    assert config.window_seconds is not None
+    assert isinstance(pretrained, PretrainedMCSP)
+    delay = float(pretrained.preprocessing.get("hemodynamic_delay_seconds", 0.0))
+    rows: list[dict[str, Any]] = []
+    notes: list[str] = []
+    known: dict[tuple[str, str, int], Courses] = {}
+    cuts_of = {group: find_pairs(corpus, splits, config.window_seconds, delay) for group, splits in GROUPS.items()}
+    for group, cuts in cuts_of.items():
+        if len(cuts) < 2:
+            notes.append(f"No cross-modal retrieval on {group} subjects: {len(cuts)} simultaneous windows found.")
+            continue
+        compared: dict[str, tuple[Pairs, np.ndarray | None]] = {
+            k: (similarities(m, corpus, cuts, config, f"retrieval, {group}, {k}"), None) for k, m in models.items()
+        }
+        others = [cut for name, of in cuts_of.items() if name != group for cut in of]
+        compared |= controls(compared[PRETRAINED][0], corpus, cuts, others, config, delay, known)
+        found, missing = _scored(compared, group, config)
+        simulated = {cut.eeg.site: cut.eeg.simulated for cut in cuts}
+        rows += [{**row, "simulated": simulated} for row in found]
+        notes += missing
+    return rows, notes
+
+
+def controls(
+    pairs: Pairs,
+    corpus: Corpus,
+    cuts: list[PairedCut],
+    others: list[PairedCut],
+    config: EvaluateConfig,
+    delay_seconds: float,
+    known: dict[tuple[str, str, int], Courses],
+) -> dict[str, tuple[Pairs, np.ndarray | None]]:
+    """What each control compares, and which EEG window it asks with; ``others`` are for the regressions alone, and so
+    is ``known``, what they measured already.
+    """
+    assert config.window_seconds is not None
+    found: dict[str, tuple[Pairs, np.ndarray | None]] = {
+        OTHER_PERSON: (pairs, other_people(cuts)),
+        OTHER_MINUTE: (pairs, other_minutes(cuts)),
+    }
+    if len(set(pairs.subject_N)) > 1:
+        ridges = ridge_similarities(corpus, cuts, config.window_seconds, delay_seconds, others, known)
+        found |= {RIDGES[k]: (replace(pairs, similarity_NN=x_NN), None) for k, x_NN in ridges.items()}
+    return found
+
+
+def _scored(
+    compared: Mapping[str, tuple[Pairs, np.ndarray | None]], group: str, config: EvaluateConfig
+) -> tuple[list[dict[str, Any]], list[str]]:
+    rows: list[dict[str, Any]] = []
+    notes: list[str] = []
+    for scope in get_args(Scope):
+        scores = {
+            kind: top1(pairs, config.retrieval_size, config.retrieval_draws, scope, query_N)
+            for kind, (pairs, query_N) in compared.items()
+        }
+        missing = [kind for kind in (*compared, *CONTROLS) if scores.get(kind) is None]
+        if missing:
+            notes.append(f"No retrieval on {group} subjects from {scope}: nothing to make a control of: {missing[0]}.")
+            continue
+        for kind, score in scores.items():
+            rows.append({"subjects_of": group, "candidates_from": scope, "model": kind, **(score or {})})
+        fewest = min(score["candidates"] for score in scores.values() if score is not None)
+        if scope != "one person" and fewest < config.retrieval_size:
+            notes.append(
+                f"Retrieval on {group} subjects, {scope}: {config.retrieval_size} candidates were asked for, some "
+                f"draws have only {fewest}, all that there are; chance is given for what was drawn."
+            )
+    return rows, notes

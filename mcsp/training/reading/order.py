@@ -1,6 +1,7 @@
 """Order of a stream of samples, as functions of integers with random access and without state."""
 
 import functools
+import itertools
 import math
 from itertools import accumulate, pairwise
 
@@ -150,8 +151,8 @@ class SiteBatches:
         self._whole = [share // self._total for share in shares]
         self._edges = [0, *accumulate(share % self._total for share in shares)]
         self._offset = random_key(key, Purpose.OFFSET) % self._total
-        stride = max(1, round(self._total * (math.sqrt(5) - 1) / 2))
-        self._stride = next(s for s in range(stride, 2 * self._total + 1) if math.gcd(s, self._total) == 1)
+        stride = round(self._total * (math.sqrt(5) - 1) / 2)  # 1 at least
+        self._stride = next(s for s in itertools.count(stride) if math.gcd(s, self._total) == 1)
 
     def __call__(self, position: int, attempt: int = 0) -> tuple[int, int]:
         """The sample that ``position`` reads and how many passes over its site came before.
@@ -215,7 +216,7 @@ def floor_sum(n: int, m: int, a: int, b: int) -> int:
 def _weights(site_N: np.ndarray, site_temperature: float) -> np.ndarray:
     """How often each site's samples are drawn, by the site's number: in all as many draws as there are samples."""
     sizes = np.bincount(site_N).astype(float)
-    weights = np.where(sizes > 0, sizes, 1.0) ** (1 / site_temperature - 1) * (sizes > 0)
+    weights = np.maximum(sizes, 1.0) ** (1 / site_temperature - 1)  # a number without a sample is never drawn
     return np.asarray(weights * len(site_N) / (weights @ sizes))
 
 

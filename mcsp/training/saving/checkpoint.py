@@ -5,7 +5,6 @@
 that makes it a checkpoint, and the rename itself after it. All ranks must see the same ``run_dir``.
 """
 
-import hashlib
 import itertools
 import json
 import os
@@ -15,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mcsp.outside import parse_json, read_bounded, sha256_file
+from mcsp.outside import parse_json, read_bounded, sha256_file, sha256_json
 from mcsp.schema import SCHEMA_VERSION
 
 PREFIX, _ASIDE, _DAMAGED = "step-", "incomplete-", "damaged-"
@@ -110,7 +109,7 @@ def complete(run_dir: Path, folder: str = "checkpoints") -> list[Path]:
 
 def _manifest_digest(manifest: dict[str, Any]) -> str:
     values = {name: value for name, value in manifest.items() if name != "digest"}
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+    return sha256_json(values)
 
 
 def read_manifest(path: Path) -> dict[str, Any]:

@@ -9,8 +9,8 @@ from typing import Any
 from torch import nn
 
 from mcsp.config import ModelConfig, PretrainConfig
+from mcsp.config.pretrain import SETTINGS, same_so_far
 from mcsp.model.weights import CONFIG_FILE, ExportedMCSP, load_export
-from mcsp.training.rate import SETTINGS, same_so_far
 from mcsp.training.saving import checkpoint
 from mcsp.training.saving.state import State
 

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 from mcsp import distributed
-from mcsp.training.metrics import Metrics, is_evaluated
+from mcsp.training.metrics import Metrics
 from mcsp.training.saving import checkpoint
 from mcsp.training.stopping import EXIT_COLLAPSED, RunEnded
 from mcsp.training.trainer import Trainer
@@ -45,7 +45,7 @@ class Evaluations:
         """Values where this step has an evaluation, else none."""
         step, self.best = self.trainer.step, False
         untrained = step == 1 and 1 not in (self.config.validate_every, self.config.steps)  # is logged there
-        if self.validation is None or untrained or not is_evaluated(self.config, step):
+        if self.validation is None or untrained or not self.config.is_evaluated(step):
             return {}
         values, state = self.validation.evaluate(), self.trainer.validated
         alike, whole = collapsed(values)

@@ -20,11 +20,10 @@ from mcsp.batch import Batch, Signal, rows_of
 from mcsp.config import BatchConfig, PretrainConfig
 from mcsp.data_sharding.store.reader import Corpus
 from mcsp.schema import Modality
-from mcsp.training.metrics import values_of_pairs
 from mcsp.training.prediction import TARGETS, target_of
 from mcsp.training.reading.loader import StepDataset
 from mcsp.training.reading.schedule import STREAMS, Schedule
-from mcsp.training.trainer import Embedded, Trainer, schedule_of
+from mcsp.training.trainer import Embedded, Trainer, schedule_of, values_of_pairs
 from mcsp.training.validation.measures import effective_rank, half_error, identification, site_accuracy
 
 _MOST_OF_STREAM = 512  # samples per validation batch

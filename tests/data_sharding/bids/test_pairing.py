@@ -1,4 +1,7 @@
-"""The clock of simultaneous recordings, by the marker of the first volume, and what else a run has elsewhere."""
+"""The clock of simultaneous recordings, by the marker of the first volume, and what else a run has elsewhere.
+
+Covers: data_sharding/bids/ref.py, data_sharding/build/samples.py
+"""
 
 import math
 import time

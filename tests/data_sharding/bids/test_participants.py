@@ -64,3 +64,40 @@ def test_no_table_and_an_empty_one_have_no_rows(tmp_path: Path) -> None:
     assert read_participants(site).rows == []
     (tmp_path / "participants.tsv").touch()
     assert read_participants(site).of("1") == {}
+
+
+def test_three_of_many_are_named(tmp_path: Path) -> None:
+    people = table(tmp_path, ("participant_id", "group"), ("sub-1", "A"))
+    for subject in ("2", "3", "2", "4", "5", "6"):
+        assert people.of(subject) == {}
+    assert people.notes(["group"]) == ["participants.tsv: no row for sub-2, sub-3, sub-4 and 2 more"]
+
+
+def test_rows_of_one_session_may_contradict_each_other_and_those_of_others_do_not_count(tmp_path: Path) -> None:
+    rows = [
+        ("sub-1", "ses-a", "x", "F"),
+        ("sub-1", "a", "y", "F"),
+        ("sub-1", "ses-b", "z", "F"),
+        ("sub-2", "c", "w", "M"),
+    ]
+    people = table(tmp_path, ("participant_id", "session_id", "group", "sex"), *rows)
+    assert people.of("1", "a") == {"participant_id": "sub-1", "sex": "F"}
+    assert people.of("1", "b")["group"] == "z"
+    assert people.of("2", "d")["group"] == "w", "of a session without a row, what all rows say"
+    assert people.of("1", "d").get("group") is None
+    assert people.notes(["group"]) == [
+        "participants.tsv: rows contradict each other in group, which is not taken, of sub-1"
+    ]
+    assert people.notes(["sex"]) == [] and Participants().notes(["sex"]) == []
+
+
+def test_without_a_session_rows_of_several_sessions_are_no_contradiction(tmp_path: Path) -> None:
+    people = table(tmp_path, ("participant_id", "session_id", "group"), ("1", "a", "x"), (" sub-1 ", "b", "y"))
+    assert "group" not in people.of("1") and people.notes(["group"]) == []
+    assert people.of("1", "b")["group"] == "y"
+
+
+def test_a_row_without_a_participant_is_nobodys(tmp_path: Path) -> None:
+    people = table(tmp_path, ("participant_id", "group"), ("n/a", "A"), ("sub-x", "B"), ("007", "C"))
+    assert len(people.rows) == 2 and people.of("x")["group"] == "B"
+    assert people.of("7")["group"] == people.of("0007")["group"] == "C" and people.of("70") == {}

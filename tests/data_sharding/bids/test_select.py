@@ -1,4 +1,7 @@
-"""Which files of a dataset are wanted: labels, patterns, .bidsignore, and the folder of a pipeline."""
+"""Which files of a dataset are wanted: labels, patterns, .bidsignore, and the folder of a pipeline.
+
+Covers: data_sharding/bids/find.py
+"""
 
 from pathlib import Path
 

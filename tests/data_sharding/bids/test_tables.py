@@ -130,3 +130,38 @@ def test_only_files_of_the_dataset_and_of_folders_that_are_trusted_may_be_read(t
     require_inside(Site("s", root, False, atlases / "a.nii.gz", trusted=()), [atlases / "x.edf"])
     assert refusal(require_inside, strict, [atlases / "x.edf"])[0] == "outside-dataset"
     require_inside(Site("s", root, False, None), link)  # by hand
+
+
+def test_what_is_wrong_with_a_cell_is_shown_by_its_beginning(tmp_path: Path) -> None:
+    file = tmp_path / "x.tsv"
+    expected = f"x.tsv: row 3, column x: {'a' * 40!r}, expected a number"
+    assert refusal(number_in, file, 3, {"x": "a" * 50}, "x") == ("bad-table", expected)
+    assert number_in(file, 3, {}, "x", 0.0) == 0.0 and number_in(file, 3, {"x": " 1e3 "}, "x") == 1000.0
+    file.write_text("a\tb\ta\n1\t2\t3\n")
+    assert refusal(read_tsv, file)[1] == "x.tsv: column 'a' twice, expected each name once"
+
+
+@pytest.mark.parametrize(
+    ("text", "rows"),
+    [
+        ("a\tb\n1\tn/a\n\t2\n", [{"a": "1"}, {"b": "2"}]), ("a\tb\n1\n", [{"a": "1"}]),
+        ("a\tb\n1\t2\t\t\n", [{"a": "1", "b": "2"}]), ('a\tb\n"x\t y"\n', [{"a": '"x', "b": ' y"'}]),
+        ("a\tb\r\n1\t2\r\n", [{"a": "1", "b": "2"}]), ("a\n", []), ("", []),
+    ],
+)  # fmt: skip
+def test_cells_are_those_of_their_columns_as_they_were_written(
+    tmp_path: Path, text: str, rows: list[dict[str, str]]
+) -> None:
+    file = tmp_path / "x.tsv"
+    file.write_bytes(text.encode())
+    assert read_tsv(file) == rows
+    assert read_columns(file, (), []) == [{k: v.strip() for k, v in row.items()} for row in rows]
+
+
+@pytest.mark.parametrize(("content", "kind"), [("[1]", "list"), ("3", "int"), ('"x"', "str"), ("null", "NoneType")])
+def test_a_sidecar_is_an_object(tmp_path: Path, content: str, kind: str) -> None:
+    file = tmp_path / "x.json"
+    file.write_text(content)
+    assert refusal(read_json, file) == ("invalid-json", f"x.json: expected a JSON object, found {kind}")
+    file.write_text('\ufeff{"a": 1}', encoding="utf-8")
+    assert read_json(file) == {"a": 1}

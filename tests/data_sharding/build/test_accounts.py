@@ -14,12 +14,10 @@ from pathlib import Path
 import pytest
 
 from mcsp.config import CorpusConfig
-from mcsp.data_sharding.build.layout import Plan
-from mcsp.data_sharding.build.plan import make_plan
+from mcsp.data_sharding.build.plan import Plan, make_plan
 from mcsp.data_sharding.build.privacy import find_identifiers_in_shards
 from mcsp.data_sharding.build.pseudonyms import subject_key
 from mcsp.data_sharding.build.receipts import (
-    BUILD_NAME,
     duplicates,
     is_current,
     read_header,
@@ -31,7 +29,7 @@ from mcsp.data_sharding.build.seal import settle
 from mcsp.data_sharding.build.shards import Receipt, build_shard
 from mcsp.data_sharding.clean.read import ReadingProcess
 from mcsp.data_sharding.store.files import Location, location, names
-from mcsp.data_sharding.store.index import SHARDS_NAME, read_index, read_rejected
+from mcsp.data_sharding.store.index import BUILD_NAME, SHARDS_NAME, read_index, read_rejected
 from tests.data_sharding.conftest import KEY, write_paired_site
 from tests.data_sharding.store.test_table import recording
 

@@ -22,8 +22,8 @@ from launchers.corpus_status import main as watch
 from launchers.lint_corpus import main as lint
 from mcsp.config import CorpusConfig
 from mcsp.data_sharding.build.corpus import build_corpus
-from mcsp.data_sharding.build.receipts import BUILD_NAME
 from mcsp.data_sharding.inspect.lint import lint_corpus
+from mcsp.data_sharding.store.index import BUILD_NAME
 from tests.data_sharding.conftest import KEY
 from tests.object_store import object_store
 

@@ -18,10 +18,9 @@ import webdataset
 from mcsp.config import CorpusConfig
 from mcsp.data_sharding.bids.tables import read_tsv
 from mcsp.data_sharding.build.corpus import build_corpus, start_patiently
-from mcsp.data_sharding.build.receipts import BUILD_NAME
 from mcsp.data_sharding.build.seal import PRIVATE_NAME, TooManyQuarantinedError
 from mcsp.data_sharding.inspect.lint import lint_corpus
-from mcsp.data_sharding.store.index import read_rejected
+from mcsp.data_sharding.store.index import BUILD_NAME, read_rejected
 from mcsp.data_sharding.store.reader import Corpus
 
 

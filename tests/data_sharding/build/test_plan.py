@@ -1,8 +1,9 @@
 """The plan: splits, keys and shards as a pure function of the inputs.
 
-Covers: data_sharding/build/layout.py, data_sharding/build/pseudonyms.py
+Covers: data_sharding/build/pseudonyms.py
 """
 
+import hmac
 import json
 from collections import Counter
 from pathlib import Path
@@ -13,10 +14,18 @@ from hypothesis import strategies as st
 
 from mcsp.config import CorpusConfig, EegConfig, FmriConfig, SiteConfig
 from mcsp.data_sharding.bids.write import write_json, write_tsv
-from mcsp.data_sharding.build.layout import Plan, cut
-from mcsp.data_sharding.build.plan import assign_split, make_plan, public_config
-from mcsp.data_sharding.build.pseudonyms import KEY_VARIABLE, subject_key
-from mcsp.schema import SPLITS
+from mcsp.data_sharding.build import plan as room
+from mcsp.data_sharding.build.plan import (
+    Plan,
+    assign_split,
+    code_digest,
+    cut,
+    make_plan,
+    public_config,
+    recipe_config,
+)
+from mcsp.data_sharding.build.pseudonyms import subject_key
+from mcsp.schema import KEY_VARIABLE, SPLITS
 from tests.conftest import SUBJECT_KEY
 
 KEY = SUBJECT_KEY.encode()
@@ -205,3 +214,95 @@ def test_the_example_of_a_consortium_explains_every_key() -> None:
     for section in (CorpusConfig, SiteConfig, EegConfig, FmriConfig):
         missing = [name for name in section.model_fields if f"{name}:" not in text]
         assert missing == [], section.__name__
+
+
+def test_a_split_is_the_share_of_a_keyed_hash_that_its_fraction_covers() -> None:
+    """Pinned: a subject that moved from training to test would be in both."""
+    for unit in ("subject 1", "family x"):
+        text = "\0".join(["split", "3", "site", unit]).encode()
+        share = int.from_bytes(hmac.new(KEY, text, "sha256").digest()[:8], "big") / 2**64
+
+        def split(*fractions: float, of: str = unit) -> str:
+            return assign_split(of, fractions, 3, "site", KEY)
+
+        above = share + 1e-9
+        assert split(above, 1 - above, 0) == "train" and split(share, 1 - share, 0) == "validation"
+        assert (
+            split(above / 2, above / 2, 1 - above) == "validation" and split(share / 2, share / 2, 1 - share) == "test"
+        )
+        assert split(0, 1, 0) == "validation" and split(0, 0, 1) == "test"
+        # What rounding leaves beyond the last fraction goes to the last split that has any.
+        assert split(share / 2, share / 2, 0) == "validation" and split(share, 0, 0) == "train"
+
+
+def test_the_recipe_is_without_sites_machines_and_what_decides_only_whether_a_recording_survives(
+    tmp_path: Path,
+) -> None:
+    config = CorpusConfig.parse({"bids_root": tmp_path, "out_dir": tmp_path / "out"}, "test")
+    recipe = recipe_config(config)
+    assert {"eeg", "fmri", "participants_columns", "split_fractions", "seed", "min_seconds"} <= set(recipe)
+    others = {
+        "read_timeout_seconds": 9, "site_timeout_seconds": 99, "read_memory_gb": 3, "on_error": "stop",
+        "max_quarantined": 0.5, "subjects": ["1"], "exclude": ["x"], "derivatives": "none", "workers": 3,
+    }  # fmt: skip
+    assert recipe_config(config.model_copy(update=others)) == recipe
+    assert recipe_config(config.model_copy(update={"seed": 1})) != recipe
+
+
+def test_the_digest_of_the_code_follows_every_file_that_decides_stored_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = room.ROOT / "mcsp" / "data_sharding"
+    names = ["schema.py", *(f"data_sharding/{file.relative_to(folder)}" for file in folder.rglob("*.py"))]
+    for name in names:
+        copy = tmp_path / "mcsp" / name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes((room.ROOT / "mcsp" / name).read_bytes())
+    before = code_digest()
+    monkeypatch.setattr(room, "ROOT", tmp_path)
+    assert code_digest() == before
+    decides = {
+        "schema.py", "data_sharding/build/shards.py", "data_sharding/build/samples.py", "data_sharding/clean/eeg.py",
+        "data_sharding/bids/tables.py", "data_sharding/parcels/series.py",
+    }  # fmt: skip
+    for name in (*decides, "data_sharding/inspect/report.py", "data_sharding/store/index.py"):
+        file = tmp_path / "mcsp" / name
+        content = file.read_bytes()
+        file.write_bytes(content + b"#")
+        assert (code_digest() != before) == (name in decides), name
+        file.write_bytes(content)
+
+
+def test_cells_of_participants_are_numbers_where_those_are_finite_and_texts_otherwise(tmp_path: Path) -> None:
+    cells = ["12", "1e2", "inf", "nan", "12 y", "-0.5"]
+    write_site(tmp_path / "a", 6, columns={"x": cells})
+    plan = plan_of(tmp_path, participants_columns=["x"])
+    found = {
+        s.recordings[0].entities["subject"]: json.loads(s.participant)["x"] for h in plan.shards for s in h.samples
+    }
+    assert [found[f"{i:02d}"] for i in range(6)] == [12.0, 100.0, "inf", "nan", "12 y", -0.5]
+
+
+def test_a_fault_of_one_dataset_costs_its_own_recordings_and_is_told(tmp_path: Path) -> None:
+    for name in "ab":
+        write_site(tmp_path / name, 2, columns={"group": ["x", "y"]})
+    (tmp_path / "a/participants.tsv").write_bytes(b"participant_id\tgroup\nsub-00\t\xff\n")
+    plan = plan_of(tmp_path, participants_columns=["group"])
+    faults = {site.name: site.fault for site in plan.sites}
+    assert faults["b"] is None and faults["a"] is not None and faults["a"][0] == "bad-encoding"
+    assert len(plan.notes) == 1
+    assert plan.notes[0].startswith("a: participants.tsv: line 2") and plan.notes[0].endswith("recordings is stored")
+    assert plan.found == {"a": 2, "b": 2}, "they are planned, and rejected with the reason"
+
+
+def test_recordings_of_a_sample_are_in_order_of_modality_and_name(tmp_path: Path) -> None:
+    write_site(tmp_path / "a", 1, sessions=("1",))
+    eeg = tmp_path / "a/sub-00/ses-1/eeg"
+    (eeg / "sub-00_ses-1_task-a_eeg.edf").touch()
+    (tmp_path / "a/sub-00/ses-1/afunc").mkdir()
+    (tmp_path / "a/sub-00/ses-1/afunc/sub-00_ses-1_task-rest_bold.nii.gz").touch()
+    [sample] = [s for shard in plan_of(tmp_path).shards for s in shard.samples]
+    assert [ref.path.name.split("_", 2)[2] for ref in sample.recordings] == [
+        "task-a_eeg.edf", "task-rest_eeg.edf", "task-rest_bold.nii.gz",
+    ]  # fmt: skip
+    assert sample.key == f"a_{sample.subject}_1" and sample.session == "1"

@@ -18,7 +18,7 @@ from tests.data_sharding.conftest import CHANNELS, DESCRIPTION, KEY, eeg_uv
 
 def test_losses_are_seen_by_all_and_forgotten_at_the_next_start(tmp_path: Path) -> None:
     config = CorpusConfig(bids_root=tmp_path, out_dir=tmp_path, read_timeout_seconds=100, site_timeout_seconds=150)
-    one, other = SiteTime(tmp_path / ".build", config), SiteTime(tmp_path / ".build", config)
+    one, other = SiteTime(config), SiteTime(config)
     one.lose("a")
     one.require("a")
     one.lose("a")
@@ -27,7 +27,7 @@ def test_losses_are_seen_by_all_and_forgotten_at_the_next_start(tmp_path: Path) 
             worker.require("a")
         worker.require("b")
     one.forget()
-    SiteTime(tmp_path / ".build", config).require("a")
+    SiteTime(config).require("a")
 
 
 def test_the_rest_of_a_hanging_site_is_not_read_and_other_sites_are(tmp_path: Path) -> None:

@@ -237,3 +237,16 @@ def test_the_slowest_rate_that_an_eeg_has_is_taken() -> None:
     assert amplitude(in_memory(x_CT, CHANNELS, 30)[0], 5) == pytest.approx(20, rel=0.01)
     with pytest.raises(RecordingError, match=r"sampling frequency 29\.9 Hz"):
         in_memory(x_CT, CHANNELS, 29.9)
+
+
+@pytest.mark.parametrize("lost", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("place", [0, 3000])
+def test_a_value_that_is_none_costs_its_channel_and_changes_no_other(lost: float, place: int) -> None:
+    """Also where it is the very first, from which the others count."""
+    x_CT = tone(10, 20, 250) + noise(250)
+    x_CT[2] = x_CT[3] + 5.0
+    sound = in_memory(np.delete(x_CT, 2, axis=0), CHANNELS[:2] + CHANNELS[3:], 250)[0]
+    x_CT[2, place] = lost
+    found = in_memory(x_CT, CHANNELS, 250)[0]
+    assert found.channel_good_C.tolist() == [c != 2 for c in range(8)] and not found.x_TC[:, 2].any()
+    np.testing.assert_allclose(np.delete(found.x_TC, 2, axis=1), sound.x_TC, atol=1e-3)

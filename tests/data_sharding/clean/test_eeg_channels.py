@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import mne
 import numpy as np
 import pytest
 
@@ -11,7 +12,15 @@ from mcsp.data_sharding.bids.reasons import RecordingError
 from mcsp.data_sharding.bids.ref import ref_of_file
 from mcsp.data_sharding.bids.write import write_eeg, write_json, write_tsv
 from mcsp.data_sharding.clean.eeg import read_eeg
-from mcsp.data_sharding.clean.eeg_channels import _one_rate, normalise_channel, standard_positions_mm
+from mcsp.data_sharding.clean.eeg_channels import (
+    _misplaced,
+    _one_rate,
+    biosemi_names,
+    normalise_channel,
+    normalise_channels,
+    shared_reference,
+    standard_positions_mm,
+)
 from mcsp.data_sharding.clean.recording import CleanRecording
 
 NAMES = ["Fp1", "Fp2", "F3", "F4", "C3", "C4", "P3", "P4", "T7", "T8"]
@@ -259,3 +268,126 @@ def test_cells_of_channels_tsv_that_nobody_understands(
 )  # fmt: skip
 def test_channels_state_a_rate_where_all_state_the_same_above_zero(cells: list[str], rate: float | None) -> None:
     assert _one_rate(cells) == rate
+
+
+def test_the_template_is_mnes_to_the_micrometre() -> None:
+    name = "colin27_1005" if "colin27_1005" in mne.channels.get_builtin_montages() else "standard_1005"
+    montage = mne.channels.transform_to_head(mne.channels.make_standard_montage(name)).get_positions()["ch_pos"]
+    for channel in ("Cz", "Fp1", "AFp3h"):
+        label, xyz_mm = standard_positions_mm()[channel.lower()]
+        assert label == channel and xyz_mm.tolist() == [round(float(v) * 1000, 3) for v in montage[channel]]
+
+
+def turned(degrees: float) -> dict[str, np.ndarray]:
+    """NAMES of the template, turned about the vertical."""
+    c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    return {n: np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]]) @ standard_positions_mm()[n.lower()][1] for n in NAMES}
+
+
+def mean_cosine(places: dict[str, np.ndarray]) -> float:
+    pairs = [(xyz, standard_positions_mm()[name.lower()][1]) for name, xyz in places.items()]
+    return float(np.mean([a @ b / np.linalg.norm(a) / np.linalg.norm(b) for a, b in pairs]))
+
+
+@pytest.mark.parametrize("scale", [0.6, 1.0, 1.5])
+def test_electrodes_may_be_turned_until_their_cosine_is_three_quarters(scale: float) -> None:
+    """On average, and whatever the size of the head."""
+    angles = np.arange(20, 120, 0.5)
+    cosines = np.array([mean_cosine(turned(a)) for a in angles])
+    last, first = angles[cosines > 0.751].max(), angles[cosines < 0.749].min()
+    assert "cosine" not in _misplaced({n: scale * xyz for n, xyz in turned(last).items()})
+    assert "do not lie where their names do (mean cosine 0.7" in _misplaced(
+        {n: scale * xyz for n, xyz in turned(first).items()}
+    )
+
+
+def test_electrodes_may_be_moved_together_by_thirty_millimetres_of_a_head_of_usual_size() -> None:
+    usual = np.array([standard_positions_mm()[n.lower()][1] for n in NAMES])
+
+    def moved(up_mm: float) -> tuple[dict[str, np.ndarray], float]:
+        found = np.add(usual, [0, 0, up_mm])
+        sizes = [np.median(np.linalg.norm(side, axis=1)) for side in (usual, found)]
+        shift = np.linalg.norm((found * sizes[0] / sizes[1] - usual).mean(axis=0))
+        return dict(zip(NAMES, 1.3 * found, strict=True)), float(shift)
+
+    within = [places for places, shift in map(moved, np.arange(0, -60, -0.25)) if 29.5 < shift < 30]
+    beyond = [places for places, shift in map(moved, np.arange(0, -60, -0.25)) if 30 < shift < 30.5]
+    assert within and beyond
+    assert {_misplaced(places) for places in within} == {""}
+    assert {_misplaced(places) for places in beyond} == {"lie 30 mm away from where their names do"}
+    three = dict(list(beyond[0].items())[:3])  # too few to say
+    assert _misplaced(three) == ""
+
+
+def test_more_than_an_eighth_of_the_names_are_biosemis_alone_or_none_is() -> None:
+    """A1 and C3 are names of the 10-05 system as well."""
+    rest = ["A1", "C3", "Fp1", "Cz", "Pz", "Oz"]
+    assert biosemi_names(["B7", "C4", *rest]) == set()
+    assert biosemi_names(["B7", "A32", *rest]) == {"B7", "A32", "A1", "C3"}
+    assert normalise_channels(["B7", "A32", "A1", "t3"]) == ["B7", "A32", "A1", "T7"]
+    assert biosemi_names(["A1", "A2", "C3", "D4"]) == set()
+
+
+def test_one_reference_is_that_of_four_channels() -> None:
+    assert shared_reference(["C3-Cz", "C4-Cz", "F3-Cz", "F4 - M1"]) == ""
+    assert shared_reference(["C3-Cz", "C4-Cz", "F3-Cz", "P3-Cz", "F4-M1", "F7-M1"]) == "-Cz"
+    assert shared_reference([]) == "" and shared_reference(["C3-12"] * 5) == ""
+
+
+def test_of_two_names_of_one_place_the_later_keeps_its_own() -> None:
+    assert normalise_channels(["T3", "T7", "EEG T3-REF", "C3"]) == ["T7", "T7-2", "EEG T3-REF", "C3"]
+
+
+@pytest.mark.parametrize(("n", "more"), [(4, ""), (5, " ...")])
+def test_four_channels_without_a_place_are_named(tmp_path: Path, n: int, more: str) -> None:
+    path = write(tmp_path, eeg_uv(10 + n), [*NAMES, *NETS[:n]])
+    [repair] = read(path).repairs
+    assert repair == f"{path.name}: {n} EEG channels without a position are left out: E1, E2, E3, E4{more}"
+    nets = write(tmp_path / "nets", eeg_uv(n), NETS[:n])
+    assert refusal(nets)[1] == (
+        f"{nets.name}: no position for E1, E2, E3, E4{more}; expected 10-05 names or electrodes.tsv"
+    )
+    few = write(tmp_path / "few", eeg_uv(n + 3), ["Cz", "C3", "C4", *NETS[:n]])
+    assert f"(Cz, C3, C4), expected at least 4: E1, E2, E3, E4{more} have none; expected 10-05" in refusal(few)[1]
+
+
+def test_half_of_the_rows_of_a_table_may_name_no_channel(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    table = tmp_path / f"{STEM}_channels.tsv"
+    others = [f"X{i}" for i in range(1, 12)]
+    write_tsv(table, ("name", "status"), [(name, "good") for name in [*NAMES, *others[:10]]])
+    assert read(path).repairs == (
+        f"{table.name}: rows without a channel in the file are ignored: {', '.join(sorted(others[:10]))}",
+    )
+    write_tsv(table, ("name", "status"), [(name, "good") for name in [*NAMES, *others]])
+    assert refusal(path) == (
+        "channels-mismatch",
+        f"{table.name}: 11 of 21 rows, such as 'X1', name no channel of the file, expected its 10 channels",
+    )
+
+
+def test_rows_of_electrodes_may_come_twice_at_one_place_and_alike_names_are_nobodys(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    table = electrodes(tmp_path, "mm", scale=0.9)
+    lines = table.read_text().splitlines(keepends=True)
+    table.write_text("".join([*lines, lines[1]]))
+    ours = [0.9 * standard_positions_mm()[name.lower()][1] for name in NAMES]
+    np.testing.assert_allclose(read(path).positions_C3, ours, atol=0.01)
+    table.write_text("".join([lines[0], *(line.replace("Fp1", name) for name in ("FP1", "fp1") for line in lines[1:2]),
+                              *lines[2:]]))  # fmt: skip
+    found = read(path).positions_C3
+    np.testing.assert_array_equal(found[0], standard_positions_mm()["fp1"][1])  # which of both, nobody says
+    np.testing.assert_allclose(found[1:], ours[1:], atol=0.01)
+
+
+@pytest.mark.parametrize(("radius", "used"), [(40.1, True), (39.9, False), (199.9, True), (200.1, False)])
+def test_an_electrode_lies_40_to_200_millimetres_from_the_origin(tmp_path: Path, radius: float, used: bool) -> None:
+    path = write(tmp_path, names=NETS)
+    table = electrodes(tmp_path, "mm", names=NETS)
+    lines = table.read_text().splitlines()
+    xyz = np.array(lines[1].split("\t")[1:], dtype=float)
+    xyz *= radius / np.linalg.norm(xyz)
+    table.write_text("\n".join([lines[0], "\t".join(["E1", *(f"{v:.4f}" for v in xyz)]), *lines[2:]]) + "\n")
+    found = read(path)
+    assert found.channels == (NETS if used else NETS[1:])
+    assert any("places where no head is are not used: E1" in line for line in found.repairs) != used

@@ -64,6 +64,13 @@ def test_notches_end_below_the_low_pass_and_two_hertz_below_half_the_rate() -> N
     assert line_harmonics(None, 250.0, CONFIG).size == 0
 
 
+def test_the_low_pass_is_left_out_where_two_hertz_below_half_the_rate_are_not_above_it() -> None:
+    """At 75 Hz from 154 Hz on: else the whole band is kept."""
+    for sfreq, at_the_end in ((153, 1.0), (154, 1.0), (155, 0.0), (250, 0.0)):
+        found = response(kernels_of(sfreq, CONFIG, None), 1 << 14)
+        assert found[-1] == pytest.approx(at_the_end, abs=0.01) and found[0] == pytest.approx(0.0, abs=0.01)
+
+
 @pytest.mark.parametrize(("sfreq", "line_hz"), [(250, 50), (500, 60), (512, None), (2048, 50), (128, 50)])
 def test_the_response_is_that_of_mnes_filters(sfreq: float, line_hz: float | None) -> None:
     n = 1 << 17

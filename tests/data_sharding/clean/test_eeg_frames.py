@@ -14,7 +14,7 @@ from mcsp.data_sharding.bids.ref import ref_of_file
 from mcsp.data_sharding.bids.write import write_eeg, write_json, write_tsv
 from mcsp.data_sharding.clean.eeg import read_eeg
 from mcsp.data_sharding.clean.eeg_channels import standard_positions_mm
-from mcsp.data_sharding.clean.eeg_frames import by_landmarks
+from mcsp.data_sharding.clean.eeg_frames import MM_PER_UNIT, TO_HEAD, around_head, by_landmarks, on_sphere
 from mcsp.data_sharding.clean.recording import CleanRecording
 
 KNOWN = ["Fp1", "Fp2", "F7", "F8", "C3", "C4", "Cz", "P3", "P4", "T7", "T8", "O1", "O2"]
@@ -111,3 +111,65 @@ def test_landmarks_say_where_nose_and_ears_are_whatever_the_frame_is_called(tmp_
         {"AnatomicalLandmarkCoordinates": {}},
     ):
         assert by_landmarks({**system, **change}) is None
+
+
+def around(n: int, radius: float = 90.0, spread: float = 0.0) -> dict[str, np.ndarray]:
+    """Electrodes in directions of their own, of radii from ``radius * (1 - spread)`` on."""
+    xyz = np.random.default_rng(1).standard_normal((n, 3))
+    radii = radius * np.linspace(1 - spread, 1, n)
+    return dict(zip(map(str, range(n)), xyz / np.linalg.norm(xyz, axis=1, keepdims=True) * radii[:, None], strict=True))
+
+
+@pytest.mark.parametrize(
+    ("n", "radius", "spread", "sphere"),
+    [(8, 90.0, 0.0, True), (7, 90.0, 0.0, False), (8, 90.0, 0.0199, True), (8, 90.0, 0.0201, False),
+     (8, 1e-3, 0.0199, True), (0, 1.0, 0.0, False)],
+)  # fmt: skip
+def test_eight_electrodes_whose_radii_differ_by_a_fiftieth_lie_on_a_sphere(
+    n: int, radius: float, spread: float, sphere: bool
+) -> None:
+    assert on_sphere(around(n, radius, spread)) == sphere
+
+
+def test_the_sphere_around_the_head_is_that_which_fits_the_template_best() -> None:
+    """By least squares, to the tenth of a millimetre and half of one: it is written down in the source."""
+    xyz = np.array([place for _, place in standard_positions_mm().values()])
+    design, radii = np.c_[2 * xyz, np.ones(len(xyz))], (xyz**2).sum(axis=1)
+    solution = np.linalg.lstsq(design, radii, rcond=None)[0]
+    centre, radius = solution[:3], np.sqrt(solution[3] + solution[:3] @ solution[:3])
+    for scale in (1.0, 7.0):
+        found = around_head({"a": scale * np.array([3.0, 4.0, 0.0]), "b": scale * np.array([0.0, 0.0, -2.0])})
+        np.testing.assert_allclose(found["a"], centre + radius * np.array([0.6, 0.8, 0]), atol=0.6)
+        np.testing.assert_allclose(found["b"], centre + radius * np.array([0, 0, -1]), atol=0.6)
+
+
+def test_frames_and_units_of_coordsystem_json() -> None:
+    assert MM_PER_UNIT == {"m": 1000.0, "cm": 10.0, "mm": 1.0}
+    nose, left, up = np.eye(3)
+    for frame in ("ctf", "eeglab"):  # x to the nose, y to the left ear
+        found = [(TO_HEAD[frame] @ axis).tolist() for axis in (nose, left, up)]
+        assert found == [[0, 1, 0], [-1, 0, 0], [0, 0, 1]]
+    np.testing.assert_array_equal(TO_HEAD["captrak"], np.eye(3))
+
+
+@pytest.mark.parametrize("unit", ["m", "cm", "mm"])
+def test_landmarks_give_the_head_frame_in_millimetres_whatever_their_unit(unit: str) -> None:
+    marks = {"NAS": [0.0, 100.0, 0.0], "LPA": [-70.0, 0.0, 0.0], "RPA": [70.0, 0.0, 0.0]}
+    moved = {name: (np.add(xyz, [5, 6, 7]) / MM_PER_UNIT[unit]).tolist() for name, xyz in marks.items()}
+    system = {"AnatomicalLandmarkCoordinates": moved, "EEGCoordinateUnits": f" {unit.upper()} "}
+    to_head = by_landmarks(system)
+    assert to_head is not None
+    np.testing.assert_allclose(to_head @ [5, 6, 7, 1], [0, 0, 0, 1], atol=1e-9)
+    np.testing.assert_allclose(to_head @ [5, 106, 7, 1], [0, 100, 0, 1], atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("nasion", "ear", "sound"),
+    [(100, 70, True), (30, 20, False), (30, 20.1, False), (34.7, 20, True), (100, 125, True), (100, 125.1, False),
+     (230, 70, True), (245, 70, False), (1000, 70, False)],
+)  # fmt: skip
+def test_landmarks_are_40_to_250_millimetres_apart(nasion: float, ear: float, sound: bool) -> None:
+    """Ear from ear, and either from the nasion."""
+    marks = {"NAS": [0, nasion, 0], "LPA": [-ear, 0, 0], "RPA": [ear, 0, 0]}
+    system = {"AnatomicalLandmarkCoordinates": marks, "EEGCoordinateUnits": "mm"}
+    assert (by_landmarks(system) is not None) == sound

@@ -96,8 +96,11 @@ def edf_bytes(n_signals: int = 2, **cells: list[str]) -> bytes:
     """A header by the table of https://www.edfplus.info/specs/edf.html."""
     widths = {"label": 16, "transducer": 80, "unit": 8, "physical_min": 8, "physical_max": 8, "digital_min": 8,
               "digital_max": 8, "filter": 80, "samples": 8, "reserved": 32}  # fmt: skip
-    usual = {"label": ["Cz", "Pz"], "unit": ["uV", "mV"], "physical_min": ["-100", "-1"], "physical_max": ["100", "1"],
-             "digital_min": ["-2048", "-2048"], "digital_max": ["2047", "2047"], "samples": ["250", "500"]}  # fmt: skip
+    # Every cell is full, so that one of another width moves those behind it.
+    usual = {"label": ["Cz", "Pz"], "transducer": ["T" * 80] * 2, "unit": ["uV", "mV"], "filter": ["F" * 80] * 2,
+             "physical_min": ["-0000100", "-0000001"], "physical_max": ["00000100", "00000001"],
+             "digital_min": ["-0002048"] * 2, "digital_max": ["00002047"] * 2, "samples": ["00000250", "00000500"],
+             "reserved": ["R" * 32] * 2}  # fmt: skip
     fixed = f"{'0':8}{'X':80}{'Startdate':80}01.01.0101.01.01{256 * (n_signals + 1):<8}{'EDF+C':44}{3:<8}{0.5:<8}"
     fixed += f"{n_signals:<4}"
     rest = "".join(f"{cell:{width}}" for name, width in widths.items()

@@ -17,13 +17,13 @@ from mcsp.data_sharding.build.pseudonyms import subject_hash
 from mcsp.data_sharding.store.reader import Corpus
 from mcsp.schema import Recording
 from tests.data_sharding.clean.test_eeg_files import CHANNELS, SFREQ, signal_uv, write
+from tests.data_sharding.clean.test_fmri_confounds import write_confounds
 from tests.data_sharding.clean.test_fmri_files import (
     NAMES,
     T_R,
     bold_PT,
     expected_TP,
     write_1d,
-    write_confounds,
     write_dseg,
     write_image,
     write_ptseries,

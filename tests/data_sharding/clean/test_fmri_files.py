@@ -1,6 +1,6 @@
 """BOLD in every format, confounds of fMRIPrep and damaged files, written by nibabel, pandas and numpy.
 
-Covers: data_sharding/bids/ref.py, data_sharding/clean/fmri.py, data_sharding/parcels/atlases.py,
+Covers: data_sharding/clean/fmri.py, data_sharding/parcels/atlases.py,
 data_sharding/parcels/parcellation.py, data_sharding/parcels/series.py
 """
 

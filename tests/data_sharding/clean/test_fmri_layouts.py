@@ -13,11 +13,10 @@ from mcsp.data_sharding.bids.reasons import RecordingError
 from mcsp.data_sharding.bids.ref import RecordingRef, Site, acquisition_time, atlas_files, inputs_of
 from mcsp.data_sharding.bids.write import write_json, write_parcellated_bold, write_tsv
 from mcsp.data_sharding.build.plan import make_plan
-from mcsp.data_sharding.build.pseudonyms import KEY_VARIABLE
 from mcsp.data_sharding.clean.fmri import detrend, read_fmri
 from mcsp.data_sharding.clean.recording import CleanRecording, robust_amplitude
 from mcsp.data_sharding.parcels.atlases import named_atlas
-from mcsp.schema import SCALE_FREE
+from mcsp.schema import KEY_VARIABLE, SCALE_FREE
 from tests.data_sharding.clean.test_fmri_files import T_R, VOLUMES, bold_PT, expected_TP, kept_of, write_image
 from tests.data_sharding.conftest import DESCRIPTION, KEY
 

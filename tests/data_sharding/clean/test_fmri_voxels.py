@@ -12,8 +12,9 @@ import pytest
 from nibabel.affines import apply_affine
 
 from mcsp.config import FmriConfig
-from mcsp.data_sharding.bids.find import RecordingRef, Site, find_recordings
+from mcsp.data_sharding.bids.find import find_recordings
 from mcsp.data_sharding.bids.reasons import RecordingError
+from mcsp.data_sharding.bids.ref import RecordingRef, Site
 from mcsp.data_sharding.bids.write import write_json, write_tsv
 from mcsp.data_sharding.clean import fmri_files
 from mcsp.data_sharding.clean.fmri_files import Named, average_parcels, read_time_series
@@ -90,6 +91,7 @@ def test_a_clock_of_a_header_that_agrees(zoom: float, unit: str, t_r: float, rep
 @pytest.mark.parametrize(
     ("zoom", "unit", "found"),
     [(2.03, "sec", "2.03 s in the image header (unit sec)"), (1.97, "sec", "1.97 s"),
+     (3.0, "unknown", "3 s in the image header (unit unknown)"),
      (1.0, "msec", "0.001 s in the image header (unit msec)"),
      (2000.0, "sec", "2000 s in the image header (unit sec) (milliseconds?)"),
      (2015.0, "sec", "2015 s in the image header (unit sec) (milliseconds?)"),
@@ -255,3 +257,25 @@ def test_the_label_image_of_an_image_is_that_of_its_space_and_of_the_parcellatio
     assert places(ref, "C") in ([30, 10], [10, -10]), "the space comes first"
     named = replace(ref, site=replace(ref.site, label_image=tmp_path / f"space-{MNI}_seg-A_dseg.nii.gz"))
     assert places(named, "B") == [10, -10], "the settings come first"
+
+
+def test_an_image_whose_name_says_no_space_gets_the_labels_of_the_space_that_the_settings_say(tmp_path: Path) -> None:
+    path = dataset(tmp_path, "sub-1_task-rest_desc-preproc_bold.nii")
+    affine = AFFINE.copy()
+    affine[0, 3] = -50
+    nibabel.save(bold(noise(60, 3, 3, 4).astype(np.float32), affine).image, path)
+    spaces = {"MNI152NLin2009aSym": 10, MNI: 30, "MNI152NLin2009cAsym": 50}
+    for space, x_mm in spaces.items():
+        save_labels(tmp_path / f"space-{space}_seg-A_dseg.nii.gz", x_mm)
+    for space, x_mm in spaces.items():
+        _, parcels = read_time_series(only_ref(tmp_path), 2.0, FmriConfig(image_space=space))
+        assert parcels.positions_P3[:, 0].tolist() == [x_mm, x_mm - 20] and parcels.space == space
+    save_labels(tmp_path / "seg-A_dseg.nii.gz", 40)  # put there for images in a standard space, whichever it is
+    for space in spaces:
+        (tmp_path / f"space-{space}_seg-A_dseg.nii.gz").unlink()
+    _, parcels = read_time_series(only_ref(tmp_path), 2.0, FmriConfig(image_space=MNI))
+    assert parcels.positions_P3[:, 0].tolist() == [40, 20] and parcels.space == MNI
+    write_tsv(tmp_path / "dseg.tsv", ("index", "name"), [(1, "one"), (2, "two")])
+    assert read_time_series(only_ref(tmp_path), 2.0, FmriConfig(image_space=MNI))[1].names == ["one", "two"]
+    write_tsv(tmp_path / "seg-A_dseg.tsv", ("index", "name"), [(1, "own"), (2, "two")])
+    assert read_time_series(only_ref(tmp_path), 2.0, FmriConfig(image_space=MNI))[1].names == ["own", "two"]

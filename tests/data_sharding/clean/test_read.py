@@ -68,7 +68,7 @@ def test_the_other_process_reads_the_same_and_serves_many(
     again = process.read(refs["sound"])
     assert process.process.pid == pid
     here = read_recording(refs["sound"], process.config)
-    for there in (first.clean, again.clean):
+    for there in (first, again):
         np.testing.assert_array_equal(there.x_TC, here.x_TC)
         assert there.channels == here.channels and there.valid_spans == here.valid_spans
     assert process.fingerprint() == fingerprint()
@@ -106,14 +106,14 @@ def test_a_hang_is_ended_and_the_next_file_is_read(refs: dict[str, RecordingRef]
         with pytest.raises(RecordingError, match="not read within 5 s") as caught:
             impatient.read(refs["hanging"])
         assert caught.value.reason == "timeout"
-        assert len(impatient.read(refs["sound"]).clean.channels) == len(CHANNELS)
+        assert len(impatient.read(refs["sound"]).channels) == len(CHANNELS)
 
 
 def test_memory_is_limited(refs: dict[str, RecordingRef], process: ReadingProcess) -> None:
     with pytest.raises(RecordingError, match="read_memory_gb = 2") as caught:
         process.read(refs["large"])
     assert caught.value.reason == "out-of-memory"
-    assert len(process.read(refs["sound"]).clean.channels) == len(CHANNELS)
+    assert len(process.read(refs["sound"]).channels) == len(CHANNELS)
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_a_death_is_confirmed_by_a_second_one(
         done.set()
         killer.join()
     assert caught.value.reason == reason and len(set(killed)) == 2
-    assert len(process.read(refs["sound"]).clean.channels) == len(CHANNELS)
+    assert len(process.read(refs["sound"]).channels) == len(CHANNELS)
 
 
 def test_one_death_alone_costs_nothing(refs: dict[str, RecordingRef], process: ReadingProcess) -> None:
@@ -156,4 +156,4 @@ def test_one_death_alone_costs_nothing(refs: dict[str, RecordingRef], process: R
     assert process.process is not None
     os.kill(process.process.pid, signal.SIGKILL)
     time.sleep(0.2)
-    assert len(process.read(refs["sound"]).clean.channels) == len(CHANNELS)
+    assert len(process.read(refs["sound"]).channels) == len(CHANNELS)

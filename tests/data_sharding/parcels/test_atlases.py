@@ -10,7 +10,8 @@ import pytest
 from nilearn import datasets
 
 from mcsp.data_sharding.bids.reasons import RecordingError
-from mcsp.data_sharding.parcels.atlases import atlas_of_bunch, atlas_of_file, is_named, named_atlas
+from mcsp.data_sharding.parcels.atlases import Atlas, atlas_of_bunch, atlas_of_file, is_named, named_atlas
+from mcsp.data_sharding.parcels.parcellation import Parcels
 
 AFFINE = np.array([[4.0, 0, 0, -90], [0, 4, 0, -126], [0, 0, 4, -72], [0, 0, 0, 1]])
 
@@ -176,3 +177,8 @@ def test_craddocks_series_without_such_a_volume_is_told(nilearn_data: Path) -> N
     nibabel.save(nibabel.Nifti1Image(volumes, AFFINE), folder / "tcorr05_2level_all.nii.gz")
     with pytest.raises(ValueError, match=r"tcorr05_2level_all.nii.gz: no volume of 200 parcels, found \[190, 199\]"):
         named_atlas("CC200")
+
+
+def test_parcels_without_labels_are_numbered_from_one() -> None:
+    places_P3 = np.array([[1.0, 2, 3], [4, 5, 6]])
+    assert Atlas("x", Parcels(["a", "b"], [], places_P3)).rows == [("a", 1, (1.0, 2.0, 3.0)), ("b", 2, (4.0, 5.0, 6.0))]

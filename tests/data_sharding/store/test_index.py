@@ -116,3 +116,29 @@ def test_each_table_is_the_one_that_the_index_names(tmp_path: Path) -> None:
     write_index(tmp_path, found, tables)
     assert found["schema_version"] == 2, "older corpora cannot be read any more"
     assert list(read_rejected(tmp_path)) == [rejection] and list(read_repairs(tmp_path)) == [repair]
+
+
+def test_the_index_is_text_that_people_read_in_order_of_its_names(tmp_path: Path) -> None:
+    write_index(tmp_path, {"b": {"y": 2, "x": "µ"}, "a": 1}, {})
+    text = (tmp_path / "index.json").read_text()
+    assert text == '{\n "a": 1,\n "b": {\n  "x": "\\u00b5",\n  "y": 2\n }\n}\n'
+
+
+def test_totals_are_counted_by_site_split_and_modality() -> None:
+    totals = Totals({"a": True, "b": False})
+    of_other_site = replace(row("1", "x", split="test"), site="b", key="b_1_x")
+    rows = [row("1", "x", seconds=3600.0), row("1", "x", "fmri", seconds=1800.0), of_other_site,
+            row("1", "y", "fmri", seconds=0.02)]  # fmt: skip
+    for recording in rows:
+        totals.add(recording)
+    for site in ("a", "a", "b"):
+        totals.add_rejection(Rejection(site, "x", "eeg", "flat" if site == "a" else "motion", "d"))
+    found = totals.result()
+    hours = sum(r.seconds for r in rows) / 3600
+    assert found["all"] == {"found": 7, "rejected": 3, "recordings": 4, "samples": 3, "subjects": 2,
+                            "hours": round(hours, 6)}  # fmt: skip
+    assert found["sites"]["a"]["rejected"] == 2 and found["sites"]["b"]["rejected"] == 1
+    assert (found["sites"]["a"]["subjects"], found["sites"]["b"]["subjects"]) == (1, 1), "subjects are a site's own"
+    assert found["splits"]["test"]["recordings"] == 1 and found["splits"]["train"]["samples"] == 2
+    assert found["modalities"]["eeg"] == {"recordings": 2, "samples": 2, "subjects": 2, "hours": 1.016667}
+    assert totals.reasons == {"flat": 2, "motion": 1}

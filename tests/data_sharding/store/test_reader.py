@@ -5,13 +5,15 @@ import multiprocessing
 import pickle
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from zlib import crc32
 
 import numpy as np
 import pytest
 
+from mcsp.data_sharding.store import reader
 from mcsp.data_sharding.store.index import SHARDS_NAME
-from mcsp.data_sharding.store.reader import Corpus
+from mcsp.data_sharding.store.reader import BadWindowError, Corpus
 from mcsp.schema import Recording, Window, crc_name
 
 
@@ -159,3 +161,90 @@ def test_a_damaged_description_is_refused_in_one_line(
     with pytest.raises(ValueError, match=message) as error:
         Corpus(copied)
     assert "\n" not in str(error.value) and str(path) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "change", [{"n_channels": 0}, {"block_samples": 0}, {"byte_offset": -1}, {"crc_offset": -1}, {"shard": "x.tar"}],
+    ids=lambda change: next(iter(change)),
+)  # fmt: skip
+def test_a_row_of_no_recording_is_refused(built: Path, change: dict[str, object]) -> None:
+    corpus = Corpus(built)
+    with pytest.raises(BadWindowError):
+        corpus.read_window(replace(eeg_of(corpus), **change), 0, 10)  # type: ignore[arg-type]
+
+
+def test_a_recording_may_fill_its_shard_and_no_more(built: Path) -> None:
+    corpus = Corpus(built)
+    r = eeg_of(corpus)
+    n_bytes = r.n_samples * r.n_channels * 2
+    corpus._shard_bytes[r.shard] = n_bytes
+    corpus.read_window(r, 0, 10)
+    corpus._shard_bytes[r.shard] = n_bytes - 1
+    with pytest.raises(BadWindowError, match=f"expected {n_bytes} bytes at least for {r.member}, found {n_bytes - 1}"):
+        corpus.read_window(r, 0, 10)
+
+
+def test_the_whole_recording_is_a_window_and_one_sample_is(built: Path) -> None:
+    corpus = Corpus(built)
+    r = eeg_of(corpus)
+    whole = corpus.read_window(r, 0, r.n_samples).x_TC
+    np.testing.assert_array_equal(corpus.read_stored(r, r.n_samples - 1, 1).astype(np.float32) * r.scale, whole[-1:])
+
+
+def test_memory_that_is_lent_is_used_where_it_is_large_enough(built: Path) -> None:
+    corpus = Corpus(built)
+    r = eeg_of(corpus)
+    expected = corpus.read_stored(r, 100, 50)
+    n_bytes = 50 * r.n_channels * 2
+    for size in (n_bytes - 1, n_bytes, 10 * n_bytes):
+        buffer = np.full(size, 255, np.uint8)
+        found = corpus.read_stored(r, 100, 50, verify=False, buffer=buffer)
+        np.testing.assert_array_equal(found, expected)
+        assert np.shares_memory(found, buffer) == (size >= n_bytes)
+
+
+@pytest.mark.parametrize("failures", [0, 1, 3, 4])
+def test_a_disk_that_fails_is_asked_again_for_two_seconds(
+    built: Path, monkeypatch: pytest.MonkeyPatch, failures: int
+) -> None:
+    corpus = Corpus(built)
+    r = eeg_of(corpus)
+    real, left, pauses = reader.read_into, [failures], list[float]()
+
+    def fails_at_first(descriptor: int, content: memoryview, offset: int) -> int:
+        if left[0]:
+            left[0] -= 1
+            raise OSError(5, "Input/output error")
+        return real(descriptor, content, offset)
+
+    monkeypatch.setattr(reader, "read_into", fails_at_first)
+    monkeypatch.setattr(reader, "time", SimpleNamespace(sleep=pauses.append))
+    if failures <= 3:
+        assert corpus.read_window(r, 0, 10).x_TC.shape == (10, r.n_channels)
+    else:
+        with pytest.raises(BadWindowError, match=rf"{r.shard}: cannot read the shard \(Input/output error\)"):
+            corpus.read_window(r, 0, 10)
+    assert pauses == [0.1, 0.5, 1.5][:failures]
+
+
+def test_files_are_closed_those_unused_for_longest_first(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A descriptor for each shard of a large corpus would be more than a process may have."""
+    assert reader._MAX_OPEN_SHARDS < 1024
+    monkeypatch.setattr(reader, "_MAX_OPEN_SHARDS", 2)
+    corpus = Corpus(built)
+    of_shard = {row.shard: row for row in corpus.recordings}
+    first, second, third = list(of_shard.values())[:3]
+    for row, open_ in ((first, [first]), (second, [first, second]), (first, [second, first]), (third, [first, third])):
+        corpus.read_window(row, 0, 1)
+        assert list(corpus._shards) == [r.shard for r in open_]
+    corpus.close(first.shard)
+    assert list(corpus._shards) == [third.shard]
+
+
+def test_a_table_of_another_length_than_the_index_says_is_refused(copied: Path) -> None:
+    index = json.loads((copied / "index.json").read_text())
+    n = index["totals"]["all"]["recordings"]
+    index["totals"]["all"]["recordings"] = n + 1
+    (copied / "index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=rf"index\.json: lists {n + 1} recordings, the table has {n}"):
+        Corpus(copied)

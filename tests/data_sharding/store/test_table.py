@@ -180,3 +180,38 @@ def test_another_process_gets_the_name_of_a_mapped_file_and_the_rows_of_a_table_
         again = pickle.loads(pickle.dumps(found))
         assert repr(list(again)) == repr(list(found)) == repr(rows)
     assert pickle.loads(pickle.dumps(pickle.loads(pickle.dumps(mapped))))._file == file
+
+
+def test_lists_of_every_row_lie_side_by_side(tmp_path: Path) -> None:
+    rows = [replace(ROWS[0], valid_spans=spans) for spans in ([0, 10], [], [3, 7, 20, 90])]
+    for table in (opened(tmp_path / "t", rows), Recordings.of(rows)):
+        values, starts = table.flat("valid_spans")
+        assert values.tolist() == [0, 10, 3, 7, 20, 90] and starts.tolist() == [0, 2, 2, 6]
+        assert values.dtype == starts.dtype == np.int64
+        for other in ("positions_mm", "sfreq", "key"):
+            with pytest.raises(ValueError, match=f"column {other}: expected a list that is stored row by row"):
+                table.flat(other)
+    assert Recordings.of([]).flat("valid_spans")[1].tolist() == [0]
+
+
+def test_rows_are_found_by_the_text_of_a_column(tmp_path: Path) -> None:
+    table = opened(tmp_path / "t", ROWS)
+    assert table.rows_of("split", "train").tolist() == [True, True, True, False]
+    assert table.rows_of("site", "t").tolist() == [False, False, False, True]
+    assert not table.rows_of("split", "validation").any() and len(table.rows_of("split", "validation")) == 4
+    assert table.texts("session", np.array([2, 0])) == ["séance", ""] and table.texts("site", np.array([3])) == ["t"]
+    assert table.distinct("channels") == [["c0", "c1", "c2"], ["c0", "c1", "c2", "c3", "c4"]]
+    assert table.sample_starts().tolist() == [0, 2, 3, 4] and Recordings.of([]).sample_starts().tolist() == [0]
+
+
+def test_flags_and_lists_of_more_than_a_byte_of_bits_come_back(tmp_path: Path) -> None:
+    rng = np.random.default_rng(2)
+    rows = [
+        recording(f"s{i:02d}", n_channels=n, simulated=bool(rng.integers(2)), channel_good=rng.integers(0, 2, n) > 0)
+        for i, n in enumerate((1, 7, 8, 9, 17, 3, 30, 2, 16, 5, 11))
+    ]
+    rows = [replace(row, channel_good=[bool(good) for good in row.channel_good]) for row in rows]
+    table = opened(tmp_path / "t", rows)
+    assert all(same(a, b) for a, b in zip(table, rows, strict=True))
+    assert table.column("simulated").tolist() == [row.simulated for row in rows]
+    assert table[-11].key == "s00" and [row.key for row in table[::5]] == ["s00", "s05", "s10"]

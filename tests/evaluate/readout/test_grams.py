@@ -146,3 +146,39 @@ def test_up_to_32_channels_have_the_riemannian_mean(channels: int, mean: str) ->
     x_NCC, train = np.einsum("ntc,ntd->ncd", x_NTC, x_NTC) / 300, np.arange(6)
     space = TangentSpace(metric={"mean": mean, "map": "riemann"}).fit(x_NCC[train])
     np.testing.assert_allclose(tangent(x_NCC)(train), combined([gram(space.transform(x_NCC))], train))
+
+
+def test_the_shuffled_pairs_are_those_of_one_seed() -> None:
+    """Within each site in turn, everybody gets the second half of the one before in a drawn ring."""
+    whole, first, second = features(0), features(1), features(2)
+    rng, partner = np.random.default_rng(0), np.arange(len(SITES))
+    for site in "ab":
+        ring = TRAIN[np.array(SITES)[TRAIN] == site]
+        ring = ring[rng.permutation(len(ring))]
+        partner[ring] = np.roll(ring, 1)
+    assert (partner[TRAIN] != TRAIN).all()
+    expected = denoised(gram(np.vstack([whole, first, second[partner]])), SITES)(TRAIN)
+    found = denoised(gram(np.vstack([whole, first, second])), SITES, True)(TRAIN)
+    np.testing.assert_allclose(found, expected, atol=1e-9)
+
+
+def test_without_weights_every_block_counts_alike() -> None:
+    blocks = [gram(features(seed)) for seed in range(3)]
+    np.testing.assert_allclose(scales(blocks, TRAIN), scales(blocks, TRAIN, [2.0, 2.0, 2.0]))
+    unequal = scales(blocks, TRAIN, [1.0, 2.0, 5.0])
+    np.testing.assert_allclose(unequal, np.array(scales(blocks, TRAIN)) * 3 * np.array([1, 2, 5]) / 8)
+    x_NF = features(0)
+    size = ((x_NF[TRAIN] - x_NF[TRAIN].mean(0)) ** 2).sum(1).mean()
+    assert scales(blocks[:1], TRAIN)[0] == pytest.approx(1 / size) and scales(blocks, TRAIN)[0] == pytest.approx(
+        1 / size / 3
+    )
+    np.testing.assert_allclose(fixed(blocks, [1, 2, 5])(TRAIN), combined(blocks, TRAIN, [1, 2, 5]))
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_a_little_spread_on_a_large_offset_counts(scale: float) -> None:
+    """A millionth of the distance from the mean of all units, whatever the unit of the features."""
+    x_NF = features()
+    x_NF[TRAIN] = x_NF[0] + 1e-4 * (x_NF[TRAIN] - x_NF[0])
+    assert scales([gram(scale * x_NF)], TRAIN)[0] > 0
+    np.testing.assert_allclose(np.diagonal(combined([gram(scale * x_NF)], TRAIN))[TRAIN].mean(), 1.0)

@@ -1,7 +1,4 @@
-"""Controls of retrieval: near chance where nothing but the brain is shared, far above it where there is a schedule.
-
-Covers: mcsp/evaluate/retrieval/rows.py
-"""
+"""Controls of retrieval: near chance where nothing but the brain is shared, far above it where there is a schedule."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -14,8 +11,8 @@ from mcsp.data_sharding.store.reader import Corpus
 from mcsp.encode.pretrained import PretrainedMCSP
 from mcsp.evaluate.evaluate import untrained_like
 from mcsp.evaluate.retrieval import controls
+from mcsp.evaluate.retrieval.controls import CONTROLS, run_retrieval
 from mcsp.evaluate.retrieval.pairs import PairedCut, Pairs, find_pairs, top1
-from mcsp.evaluate.retrieval.rows import CONTROLS, run_retrieval
 
 SECONDS, DELAY = {"eeg": 30.0, "fmri": 30.0}, 5.0
 

@@ -3,6 +3,7 @@
 import hashlib
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -149,6 +150,35 @@ def test_a_corpus_of_which_nothing_can_be_read_ends_the_run(corpus_dir: Path, tm
         shard.unlink()
     with pytest.raises(ValueError, match=r"100 samples of stream paired in a row cannot be read; the first: .*No such"):
         dataset(tmp_path / "empty")[0]
+
+
+def test_reading_takes_time_and_draws_nothing_from_the_generator_of_the_run(corpus_dir: Path) -> None:
+    before = torch.get_rng_state()
+    begin = time.perf_counter()
+    steps = list(batches(dataset(corpus_dir, micro_batches=2), 1, STEPS, 0, False))
+    took = time.perf_counter() - begin
+    assert torch.equal(torch.get_rng_state(), before)
+    assert len(steps) == STEPS - 1 and {len(step) for step in steps} == {2}
+    seconds = [batch.read_seconds for step in steps for batch in step]
+    assert all(list(found) == ["paired"] and found["paired"] > 0 for found in seconds)
+    assert sum(found["paired"] for found in seconds) < took
+
+
+def test_every_window_of_a_batch_has_memory_of_its_own_that_fits_its_blocks(corpus_dir: Path) -> None:
+    reader = dataset(corpus_dir)
+    cuts = [cut for draw in reader._draws(0, 0) for cut in draw.cuts]
+    windows = [reader._window(cut) for cut in cuts]
+    assert len(reader._buffers) == len(cuts) == 24
+    again = [Corpus(corpus_dir).read_stored(c.recording, c.start, c.n_samples) for c in cuts]
+    for cut, window, stored, buffer in zip(cuts, windows, again, reader._buffers, strict=True):
+        np.testing.assert_array_equal(window.x_TC, stored)
+        assert (window.start, window.scale, window.recording) == (cut.start, cut.recording.scale, cut.recording)
+        most = (cut.n_samples + 2 * cut.recording.block_samples) * cut.recording.n_channels * 2
+        assert len(buffer) == most, "the window, a part of a block before it and one behind it, in float16"
+    reader._used = 0
+    reader._buffers[0] = np.empty(1, np.uint8)
+    np.testing.assert_array_equal(reader._window(cuts[0]).x_TC, again[0])
+    assert len(reader._buffers) == 24 and len(reader._buffers[0]) > 1, "too short for another window"
 
 
 def test_a_run_counts_bad_windows_and_ends_with_a_checkpoint_when_they_are_too_many(

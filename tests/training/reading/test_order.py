@@ -225,7 +225,9 @@ def test_a_stream_of_a_thousand_sites_needs_little() -> None:
     assert first != late and order.chunks_before(10**6)[0] > 0
 
 
-@pytest.mark.parametrize(("sizes", "total", "stride"), [((70, 29), 99, 61), ((70, 30), 100, 63), ((1, 1), 2, 1)])
+@pytest.mark.parametrize(("sizes", "total", "stride"), [
+    ((70, 29), 99, 61), ((70, 30), 100, 63), ((1, 1), 2, 1), ((2, 1), 3, 2), ((1, 0), 1, 1),
+])  # fmt: skip
 def test_what_is_rounded_moves_by_the_golden_ratio_of_the_sizes(sizes: tuple, total: int, stride: int) -> None:
     """0.618 of the total, or the next number without a common divisor with it, so that every place is met."""
     order = SiteBatches(np.repeat([0, 1], sizes), np.zeros(total, int), 1.0, key=5, quota=4, sites=2)
@@ -235,6 +237,8 @@ def test_what_is_rounded_moves_by_the_golden_ratio_of_the_sizes(sizes: tuple, to
 def test_the_order_of_a_key_is_written_out() -> None:
     """Another order is another run from the same seed, and a run that is resumed would read other data."""
     assert [Permutation(10, 7)(i) for i in range(10)] == [9, 8, 6, 1, 5, 3, 7, 0, 4, 2]
+    small = [[Permutation(n, key)(i) for i in range(n)] for n, key in ((1, 5), (2, 3), (3, 1), (4, 2), (5, 9))]
+    assert small == [[0], [1, 0], [2, 0, 1], [0, 3, 2, 1], [1, 2, 0, 4, 3]]
     assert [Permutation(1000, 1)(i) for i in range(6)] == [978, 605, 378, 545, 195, 237]
     assert [Permutation(10**9, 7)(i) for i in range(3)] == [183117974, 341937549, 460101571]
     sites, groups = [0] * 5 + [1] * 2, [0, 1, 0, 1, 1, 0, 1]
