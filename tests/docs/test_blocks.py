@@ -166,9 +166,9 @@ def script(words: list[str]) -> str:
     source = (ROOT / words[0]).read_text()
     if launched := re.search(r'launcher\("([\w-]+)"\)', source):
         return verb([launched[1], *words[1:]])
-    beside = [
-        ROOT / "benchmarks" / f"{name}.py" for name in re.findall(r"^(?:from|import) (\w+)", source, re.MULTILINE)
-    ]
+    folders = (ROOT / "benchmarks", (ROOT / words[0]).parent)
+    names = re.findall(r"^(?:from|import) (\w+)", source, re.MULTILINE)
+    beside = [folder / f"{name}.py" for folder in folders for name in names]
     source += "".join(path.read_text() for path in beside if path.is_file())  # where options may be defined for several
     for option in (word for word in words[1:] if word.startswith("--")):
         named = option.replace("--no-", "--")  # argparse makes --no-x of a switch --x
