@@ -125,8 +125,12 @@ def within_sites(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Inner products of the training halves without their site's mean with each other, ``A A'`` of :func:`denoised`,
     first halves first; and of all recordings and halves, without the mean of the halves, with them, ``(3 N, A)``.
+
+    Where every training unit has a site of its own, all count as of one: else nothing would be left.
     """
     n_units = len(site_N)
+    if len(np.unique(site_N[train])) == len(train):
+        site_N = np.zeros(n_units, dtype=int)
     second = others_of_site(train, site_N) if shuffled else train
     chosen = np.concatenate([n_units + train, 2 * n_units + second])
     site_A = np.concatenate([site_N[train], site_N[train]])

@@ -95,6 +95,14 @@ def test_the_denoiser_of_shuffled_pairs_sees_halves_of_different_people_of_a_sit
     np.testing.assert_allclose(found, expected, atol=1e-9)
 
 
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_where_everybody_has_a_site_of_their_own_all_count_as_of_one(shuffled: bool) -> None:
+    stacked = gram(np.vstack([features(seed) for seed in range(3)]))
+    alone = [str(i) for i in range(len(SITES))]
+    expected = denoised(stacked, ["a"] * len(SITES), shuffled)(TRAIN)
+    assert np.array_equal(denoised(stacked, alone, shuffled)(TRAIN), expected) and np.isfinite(expected).all()
+
+
 def test_a_weighted_sum_of_what_training_parts_give() -> None:
     a, b = (fixed([gram(features(seed))]) for seed in (0, 1))
     np.testing.assert_allclose(weighed([(a, 0.75), (b, 0.25)])(TRAIN), 0.75 * a(TRAIN) + 0.25 * b(TRAIN))
