@@ -85,6 +85,9 @@ def test_runs_in_several_pipelines_are_told_with_the_one_that_was_taken(tmp_path
     notes.clear()
     find_recordings(site_of(tmp_path, TABLE), notes=notes)  # raw, which comes first of equals
     assert notes == []
+    one = site_of(tmp_path / "one", names[0])
+    find_recordings(one, notes=notes)
+    assert notes == []
 
 
 @pytest.mark.parametrize(

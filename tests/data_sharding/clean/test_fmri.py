@@ -206,8 +206,8 @@ def test_a_mean_is_a_baseline_a_zero_or_neither() -> None:
         with pytest.raises(RecordingError, match="median mean/deviation") as error:
             in_unit(np.tile(x_T + mean, (3, 1)).T)
         assert error.value.reason == "no-baseline"
-    mixed_TP = np.stack([x_T + mean for mean in (9.0, 9.0, 4.999)], 1)
-    assert in_unit(mixed_TP)[1].tolist() == [True, True, False]
+    mixed_TP = np.stack([x_T + mean for mean in (9.0, 9.0, 5.0, 4.999)], 1)
+    assert in_unit(mixed_TP)[1].tolist() == [True, True, True, False]
 
 
 def test_t_r_at_the_bounds_is_plausible() -> None:
