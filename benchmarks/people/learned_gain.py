@@ -215,7 +215,7 @@ def add_export(bold: Bold, folder: Path, label: str, name: str) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Score everything, write the file."""
     exports = {"nargs": "*", "default": [], "metavar": "NAME=DIR", "help": "of BOLD, all pretrained alike"}
-    arguments = arguments_of(__doc__, argv, exports=exports)
+    arguments = arguments_of(__doc__, argv, {"--exports": exports})
     bold = Bold.of(arguments.corpus, arguments.label)
     bold.add_rulers()
     given_away = add_layers(Layers(bold))

@@ -119,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Score everything, write the file."""
     of_model: dict[str, Any] = {"type": Path, "required": True, "help": "an export of one modality"}
     note = {"default": "", "help": "what the export is, for the result file"}
-    arguments = arguments_of(__doc__, argv, model=of_model, note=note)
+    arguments = arguments_of(__doc__, argv, {"--model": of_model, "--note": note})
     model, corpus = from_pretrained(arguments.model), Corpus(arguments.corpus)
     (modality,) = model.config.modalities
     values = {"model_dir": arguments.model, "corpus_dir": arguments.corpus, "out_dir": arguments.corpus}

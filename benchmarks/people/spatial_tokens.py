@@ -155,7 +155,7 @@ def compared(
 def main(argv: Sequence[str] | None = None) -> int:
     """Score everything, write the file."""
     exports_of = {"nargs": "+", "required": True, "metavar": "NAME=DIR", "help": "of BOLD; the first at parcels"}
-    arguments = arguments_of(__doc__, argv, exports=exports_of)
+    arguments = arguments_of(__doc__, argv, {"--exports": exports_of})
     bold = Bold.of(arguments.corpus, arguments.label)
     folders = {name: Path(folder) for name, _, folder in (export.partition("=") for export in arguments.exports)}
     exports = {name: from_pretrained(folder) for name, folder in folders.items()}

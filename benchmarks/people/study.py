@@ -2,7 +2,7 @@
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,13 +28,15 @@ DRAWS = 5
 ROOT_ROW, DENOISER = "root of connectivity", "denoiser"
 
 
-def arguments_of(description: str | None, argv: Sequence[str] | None, **more: dict[str, Any]) -> argparse.Namespace:
+def arguments_of(
+    description: str | None, argv: Sequence[str] | None, more: Mapping[str, dict[str, Any]]
+) -> argparse.Namespace:
     """``--corpus``, ``--label`` and ``--out``, which all studies have, and ``more``, each with what argparse wants."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--corpus", type=Path, required=True)
     parser.add_argument("--label", required=True)
-    for name, how in more.items():
-        parser.add_argument(f"--{name}", **how)
+    for option, how in more.items():
+        parser.add_argument(option, **how)
     parser.add_argument("--out", type=Path, help="the result file")
     return parser.parse_args(argv)
 
