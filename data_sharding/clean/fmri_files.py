@@ -232,7 +232,7 @@ def average_parcels(bold: Named, atlas: Atlas, t_r: float, min_coverage: float) 
         raise RecordingError("label-space-mismatch", f"{atlas.name}: no label lies inside of {name}")
     x_TP = np.full((image.shape[3], len(parcels.labels)), np.nan)
     first = 0
-    weight_P, covered_V = np.empty(0), np.empty(0, dtype=bool)
+    weight_P = covered_V = np.zeros(0, dtype=bool)  # until a volume is not empty
     may_overflow = image.get_data_dtype() == np.int16 and getattr(image.dataobj, "slope", 1.0) == 1
     for volumes_TV in _chunks(image, name, inside):
         if may_overflow and (np.ptp(volumes_TV.astype(np.int32), axis=0) > _WRAPPED).mean() > _MAX_WRAPPED:

@@ -134,14 +134,14 @@ def atlas_of_bunch(bunch: Mapping[str, Any], name: str = "atlas", space: str = "
 
 
 def _rows_of_bunch(bunch: Mapping[str, Any]) -> list[ParcelRow]:
-    """Names by label; the background is no parcel."""
+    """Names by label; those of the background are of no label in an image."""
     nowhere = (np.nan,) * 3
     if (lut := bunch.get("lut")) is not None:
         pairs = zip(lut["index"].astype(int), lut["name"].astype(str), strict=True)
-        return [(name, index, nowhere) for index, name in pairs if index != 0]
+        return [(name, index, nowhere) for index, name in pairs]
     names = [label.decode() if isinstance(label, bytes) else str(label) for label in bunch.get("labels", [])]
     first = 0 if names and names[0].lower() == "background" else 1
-    return [(name, index, nowhere) for index, name in enumerate(names, first) if index != 0]
+    return [(name, index, nowhere) for index, name in enumerate(names, first)]
 
 
 def atlas_of_image(image: Any, file: str, rows: list[ParcelRow], space: str) -> Atlas:

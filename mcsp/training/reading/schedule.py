@@ -225,8 +225,6 @@ class Schedule:
 
     def _stream_of_samples(self, starts: np.ndarray) -> np.ndarray:
         """Index into STREAMS of each sample, or -1: another split, or nothing long enough."""
-        if len(starts) == 1:
-            return np.zeros(0, dtype=np.int64)
         codes, names = self._modalities
         has = {m: np.zeros(len(starts) - 1, dtype=bool) for m in MODALITIES}
         for m in (m for m in MODALITIES if m in names):
