@@ -7,7 +7,7 @@ For modality m and domain d with views z, z' (L2-normalised projections) and NTX
       + alpha * sum_d [ NTXent(z_fd, z_ed) + beta * KD_d + gamma * mean(1 - cos(z_fd, z_ed)) ]
       + prediction * sum_q e_q
 
-with e_q the mean error of predicting one half of a window from the other (:mod:`mcsp.training.prediction`).
+with e_q the mean error of predicting one half of a window from the other (``mcsp/training/prediction.py``).
 The first line follows TF-C (arXiv 2206.08496), which contrasts views within a domain and domains within a sample.
 Arrangement, sums (not means) over terms and weights are ours; the paper of the method (arXiv 2409.19130) names
 cross-domain contrast, cross-modal distillation within a domain and convergence across modalities, and its abstract
@@ -197,7 +197,7 @@ def objective(
         subject_n, site_n: int64 keys, as in :class:`mcsp.batch.Batch`.
         config: weights, distillation temperature, and which negatives are kept.
         terms: from :func:`pair_terms`.
-        predictions: from :func:`mcsp.training.prediction.prediction_terms`.
+        predictions: from ``prediction_terms`` of that file.
         retrieval: find the accuracies of retrieval too, which takes as long as the contrast.
 
     Returns:
