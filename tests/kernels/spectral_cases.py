@@ -114,10 +114,13 @@ def outcome(
     return value.detach().double().cpu(), grad.double().cpu()
 
 
-def expect_float64(p: dict[str, Any], found: tuple[torch.Tensor, torch.Tensor], share: float = 1e-6) -> None:
+def expect_float64(
+    p: dict[str, Any], found: tuple[torch.Tensor, torch.Tensor], share: float = 1e-6, fused: bool = False
+) -> None:
     """Values to 2e-5 decades of the sums above; gradients to a ``share`` of those of the reference in float64.
 
-    Or, where little is left of a signal at a frequency, to eight times what rounding of the signal moves.
+    Or, where little is left of a signal at a frequency, gradients (and values, if ``fused``) to eight times what
+    rounding of the signal moves.
     """
     exact = (torch.from_numpy(truth(p)), outcome(p, torch.float64, impl="reference")[1])
     for name, ours, true, bound in (
@@ -129,6 +132,7 @@ def expect_float64(p: dict[str, Any], found: tuple[torch.Tensor, torch.Tensor], 
         norm = math.inf if name == "value" else 2
         error = float(torch.linalg.vector_norm((ours - true)[finite], norm))
         if error > bound:
+            assert fused or name == "gradient", f"{name}: {error}, expected at most {bound}"
             i = ("value", "gradient").index(name)
             moved = (torch.linalg.vector_norm((_moved(p, seed)[i] - true)[finite], norm) for seed in range(4))
             assert error <= 8 * max(moved), f"{name}: {error}, expected at most {bound}"
