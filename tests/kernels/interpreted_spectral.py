@@ -71,11 +71,7 @@ def test_one_frame_of_any_length(length: int) -> None:
 
 @pytest.mark.parametrize("seed", range(38))
 def test_random_awkward_windows(seed: int) -> None:
-    p = spectral_cases.case(seed)
-    # Its tables of sines are rounded to float32, which those of a transform are not.
-    spectral_cases.expect_float64(
-        p, spectral_cases.outcome(p, torch.float32, DEVICE, impl="triton"), share=2e-6, fused=True
-    )
+    spectral_cases.expect_float64(spectral_cases.case(seed), "triton", DEVICE)
 
 
 @pytest.mark.parametrize("channels", [1, 17, 33])
