@@ -61,7 +61,6 @@ TARGETS: dict[str, tuple[str, ...]] = {
                                       "tests/kernels/test_spectral_coherence.py"),
     "data_sharding/clean/eeg.py": ("tests/data_sharding/clean/test_eeg_filter.py",
                                    "tests/data_sharding/clean/test_eeg.py"),
-    "data_sharding/clean/eeg_quality.py": ("tests/data_sharding/clean/test_eeg_quality.py",),
     "data_sharding/clean/recording.py": ("tests/data_sharding/clean/test_recording.py",
                                          "tests/data_sharding/clean/test_eeg_quality.py"),
     "data_sharding/build/privacy.py": ("tests/data_sharding/build/test_privacy.py",),
