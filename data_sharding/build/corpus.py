@@ -31,11 +31,10 @@ from mcsp.data_sharding.build.receipts import (
     sealed_plan,
     write_sealed,
 )
-from mcsp.data_sharding.build.samples import SiteTime
 from mcsp.data_sharding.build.seal import settle
 from mcsp.data_sharding.build.shards import Receipt, reading_limits
 from mcsp.data_sharding.build.worker import build_or_keep, fingerprint_here
-from mcsp.data_sharding.clean.read import ONE_THREAD, landlock_version
+from mcsp.data_sharding.clean.read import ONE_THREAD, SiteTime, landlock_version
 from mcsp.data_sharding.store.files import Location, location, size, write_atomic
 from mcsp.data_sharding.store.index import BUILD_NAME, INDEX_NAME, SHARDS_NAME, read_index
 from mcsp.provenance import ROOT

@@ -40,7 +40,7 @@ from mcsp.version import __version__
 _PACKAGES = ("mne", "nibabel", "nilearn", "numpy", "pandas", "pyarrow", "scipy")
 # Files that decide stored bytes: whole rooms, and these of the others.
 _ROOMS = ("bids", "parcels", "clean")
-_FILES = ("build/plan.py", "build/privacy.py", "build/pseudonyms.py", "build/samples.py", "build/shards.py")
+_FILES = ("build/plan.py", "build/privacy.py", "build/pseudonyms.py", "build/shards.py")
 # Columns of participants.tsv that never go along.
 _IDENTIFYING = {"participant_id", "name", "first_name", "last_name", "date_of_birth", "birth_date", "dob", "acq_time"}
 # Settings that name subjects, sessions and files as the site calls them.

@@ -14,6 +14,8 @@ import stat
 import subprocess
 import sys
 import tempfile
+import time
+import uuid
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -28,6 +30,8 @@ from mcsp.config import CorpusConfig
 from mcsp.data_sharding.bids.reasons import RecordingError
 from mcsp.data_sharding.bids.ref import RecordingRef
 from mcsp.data_sharding.clean.recording import CleanRecording
+from mcsp.data_sharding.store.files import location, names, private_folder, write_atomic
+from mcsp.data_sharding.store.index import BUILD_NAME
 from mcsp.provenance import ROOT
 
 # System calls of Landlock: the same numbers on x86-64, arm64 and all that came later.
@@ -266,3 +270,49 @@ class ReadingProcess:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+_FOLDER = "timeouts"
+
+USED_UP = "the time of the site is used up"  # how the line of such a recording begins
+
+# Between two looks at what the other workers have lost: a listing of an object store takes some 20 ms.
+_LOOK_SECONDS = 5.0
+
+
+class SiteTime:
+    """How much time the files of each site that never end have cost a build: one site must not stop all others.
+
+    A mark for each loss lies beside the shards, where all workers see it.
+    """
+
+    def __init__(self, config: CorpusConfig) -> None:
+        """Of the build that ``config`` describes."""
+        self._folder = location(config.out_dir) / BUILD_NAME / _FOLDER
+        self._config = config
+        self._known: dict[str, tuple[float, int]] = {}  # site -> when looked at, marks
+
+    def lose(self, site: str) -> None:
+        """A recording of the site was not read within its time."""
+        folder = self._folder / site
+        private_folder(self._folder)
+        private_folder(folder)
+        write_atomic(folder / uuid.uuid4().hex, b"", private=True)
+        self._known.pop(site, None)
+
+    def require(self, site: str) -> None:
+        """Raise :class:`RecordingError` (``timeout``) where the site has used up its time."""
+        looked, marks = self._known.get(site, (-_LOOK_SECONDS, 0))
+        if time.monotonic() - looked >= _LOOK_SECONDS:
+            marks = len(names(self._folder / site))
+            self._known[site] = (time.monotonic(), marks)
+        lost, limit = marks * self._config.read_timeout_seconds, self._config.site_timeout_seconds
+        if lost > 0 and lost >= limit:
+            cost = f"files of this site that never end have cost {lost:g} s"
+            raise RecordingError("timeout", f"{USED_UP}: {cost}, expected less than site_timeout_seconds = {limit:g}")
+
+    def forget(self) -> None:
+        """Begin anew: the losses of an earlier run of this build may have been mended."""
+        for site in names(self._folder):
+            for mark in names(self._folder / site):
+                (self._folder / site / mark).unlink(missing_ok=True)

@@ -1,6 +1,6 @@
 """The clock of simultaneous recordings, by the marker of the first volume, and what else a run has elsewhere.
 
-Covers: data_sharding/bids/ref.py, data_sharding/build/samples.py
+Covers: data_sharding/bids/ref.py, data_sharding/build/shards.py
 """
 
 import math
@@ -27,7 +27,7 @@ from mcsp.data_sharding.bids.ref import (
     siblings,
 )
 from mcsp.data_sharding.bids.write import write_json, write_tsv
-from mcsp.data_sharding.build.samples import marked_times
+from mcsp.data_sharding.build.shards import marked_times
 
 MARKER = "R128"
 

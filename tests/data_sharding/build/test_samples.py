@@ -16,14 +16,9 @@ from mcsp.data_sharding.bids.ref import RecordingRef, Site
 from mcsp.data_sharding.bids.write import write_tsv
 from mcsp.data_sharding.build import samples
 from mcsp.data_sharding.build.plan import PlannedSample
-from mcsp.data_sharding.build.samples import (
-    USED_UP,
-    SampleRecording,
-    SiteTime,
-    onset_seconds,
-    read_sample,
-    require_labels,
-)
+from mcsp.data_sharding.build.privacy import require_labels
+from mcsp.data_sharding.build.shards import SampleRecording, onset_seconds, read_sample
+from mcsp.data_sharding.clean.read import USED_UP, SiteTime
 from mcsp.data_sharding.clean.recording import CleanRecording
 from mcsp.data_sharding.store.index import Rejection
 
