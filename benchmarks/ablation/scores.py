@@ -19,7 +19,7 @@ from benchmarks.ablation.discriminants import class_scores
 from benchmarks.ablation.settings import AblateConfig
 from mcsp.config import EvaluateConfig
 from mcsp.data_sharding.store.reader import Corpus
-from mcsp.encode.windows import encode_windows
+from mcsp.encode.recording import encode_windows
 from mcsp.evaluate import scores
 from mcsp.evaluate.features import read_windows
 from mcsp.evaluate.methods import MAIN

@@ -21,8 +21,10 @@ from mcsp.data_sharding.build.privacy import find_identifiers_in_shards
 from mcsp.data_sharding.build.progress import BuildStatus, Progress
 from mcsp.data_sharding.build.pseudonyms import subject_key, without_key_in_environment
 from mcsp.data_sharding.build.receipts import (
+    build_or_keep,
     claimed,
     duplicates,
+    fingerprint_here,
     headers,
     is_current,
     private_place,
@@ -33,7 +35,6 @@ from mcsp.data_sharding.build.receipts import (
 )
 from mcsp.data_sharding.build.seal import settle
 from mcsp.data_sharding.build.shards import Receipt, reading_limits
-from mcsp.data_sharding.build.worker import build_or_keep, fingerprint_here
 from mcsp.data_sharding.clean.read import ONE_THREAD, SiteTime, landlock_version
 from mcsp.data_sharding.store.files import Location, location, size, write_atomic
 from mcsp.data_sharding.store.index import BUILD_NAME, INDEX_NAME, SHARDS_NAME, read_index

@@ -26,8 +26,7 @@ import numpy as np
 
 from mcsp.config import CorpusConfig, FmriConfig
 from mcsp.config.corpus import Selection
-from mcsp.data_sharding.bids.find import find_recordings, find_sites
-from mcsp.data_sharding.bids.participants import Participants, read_participants
+from mcsp.data_sharding.bids.find import Participants, find_recordings, find_sites, read_participants
 from mcsp.data_sharding.bids.reasons import RecordingError
 from mcsp.data_sharding.bids.ref import RecordingRef, Site, inputs_of
 from mcsp.data_sharding.bids.tables import printable

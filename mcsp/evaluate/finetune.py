@@ -17,19 +17,17 @@ from tqdm import tqdm
 
 from mcsp.batch import collate
 from mcsp.config import FinetuneConfig
-from mcsp.encode.classifier import MCSPClassifier
 from mcsp.encode.pretrained import PretrainedMCSP, from_pretrained
-from mcsp.encode.windows import split_parts
+from mcsp.encode.recording import split_parts
+from mcsp.encode.window_classifier import MCSPClassifier
 from mcsp.evaluate import scores
-from mcsp.evaluate.bids_corpus import open_corpus
 from mcsp.evaluate.deploy import head_of, heads_of, write_folder
-from mcsp.evaluate.evaluate import versions, with_windows
+from mcsp.evaluate.evaluate import find_overlap, versions, with_windows
 from mcsp.evaluate.features import unit_features
-from mcsp.evaluate.overlap import find_overlap
 from mcsp.evaluate.readout.classifiers import LOGISTIC, RIDGE, cross_validate, on_grams, with_mean
 from mcsp.evaluate.readout.grams import fixed, gram
 from mcsp.evaluate.splits import Folds, k_fold, labelled_part, leave_site_out
-from mcsp.evaluate.units import Unit, labels_of
+from mcsp.evaluate.units import Unit, labels_of, open_corpus
 from mcsp.output import write_whole
 from mcsp.schema import Modality, Purpose, Window, random_key, unit_interval
 from mcsp.windows import longest_window, random_start, window_starts

@@ -19,18 +19,17 @@ from tqdm import tqdm
 
 from mcsp.batch import collate
 from mcsp.config import ExplainConfig
-from mcsp.encode.classifier import MCSPClassifier
 from mcsp.encode.deployed import ENCODER, LoadedClassifier
 from mcsp.encode.pretrained import PretrainedMCSP, from_pretrained
-from mcsp.encode.windows import split_parts
-from mcsp.evaluate.bids_corpus import open_corpus
+from mcsp.encode.recording import split_parts
+from mcsp.encode.window_classifier import MCSPClassifier
 from mcsp.evaluate.comparison import shuffled
 from mcsp.evaluate.deploy import FOLDER
 from mcsp.evaluate.evaluate import untrained_like, versions, with_windows
 from mcsp.evaluate.features import unit_features
 from mcsp.evaluate.readout.classifiers import linear_weights
 from mcsp.evaluate.splits import k_fold
-from mcsp.evaluate.units import Unit, labels_of
+from mcsp.evaluate.units import Unit, labels_of, open_corpus
 from mcsp.explain.attribution import (
     BANDS_HZ,
     FEWEST_UNITS,

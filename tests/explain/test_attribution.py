@@ -16,9 +16,9 @@ from mcsp.batch import collate
 from mcsp.config import ModelConfig
 from mcsp.data_sharding.demo.simulate import CASE_PAIR, SOURCE_POSITIONS_MM, electrode_positions_mm
 from mcsp.data_sharding.store.reader import Corpus
-from mcsp.encode.classifier import MCSPClassifier
 from mcsp.encode.deployed import Head, write_classifier
 from mcsp.encode.pretrained import from_pretrained
+from mcsp.encode.window_classifier import MCSPClassifier
 from mcsp.evaluate.deploy import heads_of
 from mcsp.explain.attribution import BANDS_HZ, OTHER_BAND, FinetunedScore, agreement, attribute_pair, split_bands
 from mcsp.explain.explain import RANDOM_ENCODER, SHUFFLED_LABELS, load_finetuned, with_random_encoder

@@ -1,7 +1,7 @@
 """Run, export, evaluate through the launchers, as a user does; bad input gets one line.
 
 Covers: mcsp/export/card.py, mcsp/export/curves.py, launchers/evaluate.py, launchers/export.py, launchers/finetune.py,
-mcsp/commands/evaluate.py, mcsp/commands/pretrain.py
+mcsp/commands/recordings.py, mcsp/commands/pretrain.py
 """
 
 import json

@@ -16,8 +16,7 @@ from mcsp.data_sharding.bids.ref import Site
 from mcsp.data_sharding.bids.tables import read_json, read_tsv
 from mcsp.data_sharding.bids.write import write_eeg, write_tsv
 from mcsp.data_sharding.clean.fmri import read_fmri
-from mcsp.data_sharding.convert.manifest import read_manifest
-from mcsp.data_sharding.convert.to_bids import find_atlas, plan_sites, write_site
+from mcsp.data_sharding.convert.to_bids import find_atlas, plan_sites, read_manifest, write_site
 from tests.data_sharding.conftest import CHANNELS, PARCELS, PLACES, bold, eeg_uv
 
 

@@ -9,7 +9,7 @@ import pytest
 from launchers.corpus_report import main
 from mcsp.data_sharding.bids.description import DESCRIPTION_NAME, read_sources
 from mcsp.data_sharding.bids.reasons import REASONS
-from mcsp.data_sharding.inspect.card import CARD_NAME, dataset_card
+from mcsp.data_sharding.inspect.report import CARD_NAME, dataset_card
 from mcsp.data_sharding.store.reader import Corpus
 from mcsp.wording import markdown
 
