@@ -286,9 +286,9 @@ def shape(text: str) -> str:
 _ROWS_AT_ONCE, _REMEMBERED_TEXTS = 8192, 65_536
 
 
-def find_identifiers_in_shards(path: Location, shards: Sequence[str], names: frozenset[str]) -> Iterator[list[str]]:
-    """Findings in each of some shards of the corpus in ``path``, one after the other."""
-    return (find_identifiers_in_shard(path / SHARDS_NAME / shard, names) for shard in shards)
+def find_identifiers_in_shards(path: Location, shards: Sequence[str], names: frozenset[str]) -> list[list[str]]:
+    """Findings in each of some shards of the corpus in ``path``."""
+    return [find_identifiers_in_shard(path / SHARDS_NAME / shard, names) for shard in shards]
 
 
 def find_identifiers_in_corpus(path: Location, names: frozenset[str] = frozenset(), workers: int = 1) -> list[str]:

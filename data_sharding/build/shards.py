@@ -261,15 +261,6 @@ def _rounded(positions: bytes, dtype: str) -> tuple[list[float], str]:
     return values, _JSON.encode([None if math.isnan(value) else value for value in values])
 
 
-@lru_cache(maxsize=256)
-def _array_header(prefix: bytes, header: bytes) -> tuple[tuple[int, ...], np.dtype]:
-    """Shape and type that the header of an array says; numpy takes a millisecond to parse it."""
-    file = io.BytesIO(prefix + header)
-    np.lib.format.read_magic(file)
-    shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-    return shape, dtype
-
-
 def _locate(tar: Path, shard: str, rows: list[Recording], crcs: list[int]) -> list[Recording]:
     """Read the tar of a shard back: find each array's byte offset, compare its blocks with the checksums of before."""
     located = []
@@ -277,8 +268,8 @@ def _locate(tar: Path, shard: str, rows: list[Recording], crcs: list[int]) -> li
         start = {member.name: member.offset_data for member in archive}
         for row in rows:
             file.seek(start[row.member])
-            prefix = file.read(np.lib.format.MAGIC_LEN + 2)
-            shape, dtype = _array_header(prefix, file.read(int.from_bytes(prefix[-2:], "little")))
+            np.lib.format.read_magic(file)
+            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
             offset = file.tell()
             bounds = block_bounds(row.n_samples, row.block_samples)
             row_bytes = row.n_channels * dtype.itemsize

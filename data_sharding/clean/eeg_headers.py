@@ -194,7 +194,11 @@ def check_brainvision(path: Path) -> None:
     if marker := values.get("markerfile"):  # without it, bad spans and jumps would pass for sound
         require_content(marks := path.with_name(marker.replace("$b", path.stem)))
         require_own_data(path, marks)
-    _check_resolutions(path, values)
+    for key, value in values.items():
+        cells = value.split(",")
+        if re.fullmatch(r"ch\d+", key) and len(cells) > 2 and re.fullmatch(r"0+", cells[2].strip()):
+            found = f"{key.capitalize()} has a resolution of {','.join(cells[2:4])!r}"
+            raise RecordingError("unreadable", f"{path.name}: {found}, expected a number with a decimal point")
     if (kind := values.get("segmentationtype", "")).upper() == "MARKERBASED":
         raise RecordingError(
             "not-continuous", f"{path.name}: pieces around markers ({kind}), expected one continuous recording"
@@ -224,14 +228,6 @@ def require_own_data(path: Path, data: Path) -> None:
         found = f"the header names {data.name}, " + (f"and {own.name} lies beside it" if own.is_file() else "which is "
         f"that of {header_of_data.name}")  # fmt: skip
         raise RecordingError("other-data", f"{path.name}: {found}, expected its own samples")
-
-
-def _check_resolutions(path: Path, values: dict[str, str]) -> None:
-    for key, value in values.items():
-        cells = value.split(",")
-        if re.fullmatch(r"ch\d+", key) and len(cells) > 2 and re.fullmatch(r"0+", cells[2].strip()):
-            found = f"{key.capitalize()} has a resolution of {','.join(cells[2:4])!r}"
-            raise RecordingError("unreadable", f"{path.name}: {found}, expected a number with a decimal point")
 
 
 def brainvision_values(path: Path) -> dict[str, str]:

@@ -6,7 +6,6 @@ and fro between the two are messages of ``multiprocessing.connection``.
 
 import ctypes
 import os
-import select
 import shutil
 import signal
 import socket
@@ -183,7 +182,6 @@ class ReadingProcess:
         self.config = config
         self.process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
-        self._answer = select.poll()
         self._memory = -1
 
     def read(self, ref: RecordingRef) -> CleanRecording:
@@ -211,7 +209,7 @@ class ReadingProcess:
         process, connection = self._started()
         try:
             connection.send(question)
-            if not self._answer.poll(1000 * seconds):  # Connection.poll makes such an object for every answer
+            if not connection.poll(seconds):
                 self.close()
                 return ("timeout", f"not read within {seconds:g} s"), ""
             answer = connection.recv()
@@ -243,8 +241,6 @@ class ReadingProcess:
             )
             theirs.close()
             self._connection = Connection(ours.detach())
-            self._answer = select.poll()
-            self._answer.register(self._connection.fileno(), select.POLLIN)
             self._connection.send(self.config)
             # Importing the readers is not part of reading a recording.
             if not self._connection.poll(_START_SECONDS) or self._connection.recv() != READY:

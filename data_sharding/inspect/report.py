@@ -113,16 +113,12 @@ def _worth_a_look(index: dict[str, Any], groups: Sequence[Group]) -> list[str]:
 def _held(groups: Sequence[Group]) -> dict[tuple[str, str], list[str]]:
     holds: dict[tuple[str, str], list[str]] = {}
     for group in groups:
-        holds.setdefault((group.site, group.modality), []).append(_holds(group))
+        counts = sorted(group.channels)
+        channels = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+        channels += " parcels" if group.modality == "fmri" else " channels"
+        text = f"{counted(len(group.rows), 'recording')}, {_rates(group)}, {channels}, in {_UNIT_NAMES[group.unit]}"
+        holds.setdefault((group.site, group.modality), []).append(text)
     return holds
-
-
-def _holds(group: Group) -> str:
-    counts = sorted(group.channels)
-    channels = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    noun = "parcels" if group.modality == "fmri" else "channels"
-    unit = _UNIT_NAMES[group.unit]
-    return f"{counted(len(group.rows), 'recording')}, {_rates(group)}, {channels} {noun}, in {unit}"
 
 
 def _rates(group: Group) -> str:
