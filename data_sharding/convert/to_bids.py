@@ -200,7 +200,7 @@ def _read_csv(manifest: Path) -> list[dict[str, str]]:
 
 GENERATOR = "mcsp write_bids"
 _README = """
-{n} recordings of {people} people, brought into BIDS's layout by launchers/write_bids.py from files in another one.
+{n} recordings of {people} people, brought into BIDS's layout by mcsp write-bids from files in another one.
 Their values are those of the files; what was done to them before is not known here. Their terms are those of the files.
 """
 

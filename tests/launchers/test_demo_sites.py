@@ -20,12 +20,12 @@ from mcsp.data_sharding.demo.real_sites import aal2_parcels, package_folder, rea
 from mcsp.data_sharding.demo.simulate import electrode_positions_mm, simulate_subject
 from mcsp.data_sharding.demo.simulated_sites import SIMULATED_B
 
-LAUNCHER = Path(__file__).parents[2] / "launchers" / "demo_sites.py"
 SMALL = ("--only", "simulated-b", "--subjects", "2", "--seconds", "24")
 
 
 def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, LAUNCHER, *map(str, arguments)], capture_output=True, text=True, timeout=120)
+    command = [sys.executable, "-m", "mcsp", "demo-sites", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
