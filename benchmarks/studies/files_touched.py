@@ -36,7 +36,7 @@ from mcsp.data_sharding.build.receipts import build_or_keep, claimed, fingerprin
 from mcsp.data_sharding.build.seal import settle
 from mcsp.data_sharding.build.shards import build_shard
 from mcsp.data_sharding.clean import read
-from mcsp.data_sharding.demo.simulated_sites import SIMULATED_A, write_simulated
+from mcsp.data_sharding.demo.sites import SIMULATED_A, write_simulated
 from mcsp.data_sharding.store.files import location
 from mcsp.provenance import made_by
 
