@@ -207,7 +207,7 @@ def _of_image(
     """Average an image in memory over a label image; its confounds are not known."""
     from mcsp.data_sharding.bids.reasons import RecordingError, reading
     from mcsp.data_sharding.clean.fmri import Confounds
-    from mcsp.data_sharding.clean.fmri_files import Named, average_parcels
+    from mcsp.data_sharding.clean.fmri_files import average_parcels
     from mcsp.data_sharding.parcels.atlases import require_same, require_standard, space_of_name
 
     name = name_of(image)
@@ -226,7 +226,7 @@ def _of_image(
     with reading(Path(".")):
         require_standard(image_space, name)
         require_same(image_space, name, atlas.parcels.space, atlas.name)
-        x_TP, parcels = average_parcels(Named(image, name), atlas, t_r, config.min_parcel_coverage)
+        x_TP, parcels = average_parcels(image, name, atlas, t_r, config.min_parcel_coverage)
     return Source(name, x_TP, parcels, t_r, Confounds(), False)
 
 

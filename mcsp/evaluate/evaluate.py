@@ -174,7 +174,10 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     if len(runs) < len(labels):
         raise ValueError(f"more_labels: expected other labels than {config.label!r}, each once, found {labels[1:]}")
     # What fails does so before the slow part.
-    every = {label: checked_labels(corpus, run) for label, run in runs.items()}
+    every = {label: labels_of(corpus, run) for label, run in runs.items()}
+    for label, labelled in every.items():
+        k_fold([u.key for u in labelled.units], labelled.y_N, labelled.groups, config.folds, 1)
+        covariate_table(corpus, labelled, config.covariates, label)
     if config.run_dir is not None and not read_metrics(config.run_dir):
         raise ValueError(f"{config.run_dir}: expected a pretraining run with metrics.jsonl, found none")
     model = model.to("cuda" if torch.cuda.is_available() else "cpu")
@@ -195,14 +198,6 @@ def label_folders(labels: Sequence[str]) -> dict[str, str]:
             folder += "_"
         found[label] = folder
     return found
-
-
-def checked_labels(corpus: Corpus, config: EvaluateConfig) -> Labelled:
-    """The labelled units of one label; ``ValueError`` where no folds can be made of them, or a covariate is wrong."""
-    labelled = labels_of(corpus, config)
-    k_fold([unit.key for unit in labelled.units], labelled.y_N, labelled.groups, config.folds, 1)
-    covariate_table(corpus, labelled, config.covariates, config.label)
-    return labelled
 
 
 def evaluate_label(model: PretrainedMCSP, corpus: Corpus, labelled: Labelled, config: EvaluateConfig) -> dict[str, Any]:

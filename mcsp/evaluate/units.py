@@ -197,7 +197,9 @@ def _values(
             found = wrong[:5] if wrong else f"classes={list(classes)}" if classes is not None else different
             raise ValueError(f"{source}: expected three different numbers or more, found {found}")
         return [float(number) for number in numbers if number is not None], [], note
-    chosen = _in_order(different) if classes is None else list(classes)
+    negative = [v for v in different if v.lower() in _NEGATIVE_NAMES]
+    in_order = negative + [v for v in different if v not in negative] if len(negative) == 1 else different
+    chosen = in_order if classes is None else list(classes)
     if len(set(chosen)) < max(2, len(chosen)) or not set(chosen) <= set(different):
         asked = f" {chosen}" if classes else ""
         raise ValueError(f"{source}: expected two classes or more{asked}, found {len(different)}: {different[:10]}")
@@ -239,11 +241,6 @@ def _with_window(recordings: list[Recording], window_seconds: Mapping[Modality, 
         else:
             _log.warning("left out: %s", no_window(r, n_samples))
     return kept
-
-
-def _in_order(values: list[str]) -> list[str]:
-    negative = [v for v in values if v.lower() in _NEGATIVE_NAMES]
-    return negative + [v for v in values if v not in negative] if len(negative) == 1 else values
 
 
 KEY_NAME = "subject.key"

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from mcsp.batch import Signal, collate
 from mcsp.evaluate.measured import Points, connectivity, series
+from mcsp.evaluate.readout.grams import without_means
 from mcsp.kernels.spectral import BOLD_BANDS_HZ, EEG_BANDS_HZ
 from mcsp.model.mcsp import MCSP
 from mcsp.schema import Modality, Window
@@ -142,11 +143,6 @@ def _repeated(signal: Signal, rows: int) -> Signal:
     )
 
 
-def mean_attribution(found: Sequence[Attribution]) -> Attribution:
-    """The mean over pairs of the same channels."""
-    return Attribution(np.mean([a.value_CK for a in found], axis=0), float(np.mean([a.difference for a in found])))
-
-
 FEWEST_UNITS = 8  # that a correlation is taken over
 
 
@@ -172,20 +168,12 @@ def _of_window(window: Window, modality: Modality) -> np.ndarray:
 
 def pattern(quantity_NQ: np.ndarray, score_N: np.ndarray, sites: Sequence[str]) -> np.ndarray:
     """Correlation ``(Q,)`` of each quantity with the score, within sites; 0 where a quantity is missing or constant."""
-    site_N = np.unique(np.asarray(sites), return_inverse=True)[1]
-    q_NQ, s_N = (_without_site_mean(np.asarray(v, dtype=float), site_N) for v in (quantity_NQ, score_N))
+    q_NQ, s_N = (without_means(np.asarray(v, dtype=float), np.asarray(sites)) for v in (quantity_NQ, score_N))
     scale_Q = np.sqrt((q_NQ**2).sum(0) * (s_N**2).sum())
     covariance_Q = s_N @ q_NQ
     # Rounding leaves constants a spread of about 1e-16 of their size.
     varying_Q = np.isfinite(scale_Q) & (scale_Q > 1e-9 * np.abs(np.nan_to_num(quantity_NQ)).max(0, initial=1e-12))
     return np.divide(covariance_Q, scale_Q, out=np.zeros(len(scale_Q)), where=varying_Q)
-
-
-def _without_site_mean(v_N: np.ndarray, site_N: np.ndarray) -> np.ndarray:
-    out = v_N.copy()
-    for site in np.unique(site_N):
-        out[site_N == site] -= v_N[site_N == site].mean(0)
-    return out
 
 
 def agreement(a_Q: np.ndarray, b_Q: np.ndarray) -> float | None:

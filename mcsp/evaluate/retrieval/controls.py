@@ -24,7 +24,7 @@ from mcsp.evaluate import measured
 from mcsp.evaluate.methods import PRETRAINED
 from mcsp.evaluate.retrieval.pairs import RETRIEVAL_SEED, PairedCut, Pairs, Scope, find_pairs, similarities, top1
 from mcsp.model.mcsp import MCSP
-from mcsp.schema import MODALITIES, Modality, Split, Window
+from mcsp.schema import MODALITIES, Modality, Split
 from mcsp.windows import window_samples
 
 SHIFT_SECONDS = 60.0  # least distance of an EEG window that stands for another minute of the same recording
@@ -164,7 +164,9 @@ def _power(corpus: Corpus, cut: PairedCut, seconds: float, times_G: np.ndarray) 
     Power counts as deviation from its mean over the window, and as 0 outside of it.
     """
     window = corpus.read_window(cut.eeg, cut.eeg_start, window_samples(cut.eeg, seconds))
-    frames = _frames(window)
+    length = max(1, round(FRAME_SECONDS * cut.eeg.sfreq))
+    starts = range(0, max(1, len(window.x_TC) - length + 1), length)
+    frames = [replace(window, x_TC=window.x_TC[a : a + length], start=window.start + a) for a in starts]
     logs = [measured.log_band_power(frame, measured.common_points("eeg")) for frame in frames]
     if any(log is None for log in logs):
         return None
@@ -173,13 +175,6 @@ def _power(corpus: Corpus, cut: PairedCut, seconds: float, times_G: np.ndarray) 
     response_GF = gamma.pdf(after_GF, 6) - gamma.pdf(after_GF, 16) / 6  # as in SPM: peak near 5 s
     expected_GK: np.ndarray = response_GF @ (power_FK - power_FK.mean(axis=0)) * FRAME_SECONDS
     return expected_GK
-
-
-def _frames(window: Window) -> list[Window]:
-    """The window in pieces of two seconds."""
-    length = max(1, round(FRAME_SECONDS * window.recording.sfreq))
-    starts = range(0, max(1, len(window.x_TC) - length + 1), length)
-    return [replace(window, x_TC=window.x_TC[a : a + length], start=window.start + a) for a in starts]
 
 
 def _powers_of_time(seconds_G: np.ndarray) -> np.ndarray:
