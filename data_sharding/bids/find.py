@@ -14,7 +14,6 @@ from typing import Any
 
 from mcsp.config import CorpusConfig, SiteConfig
 from mcsp.config.corpus import Selection
-from mcsp.data_sharding.bids.description import DESCRIPTION_NAME
 from mcsp.data_sharding.bids.reasons import RecordingError
 from mcsp.data_sharding.bids.ref import (
     PARCELLATED,
@@ -29,7 +28,7 @@ from mcsp.data_sharding.bids.ref import (
     run_entities,
 )
 from mcsp.data_sharding.bids.remote import mirror
-from mcsp.data_sharding.bids.tables import printable, read_json, read_text, read_tsv
+from mcsp.data_sharding.bids.tables import DESCRIPTION_NAME, printable, read_json, read_text, read_tsv
 from mcsp.schema import SITE_NAME, Modality
 from mcsp.wording import listed
 

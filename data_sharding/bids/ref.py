@@ -20,9 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from mcsp.config.corpus import Pairing, Selection
-from mcsp.data_sharding.bids.description import DESCRIPTION_NAME
 from mcsp.data_sharding.bids.reasons import RecordingError
-from mcsp.data_sharding.bids.tables import printable, read_json, read_tsv
+from mcsp.data_sharding.bids.tables import DESCRIPTION_NAME, printable, read_json, read_tsv
 from mcsp.schema import Modality
 
 EEG_EXTENSIONS = (".edf", ".bdf", ".vhdr", ".set", ".fif")

@@ -22,10 +22,9 @@ from typing import Any, BinaryIO
 import numpy as np
 from tqdm import tqdm
 
-from mcsp.data_sharding.bids.description import DESCRIPTION_NAME
 from mcsp.data_sharding.bids.reasons import RecordingError
 from mcsp.data_sharding.bids.ref import RecordingRef
-from mcsp.data_sharding.bids.tables import printable, read_json
+from mcsp.data_sharding.bids.tables import DESCRIPTION_NAME, printable, read_json
 from mcsp.data_sharding.store.files import Location
 from mcsp.data_sharding.store.index import (
     INDEX_NAME,

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from mcsp.data_sharding.bids.description import DESCRIPTION_NAME, dataset_description
 from mcsp.data_sharding.bids.reasons import REASONS
+from mcsp.data_sharding.bids.tables import DESCRIPTION_NAME, dataset_description
 from mcsp.data_sharding.store.files import Location, names
 from mcsp.data_sharding.store.index import INDEX_NAME, REJECTED_NAME, SHARDS_NAME, read_rejected, reasons_of, totals_of
 from mcsp.data_sharding.store.index import index_hash as hash_of

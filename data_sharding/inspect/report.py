@@ -13,8 +13,8 @@ import numpy as np
 import yaml
 from markupsafe import Markup
 
-from mcsp.data_sharding.bids.description import read_sources, terms_of
 from mcsp.data_sharding.bids.reasons import REASONS
+from mcsp.data_sharding.bids.tables import read_sources, terms_of
 from mcsp.data_sharding.inspect import charts
 from mcsp.data_sharding.inspect.survey import EXAMPLE_CHANNELS, FREQUENCIES, QUANTITIES, Group, Quantity, survey
 from mcsp.data_sharding.store.files import Location, write_atomic

@@ -22,8 +22,7 @@ from mcsp.evaluate.features import learned_parts, measured_parts
 from mcsp.evaluate.measured import USUAL_COVARIATES, covariate_table, measure
 from mcsp.evaluate.methods import PRETRAINED, UNTRAINED, Block, Described, Encoded
 from mcsp.evaluate.report.page import write_report
-from mcsp.evaluate.retrieval.controls import run_retrieval
-from mcsp.evaluate.retrieval.pairs import RETRIEVAL_SEED
+from mcsp.evaluate.retrieval import RETRIEVAL_SEED, run_retrieval
 from mcsp.evaluate.scores import BOOTSTRAP_SEED
 from mcsp.evaluate.splits import k_fold
 from mcsp.evaluate.units import Labelled, labels_of, open_corpus

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from mcsp.commands.main import launcher
-from mcsp.data_sharding.bids.description import DESCRIPTION_NAME, read_sources
 from mcsp.data_sharding.bids.reasons import REASONS
+from mcsp.data_sharding.bids.tables import DESCRIPTION_NAME, read_sources
 from mcsp.data_sharding.inspect.report import CARD_NAME, dataset_card
 from mcsp.data_sharding.store.reader import Corpus
 from mcsp.wording import markdown
