@@ -21,9 +21,14 @@ from torch import Tensor
 
 from mcsp.kernels import dispatch
 from mcsp.kernels.contrastive import contrastive_loss, relational_distillation
+from mcsp.kernels.dispatch import Impl, Precision
 
 ROOT = Path(__file__).resolve().parents[1]
-LOSSES = {"contrastive_loss": contrastive_loss, "relational_distillation": relational_distillation}
+LOSSES: dict[str, Callable[..., Tensor]] = {
+    "contrastive_loss": contrastive_loss,
+    "relational_distillation": relational_distillation,
+}
+BLOCKWISE: tuple[Impl, ...] = ("blocks", "triton")
 TESTS = ("interpreted_contrastive.py", "interpreted_spectral.py", "interpreted_cases.py")
 Save = Callable[[dict[str, Any]], None]
 
@@ -49,12 +54,12 @@ def embeddings(n: int, width: int, device: str, stack: int = 2) -> Tensor:
     return torch.nn.functional.normalize(z, dim=-1).to(device)
 
 
-def both_passes(name: str, z: Tensor, impl: str, precision: str, workspace_bytes: int | None = None) -> list[Tensor]:
+def both_passes(name: str, z: Tensor, impl: Impl, precision: Precision) -> list[Tensor]:
     """Loss of one pair of all embeddings in turn, and gradients of embeddings and scales."""
     x = z.detach().requires_grad_()
     pairs = [(i, i + 1) for i in range(len(z) - 1)]
     scale = torch.full((len(pairs),), 14.3, device=z.device, dtype=z.dtype, requires_grad=True)
-    value = LOSSES[name](x, pairs, scale, impl=impl, precision=precision, workspace_bytes=workspace_bytes)  # type: ignore[operator]
+    value = LOSSES[name](x, pairs, scale, impl=impl, precision=precision)
     return [value.detach(), *torch.autograd.grad(value.sum(), (x, scale))]
 
 
@@ -129,7 +134,7 @@ def far_offsets() -> dict[str, float]:
         x, y = z.clone().requires_grad_(), z[:, -512:].clone().requires_grad_()
         contrastive_loss(
             x, [(0, 1)], scale, valid_Mn=valid, impl=impl, precision="bf16", workspace_bytes=2**34
-        ).backward()  # type: ignore[arg-type]
+        ).backward()
         contrastive_loss(y, [(0, 1)], scale, impl="reference").backward()
         assert x.grad is not None and y.grad is not None
         found[impl] = float((x.grad[:, -512:].float() - y.grad.float()).norm() / y.grad.float().norm())
@@ -139,7 +144,7 @@ def far_offsets() -> dict[str, float]:
 def cuda_graph(z: Tensor) -> dict[str, bool]:
     """Whether a captured step replayed on other embeddings gives what a plain step gives."""
     found = {}
-    for name, impl in itertools.product(LOSSES, ("blocks", "triton")):
+    for name, impl in itertools.product(LOSSES, BLOCKWISE):
         held = z.clone()
         for _ in range(3):
             both_passes(name, held, impl, "fp32")
@@ -270,11 +275,12 @@ def one_step(size: str, impl: str, rows: int, rehearse: bool) -> dict[str, Any]:
     """Seconds of a whole step and of its losses; windows of noise from both modalities."""
     from mcsp.config import PretrainConfig
     from mcsp.losses.objective import objective
-    from mcsp.training.pretrainer import Pretrainer
+    from mcsp.training.pretrainer import Output, Pretrainer
     from mcsp.training.throughput import VIEWS, peak_memory_gib, peak_tflops, window_flops
 
     device = torch.device("cpu" if rehearse else "cuda")
-    dispatch.TABLE = tuple(row._replace(impl=impl) if row.operation in LOSSES else row for row in dispatch.TABLE)
+    table: Any = dispatch.TABLE
+    dispatch.TABLE = tuple(row._replace(impl=impl) if row.operation in LOSSES else row for row in table)
     config = PretrainConfig.load(None, ["corpus_dir=none", "run_dir=none", f"model.size={size}"])
     shapes = (
         {"fmri": (12, 40, 0.5), "eeg": (8, 2000, 200.0)}
@@ -284,7 +290,7 @@ def one_step(size: str, impl: str, rows: int, rehearse: bool) -> dict[str, Any]:
     batch = noise(shapes, rows)
     batch, module = batch.to(device), Pretrainer(config.model, config.objective, config.augmentation).to(device)
 
-    def losses(output: Any) -> Tensor:
+    def losses(output: Output) -> Tensor:
         keys = (batch.subject_N, batch.site_N)
         return objective(*output, *keys, config.objective, module.terms, module.predictions)[0]
 
