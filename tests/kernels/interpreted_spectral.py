@@ -107,6 +107,17 @@ def test_what_does_not_count_is_never_read() -> None:
         assert (grad[1, :, 61:] == 0).all()
 
 
+@pytest.mark.parametrize("changed", ["x", "sfreq", "valid"])
+def test_what_is_changed_before_the_backward_pass_is_noticed(changed: str) -> None:
+    given = {"x": signal(1, 2, 60), "sfreq": torch.tensor([100.0], device=DEVICE)}
+    given["valid"] = torch.ones(1, 60, dtype=torch.bool, device=DEVICE)
+    value = log_power(given["x"].requires_grad_(), given["sfreq"], [9.0], time_valid_BT=given["valid"], impl="triton")
+    with torch.no_grad():
+        given[changed][..., 0] = 0
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        value.sum().backward()
+
+
 def test_bands_follow_each_rows_rate_and_length() -> None:
     valid = torch.arange(300, device=DEVICE) < torch.tensor([[300], [300], [211]], device=DEVICE)
     bands = list(BOLD_BANDS_HZ.values())
