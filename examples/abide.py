@@ -11,14 +11,15 @@ Di Martino et al. 2014 (Mol Psychiatry 19:659) and Craddock et al. 2013 (Preproc
 
 import argparse
 import sys
+from collections.abc import Hashable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from mcsp.config import CorpusConfig
 from mcsp.data_sharding.build.corpus import build_corpus, ray_session
-from mcsp.data_sharding.convert.manifest import check_rows
-from mcsp.data_sharding.convert.to_bids import find_atlas, plan_sites, write_site
+from mcsp.data_sharding.convert.to_bids import check_rows, find_atlas, plan_sites, write_site
 from mcsp.data_sharding.inspect.report import index_table
 from mcsp.wording import listed
 
@@ -50,15 +51,16 @@ def fetch(derivative: str, strategy: str) -> Path:
 
 def manifest(abide: Path, derivative: str, strategy: str) -> list[dict[str, str]]:
     """A row per person whose series is there, with diagnosis, age and sex."""
-    people = pd.read_csv(abide / PHENOTYPE, dtype=str).set_index("FILE_ID")
+    table: list[dict[Hashable, Any]] = pd.read_csv(abide / PHENOTYPE, dtype=str).to_dict("records")
+    people = {row["FILE_ID"]: row for row in table}  # of those without a series only the last, which nobody asks for
     files = sorted((abide / "cpac" / strategy).glob(f"*_{derivative}.1D"))
     rows, unknown = [], []
     for file in files:
         name = file.name.removesuffix(f"_{derivative}.1D")
-        if name not in people.index:
+        if name not in people:
             unknown.append(name)
             continue
-        person = people.loc[name]
+        person = people[name]
         rows.append(
             {
                 "path": str(file),

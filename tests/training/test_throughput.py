@@ -1,6 +1,6 @@
 """Where the time of a step goes, what a run says of its speed, and its pictures.
 
-Covers: mcsp/training/clock.py, mcsp/commands/plot.py, launchers/plot_run.py
+Covers: mcsp/training/clock.py, mcsp/commands/plot.py
 """
 
 import json
