@@ -40,9 +40,9 @@ def main(kind: str, *overrides: str) -> None:
     torch.set_num_threads(1)
     upload = Mirror._upload
 
-    def slow_upload(self: Mirror, path: Path) -> None:
+    def slow_upload(self: Mirror, path: Path, name: str) -> None:
         time.sleep(SLOW)
-        upload(self, path)
+        upload(self, path, name)
 
     def slow_restore(*arguments: object) -> None:
         time.sleep(2 * SLOW)
