@@ -4,12 +4,17 @@ Shape letters: T volumes, P parcels.
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from mcsp.config import FmriConfig
-from mcsp.encode.bold_source import Source, name_of, parcellation_name, parcellation_sha256, source_of
+from mcsp.data_sharding.bids.reasons import naming
+from mcsp.data_sharding.clean.fmri import clean_bold, require_length
+from mcsp.data_sharding.clean.recording import CleanRecording
+from mcsp.data_sharding.parcels.parcellation import require_places
+from mcsp.encode.bold_source import Source, name_of, source_of
+from mcsp.encode.parcellations import parcellation_name, parcellation_sha256
 from mcsp.encode.recording import (
     ChannelStatus,
     EncodedRecording,
@@ -20,23 +25,19 @@ from mcsp.encode.recording import (
     encode_clean,
     min_seconds_of,
     recording_features,
-    require_packages,
     require_positions,
     window_steps,
 )
+from mcsp.model.weights import ExportedMCSP
 from mcsp.schema import SCALE_FREE, Window
 from mcsp.wording import listed
-
-if TYPE_CHECKING:
-    from mcsp.data_sharding.clean.recording import CleanRecording
-    from mcsp.model.weights import ExportedMCSP
 
 _MIN_SECONDS = 30.0
 _EXPECTED_POSITIONS = "x, y, z [mm] in the parcellation's table, a label image, or a (P, 3) array of MNI positions"
 
 
 def encode_bold(
-    model: "ExportedMCSP",
+    model: ExportedMCSP,
     bold: Any,
     t_r: float | None = None,
     parcellation: Any = None,
@@ -69,11 +70,6 @@ def encode_bold(
         ValueError: one line that says what is wrong: another t_r, an ambiguous shape, no baseline, NaN, parcels without
             position, another parcellation; ``RecordingError``, with a ``reason``, where a corpus would have refused it.
     """
-    require_packages("nibabel", "pandas", "scipy")
-    from mcsp.data_sharding.bids.reasons import naming
-    from mcsp.data_sharding.clean.fmri import clean_bold, require_length
-    from mcsp.data_sharding.parcels.parcellation import require_places
-
     options = options or Options()
     config = cleaning_of(model, "fmri", FmriConfig)
     name = name_of(bold)
@@ -95,7 +91,7 @@ def encode_bold(
     return EncodedRecording(features_F, features_WF, starts_W, seconds, report)
 
 
-def _parcellation(model: "ExportedMCSP", source: Source, require_known: bool) -> tuple[dict[str, str], list[str]]:
+def _parcellation(model: ExportedMCSP, source: Source, require_known: bool) -> tuple[dict[str, str], list[str]]:
     """What the report says of the parcellation; raise ``ValueError`` if it has to be known and is not."""
     parcels = source.parcels
     found = parcellation_sha256(parcels.names, parcels.positions_P3)
@@ -115,9 +111,9 @@ def _parcellation(model: "ExportedMCSP", source: Source, require_known: bool) ->
 
 
 def _report(
-    model: "ExportedMCSP",
+    model: ExportedMCSP,
     source: Source,
-    clean: "CleanRecording",
+    clean: CleanRecording,
     config: FmriConfig,
     steps: dict[str, str],
     warnings: list[str],

@@ -1,88 +1,42 @@
-"""Turn one run of BOLD (image, table or array) into time series of parcels; identity of their parcellation.
-
-A parcellation is known by a hash of names and positions, which exports hold.
+"""Turn one run of BOLD (image, table or array) into time series of parcels.
 
 Shape letters: T volumes, P parcels.
 """
 
-import hashlib
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from mcsp.config import FmriConfig
-from mcsp.schema import Recording
+from mcsp.data_sharding.bids.reasons import RecordingError, reading
+from mcsp.data_sharding.bids.ref import read_sidecar, ref_of_file
+from mcsp.data_sharding.clean.fmri import Confounds, in_percent, plausible_t_r, repetition_time, with_confounds
+from mcsp.data_sharding.clean.fmri_files import average_parcels, is_image, read_time_series
+from mcsp.data_sharding.parcels.atlases import (
+    Atlas,
+    atlas_of_bunch,
+    atlas_of_file,
+    atlas_of_image,
+    is_named,
+    named_atlas,
+    require_same,
+    require_standard,
+    space_of_atlas,
+    space_of_name,
+)
+from mcsp.data_sharding.parcels.parcellation import Parcels
+from mcsp.data_sharding.parcels.parcellation import parcel_table as read_table
+from mcsp.data_sharding.parcels.series import EXTENSIONS
+from mcsp.encode.parcellations import parcellation_name
 from mcsp.wording import listed
-
-if TYPE_CHECKING:
-    from mcsp.data_sharding.clean.fmri import Confounds
-    from mcsp.data_sharding.parcels.atlases import Atlas
-    from mcsp.data_sharding.parcels.parcellation import Parcels
-
 
 PRETRAINING = "pretraining"  # the name of the atlas that an export brings along
 
 
-def parcellation_sha256(names: Sequence[str], positions_P3: np.ndarray | None = None) -> str:
-    """SHA-256 of the parcels in order: their names and, where given, their positions to 0.1 mm."""
-    values: list[Any] = [list(names)]
-    if positions_P3 is not None:
-        rounded = np.round(np.asarray(positions_P3, dtype=np.float64).round(3), 1) + 0.0  # no minus zero
-        values.append([[None if np.isnan(v) else float(v) for v in row] for row in rounded])
-    return hashlib.sha256(json.dumps(values).encode()).hexdigest()
-
-
-def parcellations_of(recordings: Iterable[Recording], sources: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
-    """Every parcellation of the BOLD that a model was trained on, as JSON types.
-
-    Hashes, number, first and last name, sites; and the atlas itself: names, positions [mm] and their space; its source,
-    where ``sources`` has the name of an atlas or a file for a site.
-    """
-    found: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for recording in recordings:
-        if recording.modality != "fmri" or recording.split != "train":
-            continue
-        # Most recordings of a site share one list; hashing it once is enough.
-        key = (tuple(recording.channels), np.asarray(recording.positions_mm).tobytes(), recording.space)
-        if key not in found:
-            found[key] = _described(recording, (sources or {}).get(recording.site, ""))
-        if recording.site not in found[key]["sites"]:
-            found[key]["sites"].append(recording.site)
-    merged: dict[tuple[str, str], dict[str, Any]] = {}
-    for known in found.values():  # lists that differ by less than 0.1 mm are one
-        first = merged.setdefault((known["sha256"], known["space"]), known)
-        first["sites"] = sorted({*first["sites"], *known["sites"]})
-    return [merged[key] for key in sorted(merged)]
-
-
-def _described(recording: Recording, source: str) -> dict[str, Any]:
-    names = list(recording.channels)
-    places = [[None if np.isnan(v) else round(float(v), 3) for v in xyz] for xyz in recording.positions_C3]
-    return {
-        "sha256": parcellation_sha256(names, recording.positions_C3),
-        "names_sha256": parcellation_sha256(names),
-        "parcels": len(names),
-        "first": names[0],
-        "last": names[-1],
-        "sites": [],
-        "space": recording.space,
-        "source": source,
-        "names": names,
-        "positions_mm": places,
-    }
-
-
-def parcellation_name(known: Mapping[str, Any]) -> str:
-    """What a person may recognise an entry of :func:`parcellations_of` by."""
-    ends = f" ({known['first']} to {known['last']})" if "first" in known else ""  # exports of before lack them
-    return f"{known['parcels']} parcels{ends}"
-
-
-def atlas_of_pretraining(known: Sequence[Mapping[str, Any]], asked: str, n_parcels: int | None) -> "Atlas":
+def atlas_of_pretraining(known: Sequence[Mapping[str, Any]], asked: str, n_parcels: int | None) -> Atlas:
     """The atlas that came with an export: names, positions and space; it needs no download, and holds no label image.
 
     Args:
@@ -93,8 +47,6 @@ def atlas_of_pretraining(known: Sequence[Mapping[str, Any]], asked: str, n_parce
     Raises:
         ValueError: the export holds none, or several that fit.
     """
-    from mcsp.data_sharding.parcels.atlases import Atlas
-    from mcsp.data_sharding.parcels.parcellation import Parcels
 
     start = asked.partition(":")[2]
     held = [k for k in known if "names" in k]  # exports of before lack them
@@ -117,9 +69,9 @@ class Source:
 
     name: str
     x_TP: np.ndarray
-    parcels: "Parcels"
+    parcels: Parcels
     t_r: float
-    confounds: "Confounds"
+    confounds: Confounds
     percent: bool
 
 
@@ -142,7 +94,6 @@ def source_of(
     pretraining: Sequence[Mapping[str, Any]],
 ) -> Source:
     """Time series of whatever :func:`mcsp.encode.bold.encode_bold` takes; ``pretraining``: parcellations seen there."""
-    from mcsp.data_sharding.clean.fmri import plausible_t_r
 
     if t_r is not None:
         plausible_t_r(float(t_r))
@@ -166,11 +117,6 @@ def _of_file(
     config: FmriConfig,
 ) -> Source:
     """Read a file with the companions of its BIDS dataset; a table of another format (``.csv``, ``.npy``) by itself."""
-    from mcsp.data_sharding.bids.reasons import RecordingError, reading
-    from mcsp.data_sharding.bids.ref import read_sidecar, ref_of_file
-    from mcsp.data_sharding.clean.fmri import in_percent, repetition_time, with_confounds
-    from mcsp.data_sharding.clean.fmri_files import is_image, read_time_series
-    from mcsp.data_sharding.parcels.series import EXTENSIONS
 
     known = (".nii", ".nii.gz", *EXTENSIONS)
     if not path.name.endswith(known):
@@ -205,10 +151,6 @@ def _of_image(
     config: FmriConfig,
 ) -> Source:
     """Average an image in memory over a label image; its confounds are not known."""
-    from mcsp.data_sharding.bids.reasons import RecordingError, reading
-    from mcsp.data_sharding.clean.fmri import Confounds
-    from mcsp.data_sharding.clean.fmri_files import average_parcels
-    from mcsp.data_sharding.parcels.atlases import require_same, require_standard, space_of_name
 
     name = name_of(image)
     if t_r is None:
@@ -230,21 +172,11 @@ def _of_image(
     return Source(name, x_TP, parcels, t_r, Confounds(), False)
 
 
-def _atlas(parcellation: Any, parcel_table: str | Path | None, space: str | None) -> "Atlas | None":
+def _atlas(parcellation: Any, parcel_table: str | Path | None, space: str | None) -> Atlas | None:
     """The atlas that the user means: a name, a label image or table, an image in memory, a Bunch or masker of nilearn.
 
     ``space`` is that of an atlas which does not say its own.
     """
-    from mcsp.data_sharding.parcels.atlases import (
-        Atlas,
-        atlas_of_bunch,
-        atlas_of_file,
-        atlas_of_image,
-        is_named,
-        named_atlas,
-        space_of_atlas,
-    )
-    from mcsp.data_sharding.parcels.parcellation import parcel_table as read_table
 
     if parcellation is None:
         return None if parcel_table is None else atlas_of_file(_table_path(parcel_table))
@@ -283,7 +215,6 @@ def _of_array(
     x_TP: np.ndarray, t_r: float | None, parcellation: Any, parcel_table: str | Path | None, percent: bool
 ) -> Source:
     """Check an array ``(T, P)`` against the parcellation of its columns."""
-    from mcsp.data_sharding.clean.fmri import Confounds
 
     if x_TP.dtype == object:
         raise ValueError(
@@ -306,11 +237,8 @@ def _of_array(
     return Source("BOLD array", x_TP.astype(np.float64), parcels, float(t_r), Confounds(), percent)
 
 
-def _parcels(parcellation: Any, parcel_table: str | Path | None) -> "Parcels":
+def _parcels(parcellation: Any, parcel_table: str | Path | None) -> Parcels:
     """Parcels of an array's columns."""
-    from mcsp.data_sharding.parcels.atlases import Atlas
-    from mcsp.data_sharding.parcels.parcellation import Parcels
-    from mcsp.data_sharding.parcels.parcellation import parcel_table as read_table
 
     if parcellation is None and parcel_table is None:
         raise ValueError(
