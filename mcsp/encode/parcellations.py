@@ -6,11 +6,15 @@ Shape letter: P parcels.
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mcsp.schema import Recording
+from mcsp.wording import listed
+
+if TYPE_CHECKING:
+    from mcsp.data_sharding.parcels.atlases import Atlas
 
 
 def parcellation_sha256(names: Sequence[str], positions_P3: np.ndarray | None = None) -> str:
@@ -66,3 +70,36 @@ def parcellation_name(known: Mapping[str, Any]) -> str:
     """What a person may recognise an entry of :func:`parcellations_of` by."""
     ends = f" ({known['first']} to {known['last']})" if "first" in known else ""  # exports of before lack them
     return f"{known['parcels']} parcels{ends}"
+
+
+PRETRAINING = "pretraining"  # the name of the atlas that an export brings along
+
+
+def atlas_of_pretraining(known: Sequence[Mapping[str, Any]], asked: str, n_parcels: int | None) -> "Atlas":
+    """The atlas that came with an export: names, positions and space; it needs no download, and holds no label image.
+
+    Args:
+        known: entries of :func:`parcellations_of`.
+        asked: "pretraining", or "pretraining:" and the beginning of one's sha256.
+        n_parcels: of the recording, where it is known before it is read.
+
+    Raises:
+        ValueError: the export holds none, or several that fit.
+    """
+
+    from mcsp.data_sharding.parcels.atlases import Atlas  # exports are made where no nibabel is
+    from mcsp.data_sharding.parcels.parcellation import Parcels
+
+    start = asked.partition(":")[2]
+    held = [k for k in known if "names" in k]  # exports of before lack them
+    fitting = [k for k in held if k["sha256"].startswith(start) and n_parcels in (None, k["parcels"])]
+    if len(fitting) != 1:
+        names = listed([f"{PRETRAINING}:{k['sha256'][:12]} ({parcellation_name(k)})" for k in held]) or "none"
+        of = "" if n_parcels is None else f" of {n_parcels} parcels"
+        raise ValueError(
+            f"parcellation {asked!r}: expected one{of} in the export, found {len(fitting)}; it has {names}"
+        )
+    (one,) = fitting
+    nan = float("nan")
+    places_P3 = np.array([[nan if v is None else v for v in xyz] for xyz in one["positions_mm"]], dtype=np.float64)
+    return Atlas(f"{PRETRAINING}:{one['sha256'][:12]}", Parcels(list(one["names"]), [], places_P3, one["space"]))

@@ -1,6 +1,6 @@
 """encode_bold: the numbers of a corpus; images, tables and arrays; one clear line for what a laboratory gets wrong.
 
-Covers: mcsp/encode/bold_source.py, mcsp/encode/parcellations.py
+Covers: mcsp/encode/parcellations.py
 """
 
 from collections.abc import Callable
