@@ -21,7 +21,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -58,7 +58,8 @@ def people(data: Path, limit: int | None = None) -> pd.DataFrame:
         ValueError: no series, or a site whose repetition time is not known.
     """
     table = pd.read_csv(data / PHENOTYPES)
-    table["file"] = [data / SERIES / f"{name}_rois_cc200.1D" for name in table["FILE_ID"]]
+    files = [data / SERIES / f"{name}_rois_cc200.1D" for name in table["FILE_ID"]]
+    table = table.assign(file=pd.Series(files, index=table.index, dtype=object))
     found = table[[path.is_file() for path in table["file"]]].copy()
     if found.empty:
         raise ValueError(f"{data / SERIES}: expected *_rois_cc200.1D of people in {PHENOTYPES}, found none")
@@ -76,17 +77,24 @@ def write_sites(table: pd.DataFrame, positions: Path, bids: Path) -> None:
     names = [f"{ATLAS.lower()}-{i}" for i in range(1, len(centres) + 1)]
     for site, group in table.groupby("site"):
         root = bids / str(site).replace("_", "-")
-        for person in group.itertuples():
-            x_TP = np.loadtxt(person.file, ndmin=2)
+        everyone: list[dict[Hashable, Any]] = group.to_dict("records")
+        for person in everyone:
+            x_TP = np.loadtxt(file := person["file"], ndmin=2)
             if x_TP.shape[1] != len(names):
-                raise ValueError(f"{person.file}: expected {len(names)} columns as {positions}, found {x_TP.shape[1]}")
+                raise ValueError(f"{file}: expected {len(names)} columns as {positions}, found {x_TP.shape[1]}")
             sidecar = {"RepetitionTime": REPETITION_TIME[str(site)], "Units": "arbitrary"}
-            write_parcellated_bold(root, f"{person.SUB_ID:07d}", ATLAS, names, x_TP.T, sidecar)
+            write_parcellated_bold(root, f"{person['SUB_ID']:07d}", ATLAS, names, x_TP.T, sidecar)
         write_parcellation(root, ATLAS, names, centres)
         columns = {name: {"Description": name} for name in ("diagnosis", "age", "sex", "mean_fd_mm")}
         rows = [
-            (f"sub-{p.SUB_ID:07d}", {1: "autism", 2: "control"}[p.DX_GROUP], p.AGE_AT_SCAN, "MF"[p.SEX - 1], fd)
-            for p, fd in zip(group.itertuples(), group["func_mean_fd"].fillna("n/a"), strict=True)
+            (
+                f"sub-{p['SUB_ID']:07d}",
+                {1: "autism", 2: "control"}[p["DX_GROUP"]],
+                p["AGE_AT_SCAN"],
+                "MF"[p["SEX"] - 1],
+                "n/a" if pd.isna(p["func_mean_fd"]) else p["func_mean_fd"],
+            )
+            for p in everyone
         ]
         write_participants(root, columns, rows)
         description = {"Name": f"ABIDE {site}", "BIDSVersion": "1.9.0", "DatasetType": "derivative"}
@@ -179,9 +187,11 @@ def one_run(work: Path, corpus: Path, name: str, seed: int, changes: Sequence[st
 
 def all_runs(work: Path, seeds: Sequence[int], config: Asked, corpora: dict[str, Path]) -> dict[str, Any]:
     """The runs of the result file by kind: of every seed, of the control, and of the corpus of half of the people."""
-    plan = [("default", "default", seed, corpora["all"], []) for seed in seeds]
-    plan.append((SHUFFLED, "shuffled", seeds[0], corpora["all"], CONTROL))
-    plan.append((HALF, "half", seeds[0], corpora["half"], []))
+    plan: list[tuple[str, str, int, Path, Sequence[str]]] = [
+        *(("default", "default", seed, corpora["all"], ()) for seed in seeds),
+        (SHUFFLED, "shuffled", seeds[0], corpora["all"], CONTROL),
+        (HALF, "half", seeds[0], corpora["half"], ()),
+    ]
     runs: dict[str, Any] = {}
     began = time.monotonic()
     for number, (kind, name, seed, corpus, changes) in enumerate(plan, start=1):
@@ -333,7 +343,7 @@ def wanted(arguments: argparse.Namespace) -> tuple[pd.DataFrame, Path, Path]:
 
 
 def built(
-    chosen: pd.DataFrame, positions: Path, work: Path, of: dict[str, tuple[str, Sequence[str]]]
+    chosen: pd.DataFrame, positions: Path, work: Path, of: Mapping[str, tuple[str, Sequence[str]]]
 ) -> dict[str, Path]:
     """Corpora of the people of ``chosen``: folders in ``work`` by name, from their names there and other settings."""
     if any(not (work / folder).exists() for folder, _ in of.values()):

@@ -226,7 +226,7 @@ def main() -> None:
         torch.set_num_threads(1)
     report = {"measured_on": where(), "repeats": options.repeats, "not_run": not_run, "rows": []}
     for n, width in sizes:
-        report["rows"] += measure(n, width, names, options.repeats, device)  # type: ignore[operator]
+        report["rows"] += measure(n, width, names, options.repeats, device)
         options.out.write_text(json.dumps(report, indent=1) + "\n")
 
 

@@ -183,7 +183,8 @@ def isolation(root: str) -> dict[str, Any]:
 
     config = CorpusConfig(bids_root=Path(root), out_dir=Path("unused"))
     refs = [ref for site in find_sites(config) for ref in find_recordings(site)][:6]
-    here, there = [], []
+    here: list[float] = []
+    there: list[float] = []
     with ReadingProcess(config) as process:
         process.read(refs[0]), read_recording(refs[0], config)
         for ref in refs:

@@ -15,6 +15,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from datetime import date
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -168,7 +169,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         for kind, score_1N in mine.items():
             own = float(scores.pooled(score_1N, y_N, once)[0])
             assert abs(own - theirs[kind][0]) < 2e-3, (name, kind, own, theirs[kind])
-        runs = {"bare": of_bare, "evaluation": of_ours, "intervals": lambda m=mine: intervals(m, y_N, sites)}
+        runs: dict[str, Callable[[], object]] = {"bare": of_bare, "evaluation": of_ours}
+        runs["intervals"] = partial(intervals, mine, y_N, sites)
         taken = seconds(runs, arguments.repeats)
         ratio = {
             clock: float(np.median(taken["evaluation"][clock]) / np.median(taken["bare"][clock]))

@@ -66,7 +66,9 @@ def contenders(rows: int, frame: int, hop: int, bins: Tensor, device: str) -> di
     basis = windowed_waves(frame, bins).to(device)
 
     def ours(x: Tensor, impl: Any, precision: Any = "fp32") -> Tensor:
-        seconds = {"frame_seconds": frame / SFREQ, "hop_seconds": hop / SFREQ} if hop < x.shape[-1] else {}
+        seconds: dict[str, Any] = (
+            {"frame_seconds": frame / SFREQ, "hop_seconds": hop / SFREQ} if hop < x.shape[-1] else {}
+        )
         return log_power(x, sfreq, freqs, impl=impl, precision=precision, **seconds)
 
     def rfft(x: Tensor) -> Tensor:
@@ -170,9 +172,9 @@ def peak_mib(call: Contender, x: Tensor, backward: bool) -> float:
     if x.is_cuda:
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+        allocated = torch.cuda.memory_allocated()
         once(call, x, backward)
-        return round((torch.cuda.max_memory_allocated() - before) / 2**20, 1)
+        return round((torch.cuda.max_memory_allocated() - allocated) / 2**20, 1)
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
@@ -202,7 +204,7 @@ def measure(length: int, frame: int, hop: int, samples: int, device: str) -> lis
     x = signals(rows, length)
     bins = torch.arange(1, frame // 2 + 1)[:MOST_BINS]
     calls = contenders(rows, frame, hop, bins, device)
-    seconds = {"frame_seconds": frame / SFREQ, "hop_seconds": hop / SFREQ}
+    seconds: dict[str, Any] = {"frame_seconds": frame / SFREQ, "hop_seconds": hop / SFREQ}
     freqs = bins.double() * SFREQ / frame
     exact = {
         eps: log_power(x, torch.full((rows,), SFREQ), freqs, eps=eps, impl="reference", **seconds) for eps in FLOORS

@@ -71,7 +71,7 @@ def overhead(corpus: Path, folder: Path, steps: int, samples: int, stage: int) -
     from mcsp.losses.objective import objective
     from mcsp.training import engine
     from mcsp.training.clock import Clock
-    from mcsp.training.pretrainer import Pretrainer
+    from mcsp.training.pretrainer import Output, Pretrainer
     from mcsp.training.run import Run
     from mcsp.training.trainer import Trainer
     from mcsp.training.watchdog import Watchdog
@@ -89,7 +89,8 @@ def overhead(corpus: Path, folder: Path, steps: int, samples: int, stage: int) -
 
     def bare_step(batch: Batch) -> None:
         optimizer.zero_grad()
-        loss, _ = objective(*bare(batch), batch.subject_N, batch.site_N, config.objective, bare.terms, bare.predictions)
+        output: Output = bare(batch)
+        loss, _ = objective(*output, batch.subject_N, batch.site_N, config.objective, bare.terms, bare.predictions)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(bare.parameters(), config.gradient_clipping)
         optimizer.step()
@@ -97,6 +98,8 @@ def overhead(corpus: Path, folder: Path, steps: int, samples: int, stage: int) -
 
     class Alternating(type(trainer.dataset)):  # type: ignore[misc]
         """Takes a bare step on the batch that our loop is about to take, outside of what is timed for ours."""
+
+        handed_over: float
 
         def __getitem__(self, step: int) -> list[Batch]:
             if step:

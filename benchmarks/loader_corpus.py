@@ -53,7 +53,7 @@ def write_shards(folder: Path) -> list[Recording]:
                 np.lib.format.write_array(sink, x_TC, version=(1, 0))
                 writer.write({"__key__": r.key, "eeg-0.npy": sink.getvalue()})
                 rows.append(Recording(**{**vars(r), "crc_offset": len(crcs)}))
-                crcs += [zlib.crc32(x_TC[a:b]) for a, b in pairwise(block_bounds(SAMPLES, r.block_samples))]
+                crcs += [zlib.crc32(x_TC[a:b].data) for a, b in pairwise(block_bounds(SAMPLES, r.block_samples))]
             writer.close()
         with tarfile.open(path, "r:") as archive:
             stops = [member.offset_data + member.size for member in archive.getmembers()]

@@ -8,13 +8,15 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def commit(*folders: str) -> dict[str, object]:
     """The commit, and whether ``folders`` were changed since; None where git or its folder is missing."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
     try:
-        run = {"cwd": ROOT, "capture_output": True, "text": True, "check": True}
-        head = subprocess.run(["git", "rev-parse", "HEAD"], **run).stdout.strip()  # type: ignore[call-overload]
-        changed = subprocess.run(["git", "status", "--porcelain", *folders], **run).stdout  # type: ignore[call-overload]
+        head, changed = git("rev-parse", "HEAD"), git("status", "--porcelain", *folders)
     except (OSError, subprocess.CalledProcessError):
         return {"commit": None, "changed_since": None}
-    return {"commit": head, "changed_since": bool(changed.strip())}
+    return {"commit": head, "changed_since": bool(changed)}
 
 
 def resident_mib(which: str) -> float:

@@ -22,11 +22,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from mcsp.schema import VIEWS, Modality
+
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "scaling_model.json"
 SIZES = ("nano", "small", "base", "large", "huge")
-SHAPES, HZ = {"eeg": (64, 6000), "fmri": (400, 30)}, {"eeg": 200.0, "fmri": 0.5}
-ASSUMED = {
+SHAPES: dict[Modality, tuple[int, int]] = {"eeg": (64, 6000), "fmri": (400, 30)}
+HZ: dict[Modality, float] = {"eeg": 200.0, "fmri": 0.5}
+ASSUMED: dict[str, Any] = {
     "gpu": "H100 SXM, eight per node",
     "peak_tflops": 989.4,  # dense bf16, NVIDIA's data sheet
     "efficiency": 0.3,  # of the peak that the encoders reach: not measured
@@ -98,7 +101,6 @@ def count(size: str) -> dict[str, Any]:
 
     from mcsp.config import ModelConfig
     from mcsp.model.mcsp import MCSP
-    from mcsp.schema import VIEWS
     from mcsp.training.throughput import _some_window, window_flops
 
     config = ModelConfig(size=size)
@@ -243,8 +245,7 @@ def main() -> None:
     if arguments.rank:
         return one_rank(*arguments.rank)
     if not arguments.table:
-        sys.path.insert(0, str(ROOT))
-        from benchmarks.bench_training import commit, make_corpus
+        from bench_training import commit, make_corpus
 
         pieces = {size: count(size) for size in SIZES}
         with tempfile.TemporaryDirectory() as folder:

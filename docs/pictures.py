@@ -4,7 +4,6 @@
 docs/images/drawn.
 """
 
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -218,4 +217,4 @@ def write(folder: Path, names: Sequence[str] = tuple(DRAWINGS)) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(write(IMAGES, ["overview"]))
+    write(IMAGES, ["overview"])

@@ -11,7 +11,9 @@ Di Martino et al. 2014 (Mol Psychiatry 19:659) and Craddock et al. 2013 (Preproc
 
 import argparse
 import sys
+from collections.abc import Hashable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -49,15 +51,16 @@ def fetch(derivative: str, strategy: str) -> Path:
 
 def manifest(abide: Path, derivative: str, strategy: str) -> list[dict[str, str]]:
     """A row per person whose series is there, with diagnosis, age and sex."""
-    people = pd.read_csv(abide / PHENOTYPE, dtype=str).set_index("FILE_ID")
+    table: list[dict[Hashable, Any]] = pd.read_csv(abide / PHENOTYPE, dtype=str).to_dict("records")
+    people = {row["FILE_ID"]: row for row in table}  # of those without a series only the last, which nobody asks for
     files = sorted((abide / "cpac" / strategy).glob(f"*_{derivative}.1D"))
     rows, unknown = [], []
     for file in files:
         name = file.name.removesuffix(f"_{derivative}.1D")
-        if name not in people.index:
+        if name not in people:
             unknown.append(name)
             continue
-        person = people.loc[name]
+        person = people[name]
         rows.append(
             {
                 "path": str(file),

@@ -13,9 +13,10 @@ import json
 import sys
 from pathlib import Path
 
-from benchmarks.ablation.settings import AblateConfig
 from mcsp.commands.main import run_alone
 from mcsp.commands.settings import takes
+
+from .settings import AblateConfig
 
 PACKAGES = ("torch", "numpy", "deepspeed", "scikit-learn")
 
@@ -36,7 +37,7 @@ def ablate(config: AblateConfig) -> int:
     if config.only is not None:
         one(config, config.only)
         return 0
-    from benchmarks.ablation.runs import run_all
+    from .runs import run_all
 
     failed = run_all(config, [sys.executable, "-m", "benchmarks.ablation", *sys.argv[1:]])
     tabulate(config, failed)
@@ -45,7 +46,7 @@ def ablate(config: AblateConfig) -> int:
 
 def show(arguments: list[str]) -> int:
     """Print the tables of a result file."""
-    from benchmarks.ablation.table import markdown
+    from .table import markdown
 
     try:
         (path,) = arguments
@@ -59,9 +60,10 @@ def show(arguments: list[str]) -> int:
 
 def one(config: AblateConfig, run: str) -> None:
     """Train and score one run."""
-    from benchmarks.ablation.runs import initial, remembered, train, write_result
-    from benchmarks.ablation.scores import score_model
     from mcsp.provenance import made_by
+
+    from .runs import initial, remembered, train, write_result
+    from .scores import score_model
 
     origin = made_by(PACKAGES)
     variant, seed = run.split("/")
@@ -74,8 +76,8 @@ def one(config: AblateConfig, run: str) -> None:
 
 def tabulate(config: AblateConfig, failed: list[str]) -> None:
     """Print the table; write it with all results beside it, and as a picture."""
-    from benchmarks.ablation.runs import read_result, result_file
-    from benchmarks.ablation.table import draw, markdown, summarise
+    from .runs import read_result, result_file
+    from .table import draw, markdown, summarise
 
     results = [found for run in config.runs() if (found := read_result(config, run)) is not None]
     if not results:

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from benchmarks.ablation.settings import AblateConfig
 from mcsp.config import PretrainConfig
 from mcsp.data_sharding.store.reader import Corpus
 from mcsp.model.mcsp import MCSP
@@ -28,6 +27,8 @@ from mcsp.training.run import pretrain
 from mcsp.training.saving import checkpoint
 from mcsp.training.saving.state import consolidate_weights
 from mcsp.training.trainer import for_corpus
+
+from .settings import AblateConfig
 
 RESULT_FILE = "result.json"
 SCORING = 3  # raise when scores change their meaning, so that older results are made again

@@ -15,8 +15,6 @@ from sklearn.metrics import balanced_accuracy_score
 from sklearn.model_selection import StratifiedKFold
 from sklearn.preprocessing import StandardScaler
 
-from benchmarks.ablation.discriminants import class_scores
-from benchmarks.ablation.settings import AblateConfig
 from mcsp.config import EvaluateConfig
 from mcsp.data_sharding.store.reader import Corpus
 from mcsp.encode.recording import encode_windows
@@ -30,6 +28,9 @@ from mcsp.evaluate.splits import labelled_part, leave_site_out
 from mcsp.evaluate.units import Labelled, Unit, read_labels
 from mcsp.model.mcsp import MCSP
 from mcsp.schema import MODALITIES, Modality
+
+from .discriminants import class_scores
+from .settings import AblateConfig
 
 SITE_FOLDS = 5
 

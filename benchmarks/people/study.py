@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("torch", "numpy", "scikit-learn")
 FEW = {"auroc_twentieth_of_labels": 0.05, "auroc_tenth_of_labels": 0.1}
 DRAWS = 5
+Part = Callable[[np.ndarray, int], np.ndarray]  # who of a training part has labels in a draw
 ROOT_ROW, DENOISER = "root of connectivity", "denoiser"
 
 
@@ -52,12 +53,12 @@ class Scorer:
     def add(self, name: str, readout: Readout) -> None:
         """Score and print."""
         y_N, groups_N = self.labelled.y_N, self.labelled.group_index()
-        parts = [lambda train, seed: train]
-        parts += [
-            lambda train, seed, f=f, d=d: labelled_part(train, y_N, groups_N, f, d)
-            for f in FEW.values()
-            for d in range(DRAWS)
-        ]
+
+        def few(share: float, draw: int) -> Part:
+            return lambda train, seed: labelled_part(train, y_N, groups_N, share, draw)
+
+        parts: list[Part] = [lambda train, seed: train]
+        parts += [few(share, draw) for share in FEW.values() for draw in range(DRAWS)]
         score_PSN, once = cross_validate(readout, y_N, self.folds, parts), np.ones((1, len(y_N)))
         within = scores.by_site(score_PSN[0], y_N, self.labelled.sites, once)
         self.found[name] = {

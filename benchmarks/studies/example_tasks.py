@@ -128,7 +128,14 @@ def one_run(
         values = [f"model_dir={model}", f"corpus_dir={other}", f"out_dir={evaluation(work, seed, population)}"]
         values += [f"run_dir={run}", f"label_fractions={LABEL_FRACTIONS}", f"seeds={FOLD_SEEDS}"]
         stages.run(f"evaluation {seed} of {population}", launcher("evaluate", *config, *values))
-    real = [sys.executable, "benchmarks/studies/real_recordings.py", "--fmri-model", model, "--seed", str(seed)]
+    real: list[str | Path] = [
+        sys.executable,
+        "benchmarks/studies/real_recordings.py",
+        "--fmri-model",
+        model,
+        "--seed",
+        str(seed),
+    ]
     real += ["--steps", str(arguments.steps_on_pieces), "--out", work / f"real-{seed}.json"]
     stages.run(f"real recordings {seed}", real)
 
@@ -169,8 +176,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, help="folder of everything that is made (some 2 GB)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of pretraining, one run each (default 0)")
-    populations = {"type": int, "nargs": "+", "default": SCORED_ON, "metavar": "SEED"}
-    parser.add_argument("--populations", **populations, help="simulated consortia to score (default 2 3 4 5)")
+    consortia = "simulated consortia to score (default 2 3 4 5)"
+    parser.add_argument("--populations", type=int, nargs="+", default=SCORED_ON, metavar="SEED", help=consortia)
     parser.add_argument("--steps", type=int, help="of pretraining (default: as in its configuration)")
     parser.add_argument("--steps-on-pieces", type=int, default=STEPS_ON_PIECES, help="of training on EEG pieces (60)")
     parser.add_argument(

@@ -1,7 +1,7 @@
 """Share of padding in a batch, with one shape for all and with micro-batches of like shape.
 
     python benchmarks/studies/padding.py [--corpus NAME=DIR ...] [--steps K]     writes benchmarks/results/padding.json
-    python benchmarks/studies/padding.py --table                                prints the table of docs/loading.md
+    python benchmarks/studies/padding.py --table                                prints its table
 
 Counted are values of windows (channels x time samples), of the steps that a schedule draws: all of them over those with
 padding. "Before" pads every batch to the largest window of the run; "after" each micro-batch to its own largest. The

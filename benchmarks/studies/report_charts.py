@@ -12,8 +12,9 @@ import io
 import json
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import matplotlib
 import numpy as np
@@ -37,7 +38,7 @@ def main() -> None:
     parser.add_argument("--drawn", type=int, default=10, help="sites whose charts matplotlib draws")
     arguments = parser.parse_args()
     rng = np.random.default_rng(0)
-    groups = [group(rng, f"site-{k:03d}", m) for k in range(arguments.sites) for m in ("eeg", "fmri")]  # type: ignore[arg-type]
+    groups = [group(rng, f"site-{k:03d}", m) for k in range(arguments.sites) for m in get_args(Modality)]
     began = time.process_time()
     page = report.make_page(index(arguments.sites), groups, [])
     own = {"seconds": time.process_time() - began, "bytes": len(page.encode()), "charts": page.count("<svg")}
@@ -81,9 +82,9 @@ def index(sites: int) -> dict[str, Any]:
 
 def drawn(group: Group) -> Sequence[str]:
     """The site's charts by matplotlib: histograms, spectrum, traces."""
-    found = [_chart(lambda axes, v=values: _histogram(axes, v)) for values in group.values.values()]
-    found.append(_chart(lambda axes: _spectrum(axes, group)))
-    return found + [_chart(lambda axes, w=window: _traces(axes, w)) for window in group.examples]
+    found = [_chart(partial(_histogram, values=values)) for values in group.values.values()]
+    found.append(_chart(partial(_spectrum, group=group)))
+    return found + [_chart(partial(_traces, window=window)) for window in group.examples]
 
 
 def _chart(draw: Callable[[Axes], None]) -> str:
