@@ -220,20 +220,15 @@ def source_of(
         n_parcels = bold.shape[1] if isinstance(bold, np.ndarray) and bold.ndim == 2 else None
         parcellation = atlas_of_pretraining(pretraining, parcellation, n_parcels)
     if isinstance(bold, str | Path):
-        return _of_file(Path(bold), t_r, parcellation, parcel_table, space, percent, config)
+        return _of_file(Path(bold), t_r, _atlas(parcellation, parcel_table, space), space, percent, config)
     if hasattr(bold, "dataobj") and hasattr(bold, "affine"):
-        return _of_image(bold, t_r, parcellation, parcel_table, space, config)
+        atlas = None if parcellation is None else _atlas(parcellation, parcel_table, space)
+        return _of_image(bold, t_r, atlas, space, config)
     return _of_array(np.asarray(bold), t_r, parcellation, parcel_table, percent)
 
 
 def _of_file(
-    path: Path,
-    t_r: float | None,
-    parcellation: Any,
-    parcel_table: str | Path | None,
-    space: str | None,
-    percent: bool,
-    config: FmriConfig,
+    path: Path, t_r: float | None, atlas: Atlas | None, space: str | None, percent: bool, config: FmriConfig
 ) -> Source:
     """Read a file with the companions of its BIDS dataset; a table of another format (``.csv``, ``.npy``) by itself."""
 
@@ -245,7 +240,6 @@ def _of_file(
     ref = ref_of_file(path, "fmri")
     if space is not None:
         config = config.model_copy(update={"image_space": space})
-    atlas = _atlas(parcellation, parcel_table, space)
     if is_image(path) and atlas is not None and atlas.voxels_XYZ is None:
         raise ValueError(f"{path.name}: expected a label image as parcellation, found positions alone")
     with reading(ref.site.root):
@@ -261,27 +255,18 @@ def _of_file(
     return Source(path.name, x_TP, parcels, t_r, confounds, percent or in_percent(sidecar))
 
 
-def _of_image(
-    image: Any,
-    t_r: float | None,
-    parcellation: Any,
-    parcel_table: str | Path | None,
-    space: str | None,
-    config: FmriConfig,
-) -> Source:
+def _of_image(image: Any, t_r: float | None, atlas: Atlas | None, space: str | None, config: FmriConfig) -> Source:
     """Average an image in memory over a label image; its confounds are not known."""
 
     name = name_of(image)
     if t_r is None:
         raise ValueError(f"{name}: expected t_r in seconds: an image's header alone is not trusted")
-    if parcellation is None:
+    if atlas is None:
         raise ValueError(f"{name}: expected a label image as parcellation, found None")
     if config.confounds or config.max_fd_mm is not None:
         raise RecordingError(
             "missing-confounds", "pretraining used confounds of fMRIPrep: pass the path of the image beside them"
         )
-    atlas = _atlas(parcellation, parcel_table, space)
-    assert atlas is not None
     file = image.get_filename() if hasattr(image, "get_filename") else None
     image_space = (space_of_name(Path(file)) if file else "") or space or ""
     with reading(Path(".")):
