@@ -76,7 +76,7 @@ def write_export(
     try:
         preprocessing = preprocessing_of(manifest, corpus, model.config.modalities)
         write_pretrained(model, aside, preprocessing, dtype)
-        subjects = sorted({f"{r.site}/{r.subject}" for r in corpus.recordings if r.split == "train"})
+        subjects = pretraining_subjects(corpus)
         write_whole(aside / SUBJECTS_FILE, "".join(f"{subject}\n" for subject in subjects))
         curves = write_curves(metrics, aside)
         programs = write_programs(model, corpus, manifest["config"]["window_seconds"], aside, formats)
@@ -204,6 +204,11 @@ def _atlases(config: Mapping[str, Any], sites: Iterable[str]) -> dict[str, str]:
         image = own.get("label_image") or told["label_image"]
         found[site] = told["atlas"] or (Path(image).name if image else "")
     return found
+
+
+def pretraining_subjects(corpus: Corpus) -> list[str]:
+    """``site/subject`` of every subject in the training split, sorted; subjects are keyed hashes."""
+    return sorted({f"{r.site}/{r.subject}" for r in corpus.recordings if r.split == "train"})
 
 
 def fixed_signals(modalities: tuple[Modality, ...]) -> dict[Modality, Signal]:
