@@ -47,7 +47,7 @@ def make_corpus(folder: Path) -> Path:
 
     from mcsp.config import CorpusConfig
     from mcsp.data_sharding.build.corpus import build_corpus
-    from mcsp.data_sharding.demo.simulated_sites import SIMULATED_A, SIMULATED_B, write_simulated
+    from mcsp.data_sharding.demo.sites import SIMULATED_A, SIMULATED_B, write_simulated
 
     os.environ.setdefault("MCSP_SUBJECT_KEY", b"mcsp training benchmark, public".hex().ljust(64, "0"))
     for site in (SIMULATED_A, SIMULATED_B):

@@ -2,7 +2,8 @@
 
 Six stages, each in a process of its own with a time limit of its own; each writes DIR/<stage>.json when it ends, and
 what it has found so far while it runs. A stage that is done is not done again, so the command can be given once more
-after an interruption. It needs neither git nor a network nor root. The stages are in ``gpu_stages.py``:
+after an interruption; the verdict is found anew where another stage was. It needs neither git nor a network nor root.
+The stages are in ``gpu_stages.py``:
 
 card         the device, its rates of matrix products and of copying
 correctness  value tests against float64, none left out after a failure; the same bits twice; offsets beyond 2^31; a
@@ -16,8 +17,10 @@ verdict      rows for the table of ``kernels/dispatch.py`` and tiles for ``kerne
 """
 
 import argparse
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -40,15 +43,17 @@ def run_stage(stage: str, out: Path, limit_seconds: float, rehearse: bool) -> di
     command += ["--rehearse"] if rehearse else []
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     environment |= {"TRITON_INTERPRET": "1"} if rehearse else {}
+    command += ["--seconds", str(limit_seconds)]
     start = time.monotonic()
-    try:
-        with (out / f"{stage}.log").open("w") as log:
-            done = subprocess.run(
-                command, cwd=ROOT, env=environment, stdout=log, stderr=log, timeout=limit_seconds, check=False
-            )
-        ended = "done" if done.returncode == 0 else "failed"
-    except subprocess.TimeoutExpired:
-        ended = "out of time"
+    with (out / f"{stage}.log").open("w") as log:
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True)
+        try:
+            ended = "done" if process.wait(limit_seconds) == 0 else "failed"
+        except subprocess.TimeoutExpired:
+            ended = "out of time"
+        with contextlib.suppress(ProcessLookupError):  # what it has started would take part in the next stage
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
     found = read(path) | {"ended": ended, "seconds": round(time.monotonic() - start, 1)}
     path.write_text(json.dumps(found, indent=1) + "\n")
     print(f"{stage}: {ended} after {found['seconds']:.0f} s", flush=True)
@@ -73,8 +78,12 @@ def main() -> int:
     parser.add_argument("--only", nargs="*", choices=SHARES, default=list(SHARES), help="these stages")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    ended = {}
+    ended: dict[str, str] = {}
+    done_before: dict[str, bool] = {}
     for stage in options.only:
+        if stage == "verdict" and any(not before for before in done_before.values()):
+            (options.out / "verdict.json").unlink(missing_ok=True)
+        done_before[stage] = read(options.out / f"{stage}.json").get("ended") == "done"
         found = run_stage(stage, options.out, 60 * options.minutes * SHARES[stage], options.rehearse)
         ended[stage] = found["ended"]
     verdict = read(options.out / "verdict.json")

@@ -63,7 +63,7 @@ def both_passes(name: str, z: Tensor, impl: Impl, precision: Precision) -> list[
     return [value.detach(), *torch.autograd.grad(value.sum(), (x, scale))]
 
 
-def card(save: Save, out: Path, rehearse: bool) -> None:
+def card(save: Save, out: Path, rehearse: bool, seconds: float) -> None:
     """The device, and its measured rates."""
     device = "cpu" if rehearse else "cuda"
     n = 64 if rehearse else 8192
@@ -86,7 +86,7 @@ def card(save: Save, out: Path, rehearse: bool) -> None:
     save(found | {"matmul_tflops": rates, "copy_gb_per_second": 8e-9 * source.numel() / taken})
 
 
-def correctness(save: Save, out: Path, rehearse: bool) -> None:
+def correctness(save: Save, out: Path, rehearse: bool, seconds: float) -> None:
     """Value tests, and what only a GPU can show."""
     found: dict[str, Any] = {"tests": {}}
     device = "cpu" if rehearse else "cuda"
@@ -96,7 +96,12 @@ def correctness(save: Save, out: Path, rehearse: bool) -> None:
         command += [str(ROOT / "tests" / "kernels" / program)]
         # A word of the names of a few quick tests.
         command += ["-k", "strides or stride or half_precision or case1-"] if rehearse else []
-        subprocess.run(command, cwd=ROOT, check=False)
+        try:  # the report comes at the end, so a program that hangs must not take the time of the others
+            subprocess.run(command, cwd=ROOT, check=False, timeout=0.27 * seconds)
+        except subprocess.TimeoutExpired:
+            found["tests"][program] = {"tests": 0, "failures": 0, "errors": 0, "skipped": 0, "failed": ["out of time"]}
+            save(found)
+            continue
         suite = ElementTree.parse(report).getroot()[0]
         counts = {name: int(suite.get(name, 0)) for name in ("tests", "failures", "errors", "skipped")}
         failed = [f"{case.get('name')}" for case in suite.iter("testcase") if case.find("failure") is not None]
@@ -164,7 +169,7 @@ def sanitizer(rehearse: bool) -> str:
     return run.stdout.strip().splitlines()[-1]
 
 
-def tuner(save: Save, out: Path, rehearse: bool) -> None:
+def tuner(save: Save, out: Path, rehearse: bool, seconds: float) -> None:
     """Tiles, then implementations."""
     from mcsp.kernels.contrastive import fused
 
@@ -202,7 +207,7 @@ def tuner(save: Save, out: Path, rehearse: bool) -> None:
         save(found)
 
 
-def bench(save: Save, out: Path, rehearse: bool) -> None:
+def bench(save: Save, out: Path, rehearse: bool, seconds: float) -> None:
     """The two benchmarks, which write after each shape."""
     contrast = [["512,128", "64,16"][rehearse], "8192,128", "8192,512", "32768,512", "65536,768"]
     commands = {
@@ -234,7 +239,7 @@ def absent(package: str) -> str:
         return "not installed"
 
 
-def train(save: Save, out: Path, rehearse: bool) -> None:
+def train(save: Save, out: Path, rehearse: bool, seconds: float) -> None:
     """One step of every size in bfloat16 autocast."""
     found: dict[str, Any] = {"steps": []}
     for size in ("nano",) if rehearse else ("nano", "small", "base", "large", "huge"):
@@ -320,16 +325,19 @@ def one_step(size: str, impl: str, rows: int, rehearse: bool) -> dict[str, Any]:
     }
 
 
-def verdict(save: Save, out: Path, rehearse: bool) -> None:
+def verdict(save: Save, out: Path, rehearse: bool, seconds: float) -> None:
     """What to set, from the files of the other stages."""
     said = {stage: json.loads((out / f"{stage}.json").read_text()) for stage in ("card", "correctness", "tuner")}
-    device, checked = said["card"]["device"], said["correctness"]
-    wrong = [f"{p}: {n}" for p, c in checked["tests"].items() for n in c["failed"] or ["errors"] * bool(c["errors"])]
-    wrong += [f"{name}: other bits the second time" for name, same in checked["same_bits"].items() if not same]
-    if isinstance(checked["cuda_graph"], dict):
-        wrong += [f"{name}: another result in a CUDA graph" for name, same in checked["cuda_graph"].items() if not same]
-    if isinstance(checked["beyond_2_31"], dict):
-        wrong += [f"{name}: wrong beyond 2^31" for name, error in checked["beyond_2_31"].items() if not error < 0.02]
+    device, checked = said["card"].get("device", "unknown"), said["correctness"]
+    wrong = [f"{stage}: {found['ended']}" for stage, found in said.items() if found["ended"] != "done"]
+    wrong += [
+        f"{p}: {n}" for p, c in checked.get("tests", {}).items() for n in c["failed"] or ["errors"] * bool(c["errors"])
+    ]
+    of_checks = {name: checked.get(name) for name in ("same_bits", "cuda_graph", "beyond_2_31")}
+    same, graph, far = (of if isinstance(of, dict) else {} for of in of_checks.values())
+    wrong += [f"{name}: other bits the second time" for name, is_same in same.items() if not is_same]
+    wrong += [f"{name}: another result in a CUDA graph" for name, is_same in graph.items() if not is_same]
+    wrong += [f"{name}: wrong beyond 2^31" for name, error in far.items() if not error < 0.02]
     lines = ["REHEARSAL: these numbers mean nothing."] if rehearse else []
     if wrong:
         lines += ["Set nothing; these failed:", *wrong]
@@ -356,6 +364,7 @@ def main() -> None:
     parser.add_argument("stage", choices=STAGES)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--rehearse", action="store_true")
+    parser.add_argument("--seconds", type=float, default=1800.0, help="that the stage has")
     options = parser.parse_args()
     if not options.rehearse and not torch.cuda.is_available():
         raise SystemExit("expected an NVIDIA GPU, found none; --rehearse needs none")
@@ -365,7 +374,7 @@ def main() -> None:
 
     if options.rehearse:
         torch.set_num_threads(1)
-    STAGES[options.stage](save, options.out, options.rehearse)
+    STAGES[options.stage](save, options.out, options.rehearse, options.seconds)
 
 
 if __name__ == "__main__":

@@ -19,8 +19,7 @@ import pandas as pd
 
 from mcsp.config import CorpusConfig
 from mcsp.data_sharding.build.corpus import build_corpus, ray_session
-from mcsp.data_sharding.convert.manifest import check_rows
-from mcsp.data_sharding.convert.to_bids import find_atlas, plan_sites, write_site
+from mcsp.data_sharding.convert.to_bids import check_rows, find_atlas, plan_sites, write_site
 from mcsp.data_sharding.inspect.report import index_table
 from mcsp.wording import listed
 

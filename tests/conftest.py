@@ -44,7 +44,7 @@ def folder_of(name: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[P
 def corpus_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two simulated paired sites of 16 subjects and 100 s; labels in column `diagnosis`."""
     from mcsp.data_sharding.build.corpus import build_corpus
-    from mcsp.data_sharding.demo.simulated_sites import SIMULATED_A, SIMULATED_B, write_simulated
+    from mcsp.data_sharding.demo.sites import SIMULATED_A, SIMULATED_B, write_simulated
 
     with folder_of("simulated", tmp_path_factory) as folder, pytest.MonkeyPatch.context() as patch:
         if (folder / "corpus" / INDEX_NAME).is_file():

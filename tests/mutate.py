@@ -14,8 +14,10 @@ import difflib
 import hashlib
 import importlib
 import json
+import math
 import os
 import random
+import resource
 import shutil
 import signal
 import subprocess
@@ -61,7 +63,6 @@ TARGETS: dict[str, tuple[str, ...]] = {
                                       "tests/kernels/test_spectral_coherence.py"),
     "data_sharding/clean/eeg.py": ("tests/data_sharding/clean/test_eeg_filter.py",
                                    "tests/data_sharding/clean/test_eeg.py"),
-    "data_sharding/clean/eeg_quality.py": ("tests/data_sharding/clean/test_eeg_quality.py",),
     "data_sharding/clean/recording.py": ("tests/data_sharding/clean/test_recording.py",
                                          "tests/data_sharding/clean/test_eeg_quality.py"),
     "data_sharding/build/privacy.py": ("tests/data_sharding/build/test_privacy.py",),
@@ -71,12 +72,12 @@ TARGETS: dict[str, tuple[str, ...]] = {
                                   "tests/data_sharding/bids/test_find.py",
                                   "tests/data_sharding/bids/test_pairing.py",
                                   "tests/data_sharding/clean/test_fmri_files.py"),
-    "data_sharding/convert/manifest.py": ("tests/data_sharding/convert/test_manifest.py",),
+    "data_sharding/convert/to_bids.py": ("tests/data_sharding/convert/test_manifest.py",),
     "data_sharding/bids/tables.py": ("tests/data_sharding/bids/test_tables.py",),
-    "data_sharding/bids/participants.py": ("tests/data_sharding/bids/test_participants.py",),
     "data_sharding/bids/find.py": ("tests/data_sharding/bids/test_versions.py",
                                    "tests/data_sharding/bids/test_find.py",
-                                   "tests/data_sharding/bids/test_select.py"),
+                                   "tests/data_sharding/bids/test_select.py",
+                                   "tests/data_sharding/bids/test_participants.py"),
     "data_sharding/parcels/series.py": ("tests/data_sharding/parcels/test_series.py",
                                         "tests/data_sharding/clean/test_fmri_files.py"),
     "data_sharding/parcels/parcellation.py": ("tests/data_sharding/parcels/test_parcellation.py",
@@ -87,7 +88,8 @@ TARGETS: dict[str, tuple[str, ...]] = {
     "data_sharding/clean/eeg_headers.py": ("tests/data_sharding/clean/test_eeg_header_sizes.py",
                                            "tests/data_sharding/clean/test_eeg_headers.py",
                                            "tests/data_sharding/clean/test_eeg_reasons.py"),
-    "data_sharding/clean/eeg_channels.py": ("tests/data_sharding/clean/test_eeg_channels.py",),
+    "data_sharding/clean/eeg_channels.py": ("tests/data_sharding/clean/test_eeg_channels.py",
+                                            "tests/data_sharding/clean/test_eeg_frames.py"),
     "data_sharding/clean/fmri.py": ("tests/data_sharding/clean/test_fmri.py",
                                     "tests/data_sharding/clean/test_fmri_confounds.py",
                                     "tests/data_sharding/clean/test_fmri_files.py",
@@ -100,11 +102,11 @@ TARGETS: dict[str, tuple[str, ...]] = {
                                          "tests/data_sharding/clean/test_eeg_headers.py",
                                          "tests/data_sharding/clean/test_eeg_files.py"),
     "data_sharding/clean/eeg_frames.py": ("tests/data_sharding/clean/test_eeg_frames.py",),
-    "data_sharding/build/samples.py": ("tests/data_sharding/build/test_samples.py",),
     "data_sharding/build/plan.py": ("tests/data_sharding/build/test_plan_shards.py",
                                     "tests/data_sharding/build/test_plan.py"),
     "data_sharding/build/pseudonyms.py": ("tests/data_sharding/build/test_pseudonyms.py",),
-    "data_sharding/build/shards.py": ("tests/data_sharding/build/test_shards.py",),
+    "data_sharding/build/shards.py": ("tests/data_sharding/build/test_shards.py",
+                                      "tests/data_sharding/build/test_samples.py"),
     "data_sharding/store/table.py": ("tests/data_sharding/store/test_table.py",),
     "kernels/spectral/framing.py": ("tests/kernels/test_spectral_framing.py",
                                     "tests/kernels/test_spectral_cases.py", "tests/kernels/test_spectral_reference.py"),
@@ -203,10 +205,14 @@ def mutants_of(paths: Sequence[str], copy: Path) -> dict[str, list[Mutant]]:
 
 
 def outcome(tests: tuple[str, ...], copy: Path, seconds: float) -> str:
-    """How the tests end in a fork of this process: "passed", "failed" or "too long"."""
+    """How the tests end in a fork of this process: "passed", "failed" or "too long".
+
+    Too long are so many seconds of the processor, whatever else it does meanwhile, or four times as many by the clock.
+    """
     pid = os.fork()
     if pid == 0:
         os.setsid()
+        resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(seconds), math.ceil(seconds) + 1))
         os.chdir(copy)
         sys.path.insert(0, str(copy))
         os.environ["PYTHONPATH"] = str(copy)
@@ -219,15 +225,22 @@ def outcome(tests: tuple[str, ...], copy: Path, seconds: float) -> str:
         except BaseException:  # noqa: BLE001, the fork must not come back
             code = 1
         os._exit(code)
-    end = time.monotonic() + seconds
+    end = time.monotonic() + 4 * seconds
     while time.monotonic() < end:
         found, status = os.waitpid(pid, os.WNOHANG)
         if found:
-            return "passed" if os.waitstatus_to_exitcode(status) == 0 else "failed"
+            code = os.waitstatus_to_exitcode(status)
+            return "passed" if code == 0 else "too long" if code == -signal.SIGXCPU else "failed"
         time.sleep(0.05)
     os.killpg(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
     return "too long"
+
+
+def _children_seconds() -> float:
+    """Of the processor, that ended children of this process took."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def changed_lines(before: str, after: str) -> list[str]:
@@ -268,15 +281,16 @@ def judge(rows: Sequence[dict[str, Any]], copy: Path, seconds: float) -> str:
         if time.monotonic() - begin > seconds:
             break
         if path not in usual:
-            start = time.monotonic()
+            start = _children_seconds()
             if (ended := outcome(TARGETS[path], copy, 600.0)) != "passed":
                 return f"{path}: expected tests that pass without any mutation, found {ended}"
-            usual[path] = time.monotonic() - start
+            usual[path] = _children_seconds() - start
         file = copy / path
         before = file.read_text()
         cosmic_ray("apply", path, row["operator"], str(row["occurrence"]), folder=copy)
         row["change"] = changed_lines(before, file.read_text())
-        row["outcome"] = SURVIVED if outcome(TARGETS[path], copy, 10 + 3 * usual[path]) == "passed" else KILLED
+        row["tests"] = outcome(TARGETS[path], copy, 10 + 3 * usual[path])
+        row["outcome"] = SURVIVED if row["tests"] == "passed" else KILLED
         by_room = row["outcome"] == SURVIVED and outcome(room(path), copy, ROOM_SECONDS) == "failed"
         file.write_text(before)
         if by_room:
@@ -344,6 +358,7 @@ def report(rows: Sequence[dict[str, Any]], hashes: Mapping[str, str], seed: int,
         "seed": seed,
         "total": total,
         "first": Counter(row.get("first", NOT_TRIED) for row in rows),
+        "killed_by_time": sum(row.get("tests") == "too long" for row in rows),
         "files": {path: {**of_file, "sha256": hashes[path]} for path, of_file in by_file.items() if of_file},
         "survivors": [
             {name: row[name] for name in ("file", "line", "change")}

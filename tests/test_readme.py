@@ -11,7 +11,7 @@ import pytest
 
 from mcsp.data_sharding.bids.write import write_eeg
 from mcsp.data_sharding.demo.simulate import simulate_subject
-from mcsp.data_sharding.demo.simulated_sites import SIMULATED_A
+from mcsp.data_sharding.demo.sites import SIMULATED_A
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

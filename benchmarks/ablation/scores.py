@@ -17,13 +17,13 @@ from sklearn.preprocessing import StandardScaler
 
 from mcsp.config import EvaluateConfig
 from mcsp.data_sharding.store.reader import Corpus
-from mcsp.encode.windows import encode_windows
+from mcsp.encode.recording import encode_windows
 from mcsp.evaluate import scores
 from mcsp.evaluate.features import read_windows
 from mcsp.evaluate.methods import MAIN
 from mcsp.evaluate.readout.classifiers import cross_validate, on_grams
 from mcsp.evaluate.readout.grams import fixed, gram
-from mcsp.evaluate.retrieval.pairs import find_pairs, similarities, top1
+from mcsp.evaluate.retrieval import find_pairs, similarities, top1
 from mcsp.evaluate.splits import labelled_part, leave_site_out
 from mcsp.evaluate.units import Labelled, Unit, read_labels
 from mcsp.model.mcsp import MCSP

@@ -26,7 +26,7 @@ from study import Scorer, arguments_of, write
 from mcsp.config import EvaluateConfig
 from mcsp.data_sharding.store.reader import Corpus
 from mcsp.encode.pretrained import from_pretrained
-from mcsp.encode.windows import encode_windows, split_parts
+from mcsp.encode.recording import encode_windows, split_parts
 from mcsp.evaluate.evaluate import describe, with_windows
 from mcsp.evaluate.features import measured_parts, read_whole, read_windows
 from mcsp.evaluate.measured import Points, root_connectivity, series

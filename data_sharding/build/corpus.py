@@ -21,8 +21,10 @@ from mcsp.data_sharding.build.privacy import find_identifiers_in_shards
 from mcsp.data_sharding.build.progress import BuildStatus, Progress
 from mcsp.data_sharding.build.pseudonyms import subject_key, without_key_in_environment
 from mcsp.data_sharding.build.receipts import (
+    build_or_keep,
     claimed,
     duplicates,
+    fingerprint_here,
     headers,
     is_current,
     private_place,
@@ -31,14 +33,11 @@ from mcsp.data_sharding.build.receipts import (
     sealed_plan,
     write_sealed,
 )
-from mcsp.data_sharding.build.samples import SiteTime
 from mcsp.data_sharding.build.seal import settle
 from mcsp.data_sharding.build.shards import Receipt, reading_limits
-from mcsp.data_sharding.build.worker import build_or_keep, fingerprint_here
-from mcsp.data_sharding.clean.read import ONE_THREAD
+from mcsp.data_sharding.clean.read import ONE_THREAD, SiteTime, landlock_version
 from mcsp.data_sharding.store.files import Location, location, size, write_atomic
 from mcsp.data_sharding.store.index import BUILD_NAME, INDEX_NAME, SHARDS_NAME, read_index
-from mcsp.data_sharding.store.landlock import landlock_version
 from mcsp.provenance import ROOT
 
 Key = TypeVar("Key")
@@ -190,7 +189,11 @@ def _is_finished(out: Location) -> bool:
 def _run(plan: Plan, config: CorpusConfig, out: Location, status: BuildStatus) -> str:
     """Build every shard, then once more those with recordings that are stored elsewhere too; the fingerprint."""
     SiteTime(config).forget()
-    fingerprint = _common_fingerprint(config, out)
+    file = out / BUILD_NAME / _FINGERPRINT_NAME
+    if size(file) is None:  # what every machine must compute is what the first worker of this build computed
+        task = ray.remote(num_cpus=1, max_retries=_TASK_RETRIES)(fingerprint_here)
+        write_atomic(file, _result(task.remote(config), "numeric fingerprint").encode(), private=True)
+    fingerprint = file.read_bytes().decode()
     # Files of a finished corpus were compared when they were written; those of an interrupted build are read again.
     deep = sealed_plan(out) is None
     for number, header, kept in _built(plan, config, dict.fromkeys(range(len(plan.names))), fingerprint, deep, status):
@@ -207,15 +210,6 @@ def _run(plan: Plan, config: CorpusConfig, out: Location, status: BuildStatus) -
         status.correct(before[number], header.sites)
         _tell(header, kept, config, status, only="duplicate")
     return fingerprint
-
-
-def _common_fingerprint(config: CorpusConfig, out: Location) -> str:
-    """What every machine must compute: what the first worker of this build computed."""
-    file = out / BUILD_NAME / _FINGERPRINT_NAME
-    if size(file) is None:
-        task = ray.remote(num_cpus=1, max_retries=_TASK_RETRIES)(fingerprint_here)
-        write_atomic(file, _result(task.remote(config), "numeric fingerprint").encode(), private=True)
-    return file.read_bytes().decode()
 
 
 def _built(
@@ -312,15 +306,11 @@ def _build_or_keep(
 
 def _scanned(out: Location, shards: Sequence[str], names: frozenset[str]) -> Iterator[list[str]]:
     """What may identify a person in each of some shards, looked for by the workers."""
-    task = ray.remote(num_cpus=1, max_retries=_TASK_RETRIES)(_scan)
+    task = ray.remote(num_cpus=1, max_retries=_TASK_RETRIES)(find_identifiers_in_shards)
     names_ref = ray.put(names)
     parts = (shards[start : start + _SCANNED_TOGETHER] for start in range(0, len(shards), _SCANNED_TOGETHER))
-    for first, reference in _bounded((part[0], task.remote(str(out), part, names_ref)) for part in parts):
+    for first, reference in _bounded((part[0], task.remote(out, part, names_ref)) for part in parts):
         yield from _result(reference, f"privacy scan from {first} on")
-
-
-def _scan(out: str, shards: Sequence[str], names: frozenset[str]) -> list[list[str]]:
-    return list(find_identifiers_in_shards(location(out), shards, names))
 
 
 def _tell(header: Receipt, kept: bool, config: CorpusConfig, status: BuildStatus, only: str | None = None) -> None:

@@ -26,8 +26,7 @@ import numpy as np
 
 from mcsp.config import CorpusConfig, FmriConfig
 from mcsp.config.corpus import Selection
-from mcsp.data_sharding.bids.find import find_recordings, find_sites
-from mcsp.data_sharding.bids.participants import Participants, read_participants
+from mcsp.data_sharding.bids.find import Participants, find_recordings, find_sites, read_participants
 from mcsp.data_sharding.bids.reasons import RecordingError
 from mcsp.data_sharding.bids.ref import RecordingRef, Site, inputs_of
 from mcsp.data_sharding.bids.tables import printable
@@ -40,7 +39,7 @@ from mcsp.version import __version__
 _PACKAGES = ("mne", "nibabel", "nilearn", "numpy", "pandas", "pyarrow", "scipy")
 # Files that decide stored bytes: whole rooms, and these of the others.
 _ROOMS = ("bids", "parcels", "clean")
-_FILES = ("build/plan.py", "build/privacy.py", "build/pseudonyms.py", "build/samples.py", "build/shards.py")
+_FILES = ("build/plan.py", "build/privacy.py", "build/pseudonyms.py", "build/shards.py")
 # Columns of participants.tsv that never go along.
 _IDENTIFYING = {"participant_id", "name", "first_name", "last_name", "date_of_birth", "birth_date", "dob", "acq_time"}
 # Settings that name subjects, sessions and files as the site calls them.

@@ -22,8 +22,9 @@ from typing import Any, BinaryIO
 import numpy as np
 from tqdm import tqdm
 
-from mcsp.data_sharding.bids.description import DESCRIPTION_NAME
-from mcsp.data_sharding.bids.tables import read_json
+from mcsp.data_sharding.bids.reasons import RecordingError
+from mcsp.data_sharding.bids.ref import RecordingRef
+from mcsp.data_sharding.bids.tables import DESCRIPTION_NAME, printable, read_json
 from mcsp.data_sharding.store.files import Location
 from mcsp.data_sharding.store.index import (
     INDEX_NAME,
@@ -38,6 +39,7 @@ from mcsp.data_sharding.store.index import (
 from mcsp.data_sharding.store.reader import Corpus
 from mcsp.data_sharding.store.table import RECORDINGS_NAME, Recordings
 from mcsp.outside import parse_json
+from mcsp.wording import listed
 
 _MONTHS = "jan|feb|mar|mär|apr|may|mai|jun|jul|aug|sep|oct|okt|nov|dec|dez"
 _YEAR, _MONTH, _DAY = r"(?:19|20)\d\d", r"(?:0?[1-9]|1[0-2])", r"(?:0?[1-9]|[12]\d|3[01])"
@@ -104,6 +106,8 @@ _REFERENCE = re.compile(r"https?://\S+|\b(?:doi:)?10\.\d{4,}/\S+", re.IGNORECASE
 _NPY_HEADER = re.compile(rb"\{'descr': '<[fu][24]', 'fortran_order': False, 'shape': \(\d+, ?(?:\d+)?\), \} *\n")
 _MAX_AGE = 89  # ages above are identifying (45 CFR 164.514(b)(2), "Safe Harbor")
 _MIN_NAME = 3  # letters; a shorter name would be found in every other word
+_LABELLED = ("subject", "session", "task", "acquisition", "run", "direction")
+_LABEL, _NAME_LENGTH = re.compile(r"[A-Za-z0-9]+"), 64
 
 
 def name_words(names: Iterable[str]) -> frozenset[str]:
@@ -281,9 +285,9 @@ def shape(text: str) -> str:
 _ROWS_AT_ONCE, _REMEMBERED_TEXTS = 8192, 65_536
 
 
-def find_identifiers_in_shards(path: Location, shards: Sequence[str], names: frozenset[str]) -> Iterator[list[str]]:
-    """Findings in each of some shards of the corpus in ``path``, one after the other."""
-    return (find_identifiers_in_shard(path / SHARDS_NAME / shard, names) for shard in shards)
+def find_identifiers_in_shards(path: Location, shards: Sequence[str], names: frozenset[str]) -> list[list[str]]:
+    """Findings in each of some shards of the corpus in ``path``."""
+    return [find_identifiers_in_shard(path / SHARDS_NAME / shard, names) for shard in shards]
 
 
 def find_identifiers_in_corpus(path: Location, names: frozenset[str] = frozenset(), workers: int = 1) -> list[str]:
@@ -352,3 +356,36 @@ def find_identifiers_in_table(table: Recordings, names: frozenset[str]) -> Itera
             yield from find_identifiers([(f"{RECORDINGS_NAME}: quality", measure)], names)
     channels = {name for montage in table.distinct("channels") for name in montage}
     yield from find_identifiers([(f"{RECORDINGS_NAME}: channels", name) for name in sorted(channels)], names)
+
+
+def require_labels(ref: RecordingRef) -> None:
+    """Raise :class:`RecordingError` for a name that BIDS does not allow: it may hold anything, a person's for example.
+
+    A name with something else between its entities is read by nobody as it was meant.
+    """
+    if (odd := ref.entities.get("")) is not None and printable(odd) == odd:
+        raise RecordingError("bad-name", f"{ref.path.name}: {odd!r} between its entities, expected each as key-label")
+    for entity in _LABELLED:
+        label = ref.entities.get(entity, "1")
+        if not _LABEL.fullmatch(label) and printable(label) == label:  # what is no UTF-8 is told when it is read
+            raise RecordingError("bad-name", f"{ref.path.name}: {entity} {label!r}, expected letters and digits")
+
+
+def refuse_personal(ref: RecordingRef, participant: str, channels: Sequence[str]) -> None:
+    """Raise :class:`RecordingError` where a text that would go along has the form of a date, a record number, ...
+
+    People's names are looked for when the corpus is sealed: a list of them may change without the recordings.
+    """
+    if longest := next((name for name in channels if len(name) > _NAME_LENGTH), None):
+        name = f"a channel or parcel is called {longest[:20]!r}..., {len(longest)} characters"
+        raise RecordingError("bad-name", f"{ref.path.name}: {name}, expected at most {_NAME_LENGTH}")
+    texts = [(entity, without_dates(ref.entities.get(entity, ""))) for entity in ("task", "run")]
+    found = [*_of_channels(tuple(channels)), *find_identifiers(texts, frozenset())]
+    found += find_identifiers_in_participant("participants.tsv", json.loads(participant), frozenset())
+    if found:
+        raise RecordingError("suspected-personal-data", listed(found, 3, "; "))
+
+
+@lru_cache(maxsize=256)  # all recordings of a site have the same
+def _of_channels(names: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(find_identifiers([("channel", name) for name in names], frozenset()))

@@ -131,7 +131,7 @@ class BuildStatus:
             width, height = shutil.get_terminal_size()
             if len(lines) >= height:  # the sum and the verdict are the last two
                 hidden = len(lines) - height + 2
-                lines = [*lines[: height - 4], f"... {hidden} more sites: corpus_status.py {self._out}", *lines[-2:]]
+                lines = [*lines[: height - 4], f"... {hidden} more sites: mcsp status {self._out}", *lines[-2:]]
             lines = [line[: width - 1] for line in lines]
         self._erase()
         print("\n".join(lines), file=sys.stderr, flush=True)

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from mcsp.config import CorpusConfig
-from mcsp.data_sharding.bids.description import DESCRIPTION_NAME, dataset_description
-from mcsp.data_sharding.bids.participants import read_participants
+from mcsp.data_sharding.bids.find import read_participants
 from mcsp.data_sharding.bids.reasons import measurements
 from mcsp.data_sharding.bids.ref import Site, entities_of
+from mcsp.data_sharding.bids.tables import DESCRIPTION_NAME, dataset_description
 from mcsp.data_sharding.build.plan import Plan, public_config, software_versions
 from mcsp.data_sharding.build.privacy import (
     find_identifiers_in_index,

@@ -1,4 +1,4 @@
-"""Write the tar of one planned shard: complete or absent, and the same bytes every time.
+"""Read the samples of one planned shard, each onto one clock, and write its tar: complete or absent, always the same.
 
 Shape letters: T time samples, C channels.
 """
@@ -19,16 +19,17 @@ from typing import Any
 import numpy as np
 
 from mcsp.config import CorpusConfig
+from mcsp.data_sharding.bids.reasons import RecordingError
 from mcsp.data_sharding.bids.ref import RecordingRef
+from mcsp.data_sharding.bids.tables import read_tsv
 from mcsp.data_sharding.build.plan import PlannedSample, PlannedShard
-from mcsp.data_sharding.build.privacy import without_dates
-from mcsp.data_sharding.build.samples import USED_UP, SampleRecording, SiteTime, read_sample
-from mcsp.data_sharding.clean.read import ReadingProcess
+from mcsp.data_sharding.build.privacy import refuse_personal, require_labels, without_dates
+from mcsp.data_sharding.clean.read import USED_UP, ReadingProcess, SiteTime
 from mcsp.data_sharding.clean.recording import STORED_DTYPE, CleanRecording, encode
 from mcsp.data_sharding.store.files import Location, location, publish, scratch_file, write_atomic
 from mcsp.data_sharding.store.index import SHARDS_NAME, Rejection, Repair
 from mcsp.outside import sha256_file
-from mcsp.schema import BLOCK_SAMPLES, SCHEMA_VERSION, Recording, block_bounds, crc_name
+from mcsp.schema import BLOCK_SAMPLES, SCHEMA_VERSION, Modality, Recording, block_bounds, crc_name
 
 # Digits of a shard's SHA-256 in its name.
 _HASH_DIGITS = 12
@@ -48,6 +49,15 @@ class Receipt:
     rejected: list[dict[str, str]]  # fields of index.Rejection
     repairs: list[dict[str, str]]  # fields of index.Repair
     rows: list[dict[str, Any]]  # fields of mcsp.schema.Recording
+
+
+@dataclass(frozen=True)
+class SampleRecording:
+    """A recording that can be stored."""
+
+    ref: RecordingRef
+    clean: CleanRecording
+    onset_seconds: float  # on the clock of the sample; NaN where nothing is simultaneous
 
 
 def reading_limits(config: CorpusConfig) -> list[float]:
@@ -251,15 +261,6 @@ def _rounded(positions: bytes, dtype: str) -> tuple[list[float], str]:
     return values, _JSON.encode([None if math.isnan(value) else value for value in values])
 
 
-@lru_cache(maxsize=256)
-def _array_header(prefix: bytes, header: bytes) -> tuple[tuple[int, ...], np.dtype]:
-    """Shape and type that the header of an array says; numpy takes a millisecond to parse it."""
-    file = io.BytesIO(prefix + header)
-    np.lib.format.read_magic(file)
-    shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-    return shape, dtype
-
-
 def _locate(tar: Path, shard: str, rows: list[Recording], crcs: list[int]) -> list[Recording]:
     """Read the tar of a shard back: find each array's byte offset, compare its blocks with the checksums of before."""
     located = []
@@ -267,8 +268,8 @@ def _locate(tar: Path, shard: str, rows: list[Recording], crcs: list[int]) -> li
         start = {member.name: member.offset_data for member in archive}
         for row in rows:
             file.seek(start[row.member])
-            prefix = file.read(np.lib.format.MAGIC_LEN + 2)
-            shape, dtype = _array_header(prefix, file.read(int.from_bytes(prefix[-2:], "little")))
+            np.lib.format.read_magic(file)
+            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
             offset = file.tell()
             bounds = block_bounds(row.n_samples, row.block_samples)
             row_bytes = row.n_channels * dtype.itemsize
@@ -279,3 +280,106 @@ def _locate(tar: Path, shard: str, rows: list[Recording], crcs: list[int]) -> li
                 raise ValueError(f"{tar}: {row.member} read back differs from what was written")
             located.append(replace(row, shard=shard, byte_offset=offset))
     return located
+
+
+# Runs whose distance in time is not known lie this far apart on the clock, so that they never overlap. Ours.
+_GAP_SECONDS = 3600.0
+_OF_GROUP = ("session", "task", "acquisition", "run")
+
+
+def read_sample(
+    sample: PlannedSample,
+    process: ReadingProcess,
+    excluded: Mapping[str, str],
+    done: Callable[[RecordingRef, float | None], None],
+    site_time: SiteTime,
+) -> tuple[list[SampleRecording], list[Rejection]]:
+    """Read every recording of a sample; one that fails is listed and does not disturb the others.
+
+    Args:
+        sample: what to read.
+        process: reads it.
+        excluded: ``<site>/<file>`` of recordings that are stored under another name -> the line that says where.
+        done: called for every recording with its length in seconds, or None where it is rejected.
+        site_time: what the site has lost to files that never end.
+    """
+    readings: list[tuple[RecordingRef, CleanRecording]] = []
+    rejected: list[Rejection] = []
+    for ref in sample.recordings:
+        try:
+            if (twin := excluded.get(f"{ref.site.name}/{ref.file}")) is not None:
+                raise RecordingError("duplicate", twin)
+            if sample.site.fault is not None:
+                raise RecordingError(*sample.site.fault)
+            require_labels(ref)
+            site_time.require(sample.site.name)
+            found = process.read(ref)
+            refuse_personal(ref, sample.participant, found.channels)
+            readings.append((ref, found))
+            seconds_read = found.seconds
+        except RecordingError as error:
+            if error.reason == "timeout" and not str(error).startswith(USED_UP):
+                site_time.lose(sample.site.name)
+            rejected.append(Rejection(sample.site.name, ref.file, ref.modality, error.reason, str(error)))
+            seconds_read = None
+        done(ref, seconds_read)
+    onsets = [math.nan] * len(readings)
+    if sample.site.pairing == "simultaneous":
+        seconds = [clean.seconds for _, clean in readings]
+        began = [clean.began for _, clean in readings]
+        if (marker := sample.site.first_volume_event) is not None:
+            refs = [ref for ref, _ in readings]
+            began = marked_times(list(zip(refs, seconds, strict=True)), marker) or began
+        times = zip(readings, began, seconds, strict=True)
+        onsets = onset_seconds([(ref.modality, start, length) for (ref, _), start, length in times])
+    return [SampleRecording(*reading, onset) for reading, onset in zip(readings, onsets, strict=True)], rejected
+
+
+def onset_seconds(times: Sequence[tuple[Modality, float, float]]) -> list[float]:
+    """Start of each recording on the clock of the sample [s].
+
+    Takes modality, start [s since 1970, NaN where unknown] and duration [s] of each recording. Only recordings that
+    overlap one of the other modality have an onset, relative to the first of these; the others get NaN. No time of
+    day leaves this function.
+    """
+
+    def simultaneous(modality: str, start: float, seconds: float) -> bool:
+        # Comparisons with NaN, an unknown start, are false.
+        return any(m != modality and start < s + length and s < start + seconds for m, s, length in times)
+
+    shared = [start if simultaneous(m, start, seconds) else math.nan for m, start, seconds in times]
+    first = min((start for start in shared if not math.isnan(start)), default=math.nan)
+    return [round(start - first, 6) for start in shared]
+
+
+def marked_times(recordings: Sequence[tuple[RecordingRef, float]], marker: str) -> list[float] | None:
+    """Starts [s] of recordings, given with their durations [s]; NaN for those of no marked run.
+
+    An EEG and the fMRI of its session, task, acquisition and run are one group; the fMRI starts at the first event
+    whose ``trial_type`` or ``value`` is ``marker``. Groups follow each other with a gap. None where no EEG has it.
+    """
+    times = [math.nan] * len(recordings)
+    base = 0.0
+    for e, (eeg, seconds) in enumerate(recordings):
+        offset = _event_onset(eeg, marker) if eeg.modality == "eeg" else math.nan
+        if math.isnan(offset):
+            continue
+        times[e] = base
+        end = base + seconds
+        for f, (fmri, volumes_seconds) in enumerate(recordings):
+            if fmri.modality == "fmri" and all(fmri.entities.get(k, "") == eeg.entities.get(k, "") for k in _OF_GROUP):
+                times[f] = base + offset
+                end = max(end, times[f] + volumes_seconds)
+        base = end + _GAP_SECONDS
+    return None if all(math.isnan(time) for time in times) else times
+
+
+def _event_onset(ref: RecordingRef, marker: str) -> float:
+    """Onset [s] of the first event called ``marker``, or NaN."""
+    table = ref.companion("events.tsv")
+    try:
+        rows = read_tsv(table) if table is not None else []
+        found = [float(row["onset"]) for row in rows if marker in (row.get("trial_type"), row.get("value"))]
+    except (RecordingError, KeyError, ValueError):  # costs the pairing, not the recordings
+        return math.nan
+    return min(found, default=math.nan)

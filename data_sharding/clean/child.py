@@ -8,8 +8,6 @@ import gc
 import hashlib
 import os
 import resource
-import select
-import shutil
 import signal
 import sys
 import tempfile
@@ -32,14 +30,11 @@ from mcsp.data_sharding.bids.tables import real_folder, require_content, require
 from mcsp.data_sharding.bids.write import write_eeg, write_json, write_parcellated_bold, write_parcellation
 from mcsp.data_sharding.clean.eeg import read_eeg
 from mcsp.data_sharding.clean.fmri import read_fmri
-from mcsp.data_sharding.clean.read import READY, SCRATCH, SharedArray
+from mcsp.data_sharding.clean.read import READY, SCRATCH, SharedArray, landlock_version, limit_to
 from mcsp.data_sharding.clean.recording import CleanRecording, encode, valid_seconds
 from mcsp.data_sharding.parcels.atlases import named_atlas
-from mcsp.data_sharding.store.landlock import landlock_version, limit_to
 
 _PR_SET_PDEATHSIG = 1
-# A scratch folder stays for the next recording so long. To make one costs as much as half of a table's numbers.
-_IDLE_MILLISECONDS = 100
 # What libraries open after they are imported, beside their own folders.
 _OF_THE_SYSTEM = (
     "/usr/lib", "/usr/lib64", "/usr/local/lib", "/usr/share", "/lib", "/lib64", "/etc/ld.so.cache", "/etc/localtime",
@@ -75,37 +70,25 @@ def serve(descriptor: int, memory: int, parent: int) -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for output in (1, 2):
         os.dup2(nowhere, output)
-    place, questions = tempfile.gettempdir(), select.poll()
-    questions.register(descriptor, select.POLLIN)
     while True:
-        if tempfile.tempdir != place and not questions.poll(_IDLE_MILLISECONDS):
-            shutil.rmtree(str(tempfile.tempdir), ignore_errors=True)  # a killed worker takes this process with it
-            tempfile.tempdir = place
         try:
             ref: RecordingRef | None = connection.recv()
         except EOFError:
             return
-        connection.send(fingerprint() if ref is None else _answered(ref, config, memory, programs, place))
+        connection.send(fingerprint() if ref is None else _answered(ref, config, memory, programs))
 
 
 def _answered(
-    ref: RecordingRef, config: CorpusConfig, memory: int, programs: list[Path] | None, place: str
+    ref: RecordingRef, config: CorpusConfig, memory: int, programs: list[Path] | None
 ) -> SharedArray | tuple[str, str]:
-    """What :func:`_read` gives, from a thread and with an empty scratch folder in ``place``: limits end with the
-    thread, and a folder in which nothing was left serves the next recording."""
+    """What :func:`_read` gives, from a thread and with a scratch folder of its own: limits end with the thread."""
     answers: list[SharedArray | tuple[str, str]] = []
-    if tempfile.tempdir == place:
-        tempfile.tempdir = tempfile.mkdtemp(prefix=f"{SCRATCH}{os.getpid()}-")
-    thread = threading.Thread(target=lambda: answers.append(_read(ref, config, memory, programs)))
-    thread.start()
-    thread.join()
-    scratch = str(tempfile.tempdir)
-    try:
-        is_empty = not os.listdir(scratch)
-    except OSError:
-        is_empty = False
-    if not is_empty:
-        shutil.rmtree(scratch, ignore_errors=True)
+    place = tempfile.gettempdir()
+    with tempfile.TemporaryDirectory(prefix=f"{SCRATCH}{os.getpid()}-", ignore_cleanup_errors=True) as scratch:
+        tempfile.tempdir = scratch
+        thread = threading.Thread(target=lambda: answers.append(_read(ref, config, memory, programs)))
+        thread.start()
+        thread.join()
         tempfile.tempdir = place
     return answers[0]
 
@@ -154,7 +137,7 @@ def _limit_to_recording(ref: RecordingRef, programs: list[Path]) -> None:
 
     A link is read where it leads, if that is in the dataset. Files of its annex have no names that tell whose they are.
     """
-    roots = [ref.site.root, *raw_roots(ref)]
+    roots = [ref.site.root, *raw_roots(ref.path.parent, ref.site.root)]
     trusted = [real_folder(root) for root in (*roots, *(ref.site.trusted or ()))]
     folder = ref.path.parent
     own = [real_folder(folder)]

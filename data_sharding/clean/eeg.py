@@ -25,16 +25,19 @@ from mcsp.config import EegConfig
 from mcsp.data_sharding.bids.reasons import RecordingError, naming
 from mcsp.data_sharding.bids.ref import RecordingRef, read_sidecar
 from mcsp.data_sharding.clean.eeg_files import OpenEeg, open_eeg, positive_number, valid_times
-from mcsp.data_sharding.clean.eeg_quality import (
+from mcsp.data_sharding.clean.recording import (
+    CleanRecording,
     RawWatch,
     artefact_windows,
     check_unit,
     require_enough,
+    robust_amplitude,
     scale_by_table,
+    spans_of,
     subsampled,
+    summarise,
     unlike_others,
 )
-from mcsp.data_sharding.clean.recording import CleanRecording, robust_amplitude, spans_of, summarise
 from mcsp.schema import UNITS
 
 # Rates [Hz] outside of which "sfreq" is something else: a period, or a rate in kHz. Ours.

@@ -27,6 +27,7 @@ from mcsp.data_sharding.clean.eeg_frames import (
     nose_of_set,
     on_sphere,
 )
+from mcsp.wording import listed
 
 # Old and new names of one place in the 10-20 system.
 _ALIASES = {"t3": "T7", "t4": "T8", "t5": "P7", "t6": "P8", "a1": "M1", "a2": "M2"}
@@ -39,6 +40,8 @@ _BIOSEMI_ALONE = re.compile(r"A([3-9]|[12]\d|3[0-2])|B([1-9]|[12]\d|3[0-2])", re
 _MIN_PLACED = 4
 # Ears and mastoids, to which other channels are referenced.
 _EARS = ("a1", "a2", "m1", "m2")
+_AGAINST_EAR = re.compile(rf"[\s_-]+({'|'.join(_EARS)})$", re.IGNORECASE)
+_MAX_AGAINST_ANOTHER = 0.25  # of the channels: that many are marked bad, with more the recording is refused. Ours.
 _REFERENCE = r"[\s_-]+(REF\d?|LE|AR|AVG|AVERAGE)$"
 _UNIT = r"\s*[(\[][\w\u00b5\u03bc]*V[)\]]$"
 # Electrodes of the template that are nearer than this to their measured places [cosine of the angle at the centre of
@@ -69,7 +72,7 @@ def normalise_channel(name: str) -> str:
     bare = re.sub(r"^(EEG|POL)[\s_:-]*", "", name.strip(), flags=re.IGNORECASE).rstrip(".")
     bare = re.sub(_UNIT, "", bare)
     bare = re.sub(_REFERENCE, "", bare, flags=re.IGNORECASE).strip()
-    against_ear = re.sub(r"[\s_-]+(A1|A2|M1|M2)$", "", bare, flags=re.IGNORECASE).strip()
+    against_ear = _AGAINST_EAR.sub("", bare).strip()
     if against_ear.lower() not in _EARS:  # A2-A1 is no place, but the difference of two
         bare = against_ear
     bare = bare or name.strip()
@@ -303,6 +306,7 @@ def eeg_channels(
         repairs.append(f"{ref.path.name}: {len(unplaced)} EEG channels without a position are left out: {listed}")
     bad = {name for name, row in rows.items() if row.get("status", "").lower() == "bad"} | set(raw.info["bads"])
     chosen = [names[c] for c in placed]
+    bad |= _against_another(ref.path.name, chosen, rows, repairs)
     return EegChannels(
         names=chosen,
         channels=[channels[c] for c in placed],
@@ -313,6 +317,31 @@ def eeg_channels(
         sfreq=_one_rate([rows.get(name, {}).get("sampling_frequency", "") for name in chosen]),
         others=others | dict.fromkeys(unplaced, NO_POSITION),
     )
+
+
+def _against_another(file: str, names: list[str], rows: dict[str, dict[str, str]], repairs: list[str]) -> set[str]:
+    """Channels against another reference than most, by ``reference`` in channels.tsv or an ear in the name.
+
+    Their average reference would hold the difference of both, as left ears and right ones have it.
+
+    Raises:
+        RecordingError: unknown-montage, where these are more than a quarter.
+    """
+    against: dict[str, list[str]] = {}
+    for name in names:
+        ear = _AGAINST_EAR.search(re.sub(_UNIT, "", name.strip()))
+        stated = rows.get(name, {}).get("reference", "").strip().lower()
+        reference = ear[1].lower() if ear else "" if stated in ("", "n/a") else stated
+        against.setdefault(_ALIASES.get(reference, reference).upper(), []).append(name)
+    if len(known := {r: of for r, of in against.items() if r}) < 2:
+        return set()
+    most = max(known, key=lambda reference: len(known[reference]))
+    others = [name for reference, of in known.items() if reference != most for name in of]
+    told = f"{file}: {listed(others)} against {listed(sorted(known.keys() - {most}))}, others against {most}"
+    if len(others) > _MAX_AGAINST_ANOTHER * len(names):
+        raise RecordingError("unknown-montage", f"{told}; expected each channel against one reference")
+    repairs.append(f"{told}: marked bad")
+    return set(others)
 
 
 def _one_rate(cells: list[str]) -> float | None:

@@ -215,7 +215,8 @@ def _without_scale(
     found = [name for name in channels.names if header.unscaled[signals[name]]]
     if not found:
         return channels
-    told = f"{path.name}: {len(found)} of {len(channels.names)} channels have an empty physical or digital range"
+    ranges = "an empty physical range or a digital one that does not rise"
+    told = f"{path.name}: {len(found)} of {len(channels.names)} channels have {ranges}"
     if len(found) > len(channels.names) / 2:
         raise RecordingError("wrong-unit", f"{told} in the header, expected that of the amplifier")
     repairs.append(f"{told} and are marked bad: {listed(found)}")

@@ -44,7 +44,7 @@ class EdfHeader:
     units: list[str]
     samples: list[int]  # per record
     width: int  # bytes of a sample
-    unscaled: list[bool]  # the physical or the digital range is empty, so that nothing says what a step is
+    unscaled: list[bool]  # an empty physical range, or a digital one that does not rise: nothing says what a step is
 
     @property
     def signals(self) -> list[int]:
@@ -84,11 +84,14 @@ def _seconds(path: Path, text: str) -> float:
     return seconds
 
 
-def _is_empty(low: str, high: str) -> bool:
+def _has_no_step(physical_low: str, physical_high: str, digital_low: str, digital_high: str) -> bool:
+    """Whether the physical range is empty (it may fall), or the digital one does not rise, as EDF demands."""
+    cells = physical_low, physical_high, digital_low, digital_high
     try:
-        return float(low.replace(",", ".")) == float(high.replace(",", "."))
+        low, high, first, last = (float(cell.replace(",", ".")) for cell in cells)
     except ValueError:  # the reader says so
         return False
+    return low == high or first >= last
 
 
 def _check_kind(path: Path, start: bytes) -> None:
@@ -130,8 +133,8 @@ def read_edf_header(path: Path) -> EdfHeader:
     if sum(samples) <= 0:
         raise RecordingError("unreadable", f"{path.name}: header says {sum(samples)} samples per record, expected some")
     kind, width = fixed[192:197].decode("latin-1"), 3 if path.suffix.lower() == ".bdf" else 2
-    ranges = ("physical_min", "physical_max"), ("digital_min", "digital_max")
-    unscaled = [any(_is_empty(fields[a][i], fields[b][i]) for a, b in ranges) for i in range(n_signals)]
+    ranges = (fields[name] for name in ("physical_min", "physical_max", "digital_min", "digital_max"))
+    unscaled = [_has_no_step(*cells) for cells in zip(*ranges, strict=True)]
     return EdfHeader(
         kind, n_bytes, n_records, record_seconds, fields["label"], fields["unit"], samples, width, unscaled
     )
@@ -194,7 +197,11 @@ def check_brainvision(path: Path) -> None:
     if marker := values.get("markerfile"):  # without it, bad spans and jumps would pass for sound
         require_content(marks := path.with_name(marker.replace("$b", path.stem)))
         require_own_data(path, marks)
-    _check_resolutions(path, values)
+    for key, value in values.items():
+        cells = value.split(",")
+        if re.fullmatch(r"ch\d+", key) and len(cells) > 2 and re.fullmatch(r"0+", cells[2].strip()):
+            found = f"{key.capitalize()} has a resolution of {','.join(cells[2:4])!r}"
+            raise RecordingError("unreadable", f"{path.name}: {found}, expected a number with a decimal point")
     if (kind := values.get("segmentationtype", "")).upper() == "MARKERBASED":
         raise RecordingError(
             "not-continuous", f"{path.name}: pieces around markers ({kind}), expected one continuous recording"
@@ -224,14 +231,6 @@ def require_own_data(path: Path, data: Path) -> None:
         found = f"the header names {data.name}, " + (f"and {own.name} lies beside it" if own.is_file() else "which is "
         f"that of {header_of_data.name}")  # fmt: skip
         raise RecordingError("other-data", f"{path.name}: {found}, expected its own samples")
-
-
-def _check_resolutions(path: Path, values: dict[str, str]) -> None:
-    for key, value in values.items():
-        cells = value.split(",")
-        if re.fullmatch(r"ch\d+", key) and len(cells) > 2 and re.fullmatch(r"0+", cells[2].strip()):
-            found = f"{key.capitalize()} has a resolution of {','.join(cells[2:4])!r}"
-            raise RecordingError("unreadable", f"{path.name}: {found}, expected a number with a decimal point")
 
 
 def brainvision_values(path: Path) -> dict[str, str]:

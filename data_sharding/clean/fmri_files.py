@@ -9,7 +9,6 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import nibabel
 import numpy as np
@@ -165,9 +164,9 @@ def _read_image(ref: RecordingRef, t_r: float, config: FmriConfig, atlas: Atlas 
     require_same(space, name, atlas.parcels.space, atlas.name)
     image = nibabel.load(ref.path, keep_file_open=True)
     if not name.endswith(".gz"):
-        return average_parcels(Named(image, name), atlas, t_r, config.min_parcel_coverage)
+        return average_parcels(image, name, atlas, t_r, config.min_parcel_coverage)
     with gzip.open(ref.path) as stream:
-        found = average_parcels(Named(type(image).from_stream(stream), name), atlas, t_r, config.min_parcel_coverage)
+        found = average_parcels(type(image).from_stream(stream), name, atlas, t_r, config.min_parcel_coverage)
         try:
             while stream.read(_CHUNK_BYTES):  # to its end, where the checksum is: a damaged stream may well unpack
                 pass
@@ -189,25 +188,20 @@ def _atlas_of_dataset(ref: RecordingRef, space: str, parcellation: str | None) -
     return atlas_of_file(files[0], rows, space_of_atlas(files[0]) or space)
 
 
-class Named(NamedTuple):
-    """An image and its name in errors."""
-
-    image: nibabel.Nifti1Image
-    name: str
-
-
-def average_parcels(bold: Named, atlas: Atlas, t_r: float, min_coverage: float) -> tuple[np.ndarray, Parcels]:
+def average_parcels(
+    image: nibabel.Nifti1Image, name: str, atlas: Atlas, t_r: float, min_coverage: float
+) -> tuple[np.ndarray, Parcels]:
     """Mean of the covered voxels of each label; a voxel is covered where the first volume is finite and not zero.
 
     Volumes before that are empty are none: they stay NaN.
 
     Args:
-        bold: 4-D; read a few volumes at a time.
+        image: 4-D; read a few volumes at a time.
+        name: of the image, in errors.
         atlas: with a label image, on any grid of the same space.
         t_r: s, with which the header has to agree.
         min_coverage: fraction of a parcel's voxels below which it is NaN.
     """
-    image, name = bold
     parcels, voxels, affine = atlas.parcels, atlas.voxels_XYZ, atlas.affine
     if voxels is None or affine is None:
         raise RecordingError(

@@ -160,14 +160,6 @@ def _band_noise(rng: np.random.Generator, rows: int, n: int, t_r: float) -> np.n
     return x / x.std(axis=1, keepdims=True)
 
 
-def _states(rng: np.random.Generator, n: int, t_r: float) -> np.ndarray:
-    """A Markov chain of states, ``(T,)``."""
-    changes = rng.uniform(size=n) < t_r / STATE_SECONDS
-    drawn = rng.integers(N_STATES, size=n)
-    last = np.maximum.accumulate(np.where(changes, np.arange(n), 0))
-    return drawn[last]
-
-
 def _artefacts(rng: np.random.Generator, site: ConsortiumSite) -> np.ndarray:
     """What is not brain, ``(P, T)`` percent: noise of parcels, global signal, drift, and jerks that decay."""
     n = site.n_volumes
@@ -199,7 +191,10 @@ def simulate_consortium_subject(site: ConsortiumSite, index: int) -> ConsortiumS
     is_case = bool(of_site.permutation(site.n_subjects)[index] < n_cases)
     modes_K = rng.standard_normal(N_MODES) + LABEL_SHIFT * everybody.label_K * (is_case - 0.5)
     person_SS = np.tensordot(modes_K, everybody.modes_KSS, 1) + _symmetric(rng, norm=OWN_NORM)
-    state_T = _states(rng, site.n_volumes, site.t_r)
+    # A Markov chain of states.
+    changes = rng.uniform(size=site.n_volumes) < site.t_r / STATE_SECONDS
+    drawn = rng.integers(N_STATES, size=site.n_volumes)
+    state_T = drawn[np.maximum.accumulate(np.where(changes, np.arange(site.n_volumes), 0))]
     noise_ST = _band_noise(rng, N_SOURCES, site.n_volumes, site.t_r)
     sources_ST = np.empty_like(noise_ST)
     for state, state_SS in enumerate(everybody.states_QSS):

@@ -129,7 +129,8 @@ def traces(
     left, height = 66, _TOP + _BOTTOM + 24 * x_TC.shape[1]
     x = Scale(0.0, seconds, left, _WIDTH - _RIGHT)
     spread = np.percentile(np.abs(x_TC[:, list(good)] if any(good) else x_TC), 98)
-    bar = _round_down(2 * float(spread)) if spread > 0 else 1.0
+    power = 10.0 ** math.floor(math.log10(2 * float(spread))) if spread > 0 else 1.0
+    bar = max(m for m in (1, 2, 5) if m * power <= 2.0002 * float(spread)) * power if spread > 0 else 1.0
     pixels_per_unit = 18 / max(2 * float(spread), 1e-12)
     parts = []
     for c, name in enumerate(names):
@@ -202,11 +203,6 @@ def _envelope(x_T: np.ndarray, x: Scale, middle: float, pixels_per_unit: float) 
         values, places = np.stack([low, high], axis=1).ravel(), np.repeat(starts, 2)
     pixels = middle - np.clip(values * pixels_per_unit, -22, 22)
     return [x(p / max(len(x_T) - 1, 1) * x.high) for p in places], pixels.tolist()
-
-
-def _round_down(value: float) -> float:
-    power = 10.0 ** math.floor(math.log10(value))
-    return max(m for m in (1, 2, 5) if m * power <= value * 1.0001) * power
 
 
 def _axes(x: Scale, y: Scale, unit: str = "", percent: bool = False) -> list[str]:

@@ -6,6 +6,7 @@ import re
 import tarfile
 import tempfile
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, suppress
@@ -17,10 +18,10 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from mcsp.data_sharding.bids.description import DESCRIPTION_NAME, dataset_description
 from mcsp.data_sharding.bids.reasons import REASONS
+from mcsp.data_sharding.bids.tables import DESCRIPTION_NAME, dataset_description
 from mcsp.data_sharding.store.files import Location, names
-from mcsp.data_sharding.store.index import INDEX_NAME, REJECTED_NAME, SHARDS_NAME, Totals, read_rejected
+from mcsp.data_sharding.store.index import INDEX_NAME, REJECTED_NAME, SHARDS_NAME, read_rejected, reasons_of, totals_of
 from mcsp.data_sharding.store.index import index_hash as hash_of
 from mcsp.data_sharding.store.reader import Corpus
 from mcsp.data_sharding.store.table import RECORDINGS_NAME, Recordings
@@ -69,18 +70,17 @@ def _index_lies(corpus: Corpus, path: Location) -> Iterator[str]:
     index = corpus.index
     if index["index_hash"] != hash_of(index["shards"]):
         yield f"{INDEX_NAME}: index_hash does not follow from the shards"
-    totals = Totals({name: site["simulated"] for name, site in index["totals"]["sites"].items()})
-    for recording in corpus.recordings:
-        totals.add(recording)
+    bad = Counter[tuple[str, str]]()
     for rejection in read_rejected(path):
-        totals.add_rejection(rejection)
+        bad[rejection.site, rejection.reason] += 1
         if rejection.reason not in REASONS or rejection.site not in index["totals"]["sites"]:
             yield f"{REJECTED_NAME}: {rejection.file}: unknown reason {rejection.reason!r} or site {rejection.site!r}"
-    for section, counts in totals.result().items():
+    simulated = {name: site["simulated"] for name, site in index["totals"]["sites"].items()}
+    for section, counts in totals_of(corpus.recordings, bad, simulated).items():
         if index["totals"].get(section) != counts:
             yield f"{INDEX_NAME}: totals.{section} is {index['totals'].get(section)}, the recordings give {counts}"
-    if index["reasons"] != totals.reasons:
-        yield f"{INDEX_NAME}: reasons is {index['reasons']}, the rejected recordings give {dict(totals.reasons)}"
+    if index["reasons"] != (reasons := reasons_of(bad)):
+        yield f"{INDEX_NAME}: reasons is {index['reasons']}, the rejected recordings give {reasons}"
 
 
 def _table_lies(recordings: Recordings) -> Iterator[str]:

@@ -171,13 +171,6 @@ def _power(window: Window) -> np.ndarray:
     recording = window.recording
     x_CT = window.x_TC[:, np.asarray(recording.channel_good)].T.astype(np.float64)
     length = min(x_CT.shape[1], max(round(_WELCH_SECONDS[recording.modality] * recording.sfreq), 8))
-    frequencies, power_CF = welch(x_CT, recording.sfreq, nperseg=length, detrend=_without_line)
+    frequencies, power_CF = welch(x_CT, recording.sfreq, nperseg=length, detrend="linear")
     wanted = FREQUENCIES[recording.modality]
     return np.interp(wanted, frequencies, np.median(power_CF, axis=0), left=np.nan, right=np.nan)
-
-
-def _without_line(x_CT: np.ndarray) -> np.ndarray:
-    """Each row without its least-squares line, as SciPy's "linear", which solves a system for each piece."""
-    t_T = np.arange(x_CT.shape[-1]) - (x_CT.shape[-1] - 1) / 2
-    slope_C1 = (x_CT * t_T).sum(axis=-1, keepdims=True) / (t_T**2).sum()
-    return x_CT - x_CT.mean(axis=-1, keepdims=True) - slope_C1 * t_T

@@ -6,11 +6,9 @@ Both are functions of the configuration and the inputs alone: no time, no host, 
 import hashlib
 import json
 import math
-from array import array
-from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,9 +16,9 @@ import numpy as np
 
 from mcsp.data_sharding.store.files import Location, publish, write_atomic
 from mcsp.data_sharding.store.foreign import require_sound_index
-from mcsp.data_sharding.store.table import RECORDINGS_NAME, write_table
+from mcsp.data_sharding.store.table import RECORDINGS_NAME, Recordings, write_table
 from mcsp.outside import bounded_lines, parse_json, read_bounded, sha256_file
-from mcsp.schema import MODALITIES, SCHEMA_VERSION, SPLITS, Recording, text_key
+from mcsp.schema import MODALITIES, SCHEMA_VERSION, SPLITS, Recording
 
 INDEX_NAME = "index.json"
 REJECTED_NAME = "rejected.jsonl"
@@ -59,75 +57,53 @@ def index_hash(shards: Iterable[dict[str, Any]]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-class Totals:
-    """Counts and hours per site, split and modality, gathered row by row.
+def totals_of(
+    table: Recordings, rejected: Mapping[tuple[str, str], int], simulated: Mapping[str, bool]
+) -> dict[str, Any]:
+    """Counts and hours per site, split and modality: the content of ``totals`` of the index.
 
-    Of each recording 16 bytes stay in memory, of each sample none.
+    Args:
+        table: stored recordings; those of a sample are neighbours.
+        rejected: numbers of recordings that were found and not stored, by site and reason.
+        simulated: names every site, also those that gave nothing.
     """
+    starts = table.sample_starts()
+    sample_N = np.repeat(np.arange(len(starts) - 1), np.diff(starts))
+    subject_N, subjects = table.codes("subject")
+    person_N = table.codes("site")[0].astype(np.int64) * len(subjects) + subject_N
+    with np.errstate(divide="ignore", invalid="ignore"):  # of a table that somebody else has written
+        seconds_N = table.column("n_samples") / table.column("sfreq")
 
-    def __init__(self, simulated: dict[str, bool]) -> None:
-        """``simulated`` names every site, also those that gave nothing."""
-        self._simulated = simulated
-        self._rejected: Counter[str | None] = Counter()  # by site; None: all
-        # site, split, modality -> seconds and subject of each recording
-        self._seconds: defaultdict[tuple[str, str, str], array[float]] = defaultdict(lambda: array("d"))
-        self._subjects: defaultdict[tuple[str, str, str], array[int]] = defaultdict(lambda: array("Q"))
-        self._samples: Counter[tuple[str, str, frozenset[str]]] = Counter()
-        self._key, self._modalities, self._place = "", frozenset[str](), ("", "")
-        self.reasons: Counter[str] = Counter()
-
-    def add(self, r: Recording) -> None:
-        """Count a stored recording; those of a sample come one after the other."""
-        cell = (r.site, r.split, r.modality)
-        self._seconds[cell].append(r.seconds)
-        self._subjects[cell].append(text_key(f"{r.site}/{r.subject}"))
-        if r.key != self._key:
-            self._close_sample()
-            self._key, self._modalities, self._place = r.key, frozenset(), (r.site, r.split)
-        self._modalities |= {r.modality}
-
-    def _close_sample(self) -> None:
-        if self._modalities:
-            self._samples[(*self._place, self._modalities)] += 1
-        self._key, self._modalities = "", frozenset()
-
-    def add_rejection(self, rejection: Rejection) -> None:
-        """Count a recording that was found and not stored."""
-        self._rejected[None] += 1
-        self._rejected[rejection.site] += 1
-        self.reasons[rejection.reason] += 1
-
-    def result(self) -> dict[str, Any]:
-        """The content of ``totals`` of the index."""
-        self._close_sample()
+    def count(inside_N: np.ndarray | slice) -> dict[str, Any]:
         return {
-            "all": self._found(None),
-            "sites": {
-                site: {"simulated": simulated, **self._found(site)}
-                for site, simulated in sorted(self._simulated.items())
-            },
-            "splits": {split: self._count(split=split) for split in SPLITS},
-            "modalities": {modality: self._count(modality=modality) for modality in MODALITIES},
-        }
-
-    def _found(self, site: str | None) -> dict[str, Any]:
-        counts, rejected = self._count(site), self._rejected[site]
-        return {"found": counts["recordings"] + rejected, "rejected": rejected, **counts}
-
-    def _count(self, site: str | None = None, split: str | None = None, modality: str | None = None) -> dict[str, Any]:
-        def wanted(of_site: str, of_split: str, of_modalities: Collection[str]) -> bool:
-            inside = modality is None or modality in of_modalities
-            return inside and site in (None, of_site) and split in (None, of_split)
-
-        cells = [(s, p, m) for s, p, m in self._seconds if wanted(s, p, [m])]
-        subjects = [np.frombuffer(self._subjects[cell], np.uint64) for cell in cells]
-        return {
-            "recordings": sum(len(self._seconds[cell]) for cell in cells),
-            "samples": sum(n for place, n in self._samples.items() if wanted(*place)),
-            "subjects": len(np.unique(np.concatenate(subjects))) if subjects else 0,
+            "recordings": len(sample_N[inside_N]),
+            "samples": len(np.unique(sample_N[inside_N])),
+            "subjects": len(np.unique(person_N[inside_N])),
             # math.fsum does not depend on the order of the rows.
-            "hours": round(math.fsum(chain.from_iterable(self._seconds[cell] for cell in cells)) / 3600, 6),
+            "hours": round(math.fsum(seconds_N[inside_N]) / 3600, 6),
         }
+
+    def found(counts: dict[str, Any], bad: int) -> dict[str, Any]:
+        return {"found": counts["recordings"] + bad, "rejected": bad, **counts}
+
+    bad = Counter[str]()
+    for (site, _), n in rejected.items():
+        bad[site] += n
+    of_sites = {site: found(count(table.rows_of("site", site)), bad[site]) for site in sorted(simulated)}
+    return {
+        "all": found(count(slice(None)), bad.total()),
+        "sites": {site: {"simulated": simulated[site], **counts} for site, counts in of_sites.items()},
+        "splits": {split: count(table.rows_of("split", split)) for split in SPLITS},
+        "modalities": {modality: count(table.rows_of("modality", modality)) for modality in MODALITIES},
+    }
+
+
+def reasons_of(rejected: Mapping[tuple[str, str], int]) -> dict[str, int]:
+    """How often each reason occurred, in the order of their names; ``rejected`` as :func:`totals_of` takes it."""
+    found = Counter[str]()
+    for (_, reason), n in rejected.items():
+        found[reason] += n
+    return dict(sorted(found.items()))
 
 
 def make_index(
@@ -152,21 +128,16 @@ def make_index(
     Returns:
         the index, and the file of each table by its name in the corpus.
     """
-    totals = Totals(described["simulated"])
+    bad = Counter[tuple[str, str]]()
 
-    def counted(rows: Iterable[Recording]) -> Iterator[Recording]:
-        for row in rows:
-            totals.add(row)
-            yield row
-
-    def counted_rejections() -> Iterator[Rejection]:
+    def counted() -> Iterator[Rejection]:
         for rejection in rejected:
-            totals.add_rejection(rejection)
+            bad[rejection.site, rejection.reason] += 1
             yield rejection
 
     files = {name: scratch / name for name in (RECORDINGS_NAME, REJECTED_NAME, REPAIRS_NAME)}
-    write_table(files[RECORDINGS_NAME], counted(recordings))
-    _write_lines(files[REJECTED_NAME], counted_rejections())
+    write_table(files[RECORDINGS_NAME], recordings)
+    _write_lines(files[REJECTED_NAME], counted())
     _write_lines(files[REPAIRS_NAME], repairs)
     tables = {name.partition(".")[0]: f"{f.stem}-{sha256_file(f)[:12]}{f.suffix}" for name, f in files.items()}
     index = {
@@ -176,8 +147,8 @@ def make_index(
             name: described[name] for name in ("config", "software", "fingerprint", "subject_key_fingerprint", "shards")
         },
         "tables": tables,
-        "totals": totals.result(),
-        "reasons": dict(sorted(totals.reasons.items())),
+        "totals": totals_of(Recordings.open(files[RECORDINGS_NAME]), bad, described["simulated"]),
+        "reasons": reasons_of(bad),
     }
     return index, dict(zip(tables.values(), files.values(), strict=True))
 

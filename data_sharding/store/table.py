@@ -312,14 +312,16 @@ class Recordings(Sequence[Recording]):
         return np.array(array.to_pylist(), dtype=object) if array.type == pa.large_string() else _numpy(array)
 
     def codes(self, name: str) -> tuple[np.ndarray, list[str]]:
-        """A text field that repeats: int32 codes per row, without a copy, and the text of each code.
+        """A text field: int32 codes per row, without a copy where the field repeats, and the text of each code.
 
         Raises:
             ValueError: any other field.
         """
-        if name not in REPEATED_TEXT:
-            raise ValueError(f"column {name}: expected one of {REPEATED_TEXT}")
         array = self._batch.column(name)
+        if array.type == pa.large_string():
+            array = array.dictionary_encode()
+        elif name not in REPEATED_TEXT:
+            raise ValueError(f"column {name}: expected one of texts")
         return _numpy(array.indices), array.dictionary.to_pylist()
 
     def rows_of(self, name: str, text: str) -> np.ndarray:

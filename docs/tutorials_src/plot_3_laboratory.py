@@ -32,7 +32,7 @@ from mcsp.data_sharding.bids.write import (
     write_participants,
 )
 from mcsp.data_sharding.demo.simulate import simulate_subject
-from mcsp.data_sharding.demo.simulated_sites import SIMULATED_A
+from mcsp.data_sharding.demo.sites import SIMULATED_A
 from mcsp.page import COLOURS
 
 WORK = Path("tutorial_output")

@@ -31,7 +31,7 @@ from mcsp.data_sharding.demo.simulate import (
     parcel_lattice,
     simulate_subject,
 )
-from mcsp.data_sharding.demo.simulated_sites import SIMULATED_A
+from mcsp.data_sharding.demo.sites import SIMULATED_A
 from mcsp.page import COLOURS
 
 WORK = Path("tutorial_output")

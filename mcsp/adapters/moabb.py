@@ -11,8 +11,8 @@ import numpy as np
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils import Tags
 
+from mcsp.encode.eeg import encode_epochs
 from mcsp.encode.pretrained import PretrainedMCSP, from_pretrained
-from mcsp.encode.trials import encode_epochs
 
 
 class TrialFeatures(TransformerMixin, BaseEstimator):

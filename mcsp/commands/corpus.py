@@ -130,8 +130,7 @@ def write_bids(
     """
     if not manifest.is_file():
         raise ValueError(f"{manifest}: expected a table of recordings, found no such file")
-    from mcsp.data_sharding.convert.manifest import read_manifest
-    from mcsp.data_sharding.convert.to_bids import check_site, find_atlas, plan_sites, write_site
+    from mcsp.data_sharding.convert.to_bids import check_site, find_atlas, plan_sites, read_manifest, write_site
 
     found = find_atlas(atlas, space)
     plans = plan_sites(read_manifest(manifest))

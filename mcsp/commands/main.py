@@ -30,10 +30,10 @@ VERBS: dict[str, dict[str, tuple[str, str]]] = {
     },
     "Use of an export": {
         "encode": ("recordings:encode", "Encode recordings: a table of features."),
-        "evaluate": ("evaluate:evaluate", "Compare an export with its baselines on labelled recordings."),
-        "finetune": ("evaluate:finetune", "Fine-tune an export and test it on new subjects or sites."),
+        "evaluate": ("recordings:evaluate", "Compare an export with its baselines on labelled recordings."),
+        "finetune": ("recordings:finetune", "Fine-tune an export and test it on new subjects or sites."),
         "predict": ("recordings:predict", "Classify recordings: a table of classes and probabilities, or of numbers."),
-        "explain": ("evaluate:explain", "Show the channels and bands that a classifier uses."),
+        "explain": ("recordings:explain", "Show the channels and bands that a classifier uses."),
     },
     "Trying it out": {
         "demo": ("demo:demo", "Run all stages on small data: sites, corpus, pretraining, export, evaluation."),

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from mcsp.config.base import Config
 from mcsp.schema import Modality
@@ -83,6 +83,8 @@ class FmriConfig(Config):
         return name
 
 
+# A path would lose one of the slashes of a URL.
+Place = Annotated[Path | str, AfterValidator(lambda place: place if "://" in str(place) else Path(place))]
 Pairing = Literal["session", "subject", "simultaneous"]
 
 
@@ -106,9 +108,7 @@ class Selection(Config):
 class SiteConfig(Selection):
     """One BIDS dataset; what it says of the selection comes before what is said for all."""
 
-    path: Path | str = Field(
-        description="folder of the dataset, or s3://..., which is read without a copy of the whole"
-    )
+    path: Place = Field(description="folder of the dataset, or s3://..., which is read without a copy of the whole")
     storage_options: dict[str, Any] = Field(
         {}, description="of a dataset in an object store, as fsspec takes them: {anon: true} for a public bucket"
     )
@@ -127,11 +127,6 @@ class SiteConfig(Selection):
         "before acq_time, which is of two computers and often of whole seconds",
     )
 
-    @field_validator("path")
-    @classmethod
-    def _path_or_url(cls, place: Path | str) -> Path | str:
-        return place if "://" in str(place) else Path(place)  # a Path would lose one of the slashes
-
 
 class CorpusConfig(Selection):
     """``mcsp build``."""
@@ -139,8 +134,8 @@ class CorpusConfig(Selection):
     bids_root: Path | None = Field(
         None, description="folder whose BIDS sub-folders are the sites, unless `sites` lists them"
     )
-    out_dir: Path | str = Field(description="where the corpus is written: a folder, or s3://..., gs://...")
-    private_dir: Path | str | None = Field(
+    out_dir: Place = Field(description="where the corpus is written: a folder, or s3://..., gs://...")
+    private_dir: Place | None = Field(
         None,
         description="where the build keeps original names beside their hashes, a folder or s3://... outside of out_dir "
         "that all workers see; null: .build in out_dir, for you alone; needed where out_dir is an object store",
@@ -200,11 +195,6 @@ class CorpusConfig(Selection):
         """BOLD cleaning of one site."""
         own = self.sites[site].fmri if site in self.sites else {}
         return FmriConfig.parse({**self.fmri.dump(), **own}, f"sites.{site}.fmri") if own else self.fmri
-
-    @field_validator("out_dir", "private_dir")
-    @classmethod
-    def _path_or_url(cls, place: Path | str | None) -> Path | str | None:
-        return place if place is None or "://" in str(place) else Path(place)  # a Path would lose one of the slashes
 
     @field_validator("max_quarantined", mode="before")
     @classmethod

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mcsp.config import FmriConfig
-from mcsp.encode.bold_source import Source, name_of, source_of
-from mcsp.encode.parcellations import parcellation_name, parcellation_sha256
+from mcsp.encode.bold_source import Source, name_of, parcellation_name, parcellation_sha256, source_of
 from mcsp.encode.recording import (
     ChannelStatus,
     EncodedRecording,
@@ -20,11 +19,11 @@ from mcsp.encode.recording import (
     cleaning_of,
     encode_clean,
     min_seconds_of,
+    recording_features,
     require_packages,
     require_positions,
     window_steps,
 )
-from mcsp.encode.windows import recording_features
 from mcsp.schema import SCALE_FREE, Window
 from mcsp.wording import listed
 

@@ -13,7 +13,6 @@ Nothing here unpickles. Shape letters: F features, O outputs.
 """
 
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -143,10 +142,6 @@ class LoadedClassifier:
             raise ValueError(f"{_name(recording)}: the classifier knows {', '.join(self.heads)}, found {modality}")
         encoded = self._extractor(modality).encode(recording)
         return self._judged(_name(recording), modality, encoded)
-
-    def predict_all(self, recordings: Iterable[Any]) -> list[Prediction]:
-        """One prediction per recording, in order; one that cannot be used has its reason in ``error``."""
-        return [self.predict_or_tell(recording) for recording in recordings]
 
     def predict_or_tell(self, recording: Any) -> Prediction:
         """As :meth:`predict`; where the recording cannot be used, ``error`` says why."""

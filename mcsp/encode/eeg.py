@@ -1,14 +1,14 @@
-"""Encode one EEG recording, a file or an MNE Raw, cleaned exactly as the recordings of the pretraining corpus.
+"""Encode one EEG recording, a file, an MNE Raw or its trials, cleaned exactly as those of the pretraining corpus.
 
-Shape letters: C channels, T time samples.
+Shape letters: N trials, C channels, T time samples, F features.
 """
 
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -22,11 +22,12 @@ from mcsp.encode.recording import (
     cleaning_of,
     encode_clean,
     min_seconds_of,
+    recording_features,
     require_packages,
     require_positions,
+    window_seconds_of,
     window_steps,
 )
-from mcsp.encode.windows import recording_features
 from mcsp.schema import Window
 from mcsp.wording import listed
 
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from mcsp.data_sharding.clean.eeg_files import OpenEeg
     from mcsp.data_sharding.clean.recording import CleanRecording
     from mcsp.model.weights import ExportedMCSP
+
 
 _MIN_SECONDS = 10.0
 _EXPECTED_POSITIONS = "channel names of the 10-05 system, or positions (raw.set_montage, or electrodes.tsv in BIDS)"
@@ -220,3 +222,84 @@ def _warnings(source: _Source, details: "EegDetails", config: EegConfig, used: i
     if before_low is not None and math.isfinite(before_low) and before_low > 2 * max(config.highpass_hz, 0.1):
         found.append(f"high-passed at {before_low:g} Hz before; the model knows from {config.highpass_hz:g} Hz")
     return found
+
+
+# Shorter trials hold no whole patch of the temporal encoder and hardly any of the slow bands; ours.
+LEAST_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class EncodedTrials:
+    """Features of the trials of one recording.
+
+    Attributes:
+        features: float64 ``(N, F)``, in the order of the trials; NaN where a trial could not be used.
+        reasons: N texts, why a trial could not be used, else "".
+        report: what was done to the first trial that was used.
+    """
+
+    features: np.ndarray
+    reasons: list[str]
+    report: Report
+
+
+def encode_epochs(
+    model: "ExportedMCSP",
+    trials: "mne.BaseEpochs",
+    line_hz: float | None = None,
+    measured_positions: bool = False,
+    options: Options | None = None,
+    on_error: Literal["raise", "nan"] = "raise",
+) -> EncodedTrials:
+    """Clean and encode every trial by itself, as :func:`mcsp.encode.eeg.encode_raw` does a recording.
+
+    A trial is as long as it was cut: ``min_seconds`` is its length unless ``options`` says otherwise, and a trial that
+    is shorter than the pretraining's window is one window. Filters see no more than the trial, so that what is slower
+    than it is not removed as in a whole recording: where the recording is at hand, encode that.
+
+    Args:
+        model: of :func:`mcsp.from_pretrained`.
+        trials: in volts as MNE has it, best not filtered; bad ones are dropped before.
+        line_hz: as of ``encode_raw``, and so are the two below.
+        measured_positions: positions of the trials' info before those of the template.
+        options: windows and limits.
+        on_error: what a trial does that cannot be used: ``"raise"``, or ``"nan"``, a row of NaN with its reason.
+
+    Raises:
+        ValueError: not trials, trials shorter than a second, or one that cannot be used, with its number; with
+            ``"nan"`` only where none can.
+    """
+    require_packages("mne")
+    import mne
+
+    if not isinstance(trials, mne.BaseEpochs):
+        raise ValueError(f"trials: expected mne.Epochs, found {type(trials).__name__}; a Raw goes to encode_raw")
+    seconds = len(trials.times) / float(trials.info["sfreq"])
+    if seconds < LEAST_SECONDS:
+        raise ValueError(f"trials of {seconds:.3g} s: expected at least {LEAST_SECONDS:g} s")
+    options = options or Options()
+    if options.min_seconds is None:  # resampling rounds the length
+        options = replace(options, min_seconds=seconds - 1 / cleaning_of(model, "eeg", EegConfig).sfreq)
+    if seconds < 2 * window_seconds_of(model, "eeg", options):  # further windows would overlap
+        options = replace(options, windows_per_recording=1)
+    rows: list[np.ndarray | None] = []
+    reasons: list[str] = []
+    report = None
+    for n, x_CT in enumerate(trials.get_data(verbose="ERROR")):
+        raw = mne.io.RawArray(x_CT, trials.info, verbose="ERROR")
+        try:
+            encoded = encode_raw(model, raw, line_hz, measured_positions, options)
+        except ValueError as error:
+            if on_error == "raise":
+                raise ValueError(f"trial {n}: {error}") from error
+            rows.append(None)
+            reasons.append(str(error))
+            continue
+        report = report or encoded.report
+        rows.append(encoded.features)
+        reasons.append("")
+    known = [row for row in rows if row is not None]
+    if not known or report is None:
+        raise ValueError(f"none of {len(rows)} trials can be used: {reasons[0] if reasons else 'there are none'}")
+    features_NF = np.stack([np.full(len(known[0]), np.nan) if row is None else row for row in rows])
+    return EncodedTrials(features_NF, reasons, report)

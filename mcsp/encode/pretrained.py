@@ -20,8 +20,8 @@ from mcsp.model.weights import (
 )
 
 if TYPE_CHECKING:
+    from mcsp.encode.eeg import EncodedTrials
     from mcsp.encode.recording import EncodedRecording
-    from mcsp.encode.trials import EncodedTrials
 
 _LOADED = [CONFIG_FILE, WEIGHTS_FILE, PREPROCESSING_FILE, SUMS_FILE, SUBJECTS_FILE, "README.md"]
 _REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*")  # owner/name
@@ -51,9 +51,9 @@ class PretrainedMCSP(ExportedMCSP):
         on_error: Literal["raise", "nan"] = "raise",
         **options: Any,
     ) -> "EncodedTrials":
-        """Features of the trials of an ``mne.Epochs``, one row each; see :func:`mcsp.encode.trials.encode_epochs`."""
+        """Features of the trials of an ``mne.Epochs``, one row each; see :func:`mcsp.encode.eeg.encode_epochs`."""
+        from mcsp.encode.eeg import encode_epochs
         from mcsp.encode.recording import Options
-        from mcsp.encode.trials import encode_epochs
 
         return encode_epochs(self, trials, line_hz, measured_positions, Options(**options), on_error)
 

@@ -15,8 +15,8 @@ from scipy.optimize import minimize
 from scipy.special import log_softmax, softmax
 
 from mcsp.config import LabelledConfig
-from mcsp.encode.classifier import MCSPClassifier
 from mcsp.encode.deployed import CLASSIFICATION, REGRESSION, Head, distance_from, skill_in_words, write_classifier
+from mcsp.encode.window_classifier import MCSPClassifier
 from mcsp.evaluate import scores
 from mcsp.evaluate.readout.classifiers import (
     LOGISTIC,

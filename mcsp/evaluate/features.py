@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from mcsp.config import LabelledConfig
 from mcsp.data_sharding.store.reader import Corpus
-from mcsp.encode.windows import OF_WINDOWS, encode_windows, split_parts
+from mcsp.encode.recording import OF_WINDOWS, encode_windows, split_parts
 from mcsp.evaluate.units import Unit
 from mcsp.model.mcsp import MCSP
 from mcsp.schema import Modality, Window
@@ -121,7 +121,7 @@ def measured_parts(
 ) -> dict[Modality, dict[str, np.ndarray]]:
     """What ``model.config.skips`` names, at the anchors; the same for any weights. Otherwise as :func:`unit_features`.
 
-    Of whole recordings, but for :data:`mcsp.encode.windows.OF_WINDOWS`.
+    Of whole recordings, but for :data:`mcsp.encode.recording.OF_WINDOWS`.
     """
     found: dict[Modality, dict[str, np.ndarray]] = {}
     for modality in model.config.modalities:

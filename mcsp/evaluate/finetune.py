@@ -17,19 +17,17 @@ from tqdm import tqdm
 
 from mcsp.batch import collate
 from mcsp.config import FinetuneConfig
-from mcsp.encode.classifier import MCSPClassifier
 from mcsp.encode.pretrained import PretrainedMCSP, from_pretrained
-from mcsp.encode.windows import split_parts
+from mcsp.encode.recording import split_parts
+from mcsp.encode.window_classifier import MCSPClassifier
 from mcsp.evaluate import scores
-from mcsp.evaluate.bids_corpus import open_corpus
 from mcsp.evaluate.deploy import head_of, heads_of, write_folder
-from mcsp.evaluate.evaluate import versions, with_windows
+from mcsp.evaluate.evaluate import find_overlap, versions, with_windows
 from mcsp.evaluate.features import unit_features
-from mcsp.evaluate.overlap import find_overlap
 from mcsp.evaluate.readout.classifiers import LOGISTIC, RIDGE, cross_validate, on_grams, with_mean
 from mcsp.evaluate.readout.grams import fixed, gram
-from mcsp.evaluate.splits import Folds, k_fold, labelled_part, leave_site_out
-from mcsp.evaluate.units import Unit, labels_of
+from mcsp.evaluate.splits import k_fold, labelled_part, leave_site_out
+from mcsp.evaluate.units import Unit, labels_of, open_corpus
 from mcsp.output import write_whole
 from mcsp.schema import Modality, Purpose, Window, random_key, unit_interval
 from mcsp.windows import longest_window, random_start, window_starts
@@ -50,17 +48,15 @@ class Finetuning:
         self.task = self.labelled.task
         assert config.window_seconds is not None
         self.window_seconds = config.window_seconds
-        self.folds = self._folds()
+        keys, y_N, groups = [u.key for u in self.labelled.units], self.labelled.y_N, self.labelled.groups
+        if config.protocol == "kfold":
+            self.folds = k_fold(keys, y_N, groups, config.folds, 1)
+        else:
+            self.folds = leave_site_out(keys, y_N, groups, self.labelled.sites)
         self.frozen = unit_features(self.model, self.corpus, self.labelled.units, config, "frozen features")
         self.blocks = {m: list(self.model.feature_widths(m).values()) for m in self.frozen}
         self.held_out: dict[Modality, np.ndarray] = {}
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-    def _folds(self) -> Folds:
-        keys, y_N, groups = [u.key for u in self.labelled.units], self.labelled.y_N, self.labelled.groups
-        if self.config.protocol == "kfold":
-            return k_fold(keys, y_N, groups, self.config.folds, 1)
-        return leave_site_out(keys, y_N, groups, self.labelled.sites)
 
     def train(self, rows: np.ndarray, fold: int) -> tuple[MCSPClassifier, list[dict[str, float]]]:
         """A classifier trained on the units ``rows``, and the losses of every pass; of a number it gives that number.

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from mcsp.evaluate.baselines import Measured
+from mcsp.evaluate.measured import Measured
 from mcsp.evaluate.readout import grams
 from mcsp.evaluate.readout.classifiers import LOGISTIC, RIDGE, SVM, Classifier, Readout, discriminant, on_grams
 from mcsp.evaluate.readout.task import BINARY, Task

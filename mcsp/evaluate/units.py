@@ -1,17 +1,28 @@
-"""Labelled units: one per subject-session, or per session and task where the task is the label."""
+"""Labelled units, one per subject-session, or per session and task where the task is the label; and their corpus.
+
+The corpus may be built here from BIDS folders.
+"""
 
 import logging
 import math
+import os
+import secrets
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mcsp.config.evaluate import LabelKind, LabelledConfig
+from mcsp.config import Config, CorpusConfig, EegConfig, FmriConfig, LabelledConfig
+from mcsp.config.evaluate import LabelKind
 from mcsp.data_sharding.store.reader import Corpus
+from mcsp.encode.pretrained import PretrainedMCSP
+from mcsp.encode.recording import cleaning_of
 from mcsp.evaluate.readout.task import Task
-from mcsp.schema import Modality, Recording
+from mcsp.outside import read_text
+from mcsp.schema import KEY_VARIABLE, Modality, Recording
 from mcsp.windows import longest_window, no_window, start_ranges
 
 _log = logging.getLogger(__name__)
@@ -186,7 +197,9 @@ def _values(
             found = wrong[:5] if wrong else f"classes={list(classes)}" if classes is not None else different
             raise ValueError(f"{source}: expected three different numbers or more, found {found}")
         return [float(number) for number in numbers if number is not None], [], note
-    chosen = _in_order(different) if classes is None else list(classes)
+    negative = [v for v in different if v.lower() in _NEGATIVE_NAMES]
+    in_order = negative + [v for v in different if v not in negative] if len(negative) == 1 else different
+    chosen = in_order if classes is None else list(classes)
     if len(set(chosen)) < max(2, len(chosen)) or not set(chosen) <= set(different):
         asked = f" {chosen}" if classes else ""
         raise ValueError(f"{source}: expected two classes or more{asked}, found {len(different)}: {different[:10]}")
@@ -230,6 +243,66 @@ def _with_window(recordings: list[Recording], window_seconds: Mapping[Modality, 
     return kept
 
 
-def _in_order(values: list[str]) -> list[str]:
-    negative = [v for v in values if v.lower() in _NEGATIVE_NAMES]
-    return negative + [v for v in values if v not in negative] if len(negative) == 1 else values
+KEY_NAME = "subject.key"
+
+
+def open_corpus(config: LabelledConfig, out_dir: Path, model: PretrainedMCSP, columns: Sequence[str] = ()) -> Corpus:
+    """The corpus of ``config``; where it names BIDS folders, one built into ``out_dir/corpus``, or found there.
+
+    Recordings are cleaned with the constants in the export's preprocessing.json. Subjects are hashed under
+    ``MCSP_SUBJECT_KEY`` where that is set, which has to be the pretraining's key if an overlap is to be noticed; else
+    under a random one of this ``out_dir``, which only its owner can read.
+
+    Args:
+        config: with ``corpus_dir`` or ``bids_root``.
+        out_dir: of the results.
+        model: the export.
+        columns: of participants.tsv, beside the label and ``group_column``; names that no table has are ignored here.
+
+    Raises:
+        ValueError: no usable corpus, or BIDS folders of which none can be built; one line.
+    """
+    if config.corpus_dir is not None:
+        return Corpus(config.corpus_dir)
+    assert config.bids_root is not None
+    try:
+        from mcsp.data_sharding.build.corpus import build_corpus
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"bids_root: needs the extra corpus: pip install 'mcsp-pretraining[corpus]' ({error})"
+        ) from None
+    root = config.bids_root
+    one = (root / "participants.tsv").is_file() or (root / "dataset_description.json").is_file()
+    tables = root.glob("participants.tsv" if one else "*/participants.tsv")
+    heads = [read_text(table).partition("\n")[0] for table in tables]
+    present = {name.strip() for head in heads for name in head.split("\t")}
+    wanted = [config.label, *columns, *filter(None, [config.group_column])]
+    out_dir.mkdir(parents=True, exist_ok=True)
+    key_file = None
+    if not os.environ.get(KEY_VARIABLE):
+        key_file = _random_key(out_dir / KEY_NAME)
+    known = model.preprocessing.get("cleaning", {})
+    kinds: dict[Modality, type[Config]] = {"eeg": EegConfig, "fmri": FmriConfig}
+    cleaning = {m: cleaning_of(model, m, kind).dump() for m, kind in kinds.items() if m in known}
+    values: dict[str, Any] = {"sites": {root.name: {"path": root}}} if one else {"bids_root": root}
+    values |= cleaning | {
+        "out_dir": out_dir / "corpus",
+        "participants_columns": [c for c in dict.fromkeys(wanted) if c in present and c not in ENTITIES],
+        "split_fractions": (0.0, 0.0, 1.0),
+        "subject_key_file": key_file,
+        "max_quarantined": 1.0,
+    }
+    index, found = build_corpus(CorpusConfig.parse(values, "bids_root"))
+    totals = index["totals"]["all"]
+    state = "found" if found else "built"
+    print(f"corpus: {state} {out_dir / 'corpus'}, {totals['recordings']} recordings, {totals['rejected']} rejected")
+    return Corpus(out_dir / "corpus")
+
+
+def _random_key(file: Path) -> Path:
+    """The key of this folder, made where there is none; kept, so that the same command finds its corpus again."""
+    with suppress(FileExistsError):
+        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+        with os.fdopen(descriptor, "w") as key:
+            key.write(secrets.token_hex(32))
+    return file

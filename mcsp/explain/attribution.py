@@ -24,8 +24,9 @@ from captum.attr import IntegratedGradients
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
-from mcsp.batch import Signal, collate
+from mcsp.batch import Signal, collate, rows_of
 from mcsp.evaluate.measured import Points, connectivity, series
+from mcsp.evaluate.readout.grams import without_means
 from mcsp.kernels.spectral import BOLD_BANDS_HZ, EEG_BANDS_HZ
 from mcsp.model.mcsp import MCSP
 from mcsp.schema import Modality, Window
@@ -111,15 +112,15 @@ def attribute_pair(score: Score, positive: Window, negative: Window, modality: M
     parts_BKCT = split_bands(both.x_BCT * mask_1CT, a.sfreq, modality)
     # Masked again: a filter reaches into masked time.
     parts_BKCT = parts_BKCT * mask_1CT[:, None]
-    rest = Signal(
-        x_BCT=both.x_BCT[:1], sfreq_B=both.sfreq_B[:1], channel_valid_BC=channel_valid_1C, time_valid_BT=time_valid_1T,
-        position_BC3=both.position_BC3[:1],
-        position_valid_BC=both.position_valid_BC.all(0, keepdim=True) & channel_valid_1C, sample_B=both.sample_B[:1],
-        key_B=both.key_B[:1],
-    )  # fmt: skip
+    rest = rows_of(both, [0]).replace(
+        channel_valid_BC=channel_valid_1C,
+        time_valid_BT=time_valid_1T,
+        position_valid_BC=both.position_valid_BC.all(0, keepdim=True) & channel_valid_1C,
+    )
 
     def scored(x_BKCT: Tensor) -> Tensor:
-        return score(_repeated(rest, len(x_BKCT)).replace(x_BCT=x_BKCT.sum(1)))
+        rows = rows_of(rest, [0] * len(x_BKCT))
+        return score(rows.replace(x_BCT=x_BKCT.sum(1), sample_B=torch.arange(len(x_BKCT))))
 
     found = IntegratedGradients(scored).attribute(
         parts_BKCT[:1], baselines=parts_BKCT[1:], n_steps=steps, internal_batch_size=_ROWS_AT_ONCE
@@ -127,24 +128,6 @@ def attribute_pair(score: Score, positive: Window, negative: Window, modality: M
     with torch.no_grad():
         high, low = scored(parts_BKCT).tolist()
     return Attribution(found[0].sum(-1).T.double().numpy(), high - low)
-
-
-def _repeated(signal: Signal, rows: int) -> Signal:
-    return Signal(
-        x_BCT=signal.x_BCT,
-        sfreq_B=signal.sfreq_B.repeat(rows),
-        channel_valid_BC=signal.channel_valid_BC.expand(rows, -1),
-        time_valid_BT=signal.time_valid_BT.expand(rows, -1),
-        position_BC3=signal.position_BC3.expand(rows, -1, -1),
-        position_valid_BC=signal.position_valid_BC.expand(rows, -1),
-        sample_B=torch.arange(rows),
-        key_B=signal.key_B.repeat(rows),
-    )
-
-
-def mean_attribution(found: Sequence[Attribution]) -> Attribution:
-    """The mean over pairs of the same channels."""
-    return Attribution(np.mean([a.value_CK for a in found], axis=0), float(np.mean([a.difference for a in found])))
 
 
 FEWEST_UNITS = 8  # that a correlation is taken over
@@ -172,20 +155,12 @@ def _of_window(window: Window, modality: Modality) -> np.ndarray:
 
 def pattern(quantity_NQ: np.ndarray, score_N: np.ndarray, sites: Sequence[str]) -> np.ndarray:
     """Correlation ``(Q,)`` of each quantity with the score, within sites; 0 where a quantity is missing or constant."""
-    site_N = np.unique(np.asarray(sites), return_inverse=True)[1]
-    q_NQ, s_N = (_without_site_mean(np.asarray(v, dtype=float), site_N) for v in (quantity_NQ, score_N))
+    q_NQ, s_N = (without_means(np.asarray(v, dtype=float), np.asarray(sites)) for v in (quantity_NQ, score_N))
     scale_Q = np.sqrt((q_NQ**2).sum(0) * (s_N**2).sum())
     covariance_Q = s_N @ q_NQ
     # Rounding leaves constants a spread of about 1e-16 of their size.
     varying_Q = np.isfinite(scale_Q) & (scale_Q > 1e-9 * np.abs(np.nan_to_num(quantity_NQ)).max(0, initial=1e-12))
     return np.divide(covariance_Q, scale_Q, out=np.zeros(len(scale_Q)), where=varying_Q)
-
-
-def _without_site_mean(v_N: np.ndarray, site_N: np.ndarray) -> np.ndarray:
-    out = v_N.copy()
-    for site in np.unique(site_N):
-        out[site_N == site] -= v_N[site_N == site].mean(0)
-    return out
 
 
 def agreement(a_Q: np.ndarray, b_Q: np.ndarray) -> float | None:

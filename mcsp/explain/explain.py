@@ -8,7 +8,7 @@ Shape letters: N units, C channels, K bands, F features.
 
 import json
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,18 +19,17 @@ from tqdm import tqdm
 
 from mcsp.batch import collate
 from mcsp.config import ExplainConfig
-from mcsp.encode.classifier import MCSPClassifier
 from mcsp.encode.deployed import ENCODER, LoadedClassifier
 from mcsp.encode.pretrained import PretrainedMCSP, from_pretrained
-from mcsp.encode.windows import split_parts
-from mcsp.evaluate.bids_corpus import open_corpus
+from mcsp.encode.recording import split_parts
+from mcsp.encode.window_classifier import MCSPClassifier
 from mcsp.evaluate.comparison import shuffled
 from mcsp.evaluate.deploy import FOLDER
 from mcsp.evaluate.evaluate import untrained_like, versions, with_windows
 from mcsp.evaluate.features import unit_features
 from mcsp.evaluate.readout.classifiers import linear_weights
 from mcsp.evaluate.splits import k_fold
-from mcsp.evaluate.units import Unit, labels_of
+from mcsp.evaluate.units import Unit, labels_of, open_corpus
 from mcsp.explain.attribution import (
     BANDS_HZ,
     FEWEST_UNITS,
@@ -41,7 +40,6 @@ from mcsp.explain.attribution import (
     Score,
     agreement,
     attribute_pair,
-    mean_attribution,
     measured,
     pattern,
 )
@@ -106,6 +104,7 @@ class Explanation:
             maps[kind], found = self._maps(scores, pairs, modality, f"{modality}, {kind}")
             errors += found if kind == TRAINED else []
             held_out[kind] = self._held_out(scores, modality, rows, [test for _, test in folds])
+        flat = {kind: np.concatenate([m.value_CK.ravel() for m in of.values()]) for kind, of in maps.items()}
         return {
             "patterns": self._patterns(modality, rows, held_out),
             "bands": [*BANDS_HZ[modality], OTHER_BAND],
@@ -114,7 +113,7 @@ class Explanation:
             "sites": {site: self._described(site, modality, pairs, maps) for site in maps[TRAINED]},
             "controls": {
                 kind: {
-                    "rank_correlation": agreement(*(_flat(maps[k].values()) for k in (TRAINED, kind))),
+                    "rank_correlation": agreement(*(flat[k] for k in (TRAINED, kind))),
                     "difference": float(np.mean([m.difference for m in maps[kind].values()])),
                 }
                 for kind in kinds[1:]
@@ -176,7 +175,11 @@ class Explanation:
                 found = attribute_pair(scores[pair.fold], positive, negative, modality, self.config.steps)
                 by_site.setdefault(self._site(pair, modality), []).append(found)
                 errors.append(abs(found.value_CK.sum() - found.difference) / max(abs(found.difference), 1e-12))
-        return {site: mean_attribution(found) for site, found in sorted(by_site.items())}, errors
+        means = {
+            site: Attribution(np.mean([a.value_CK for a in of], axis=0), float(np.mean([a.difference for a in of])))
+            for site, of in sorted(by_site.items())
+        }
+        return means, errors
 
     @torch.no_grad()
     def _held_out(
@@ -244,11 +247,6 @@ class Explanation:
             "attribution": maps[TRAINED][site].value_CK.tolist(),
             "controls": {kind: m[site].value_CK.tolist() for kind, m in maps.items() if kind != TRAINED},
         }
-
-
-def _flat(maps: Iterable[Attribution]) -> np.ndarray:
-    """All channels and bands of some maps."""
-    return np.concatenate([m.value_CK.ravel() for m in maps])
 
 
 def _channels(recording: Recording) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from nilearn import plotting
 
-from mcsp.evaluate.report.figures import STYLE, raster, vector
+from mcsp.evaluate.report.page import STYLE, raster, vector
 from mcsp.explain.attribution import OTHER_BAND, as_matrix
 from mcsp.output import write_whole
 from mcsp.page import COLOURS, GREY, render

@@ -4,9 +4,9 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mcsp.data_sharding.bids.description import read_sources, terms_of
+from mcsp.data_sharding.bids.tables import read_sources, terms_of
 from mcsp.data_sharding.store.reader import Corpus
-from mcsp.encode.parcellations import parcellation_name
+from mcsp.encode.bold_source import parcellation_name
 from mcsp.export.hub import front_matter
 from mcsp.model.mcsp import MCSP
 from mcsp.schema import Modality, Recording

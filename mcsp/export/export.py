@@ -17,7 +17,7 @@ from torch import Tensor
 from mcsp.batch import Signal
 from mcsp.config import ModelConfig
 from mcsp.data_sharding.store.reader import Corpus
-from mcsp.encode.parcellations import parcellations_of
+from mcsp.encode.bold_source import parcellations_of
 from mcsp.encode.pretrained import from_pretrained
 from mcsp.export.card import model_card
 from mcsp.model.mcsp import MCSP

@@ -114,8 +114,12 @@ class Clock:
                 waited = _between(begin, end)
                 seconds["communication"] += waited
                 seconds[phase] -= waited
-        self._marks, self._waits = self._marks[-1:], []
+        self.forget()
         return seconds
+
+    def forget(self) -> None:
+        """Drop what :meth:`split` would tell. A rank that logs nothing would remember every phase of the run."""
+        self._marks, self._waits = self._marks[-1:], []
 
 
 def _between(begin: "float | torch.cuda.Event", end: "float | torch.cuda.Event") -> float:
@@ -129,8 +133,17 @@ def _between(begin: "float | torch.cuda.Event", end: "float | torch.cuda.Event")
 class Profile:
     """A trace of some steps for chrome://tracing or ui.perfetto.dev, in ``run_dir/profile/rank-00000.json.gz``."""
 
-    def __init__(self, run_dir: Path, rank: int, steps: tuple[int, int] | None) -> None:
-        """``steps``: the first and the last, counted from 1; None: no trace."""
+    def __init__(self, run_dir: Path, rank: int, steps: tuple[int, int] | None, of: int) -> None:
+        """Args:
+            run_dir, rank: of the run.
+            steps: the first and the last, counted from 1; None: no trace.
+            of: steps of the run.
+
+        Raises:
+            ValueError: steps that the run does not have: there would be no trace of them.
+        """
+        if steps and not 1 <= steps[0] <= steps[1] <= of:
+            raise ValueError(f"profile_steps: expected the first and the last of steps 1 to {of}, found {list(steps)}")
         self.steps, self.path = steps, run_dir / "profile" / f"rank-{rank:05d}.json.gz"
         self._running: torch.profiler.profile | None = None
 

@@ -34,6 +34,7 @@ from mcsp import distributed  # noqa: E402
 from mcsp.batch import Batch  # noqa: E402
 from mcsp.config import PretrainConfig, find_config  # noqa: E402
 from mcsp.schema import text_key  # noqa: E402
+from mcsp.training.pretrainer import group_of  # noqa: E402
 from mcsp.training.saving import state as fragments  # noqa: E402
 from mcsp.training.saving.state import EMA, Copied, State, copy_state  # noqa: E402
 from mcsp.wording import listed  # noqa: E402
@@ -43,7 +44,8 @@ logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
 
 _INJECTED = {
     "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping",
-    "optimizer", "scheduler", "bf16", "fp16", "steps_per_print",
+    "optimizer", "scheduler", "bf16", "fp16", "steps_per_print", "zero_allow_untested_optimizer",
+    "zero_force_ds_cpu_optimizer", "managed_gradient_accumulation",
 }  # fmt: skip
 _PR_SET_PDEATHSIG = 1
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # numbers of malloc.h
@@ -141,10 +143,13 @@ def deepspeed_config(config: PretrainConfig, world_size: int, global_batch: int)
     # Older GPUs emulate bf16, slower than they compute in fp32.
     native = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
     bf16 = config.precision == "bf16" or (config.precision == "auto" and native)
-    zero = values.get("zero_optimization", {})
+    zero, autocast = (_section(config, values, name) for name in ("zero_optimization", "torch_autocast"))
     stage = zero.get("stage", 0)
+    if autocast.get("enabled") and autocast.get("dtype") not in ("bfloat16", "bf16", "torch.bfloat16"):
+        # Without it a GPU takes float16, whose gradients would be scaled by who knows how much.
+        raise ValueError(f"{config.deepspeed}: torch_autocast.dtype: expected bf16, found {autocast.get('dtype')}")
     for part in ("offload_optimizer", "offload_param"):
-        where = zero.get(part, {}).get("device", "none")
+        where = _section(config, zero, part).get("device", "none")
         if where not in ("none", "cpu"):
             raise ValueError(f"{config.deepspeed}: {part}.device: expected none or cpu, found {where}")
     if config.compile and stage == 3:
@@ -167,6 +172,13 @@ def deepspeed_config(config: PretrainConfig, world_size: int, global_batch: int)
     }
 
 
+def _section(config: PretrainConfig, values: dict[str, Any], name: str) -> dict[str, Any]:
+    found = values.get(name) or {}
+    if not isinstance(found, dict):
+        raise ValueError(f"{config.deepspeed}: {name}: expected a JSON object, found {found!r}")
+    return found
+
+
 def collectives() -> object:
     """What DeepSpeed communicates through; for :meth:`mcsp.training.clock.Clock.watch_collectives`."""
     return deepspeed.comm.comm.cdb
@@ -177,14 +189,6 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
     matrices = [p for p in module.parameters() if p.ndim >= 2]
     others = [p for p in module.parameters() if p.ndim < 2]
     return [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
-
-
-def group_of(name: str) -> str:
-    """The part of the module that a parameter belongs to: eeg_spatial, eeg_spatial_projection, heads, temperatures."""
-    parts = name.split(".")
-    if parts[0] == "model":
-        return parts[2] + ("_projection" if parts[1] == "projections" else "")
-    return "temperatures" if parts[0] == "log_scale_P" else "heads"
 
 
 class Engine:
@@ -362,7 +366,9 @@ class Engine:
             optimizer.check_overflow = lambda **_: None
 
     def _stage0_norm(self) -> Tensor:
-        return torch.nn.utils.get_total_norm([p.grad for p in self._engine.module.parameters() if p.grad is not None])
+        gradients = [p.grad for p in self._engine.module.parameters() if p.grad is not None]
+        # In float32 whatever the gradients: in bf16 the norm would have two digits.
+        return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients, 2, torch.float32)))
 
     def copy_state(self) -> Copied:
         """Copy this rank's part of weights and optimizer state to the host's memory. Every rank calls it.

@@ -31,6 +31,7 @@ from mcsp.schema import MAD_TO_SD
 _LEAST_SIGMA = 0.05  # of the median loss, or of the logarithm of a norm: after a quiet stretch no wobble is a spike
 _LEVEL_STEPS = 32  # whose median is the level of the loss
 _FAR = 1.5  # times the best level
+_DOUBT_STEPS = 5  # whose median is high where the weights may be bad: the level would show it some 16 steps late
 _SMALLEST, _LARGEST_LOG = 1e-30, 700.0  # norm that has a logarithm, and logarithm that has a norm
 # A fraction of bad windows means nothing before so many were read.
 _LEAST_WINDOWS = 1000
@@ -119,7 +120,7 @@ class Health:
         level = statistics.median(self.losses[-width:])
         first, best = self.levels or (level, level)
         self.levels = [first, min(best, level) if whole else best]
-        self.lost = self.lost + 1 if level > first and level > _FAR * best else 0
+        self.lost = self.lost + 1 if _is_lost(level, self.levels) else 0
 
     @property
     def why_back(self) -> str:
@@ -134,7 +135,7 @@ class Health:
     @property
     def doubtful(self) -> bool:
         """Whether the weights may be bad: no checkpoint of them should take the place of an older one."""
-        return self.in_a_row > 0 or self.lost > 0
+        return not clean(self.state())
 
     def rolled_back(self, saved: dict[str, Any], steps: int) -> None:
         """Take the state of a checkpoint ``steps`` ago, and skip what was read since."""
@@ -188,9 +189,20 @@ class BadWindows:
         )
 
 
+def _is_lost(level: float, levels: Sequence[float]) -> bool:
+    first, best = levels
+    return level > first and level > _FAR * best
+
+
 def clean(state: dict[str, Any]) -> bool:
-    """Whether a run may go back to a checkpoint with this state: nothing was wrong when it was saved."""
-    return not state["in_a_row"] and not state.get("lost")
+    """Whether a run may go back to a checkpoint with this state: nothing was wrong when it was saved.
+
+    The loss is high from the third step on of which it is; :attr:`Health.lost` waits for its level.
+    """
+    if state["in_a_row"] or state.get("lost"):
+        return False
+    levels = state.get("levels")
+    return not levels or not _is_lost(statistics.median(state["losses"][-_DOUBT_STEPS:]), levels)
 
 
 def suspects(events: Sequence[dict[str, Any]]) -> dict[str, int]:

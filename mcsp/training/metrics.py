@@ -26,6 +26,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from mcsp.output import write_whole
 from mcsp.run_log import iter_metrics, keep_steps, open_to_append
 from mcsp.wording import listed
 
@@ -37,6 +38,7 @@ BAR = "{desc} {n_fmt}/{total_fmt} [{remaining} left{postfix}]"  # with brief(), 
 class Tracker(NamedTuple):
     """One record of this run."""
 
+    name: str
     log: Callable[[int, dict[str, float]], object]
     close: Callable[[], object]
 
@@ -45,7 +47,7 @@ class Metrics:
     """Writes the metrics and events of one start of a run."""
 
     def __init__(self, run_dir: Path, first_step: int, steps: int, also: Sequence[Tracker] = ()) -> None:
-        self.run_dir, self.steps, self.also = run_dir, steps, also
+        self.run_dir, self.steps, self.also = run_dir, steps, list(also)
         self._path = run_dir / "metrics.jsonl"
         self._events = open_to_append(run_dir / "events.jsonl")
         self._bar = tqdm(
@@ -60,7 +62,8 @@ class Metrics:
         first = next(iter_metrics(self.run_dir), {})
         self._untrained = first if first.get("step") == 1 else {}
         self._file = self._path.open("a")
-        self._board = SummaryWriter(str(self.run_dir / "tensorboard"), purge_step=step + 1 if step else None)
+        # Also of a run that begins anew: killed before its first checkpoint it has left files.
+        self._board = SummaryWriter(str(self.run_dir / "tensorboard"), purge_step=step + 1)
 
     def rewind(self, step: int) -> None:
         """Forget what was logged after ``step``."""
@@ -72,14 +75,14 @@ class Metrics:
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Log the values of one step, counted from 1; what is not finite becomes ``null``."""
-        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        self._file.write(json.dumps({"step": step, **finite}) + "\n")
+        line = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        self._file.write(json.dumps({"step": step, **line}) + "\n")
         self._file.flush()
         # One event for all of them: with add_scalar's event for each, sixty took 5 ms.
         together = Summary(value=[Summary.Value(tag=name, simple_value=value) for name, value in values.items()])
         self._board.file_writer.add_summary(together, step)  # type: ignore[attr-defined]
-        for tracker in self.also:
-            tracker.log(step, {name: value for name, value in values.items() if math.isfinite(value)})
+        finite = {name: value for name, value in values.items() if math.isfinite(value)}
+        self.also = [tracker for tracker in self.also if _heard(tracker, lambda: tracker.log(step, finite))]  # noqa: B023
         self._progress(step, values)
 
     def event(self, kind: str, step: int, **facts: Any) -> None:
@@ -102,7 +105,7 @@ class Metrics:
         for stream in (self._board, self._file, self._events):
             stream.close()
         for tracker in self.also:
-            tracker.close()
+            _heard(tracker, tracker.close)
 
     def _progress(self, step: int, values: dict[str, float]) -> None:
         self._untrained = values if step == 1 else self._untrained
@@ -113,6 +116,17 @@ class Metrics:
             self._said = now
             left = (self.steps - step) * (now - self._began) / max(1, step - self._first)
             print(f"step {step}/{self.steps}, {shown}, {_clock(left)} left", file=sys.stderr, flush=True)
+
+
+def _heard(tracker: Tracker, tell: Callable[[], object]) -> bool:
+    """Whether a tracker took it. One that fails is told nothing more in this start: metrics.jsonl has everything."""
+    try:
+        tell()
+    except Exception as error:  # noqa: BLE001, each service has its own, and none may end the run
+        reason = " ".join(str(error).split())
+        tqdm.write(f"warning: {tracker.name} gets no more metrics of this start ({reason:.500})", file=sys.stderr)
+        return False
+    return True
 
 
 def brief(values: dict[str, float]) -> str:
@@ -166,10 +180,10 @@ def _wandb(run_dir: Path, config: dict[str, Any]) -> Tracker:
     wandb = importlib.import_module("wandb")
     own, known = {"project": "mcsp", "name": run_dir.name, "dir": str(run_dir)}, run_dir / "wandb-id"
     run = wandb.init(**own, config=config, resume="allow", id=known.read_text() if known.is_file() else None)
-    known.write_text(run.id)
+    write_whole(known, run.id)
     # Its own counter must never go back, as ours does after a rollback.
     run.define_metric("*", step_metric="step")
-    return Tracker(lambda step, values: run.log({**values, "step": step}), run.finish)
+    return Tracker("wandb", lambda step, values: run.log({**values, "step": step}), run.finish)
 
 
 def _mlflow(run_dir: Path, config: dict[str, Any]) -> Tracker:
@@ -184,11 +198,11 @@ def _mlflow(run_dir: Path, config: dict[str, Any]) -> Tracker:
     if known.is_file():
         mlflow.start_run(run_id=known.read_text())
     else:
-        known.write_text(mlflow.start_run(run_name=run_dir.name).info.run_id)
+        write_whole(known, mlflow.start_run(run_name=run_dir.name).info.run_id)
         mlflow.log_dict(config, "config.json")
 
     def log(step: int, values: dict[str, float]) -> None:
         # A store of files makes a folder of each slash, and "loss" is a file beside "loss/eeg".
         mlflow.log_metrics({name.replace("/", "."): value for name, value in values.items()}, step=step)
 
-    return Tracker(log, mlflow.end_run)
+    return Tracker("mlflow", log, mlflow.end_run)

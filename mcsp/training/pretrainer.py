@@ -221,6 +221,14 @@ class Pretrainer(nn.Module):
         return bounded_P.exp()
 
 
+def group_of(name: str) -> str:
+    """The part of the module that a parameter belongs to: eeg_spatial, eeg_spatial_projection, heads, temperatures."""
+    parts = name.split(".")
+    if parts[0] == "model":
+        return parts[2] + ("_projection" if parts[1] == "projections" else "")
+    return "temperatures" if parts[0] == "log_scale_P" else "heads"
+
+
 def _in_cache(signal: Signal) -> Iterator[Signal]:
     """Neighbouring rows of one rate in groups that a processor's cache holds, without the padding that no row of a
     group needs; all at once on a GPU.

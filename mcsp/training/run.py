@@ -12,6 +12,7 @@ from pathlib import Path
 from mcsp import distributed
 from mcsp.batch import Batch
 from mcsp.config import PretrainConfig
+from mcsp.output import write_whole
 from mcsp.run_log import iter_events
 from mcsp.training import engine
 from mcsp.training.clock import Clock, Profile
@@ -32,7 +33,7 @@ from mcsp.training.stopping import (
 from mcsp.training.throughput import Throughput, goodput, peak_memory_gib
 from mcsp.training.trainer import Trainer
 from mcsp.training.validation.evaluations import Evaluations
-from mcsp.training.watchdog import Watchdog, clear_heartbeats
+from mcsp.training.watchdog import Watchdog, clear_heartbeats, wait_together
 
 _RANKS_SHOWN = 16  # whose memory is logged one by one
 
@@ -44,12 +45,12 @@ class Run:
         self.trainer, self.config, self.clock = trainer, trainer.config, trainer.clock
         self.metrics: Metrics | None = None
         check_installed(self.config.trackers)
-        self.profile = Profile(self.config.run_dir, trainer.rank, self.config.profile_steps)
+        self.profile = Profile(self.config.run_dir, trainer.rank, self.config.profile_steps, self.config.steps)
         self.began = time.monotonic()
         if trainer.rank == 0:
             run_dir = self.config.run_dir
             run_dir.mkdir(parents=True, exist_ok=True)
-            (run_dir / "config.json").write_text(json.dumps(self.config.dump(), indent=1))
+            write_whole(run_dir / "config.json", json.dumps(self.config.dump(), indent=1))
             also = trackers(self.config.trackers, run_dir, self.config.dump())
             self.metrics = Metrics(run_dir, trainer.step, self.config.steps, also)
             arithmetic = trainer.engine.arithmetic
@@ -71,11 +72,22 @@ class Run:
         """
         try:
             self._loop()
+            self._await_copy()
+        except RunEnded:  # on every rank
+            self._await_copy()
+            raise
         finally:
             if self.metrics:
                 self.metrics.close()
             if self.trainer.mirror:
                 self.trainer.mirror.close()
+
+    def _await_copy(self) -> None:
+        """Wait for the copy of the last checkpoint in mirror_dir, which may take longer than ranks may hang."""
+        mirror = self.trainer.mirror
+        if self.config.mirror_dir:
+            self.clock.enter("checkpoint")
+            wait_together(self.clock, lambda seconds: mirror is None or mirror.close(seconds))
 
     def _stream(self) -> Iterator[list[Batch]]:
         """Batches from here to the last step, of the data that no rollback has skipped."""
@@ -98,7 +110,7 @@ class Run:
             self.profile.after(trainer.step)
             if health.why_back and not trainer.stopping:
                 trainer.roll_back(self.metrics)
-                self.evaluations.forget_later()
+                self.evaluations.find_best()
                 stream, self.logged_step, begin = self._stream(), trainer.step, time.perf_counter()
                 continue
             if not health.in_a_row:
@@ -121,8 +133,8 @@ class Run:
         step, every = self.trainer.step, self.config.checkpoint_every
         # The first comes early: a run that goes wrong soon has somewhere to go back to. While the weights are in doubt
         # no older checkpoint must go for theirs.
-        doubtful = self.trainer.health.doubtful or self.trainer.validated["collapsed"]
-        due = (step % every == 0 or step == max(1, every // 10) or self.evaluations.best) and not doubtful
+        due = step % every == 0 or step == max(1, every // 10) or self.evaluations.best
+        due = due and not self.trainer.in_doubt
         if due or last or step == self.config.steps:
             self.clock.enter("checkpoint")
             self.trainer.save()
@@ -137,6 +149,7 @@ class Run:
     def _log(self, values: dict[str, float]) -> None:
         step = self.trainer.step
         if not self.metrics:
+            self.clock.forget()
             return
         if self.config.is_logged(step) or self.trainer.stopping:
             self.metrics.write(step, {**values, **self._speed(step - self.logged_step)})
@@ -240,7 +253,7 @@ def _take(config: PretrainConfig, clock: Clock) -> tuple[Lock | None, StopReques
 
 
 def _how_it_ended(trainer: Trainer) -> tuple[str, str, int]:
-    if not trainer.stopping:
+    if not trainer.stopping or trainer.step >= trainer.config.steps:
         return "finished", "", 0
     asked = distributed.gather_objects(trainer.asked())
     return "asked to stop", ", ".join(f"{why} on rank {r}" for r, why in enumerate(asked) if why), EXIT_AGAIN

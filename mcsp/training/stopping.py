@@ -65,14 +65,22 @@ class StopRequest:
                 gone = [pid for pid, started in above if process_stat(pid)[1] != started]
                 if gone:
                     self._other = f"end of the launcher (process {gone[0]})"
-                elif self.rank == 0 and (self.run_dir / STOP_FILE).exists():
+                elif self.rank == 0 and _there(self.run_dir / STOP_FILE):
                     self._other = f"file {STOP_FILE}"
             elif self.clock.phase != "checkpoint":  # a save takes as long as it takes
                 since = since or time.monotonic()
                 if time.monotonic() - max(since, self.clock.progress) > GRACE_SECONDS:
                     detail = f"{self.why}, but no progress for {GRACE_SECONDS:.0f} s in {self.clock.doing}"
-                    write_exit(self.run_dir, "asked to stop", detail, -1, 1, self.rank)
+                    write_exit(self.run_dir, "asked to stop", detail, self.clock.step, 1, self.rank)
                     os._exit(1)
+
+
+def _there(path: Path) -> bool:
+    """Whether there is a file; no where a network file system has trouble, which must not end the watch."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
 
 
 def process_stat(pid: int) -> tuple[int, str, str]:

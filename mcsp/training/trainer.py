@@ -5,6 +5,7 @@ import math
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,6 +34,7 @@ from mcsp.training.saving.continues import changes, in_words, start_from
 from mcsp.training.saving.mirror import Mirror, restore
 from mcsp.training.saving.saver import Saver
 from mcsp.training.stopping import EXIT_DATA, RunEnded
+from mcsp.training.watchdog import wait_together
 from mcsp.wording import listed
 
 
@@ -177,20 +179,25 @@ class Trainer:
 
     def _newest_checkpoint(self) -> Path | None:
         """The checkpoint to continue from. One rank looks and tells the others: they must not choose differently."""
-        run_dir, found, problem = self.config.run_dir, None, ""
-        if self.rank == 0:
-            try:
-                if self.config.mirror_dir:
-                    restore(self.config.mirror_dir, run_dir, self.config.resume)
-                found = checkpoint.to_continue(run_dir, self.config.resume)
-            except OSError as error:
-                problem = f"{run_dir}: cannot look for checkpoints ({error.strerror})"
-            except ValueError as error:
-                problem = str(error)
-        found, problem = distributed.gather_objects((found, problem))[0]
+        with ThreadPoolExecutor(1) as aside:  # fetching one may take longer than ranks may hang
+            looked = aside.submit(self._look) if self.rank == 0 else None
+            wait_together(self.clock, lambda seconds: looked is None or bool(wait([looked], seconds).done))
+            found, problem = distributed.gather_objects(looked.result() if looked else None)[0]
         if problem:
             raise ValueError(problem)
         return found
+
+    def _look(self) -> tuple[Path | None, str]:
+        """The checkpoint to continue from, and what stands against it."""
+        run_dir = self.config.run_dir
+        try:
+            if self.config.mirror_dir:
+                restore(self.config.mirror_dir, run_dir, self.config.resume)
+            return checkpoint.to_continue(run_dir, self.config.resume), ""
+        except OSError as error:
+            return None, f"{run_dir}: cannot look for checkpoints ({error.strerror})"
+        except ValueError as error:
+            return None, str(error)
 
     def _resume(self, path: Path) -> None:
         manifest = read_object(path / checkpoint.MANIFEST)
@@ -372,4 +379,10 @@ class Trainer:
         """Begin to write a checkpoint of the current step; every rank calls it."""
         state = {"useful_seconds": self.useful_seconds, "health": self.health.state()}
         facts = {**self.facts, **state, "validated": self.validated}
-        self.saver.begin(self.step, facts, self.engine.copy_state())
+        # No checkpoint of weights in doubt takes the place of an older one: that may be the only way back.
+        self.saver.begin(self.step, facts, self.engine.copy_state(), retire=not self.in_doubt)
+
+    @property
+    def in_doubt(self) -> bool:
+        """Whether the weights may be bad; the same on every rank."""
+        return self.health.doubtful or bool(self.validated["collapsed"])

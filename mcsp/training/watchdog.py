@@ -12,9 +12,11 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from mcsp import distributed
 from mcsp.output import write_whole
 from mcsp.training.clock import Clock
 from mcsp.training.stopping import EXIT_HUNG, write_exit
@@ -39,10 +41,13 @@ class Watchdog(threading.Thread):
 
     def run(self) -> None:
         """Beat and look, until the process ends."""
-        (self.run_dir / "heartbeats").mkdir(parents=True, exist_ok=True)
         while True:
             self.write()
+            begin = time.monotonic()
             time.sleep(self.interval)
+            stopped = time.monotonic() - begin - self.interval
+            if stopped > self.interval:  # the whole process was: Ctrl-Z, or a job that was suspended
+                self.clock.progress = min(time.monotonic(), self.clock.progress + stopped)
             if time.monotonic() - self.clock.progress > self.seconds:
                 self.end()
 
@@ -54,6 +59,7 @@ class Watchdog(threading.Thread):
         facts |= {"step": self.clock.step, "phase": self.clock.doing, "idle_seconds": round(idle, 1)}
         path = self.run_dir / "heartbeats" / f"rank-{self.rank:05d}.json"
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             write_whole(path, json.dumps({**facts, "diagnosing": diagnosing}) + "\n")
         except OSError as error:
             print(f"warning: {path}: cannot write the heartbeat ({error.strerror})", file=sys.stderr, flush=True)
@@ -70,15 +76,18 @@ class Watchdog(threading.Thread):
             time.sleep(self.interval / 2)
         report, reporter = diagnose(earlier, self.read_all(), self.world_size)
         folder = self.run_dir / "stacks"
-        folder.mkdir(exist_ok=True)
-        stacks = folder / f"rank-{self.rank:05d}.txt"
-        with stacks.open("w") as file:
-            file.write(f"{report}\nrank {self.rank}, step {self.clock.step}, {self.clock.doing}\n\n")
-            file.flush()
-            faulthandler.dump_traceback(file, all_threads=True)
+        # First what says most: a disk that is full, too, may take no more than that.
         if self.rank == reporter:
             print(f"watchdog: {report}; stacks: {folder}", file=sys.stderr, flush=True)
         write_exit(self.run_dir, "watchdog", report, self.clock.step, EXIT_HUNG, self.rank)
+        try:
+            folder.mkdir(exist_ok=True)
+            with (folder / f"rank-{self.rank:05d}.txt").open("w") as file:
+                file.write(f"{report}\nrank {self.rank}, step {self.clock.step}, {self.clock.doing}\n\n")
+                file.flush()
+                faulthandler.dump_traceback(file, all_threads=True)
+        except OSError as error:
+            print(f"warning: {folder}: cannot write stacks ({error.strerror})", file=sys.stderr, flush=True)
         os._exit(EXIT_HUNG)
 
     def read_all(self) -> dict[int, dict[str, Any]]:
@@ -88,6 +97,17 @@ class Watchdog(threading.Thread):
             facts = json.loads(path.read_text())
             found[facts["rank"]] = facts
         return found
+
+
+def wait_together(clock: Clock, done: Callable[[float], bool]) -> None:
+    """Return when ``done(seconds)``, which waits for at most so long, is true on the first rank.
+
+    Every rank calls it, and all tell each other once a second: one that waited without a word would count as hung.
+    """
+    while True:
+        clock.enter(clock.phase)
+        if distributed.gather_objects(distributed.is_main() and done(1.0))[0]:
+            return
 
 
 def diagnose(

@@ -13,7 +13,7 @@ from scipy.signal import detrend
 from mcsp.batch import Batch, Signal
 from mcsp.config import ModelConfig
 from mcsp.data_sharding.demo.simulate import SimulatedSite, parcel_lattice, simulate_subject
-from mcsp.data_sharding.demo.simulated_sites import SIMULATED_A, SIMULATED_B
+from mcsp.data_sharding.demo.sites import SIMULATED_A, SIMULATED_B
 from mcsp.model.mcsp import MCSP
 from mcsp.schema import Modality
 from tests.claims.planted import positions_of, signal_of, train

@@ -7,7 +7,7 @@ import torch
 
 from mcsp.batch import Signal
 from mcsp.config import ModelConfig
-from mcsp.encode.classifier import MCSPClassifier
+from mcsp.encode.window_classifier import MCSPClassifier
 from mcsp.model.mcsp import MCSP
 from tests.model.test_encoders import make_signal
 

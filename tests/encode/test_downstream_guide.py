@@ -13,9 +13,9 @@ import pytest
 
 from mcsp.config import ModelConfig
 from mcsp.data_sharding.store.reader import Corpus
-from mcsp.encode.classifier import MCSPClassifier
 from mcsp.encode.deployed import Head, write_classifier
 from mcsp.encode.pretrained import PretrainedMCSP, from_pretrained
+from mcsp.encode.window_classifier import MCSPClassifier
 from mcsp.evaluate.deploy import heads_of
 from mcsp.export import program
 from mcsp.export.export import preprocessing_of

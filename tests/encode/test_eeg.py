@@ -26,8 +26,7 @@ from mcsp.data_sharding.clean.recording import CleanRecording, encode
 from mcsp.data_sharding.store.reader import Corpus
 from mcsp.encode.eeg import raw_of_array
 from mcsp.encode.pretrained import PretrainedMCSP, from_pretrained
-from mcsp.encode.recording import as_recording
-from mcsp.encode.windows import OF_WINDOWS, split_parts
+from mcsp.encode.recording import OF_WINDOWS, as_recording, split_parts
 from mcsp.model.weights import write_pretrained
 from mcsp.schema import Window
 from mcsp.windows import window_starts

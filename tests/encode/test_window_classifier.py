@@ -1,6 +1,6 @@
 """The plain module: a training loop of anyone's learns, and what is frozen stays.
 
-Covers: mcsp/encode/classifier.py
+Covers: mcsp/encode/window_classifier.py
 """
 
 import copy

@@ -8,8 +8,16 @@ import numpy as np
 import pytest
 
 from mcsp.data_sharding.store.reader import Corpus
-from mcsp.evaluate.baselines import covariate_table, measure, same_channels
-from mcsp.evaluate.measured import SCALP_REGIONS_MM, Points, brain_lattice_mm, root_connectivity, series
+from mcsp.evaluate.measured import (
+    SCALP_REGIONS_MM,
+    Points,
+    brain_lattice_mm,
+    covariate_table,
+    measure,
+    root_connectivity,
+    same_channels,
+    series,
+)
 from mcsp.evaluate.units import Labelled, Unit
 from tests.evaluate.test_features import recording, units_of
 

@@ -8,9 +8,8 @@ import pytest
 from mcsp.config import EvaluateConfig, ModelConfig
 from mcsp.data_sharding.store.reader import Corpus
 from mcsp.encode.pretrained import PretrainedMCSP
-from mcsp.evaluate.bids_corpus import KEY_NAME, open_corpus
-from mcsp.evaluate.overlap import find_overlap
-from mcsp.evaluate.units import read_labels
+from mcsp.evaluate.evaluate import find_overlap
+from mcsp.evaluate.units import KEY_NAME, open_corpus, read_labels
 from mcsp.export.export import pretraining_subjects
 from mcsp.model.weights import SUBJECTS_FILE
 from mcsp.schema import KEY_FINGERPRINT, KEY_VARIABLE

@@ -84,7 +84,7 @@ def test_raw_files_are_scored_as_their_units_in_the_corpus(
         of_site = [i for i, site in enumerate(labelled.sites) if site == "simulated-a"]
         x_NF = np.hstack([parts[modality][name] for name in pretrained.feature_widths(modality)])[of_site]
         p_NO = softmax([classifier.heads[modality].scores(x_F) for x_F in x_NF], axis=1)
-        found = classifier.predict_all(files(corpus_dir, pattern))
+        found = list(map(classifier.predict_or_tell, files(corpus_dir, pattern)))
         assert [p.error for p in found] == [""] * 16
         p_N = [p.probabilities[labelled.classes[1]] for p in found]
         np.testing.assert_allclose(np.sort(p_N), np.sort(p_NO[:, 1]), atol=0.01)

@@ -27,7 +27,7 @@ from mcsp.evaluate.methods import CLASSICAL
 from mcsp.evaluate.readout.classifiers import SVM, on_grams
 from mcsp.evaluate.readout.task import Task
 from mcsp.evaluate.report.tables import MEASURES, terminal_table, verdict
-from mcsp.evaluate.retrieval.controls import CONTROLS, run_retrieval
+from mcsp.evaluate.retrieval import CONTROLS, run_retrieval
 from mcsp.evaluate.splits import Folds, k_fold
 from mcsp.evaluate.units import read_labels
 from mcsp.export.export import pretraining_subjects

@@ -1,6 +1,6 @@
 """Features of units: windows, averages, whole recordings, missing modalities.
 
-Covers: mcsp/encode/windows.py
+Covers: mcsp/encode/recording.py
 """
 
 from dataclasses import replace
@@ -13,9 +13,9 @@ import torch
 from mcsp.batch import collate
 from mcsp.config import EvaluateConfig, ModelConfig
 from mcsp.data_sharding.store.reader import Corpus
-from mcsp.encode.windows import OF_WINDOWS, encode_windows, split_parts
-from mcsp.evaluate.baselines import measure
+from mcsp.encode.recording import OF_WINDOWS, encode_windows, split_parts
 from mcsp.evaluate.features import learned_parts, measured_parts, unit_features
+from mcsp.evaluate.measured import measure
 from mcsp.evaluate.units import Unit
 from mcsp.model.mcsp import MCSP
 from mcsp.schema import Recording, Window

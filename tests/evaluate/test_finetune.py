@@ -14,7 +14,7 @@ import mcsp
 from mcsp.batch import collate
 from mcsp.config import FinetuneConfig, ModelConfig
 from mcsp.data_sharding.store.reader import Corpus
-from mcsp.encode.classifier import MCSPClassifier
+from mcsp.encode.window_classifier import MCSPClassifier
 from mcsp.evaluate.finetune import Finetuning, finetune
 from mcsp.evaluate.splits import labelled_part
 from mcsp.evaluate.units import Labelled, labels_of, read_labels

@@ -148,7 +148,7 @@ def check_numbers(folder: Path, corpus_dir: Path, people: dict[str, dict[str, An
 
 
 def check_stages(folder: Path, corpus_dir: Path) -> None:
-    found = mcsp.load_classifier(folder).predict_all(recordings_of(corpus_dir))
+    found = list(map(mcsp.load_classifier(folder).predict_or_tell, recordings_of(corpus_dir)))
     assert {p.label for p in found} == {"healthy", "mild", "severe"}
     for p in found:
         assert list(p.probabilities) == ["healthy", "mild", "severe"] and p.value is p.interval is None
@@ -169,7 +169,7 @@ def test_age_and_stage_are_fine_tuned(corpus: Corpus, corpus_dir: Path, export_d
     predictor = mcsp.load_classifier(tmp_path / "classifier")
     assert predictor.task == {"kind": "regression", "label": "age", "classes": []}
     edf, bold = recordings_of(corpus_dir)[0], next((corpus_dir.parent / "bids").glob("*/sub-*/func/*_timeseries.tsv"))
-    for of_file in predictor.predict_all([edf, bold]):
+    for of_file in map(predictor.predict_or_tell, [edf, bold]):
         assert of_file.error == of_file.label == "" and of_file.probabilities == {}
         assert of_file.value is not None and of_file.interval is not None and 0 < of_file.value < 100
         head = predictor.heads[of_file.modality]  # type: ignore[index]
@@ -178,7 +178,7 @@ def test_age_and_stage_are_fine_tuned(corpus: Corpus, corpus_dir: Path, export_d
     stage = finetune(config.model_copy(update={"label": "stage", "max_passes": 2}))
     for row in stage["scores"]:
         assert np.sum(row["confusion"]) == pytest.approx(31) and 0 <= row["auroc"]["value"] <= 1
-    (of_file,) = mcsp.load_classifier(tmp_path / "classifier").predict_all([edf])
+    (of_file,) = map(mcsp.load_classifier(tmp_path / "classifier").predict_or_tell, [edf])
     assert list(of_file.probabilities) == ["healthy", "mild", "severe"] and of_file.label in of_file.probabilities
     run = Finetuning(config.model_copy(update={"label": "stage"}))
     without = np.flatnonzero(run.labelled.y_N != 2)

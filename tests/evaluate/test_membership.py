@@ -8,11 +8,11 @@ import torch
 
 from mcsp.config import EvaluateConfig, ModelConfig
 from mcsp.data_sharding.store.reader import Corpus
-from mcsp.encode.windows import encode_windows, split_parts
-from mcsp.evaluate import overlap as room
+from mcsp.encode.recording import encode_windows, split_parts
+from mcsp.evaluate import evaluate as room
+from mcsp.evaluate.evaluate import membership, own_similarity
 from mcsp.evaluate.features import learned_parts, read_windows
 from mcsp.evaluate.methods import Block, Encoded
-from mcsp.evaluate.overlap import membership, own_similarity
 from mcsp.evaluate.units import Labelled, read_labels
 from mcsp.model.mcsp import MCSP
 from mcsp.schema import DOMAINS, Modality

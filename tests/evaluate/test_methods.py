@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mcsp.evaluate.baselines import Measured
+from mcsp.evaluate.measured import Measured
 from mcsp.evaluate.methods import (
     DENOISED,
     LEARNED_SHARE,

@@ -7,7 +7,7 @@ import pytest
 
 from mcsp.data_sharding.build.pseudonyms import key_fingerprint, subject_hash
 from mcsp.data_sharding.store.reader import Corpus
-from mcsp.evaluate.overlap import Overlap, find_overlap
+from mcsp.evaluate.evaluate import Overlap, find_overlap
 from mcsp.evaluate.report.tables import overlap_line
 from mcsp.export.export import preprocessing_of, pretraining_subjects
 from mcsp.model.weights import SUBJECTS_FILE

@@ -1,6 +1,6 @@
 """Attributions add up, and find where a simulated effect was planted.
 
-Covers: mcsp/explain/explain.py, mcsp/explain/report.py, launchers/explain.py
+Covers: mcsp/explain/explain.py, mcsp/explain/report.py
 """
 
 import json
@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from launchers import explain as launcher
 from mcsp.batch import collate
+from mcsp.commands.main import run
 from mcsp.config import ModelConfig
 from mcsp.data_sharding.demo.simulate import CASE_PAIR, SOURCE_POSITIONS_MM, electrode_positions_mm
 from mcsp.data_sharding.store.reader import Corpus
-from mcsp.encode.classifier import MCSPClassifier
 from mcsp.encode.deployed import Head, write_classifier
 from mcsp.encode.pretrained import from_pretrained
+from mcsp.encode.window_classifier import MCSPClassifier
 from mcsp.evaluate.deploy import heads_of
 from mcsp.explain.attribution import BANDS_HZ, OTHER_BAND, FinetunedScore, agreement, attribute_pair, split_bands
 from mcsp.explain.explain import RANDOM_ENCODER, SHUFFLED_LABELS, load_finetuned, with_random_encoder
@@ -71,8 +71,8 @@ def explained(corpus_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tup
         "windows_per_recording": 1, "pairs": 32, "steps": 6,
     }  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["explain.py", *(f"{name}={value}" for name, value in options.items())])
-        assert launcher.main() == 0
+        patch.setattr(sys, "argv", ["mcsp", "explain", *(f"{name}={value}" for name, value in options.items())])
+        assert run() == 0
     return folder / "out", json.loads((folder / "out" / "attribution.json").read_text())
 
 

@@ -19,7 +19,8 @@ def call(launcher: str, *arguments: object, key: str | None = SUBJECT_KEY) -> su
     environment = {k: v for k, v in os.environ.items() if k != "MCSP_SUBJECT_KEY"} | {"OMP_NUM_THREADS": "1"}
     if key is not None:
         environment["MCSP_SUBJECT_KEY"] = key
-    command = [sys.executable, str(ROOT / "launchers" / launcher), *map(str, arguments)]
+    script = [str(ROOT / "launchers" / launcher)] if launcher.endswith(".py") else ["-m", "mcsp", launcher]
+    command = [sys.executable, *script, *map(str, arguments)]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
 
 
@@ -68,22 +69,22 @@ def test_too_many_bad_recordings_end_with_status_1_else_build_says_what_it_rejec
     again = call(*arguments)
     assert again.returncode == 0 and f"already complete: {out}" in again.stdout
 
-    linted = call("lint_corpus.py", out)
+    linted = call("lint", out)
     assert linted.returncode == 0 and linted.stdout.strip() == f"{out}: sound (1 samples, 2 recordings, 0.03 h)"
     shard = next((out / "shards").glob("*.tar"))
     shard.chmod(0o644)
     content = bytearray(shard.read_bytes())
     content[2000] ^= 1
     shard.write_bytes(content)
-    linted = call("lint_corpus.py", out)
+    linted = call("lint", out)
     assert linted.returncode == 1 and "does not match its CRC-32" in linted.stdout
 
     index = json.loads((out / "index.json").read_text())
     (out / "index.json").write_text(json.dumps({**index, "schema_version": 99}))
-    assert_one_line(call("lint_corpus.py", out), "index.json", "schema version 99", "this code reads version")
+    assert_one_line(call("lint", out), "index.json", "schema version 99", "this code reads version")
 
 
-@pytest.mark.parametrize("launcher", ["build_corpus.py", "lint_corpus.py"])
+@pytest.mark.parametrize("launcher", ["build_corpus.py", "lint"])
 def test_help_says_what_it_does(launcher: str) -> None:
     result = call(launcher, "--help")
     assert result.returncode == 0 and "corpus" in result.stdout
@@ -104,8 +105,6 @@ def test_bad_input_gives_one_line_and_status_2(tmp_path: Path) -> None:
     assert_one_line(
         call("build_corpus.py", root, f"out_dir={ROOT / 'launchers'}"), "not empty and no build of a corpus"
     )
-    assert_one_line(
-        call("lint_corpus.py", tmp_path / "nowhere"), "nowhere: expected a finished corpus, found no such folder"
-    )
+    assert_one_line(call("lint", tmp_path / "nowhere"), "nowhere: expected a finished corpus, found no such folder")
     assert not (tmp_path / "out").exists()
     assert_one_line(call("build_corpus.py", root, out, "--address", "127.0.0.1:1"), "Ray at 127.0.0.1:1: cannot")

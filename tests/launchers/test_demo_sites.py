@@ -1,6 +1,6 @@
 """The demo's BIDS datasets as a reader finds them, and the launcher that writes them.
 
-Covers: data_sharding/bids/write.py, data_sharding/demo/real_sites.py, mcsp/commands/demo.py
+Covers: data_sharding/bids/write.py, data_sharding/demo/sites.py, mcsp/commands/demo.py
 """
 
 import csv
@@ -16,16 +16,15 @@ import numpy as np
 import pytest
 
 from mcsp.data_sharding.bids import write as bids_write
-from mcsp.data_sharding.demo.real_sites import aal2_parcels, package_folder, read_ts, write_nitime
 from mcsp.data_sharding.demo.simulate import electrode_positions_mm, simulate_subject
-from mcsp.data_sharding.demo.simulated_sites import SIMULATED_B
+from mcsp.data_sharding.demo.sites import SIMULATED_B, aal2_parcels, package_folder, read_ts, write_nitime
 
-LAUNCHER = Path(__file__).parents[2] / "launchers" / "demo_sites.py"
 SMALL = ("--only", "simulated-b", "--subjects", "2", "--seconds", "24")
 
 
 def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, LAUNCHER, *map(str, arguments)], capture_output=True, text=True, timeout=120)
+    command = [sys.executable, "-m", "mcsp", "demo-sites", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -1,7 +1,7 @@
 """Run, export, evaluate through the launchers, as a user does; bad input gets one line.
 
-Covers: mcsp/export/card.py, mcsp/export/curves.py, launchers/evaluate.py, launchers/export.py, launchers/finetune.py,
-mcsp/commands/evaluate.py, mcsp/commands/pretrain.py
+Covers: mcsp/export/card.py, mcsp/export/curves.py, launchers/evaluate.py, launchers/export.py,
+mcsp/commands/recordings.py, mcsp/commands/pretrain.py
 """
 
 import json
@@ -31,11 +31,12 @@ def launch(name: str, *arguments: str | Path) -> subprocess.CompletedProcess[str
 
 @pytest.fixture
 def refuse(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Call a launcher that must refuse its input, in this process; returns the error line."""
+    """Call a launcher, or a verb, that must refuse its input, in this process; returns the error line."""
 
     def call(name: str, *arguments: str | Path) -> str:
-        path = str(ROOT / "launchers" / name)
-        monkeypatch.setattr(sys, "argv", [path, *map(str, arguments)])
+        is_script = name.endswith(".py")
+        path = str(ROOT / "launchers" / name if is_script else ROOT / "mcsp" / "__main__.py")
+        monkeypatch.setattr(sys, "argv", [path, *([] if is_script else [name]), *map(str, arguments)])
         with pytest.raises(SystemExit) as stop:
             runpy.run_path(path, run_name="__main__")
         assert stop.value.code == 2
@@ -273,7 +274,7 @@ def test_finetune_refuses_bad_input(
     refuse: Callable[..., str], export: Path, corpus_dir: Path, tmp_path: Path, change: str, expected: str
 ) -> None:
     arguments = [f"model_dir={export}", f"corpus_dir={corpus_dir}", f"out_dir={tmp_path / 'out'}", change]
-    assert expected in refuse("finetune.py", *arguments)
+    assert expected in refuse("finetune", *arguments)
     assert not (tmp_path / "out").exists()
 
 

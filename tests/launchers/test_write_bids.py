@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from launchers.write_bids import main
+from mcsp.commands.main import launcher
 from mcsp.config import FmriConfig
 from mcsp.data_sharding.bids.find import find_recordings
 from mcsp.data_sharding.bids.ref import Site
@@ -15,6 +15,7 @@ from mcsp.data_sharding.bids.write import write_tsv
 from mcsp.data_sharding.clean.fmri import detrend, read_fmri
 from mcsp.schema import SCALE_FREE
 
+main = launcher("write-bids")
 PARCELS, VOLUMES = 12, 40
 
 

@@ -338,3 +338,15 @@ def test_every_weight_multiplies_its_term() -> None:
     expected = of_pairs + sum(0.6 * terms[term.name] for term in PREDICTIONS)
     torch.testing.assert_close(loss, expected)
     assert sorted({(t.cross_modal, round(t.weight, 6)) for t in TERMS}) == [(False, 0.9), (False, 1.3), (True, 0.7)]
+
+
+def test_what_an_absent_modality_predicts_does_not_matter_also_where_it_is_no_number() -> None:
+    b = batch()
+    loss, terms = objective(**b, config=CONFIG, terms=TERMS, predictions=PREDICTIONS)
+    lacks = torch.stack([~b["valid_Mn"][term.slot] for term in PREDICTIONS])
+    assert lacks.any()
+    b["error_Qn"] = b["error_Qn"].masked_fill(lacks, torch.nan).requires_grad_()
+    same, others = objective(**b, config=CONFIG, terms=TERMS, predictions=PREDICTIONS)
+    assert torch.equal(same, loss) and all(torch.equal(others[name], value) for name, value in terms.items())
+    same.backward()
+    assert bool((b["error_Qn"].grad[lacks] == 0).all()) and bool((b["error_Qn"].grad[~lacks] > 0).all())

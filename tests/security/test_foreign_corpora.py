@@ -208,7 +208,7 @@ def test_a_table_with_changed_offsets_is_told_by_reader_and_lint(tmp_path: Path)
     line = r"recordings-\w+\.arrow: damaged or hostile table \(.*"
     with pytest.raises(ValueError, match=line):
         Corpus(folder)
-    lint = [sys.executable, ROOT / "launchers/lint_corpus.py", folder]
+    lint = [sys.executable, "-m", "mcsp", "lint", folder]
     result = subprocess.run(
         lint, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": str(ROOT)}
     )

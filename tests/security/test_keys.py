@@ -1,6 +1,6 @@
 """Attacks on pseudonyms: keys that are known or can be guessed, and hashes that tell more than who is the same person.
 
-Covers: data_sharding/build/pseudonyms.py, mcsp/evaluate/bids_corpus.py
+Covers: data_sharding/build/pseudonyms.py, mcsp/evaluate/units.py
 """
 
 import re
@@ -15,7 +15,7 @@ from mcsp.data_sharding.build.corpus import build_corpus, ray_session
 from mcsp.data_sharding.build.plan import make_plan
 from mcsp.data_sharding.build.pseudonyms import subject_hash, subject_key
 from mcsp.encode.pretrained import PretrainedMCSP
-from mcsp.evaluate.bids_corpus import KEY_NAME, open_corpus
+from mcsp.evaluate.units import KEY_NAME, open_corpus
 from mcsp.schema import KEY_VARIABLE
 from tests.conftest import PREPROCESSING
 from tests.data_sharding.conftest import CHANNELS, DESCRIPTION, eeg_uv

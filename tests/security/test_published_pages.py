@@ -18,9 +18,8 @@ import torch
 import yaml
 
 from mcsp.config import ModelConfig
-from mcsp.data_sharding.bids.description import DESCRIPTION_NAME
-from mcsp.data_sharding.inspect.card import dataset_card
-from mcsp.data_sharding.inspect.report import make_page
+from mcsp.data_sharding.bids.tables import DESCRIPTION_NAME
+from mcsp.data_sharding.inspect.report import dataset_card, make_page
 from mcsp.data_sharding.inspect.survey import survey
 from mcsp.data_sharding.store.index import Rejection
 from mcsp.data_sharding.store.reader import Corpus

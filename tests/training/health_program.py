@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -84,7 +85,9 @@ def main(out: str, *overrides: str) -> None:
     both = [*overrides, "steps=8", "checkpoint_every=4", "keep_checkpoints=9", "health.rollback_after=3"]
 
     read, why, trainer = run([*both, f"run_dir={out}/single"], lambda data: data == 5)
-    found = {"single": {"read": read, "why": why, **trainer.health.state()}}
+    found: dict[str, Any] = {"single": {"read": read, "why": why, **trainer.health.state()}}
+    clock = trainer.clock
+    found["single"] |= {"phases": len(clock._marks), "waits": len(clock._waits)}
 
     def bad(data: int) -> bool:
         return 5 <= data <= 9

@@ -186,6 +186,7 @@ def test_ranks_that_touch_different_parameters_are_stopped(pretrain_overrides, t
     first, second = (json.loads((tmp_path / f"told.{rank}").read_text()) for rank in (0, 1))
     assert first == second
     assert first["made"] == [True, 0], "ZeRO-0 in bf16 took a step before the first"
+    assert first["norm"][0] == pytest.approx(first["norm"][1], rel=1e-6), "of bf16 gradients, in bf16"
     assert first["1/"] == ""
     lacks = "modalities of the batch: expected the same on all 2 ranks, rank 1 lacks fmri"
     assert first["1/fmri"] == first["3/fmri"] == lacks
@@ -211,6 +212,15 @@ def test_values_of_our_config_reach_deepspeed_and_may_not_be_repeated(tmp_path) 
 
     refused(r"ds.json: \['gradient_clipping'\] come from the pretraining config", {"gradient_clipping": 0.5})
     refused("compile=true: expected ZeRO 0-2, found stage 3", {"zero_optimization": {"stage": 3}}, "compile=true")
+    for name in ("managed_gradient_accumulation", "zero_force_ds_cpu_optimizer"):
+        refused(rf"ds.json: \['{name}'\] come from the pretraining config", {name: False})
+    refused("ds.json: zero_optimization: expected a JSON object, found True", {"zero_optimization": True})
+    refused("ds.json: offload_param: .* found 'cpu'", {"zero_optimization": {"stage": 3, "offload_param": "cpu"}})
+    for dtype in ({}, {"dtype": "fp16"}):
+        autocast = {"torch_autocast": {"enabled": True, **dtype}}
+        refused("ds.json: torch_autocast.dtype: expected bf16, found ", autocast)
+    autocast = {"torch_autocast": {"enabled": True, "dtype": "bfloat16"}}
+    assert engine.deepspeed_config(config_with(tmp_path, autocast), 2, 48)["torch_autocast"]["enabled"]
     nvme = {"stage": 3, "offload_optimizer": {"device": "nvme"}}
     refused("offload_optimizer.device: expected none or cpu, found nvme", {"zero_optimization": nvme})
     (tmp_path / "ds.json").write_text("{")

@@ -47,6 +47,13 @@ def test_a_bad_step_is_skipped_on_all_ranks_and_the_rate_follows_applied_steps(d
 
 
 @pytest.mark.multirank
+def test_no_rank_remembers_every_phase_of_a_run(damaged) -> None:
+    """Ranks that log nothing kept each phase and collective, on a GPU as an event of CUDA, to the end."""
+    _, told = damaged
+    assert told["single"]["phases"] < 10 and told["single"]["waits"] < 100, "of the last step, and the save behind it"
+
+
+@pytest.mark.multirank
 def test_bad_data_is_left_behind_by_a_rollback(damaged) -> None:
     out, told = damaged
     # Checkpoint after step 4. Data 5 to 7 are skipped, the run goes back to step 4 and on to data 8.
@@ -161,6 +168,17 @@ def test_weights_are_in_doubt_in_every_step_of_a_loss_that_is_lost() -> None:
         loss *= 3.0 if step > 300 else 1.0
         health.seen(loss, norm, counted=not health.fault("loss", loss, health.loss_limit()))
         assert health.doubtful == (step > 300), step
+
+
+def test_a_loss_that_rises_slowly_is_in_doubt_from_its_third_high_step_on() -> None:
+    """The level of 32 steps showed it 16 steps later; a checkpoint of these would be the one to go back to."""
+    health, states = Health(HealthConfig(spike_factor=0)), []
+    for step, loss in enumerate([3.0] * 40 + [1.0] * 60 + [4.0] * 20):
+        health.seen(loss, 1.0, True)
+        states.append(json.loads(json.dumps(health.state())))
+        assert health.doubtful == (step >= 102), step
+    assert [clean(state) for state in states] == [step < 102 for step in range(120)]
+    assert health.lost == 20 - 16 and not health.why_back, "when a run goes back is as it was"
 
 
 def test_a_loss_is_lost_from_half_as_much_again_as_its_best() -> None:

@@ -6,6 +6,7 @@ Covers: mcsp/run_log.py
 import json
 import math
 import os
+import time
 import tracemalloc
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 
 from mcsp.config import PretrainConfig
 from mcsp.run_log import iter_metrics, keep_steps, read_events, read_metrics
-from mcsp.training.metrics import Metrics, progress
+from mcsp.training.metrics import Metrics, Tracker, progress
 from mcsp.training.trainer import values_of_pairs
 
 
@@ -86,3 +87,48 @@ def test_a_long_log_is_read_in_little_memory_and_replaced_whole(
 
 def test_a_folder_without_metrics_has_none(tmp_path: Path) -> None:
     assert read_metrics(tmp_path) == [] and read_events(tmp_path) == []
+
+
+VALUES = dict.fromkeys(
+    ("loss", "learning_rate", "gradient_norm", "samples_per_second", "data_wait_fraction", "skipped_steps"), 1.0
+)
+
+
+def test_tensorboard_shows_a_run_that_began_anew_once(tmp_path: Path) -> None:
+    """Killed before its first checkpoint, a run begins with step 1 again; then it goes back to step 2."""
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    for first in (1.0, 2.0):
+        metrics = Metrics(tmp_path, 0, 10)
+        for step in (1, 2, 3):
+            metrics.write(step, VALUES | {"loss": first})
+        metrics.close()
+        time.sleep(1.1)  # files are told apart, and put in order, by the second of their names
+    metrics = Metrics(tmp_path, 3, 10)
+    metrics.rewind(2)
+    metrics.write(3, VALUES | {"loss": 3.0})
+    metrics.close()
+    found = events.EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("loss")
+    assert [(point.step, point.value) for point in found] == [(1, 2.0), (2, 2.0), (3, 3.0)]
+    assert [line["loss"] for line in read_metrics(tmp_path)] == [2.0, 2.0, 3.0]
+
+
+def test_a_tracker_that_fails_is_told_nothing_more_and_ends_nothing(tmp_path: Path, capfd) -> None:
+    """A server that is down for an hour ended the run of a week."""
+    heard: dict[str, list[int]] = {"good": [], "bad": []}
+
+    def fails(step: int, values: dict[str, float]) -> None:
+        heard["bad"].append(step)
+        raise ConnectionError("the server\nis down")
+
+    def closed() -> None:
+        raise ConnectionError("still down")
+
+    good = Tracker("good", lambda step, values: heard["good"].append(step), closed)
+    metrics = Metrics(tmp_path, 0, 10, [Tracker("bad", fails, lambda: heard["bad"].append(-1)), good])
+    for step in (1, 2):
+        metrics.write(step, VALUES)
+    metrics.close()
+    assert heard == {"good": [1, 2], "bad": [1]} and len(read_metrics(tmp_path)) == 2
+    said = capfd.readouterr().err
+    assert said.count("warning: bad gets no more metrics of this start (the server is down)") == 1
+    assert "warning: good gets no more metrics of this start (still down)" in said

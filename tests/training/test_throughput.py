@@ -1,6 +1,6 @@
 """Where the time of a step goes, what a run says of its speed, and its pictures.
 
-Covers: mcsp/training/clock.py, mcsp/commands/plot.py, launchers/plot_run.py
+Covers: mcsp/training/clock.py, mcsp/commands/plot.py
 """
 
 import json
@@ -16,7 +16,7 @@ from mcsp.commands.plot import draw
 from mcsp.config import ModelConfig, PretrainConfig
 from mcsp.run_log import read_events, read_metrics
 from mcsp.training import throughput
-from mcsp.training.clock import SPLIT
+from mcsp.training.clock import SPLIT, Profile
 from mcsp.training.metrics import BAR, Metrics, brief, progress
 from mcsp.training.throughput import Throughput, goodput, window_flops
 
@@ -181,3 +181,11 @@ def test_a_run_is_drawn_with_its_events(tmp_path, capsys) -> None:
     assert pixels.shape[0] > 1000 and pixels.std() > 0.05
     assert run(["plot", str(tmp_path / "none")]) == 2
     assert "expected a pretraining run with metrics.jsonl" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("steps", [(0, 3), (5, 4), (2000, 2010), (95, 101)])
+def test_a_trace_of_steps_that_the_run_does_not_have_is_refused(tmp_path, steps: tuple[int, int]) -> None:
+    """There was no trace, and nobody said so."""
+    with pytest.raises(ValueError, match=rf"profile_steps: .*of steps 1 to 100, found \[{steps[0]}, {steps[1]}\]"):
+        Profile(tmp_path, 0, steps, 100)
+    assert Profile(tmp_path, 0, (1, 100), 100).steps == (1, 100) and Profile(tmp_path, 0, None, 1).steps is None

@@ -43,6 +43,12 @@ def main(out: str, *overrides: str) -> None:
     start = Trainer(config.model_copy(update={"deepspeed": Path("configs/deepspeed/zero0.json")}))
     rounded = {f.name: torch.equal(f.values["weight"], f.values["weight"].bfloat16().float()) for f in owned(start)}
     found["made"] = [all(rounded.values()), fragments.applied_steps(start.engine._engine)]
+    batches = start.dataset[0]
+    embedded = start.embed(batches)
+    start.backward(start.loss(embedded)[0], embedded, batches)
+    gradients = [p.grad for p in start.module.parameters() if p.grad is not None]
+    exact = torch.stack([gradient.double().square().sum() for gradient in gradients]).sum().sqrt()
+    found["norm"] = [float(start.engine._stage0_norm()), float(exact)]
     for stage, lacking in ((1, ""), (1, "fmri"), (3, "fmri"), (2, "eeg_spectral")):
         own = [f"run_dir={out}-{stage}{lacking}", f"deepspeed=configs/deepspeed/zero{stage}.json"]
         found[f"{stage}/{lacking}"] = told(Trainer(PretrainConfig.load(None, [*overrides, *own])), lacking)

@@ -103,8 +103,14 @@ def drop_after(run_dir: Path, step: int) -> None:
 
 
 def complete(run_dir: Path, folder: str = "checkpoints") -> list[Path]:
-    """The checkpoints in a folder of the run, readable or not, in order of steps."""
-    return sorted((run_dir / folder).glob(f"{PREFIX}*"))
+    """The checkpoints in a folder of the run, readable or not, in order of steps; not what else somebody put there."""
+    return sorted((path for path in (run_dir / folder).glob(f"{PREFIX}*") if is_name(path.name)), key=step_of)
+
+
+def is_name(name: str) -> bool:
+    """Whether a folder of this name is a checkpoint: a copy such as ``step-00000100.old`` is not."""
+    digits = name.removeprefix(PREFIX)
+    return name.startswith(PREFIX) and digits.isascii() and digits.isdigit()
 
 
 def _manifest_digest(manifest: dict[str, Any]) -> str:

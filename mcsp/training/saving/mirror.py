@@ -30,16 +30,20 @@ class Mirror(threading.Thread):
         self.run_dir, self.keep, self.keep_every = run_dir, keep, keep_every
         self.fs, self.root = _opened(place)
         self._waiting: queue.Queue[Path | None] = queue.Queue()
+        self._closed = False
         self.start()
 
     def finished(self, path: Path) -> None:
         """Copy this checkpoint when its turn comes."""
         self._waiting.put(path)
 
-    def close(self) -> None:
-        """Return when the last checkpoint is copied, or could not be."""
-        self._waiting.put(None)
-        self.join()
+    def close(self, seconds: float | None = None) -> bool:
+        """Wait until the last checkpoint is copied, or could not be, and no longer than ``seconds``; whether it is."""
+        if not self._closed:
+            self._closed = True
+            self._waiting.put(None)
+        self.join(seconds)
+        return not self.is_alive()
 
     def run(self) -> None:
         """Copy until :meth:`close`."""
@@ -121,11 +125,13 @@ def _fetch(fs: Any, source: str, path: Path) -> bool:
     shutil.rmtree(folder, ignore_errors=True)
     try:
         fs.get(source, str(folder), recursive=True)
-        checkpoint.read_manifest(folder)
+        names = checkpoint.read_manifest(folder)["files"]
     except (ValueError, FileNotFoundError) as error:
         print(f"warning: damaged checkpoint passed over: {error}", file=sys.stderr, flush=True)
         shutil.rmtree(folder, ignore_errors=True)
         return False
+    for name in (*names, checkpoint.MANIFEST):
+        checkpoint.sync(folder / name)
     checkpoint.give_name(folder, path)
     return True
 
@@ -145,4 +151,4 @@ def _steps(fs: Any, root: str) -> dict[int, str]:
     except FileNotFoundError:
         return {}
     found = (name.rstrip("/") for name in names)
-    return {checkpoint.step_of(path): name for name in found if (path := Path(name)).name.startswith(checkpoint.PREFIX)}
+    return {checkpoint.step_of(Path(name)): name for name in found if checkpoint.is_name(Path(name).name)}

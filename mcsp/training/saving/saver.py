@@ -51,18 +51,20 @@ class Saver:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="saver")
         self._path: Path | None = None  # of the checkpoint under way
         self._facts: dict[str, Any] = {}
+        self._retire = True
         self._written: Future[tuple[str, str, str]] | None = None  # problem, file and digest of this rank
         self._sealed: Future[str] | None = None  # problem
         self._copied: Copied | None = None
 
-    def begin(self, step: int, facts: dict[str, Any], copied: Copied) -> None:
+    def begin(self, step: int, facts: dict[str, Any], copied: Copied, retire: bool = True) -> None:
         """Start to save the state after ``step`` optimizer steps; the save before ends first.
 
-        ``facts`` enter the manifest (config, index hash ...). Errors are those of :meth:`settle`.
+        ``facts`` enter the manifest (config, index hash ...). Unless ``retire`` all older checkpoints stay. Errors are
+        those of :meth:`settle`.
         """
         self.finish()
         path = checkpoint.checkpoint_path(self.run_dir, step)
-        self._path, self._facts = path, copy.deepcopy({**facts, "step": step})
+        self._path, self._facts, self._retire = path, copy.deepcopy({**facts, "step": step}), retire
         self._copied = copied._replace(values={})
         self._written = self._thread.submit(self._write_own, path, distributed.rank(), copied)
 
@@ -124,7 +126,8 @@ class Saver:
             digests = {f"{ranges.parent.name}/{file}": digest for _, file, digest, _ in parts}
             digests[f"{ranges.parent.name}/{ranges.name}"] = sha256_file(ranges)
             checkpoint.seal(path, self._facts, digests)
-            checkpoint.retire(self.run_dir, self._facts["step"], self.keep, self.keep_every)
+            keep = self.keep if self._retire else len(checkpoint.complete(self.run_dir))
+            checkpoint.retire(self.run_dir, self._facts["step"], keep, self.keep_every)
         except OSError as error:
             return _in_words(error)
         if self.finished:

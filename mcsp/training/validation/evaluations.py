@@ -29,13 +29,16 @@ class Evaluations:
                 f"keep_best={self.config.keep_best}: expected evaluations, found validate_every=0 or a corpus without "
                 "people in the validation split"
             )
+        self.find_best()
 
     def at_start(self) -> dict[str, float]:
         """The untrained model's values, logged with step 1, whose losses are also those of the untrained model."""
         if self.validation is None or self.trainer.step:
             return {}
-        values = self.validation.evaluate()
-        name = self.config.keep_best
+        return self._evaluate(self.validation)
+
+    def _evaluate(self, validation: Validation) -> dict[str, float]:
+        values, name = validation.evaluate(), self.config.keep_best
         if name and PREFIX + name not in values:
             known = ", ".join(sorted(key.removeprefix(PREFIX) for key in values))
             raise ValueError(f"keep_best={name}: expected a quantity of the evaluations, one of {known}")
@@ -47,20 +50,22 @@ class Evaluations:
         untrained = step == 1 and 1 not in (self.config.validate_every, self.config.steps)  # is logged there
         if self.validation is None or untrained or not self.config.is_evaluated(step):
             return {}
-        values, state = self.validation.evaluate(), self.trainer.validated
+        values, state = self._evaluate(self.validation), self.trainer.validated
         alike, whole = collapsed(values)
         state["collapsed"] = state["collapsed"] + 1 if whole else 0
         if alike and self.metrics:
             self.metrics.event("collapse", step, because="embeddings are all alike", domains=alike)
-        value = values.get(f"{PREFIX}{self.config.keep_best}")
-        if value is not None and not whole and _better(self.config.keep_best or "", value, state["best"]):
-            state["best"], state["best_step"], self.best = value, step, True
+        name = self.config.keep_best
+        # While the weights are in doubt none of them is saved, so none of them is the best.
+        if name and not self.trainer.in_doubt and _better(name, values[PREFIX + name], state["best"]):
+            state["best"], state["best_step"], self.best = values[PREFIX + name], step, True
         return values
 
     def end_if_collapsed(self) -> None:
         """Raise ``RunEnded`` after ``collapse_after`` evaluations in a row with embeddings all alike."""
         times, most = self.trainer.validated["collapsed"], self.config.collapse_after
         if most and times >= most:
+            self.trainer.saver.finish()  # of weights from before
             raise RunEnded(
                 "collapsed",
                 f"embeddings of a modality were all alike {times} evaluations in a row; checkpoints are from before",
@@ -72,12 +77,26 @@ class Evaluations:
         if distributed.is_main():
             link_best(self.config.run_dir, self.trainer.step)
 
-    def forget_later(self) -> None:
-        """After a rollback: a best checkpoint of later steps is of a run that no longer is."""
+    def find_best(self) -> None:
+        """After a start or a rollback: keep what the run's state calls the best, or forget it where it is nowhere.
+
+        A run that was killed just behind that save has not kept it yet. A best of later steps, which the run has gone
+        back behind, is of a run that no longer is.
+        """
+        if not self.config.keep_best:
+            return
+        run_dir, step, found = self.config.run_dir, self.trainer.validated["best_step"], False
         if distributed.is_main():
-            for path in (self.config.run_dir / BEST_DIR).glob("step-*"):
+            for path in checkpoint.complete(run_dir, BEST_DIR):
                 if checkpoint.step_of(path) > self.trainer.step:
                     shutil.rmtree(path)
+            if step is not None:
+                found = (run_dir / BEST_DIR / checkpoint.checkpoint_path(run_dir, step).name).is_dir()
+                if not found and checkpoint.latest_checkpoint(run_dir, lambda m: m["step"] == step):
+                    link_best(run_dir, step)
+                    found = True
+        if step is not None and not distributed.gather_objects(found)[0]:
+            self.trainer.validated |= {"best": None, "best_step": None}
 
 
 def _better(name: str, value: float, best: float | None) -> bool:
@@ -98,6 +117,6 @@ def link_best(run_dir: Path, step: int) -> None:
         shutil.copytree(source, aside)
     shutil.rmtree(folder / source.name, ignore_errors=True)
     aside.rename(folder / source.name)
-    for path in folder.glob("step-*"):
+    for path in checkpoint.complete(run_dir, BEST_DIR):
         if path.name != source.name:
             shutil.rmtree(path)

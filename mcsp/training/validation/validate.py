@@ -181,6 +181,8 @@ class Validation:
 
 def _of_domain(h_2ND: Tensor, z_NK: Tensor, targets: list[Tensor], site_N: Tensor) -> dict[str, float]:
     """The measures of one domain of one modality; those that too few people or sites allow no more are left out."""
+    if not len(site_N):
+        return {}
     found = {"rank_h": effective_rank(h_2ND[0]), "rank_z": effective_rank(z_NK)}
     if len(site_N) >= _LEAST_PEOPLE:
         found["identification"] = identification(h_2ND[0], h_2ND[1])

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from mcsp.data_sharding.bids.description import dataset_description, read_sources, source_dataset, terms_of
+from mcsp.data_sharding.bids.tables import dataset_description, read_sources, source_dataset, terms_of
 from mcsp.data_sharding.bids.write import write_json
 
 

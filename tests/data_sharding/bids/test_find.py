@@ -9,7 +9,7 @@ from mcsp.data_sharding.bids.find import find_recordings, find_sites
 from mcsp.data_sharding.bids.reasons import RecordingError
 from mcsp.data_sharding.bids.ref import Site, is_read, parse_name, read_sidecar, repetition_time_of_run
 from mcsp.data_sharding.bids.write import write_json
-from mcsp.data_sharding.build.samples import require_labels
+from mcsp.data_sharding.build.privacy import require_labels
 from mcsp.data_sharding.clean.child import read_recording
 
 

@@ -1,6 +1,6 @@
 """The clock of simultaneous recordings, by the marker of the first volume, and what else a run has elsewhere.
 
-Covers: data_sharding/bids/ref.py, data_sharding/build/samples.py
+Covers: data_sharding/bids/ref.py, data_sharding/build/shards.py
 """
 
 import math
@@ -27,7 +27,7 @@ from mcsp.data_sharding.bids.ref import (
     siblings,
 )
 from mcsp.data_sharding.bids.write import write_json, write_tsv
-from mcsp.data_sharding.build.samples import marked_times
+from mcsp.data_sharding.build.shards import marked_times
 
 MARKER = "R128"
 
@@ -148,13 +148,13 @@ def test_the_raw_dataset_lies_above_a_pipelines_folder_or_in_its_sourcedata(tmp_
     (pipeline / "sub-1/func/sub-1_task-rest_space-MNI_desc-preproc_bold.nii.gz").touch()
     write_json(pipeline / "dataset_description.json", {})
     [own] = find_recordings(Site("s", pipeline, False, None))
-    assert raw_roots(own) == [pipeline, raw]
+    assert raw_roots(own.path.parent, own.site.root) == (pipeline, raw)
     [below] = find_recordings(Site("s", raw, False, None))
-    assert raw_roots(below) == [raw]
+    assert raw_roots(below.path.parent, below.site.root) == (raw,)
     alone = pipeline.rename(tmp_path / "alone")
     (alone / "sourcedata" / "raw").mkdir(parents=True)
     [own] = find_recordings(Site("s", alone, False, None))
-    assert raw_roots(own) == [alone, alone / "sourcedata" / "raw"]
+    assert raw_roots(own.path.parent, own.site.root) == (alone, alone / "sourcedata" / "raw")
 
 
 def test_runs_without_a_marker_between_others_and_volumes_that_go_on_after_the_eeg(tmp_path: Path) -> None:
@@ -203,7 +203,7 @@ def test_files_of_the_same_run_beside_a_recording_are_found_whatever_their_versi
     assert [f.name for f in siblings(ref, "_outliers.tsv", "_bold.json", "_timeseries.tsv")] == [
         "sub-1_ses-a_task-rest_outliers.tsv", "sub-1_ses-a_task-rest_space-T1w_desc-x_bold.json",
     ]  # fmt: skip
-    assert pipeline_root(ref) == tmp_path / "derivatives/x"
+    assert pipeline_root(ref.path.parent, ref.site.root) == tmp_path / "derivatives/x"
 
 
 def test_the_tables_of_times_of_a_derivative_are_its_own_and_those_of_the_raw_dataset(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from mcsp.data_sharding.bids.participants import Participants, read_participants
+from mcsp.data_sharding.bids.find import Participants, read_participants
 from mcsp.data_sharding.bids.reasons import RecordingError
 from mcsp.data_sharding.bids.ref import Site
 from mcsp.data_sharding.bids.write import write_tsv

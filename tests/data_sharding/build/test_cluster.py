@@ -18,8 +18,7 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from launchers.corpus_status import main as watch
-from launchers.lint_corpus import main as lint
+from mcsp.commands.main import launcher
 from mcsp.config import CorpusConfig
 from mcsp.data_sharding.build.corpus import build_corpus
 from mcsp.data_sharding.inspect.lint import lint_corpus
@@ -32,10 +31,16 @@ ROOT = Path(__file__).resolve().parents[3]
 RAY = Path(sys.executable).parent / "ray"
 
 
+watch = launcher("status")
+
+
 def files(folder: Path) -> dict[str, bytes]:
     """Everything of a corpus but the state of its build."""
     found = (p for p in folder.rglob("*") if p.is_file() and BUILD_NAME not in p.parts)
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in found}
+
+
+lint = launcher("lint")
 
 
 @pytest.fixture

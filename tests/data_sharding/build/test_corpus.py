@@ -1,6 +1,6 @@
 """The whole build: same bytes, nothing lost, nothing silently kept.
 
-Covers: data_sharding/build/worker.py
+Covers: data_sharding/build/receipts.py
 """
 
 import fcntl

@@ -262,7 +262,7 @@ def test_the_digest_of_the_code_follows_every_file_that_decides_stored_bytes(
     monkeypatch.setattr(room, "ROOT", tmp_path)
     assert code_digest() == before
     decides = {
-        "schema.py", "data_sharding/build/shards.py", "data_sharding/build/samples.py", "data_sharding/clean/eeg.py",
+        "schema.py", "data_sharding/build/shards.py", "data_sharding/clean/eeg.py",
         "data_sharding/bids/tables.py", "data_sharding/parcels/series.py",
     }  # fmt: skip
     for name in (*decides, "data_sharding/inspect/report.py", "data_sharding/store/index.py"):

@@ -1,7 +1,4 @@
-"""The state of a build in words: none, running, silent, failed, complete.
-
-Covers: launchers/corpus_status.py
-"""
+"""The state of a build in words: none, running, silent, failed, complete."""
 
 import json
 import threading
@@ -12,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from launchers.corpus_status import main
+from mcsp.commands.main import launcher
 from mcsp.data_sharding.build.progress import STATUS_FILE, BuildStatus, read_status, status_lines
 from mcsp.data_sharding.store.files import location
 
+main = launcher("status")
 START = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
 

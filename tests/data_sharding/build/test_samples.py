@@ -14,16 +14,11 @@ from mcsp.config import CorpusConfig
 from mcsp.data_sharding.bids.reasons import RecordingError
 from mcsp.data_sharding.bids.ref import RecordingRef, Site
 from mcsp.data_sharding.bids.write import write_tsv
-from mcsp.data_sharding.build import samples
 from mcsp.data_sharding.build.plan import PlannedSample
-from mcsp.data_sharding.build.samples import (
-    USED_UP,
-    SampleRecording,
-    SiteTime,
-    onset_seconds,
-    read_sample,
-    require_labels,
-)
+from mcsp.data_sharding.build.privacy import require_labels
+from mcsp.data_sharding.build.shards import SampleRecording, onset_seconds, read_sample
+from mcsp.data_sharding.clean import read as room
+from mcsp.data_sharding.clean.read import USED_UP, SiteTime
 from mcsp.data_sharding.clean.recording import CleanRecording
 from mcsp.data_sharding.store.index import Rejection
 
@@ -219,7 +214,7 @@ def test_losses_of_other_workers_are_looked_for_every_five_seconds(
 ) -> None:
     """A listing of an object store takes its time; one's own losses count at once."""
     now = [50.0]
-    monkeypatch.setattr(samples, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(room, "time", SimpleNamespace(monotonic=lambda: now[0]))
     one, other = site_time(tmp_path, limit=100), site_time(tmp_path, limit=100)
     one.require("a")
     other.lose("a")

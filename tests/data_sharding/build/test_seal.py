@@ -1,6 +1,6 @@
 """Nothing that may identify a person is sealed into a corpus, and rejected files are listed under public names.
 
-Covers: data_sharding/bids/description.py, data_sharding/build/privacy.py
+Covers: data_sharding/bids/tables.py, data_sharding/build/privacy.py
 """
 
 import json
@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from mcsp.config import CorpusConfig, SiteConfig
-from mcsp.data_sharding.bids.description import dataset_description, source_dataset
 from mcsp.data_sharding.bids.ref import Site
+from mcsp.data_sharding.bids.tables import dataset_description, source_dataset
 from mcsp.data_sharding.bids.write import write_eeg, write_json, write_participants, write_tsv
 from mcsp.data_sharding.build.corpus import build_corpus
 from mcsp.data_sharding.build.privacy import (

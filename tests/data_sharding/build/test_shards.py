@@ -1,6 +1,6 @@
 """Encoding of values, and the clock of simultaneous recordings.
 
-Covers: data_sharding/build/samples.py
+Covers: data_sharding/build/shards.py
 """
 
 import io
@@ -22,8 +22,8 @@ from mcsp.config import CorpusConfig
 from mcsp.data_sharding.bids.ref import RecordingRef, Site, acquisition_time
 from mcsp.data_sharding.bids.write import write_eeg, write_json, write_participants, write_tsv
 from mcsp.data_sharding.build.plan import PlannedSample, make_plan
-from mcsp.data_sharding.build.samples import USED_UP, SampleRecording, onset_seconds
 from mcsp.data_sharding.build.shards import (
+    SampleRecording,
     _count_sites,
     _encode_sample,
     _limits_of,
@@ -31,9 +31,10 @@ from mcsp.data_sharding.build.shards import (
     _rounded,
     add_members,
     build_shard,
+    onset_seconds,
     reading_limits,
 )
-from mcsp.data_sharding.clean.read import ReadingProcess
+from mcsp.data_sharding.clean.read import USED_UP, ReadingProcess
 from mcsp.data_sharding.clean.recording import CleanRecording
 from mcsp.data_sharding.store.index import SHARDS_NAME, Rejection
 from mcsp.data_sharding.store.reader import Corpus

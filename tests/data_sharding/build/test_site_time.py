@@ -9,9 +9,8 @@ from mcsp.config import CorpusConfig
 from mcsp.data_sharding.bids.reasons import RecordingError
 from mcsp.data_sharding.bids.write import write_eeg, write_json
 from mcsp.data_sharding.build.plan import make_plan
-from mcsp.data_sharding.build.samples import USED_UP, SiteTime
 from mcsp.data_sharding.build.shards import build_shard, reading_limits
-from mcsp.data_sharding.clean.read import ReadingProcess
+from mcsp.data_sharding.clean.read import USED_UP, ReadingProcess, SiteTime
 from mcsp.data_sharding.store.index import SHARDS_NAME
 from tests.data_sharding.conftest import CHANNELS, DESCRIPTION, KEY, eeg_uv
 

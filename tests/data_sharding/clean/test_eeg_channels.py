@@ -13,7 +13,6 @@ from mcsp.data_sharding.bids.ref import ref_of_file
 from mcsp.data_sharding.bids.write import write_eeg, write_json, write_tsv
 from mcsp.data_sharding.clean.eeg import read_eeg
 from mcsp.data_sharding.clean.eeg_channels import (
-    _misplaced,
     _one_rate,
     biosemi_names,
     normalise_channel,
@@ -227,6 +226,42 @@ def test_axes_that_are_not_those_of_the_frame_are_seen_by_the_names(tmp_path: Pa
     assert "sub-1_electrodes.tsv is not used: its electrodes do not lie where their names do" in recording.repairs[0]
 
 
+def test_electrodes_against_the_ear_of_their_side_have_two_references(tmp_path: Path) -> None:
+    """The average reference would leave the difference of the ears in all of them."""
+    names = [f"EEG {name}-{'A1' if int(name[-1]) % 2 else 'A2'}" for name in NAMES]
+    with pytest.raises(RecordingError, match=r"EEG Fp2-A2, .* against M2, others against M1; expected .* one ref") as e:
+        read(write(tmp_path, names=names))
+    assert e.value.reason == "unknown-montage"
+
+
+def test_few_channels_against_another_ear_are_marked_bad(tmp_path: Path) -> None:
+    of_all = read(write(tmp_path / "all", names=[f"{name}-M1" for name in NAMES]))
+    recording = read(write(tmp_path, names=[f"{name}-{'A1' if i > 1 else 'A2'}" for i, name in enumerate(NAMES)]))
+    assert of_all.channel_good_C.all() and of_all.repairs == ()
+    assert recording.channel_good_C.tolist() == [False] * 2 + [True] * 8
+    assert recording.repairs == ("sub-1_task-rest_eeg.edf: Fp1-A2, Fp2-A2 against M2, others against M1: marked bad",)
+
+
+@pytest.mark.parametrize(
+    ("references", "fate"),
+    [
+        (["Cz"] * 9 + ["n/a"], "read"),
+        (["M1"] * 8 + ["A1", "a1"], "read"),
+        (["left ear"] * 5 + ["right ear"] * 5, "refused"),
+        ([*NAMES[1:], "Cz"], "refused"),  # each against its neighbour
+    ],
+)
+def test_references_that_the_table_of_channels_states(tmp_path: Path, references: list[str], fate: str) -> None:
+    path = write(tmp_path)
+    rows = [(name, "EEG", reference) for name, reference in zip(NAMES, references, strict=True)]
+    write_tsv(tmp_path / f"{STEM}_channels.tsv", ("name", "type", "reference"), rows)
+    if fate == "read":
+        assert read(path).channel_good_C.all()
+    else:
+        with pytest.raises(RecordingError, match="expected each channel against one reference"):
+            read(path)
+
+
 @pytest.mark.parametrize("name", ["{}-Cz", "{}-A1A2", "EEG {}-CAR", "EEG:{}", "{} (uV)", "{}-M1M2"])
 def test_one_reference_of_all_is_no_part_of_a_name(tmp_path: Path, name: str) -> None:
     path = write(tmp_path, names=[name.format(channel) for channel in NAMES])
@@ -276,47 +311,6 @@ def test_the_template_is_mnes_to_the_micrometre() -> None:
     for channel in ("Cz", "Fp1", "AFp3h"):
         label, xyz_mm = standard_positions_mm()[channel.lower()]
         assert label == channel and xyz_mm.tolist() == [round(float(v) * 1000, 3) for v in montage[channel]]
-
-
-def turned(degrees: float) -> dict[str, np.ndarray]:
-    """NAMES of the template, turned about the vertical."""
-    c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
-    return {n: np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]]) @ standard_positions_mm()[n.lower()][1] for n in NAMES}
-
-
-def mean_cosine(places: dict[str, np.ndarray]) -> float:
-    pairs = [(xyz, standard_positions_mm()[name.lower()][1]) for name, xyz in places.items()]
-    return float(np.mean([a @ b / np.linalg.norm(a) / np.linalg.norm(b) for a, b in pairs]))
-
-
-@pytest.mark.parametrize("scale", [0.6, 1.0, 1.5])
-def test_electrodes_may_be_turned_until_their_cosine_is_three_quarters(scale: float) -> None:
-    """On average, and whatever the size of the head."""
-    angles = np.arange(20, 120, 0.5)
-    cosines = np.array([mean_cosine(turned(a)) for a in angles])
-    last, first = angles[cosines > 0.751].max(), angles[cosines < 0.749].min()
-    assert "cosine" not in _misplaced({n: scale * xyz for n, xyz in turned(last).items()})
-    assert "do not lie where their names do (mean cosine 0.7" in _misplaced(
-        {n: scale * xyz for n, xyz in turned(first).items()}
-    )
-
-
-def test_electrodes_may_be_moved_together_by_thirty_millimetres_of_a_head_of_usual_size() -> None:
-    usual = np.array([standard_positions_mm()[n.lower()][1] for n in NAMES])
-
-    def moved(up_mm: float) -> tuple[dict[str, np.ndarray], float]:
-        found = np.add(usual, [0, 0, up_mm])
-        sizes = [np.median(np.linalg.norm(side, axis=1)) for side in (usual, found)]
-        shift = np.linalg.norm((found * sizes[0] / sizes[1] - usual).mean(axis=0))
-        return dict(zip(NAMES, 1.3 * found, strict=True)), float(shift)
-
-    within = [places for places, shift in map(moved, np.arange(0, -60, -0.25)) if 29.5 < shift < 30]
-    beyond = [places for places, shift in map(moved, np.arange(0, -60, -0.25)) if 30 < shift < 30.5]
-    assert within and beyond
-    assert {_misplaced(places) for places in within} == {""}
-    assert {_misplaced(places) for places in beyond} == {"lie 30 mm away from where their names do"}
-    three = dict(list(beyond[0].items())[:3])  # too few to say
-    assert _misplaced(three) == ""
 
 
 def test_more_than_an_eighth_of_the_names_are_biosemis_alone_or_none_is() -> None:

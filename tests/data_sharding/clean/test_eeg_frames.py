@@ -13,12 +13,13 @@ from mcsp.data_sharding.bids.reasons import RecordingError
 from mcsp.data_sharding.bids.ref import ref_of_file
 from mcsp.data_sharding.bids.write import write_eeg, write_json, write_tsv
 from mcsp.data_sharding.clean.eeg import read_eeg
-from mcsp.data_sharding.clean.eeg_channels import standard_positions_mm
+from mcsp.data_sharding.clean.eeg_channels import _misplaced, standard_positions_mm
 from mcsp.data_sharding.clean.eeg_frames import MM_PER_UNIT, TO_HEAD, around_head, by_landmarks, on_sphere
 from mcsp.data_sharding.clean.recording import CleanRecording
 
 KNOWN = ["Fp1", "Fp2", "F7", "F8", "C3", "C4", "Cz", "P3", "P4", "T7", "T8", "O1", "O2"]
 NET = [f"E{i}" for i in range(1, len(KNOWN) + 1)]
+TEN = ["Fp1", "Fp2", "F3", "F4", "C3", "C4", "P3", "P4", "T7", "T8"]
 PLACES = np.array([standard_positions_mm()[name.lower()][1] for name in KNOWN])
 SPHERE = PLACES - [0, 15, 40]
 SPHERE *= 85 / np.linalg.norm(SPHERE, axis=1, keepdims=True)
@@ -173,3 +174,44 @@ def test_landmarks_are_40_to_250_millimetres_apart(nasion: float, ear: float, so
     marks = {"NAS": [0, nasion, 0], "LPA": [-ear, 0, 0], "RPA": [ear, 0, 0]}
     system = {"AnatomicalLandmarkCoordinates": marks, "EEGCoordinateUnits": "mm"}
     assert (by_landmarks(system) is not None) == sound
+
+
+def turned(degrees: float) -> dict[str, np.ndarray]:
+    """TEN of the template, turned about the vertical."""
+    c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    return {n: np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]]) @ standard_positions_mm()[n.lower()][1] for n in TEN}
+
+
+def mean_cosine(places: dict[str, np.ndarray]) -> float:
+    pairs = [(xyz, standard_positions_mm()[name.lower()][1]) for name, xyz in places.items()]
+    return float(np.mean([a @ b / np.linalg.norm(a) / np.linalg.norm(b) for a, b in pairs]))
+
+
+@pytest.mark.parametrize("scale", [0.6, 1.0, 1.5])
+def test_electrodes_may_be_turned_until_their_cosine_is_three_quarters(scale: float) -> None:
+    """On average, and whatever the size of the head."""
+    angles = np.arange(20, 120, 0.5)
+    cosines = np.array([mean_cosine(turned(a)) for a in angles])
+    last, first = angles[cosines > 0.751].max(), angles[cosines < 0.749].min()
+    assert "cosine" not in _misplaced({n: scale * xyz for n, xyz in turned(last).items()})
+    assert "do not lie where their names do (mean cosine 0.7" in _misplaced(
+        {n: scale * xyz for n, xyz in turned(first).items()}
+    )
+
+
+def test_electrodes_may_be_moved_together_by_thirty_millimetres_of_a_head_of_usual_size() -> None:
+    usual = np.array([standard_positions_mm()[n.lower()][1] for n in TEN])
+
+    def moved(up_mm: float) -> tuple[dict[str, np.ndarray], float]:
+        found = np.add(usual, [0, 0, up_mm])
+        sizes = [np.median(np.linalg.norm(side, axis=1)) for side in (usual, found)]
+        shift = np.linalg.norm((found * sizes[0] / sizes[1] - usual).mean(axis=0))
+        return dict(zip(TEN, 1.3 * found, strict=True)), float(shift)
+
+    within = [places for places, shift in map(moved, np.arange(0, -60, -0.25)) if 29.5 < shift < 30]
+    beyond = [places for places, shift in map(moved, np.arange(0, -60, -0.25)) if 30 < shift < 30.5]
+    assert within and beyond
+    assert {_misplaced(places) for places in within} == {""}
+    assert {_misplaced(places) for places in beyond} == {"lie 30 mm away from where their names do"}
+    three = dict(list(beyond[0].items())[:3])  # too few to say
+    assert _misplaced(three) == ""

@@ -114,6 +114,8 @@ def edf_bytes(n_signals: int = 2, **cells: list[str]) -> bytes:
         ({}, [False, False]),
         ({"physical_max": ["-100", "1"]}, [True, False]),
         ({"digital_min": ["-2048", "2047"]}, [False, True]),
+        ({"digital_min": ["2048", "-2048"], "digital_max": ["2047", "2047"]}, [True, False]),
+        ({"physical_min": ["100", "-1"], "physical_max": ["-100", "1"]}, [False, False]),
         ({"physical_min": ["0,50", "-1"], "physical_max": ["0.5", "1"]}, [True, False]),
         ({"physical_min": ["x", "-1"], "physical_max": ["x", "1"]}, [False, False]),
     ],

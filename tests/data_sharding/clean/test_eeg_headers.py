@@ -189,10 +189,11 @@ def test_a_range_that_is_empty_says_nothing_of_an_amplitude(tmp_path: Path) -> N
     one = read(with_cells(with_cells(path, "low", "0", 1), "high", "0", 1))
     assert one.channel_good_C.tolist() == [False] + 5 * [True]
     assert one.repairs == (
-        "x_eeg.edf: 1 of 6 channels have an empty physical or digital range and are marked bad: Fp1",
+        "x_eeg.edf: 1 of 6 channels have an empty physical range or a digital one that does not rise "
+        "and are marked bad: Fp1",
     )
     error = refusal(with_cells(with_cells(path, "low", "0"), "high", "0"))
-    assert error.reason == "wrong-unit" and "6 of 6 channels have an empty physical or digital range" in str(error)
+    assert error.reason == "wrong-unit" and "6 of 6 channels have an empty physical range" in str(error)
 
 
 def test_a_negative_gain_turns_the_signal_round(tmp_path: Path) -> None:

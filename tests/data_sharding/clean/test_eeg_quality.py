@@ -5,16 +5,16 @@ import pytest
 
 from mcsp.config import EegConfig
 from mcsp.data_sharding.bids.reasons import RecordingError
-from mcsp.data_sharding.clean.eeg_quality import (
+from mcsp.data_sharding.clean.recording import (
     RawWatch,
     artefact_windows,
     check_unit,
     require_enough,
+    robust_amplitude,
     scale_by_table,
     subsampled,
     unlike_others,
 )
-from mcsp.data_sharding.clean.recording import robust_amplitude
 
 SFREQ, SECONDS, CHANNELS = 100, 40, 8
 

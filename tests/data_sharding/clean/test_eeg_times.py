@@ -170,8 +170,8 @@ def test_half_of_the_channels_may_have_an_empty_range(tmp_path: Path) -> None:
     found = opened(with_empty_ranges(write(tmp_path), 3))
     assert found.channels.marked_bad == set(NAMES[:3])
     assert found.repairs == [
-        f"sub-1_task-rest_eeg.edf: 3 of 6 channels have an empty physical or digital range and are marked bad: "
-        f"{', '.join(NAMES[:3])}"
+        "sub-1_task-rest_eeg.edf: 3 of 6 channels have an empty physical range or a digital one that does not rise "
+        f"and are marked bad: {', '.join(NAMES[:3])}"
     ]
     assert refusal(with_empty_ranges(write(tmp_path), 4))[0] == "wrong-unit"
 

@@ -9,7 +9,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from launchers.lint_corpus import main as lint
+from mcsp.commands.main import launcher
 from mcsp.config import CorpusConfig
 from mcsp.data_sharding.bids.write import write_json, write_parcellated_bold, write_parcellation
 from mcsp.data_sharding.build.corpus import build_corpus
@@ -30,6 +30,7 @@ from tests.data_sharding.clean.test_fmri_files import (
 )
 from tests.data_sharding.conftest import DESCRIPTION, KEY
 
+lint = launcher("lint")
 EEG_FORMATS = (".edf", ".bdf", ".vhdr", ".set", ".fif")
 MNE_BIDS_FORMATS = ("EDF", "BrainVision", "EEGLAB")
 MARKER, FIRST_VOLUME_SECONDS = "R128", 4.2

@@ -17,18 +17,20 @@ from mcsp.data_sharding.bids.reasons import RecordingError
 from mcsp.data_sharding.bids.ref import RecordingRef, Site
 from mcsp.data_sharding.bids.write import write_json, write_tsv
 from mcsp.data_sharding.clean import fmri_files
-from mcsp.data_sharding.clean.fmri_files import Named, average_parcels, read_time_series
+from mcsp.data_sharding.clean.fmri_files import average_parcels, read_time_series
 from mcsp.data_sharding.parcels.atlases import Atlas, atlas_of_image
 
 MNI = "MNI152NLin6Asym"
 AFFINE = np.array([[2.0, 0, 0, -30], [0, 2, 0, -40], [0, 0, 2, -20], [0, 0, 0, 1]])
 
 
-def bold(voxels: np.ndarray, affine: np.ndarray = AFFINE, t_r: float = 2.0, unit: str = "sec") -> Named:
+def bold(
+    voxels: np.ndarray, affine: np.ndarray = AFFINE, t_r: float = 2.0, unit: str = "sec"
+) -> tuple[nibabel.Nifti1Image, str]:
     image = nibabel.Nifti1Image(voxels, affine)
     image.header.set_xyzt_units("mm", unit)
     image.header.set_zooms((*image.header.get_zooms()[:3], t_r))
-    return Named(image, "x_bold.nii")
+    return image, "x_bold.nii"
 
 
 def atlas(labels: np.ndarray, affine: np.ndarray = AFFINE) -> Atlas:
@@ -57,7 +59,7 @@ def test_means_of_labels_are_those_of_a_plain_loop_however_much_is_read_at_once(
     voxels[..., :3] = lost
     voxels[0, :2, 0] = lost
     voxels[1, 1, 1, 3], voxels[1, 2, 2, 6] = 0.0, 0.0  # of the first volume, of a later one
-    found_TP, parcels = average_parcels(bold(voxels), atlas(labels), 2.0, 0.5)
+    found_TP, parcels = average_parcels(*bold(voxels), atlas(labels), 2.0, 0.5)
     expected_TP = np.full((9, 3), np.nan)
     for p, label in enumerate((2, 5, 6)):
         inside = (labels == label) & np.isfinite(voxels[..., 3]) & (voxels[..., 3] != 0)
@@ -70,9 +72,9 @@ def test_a_parcel_is_covered_from_the_fraction_on_that_is_set() -> None:
     voxels = noise(5, 3, 3, 4)
     voxels[0, :2] = 0.0  # 6 of the 18 voxels of the first parcel
     for least, covered in ((2 / 3, True), (0.667, False)):
-        found_TP, _ = average_parcels(bold(voxels), atlas(blocks()), 2.0, least)
+        found_TP, _ = average_parcels(*bold(voxels), atlas(blocks()), 2.0, least)
         assert np.isfinite(found_TP).all(axis=0).tolist() == [covered, True, True]
-    found_TP, _ = average_parcels(bold(voxels), atlas(blocks()), 2.0, 1.0)
+    found_TP, _ = average_parcels(*bold(voxels), atlas(blocks()), 2.0, 1.0)
     assert np.isfinite(found_TP).all(axis=0).tolist() == [False, True, True], "one voxel is all of a parcel of one"
 
 
@@ -83,7 +85,7 @@ def test_a_parcel_is_covered_from_the_fraction_on_that_is_set() -> None:
      (1.981, "sec", 2.0, False)],
 )  # fmt: skip
 def test_a_clock_of_a_header_that_agrees(zoom: float, unit: str, t_r: float, repaired: bool) -> None:
-    _, parcels = average_parcels(bold(noise(5, 3, 3, 4), t_r=zoom, unit=unit), atlas(blocks()), t_r, 0.5)
+    _, parcels = average_parcels(*bold(noise(5, 3, 3, 4), t_r=zoom, unit=unit), atlas(blocks()), t_r, 0.5)
     told = ("x_bold.nii: 1 s in the image header is not used, t_r is 2 s",)
     assert parcels.repairs == (told if repaired else ())
 
@@ -99,7 +101,7 @@ def test_a_clock_of_a_header_that_agrees(zoom: float, unit: str, t_r: float, rep
 )  # fmt: skip
 def test_a_clock_of_a_header_that_differs(zoom: float, unit: str, found: str) -> None:
     with pytest.raises(RecordingError) as error:
-        average_parcels(bold(noise(5, 3, 3, 4), t_r=zoom, unit=unit), atlas(blocks()), 2.0, 0.5)
+        average_parcels(*bold(noise(5, 3, 3, 4), t_r=zoom, unit=unit), atlas(blocks()), 2.0, 0.5)
     assert error.value.reason == "t_r-mismatch" and found in str(error.value)
     assert ("milliseconds" in str(error.value)) == (zoom > 1999)
 
@@ -109,29 +111,29 @@ def test_a_few_voxels_may_run_over_and_a_wide_range_is_no_such() -> None:
     labels = np.ones((20, 10, 10))
     voxels = np.full((20, 10, 10, 4), 29_000, np.int16)
     voxels[0, 0, :2, 1] = -29_983
-    average_parcels(bold(voxels), atlas(labels), 2.0, 0.5)
+    average_parcels(*bold(voxels), atlas(labels), 2.0, 0.5)
     voxels[..., 2] = -29_982
     voxels[0, 0, :2, 1] = 29_000
-    average_parcels(bold(voxels), atlas(labels), 2.0, 0.5)
+    average_parcels(*bold(voxels), atlas(labels), 2.0, 0.5)
     voxels[0, 0, :3, 1] = -29_983
     with pytest.raises(RecordingError, match="voxels jump from one end of int16 to the other") as error:
-        average_parcels(bold(voxels), atlas(labels), 2.0, 0.5)
+        average_parcels(*bold(voxels), atlas(labels), 2.0, 0.5)
     assert error.value.reason == "clipped"
-    average_parcels(bold(voxels.astype(np.int32)), atlas(labels), 2.0, 0.5)
+    average_parcels(*bold(voxels.astype(np.int32)), atlas(labels), 2.0, 0.5)
 
 
 @pytest.mark.parametrize(("slope", "refused"), [(1.0, True), (2.0, False)])
 def test_integers_that_are_scaled_fill_their_range(tmp_path: Path, slope: float, refused: bool) -> None:
-    named = bold(np.tile(np.array([-32_000, 32_000], np.int16), (5, 3, 3, 2)))
-    named.image.header.set_slope_inter(slope, 0)
-    nibabel.save(named.image, tmp_path / "x.nii")
+    image, _ = bold(np.tile(np.array([-32_000, 32_000], np.int16), (5, 3, 3, 2)))
+    image.header.set_slope_inter(slope, 0)
+    nibabel.save(image, tmp_path / "x.nii")
     image = nibabel.load(tmp_path / "x.nii")
     assert image.get_data_dtype() == np.int16 and image.dataobj.slope == slope
     if refused:
         with pytest.raises(RecordingError, match="voxels jump"):
-            average_parcels(Named(image, "x.nii"), atlas(blocks()), 2.0, 0.5)
+            average_parcels(image, "x.nii", atlas(blocks()), 2.0, 0.5)
     else:
-        average_parcels(Named(image, "x.nii"), atlas(blocks()), 2.0, 0.5)
+        average_parcels(image, "x.nii", atlas(blocks()), 2.0, 0.5)
 
 
 @pytest.mark.parametrize(
@@ -151,7 +153,7 @@ def test_labels_of_another_grid_are_those_of_the_nearest_voxel(
         nearest = np.round(apply_affine(to_labels, ijk)).astype(int)
         if (nearest >= 0).all() and (nearest < labels.shape).all() and (label := labels[tuple(nearest)]):
             expected[int(label)].append(voxels[ijk])
-    found_TP, _ = average_parcels(bold(voxels, affine), atlas(labels), 2.0, 0.5)
+    found_TP, _ = average_parcels(*bold(voxels, affine), atlas(labels), 2.0, 0.5)
     for p, of_label in enumerate(expected.values()):
         mean_T = np.mean(of_label, axis=0) if of_label else np.full(3, np.nan)
         np.testing.assert_allclose(found_TP[:, p], mean_T, rtol=1e-12)
@@ -162,7 +164,7 @@ def test_grids_of_fine_voxels_that_lie_less_than_a_millimetre_apart_are_two() ->
     voxels = noise(6, 1, 1, 3)
     here, there = np.eye(4), np.eye(4)
     there[0, 3] = 0.8
-    found_TP, _ = average_parcels(bold(voxels, there), atlas(labels, here), 2.0, 0.5)
+    found_TP, _ = average_parcels(*bold(voxels, there), atlas(labels, here), 2.0, 0.5)
     np.testing.assert_allclose(found_TP[:, 1:], voxels[:5, 0, 0].T)
     assert np.isnan(found_TP[:, 0]).all()
 
@@ -244,7 +246,7 @@ def test_the_label_image_of_an_image_is_that_of_its_space_and_of_the_parcellatio
     path = dataset(tmp_path, f"sub-1_task-rest_space-{MNI}_desc-preproc_bold.nii")
     affine = AFFINE.copy()
     affine[0, 3] = -50
-    nibabel.save(bold(noise(60, 3, 3, 4).astype(np.float32), affine).image, path)
+    nibabel.save(bold(noise(60, 3, 3, 4).astype(np.float32), affine)[0], path)
     for name, x_mm in ((f"space-{MNI}_seg-A_dseg.nii.gz", 10), (f"space-{MNI}_seg-B_dseg.nii.gz", 30),
                        ("space-MNI152NLin2009cAsym_seg-C_dseg.nii.gz", 50)):  # fmt: skip
         save_labels(tmp_path / name, x_mm)
@@ -263,7 +265,7 @@ def test_an_image_whose_name_says_no_space_gets_the_labels_of_the_space_that_the
     path = dataset(tmp_path, "sub-1_task-rest_desc-preproc_bold.nii")
     affine = AFFINE.copy()
     affine[0, 3] = -50
-    nibabel.save(bold(noise(60, 3, 3, 4).astype(np.float32), affine).image, path)
+    nibabel.save(bold(noise(60, 3, 3, 4).astype(np.float32), affine)[0], path)
     spaces = {"MNI152NLin2009aSym": 10, MNI: 30, "MNI152NLin2009cAsym": 50}
     for space, x_mm in spaces.items():
         save_labels(tmp_path / f"space-{space}_seg-A_dseg.nii.gz", x_mm)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from mcsp.data_sharding.convert.manifest import Row, read_manifest
+from mcsp.data_sharding.convert.to_bids import Row, read_manifest
 
 
 def manifest(folder: Path, text: str, name: str = "files.tsv") -> Path:

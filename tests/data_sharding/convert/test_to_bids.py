@@ -1,7 +1,4 @@
-"""Files of another layout become datasets that the builder reads: the same values, names, places, labels and clocks.
-
-Covers: launchers/write_bids.py
-"""
+"""Files of another layout become datasets that the builder reads: the same values, names, places, labels and clocks."""
 
 import os
 from pathlib import Path
@@ -9,16 +6,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from launchers.write_bids import main
+from mcsp.commands.main import launcher
 from mcsp.config import FmriConfig
 from mcsp.data_sharding.bids.find import find_recordings
 from mcsp.data_sharding.bids.ref import Site
 from mcsp.data_sharding.bids.tables import read_json, read_tsv
 from mcsp.data_sharding.bids.write import write_eeg, write_tsv
 from mcsp.data_sharding.clean.fmri import read_fmri
-from mcsp.data_sharding.convert.manifest import read_manifest
-from mcsp.data_sharding.convert.to_bids import find_atlas, plan_sites, write_site
+from mcsp.data_sharding.convert.to_bids import find_atlas, plan_sites, read_manifest, write_site
 from tests.data_sharding.conftest import CHANNELS, PARCELS, PLACES, bold, eeg_uv
+
+main = launcher("write-bids")
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """The simulator: what both modalities share is there, is the same at every site, and is not more than intended.
 
-Covers: data_sharding/demo/simulated_sites.py
+Covers: data_sharding/demo/sites.py
 """
 
 from dataclasses import replace
@@ -15,7 +15,7 @@ from sklearn.preprocessing import StandardScaler
 
 from mcsp.data_sharding.demo import simulate
 from mcsp.data_sharding.demo.simulate import SimulatedSite, SimulatedSubject, simulate_subject
-from mcsp.data_sharding.demo.simulated_sites import SIMULATED_A, SIMULATED_B
+from mcsp.data_sharding.demo.sites import SIMULATED_A, SIMULATED_B
 
 SITES = (SIMULATED_A, SIMULATED_B)
 WINDOW_SECONDS = 60.0

@@ -16,8 +16,6 @@ from sklearn.svm import LinearSVC
 
 from mcsp.data_sharding.demo.simulate_consortium import N_PARCELS, consortium, population, simulate_consortium_subject
 
-LAUNCHER = Path(__file__).parents[3] / "launchers" / "demo_sites.py"
-
 
 def fisher_z(x_PT: np.ndarray) -> np.ndarray:
     return np.arctanh(np.clip(np.corrcoef(x_PT)[np.triu_indices(len(x_PT), 1)], -0.999, 0.999))
@@ -100,7 +98,8 @@ def test_the_label_lies_in_the_strongest_modes_as_documented() -> None:
 
 
 def test_the_launcher_writes_the_sites_as_derivatives(tmp_path: Path) -> None:
-    command = [sys.executable, LAUNCHER, tmp_path, "--kind", "fmri-consortium", "--sites", "2", "--subjects", "24"]
+    command = [sys.executable, "-m", "mcsp", "demo-sites", tmp_path, "--kind", "fmri-consortium"]
+    command += ["--sites", "2", "--subjects", "24"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     sites = consortium(2, 24)

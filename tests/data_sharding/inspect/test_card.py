@@ -6,14 +6,17 @@ from typing import Any
 
 import pytest
 
-from launchers.corpus_report import main
-from mcsp.data_sharding.bids.description import DESCRIPTION_NAME, read_sources
+from mcsp.commands.main import launcher
 from mcsp.data_sharding.bids.reasons import REASONS
-from mcsp.data_sharding.inspect.card import CARD_NAME, dataset_card
+from mcsp.data_sharding.bids.tables import DESCRIPTION_NAME, read_sources
+from mcsp.data_sharding.inspect.report import CARD_NAME, dataset_card
 from mcsp.data_sharding.store.reader import Corpus
 from mcsp.wording import markdown
 
 cards = pytest.importorskip("huggingface_hub.repocard")
+
+
+main = launcher("report")
 
 
 def index_of(licenses: dict[str, str], **all_: int) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:

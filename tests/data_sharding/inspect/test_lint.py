@@ -1,7 +1,4 @@
-"""Every kind of lie is found, and a sound corpus has none.
-
-Covers: launchers/lint_corpus.py
-"""
+"""Every kind of lie is found, and a sound corpus has none."""
 
 import json
 import os
@@ -16,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from launchers.lint_corpus import main
+from mcsp.commands.main import launcher
 from mcsp.data_sharding.inspect.lint import _metadata_lies, _table_lies, lint_corpus
 from mcsp.data_sharding.store.files import location, scratch_folder
 from mcsp.data_sharding.store.index import (
@@ -32,6 +29,8 @@ from mcsp.data_sharding.store.reader import Corpus
 from mcsp.data_sharding.store.table import Recordings
 from mcsp.outside import sha256_file
 from mcsp.schema import Recording, crc_name
+
+main = launcher("lint")
 
 
 def test_a_fresh_corpus_is_sound(built: Path) -> None:

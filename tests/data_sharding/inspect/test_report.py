@@ -1,6 +1,6 @@
 """report.html says what the corpus holds and lost, needs nothing else, and stays small.
 
-Covers: data_sharding/inspect/charts.py, data_sharding/inspect/survey.py, launchers/corpus_report.py
+Covers: data_sharding/inspect/charts.py, data_sharding/inspect/survey.py
 """
 
 import json
@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from scipy.signal import welch
 
-from launchers.corpus_report import main
+from mcsp.commands.main import launcher
 from mcsp.data_sharding.inspect import charts
 from mcsp.data_sharding.inspect.report import REPORT_NAME, index_table, make_page, write_report
 from mcsp.data_sharding.inspect.survey import FREQUENCIES, QUANTITIES, Group, _power, survey, table_groups
@@ -22,6 +22,8 @@ from mcsp.data_sharding.store.index import read_rejected
 from mcsp.data_sharding.store.reader import Corpus
 from mcsp.data_sharding.store.table import Recordings
 from mcsp.schema import Recording, Window
+
+main = launcher("report")
 
 
 class Page(HTMLParser):

@@ -11,13 +11,15 @@ from mcsp.data_sharding.store import index
 from mcsp.data_sharding.store.index import (
     Rejection,
     Repair,
-    Totals,
     index_hash,
     make_index,
     read_rejected,
     read_repairs,
+    reasons_of,
+    totals_of,
     write_index,
 )
+from mcsp.data_sharding.store.table import Recordings
 from mcsp.schema import Recording, block_bounds
 from tests.test_batch import window
 
@@ -70,13 +72,10 @@ def test_the_hash_is_that_of_every_shard_in_any_order() -> None:
 
 
 def test_people_who_come_again_count_once_and_their_sessions_apart() -> None:
-    totals = Totals({"a": True, "empty": False})
-    for recording in (
+    rows = [
         row("1", "first"), row("1", "first", "fmri"), row("1", "second"), row("2", "first", split="test", seconds=30.0)
-    ):  # fmt: skip
-        totals.add(recording)
-    totals.add_rejection(Rejection("a", "x.edf", "eeg", "flat", "all channels"))
-    found = totals.result()
+    ]  # fmt: skip
+    found = totals_of(Recordings.of(rows), {("a", "flat"): 1}, {"a": True, "empty": False})
     assert found["all"] == {
         "found": 5, "rejected": 1, "recordings": 4, "samples": 3, "subjects": 2, "hours": round(210 / 3600, 6)
     }  # fmt: skip
@@ -86,7 +85,8 @@ def test_people_who_come_again_count_once_and_their_sessions_apart() -> None:
     assert found["sites"]["empty"] == {
         "simulated": False, "found": 0, "rejected": 0, "recordings": 0, "samples": 0, "subjects": 0, "hours": 0.0
     }  # fmt: skip
-    assert totals.reasons == {"flat": 1}
+    nothing = totals_of(Recordings.of([]), {}, {"a": True})
+    assert nothing["all"]["found"] == nothing["splits"]["train"]["samples"] == nothing["all"]["subjects"] == 0
 
 
 @pytest.mark.parametrize(
@@ -125,15 +125,11 @@ def test_the_index_is_text_that_people_read_in_order_of_its_names(tmp_path: Path
 
 
 def test_totals_are_counted_by_site_split_and_modality() -> None:
-    totals = Totals({"a": True, "b": False})
     of_other_site = replace(row("1", "x", split="test"), site="b", key="b_1_x")
     rows = [row("1", "x", seconds=3600.0), row("1", "x", "fmri", seconds=1800.0), of_other_site,
             row("1", "y", "fmri", seconds=0.02)]  # fmt: skip
-    for recording in rows:
-        totals.add(recording)
-    for site in ("a", "a", "b"):
-        totals.add_rejection(Rejection(site, "x", "eeg", "flat" if site == "a" else "motion", "d"))
-    found = totals.result()
+    bad = {("a", "motion"): 1, ("a", "flat"): 1, ("b", "motion"): 1}
+    found = totals_of(Recordings.of(rows), bad, {"a": True, "b": False})
     hours = sum(r.seconds for r in rows) / 3600
     assert found["all"] == {"found": 7, "rejected": 3, "recordings": 4, "samples": 3, "subjects": 2,
                             "hours": round(hours, 6)}  # fmt: skip
@@ -141,4 +137,4 @@ def test_totals_are_counted_by_site_split_and_modality() -> None:
     assert (found["sites"]["a"]["subjects"], found["sites"]["b"]["subjects"]) == (1, 1), "subjects are a site's own"
     assert found["splits"]["test"]["recordings"] == 1 and found["splits"]["train"]["samples"] == 2
     assert found["modalities"]["eeg"] == {"recordings": 2, "samples": 2, "subjects": 2, "hours": 1.016667}
-    assert totals.reasons == {"flat": 2, "motion": 1}
+    assert list(reasons_of(bad).items()) == [("flat", 1), ("motion", 2)]

@@ -117,8 +117,10 @@ def test_columns_are_arrays(tmp_path: Path) -> None:
     assert [names[code] for code in codes] == ["eeg", "fmri", "eeg", "eeg"]
     with pytest.raises(ValueError, match="column positions_mm: holds lists"):
         table.column("positions_mm")
-    with pytest.raises(ValueError, match="column key: expected one of"):
-        table.codes("key")
+    codes, names = table.codes("key")
+    assert [names[code] for code in codes] == ["a", "a", "b", "c"]
+    with pytest.raises(ValueError, match="column sfreq: expected one of texts"):
+        table.codes("sfreq")
 
 
 def test_samples_are_rows_of_one_key_in_order_of_keys() -> None:

@@ -1,6 +1,6 @@
 """The page says what the rows of results.json hold, of two classes, of several and of a number.
 
-Covers: mcsp/evaluate/report/page.py, mcsp/evaluate/report/figures.py, mcsp/evaluate/report/tables.py
+Covers: mcsp/evaluate/report/page.py, mcsp/evaluate/report/page.py, mcsp/evaluate/report/tables.py
 """
 
 import re
@@ -12,8 +12,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.transforms import Bbox
 
-from mcsp.evaluate.report.figures import draw_forest
-from mcsp.evaluate.report.page import write_report
+from mcsp.evaluate.report.page import draw_forest, write_report
 from mcsp.evaluate.report.tables import MEASURES, terminal_table
 from tests.evaluate.report.results import estimate, evaluation
 

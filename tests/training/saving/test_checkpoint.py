@@ -209,6 +209,15 @@ def test_retention_keeps_the_last_and_every_nth_and_drops_an_abandoned_future(tm
     assert steps(tmp_path) == [3, 6, 7], "a run that went back to 6 must not find 8 again"
 
 
+def test_a_checkpoint_that_is_not_to_retire_others_leaves_them(tmp_path) -> None:
+    """Of weights in doubt: saved twice in a row, it took the place of the only one to go back to."""
+    for step, retire in ((1, True), (2, False), (3, False), (4, True)):
+        saver = Saver(tmp_path, keep=1)
+        saver.begin(step, {**FACTS, "config": CONFIG}, copy_state(fragments(step), step), retire=retire)
+        saver.finish()
+        assert steps(tmp_path) == (list(range(1, step + 1)) if step < 4 else [4])
+
+
 def test_the_newest_checkpoint_that_fits_may_lie_behind_newer_ones_that_do_not(tmp_path) -> None:
     for step in (1, 2, 3, 4):
         save(tmp_path, step, keep=9)

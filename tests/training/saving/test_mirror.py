@@ -70,6 +70,30 @@ def test_a_bare_machine_continues_from_the_newest_whole_copy(place, tmp_path, ca
     assert "warning" not in capfd.readouterr().err
 
 
+def test_a_checkpoint_that_is_fetched_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch) -> None:
+    place, bare = str(tmp_path / "mirror"), tmp_path / "bare"
+    saved(tmp_path / "run", place, range(1, 2))
+    done: list[str] = []
+    real_fsync, real_rename = os.fsync, Path.rename
+    monkeypatch.setattr(os, "fsync", lambda fd: (done.append(os.readlink(f"/proc/self/fd/{fd}")), real_fsync(fd))[1])
+    monkeypatch.setattr(Path, "rename", lambda a, b: (done.append("renamed"), real_rename(a, b))[1])
+    restore(place, bare, "auto")
+    aside = bare / "checkpoints" / "incomplete-step-00000001"
+    files = {"manifest.json", "state", "state/ranges.json", "state/rank-00000.safetensors"}
+    assert {str(aside), *(str(aside / name) for name in files)} <= set(done[: done.index("renamed")])
+
+
+def test_a_store_is_waited_for_as_long_as_one_likes(tmp_path, monkeypatch) -> None:
+    save(tmp_path / "run", 1)
+    copies, may_copy = Mirror(tmp_path / "run", str(tmp_path / "mirror"), 2, 0), threading.Event()
+    upload = copies._upload
+    monkeypatch.setattr(copies, "_upload", lambda path: (may_copy.wait(20), upload(path)))
+    copies.finished(checkpoint.checkpoint_path(tmp_path / "run", 1))
+    assert not copies.close(0.05) and not copies.close(0.05)
+    may_copy.set()
+    assert copies.close(20) and there(str(tmp_path / "mirror")) == [1]
+
+
 def test_copies_that_were_cut_off_or_damaged_are_passed_over(place, tmp_path, capfd) -> None:
     run_dir = tmp_path / "run"
     saved(run_dir, place, range(1, 2), keep=9)

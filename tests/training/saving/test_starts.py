@@ -4,6 +4,7 @@ Covers: mcsp/training/saving/checkpoint.py
 """
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -78,3 +79,17 @@ def test_a_retired_checkpoint_of_which_a_file_stays_is_out_of_the_way(
     [left] = [p for p in (tmp_path / "checkpoints").iterdir() if p.name != "step-00000002"]
     assert left.name == "incomplete-deleted-step-00000001" and [p.name for p in left.rglob("*")] == ["manifest.json"]
     assert checkpoint.to_continue(tmp_path, "auto") == checkpoint.checkpoint_path(tmp_path, 2) and not left.exists()
+
+
+def test_what_else_somebody_puts_beside_checkpoints_is_none_of_them(tmp_path) -> None:
+    """A copy of one by another name ended the run at its next save, and every start after that."""
+    for step in (1, 2):
+        save(tmp_path, step)
+    folder = tmp_path / "checkpoints"
+    for name in ("step-00000001.old", "step-", "step-00000002 copy", "step-latest"):
+        shutil.copytree(folder / "step-00000001", folder / name)
+    assert checkpoint.to_continue(tmp_path, "auto") == checkpoint.checkpoint_path(tmp_path, 2)
+    save(tmp_path, 3)
+    checkpoint.drop_after(tmp_path, 2)
+    assert [path.name for path in checkpoint.complete(tmp_path)] == ["step-00000002"]
+    assert len(list(folder.iterdir())) == 5, "they stay as they are"

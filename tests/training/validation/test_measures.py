@@ -6,6 +6,7 @@ import torch
 from sklearn.linear_model import Ridge
 
 from mcsp.training.validation.measures import effective_rank, half_error, identification, site_accuracy
+from mcsp.training.validation.validate import _of_domain
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -17,6 +18,12 @@ def test_effective_rank_counts_directions() -> None:
     assert effective_rank(torch.eye(6)) == pytest.approx(6.0)
     assert effective_rank(torch.diag(torch.tensor([1.0, 1.0, 0.0]))) == pytest.approx(2.0)
     assert effective_rank(torch.zeros(4, 3)) == 1.0
+
+
+def test_of_nobody_there_is_nothing_to_say() -> None:
+    """The rank of no rows was 1, as if all were alike."""
+    nobody = torch.zeros(0, dtype=torch.int64)
+    assert _of_domain(torch.zeros(2, 0, 4), torch.zeros(0, 3), [torch.zeros(2, 0, 5)], nobody) == {}
 
 
 def test_people_are_found_again_by_what_sets_them_apart() -> None:

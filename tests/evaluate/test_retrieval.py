@@ -9,10 +9,9 @@ import pytest
 from mcsp.config import EvaluateConfig
 from mcsp.data_sharding.store.reader import Corpus
 from mcsp.encode.pretrained import PretrainedMCSP
+from mcsp.evaluate import retrieval as controls
 from mcsp.evaluate.evaluate import untrained_like
-from mcsp.evaluate.retrieval import controls
-from mcsp.evaluate.retrieval.controls import CONTROLS, run_retrieval
-from mcsp.evaluate.retrieval.pairs import PairedCut, Pairs, find_pairs, top1
+from mcsp.evaluate.retrieval import CONTROLS, PairedCut, Pairs, find_pairs, run_retrieval, top1
 
 SECONDS, DELAY = {"eeg": 30.0, "fmri": 30.0}, 5.0
 
@@ -67,7 +66,7 @@ def test_a_schedule_that_all_people_share_is_found_by_the_time_alone() -> None:
     rng = np.random.default_rng(0)
     minute_N, people_N = np.tile(np.arange(6) * 60.0, 12), np.repeat(np.arange(12), 6)
     times_G = 2.0 * np.arange(15)
-    x_NGK = np.stack([controls._powers_of_time(m + times_G) for m in minute_N])
+    x_NGK = np.stack([((m + times_G) / 600.0)[:, None] ** np.arange(1, 6) for m in minute_N])
     course = np.cumsum(rng.normal(size=(6, 15, 8)), axis=1)  # of each minute, the same for everybody
     y_NGR = course[np.tile(np.arange(6), 12)] + 0.5 * rng.normal(size=(72, 15, 8))
     expected = controls._expected(x_NGK, y_NGR, people_N, np.ones(72, bool), 72)

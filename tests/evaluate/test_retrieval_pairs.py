@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mcsp.data_sharding.store.reader import Corpus
-from mcsp.evaluate.retrieval.pairs import Pairs, find_pairs, top1
+from mcsp.evaluate.retrieval import Pairs, find_pairs, top1
 
 
 def pairs(similarity_NN: np.ndarray, windows_per_subject: int = 2, subjects_per_site: int = 20) -> Pairs:

