@@ -6,11 +6,9 @@ are multiplied by the number of ranks; ``gradient_clipping`` defaults to 1; at s
 """
 
 import ctypes
-import json
 import logging
 import math
 import os
-import shutil
 import signal
 import socket
 import warnings
@@ -32,8 +30,9 @@ from deepspeed.runtime.utils import combine_grad_norm_groups  # noqa: E402
 
 from mcsp import distributed  # noqa: E402
 from mcsp.batch import Batch  # noqa: E402
-from mcsp.config import PretrainConfig, find_config  # noqa: E402
+from mcsp.config import PretrainConfig  # noqa: E402
 from mcsp.schema import text_key  # noqa: E402
+from mcsp.training.deepspeed_config import deepspeed_config  # noqa: E402
 from mcsp.training.pretrainer import group_of  # noqa: E402
 from mcsp.training.saving import state as fragments  # noqa: E402
 from mcsp.training.saving.state import EMA, Copied, State, copy_state  # noqa: E402
@@ -42,11 +41,6 @@ from mcsp.wording import listed  # noqa: E402
 # It reports steps that are refused here as overflows, and much else; what goes wrong it raises.
 logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
 
-_INJECTED = {
-    "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping",
-    "optimizer", "scheduler", "bf16", "fp16", "steps_per_print", "zero_allow_untested_optimizer",
-    "zero_force_ds_cpu_optimizer", "managed_gradient_accumulation",
-}  # fmt: skip
 _PR_SET_PDEATHSIG = 1
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # numbers of malloc.h
 
@@ -122,63 +116,6 @@ def device() -> torch.device:
     return torch.device("cpu")
 
 
-def deepspeed_config(config: PretrainConfig, world_size: int, global_batch: int) -> dict[str, Any]:
-    """The DeepSpeed JSON with what our own config says put in.
-
-    Raises:
-        ValueError: an unreadable file, or one that repeats a value that belongs to the pretraining config.
-    """
-    try:
-        values = json.loads(find_config(config.deepspeed).read_text())
-    except OSError as error:
-        raise ValueError(f"{config.deepspeed}: cannot read the DeepSpeed config ({error.strerror})") from None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{config.deepspeed}: not valid JSON ({error})") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{config.deepspeed}: expected a JSON object, found {type(values).__name__}")
-    repeated = sorted(_INJECTED & set(values))
-    if repeated:
-        raise ValueError(f"{config.deepspeed}: {repeated} come from the pretraining config; remove them here")
-    on_gpu = os.environ["DS_ACCELERATOR"] == "cuda"
-    # Older GPUs emulate bf16, slower than they compute in fp32.
-    native = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
-    bf16 = config.precision == "bf16" or (config.precision == "auto" and native)
-    zero, autocast = (_section(config, values, name) for name in ("zero_optimization", "torch_autocast"))
-    stage = zero.get("stage", 0)
-    if autocast.get("enabled") and autocast.get("dtype") not in ("bfloat16", "bf16", "torch.bfloat16"):
-        # Without it a GPU takes float16, whose gradients would be scaled by who knows how much.
-        raise ValueError(f"{config.deepspeed}: torch_autocast.dtype: expected bf16, found {autocast.get('dtype')}")
-    for part in ("offload_optimizer", "offload_param"):
-        where = _section(config, zero, part).get("device", "none")
-        if where not in ("none", "cpu"):
-            raise ValueError(f"{config.deepspeed}: {part}.device: expected none or cpu, found {where}")
-    if config.compile and stage == 3:
-        raise ValueError(f"compile=true: expected ZeRO 0-2, found stage 3 in {config.deepspeed}")
-    if config.compile and on_gpu is False and not shutil.which("g++"):
-        raise ValueError("compile=true: expected a C++ compiler (g++) for CPU code, found none")
-    if stage == 3:
-        # DeepSpeed's own linear layer rounds differently: its gradients are 1.3e-6 away from those of the other stages.
-        zero = {"memory_efficient_linear": False, **zero}
-    return {
-        **values,
-        "zero_optimization": zero,
-        "train_micro_batch_size_per_gpu": global_batch // world_size,
-        "gradient_accumulation_steps": 1,
-        "gradient_clipping": config.gradient_clipping,
-        "bf16": {"enabled": bf16},
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,  # with offload it would insist on its own AdamW, compiled at start
-        "steps_per_print": 10**9,
-    }
-
-
-def _section(config: PretrainConfig, values: dict[str, Any], name: str) -> dict[str, Any]:
-    found = values.get(name) or {}
-    if not isinstance(found, dict):
-        raise ValueError(f"{config.deepspeed}: {name}: expected a JSON object, found {found!r}")
-    return found
-
-
 def collectives() -> object:
     """What DeepSpeed communicates through; for :meth:`mcsp.training.clock.Clock.watch_collectives`."""
     return deepspeed.comm.comm.cdb
@@ -207,9 +144,13 @@ class Engine:
         self.world_size = world_size
         self._engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=values)
         self._names = {id(parameter): name for name, parameter in module.named_parameters()}
+        self._parameters = list(module.parameters())
+        self._clipping = 0.0 if self.zero_stage or values["bf16"]["enabled"] else config.gradient_clipping
+        # One rank at stage 0 has no other's gradients to add; DeepSpeed would copy all of them there and back.
+        self._engine.enable_backward_allreduce = self.zero_stage > 0 or world_size > 1
         self._steps = 0
         self._norm, self._refused = 0.0, False
-        self._told, self._numbers = torch.zeros(0), list[float]()
+        self._told, self._found, self._numbers = torch.zeros(0), torch.zeros(0), list[float]()
         self._allowed: Callable[[float, list[float]], bool] | None = None  # None: any
         self.ema_decay = config.ema_decay
         self._ema: dict[tuple[str, int], Tensor] = {}  # of the ranges that this rank owns
@@ -302,6 +243,8 @@ class Engine:
         if self.zero_stage == 0 and self._refuses(self._stage0_norm()):
             self._engine.optimizer.zero_grad()
         else:
+            if self._clipping:
+                torch.nn.utils.clip_grads_with_norm_(self._parameters, self._clipping, self._found[0])
             self._engine.step()
         if self.ema_decay and not self._refused:
             self._average()
@@ -337,10 +280,10 @@ class Engine:
 
     def _refuses(self, norm: Tensor) -> bool:
         """Remember the numbers that rank 0 found, so that no rounding makes ranks choose differently."""
-        found = torch.cat([norm.detach().float().reshape(1), self._told])
+        self._found = torch.cat([norm.detach().float().reshape(1), self._told])
         with distributed.around_collectives():
-            torch.distributed.broadcast(found, src=0)
-        self._norm, *self._numbers = found.tolist()  # the one wait for the device in a step
+            torch.distributed.broadcast(self._found, src=0)
+        self._norm, *self._numbers = self._found.tolist()  # the one wait for the device in a step
         allowed = self._allowed is None or self._allowed(self._norm, self._numbers)
         self._refused = not (math.isfinite(self._norm) and allowed)
         return self._refused
@@ -366,7 +309,10 @@ class Engine:
             optimizer.check_overflow = lambda **_: None
 
     def _stage0_norm(self) -> Tensor:
-        gradients = [p.grad for p in self._engine.module.parameters() if p.grad is not None]
+        for parameter in self._parameters:
+            if parameter.grad is None:  # as DeepSpeed does where it adds up: AdamW takes a step of it all the same
+                parameter.grad = torch.zeros_like(parameter)
+        gradients = [p.grad for p in self._parameters if p.grad is not None]
         # In float32 whatever the gradients: in bf16 the norm would have two digits.
         return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients, 2, torch.float32)))
 

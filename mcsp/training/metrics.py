@@ -2,9 +2,10 @@
 
 Only rank 0 makes one. ``metrics.jsonl`` has one line per logged step, and always one of the first, whose losses and
 retrieval accuracies are those of the untrained model (they precede its update). A step with an evaluation has a line as
-well, with values under ``validation/``; those in the first line are also of the untrained model. The file holds the run
-as it counts: steps that are taken again after a crash or a rollback appear once. ``events.jsonl`` is only ever appended
-to: starts, skipped steps, rollbacks, ends, with the time.
+well, with values under ``validation/``; those in the first line are also of the untrained model, unless the run
+evaluates step 1 itself (``validate_every=1``, or it is the last). The file holds the run as it counts: steps that are
+taken again after a crash or a rollback appear once. ``events.jsonl`` is only ever appended to: starts, skipped steps,
+rollbacks, ends, with the time.
 
 Metrics go to Weights & Biases or MLflow as well, where their package is installed. Where their servers are, and who is
 asking, they read from their own environment variables (``WANDB_*``, ``MLFLOW_*``); MLflow without them keeps a database

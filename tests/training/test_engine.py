@@ -1,6 +1,6 @@
 """DeepSpeed against plain PyTorch, stages and numbers of ranks against each other, and runs that are continued.
 
-Covers: mcsp/training/run.py, mcsp/training/saving/state.py
+Covers: mcsp/training/deepspeed_config.py, mcsp/training/run.py, mcsp/training/saving/state.py
 """
 
 import json

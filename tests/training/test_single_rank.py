@@ -97,6 +97,57 @@ def test_retrieval_is_found_in_logged_steps_alone_and_a_step_waits_once_for_the_
     assert [wait for wait in waits if wait != "group_norms"] == ["_refuses"] * 4
 
 
+PLAIN = """
+import sys, torch
+from mcsp.config import PretrainConfig
+from mcsp.losses.objective import objective
+from mcsp.training import engine
+from mcsp.training.pretrainer import Pretrainer
+from mcsp.training.trainer import Trainer
+torch.set_num_threads(1)
+config = PretrainConfig.load(None, sys.argv[1:])
+trainer = Trainer(config)
+torch.manual_seed(config.seed)
+plain = Pretrainer(trainer.config.model, config.objective, config.augmentation)
+groups = engine.parameter_groups(plain, config.weight_decay)
+optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98))
+for step in range(4):
+    if step == 2:  # from now on nothing depends on one encoder
+        for module in (plain, trainer.module):
+            project = module.model.project
+            module.model.project = lambda m, d, h_BD, project=project: project(m, d, h_BD.detach())
+            module.predictions = []
+            module.model.encode_measured = lambda *a, encode=module.model.encode_measured: encode(*a).detach()
+    batch = trainer.dataset[step]
+    [batch[0].signals.pop("fmri") for _ in range(step == 3)]
+    values = trainer.train_step(batch)
+    optimizer.zero_grad()
+    output = plain(batch[0])
+    loss, _ = objective(*output, batch[0].subject_N, batch[0].site_N, config.objective, plain.terms, plain.predictions)
+    loss.backward()
+    missing = [p for p in plain.parameters() if p.grad is None]
+    for parameter in missing:
+        parameter.grad = torch.zeros_like(parameter)
+    norm = torch.nn.utils.clip_grad_norm_(plain.parameters(), config.gradient_clipping)
+    optimizer.step()
+    assert bool(missing) == (step >= 2), (step, len(missing))
+    assert float(norm) > config.gradient_clipping, norm
+    assert (values["loss"], values["gradient_norm"]) == (float(loss), float(norm)), step
+    for (name, a), b in zip(plain.named_parameters(), trainer.module.parameters(), strict=True):
+        assert torch.equal(a, b), (step, name)
+"""
+
+
+def test_one_rank_at_stage_0_computes_the_bits_of_plain_torch(pretrain_overrides) -> None:
+    """Where it clips by a norm that it has already, and leaves out what other ranks' gradients would need."""
+    own = ["deepspeed=configs/deepspeed/zero0.json", "warmup_steps=0", "schedule=constant", "gradient_clipping=0.1"]
+    done = subprocess.run(
+        [sys.executable, "-c", PLAIN, *pretrain_overrides, *own],
+        env=environment(), cwd=ROOT, capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.slow
 def test_a_damaged_checkpoint_is_passed_over_and_a_run_is_lengthened_or_refused(pretrain_overrides, tmp_path) -> None:
     run_dir = tmp_path / "run"

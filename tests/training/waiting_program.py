@@ -21,12 +21,12 @@ ALLOWED, SLOW = 6.0, 15.0  # seconds that a rank may hang, and that the mirror t
 
 
 class Hurried(StepDataset):
-    """From the last step on nobody may hang for long; rank 1 is asked to stop in the one before."""
+    """From the third step on nobody may hang for long; rank 1 is asked to stop in it."""
 
     stop = False
 
     def __getitem__(self, step: int):
-        if step == 3:
+        if step == 2:
             stopping.GRACE_SECONDS = ALLOWED
             for thread in threading.enumerate():
                 if isinstance(thread, Watchdog):
@@ -40,9 +40,9 @@ def main(kind: str, *overrides: str) -> None:
     torch.set_num_threads(1)
     upload = Mirror._upload
 
-    def slow_upload(self: Mirror, path: Path) -> None:
+    def slow_upload(self: Mirror, path: Path, name: str) -> None:
         time.sleep(SLOW)
-        upload(self, path)
+        upload(self, path, name)
 
     def slow_restore(*arguments: object) -> None:
         time.sleep(2 * SLOW)

@@ -87,6 +87,18 @@ def drop(path: Path) -> None:
         _remove(path)
 
 
+def hold(path: Path) -> Path:
+    """A checkpoint's files in a folder that is not retired, as hard links, for the caller to delete; else itself."""
+    folder = path.with_name(f"{_ASIDE}held-{path.name}")
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        shutil.copytree(path, folder, copy_function=os.link)
+    except (OSError, shutil.Error):  # no hard links on this file system, or retired just now
+        shutil.rmtree(folder, ignore_errors=True)
+        return path
+    return folder
+
+
 def retire(run_dir: Path, step: int, keep: int, keep_every: int) -> None:
     """Delete old checkpoints, and drop those of later steps: they were passed over, and these steps are taken anew."""
     drop_after(run_dir, step)

@@ -4,6 +4,7 @@
 ``manifest.json`` comes last: without it the others are not a checkpoint, and damaged ones differ from its digests.
 """
 
+import os
 import queue
 import shutil
 import sys
@@ -54,25 +55,32 @@ class Mirror(threading.Thread):
 
     def _copy(self, path: Path) -> None:
         """Copy and prune; training goes on whatever happens."""
+        held = checkpoint.hold(path)  # a store may take longer than the run keeps a checkpoint
+        try:
+            self._try(held, path.name)
+        finally:
+            if held != path:
+                shutil.rmtree(held, ignore_errors=True)
+
+    def _try(self, path: Path, name: str) -> None:
         for pause in (*_PAUSES_SECONDS, None):
             try:
-                self._upload(path)
-                self._prune(checkpoint.step_of(path))
+                self._upload(path, name)
+                self._prune(checkpoint.step_of(Path(name)))
                 return
             except Exception as error:  # noqa: BLE001, each store has its own, and none may end the run
-                if pause is None or not path.exists():
+                if pause is None or not os.path.exists(path):
                     reason = " ".join(str(error).split())
-                    print(f"warning: {path.name} was not copied to {self.root} ({reason})", file=sys.stderr, flush=True)
+                    print(f"warning: {name} was not copied to {self.root} ({reason})", file=sys.stderr, flush=True)
                     return
                 time.sleep(pause)
 
-    def _upload(self, path: Path) -> None:
-        names = list(checkpoint.read_manifest(path)["files"])
-        folder = f"{self.root}/checkpoints/{path.name}"
-        self.fs.put([str(path / name) for name in names], [f"{folder}/{name}" for name in names])
-        for name in LOGS:
-            if (self.run_dir / name).exists():
-                self.fs.put_file(str(self.run_dir / name), f"{self.root}/{name}")
+    def _upload(self, path: Path, name: str) -> None:
+        files, folder = list(checkpoint.read_manifest(path)["files"]), f"{self.root}/checkpoints/{name}"
+        self.fs.put([str(path / file) for file in files], [f"{folder}/{file}" for file in files])
+        for log in LOGS:
+            if (self.run_dir / log).exists():
+                self.fs.put_file(str(self.run_dir / log), f"{self.root}/{log}")
         self.fs.put_file(str(path / checkpoint.MANIFEST), f"{folder}/{checkpoint.MANIFEST}")
 
     def _prune(self, step: int) -> None:

@@ -87,11 +87,32 @@ def test_a_store_is_waited_for_as_long_as_one_likes(tmp_path, monkeypatch) -> No
     save(tmp_path / "run", 1)
     copies, may_copy = Mirror(tmp_path / "run", str(tmp_path / "mirror"), 2, 0), threading.Event()
     upload = copies._upload
-    monkeypatch.setattr(copies, "_upload", lambda path: (may_copy.wait(20), upload(path)))
+    monkeypatch.setattr(copies, "_upload", lambda *which: (may_copy.wait(20), upload(*which)))
     copies.finished(checkpoint.checkpoint_path(tmp_path / "run", 1))
     assert not copies.close(0.05) and not copies.close(0.05)
     may_copy.set()
     assert copies.close(20) and there(str(tmp_path / "mirror")) == [1]
+
+
+def test_a_store_may_take_longer_than_a_checkpoint_is_kept(place, tmp_path, monkeypatch, capfd) -> None:
+    """A store that was slower than the run never got a whole checkpoint."""
+    run_dir = tmp_path / "run"
+    save(run_dir, 1, keep=1)
+    copies = Mirror(run_dir, place, 1, 0)
+    put = copies.fs.put
+
+    def slow(*arguments: object, **options: object) -> None:
+        save(run_dir, 2, keep=1)
+        put(*arguments, **options)
+
+    monkeypatch.setattr(copies.fs, "put", slow)
+    copies.finished(checkpoint.checkpoint_path(run_dir, 1))
+    copies.close()
+    assert there(place) == [1] and "warning" not in capfd.readouterr().err
+    assert os.listdir(run_dir / "checkpoints") == ["step-00000002"]
+    restore(place, tmp_path / "bare", "auto")
+    found = checkpoint.to_continue(tmp_path / "bare", "auto")
+    assert found is not None and holds(found, 1)
 
 
 def test_copies_that_were_cut_off_or_damaged_are_passed_over(place, tmp_path, capfd) -> None:
@@ -166,7 +187,7 @@ def test_of_checkpoints_that_wait_the_newest_is_copied_also_where_the_run_ends(t
         save(run_dir, step, keep=9)
     copies, may_copy = Mirror(run_dir, place, 9, 0), threading.Event()
     upload = copies._upload
-    monkeypatch.setattr(copies, "_upload", lambda path: (may_copy.wait(20), upload(path)))
+    monkeypatch.setattr(copies, "_upload", lambda *which: (may_copy.wait(20), upload(*which)))
     for step in (1, 2, 3):
         copies.finished(checkpoint.checkpoint_path(run_dir, step))
         while step == 1 and copies._waiting.queue:

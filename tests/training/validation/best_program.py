@@ -67,6 +67,8 @@ def kept(run_dir: Path) -> dict[str, Any]:
     """Steps of checkpoints and of the best, and what the newest says is the best."""
     names = ("checkpoints", "best")
     steps = {name: sorted(int(path.name[5:]) for path in (run_dir / name).glob("step-*")) for name in names}
+    if not steps["checkpoints"]:
+        return {**steps, "said": None}
     newest = run_dir / "checkpoints" / f"step-{steps['checkpoints'][-1]:08d}" / "manifest.json"
     return {**steps, "said": json.loads(newest.read_text())["validated"]["best_step"]}
 
