@@ -39,7 +39,8 @@ CASES = [(length, length, length) for length in LENGTHS] + [(6000, 400, 200)]
 # Compiling takes longer than all the rest; on a CPU these have to do.
 COMPILED_ON_CPU = (200, 1190)
 NO_GRADIENT = "scipy.signal.welch"
-SAME = "torch.fft, same numbers"
+# The plain expression of what log_power gives: as it is without a gradient, and as it is where one is wanted.
+SAME, SAME_WIDE = "torch.fft, same numbers", "torch.fft, same numbers, float64"
 FLOORS = (1e-6, 0.0)  # of what has one, and of the others
 HEAD = "| T, frame | contender | forward / with backward [ms] | peak [MiB] | rms error |\n|---|---|---|---|---|"
 Contender = Callable[[Tensor], Tensor]
@@ -110,7 +111,8 @@ def contenders(rows: int, frame: int, hop: int, bins: Tensor, device: str) -> di
     if device == "cuda":
         calls["mcsp triton"] = lambda x: ours(x, "triton")
         calls["mcsp triton bf16x3"] = lambda x: ours(x, "triton", "bf16x3")
-    calls |= {SAME: same_numbers, "torch.fft.rfft": rfft, "torch.stft": stft, "matmul": product}
+    calls |= {SAME: same_numbers, SAME_WIDE: lambda x: same_numbers(x.double()).float()}
+    calls |= {"torch.fft.rfft": rfft, "torch.stft": stft, "matmul": product}
     if device == "cuda" or frame in COMPILED_ON_CPU:
         calls["compiled view_as_real"] = torch.compile(real_view)
     if device == "cpu":
@@ -223,7 +225,7 @@ def measure(length: int, frame: int, hop: int, samples: int, device: str) -> lis
     results = []
     for name, call in calls.items():
         value = call(x32).detach()
-        floor = FLOORS[0] if name == SAME or name.startswith("mcsp") else FLOORS[1]
+        floor = FLOORS[0] if name in (SAME, SAME_WIDE) or name.startswith("mcsp") else FLOORS[1]
         error = (value.double().cpu() - exact[floor]).abs()
         entry: dict[str, Any] = {
             "contender": name,
@@ -273,14 +275,15 @@ def _last(entry: dict[str, Any], what: str) -> Any:
 
 
 def ratios(results: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """By shape, how many times the time of the plain expression this project's takes, forward and with gradient."""
+    """By shape, how many times the time of the plain expression this project's takes: forward and with a gradient
+    beside the one with the same numbers, and with a gradient beside the one in float32."""
     found: dict[str, dict[str, float]] = {}
-    for entry in results:
-        if entry["contender"] == "mcsp reference":
-            same = next(e for e in results if e["contender"] == SAME and e["shape"] == entry["shape"])
-            which = ("forward_ms", "forward_backward_ms")
-            times = {name: round(entry[name]["p50"] / same[name]["p50"], 2) for name in which}
-            found[f"{entry['shape']['T']}, {entry['shape']['frame']}"] = times
+    beside = {"forward": ("forward_ms", SAME), "with_gradient": ("forward_backward_ms", SAME_WIDE)}
+    beside["with_gradient_over_float32"] = ("forward_backward_ms", SAME)
+    for ours in (entry for entry in results if entry["contender"] == "mcsp reference"):
+        there = {entry["contender"]: entry for entry in results if entry["shape"] == ours["shape"]}
+        times = {name: round(ours[ms]["p50"] / there[other][ms]["p50"], 2) for name, (ms, other) in beside.items()}
+        found[f"{ours['shape']['T']}, {ours['shape']['frame']}"] = times
     return found
 
 

@@ -102,9 +102,12 @@ def read_json(file: Location) -> dict[str, Any]:
     return content
 
 
-def read_tsv(file: Path) -> list[dict[str, str]]:
-    """Rows of a BIDS table, without the cells that are empty or ``n/a``; raise :class:`RecordingError`, one line."""
-    return _table(file, read_text(file))[1]
+def read_tsv(file: Path, commas: bool = False) -> list[dict[str, str]]:
+    """Rows of a BIDS table, without the cells that are empty or ``n/a``; raise :class:`RecordingError`, one line.
+
+    ``commas``: of a ``.csv``, with quotes around cells that hold commas.
+    """
+    return _table(file, read_text(file), commas)[1]
 
 
 def read_columns(file: Path, required: Sequence[str], repairs: list[str]) -> list[dict[str, str]]:
@@ -148,9 +151,10 @@ def number_in(file: Path, number: int, row: dict[str, str], column: str, unknown
         raise RecordingError("bad-table", f"{file.name}: {found}, expected a number{comma}") from None
 
 
-def _table(file: Path, text: str) -> tuple[list[str], list[dict[str, str]]]:
+def _table(file: Path, text: str, commas: bool = False) -> tuple[list[str], list[dict[str, str]]]:
     """Header and rows."""
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter="\t", quoting=csv.QUOTE_NONE)
+    source = io.StringIO(text, newline="")
+    reader = csv.DictReader(source) if commas else csv.DictReader(source, delimiter="\t", quoting=csv.QUOTE_NONE)
     try:
         header = list(reader.fieldnames or [])
         if twice := [name for i, name in enumerate(header) if name in header[:i]]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from mcsp.data_sharding.store.files import Location, size, write_atomic
 from mcsp.data_sharding.store.index import BUILD_NAME, INDEX_NAME
+from mcsp.outside import read_object
 from mcsp.wording import columns
 
 STATUS_FILE = f"{BUILD_NAME}/status.json"
@@ -154,16 +155,11 @@ def read_status(out: Location) -> dict[str, Any] | None:
         ValueError: the folder does not exist, or the file is no status.
     """
     file = out / STATUS_FILE
-    try:
-        if size(file) is None:
-            if not out.is_dir():
-                raise ValueError(f"{out}: no such folder; expected the out_dir of a build")
-            return None
-        status = json.loads(file.read_bytes())
-    except OSError as error:
-        raise ValueError(f"{file}: cannot be read ({error.strerror or error})") from None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{file}: not JSON ({error})") from None
+    if size(file) is None:
+        if not out.is_dir():
+            raise ValueError(f"{out}: no such folder; expected the out_dir of a build")
+        return None
+    status = read_object(file)
     missing = {"state", "started", "updated", "sites", "shards", "hours_per_second", "seconds_left"} - set(status)
     if missing:
         raise ValueError(f"{file}: expected the keys {sorted(missing)}, found only {sorted(status)}")

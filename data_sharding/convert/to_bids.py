@@ -3,7 +3,6 @@
 Nothing of a value is changed: tables are written again with names and nine digits, other files are copied.
 """
 
-import csv
 import hashlib
 import re
 import shutil
@@ -73,7 +72,9 @@ def read_manifest(manifest: Path) -> list[Row]:
     Raises:
         ValueError: the first row that cannot be used, and how many there are.
     """
-    rows = read_tsv(manifest) if manifest.suffix == ".tsv" else _read_csv(manifest)
+    if manifest.suffix not in (".tsv", ".csv"):
+        raise ValueError(f"{manifest}: expected a table, .tsv or .csv")
+    rows = read_tsv(manifest, commas=manifest.suffix == ".csv")
     if not rows:
         raise ValueError(f"{manifest}: expected a row per recording, found none")
     return check_rows(rows, manifest.parent, manifest.name)
@@ -186,16 +187,6 @@ def _number(text: str, name: str) -> float | None:
     if not value > 0:
         raise ValueError(f"{name} {text}: expected a positive number")
     return value
-
-
-def _read_csv(manifest: Path) -> list[dict[str, str]]:
-    if manifest.suffix != ".csv":
-        raise ValueError(f"{manifest}: expected a table, .tsv or .csv")
-    with open(manifest, newline="", encoding="utf-8-sig") as lines:
-        return [
-            {k: v for k, v in row.items() if k is not None and v not in (None, "", "n/a")}
-            for row in csv.DictReader(lines)
-        ]
 
 
 GENERATOR = "mcsp write_bids"

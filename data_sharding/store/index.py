@@ -14,10 +14,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from mcsp.data_sharding.store.files import Location, publish, write_atomic
+from mcsp.data_sharding.store.files import Location, publish, size, write_atomic
 from mcsp.data_sharding.store.foreign import require_sound_index
 from mcsp.data_sharding.store.table import RECORDINGS_NAME, Recordings, write_table
-from mcsp.outside import bounded_lines, parse_json, read_bounded, sha256_file
+from mcsp.outside import bounded_lines, parse_json, read_object, sha256_file
 from mcsp.schema import MODALITIES, SCHEMA_VERSION, SPLITS, Recording
 
 INDEX_NAME = "index.json"
@@ -147,7 +147,7 @@ def make_index(
             name: described[name] for name in ("config", "software", "fingerprint", "subject_key_fingerprint", "shards")
         },
         "tables": tables,
-        "totals": totals_of(Recordings.open(files[RECORDINGS_NAME]), bad, described["simulated"]),
+        "totals": totals_of(Recordings.mapped(files[RECORDINGS_NAME]), bad, described["simulated"]),
         "reasons": reasons_of(bad),
     }
     return index, dict(zip(tables.values(), files.values(), strict=True))
@@ -194,16 +194,10 @@ def read_index(path: Location) -> dict[str, Any]:
             the builder does not write (:mod:`mcsp.data_sharding.store.foreign`).
     """
     file = path / INDEX_NAME
-    try:
-        index = parse_json(read_bounded(file))
-    except OSError as error:
-        raise ValueError(
-            f"{file}: cannot read the index of the corpus ({error.strerror}); expected a finished corpus"
-        ) from None
-    except ValueError as error:
-        raise ValueError(f"{file}: not a JSON file ({error})") from None
-    found = index.get("schema_version") if isinstance(index, dict) else None
-    if found != SCHEMA_VERSION:
+    if size(file) is None:
+        raise ValueError(f"{file}: cannot read the index of the corpus (no such file); expected a finished corpus")
+    index = read_object(file)
+    if (found := index.get("schema_version")) != SCHEMA_VERSION:
         raise ValueError(
             f"{file}: corpus has schema version {found!r}, this code reads version {SCHEMA_VERSION}; build it again"
         )

@@ -214,12 +214,13 @@ class Recordings(Sequence[Recording]):
             ValueError: the file is missing, damaged, has other columns, or something in it that no builder writes
                 (:func:`mcsp.data_sharding.store.foreign.require_sound_table`).
         """
-        recordings = cls._mapped(file)
+        recordings = cls.mapped(file)
         require_sound_table(recordings._batch, str(file))
         return recordings
 
     @classmethod
-    def _mapped(cls, file: Path) -> "Recordings":
+    def mapped(cls, file: Path) -> "Recordings":
+        """As :meth:`open`, of a table that was looked at before, or that this process has written."""
         try:
             reader = pa.ipc.open_file(pa.memory_map(str(file)))
             batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
@@ -254,7 +255,7 @@ class Recordings(Sequence[Recording]):
 
     def __reduce__(self) -> Any:
         """Another process maps the same file."""
-        return (type(self), (self._batch,)) if self._file is None else (type(self)._mapped, (self._file,))
+        return (type(self), (self._batch,)) if self._file is None else (type(self).mapped, (self._file,))
 
     def __len__(self) -> int:
         return self._batch.num_rows

@@ -11,6 +11,8 @@ Arithmetic is float64 for float64 embeddings and float32 for all others. Formula
 Shape letters: M embeddings, n rows of this process, N rows of all processes, D width, P pairs.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -42,6 +44,21 @@ def contrast(problem: Problem, scale_P: Tensor) -> Tensor:
     return _share(problem, 0.5 * (ab + _direction(problem, problem.b, problem.a, scale_P))).to(scale_P)
 
 
+class _Scaled(torch.autograd.Function):
+    """``(similarities (P, n, N), scales (P,) in float64) -> logits``; the scales' gradients are summed in float64."""
+
+    @staticmethod
+    def forward(ctx: Any, x_PnN: Tensor, scale_P: Tensor) -> Tensor:
+        ctx.save_for_backward(x_PnN, scale_P)
+        return x_PnN * scale_P.to(x_PnN)[:, None, None]
+
+    @staticmethod
+    def backward(ctx: Any, grad_PnN: Tensor) -> tuple[Tensor, Tensor]:
+        x_PnN, scale_P = ctx.saved_tensors
+        grad_P = (grad_PnN * x_PnN).sum(2).sum(1, dtype=torch.float64)  # rows in float32: faster, and none is long
+        return grad_PnN * scale_P.to(x_PnN)[:, None, None], grad_P
+
+
 def _direction(problem: Problem, left: list[int], right: list[int], scale_P: Tensor) -> Tensor:
     """Loss of each row as anchor of ``left`` against ``right``; (P, n), 0 without a negative."""
     anchor_PnD, positive_PnD, columns_PND = _sides(problem, left, right)
@@ -50,12 +67,13 @@ def _direction(problem: Problem, left: list[int], right: list[int], scale_P: Ten
     # In float64, as positives cancel against competitors, and the terms of a scale's gradient against each other.
     scale_P = scale_P.double()
     positive_Pn = (anchor_PnD.double() * positive_PnD.double()).sum(-1) * scale_P[:, None]
-    logits_PnN = _similarities(anchor_PnD, columns_PND) * scale_P[:, None, None]
-    # Rows without negatives get finite logits, as logsumexp of nothing has no gradient; they are dropped below.
+    logits_PnN = _Scaled.apply(_similarities(anchor_PnD, columns_PND), scale_P)
+    # Rows without negatives get finite logits, as the logarithm of nothing has no gradient; they are dropped below.
     logits_PnN = logits_PnN.masked_fill(~keep_PnN & some_Pn[..., None], -torch.inf)
     # Sums relative to the largest logit: what is rounded is then small where logits are large.
     top_Pn = logits_PnN.detach().amax(-1)
-    excess_Pn = torch.logsumexp(logits_PnN - top_Pn[..., None], -1) + (top_Pn - positive_Pn)
+    sum_Pn = (logits_PnN - top_Pn[..., None]).exp().sum(-1)
+    excess_Pn = sum_Pn.double().log() + (top_Pn - positive_Pn)
     # Above the threshold softplus is the identity, with an error of exp(-threshold).
     return torch.where(some_Pn, torch.nn.functional.softplus(excess_Pn, threshold=60.0), 0)
 

@@ -18,9 +18,9 @@ from mcsp.kernels.spectral.transforms import fits, transformed
 # Floor of a channel without any variation, in unit^2/Hz; far below the noise of any amplifier, in uV or in V.
 FLAT_POWER = 1e-20
 
-# Samples in a block of rows on a CPU, with a gradient and without: 2 and 8 MiB of float32, so that the passes over a
-# block find it in the cache and there are few blocks.
-_BLOCK_SAMPLES = (2**19, 2**21)
+# Samples in a block of rows on a CPU, with a gradient and without: 2 MiB of float64 and 8 MiB of float32, so that the
+# passes over a block find it in the cache and there are few blocks.
+_BLOCK_SAMPLES = (2**18, 2**21)
 # Frequencies from which a CPU's FFT, which computes all bins, is faster than a product for the wanted ones alone; on a
 # GPU the frame's length decides. Both count only where the frequencies are bins of the frame.
 _FFT_FREQS_CPU, _FFT_LENGTH_GPU = 24, 1000
@@ -110,12 +110,19 @@ def blocks(
     hop_seconds: float | None,
     by_span: bool = False,
 ) -> Iterator[Block]:
-    """Check the inputs and yield blocks of rows with one rate each (``by_span``: and with one valid length each)."""
+    """Check the inputs and yield blocks of rows with one rate each (``by_span``: and with one valid length each).
+
+    Signals are float64 where they are given so, and where a gradient is wanted; else float32.
+    """
     plan = planned_rows(x_BCT, sfreq_B, time_valid_BT, frame_seconds, hop_seconds, by_span)
     rows, _, n_times = x_BCT.shape
     valid_BT = x_BCT.new_ones(rows, n_times, dtype=torch.bool) if time_valid_BT is None else time_valid_BT
     x_BCT = x_BCT if x_BCT.dtype == torch.float64 else x_BCT.float()
-    samples = _BLOCK_SAMPLES[0] if x_BCT.requires_grad and torch.is_grad_enabled() else _BLOCK_SAMPLES[1]
+    wanted = x_BCT.requires_grad and torch.is_grad_enabled()
+    # A gradient has the transform over its square, and the floor lets a transform be a thousandth of the signal: sums
+    # in float32 would leave an error of 1e-5 there.
+    wide = torch.float64 if wanted else x_BCT.dtype
+    samples = _BLOCK_SAMPLES[0] if wanted else _BLOCK_SAMPLES[1]
     parts = -(-x_BCT.numel() // samples) if x_BCT.device.type == "cpu" else 1
     most = -(-rows // min(parts, rows))
     for kind in sorted(set(plan)):
@@ -125,7 +132,12 @@ def blocks(
         x_parts = (x_BCT if whole else x_BCT[chosen]).split(most)
         valid_parts = (valid_BT if whole else valid_BT[chosen]).split(most)
         for i, (x, valid) in enumerate(zip(x_parts, valid_parts, strict=True)):
-            yield Block(chosen[i * most : (i + 1) * most], x, valid, *kind, time_valid_BT is None)
+            yield Block(chosen[i * most : (i + 1) * most], x.to(wide), valid, *kind, time_valid_BT is None)
+
+
+def result_type(x: Tensor) -> torch.dtype:
+    """float64 for float64 signals, else float32."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def in_order(parts: list[Tensor], order: list[int]) -> Tensor:

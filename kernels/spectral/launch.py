@@ -1,24 +1,21 @@
-"""Starts the fused kernels and gives them a gradient.
+"""Starts the fused kernel and gives it a gradient.
 
 Shape letters: B rows, C channels, T time samples, P frames, F frequencies, K bands.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mcsp.kernels.spectral import fused
+from mcsp.kernels.spectral import fused, reference
 from mcsp.kernels.spectral.framing import FLAT_POWER, planned_rows
 from mcsp.kernels.spectral.tables import FrameTables, ProductTables, Request, frame_tables, product_tables
 
 # How the product is computed. "x3" multiplies numbers split in two, as exact as float32 with TF32.
 PRECISIONS = {"fp32": "tf32x3", "bf16x3": "bf16x3", "tf32": "tf32", "bf16": "bf16"}
 BLOCK_FREQS, BLOCK_TIME = 64, 64 if fused.INTERPRETED else 16
-# Frequencies per step of the gather: numbers that are split in two take twice the registers, and shorter steps of
-# those that are not are unrolled until they take more.
-GATHER_FREQS = {"fp32": 32, "bf16x3": 32, "tf32": 64, "bf16": 64}
 
 
 def launch_options(channels: int) -> dict[str, Any]:
@@ -36,8 +33,8 @@ class ProductFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x_BCT: Tensor, request: Request, frames: FrameTables, product: ProductTables,
-        eps: float, precision: str,
+        ctx: Any, x_BCT: Tensor, request: Request, frames: FrameTables, product: ProductTables, eps: float,
+        precision: str, definition: Callable[[Tensor], Tensor], *given: Tensor,
     ) -> Tensor:  # fmt: skip
         """One launch."""
         rows, channels, _ = x_BCT.shape
@@ -48,43 +45,27 @@ class ProductFunction(torch.autograd.Function):
         named = PRECISIONS[precision]
         if fused.INTERPRETED and named != "bf16":  # which multiplies in float32 whatever is asked for
             named = "ieee"
-        shared = {
-            "P": frames.frames, "FP": product.padded_freqs, "LP": frames.padded_length, "BF": BLOCK_FREQS,
-            "BT": BLOCK_TIME, "PRECISION": named, **options,
-        }  # fmt: skip
-        strides = (x_BCT.stride(0), x_BCT.stride(1), frames.valid_stride)
-        both = {"FRAMES": frames.averaged, "OUT": request.outputs, "KP": product.padded_bands}
-        tables = (
-            frames.valid_BT, frames.rows_B4, frames.count_BP, frames.share_BP, frames.level_B, frames.window_WL,
-            product.basis_GL2F, product.sums_W2F, product.pool_GFK,
+        fused.forward_kernel[grid](
+            x_BCT, frames.valid_BT, frames.rows_B4, frames.count_BP, frames.share_BP, frames.level_B,
+            frames.window_WL, frames.line_W2, product.basis_GL2F, product.line_W2F, product.pool_GFK, out,
+            channels, x_BCT.stride(0), x_BCT.stride(1), frames.valid_stride, eps, FLAT_POWER,
+            P=frames.frames, FRAMES=frames.averaged, OUT=request.outputs, FP=product.padded_freqs,
+            KP=product.padded_bands, LP=frames.padded_length, BF=BLOCK_FREQS, BT=BLOCK_TIME, PRECISION=named, **options,
         )  # fmt: skip
-        fused.forward_kernel[grid](x_BCT, *tables, out, channels, *strides, eps, FLAT_POWER, **shared, **both)
-        ctx.save_for_backward(x_BCT, out)
-        ctx.tables, ctx.strides, ctx.eps, ctx.shared, ctx.both = tables, strides, eps, shared, both
-        ctx.cover, ctx.precision = request.most_over(BLOCK_TIME), precision
+        ctx.save_for_backward(x_BCT, *given)
+        ctx.definition = definition
         return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
-        """Two launches; the gradient at the frequencies, (B, C, P, 2 F), lives only here."""
-        x_BCT, out = ctx.saved_tensors
-        valid, rows_table, _, share, _, window, basis, _, _ = ctx.tables
-        rows, channels, times = x_BCT.shape
-        frames = ctx.shared["P"]
-        work = x_BCT.new_empty(rows, channels, frames, 2 * ctx.shared["FP"], dtype=torch.float32)
-        stats = work.new_empty(rows, channels, frames, 3)
-        grad_x = torch.empty_like(x_BCT, memory_format=torch.contiguous_format)
-        blocks = -(-channels // ctx.shared["BC"])
-        fused.frequency_gradient_kernel[(rows, blocks, frames)](
-            x_BCT, *ctx.tables, out, grad_out.contiguous(), work, stats, channels, *ctx.strides, ctx.eps,
-            **ctx.shared, **ctx.both,
-        )  # fmt: skip
-        fused.sample_gradient_kernel[(rows, blocks, -(-times // BLOCK_TIME))](
-            x_BCT, valid, rows_table, share, window, basis, work, stats, grad_x, channels, times, *ctx.strides,
-            COVER=ctx.cover, **ctx.shared | {"BF": GATHER_FREQS[ctx.precision]},
-        )  # fmt: skip
-        return grad_x, *[None] * 5
+        """That of the definition, in float64: a gradient has the transform over its square."""
+        # The definition has the rates and mask; asking for them finds out whether they were changed since.
+        x_BCT, *given = ctx.saved_tensors
+        x_BCT = x_BCT.detach().requires_grad_()
+        with torch.enable_grad():
+            (grad_x,) = torch.autograd.grad(ctx.definition(x_BCT), x_BCT, grad_out)
+        return grad_x, *[None] * (6 + len(given))
 
 
 def log_density(
@@ -118,4 +99,14 @@ def log_density(
     )
     frames = frame_tables(request, time_valid_BT)
     product = product_tables(request, frames, BLOCK_FREQS)
-    return ProductFunction.apply(x_BCT, request, frames, product, eps, precision), frames.share_BP > 0
+    options = {"bands_hz": bands_hz, "time_valid_BT": time_valid_BT, "frame_seconds": frame_seconds}
+    options |= {"hop_seconds": hop_seconds, "eps": eps}
+
+    def definition(x_BCT: Tensor) -> Tensor:
+        if average:
+            return reference.log_power(x_BCT, sfreq_B, freqs_hz, **options)[:, :, None]  # type: ignore[arg-type]
+        return reference.log_power_frames(x_BCT, sfreq_B, freqs_hz, **options)[0]  # type: ignore[arg-type]
+
+    given = (sfreq_B,) if time_valid_BT is None else (sfreq_B, time_valid_BT)
+    out = ProductFunction.apply(x_BCT, request, frames, product, eps, precision, definition, *given)
+    return out, frames.share_BP > 0

@@ -34,8 +34,8 @@ def log_power(
     Definition, unit, remaining arguments and errors: :func:`mcsp.kernels.spectral.reference.log_power`.
 
     Args:
-        precision: the least that the transform's product is made with, "fp32", "bf16x3", "tf32" or "bf16", which is off
-            by 0.1; the reference always computes in float32 (float64 for float64). kernels/README.md has the table.
+        precision: the least that the product of Triton's transform is made with, "fp32", "bf16x3", "tf32" or "bf16",
+            which is off by 0.1; kernels/README.md has the table. Gradients are always those of the reference.
         impl: "reference" (any device), "triton" (NVIDIA GPUs, float32 and below), or "auto".
 
     Returns:

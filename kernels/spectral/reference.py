@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mcsp.kernels.spectral.framing import FLAT_POWER, Block, band_bins, blocks, in_order, on_host, spectra
+from mcsp.kernels.spectral.framing import FLAT_POWER, Block, band_bins, blocks, in_order, on_host, result_type, spectra
 
 # Clinical EEG bands and the BOLD slow-5 .. slow-2 bands (Penttonen and Buzsaki 2003; Zuo et al. 2010), in Hz.
 EEG_BANDS_HZ: dict[str, tuple[float, float]] = {
@@ -56,7 +56,8 @@ def log_power(
     -20 and no gradient. Frequencies and bands above a row's sfreq / 2 hold the floor.
 
     Args:
-        x_BCT: signals in any floating dtype; the arithmetic is float64 for float64 and float32 otherwise.
+        x_BCT: signals in any floating dtype. The arithmetic is float64 for float64 and wherever a gradient is wanted,
+            which is then exact but for its last rounding; else it is float32. Training wants none.
         sfreq_B: sampling rates [Hz].
         freqs_hz_F: frequencies [Hz], not necessarily bins of a DFT.
         bands_hz: instead of frequencies, K pairs (low, high) [Hz]: power is then the mean density over the bins
@@ -67,7 +68,8 @@ def log_power(
         eps: floor relative to the channel's mean density.
 
     Returns:
-        (B, C, F) or (B, C, K). A row without one wholly valid frame holds the floor, -20.
+        (B, C, F) or (B, C, K), float64 for float64 and else float32. A row without one wholly valid frame holds the
+            floor, -20.
 
     Raises:
         ValueError: shapes that do not fit, sfreq that is not positive, a negative frequency, a frame that is longer
@@ -86,7 +88,7 @@ def log_power(
             floor_bC1 = eps * (level_bCP[..., None] * share_b1P1).sum(2) + FLAT_POWER
             parts.append(torch.log10((density_bCPF * share_b1P1).sum(2) + floor_bC1))
         order += block.rows
-    return in_order(parts, order)
+    return in_order(parts, order).to(result_type(x_BCT))
 
 
 def log_power_frames(
@@ -127,7 +129,7 @@ def log_power_frames(
         if missing:
             values[i] = torch.nn.functional.pad(values[i], (0, 0, 0, missing), value=LOG_FLAT)
             masks[i] = torch.nn.functional.pad(mask, (0, missing), value=False)
-    return in_order(values, order), in_order(masks, order)
+    return in_order(values, order).to(result_type(x_BCT)), in_order(masks, order)
 
 
 def imaginary_coherence(
@@ -173,7 +175,7 @@ def imaginary_coherence(
         half_bKCC = torch.stack(half, 1)
         parts.append((half_bKCC - half_bKCC.mT).abs().clamp(max=1.0))
         order += block.rows
-    return in_order(parts, order)
+    return in_order(parts, order).to(result_type(x_BCT))
 
 
 def _density(block: Block, freqs_hz: tuple[float, ...] | None, bands_hz: Bands | None) -> tuple[Tensor, Tensor, Tensor]:

@@ -53,10 +53,6 @@ class Request(NamedTuple):
         """Number of frames of each kind."""
         return [(self.n_times - length) // hop + 1 for length, hop in self.shapes]
 
-    def most_over(self, block: int) -> int:
-        """The most frames that can hold one of ``block`` neighbouring samples."""
-        return min(max(self.frames), max((length + block - 1) // hop + 1 for length, hop in self.shapes))
-
     @property
     def outputs(self) -> int:
         """Values per frame: frequencies or bands."""
@@ -73,7 +69,8 @@ class FrameTables:
     share_BP: Tensor  # weight of a frame in what is written: 0 where it does not count
     rate_B: Tensor  # float64, Hz
     level_B: Tensor  # mean density of a channel per unit of its variance
-    window_WL: Tensor  # scaled so that squares add to density
+    window_WL: Tensor  # float64, scaled so that squares add to density
+    line_W2: Tensor  # float64: mean place of the samples that count, 1 / sum of squares of places less that
     rows_of_G: tuple[Tensor, ...]  # int64
     averaged: int  # frames that go into one value
 
@@ -95,10 +92,10 @@ class FrameTables:
 
 @dataclass(frozen=True)
 class ProductTables:
-    """Bases of a transform as a matrix product."""
+    """Bases of a transform as a matrix product, and the transform of a line, which the product leaves out."""
 
     basis_GL2F: Tensor
-    sums_W2F: Tensor  # sums over a frame of window * basis (cosine, sine)
+    line_W2F: Tensor  # sums over a frame of window * (place - mean place) * basis (cosine, sine)
     pool_GFK: Tensor  # mean over the bins of each band; (1, 1, 1) without bands
 
     @property
@@ -133,6 +130,7 @@ def frame_tables(request: Request, time_valid_BT: Tensor | None) -> FrameTables:
     return replace(
         masked,
         window_WL=_windows(counted_BL, whole.rate_B),
+        line_W2=_lines(counted_BL),
         rows_B4=torch.cat([own_B1, whole.rows_B4[:, 1:]], 1),
         count_BP=count_BP.float(),
         share_BP=_shares(count_BP >= 2, request.average),
@@ -157,6 +155,7 @@ def _whole(request: Request) -> FrameTables:
         rate_B=rate_B,
         level_B=(2 / rate_B).float(),
         window_WL=_windows(counted_GL, torch.tensor([rate for rate, _, _ in request.kinds]).double()),
+        line_W2=_lines(counted_GL),
         rows_of_G=tuple(torch.tensor([b for b, h in enumerate(which) if h == g]) for g in range(len(shapes))),
         averaged=max(frames) if request.average else 1,
     )
@@ -165,11 +164,18 @@ def _whole(request: Request) -> FrameTables:
 
 
 def _windows(counted_WL: Tensor, rate_W: Tensor) -> Tensor:
-    """Hann windows over the samples that count, whose squares add to density; float32."""
+    """Hann windows over the samples that count, whose squares add to density; float64."""
     window_WL = hann_over_valid(counted_WL)
     energy_W = window_WL.square().sum(1).clamp(min=torch.finfo(torch.float32).tiny)
-    window_WL = window_WL * torch.rsqrt(energy_W * rate_W)[:, None]
-    return window_WL.float().contiguous()
+    return window_WL * torch.rsqrt(energy_W * rate_W)[:, None]
+
+
+def _lines(counted_WL: Tensor) -> Tensor:
+    """Mean of the places that count and 1 / the sum of squares about it, 0 for fewer than two; ``(W, 2)`` float64."""
+    place_L = torch.arange(counted_WL.shape[1], device=counted_WL.device, dtype=torch.float64)
+    mean_W = (place_L * counted_WL).sum(1) / counted_WL.sum(1).clamp(min=1)
+    square_W = ((place_L - mean_W[:, None]).square() * counted_WL).sum(1)
+    return torch.stack([mean_W, torch.where(square_W > 0, 1 / square_W, 0)], 1)
 
 
 def _shares(there_BP: Tensor, average: bool) -> Tensor:
@@ -183,20 +189,27 @@ def product_tables(request: Request, frames: FrameTables, multiple: int) -> Prod
         whole = _whole_product(request, multiple)
         if request.framed or frames.window_WL is _whole(request).window_WL:
             return whole
-    basis_GL2F, pool_GFK = _bases(*_basis_key(request, frames.padded_length), multiple)
-    sums_W2F = frames.window_WL.new_empty(len(frames.window_WL), 2 * basis_GL2F.shape[3])
+    exact_GL2F, basis_GL2F, pool_GFK = _bases(*_basis_key(request, frames.padded_length), multiple)
+    line_W2F = frames.window_WL.new_empty(len(frames.window_WL), 2, basis_GL2F.shape[3], dtype=torch.float32)
     for g, rows in enumerate(frames.rows_of_G):
-        sums_W2F[rows] = (frames.window_WL[rows].double() @ basis_GL2F[g].flatten(1).double()).float()
-    return ProductTables(basis_GL2F, sums_W2F.unflatten(1, (2, -1)), pool_GFK)
+        line_W2F[rows] = _line_transforms(frames.window_WL[rows], frames.line_W2[rows], exact_GL2F[g])
+    return ProductTables(basis_GL2F, line_W2F, pool_GFK)
 
 
 @lru_cache(maxsize=64)
 @torch.inference_mode(False)
 def _whole_product(request: Request, multiple: int) -> ProductTables:
     frames = _whole(request)
-    basis_GL2F, pool_GFK = _bases(*_basis_key(request, frames.padded_length), multiple)
-    sums_G2F = torch.einsum("gl,glxf->gxf", frames.window_WL.double(), basis_GL2F.double())
-    return ProductTables(basis_GL2F, sums_G2F.float().contiguous(), pool_GFK)
+    exact_GL2F, basis_GL2F, pool_GFK = _bases(*_basis_key(request, frames.padded_length), multiple)
+    kinds = zip(frames.window_WL.split(1), frames.line_W2.split(1), exact_GL2F, strict=True)
+    return ProductTables(basis_GL2F, torch.cat([_line_transforms(*kind) for kind in kinds]), pool_GFK)
+
+
+def _line_transforms(window_WL: Tensor, line_W2: Tensor, basis_L2F: Tensor) -> Tensor:
+    """Transforms ``(W, 2, F)`` of a line of slope 1 through 0 at its mean place; summed in float64."""
+    place_L = torch.arange(window_WL.shape[1], device=window_WL.device, dtype=torch.float64)
+    weight_WL = window_WL * (place_L - line_W2[:, :1])
+    return (weight_WL @ basis_L2F.flatten(1)).unflatten(1, (2, -1)).float()
 
 
 def _basis_key(request: Request, padded: int) -> tuple[Any, ...]:
@@ -215,10 +228,10 @@ def _bases(
     bands: tuple[tuple[float, float], ...] | None,
     device: torch.device,
     multiple: int,
-) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of each kind ``(G, L, 2, F)``, and its weights ``(G, F, K)`` that average over bands.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Cosines and sines of each kind ``(G, L, 2, F)`` in float64 and in float32, and weights ``(G, F, K)`` of bands.
 
-    Computed in float64 and rounded once. Bins of all bands stand one after another.
+    Bins of all bands stand one after another.
     """
     wanted: list[list[float]] = [list(freqs or ()) for _ in kinds]
     pool_GFK = torch.zeros(1, 1, 1)
@@ -238,4 +251,5 @@ def _bases(
     for g, (rate, _, _) in enumerate(kinds):
         basis_LF = fourier_basis(lengths[g], rate, torch.tensor(wanted[g], dtype=torch.float64))
         basis_GL2F[g, : lengths[g], :, : len(wanted[g])] = basis_LF.unflatten(1, (2, -1)) if wanted[g] else 0
-    return basis_GL2F.float().to(device), pool_GFK.to(device)
+    basis_GL2F = basis_GL2F.to(device)
+    return basis_GL2F, basis_GL2F.float(), pool_GFK.to(device)

@@ -8,11 +8,18 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
+import mne
 import numpy as np
 
 from mcsp.config import EegConfig
+from mcsp.data_sharding.bids.reasons import naming, reading
+from mcsp.data_sharding.bids.ref import EEG_EXTENSIONS, RecordingRef, Site, read_sidecar, ref_of_file
+from mcsp.data_sharding.clean.eeg import EegDetails, clean_eeg
+from mcsp.data_sharding.clean.eeg_channels import NO_POSITION
+from mcsp.data_sharding.clean.eeg_files import OpenEeg, open_eeg, open_raw
+from mcsp.data_sharding.clean.recording import CleanRecording
 from mcsp.encode.recording import (
     ChannelStatus,
     EncodedRecording,
@@ -23,23 +30,13 @@ from mcsp.encode.recording import (
     encode_clean,
     min_seconds_of,
     recording_features,
-    require_packages,
     require_positions,
     window_seconds_of,
     window_steps,
 )
+from mcsp.model.weights import ExportedMCSP
 from mcsp.schema import Window
 from mcsp.wording import listed
-
-if TYPE_CHECKING:
-    import mne
-
-    from mcsp.data_sharding.bids.ref import RecordingRef
-    from mcsp.data_sharding.clean.eeg import EegDetails
-    from mcsp.data_sharding.clean.eeg_files import OpenEeg
-    from mcsp.data_sharding.clean.recording import CleanRecording
-    from mcsp.model.weights import ExportedMCSP
-
 
 _MIN_SECONDS = 10.0
 _EXPECTED_POSITIONS = "channel names of the 10-05 system, or positions (raw.set_montage, or electrodes.tsv in BIDS)"
@@ -47,15 +44,15 @@ _EXPECTED_POSITIONS = "channel names of the 10-05 system, or positions (raw.set_
 
 @dataclass(frozen=True)
 class _Source:
-    opened: "OpenEeg"
+    opened: OpenEeg
     n_channels: int  # of the file
-    ref: "RecordingRef"
+    ref: RecordingRef
     sidecar: dict[str, Any]
 
 
 def encode_raw(
-    model: "ExportedMCSP",
-    raw: "mne.io.BaseRaw | str | Path",
+    model: ExportedMCSP,
+    raw: mne.io.BaseRaw | str | Path,
     line_hz: float | None = None,
     measured_positions: bool = False,
     options: Options | None = None,
@@ -78,10 +75,6 @@ def encode_raw(
             a position, too short, damaged; its type is ``RecordingError``, with a ``reason``, where a corpus would have
             refused it too.
     """
-    require_packages("mne", "scipy", "nibabel")
-    from mcsp.data_sharding.bids.reasons import naming, reading
-    from mcsp.data_sharding.clean.eeg import clean_eeg
-
     options = options or Options()
     config = cleaning_of(model, "eeg", EegConfig).model_copy(update={"gain": 1.0})
     source = _open(raw, measured_positions)
@@ -100,7 +93,7 @@ def encode_raw(
 
 def raw_of_array(
     x_CT: np.ndarray, sfreq: float, channels: Sequence[str] | None = None, positions_mm: np.ndarray | None = None
-) -> "mne.io.BaseRaw":
+) -> mne.io.BaseRaw:
     """An MNE Raw of values in microvolts.
 
     Args:
@@ -109,8 +102,6 @@ def raw_of_array(
         channels: C names; those of the 10-05 system have positions by their name.
         positions_mm: ``(C, 3)`` in MNE's head frame, for channels whose name says nothing.
     """
-    import mne
-
     x_CT = np.asarray(x_CT, dtype=np.float64)
     if x_CT.ndim != 2:
         raise ValueError(f"EEG array: expected shape (channels, time samples), found {x_CT.shape}")
@@ -130,13 +121,7 @@ def raw_of_array(
     return raw
 
 
-def _open(raw: "mne.io.BaseRaw | str | Path", measured_positions: bool) -> _Source:
-    import mne
-
-    from mcsp.data_sharding.bids.reasons import naming, reading
-    from mcsp.data_sharding.bids.ref import EEG_EXTENSIONS, RecordingRef, Site, read_sidecar, ref_of_file
-    from mcsp.data_sharding.clean.eeg_files import open_eeg, open_raw
-
+def _open(raw: mne.io.BaseRaw | str | Path, measured_positions: bool) -> _Source:
     if isinstance(raw, mne.io.BaseRaw):
         files = [Path(file).name for file in raw.filenames if file is not None]
         ref = RecordingRef(Site("", Path("."), False, None), Path(files[0] if files else "Raw"), "eeg", {}, {})
@@ -161,14 +146,12 @@ def _open(raw: "mne.io.BaseRaw | str | Path", measured_positions: bool) -> _Sour
 
 def _report(
     source: _Source,
-    clean: "CleanRecording",
-    details: "EegDetails",
+    clean: CleanRecording,
+    details: EegDetails,
     config: EegConfig,
     windows: str,
     warnings: list[str],
 ) -> Report:
-    from mcsp.data_sharding.clean.eeg_channels import NO_POSITION
-
     statuses = _statuses(clean, details)
     bad = [f"{f.name} ({f.reason})" for f in statuses if f.channel and not f.used]
     unplaced = [f.name for f in statuses if f.reason == NO_POSITION]
@@ -199,7 +182,7 @@ def _report(
     return Report(source.ref.path.name, "eeg", statuses, {k: v for k, v in steps.items() if v}, tuple(warnings))
 
 
-def _statuses(clean: "CleanRecording", details: "EegDetails") -> tuple[ChannelStatus, ...]:
+def _statuses(clean: CleanRecording, details: EegDetails) -> tuple[ChannelStatus, ...]:
     statuses = []
     for c, (name, channel) in enumerate(zip(details.names, clean.channels, strict=True)):
         reason = details.bad[c]
@@ -208,7 +191,7 @@ def _statuses(clean: "CleanRecording", details: "EegDetails") -> tuple[ChannelSt
     return tuple(statuses)
 
 
-def _warnings(source: _Source, details: "EegDetails", config: EegConfig, used: int, n_channels: int) -> list[str]:
+def _warnings(source: _Source, details: EegDetails, config: EegConfig, used: int, n_channels: int) -> list[str]:
     found = []
     if not details.notches_hz and details.sfreq > 104:  # slower recordings hold no power line
         found.append("no power line frequency is known, so there was no notch: pass line_hz=50 or line_hz=60")
@@ -244,8 +227,8 @@ class EncodedTrials:
 
 
 def encode_epochs(
-    model: "ExportedMCSP",
-    trials: "mne.BaseEpochs",
+    model: ExportedMCSP,
+    trials: mne.BaseEpochs,
     line_hz: float | None = None,
     measured_positions: bool = False,
     options: Options | None = None,
@@ -269,9 +252,6 @@ def encode_epochs(
         ValueError: not trials, trials shorter than a second, or one that cannot be used, with its number; with
             ``"nan"`` only where none can.
     """
-    require_packages("mne")
-    import mne
-
     if not isinstance(trials, mne.BaseEpochs):
         raise ValueError(f"trials: expected mne.Epochs, found {type(trials).__name__}; a Raw goes to encode_raw")
     seconds = len(trials.times) / float(trials.info["sfreq"])

@@ -38,8 +38,10 @@ class PretrainedMCSP(ExportedMCSP):
         See :func:`mcsp.encode.eeg.encode_raw` for the arguments and errors, and
         :class:`mcsp.encode.recording.Options` for ``options``. Needs the ``lab`` extra.
         """
+        from mcsp.encode.recording import Options, require_packages
+
+        require_packages("mne", "scipy", "nibabel")
         from mcsp.encode.eeg import encode_raw
-        from mcsp.encode.recording import Options
 
         return encode_raw(self, raw, line_hz, measured_positions, Options(**options))
 
@@ -52,8 +54,10 @@ class PretrainedMCSP(ExportedMCSP):
         **options: Any,
     ) -> "EncodedTrials":
         """Features of the trials of an ``mne.Epochs``, one row each; see :func:`mcsp.encode.eeg.encode_epochs`."""
+        from mcsp.encode.recording import Options, require_packages
+
+        require_packages("mne", "scipy", "nibabel")
         from mcsp.encode.eeg import encode_epochs
-        from mcsp.encode.recording import Options
 
         return encode_epochs(self, trials, line_hz, measured_positions, Options(**options), on_error)
 
@@ -73,8 +77,10 @@ class PretrainedMCSP(ExportedMCSP):
         See :func:`mcsp.encode.bold.encode_bold` for the arguments and errors, and
         :class:`mcsp.encode.recording.Options` for ``options``. Needs the ``lab`` extra.
         """
+        from mcsp.encode.recording import Options, require_packages
+
+        require_packages("nibabel", "pandas", "scipy")
         from mcsp.encode.bold import encode_bold
-        from mcsp.encode.recording import Options
 
         checked = require_known_parcellation
         return encode_bold(self, bold, t_r, parcellation, parcel_table, percent, checked, Options(**options), space)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields
 from importlib.util import find_spec
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -18,14 +18,12 @@ import torch
 from mcsp.batch import collate, valid_times
 from mcsp.config.base import Config
 from mcsp.config.evaluate import WINDOWS_PER_RECORDING
+from mcsp.data_sharding.clean.recording import CleanRecording
 from mcsp.model.mcsp import MCSP
+from mcsp.model.weights import ExportedMCSP
 from mcsp.schema import Modality, Recording, Window
 from mcsp.windows import longest_window, no_window, seconds_in_no_window, window_starts
 from mcsp.wording import listed
-
-if TYPE_CHECKING:
-    from mcsp.data_sharding.clean.recording import CleanRecording
-    from mcsp.model.weights import ExportedMCSP
 
 Owner = TypeVar("Owner")
 
@@ -200,7 +198,7 @@ def require_packages(*modules: str) -> None:
         raise ModuleNotFoundError(told, name=missing[0])
 
 
-def cleaning_of(model: "ExportedMCSP", modality: Modality, kind: type[AnyConfig]) -> AnyConfig:
+def cleaning_of(model: ExportedMCSP, modality: Modality, kind: type[AnyConfig]) -> AnyConfig:
     """The constants with which the pretraining corpus was cleaned.
 
     Raises:
@@ -214,21 +212,21 @@ def cleaning_of(model: "ExportedMCSP", modality: Modality, kind: type[AnyConfig]
     return kind.parse({k: v for k, v in values.items() if k in kind.model_fields}, "preprocessing.json")
 
 
-def window_seconds_of(model: "ExportedMCSP", modality: Modality, options: Options) -> float:
+def window_seconds_of(model: ExportedMCSP, modality: Modality, options: Options) -> float:
     """Length of a window: that of ``options``, else that of pretraining."""
     if options.window_seconds is not None:
         return options.window_seconds
     return float(model.preprocessing["window_seconds"][modality])
 
 
-def min_seconds_of(model: "ExportedMCSP", modality: Modality, options: Options, default: float) -> float:
+def min_seconds_of(model: ExportedMCSP, modality: Modality, options: Options, default: float) -> float:
     """Least length of a recording: that of ``options``, else that of the pretraining corpus, else ``default``."""
     if options.min_seconds is not None:
         return options.min_seconds
     return float(model.preprocessing.get("min_seconds", {}).get(modality, default))
 
 
-def require_positions(clean: "CleanRecording", source: str, min_channels: int, expected: str) -> None:
+def require_positions(clean: CleanRecording, source: str, min_channels: int, expected: str) -> None:
     """Raise ``ValueError`` unless enough good channels have a position; ``expected`` says how to give them one."""
     placed_C = np.isfinite(clean.positions_C3).all(axis=1) & clean.channel_good_C
     if placed_C.sum() < min_channels:
@@ -240,7 +238,7 @@ def require_positions(clean: "CleanRecording", source: str, min_channels: int, e
 
 
 def encode_clean(
-    model: "ExportedMCSP", modality: Modality, clean: "CleanRecording", source: str, options: Options
+    model: ExportedMCSP, modality: Modality, clean: CleanRecording, source: str, options: Options
 ) -> tuple[np.ndarray, np.ndarray, float]:
     """Features ``(W, F)``, starts [s] ``(W,)`` and length [s] of the windows of a clean recording.
 
@@ -260,7 +258,7 @@ def encode_clean(
 
 
 def window_steps(
-    model: "ExportedMCSP", modality: Modality, clean: "CleanRecording", starts_W: np.ndarray, seconds: float
+    model: ExportedMCSP, modality: Modality, clean: CleanRecording, starts_W: np.ndarray, seconds: float
 ) -> tuple[str, list[str]]:
     """The report's line on the windows, and warnings about them."""
     at = listed([f"{start:.0f}" for start in starts_W])
@@ -286,7 +284,7 @@ def window_steps(
     return line, warnings
 
 
-def as_recording(clean: "CleanRecording", modality: Modality) -> Recording:
+def as_recording(clean: CleanRecording, modality: Modality) -> Recording:
     """A row as a corpus has it, of a recording in memory."""
     n_samples, n_channels = clean.x_TC.shape
     where: dict[str, Any] = dict.fromkeys(("key", "shard", "member", "site", "subject", "session", "task", "run"), "")

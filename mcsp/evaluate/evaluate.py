@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import pyriemann
-import sklearn
 import torch
 
 from mcsp.config import EvaluateConfig, LabelledConfig
@@ -30,6 +28,7 @@ from mcsp.model.mcsp import MCSP
 from mcsp.model.weights import SUBJECTS_FILE, WEIGHTS_FILE
 from mcsp.output import write_whole
 from mcsp.outside import read_bounded, sha256_file
+from mcsp.provenance import versions as versions_of
 from mcsp.run_log import read_metrics
 from mcsp.schema import KEY_FINGERPRINT, KEY_VARIABLE, MODALITIES, Modality
 from mcsp.version import __version__
@@ -304,13 +303,7 @@ def with_windows(config: AnyLabelled, model: PretrainedMCSP) -> AnyLabelled:
     return config.model_copy(update={"window_seconds": seconds})
 
 
-def versions() -> dict[str, str]:
+def versions() -> dict[str, str | None]:
     """Of everything that the numbers may depend on."""
-    return {
-        "mcsp": __version__,
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),
-        "numpy": np.__version__,
-        "scikit-learn": sklearn.__version__,
-        "pyriemann": pyriemann.__version__,
-    }
+    packages = ("torch", "numpy", "scikit-learn", "pyriemann")
+    return {"mcsp": __version__, "python": platform.python_version(), **versions_of(packages)}

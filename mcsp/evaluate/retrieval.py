@@ -343,35 +343,16 @@ def run_retrieval(
             k: (similarities(m, corpus, cuts, config, f"retrieval, {group}, {k}"), None) for k, m in models.items()
         }
         others = [cut for name, of in cuts_of.items() if name != group for cut in of]
-        compared |= controls(compared[PRETRAINED][0], corpus, cuts, others, config, delay, known)
+        pairs = compared[PRETRAINED][0]
+        compared |= {OTHER_PERSON: (pairs, other_people(cuts)), OTHER_MINUTE: (pairs, other_minutes(cuts))}
+        if len(set(pairs.subject_N)) > 1:
+            ridges = ridge_similarities(corpus, cuts, config.window_seconds, delay, others, known)
+            compared |= {RIDGES[k]: (replace(pairs, similarity_NN=x_NN), None) for k, x_NN in ridges.items()}
         found, missing = _scored(compared, group, config)
         simulated = {cut.eeg.site: cut.eeg.simulated for cut in cuts}
         rows += [{**row, "simulated": simulated} for row in found]
         notes += missing
     return rows, notes
-
-
-def controls(
-    pairs: Pairs,
-    corpus: Corpus,
-    cuts: list[PairedCut],
-    others: list[PairedCut],
-    config: EvaluateConfig,
-    delay_seconds: float,
-    known: dict[tuple[str, str, int], Courses],
-) -> dict[str, tuple[Pairs, np.ndarray | None]]:
-    """What each control compares, and which EEG window it asks with; ``others`` are for the regressions alone, and so
-    is ``known``, what they measured already.
-    """
-    assert config.window_seconds is not None
-    found: dict[str, tuple[Pairs, np.ndarray | None]] = {
-        OTHER_PERSON: (pairs, other_people(cuts)),
-        OTHER_MINUTE: (pairs, other_minutes(cuts)),
-    }
-    if len(set(pairs.subject_N)) > 1:
-        ridges = ridge_similarities(corpus, cuts, config.window_seconds, delay_seconds, others, known)
-        found |= {RIDGES[k]: (replace(pairs, similarity_NN=x_NN), None) for k, x_NN in ridges.items()}
-    return found
 
 
 def _scored(

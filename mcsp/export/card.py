@@ -6,7 +6,7 @@ from typing import Any
 
 from mcsp.data_sharding.bids.tables import read_sources, terms_of
 from mcsp.data_sharding.store.reader import Corpus
-from mcsp.encode.bold_source import parcellation_name
+from mcsp.encode.parcellations import parcellation_name
 from mcsp.export.hub import front_matter
 from mcsp.model.mcsp import MCSP
 from mcsp.schema import Modality, Recording
@@ -124,19 +124,9 @@ def model_card(
 ) -> str:
     """Markdown text; simulated sites are called so, and nothing in it names a path of the machine.
 
-    Args:
-        model: the one that is exported.
-        manifest: of its checkpoint.
-        metrics: lines of metrics.jsonl up to that step.
-        corpus: of the run.
-        preprocessing: content of preprocessing.json.
-        n_subjects: in the training split.
-        evaluation: content of evaluate's results.json; None where there is none yet.
-        curves: file name of a picture of the loss beside the card; None for none.
-        programs: content of programs.json, where programs were written.
-        contact: who answers questions.
-        terms: under which the weights may be used.
-        weights_sha256: of model.safetensors; ``evaluation`` may be of other weights.
+    Args are those of :func:`mcsp.export.export.write_export`, and what it has written beside the card: the content of
+    preprocessing.json, the number of subjects in the training split, the file of the curves, the content of
+    programs.json, and the SHA-256 of model.safetensors, as ``evaluation`` may be of other weights.
     """
     others = ((evaluation or {}).get("model") or {}).get("weights_sha256") not in (None, weights_sha256)
     own = None if others else evaluation

@@ -17,7 +17,7 @@ from torch import Tensor
 from mcsp.batch import Signal
 from mcsp.config import ModelConfig
 from mcsp.data_sharding.store.reader import Corpus
-from mcsp.encode.bold_source import parcellations_of
+from mcsp.encode.parcellations import parcellations_of
 from mcsp.encode.pretrained import from_pretrained
 from mcsp.export.card import model_card
 from mcsp.model.mcsp import MCSP
@@ -54,8 +54,7 @@ def write_export(
         modalities: the encoders that go along; None: all that the model has.
         evaluation: content of evaluate's results.json, for the model card.
         formats: "torch-export" and "onnx" write programs beside, see :mod:`mcsp.export.program`.
-        contact: who answers questions about the weights, for the model card.
-        terms: under which they may be used, likewise.
+        contact, terms: who answers questions about the weights, and how they may be used, for the model card.
 
     Raises:
         ValueError: a format that the model's operators do not allow, ``out_dir`` holds something else, a modality that
@@ -64,7 +63,14 @@ def write_export(
     """
     check_out_dir(out_dir)
     out_dir = out_dir.absolute()  # "." has no name to write aside with
-    model = _model(weights, manifest, corpus, dtype, modalities)
+    if corpus.index_hash != manifest["index_hash"]:
+        found = f"expected index hash {manifest['index_hash'][:12]}, found {corpus.index_hash[:12]}"
+        raise ValueError(f"{corpus.path}: the checkpoint belongs to another corpus: {found}")
+    config = ModelConfig.parse(manifest["model_config"], "manifest.json: model_config")
+    if modalities is not None:
+        config, weights = only(config, weights, modalities)
+    model = MCSP(config).eval()
+    load_weights(model, {name: weight.to(dtype).float() for name, weight in weights.items()}, "checkpoint")
     out_dir.parent.mkdir(parents=True, exist_ok=True)
     aside = out_dir.with_name(f".{out_dir.name}.{os.getpid()}.partial")
     try:
@@ -84,27 +90,6 @@ def write_export(
         _replace(aside, out_dir)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-
-
-def _model(
-    weights: dict[str, Tensor],
-    manifest: dict[str, Any],
-    corpus: Corpus,
-    dtype: torch.dtype,
-    modalities: Sequence[Modality] | None,
-) -> MCSP:
-    """The model of a checkpoint with its weights as they will be stored, and the wanted encoders alone."""
-    if corpus.index_hash != manifest["index_hash"]:
-        raise ValueError(
-            f"{corpus.path}: the checkpoint belongs to another corpus: expected index hash "
-            f"{manifest['index_hash'][:12]}, found {corpus.index_hash[:12]}"
-        )
-    config = ModelConfig.parse(manifest["model_config"], "manifest.json: model_config")
-    if modalities is not None:
-        config, weights = only(config, weights, modalities)
-    model = MCSP(config)
-    load_weights(model, {name: weight.to(dtype).float() for name, weight in weights.items()}, "checkpoint")
-    return model.eval()
 
 
 def write_curves(metrics: Sequence[dict[str, float]], folder: Path) -> str | None:

@@ -1,6 +1,6 @@
 """encode_bold: the numbers of a corpus; images, tables and arrays; one clear line for what a laboratory gets wrong.
 
-Covers: mcsp/encode/bold_source.py, mcsp/encode/bold_source.py
+Covers: mcsp/encode/parcellations.py
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from mcsp.data_sharding.bids.reasons import RecordingError
 from mcsp.data_sharding.bids.write import write_json, write_tsv
 from mcsp.data_sharding.build.pseudonyms import subject_hash, subject_key
 from mcsp.data_sharding.store.reader import Corpus
-from mcsp.encode.bold_source import parcellations_of
+from mcsp.encode.parcellations import parcellations_of
 from mcsp.encode.pretrained import PretrainedMCSP, from_pretrained
 from mcsp.encode.recording import Report
 from mcsp.model.weights import write_pretrained

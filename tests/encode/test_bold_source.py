@@ -9,7 +9,7 @@ import pytest
 from mcsp.config import FmriConfig
 from mcsp.data_sharding.bids.reasons import RecordingError
 from mcsp.data_sharding.bids.write import write_parcellated_bold, write_parcellation
-from mcsp.encode.bold_source import Source, name_of, source_of
+from mcsp.encode.bold import Source, name_of, source_of
 from tests.encode.test_bold import SPACE, bold_TP, images, positions_mm
 
 NAMES = [f"p{i}" for i in range(8)]

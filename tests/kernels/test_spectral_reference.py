@@ -269,11 +269,21 @@ def test_gradients(frame: float | None) -> None:
     assert torch.autograd.gradcheck(coherence, (x,))
 
 
-def test_lower_precision_inputs_and_autocast_do_not_lower_the_arithmetic() -> None:
-    x = signal(2, 3, 300, dtype=torch.bfloat16)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_lower_precision_inputs_and_autocast_do_not_lower_the_arithmetic(dtype: torch.dtype) -> None:
+    x = signal(2, 3, 300, dtype=dtype)
     expected = log_power(x.float(), rates(2, 200.0), [5.0, 11.0], frame_seconds=0.5)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(log_power(x, rates(2, 200.0), [5.0, 11.0], frame_seconds=0.5), expected)
+    for call in (
+        lambda y: log_power(y, rates(2, 200.0), [5.0, 11.0], frame_seconds=0.5),
+        lambda y: imaginary_coherence(y, rates(2, 200.0), [(5.0, 90.0)], frame_seconds=0.3),
+    ):
+        grads = []
+        for y, autocast in ((x.float().requires_grad_(), False), (x.clone().requires_grad_(), True)):
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                grads += torch.autograd.grad(call(y).sum(), y)
+        assert torch.equal(grads[0].to(dtype), grads[1])
 
 
 @pytest.mark.parametrize("frame", [None, 0.5])

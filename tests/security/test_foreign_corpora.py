@@ -170,7 +170,7 @@ def test_a_row_that_asks_for_more_than_its_shard_takes_no_memory(tmp_path: Path)
 def test_an_index_that_is_large_or_deep_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_corpus(tmp_path / "corpus")
     (folder / INDEX_NAME).write_text("[" * 100_000)
-    with pytest.raises(ValueError, match=r"index\.json: not a JSON file \(nested too deep\)"):
+    with pytest.raises(ValueError, match=r"index\.json: not readable as JSON \(nested too deep\)"):
         Corpus(folder)
     monkeypatch.setattr(outside, "MOST_BYTES", 1000)
     (folder / INDEX_NAME).write_text(" " * 1001)
@@ -195,7 +195,7 @@ READS = """
 import sys
 from pathlib import Path
 from mcsp.data_sharding.store.table import Recordings
-rows = Recordings._mapped(Path(sys.argv[1]))
+rows = Recordings.mapped(Path(sys.argv[1]))
 rows.texts("key", [0])
 """
 

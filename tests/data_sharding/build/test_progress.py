@@ -75,7 +75,7 @@ def test_where_there_is_no_status(tmp_path: Path, capsys: pytest.CaptureFixture[
     (tmp_path / STATUS_FILE).write_text("{")
     assert main([str(tmp_path)]) == 2
     errors = capsys.readouterr().err.splitlines()
-    assert [("no such folder" in e, "expected the keys" in e, "not JSON" in e) for e in errors] == [
+    assert [("no such folder" in e, "expected the keys" in e, "not readable as JSON" in e) for e in errors] == [
         (True, False, False), (False, True, False), (False, False, True),
     ]  # fmt: skip
 

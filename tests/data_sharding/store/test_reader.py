@@ -145,7 +145,7 @@ def test_another_schema_version_is_refused(copied: Path) -> None:
     ("file", "content", "message"),
     [
         ("index.json", None, "cannot read the index of the corpus"),
-        ("index.json", b"{", "not a JSON file"),
+        ("index.json", b"{", "not readable as JSON"),
         ("index.json", b"[]", "schema version None"),
         ("index.json", b'{"schema_version": 2}', "expected the keys"),
         ("recordings-*.arrow", None, "cannot read the table of recordings"),
