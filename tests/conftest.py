@@ -1,10 +1,13 @@
 """What many tests share: one small corpus of two simulated sites, built as real ones are, and one untrained export."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
@@ -17,10 +20,24 @@ from mcsp.model.weights import write_pretrained
 SUBJECT_KEY = sha256(b"a key for tests 35").hexdigest()
 
 
-def folder_of(name: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where a corpus is built; in a folder that MCSP_TEST_CORPORA names, later sessions find it."""
-    kept = os.environ.get("MCSP_TEST_CORPORA")
-    return Path(kept) / name if kept else tmp_path_factory.mktemp(name)
+# How long an example takes depends on what else the machine does.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
+
+
+@contextmanager
+def folder_of(name: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where one worker of a session builds a corpus while the others wait for it; nobody may change it.
+
+    In a folder that MCSP_TEST_CORPORA names, later sessions find it.
+    """
+    from filelock import FileLock
+
+    own = tmp_path_factory.getbasetemp()
+    common = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+    base = Path(os.environ.get("MCSP_TEST_CORPORA", common))
+    with FileLock(base / f"{name}.lock"):
+        yield base / name
 
 
 @pytest.fixture(scope="session")
@@ -29,21 +46,20 @@ def corpus_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from mcsp.data_sharding.build.corpus import build_corpus
     from mcsp.data_sharding.demo.sites import SIMULATED_A, SIMULATED_B, write_simulated
 
-    folder = folder_of("simulated", tmp_path_factory)
-    if (folder / "corpus" / INDEX_NAME).is_file():
-        return folder / "corpus"
-    for site in (SIMULATED_A, SIMULATED_B):
-        write_simulated(folder / "bids" / site.name, replace(site, n_subjects=16, seconds=100.0))
-    config = CorpusConfig(
-        bids_root=folder / "bids",
-        out_dir=folder / "corpus",
-        participants_columns=["diagnosis"],
-        split_fractions=(0.75, 0.0, 0.25),
-        samples_per_shard=12,
-        seed=14,  # gives each site 12 subjects for training and 4 for testing
-        workers=2,
-    )
-    with pytest.MonkeyPatch.context() as patch:
+    with folder_of("simulated", tmp_path_factory) as folder, pytest.MonkeyPatch.context() as patch:
+        if (folder / "corpus" / INDEX_NAME).is_file():
+            return folder / "corpus"
+        for site in (SIMULATED_A, SIMULATED_B):
+            write_simulated(folder / "bids" / site.name, replace(site, n_subjects=16, seconds=100.0))
+        config = CorpusConfig(
+            bids_root=folder / "bids",
+            out_dir=folder / "corpus",
+            participants_columns=["diagnosis"],
+            split_fractions=(0.75, 0.0, 0.25),
+            samples_per_shard=12,
+            seed=14,  # gives each site 12 subjects for training and 4 for testing
+            workers=2,
+        )
         patch.setenv("MCSP_SUBJECT_KEY", SUBJECT_KEY)
         build_corpus(config)
     return folder / "corpus"

@@ -133,12 +133,12 @@ def write_damaged_site(root: Path) -> dict[str, str]:
 @pytest.fixture(scope="session")
 def bids_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three sites: paired, images, damaged; ``damaged.json`` beside them has the expected reasons."""
-    root = tmp_path_factory.mktemp("sites") / "bids"
-    write_paired_site(root / "paired")
-    write_image_site(root / "images")
-    reasons = write_damaged_site(root / "damaged")
-    write_json(root.parent / "damaged.json", reasons)
-    return root
+    with folder_of("sites", tmp_path_factory) as folder:
+        if not (folder / "damaged.json").is_file():
+            write_paired_site(folder / "bids" / "paired")
+            write_image_site(folder / "bids" / "images")
+            write_json(folder / "damaged.json", write_damaged_site(folder / "bids" / "damaged"))
+    return folder / "bids"
 
 
 @pytest.fixture(scope="session")
@@ -179,13 +179,12 @@ def config(bids_root: Path, tmp_path: Path) -> CorpusConfig:
 @pytest.fixture(scope="session")
 def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished corpus of the three sites; not to be changed."""
-    out_dir = folder_of("built", tmp_path_factory) / "corpus"
-    if not (out_dir / INDEX_NAME).is_file():
-        request.getfixturevalue("ray_here")
-        with pytest.MonkeyPatch.context() as patch:
+    with folder_of("built", tmp_path_factory) as folder, pytest.MonkeyPatch.context() as patch:
+        if not (folder / "corpus" / INDEX_NAME).is_file():
+            request.getfixturevalue("ray_here")
             patch.setenv(KEY_VARIABLE, KEY)
-            build_corpus(make_config(request.getfixturevalue("bids_root"), out_dir))
-    return out_dir
+            build_corpus(make_config(request.getfixturevalue("bids_root"), folder / "corpus"))
+    return folder / "corpus"
 
 
 @pytest.fixture

@@ -47,21 +47,24 @@ def write_site(root: Path) -> None:
     write_parcellated_bold(root, "03", "S", list("abc"), bold, {})
 
 
-def test_build_reports_what_it_rejected_and_lint_agrees(tmp_path: Path) -> None:
+def test_too_many_bad_recordings_end_with_status_1_else_build_says_what_it_rejected_and_lint_agrees(
+    tmp_path: Path,
+) -> None:
     write_site(tmp_path / "bids" / "clinic")
     out = tmp_path / "corpus"
-    arguments = (
-        "build_corpus.py",
-        f"bids_root={tmp_path / 'bids'}",
-        f"out_dir={out}",
-        "workers=1",
-        "max_quarantined=60%",
-    )
+    strict = ("build_corpus.py", f"bids_root={tmp_path / 'bids'}", f"out_dir={out}", "workers=1")
+    result = call(*strict)
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    assert "2 of 4 recordings are bad (50.0 %), max_quarantined allows 5 %" in result.stderr
+    assert "clinic  missing-t_r  1 of 4" in result.stderr
+    assert "4 (100 %)" in result.stderr  # the progress bar
+    assert not (out / "index.json").exists()
+
+    arguments = (*strict, "max_quarantined=60%")
     built = call(*arguments)
     assert built.returncode == 0, built.stderr
     assert built.stdout.splitlines()[1].split() == ["clinic", "4", "2", "2", "1", "0.03"]
     assert "rejected 1 x unreadable" in built.stdout and "rejected 1 x missing-t_r" in built.stdout
-    assert "4 (100 %)" in built.stderr  # the progress bar
 
     again = call(*arguments)
     assert again.returncode == 0 and f"already complete: {out}" in again.stdout
@@ -79,15 +82,6 @@ def test_build_reports_what_it_rejected_and_lint_agrees(tmp_path: Path) -> None:
     index = json.loads((out / "index.json").read_text())
     (out / "index.json").write_text(json.dumps({**index, "schema_version": 99}))
     assert_one_line(call("lint", out), "index.json", "schema version 99", "this code reads version")
-
-
-def test_too_many_bad_recordings_end_with_status_1_and_the_table(tmp_path: Path) -> None:
-    write_site(tmp_path / "bids" / "clinic")
-    result = call("build_corpus.py", f"bids_root={tmp_path / 'bids'}", f"out_dir={tmp_path / 'out'}", "workers=1")
-    assert result.returncode == 1 and "Traceback" not in result.stderr
-    assert "2 of 4 recordings are bad (50.0 %), max_quarantined allows 5 %" in result.stderr
-    assert "clinic  missing-t_r  1 of 4" in result.stderr
-    assert not (tmp_path / "out" / "index.json").exists()
 
 
 @pytest.mark.parametrize("launcher", ["build_corpus.py", "lint"])

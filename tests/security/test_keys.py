@@ -11,7 +11,7 @@ import pytest
 
 from mcsp.config import CorpusConfig, EvaluateConfig, ModelConfig
 from mcsp.data_sharding.bids.write import write_eeg, write_json
-from mcsp.data_sharding.build.corpus import build_corpus
+from mcsp.data_sharding.build.corpus import build_corpus, ray_session
 from mcsp.data_sharding.build.plan import make_plan
 from mcsp.data_sharding.build.pseudonyms import subject_hash, subject_key
 from mcsp.encode.pretrained import PretrainedMCSP
@@ -92,11 +92,12 @@ def test_an_evaluation_of_bids_folders_hashes_under_a_key_of_its_own(
     model = PretrainedMCSP(ModelConfig(domains=("temporal",)))
     model.preprocessing = PREPROCESSING
     keys, subjects = set(), set()
-    for name in ("first", "second"):
-        out = tmp_path / name
-        corpus = open_corpus(EvaluateConfig(model_dir=tmp_path, bids_root=root, out_dir=out), out, model)
-        keys.add((out / KEY_NAME).read_text())
-        subjects.add(corpus.recordings[0].subject)
-        assert corpus.recordings[0].subject == subject_hash((out / KEY_NAME).read_text().encode(), "clinic", "1")
+    with ray_session(workers=1):
+        for name in ("first", "second"):
+            out = tmp_path / name
+            corpus = open_corpus(EvaluateConfig(model_dir=tmp_path, bids_root=root, out_dir=out), out, model)
+            keys.add((out / KEY_NAME).read_text())
+            subjects.add(corpus.recordings[0].subject)
+            assert corpus.recordings[0].subject == subject_hash((out / KEY_NAME).read_text().encode(), "clinic", "1")
     assert len(keys) == len(subjects) == 2
     assert subject_hash(b"0" * 32, "clinic", "1") not in {s for c in subjects for s in (c, c[:16])}

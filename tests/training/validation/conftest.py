@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import SUBJECT_KEY
+from mcsp.data_sharding.store.index import INDEX_NAME
+from tests.conftest import SUBJECT_KEY, folder_of
 
 
 @pytest.fixture(scope="session")
@@ -11,18 +12,19 @@ def split_corpus_dir(corpus_dir: Path, tmp_path_factory: pytest.TempPathFactory)
     from mcsp.config import CorpusConfig
     from mcsp.data_sharding.build.corpus import build_corpus
 
-    out = tmp_path_factory.mktemp("split") / "corpus"
-    config = CorpusConfig(
-        bids_root=corpus_dir.parent / "bids",
-        out_dir=out,
-        split_fractions=(0.6, 0.4, 0.0),
-        samples_per_shard=12,
-        workers=2,
-    )
-    with pytest.MonkeyPatch.context() as patch:
+    with folder_of("split", tmp_path_factory) as folder, pytest.MonkeyPatch.context() as patch:
+        if (folder / "corpus" / INDEX_NAME).is_file():
+            return folder / "corpus"
+        config = CorpusConfig(
+            bids_root=corpus_dir.parent / "bids",
+            out_dir=folder / "corpus",
+            split_fractions=(0.6, 0.4, 0.0),
+            samples_per_shard=12,
+            workers=2,
+        )
         patch.setenv("MCSP_SUBJECT_KEY", SUBJECT_KEY)
         build_corpus(config)
-    return out
+    return folder / "corpus"
 
 
 @pytest.fixture(scope="session")
