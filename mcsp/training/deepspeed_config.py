@@ -52,7 +52,7 @@ def deepspeed_config(config: PretrainConfig, world_size: int, global_batch: int)
     if config.compile and on_gpu is False and not shutil.which("g++"):
         raise ValueError("compile=true: expected a C++ compiler (g++) for CPU code, found none")
     if stage == 1 and world_size == 1:
-        # One rank sends nothing; into the buffer to send from DeepSpeed would copy each gradient, for 12 ms of a step.
+        # One rank sends nothing; into the buffer to send from DeepSpeed would copy each gradient.
         zero = {"contiguous_gradients": False, **zero}
     if stage == 3:
         # DeepSpeed's own linear layer rounds differently: its gradients are 1.3e-6 away from those of the other stages.
