@@ -14,8 +14,8 @@ from mcsp.version import __version__  # noqa: E402
 
 (ROOT / "docs" / "settings.md").write_text(page())
 write(ROOT / "docs" / "images" / "drawn")
-# The tutorials start from nothing, and a corpus belongs to one key.
-for folder in ("tutorials", "tutorials_src/tutorial_output"):
+# The tutorials start from nothing, and a corpus belongs to one key. Pages of modules that are gone must not stay.
+for folder in ("api", "tutorials", "tutorials_src/tutorial_output"):
     shutil.rmtree(ROOT / "docs" / folder, ignore_errors=True)
 
 project, author, release = "MCSP", "the MCSP authors", __version__
