@@ -51,6 +51,9 @@ def deepspeed_config(config: PretrainConfig, world_size: int, global_batch: int)
         raise ValueError(f"compile=true: expected ZeRO 0-2, found stage 3 in {config.deepspeed}")
     if config.compile and on_gpu is False and not shutil.which("g++"):
         raise ValueError("compile=true: expected a C++ compiler (g++) for CPU code, found none")
+    if stage == 1 and world_size == 1:
+        # One rank sends nothing; into the buffer to send from DeepSpeed would copy each gradient.
+        zero = {"contiguous_gradients": False, **zero}
     if stage == 3:
         # DeepSpeed's own linear layer rounds differently: its gradients are 1.3e-6 away from those of the other stages.
         zero = {"memory_efficient_linear": False, **zero}

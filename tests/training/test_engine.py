@@ -206,6 +206,12 @@ def test_values_of_our_config_reach_deepspeed_and_may_not_be_repeated(tmp_path) 
     assert values["gradient_clipping"] == 1.0
     assert values["bf16"] == {"enabled": False}
 
+    stage1 = config_with(tmp_path, {"zero_optimization": {"stage": 1}})
+    alone, among_two = (engine.deepspeed_config(stage1, ranks, 48)["zero_optimization"] for ranks in (1, 2))
+    assert alone == {"stage": 1, "contiguous_gradients": False} and among_two == {"stage": 1}
+    own = config_with(tmp_path, {"zero_optimization": {"stage": 1, "contiguous_gradients": True}})
+    assert engine.deepspeed_config(own, 1, 48)["zero_optimization"]["contiguous_gradients"]
+
     def refused(message: str, deepspeed: dict, *overrides: str) -> None:
         with pytest.raises(ValueError, match=message):
             engine.deepspeed_config(config_with(tmp_path, deepspeed, *overrides), 2, 48)

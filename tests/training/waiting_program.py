@@ -17,7 +17,7 @@ from mcsp.training.run import pretrain
 from mcsp.training.saving.mirror import Mirror, restore
 from mcsp.training.watchdog import Watchdog
 
-ALLOWED, SLOW = 6.0, 15.0  # seconds that a rank may hang, and that the mirror takes
+ALLOWED, SLOW = 10.0, 25.0  # seconds that a rank may hang, and that the mirror takes
 
 
 class Hurried(StepDataset):
