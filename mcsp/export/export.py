@@ -78,11 +78,10 @@ def write_export(
         write_pretrained(model, aside, preprocessing, dtype)
         subjects = pretraining_subjects(corpus)
         write_whole(aside / SUBJECTS_FILE, "".join(f"{subject}\n" for subject in subjects))
-        curves = write_curves(metrics, aside)
         programs = write_programs(model, corpus, manifest["config"]["window_seconds"], aside, formats)
         card = model_card(
-            model, manifest, metrics, corpus, preprocessing, len(subjects), evaluation, curves, programs, contact,
-            terms, sha256_file(aside / WEIGHTS_FILE),
+            model, manifest, metrics, corpus, preprocessing, len(subjects), evaluation,
+            write_curves(metrics, aside), programs, contact, terms, sha256_file(aside / WEIGHTS_FILE),
         )  # fmt: skip
         write_whole(aside / "README.md", card)
         write_sums(aside)

@@ -217,16 +217,7 @@ def objective(
     pairs = [(term.a, term.b) for term in terms]
     contrast_P = contrastive_loss(z_MnK, pairs, scale_P, **among)
     parts = {term.name: (term.weight, value) for term, value in zip(terms, contrast_P, strict=True)}
-    crossing = [term for term in terms if term.cross_modal]
-    cross_pairs = [(term.a, term.b) for term in crossing]
-    weight_kd, weight_cos = config.alpha * config.beta, config.alpha * config.gamma
-    if crossing and weight_kd > 0:
-        fixed_P = z_MnK.new_full((len(crossing),), 1 / config.distillation_temperature, dtype=torch.float64)
-        shares = relational_distillation(z_MnK, cross_pairs, fixed_P, **among)
-        parts |= {f"distillation/{term.name}": (weight_kd, share) for term, share in zip(crossing, shares, strict=True)}
-    if crossing and weight_cos > 0:
-        shares = convergence(z_MnK, cross_pairs, valid_Mn, columns)
-        parts |= {f"convergence/{term.name}": (weight_cos, share) for term, share in zip(crossing, shares, strict=True)}
+    parts |= _between_modalities(z_MnK, [term for term in terms if term.cross_modal], config, among)
     shares = prediction_loss(error_Qn, predictions, valid_Mn, columns)
     parts |= {term.name: (term.weight, share) for term, share in zip(predictions, shares, strict=True)}
     # Gradient caching asks for the gradient of error_Qn, also where it is (0, n) and no term.
@@ -236,3 +227,19 @@ def objective(
         top1_P = retrieval_accuracy(z_MnK, pairs, **of_rows)
         logged |= {f"top1/{term.name}": value for term, value in zip(terms, top1_P, strict=True)}
     return loss, logged
+
+
+def _between_modalities(
+    z_MnK: Tensor, terms: Sequence[PairTerm], config: ObjectiveConfig, among: dict[str, Any]
+) -> dict[str, tuple[float, Tensor]]:
+    """Weight and share of each distillation and convergence; of none whose weight is 0."""
+    pairs, parts = [(term.a, term.b) for term in terms], dict[str, tuple[float, Tensor]]()
+    weight_kd, weight_cos = config.alpha * config.beta, config.alpha * config.gamma
+    if terms and weight_kd > 0:
+        fixed_P = z_MnK.new_full((len(terms),), 1 / config.distillation_temperature, dtype=torch.float64)
+        shares = relational_distillation(z_MnK, pairs, fixed_P, **among)
+        parts |= {f"distillation/{term.name}": (weight_kd, share) for term, share in zip(terms, shares, strict=True)}
+    if terms and weight_cos > 0:
+        shares = convergence(z_MnK, pairs, among["valid_Mn"], among["columns"])
+        parts |= {f"convergence/{term.name}": (weight_cos, share) for term, share in zip(terms, shares, strict=True)}
+    return parts
