@@ -35,7 +35,8 @@ from mcsp.data_sharding.build.receipts import (
 )
 from mcsp.data_sharding.build.seal import settle
 from mcsp.data_sharding.build.shards import Receipt, reading_limits
-from mcsp.data_sharding.clean.read import ONE_THREAD, SiteTime, landlock_version
+from mcsp.data_sharding.clean.landlock import landlock_version
+from mcsp.data_sharding.clean.read import ONE_THREAD, SiteTime
 from mcsp.data_sharding.store.files import Location, location, size, write_atomic
 from mcsp.data_sharding.store.index import BUILD_NAME, INDEX_NAME, SHARDS_NAME, read_index
 from mcsp.provenance import ROOT

@@ -30,7 +30,8 @@ from mcsp.data_sharding.bids.tables import real_folder, require_content, require
 from mcsp.data_sharding.bids.write import write_eeg, write_json, write_parcellated_bold, write_parcellation
 from mcsp.data_sharding.clean.eeg import read_eeg
 from mcsp.data_sharding.clean.fmri import read_fmri
-from mcsp.data_sharding.clean.read import READY, SCRATCH, SharedArray, landlock_version, limit_to
+from mcsp.data_sharding.clean.landlock import landlock_version, limit_to
+from mcsp.data_sharding.clean.read import READY, SCRATCH, SharedArray
 from mcsp.data_sharding.clean.recording import CleanRecording, encode, valid_seconds
 from mcsp.data_sharding.parcels.atlases import named_atlas
 

@@ -24,7 +24,8 @@ from mcsp.data_sharding.bids.reasons import RecordingError
 from mcsp.data_sharding.bids.write import write_eeg, write_json
 from mcsp.data_sharding.clean.child import read_recording
 from mcsp.data_sharding.clean.eeg_headers import require_own_values
-from mcsp.data_sharding.clean.read import ReadingProcess, landlock_version
+from mcsp.data_sharding.clean.landlock import landlock_version
+from mcsp.data_sharding.clean.read import ReadingProcess
 from mcsp.data_sharding.store.index import read_rejected
 from mcsp.provenance import ROOT
 from tests.data_sharding.conftest import CHANNELS, DESCRIPTION, KEY, eeg_uv

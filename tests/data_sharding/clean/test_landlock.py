@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mcsp.data_sharding.clean.read import landlock_version, limit_to
+from mcsp.data_sharding.clean.landlock import landlock_version, limit_to
 
 needs_landlock = pytest.mark.skipif(landlock_version() == 0, reason="this kernel offers no Landlock")
 
