@@ -6,6 +6,7 @@ are those of the file system's own package (for S3 the environment variables ``A
 
 import os
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,10 @@ from typing import TypeAlias
 from upath import UPath
 
 Location: TypeAlias = "Path | UPath"
+
+# How files of a corpus are opened to read: their bytes as they are, and not by programs that this one starts.
+READ_ONLY = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+_position = threading.Lock()
 
 
 def location(place: "str | os.PathLike[str] | Location") -> Location:
@@ -119,6 +124,22 @@ def _look_again(path: Location) -> None:
     """Forget listings: other processes write to the same store."""
     if not isinstance(path, Path):
         path.fs.invalidate_cache()
+
+
+def read_into(descriptor: int, content: memoryview, offset: int) -> int:
+    """Fill ``content`` from ``offset`` of an open file on; the number of bytes that there were.
+
+    Threads may share the file: where a system (Windows) reads at its one position alone, they take turns.
+    """
+    if hasattr(os, "preadv"):
+        return os.preadv(descriptor, [content], offset)
+    with _position:
+        os.lseek(descriptor, offset, os.SEEK_SET)
+        found = 0
+        while piece := os.read(descriptor, len(content) - found):
+            content[found : found + len(piece)] = piece
+            found += len(piece)
+        return found
 
 
 def read_range(path: Location, start: int, n_bytes: int) -> bytes:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mcsp.data_sharding.store.cache import ShardCache
-from mcsp.data_sharding.store.files import Location, is_local, location
+from mcsp.data_sharding.store.files import READ_ONLY, Location, is_local, location, read_into
 from mcsp.data_sharding.store.index import INDEX_NAME, SHARDS_NAME, read_index
 from mcsp.data_sharding.store.table import Recordings, Samples
 from mcsp.outside import parse_json
@@ -165,7 +165,7 @@ class Corpus:
         for pause in (*_PAUSES_SECONDS, None):
             try:
                 shard = self._shard(r.shard)
-                found = os.preadv(shard.descriptor, [content.data], offset)
+                found = read_into(shard.descriptor, content.data, offset)
                 break
             except (OSError, ValueError) as error:
                 self.close(r.shard)
@@ -220,7 +220,7 @@ class Corpus:
             if self._cache:
                 self._cache.fetch_shard(name, self.index["shards"])
             try:
-                flags = os.O_RDONLY | os.O_CLOEXEC | (os.O_NOFOLLOW if self._cache else 0)
+                flags = READ_ONLY | (os.O_NOFOLLOW if self._cache else 0)
                 descriptor = os.open(self._shard_path(name), flags)
             except FileNotFoundError:
                 # Another process may have made room in the cache just now.

@@ -2,7 +2,6 @@
 
 import json
 import multiprocessing
-import os
 import pickle
 from dataclasses import replace
 from pathlib import Path
@@ -210,15 +209,15 @@ def test_a_disk_that_fails_is_asked_again_for_two_seconds(
 ) -> None:
     corpus = Corpus(built)
     r = eeg_of(corpus)
-    real, left, pauses = os.preadv, [failures], list[float]()
+    real, left, pauses = reader.read_into, [failures], list[float]()
 
-    def fails_at_first(descriptor: int, content: list[memoryview], offset: int) -> int:
+    def fails_at_first(descriptor: int, content: memoryview, offset: int) -> int:
         if left[0]:
             left[0] -= 1
             raise OSError(5, "Input/output error")
         return real(descriptor, content, offset)
 
-    monkeypatch.setattr(os, "preadv", fails_at_first)
+    monkeypatch.setattr(reader, "read_into", fails_at_first)
     monkeypatch.setattr(reader, "time", SimpleNamespace(sleep=pauses.append))
     if failures <= 3:
         assert corpus.read_window(r, 0, 10).x_TC.shape == (10, r.n_channels)
